@@ -84,8 +84,6 @@ def rows(
     for phases, event_types, following in entries:
         for phase in [phases] if isinstance(phases, str) else phases:
             for event_type in [event_types] if isinstance(event_types, type) else event_types:
-                assert (phase, event_type) not in table, (
-                    f"the table names {phase}, {event_type.__name__} twice"
-                )
+                assert (phase, event_type) not in table, f"the table names {phase}, {event_type.__name__} twice"
                 table[phase, event_type] = frozenset([following] if isinstance(following, str) else following)
     return table
