@@ -1,0 +1,238 @@
+"""The market's signed documents, from a provider's advert to the buyer's award.
+
+Each names its signer, what it answers, when it expires, and a nonce; each is EIP-712 typed data
+(``hansa.proto.typed_data``), so that what is signed is a digest of the meaning and never of an encoding.
+Money's own documents (receipt, voucher, channel) stand in ``hansa.proto.documents``.
+"""
+
+from dataclasses import dataclass
+
+from hansa.proto.units import (
+    Address,
+    Amount,
+    Bytes32,
+    DurationMs,
+    Line,
+    Note,
+    PriceE18,
+    Uint32,
+    Uint64,
+    UnixMs,
+)
+
+KIND_CPU = "cpu"
+KIND_GPU = "gpu"
+TIER_NONE = "none"
+TIER_SANDBOX = "sandbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device that a provider lends whole: a GPU, or a slot of CPU cores that is sold as just that.
+
+    Attributes:
+        id: keccak256 of the provider's account and the device's own serial; the same for the device's whole life.
+        kind: ``"gpu"`` or ``"cpu"``.
+        model: the model's name as its driver or the kernel gives it.
+        memory_bytes: the GPU's own memory, or the slot's share of the machine's.
+        cores: CPU cores that come with the device, in thousandths (2000 is two cores).
+    """
+
+    id: Bytes32
+    kind: Line
+    model: Line
+    memory_bytes: Uint64
+    cores_milli: Uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advert:
+    """A provider's standing statement of what it has, where, and for how much.
+
+    Attributes:
+        signer: the provider's account.
+        peer_id: the node that speaks for the account; peers check the binding before they believe it.
+        addresses: where the node can be dialled, as multiaddrs.
+        devices: everything it lends, under this one signature.
+        free: how many of the devices were free when this was signed.
+        tier: the isolation every job gets here (``"sandbox"``, or ``"none"`` on the owner's own machines).
+        region: where the machine stands, in the owner's words.
+        currency: the unit of account that prices are in.
+        price_e18_per_device_ms: the posted price, in smallest units times 1e18 for one device and one millisecond.
+        sequence: rises with every new advert of this signer; the highest wins.
+        expires_ms: after this the advert is void.
+    """
+
+    signer: Address
+    peer_id: Line
+    addresses: tuple[Line, ...]
+    devices: tuple[Device, ...]
+    free: Uint32
+    tier: Line
+    region: Line
+    currency: Line
+    price_e18_per_device_ms: PriceE18
+    sequence: Uint64
+    expires_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements:
+    """What one shard needs of its provider.
+
+    Attributes:
+        kind: ``"gpu"``, ``"cpu"`` or ``"any"``.
+        models: any of these (compared without case, as a part of the device's model); empty means any model.
+        devices: whole devices for the shard.
+        device_memory_bytes: least memory of each device.
+        cores_milli: least CPU cores, all devices together, in thousandths.
+        memory_bytes: main memory the sandbox may use.
+        scratch_bytes: room for the shard's files.
+        tier: the isolation asked for.
+        wall_ms: the longest a run may take.
+    """
+
+    kind: Line
+    models: tuple[Line, ...]
+    devices: Uint32
+    device_memory_bytes: Uint64
+    cores_milli: Uint32
+    memory_bytes: Uint64
+    scratch_bytes: Uint64
+    tier: Line
+    wall_ms: DurationMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tender:
+    """The buyer's call for bids on some shards of a job.
+
+    Attributes:
+        signer: the buyer's account.
+        peer_id: the buyer's node, where bids go and nowhere else.
+        job: the job's id.
+        shards: the shards to be placed, all or none.
+        requirements: what each of them needs.
+        currency: the unit of account of all prices.
+        price_ceiling_e18_per_device_ms: a bid above this is not considered.
+        meter_interval_ms: how often the buyer wants receipts.
+        bids_close_ms: bids that arrive later are not considered.
+        expires_ms: after this the tender is void and every hold for it may be freed.
+        nonce: random; tells this tender from every other.
+    """
+
+    signer: Address
+    peer_id: Line
+    job: Bytes32
+    shards: tuple[Uint32, ...]
+    requirements: Requirements
+    currency: Line
+    price_ceiling_e18_per_device_ms: PriceE18
+    meter_interval_ms: DurationMs
+    bids_close_ms: UnixMs
+    expires_ms: UnixMs
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bid:
+    """A provider's promise to run one shard, with the very devices it would run on. The devices are held for it.
+
+    A provider with room for more shards sends more bids.
+
+    Attributes:
+        signer: the provider's account.
+        tender: digest of the tender that this answers.
+        devices: ids of the devices that are held.
+        tier: the isolation that the shard would get.
+        price_e18_per_device_ms: the price, in smallest units times 1e18 for one device and one millisecond.
+        meter_interval_ms: a receipt at most this often.
+        voucher_timeout_ms: without a voucher for this long after a receipt the run is paused.
+        max_unpaid: with more than this run up and not vouched for, the run is paused.
+        max_total: the most that the lease can ever cost.
+        reclaim_notice_ms: how long before taking a device back the provider says so.
+        splits_hash: the split of the payment that the provider agrees to (32 zero bytes: no split).
+        expires_ms: the bid stands, and the devices are held, until then.
+        nonce: random; tells this bid from every other.
+    """
+
+    signer: Address
+    tender: Bytes32
+    devices: tuple[Bytes32, ...]
+    tier: Line
+    price_e18_per_device_ms: PriceE18
+    meter_interval_ms: DurationMs
+    voucher_timeout_ms: DurationMs
+    max_unpaid: Amount
+    max_total: Amount
+    reclaim_notice_ms: DurationMs
+    splits_hash: Bytes32
+    expires_ms: UnixMs
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decline:
+    """A provider's "no" to a tender: why, and the nearest change that would make it a yes.
+
+    Attributes:
+        signer: the provider's account.
+        tender: digest of the tender that this answers.
+        reason: the requirement that failed, in words.
+        relaxation: the nearest change that would make it a yes, in words; empty where there is none.
+        expires_ms: the answer may be different after this.
+        nonce: random.
+    """
+
+    signer: Address
+    tender: Bytes32
+    reason: Note
+    relaxation: Note
+    expires_ms: UnixMs
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Award:
+    """The buyer's acceptance of one bid. Its digest is the lease's id.
+
+    Attributes:
+        signer: the buyer's account.
+        bid: digest of the bid that is accepted.
+        shard: the shard that the provider is to run.
+        channel_id: the channel that the lease is paid on.
+        workload: digest of what is to be run (``hansa.proto.workload``).
+        confirm_by_ms: the provider confirms until then, or the award is void.
+        start_by_ms: the buyer orders the start until then, or the lease lapses and nothing is owed.
+        ends_ms: the lease ends then whatever happens.
+        nonce: random.
+    """
+
+    signer: Address
+    bid: Bytes32
+    shard: Uint32
+    channel_id: Bytes32
+    workload: Bytes32
+    confirm_by_ms: UnixMs
+    start_by_ms: UnixMs
+    ends_ms: UnixMs
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a shard delivered until now: the reason why a receipt's line may be paid. Totals, like the line itself.
+
+    Attributes:
+        lease: the lease that it belongs to.
+        shard: the shard.
+        steps: useful steps reported by the job.
+        rounds: rounds that the shard contributed to.
+        checkpoint: root of the newest checkpoint (32 zero bytes before the first).
+    """
+
+    lease: Bytes32
+    shard: Uint32
+    steps: Uint64
+    rounds: Uint32
+    checkpoint: Bytes32

@@ -1,0 +1,279 @@
+"""All that two nodes say to each other about a job, in the order in which a job's life says it.
+
+A message is delivered at least once: the sender repeats it until the receiver has it in its journal. Every machine
+therefore ignores what it has heard before. Signed documents carry the weight; everything else only moves work along
+and is believed only as far as it costs nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from hansa.proto.blob import BlobRef
+from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, NodeBinding, Receipt, Voucher
+from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
+from hansa.proto.signing import Signed
+from hansa.proto.units import AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64
+from hansa.proto.workload import Workload
+
+MAX_LINES = 1024
+"""Most meter lines in one receipt: leases that ever shared the channel."""
+MAX_METRICS = 32
+MAX_MEMBERS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First words on a connection: which account this node speaks for, proved by both keys over one digest."""
+
+    binding: NodeBinding
+    account_signature: Signature
+    node_signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvertPublished:
+    """By gossip, and in answer to a newcomer who wants the market's book."""
+
+    advert: Signed[Advert]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenderSent:
+    """Buyer to a provider whose advert fits."""
+
+    tender: Signed[Tender]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BidSent:
+    """Provider to the buyer alone."""
+
+    bid: Signed[Bid]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclineSent:
+    """Provider to the buyer."""
+
+    decline: Signed[Decline]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BidReleased:
+    """Buyer to a provider that did not win: the devices are free again at once."""
+
+    bid: Bytes32
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwardSent:
+    """Buyer to the winner of one shard."""
+
+    award: Signed[Award]
+    channel: ChannelConfig
+    workload: Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseConfirmed:
+    """Provider to buyer: bid and award are a lease now."""
+
+    lease: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRefused:
+    """Provider to buyer: no lease, and why."""
+
+    lease: Bytes32
+    reason: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCancelled:
+    """Buyer to provider: the gang did not come together, or the buyer changed its mind before the start."""
+
+    lease: Bytes32
+    reason: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOrdered:
+    """Buyer to provider: start, from this checkpoint if there is one."""
+
+    lease: Bytes32
+    round: Uint32
+    checkpoint: BlobRef | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One named figure that the job's code reported."""
+
+    name: Line
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReported:
+    """Provider to buyer, every few seconds while a run lives: a sign of life with the newest step."""
+
+    lease: Bytes32
+    step: Uint64
+    metrics: Annotated[tuple[Metric, ...], AtMost(MAX_METRICS)]
+    started: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLogSent:
+    """Provider to buyer: what the job printed. Never journaled; a buyer that is away misses it."""
+
+    lease: Bytes32
+    text: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundContributed:
+    """Provider to buyer: the shard's state at the end of its part of a round."""
+
+    lease: Bytes32
+    round: Uint32
+    weight_milli: Uint64
+    state: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPublished:
+    """Buyer to providers: what the round came to. A shard that is behind goes on from here."""
+
+    lease: Bytes32
+    round: Uint32
+    state: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointStored:
+    """Provider to buyer: a state from which the shard can go on; the buyer keeps a copy."""
+
+    lease: Bytes32
+    round: Uint32
+    step: Uint64
+    checkpoint: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputStored:
+    """Provider to buyer: one file of the shard's outputs."""
+
+    lease: Bytes32
+    path: Line
+    blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """Provider to buyer: the run is over.
+
+    Attributes:
+        lease: the lease it ran under.
+        outcome: ``"succeeded"``, ``"failed"`` or ``"stopped"``.
+        kind: what sort of failure, for the retry policy; empty on success.
+        reason: in words, bounded, and to be shown as text only.
+        outputs: how many files were announced before this.
+    """
+
+    lease: Bytes32
+    outcome: Line
+    kind: Line
+    reason: Annotated[str, AtMost(8192)]
+    outputs: Uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStopOrdered:
+    """Buyer to provider: stop, and why."""
+
+    lease: Bytes32
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryAccepted:
+    """Buyer to provider: everything announced has arrived; the provider may forget the blobs."""
+
+    lease: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptSent:
+    """Provider to buyer: the running total, with the lines and the evidence that its roots commit to."""
+
+    receipt: Signed[Receipt]
+    lines: Annotated[tuple[MeterLine, ...], AtMost(MAX_LINES)]
+    evidence: Annotated[tuple[Evidence, ...], AtMost(MAX_LINES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoucherSent:
+    """Buyer to provider: what it pays until now, naming the receipt that it pays for."""
+
+    voucher: Signed[Voucher]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptRefused:
+    """Buyer to provider: no voucher for this receipt, and why."""
+
+    channel_id: Bytes32
+    seq: Uint64
+    reason: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseProposed:
+    """Buyer to provider: no lease is left on the channel; this is the final sum."""
+
+    close: Signed[CooperativeClose]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseAccepted:
+    """Provider to buyer: its signature over the same final sum. The channel is closed."""
+
+    close: Signed[CooperativeClose]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookRequested:
+    """A newcomer to any node: which adverts do you know?"""
+
+    most: Uint32
+
+
+Direct = (
+    TenderSent
+    | BidSent
+    | DeclineSent
+    | BidReleased
+    | AwardSent
+    | LeaseConfirmed
+    | LeaseRefused
+    | LeaseCancelled
+    | RunOrdered
+    | RunReported
+    | RunLogSent
+    | RoundContributed
+    | RoundPublished
+    | CheckpointStored
+    | OutputStored
+    | RunEnded
+    | RunStopOrdered
+    | DeliveryAccepted
+    | ReceiptSent
+    | VoucherSent
+    | ReceiptRefused
+    | CloseProposed
+    | CloseAccepted
+)
+"""What goes over ``/hansa/market/1``, one message a request; the response is empty and means: it is in my journal."""

@@ -1,0 +1,74 @@
+"""A job as its developer described it: the whole of ``job.toml``, checked and in exact units.
+
+``hansa.node.job_file`` reads the file; nothing here knows where the values came from.
+"""
+
+from dataclasses import dataclass
+
+from hansa.proto.blob import BlobRef
+from hansa.proto.market_documents import Requirements
+from hansa.proto.units import Amount, Bytes32, DurationMs, Line, PriceE18, Uint32, Uint64
+from hansa.proto.workload import Parameter, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What to run, on what, for how long, and for how much at the most.
+
+    Attributes:
+        name: what its author calls it.
+        entry: ``"file.py:function"`` in the job's directory.
+        shards: parts of the job that run at once, each on one provider.
+        workers: Ray workers that share one shard.
+        parameters: handed to the job's code as they are.
+        requirements: what each shard needs.
+        currency: the unit of account.
+        budget: the most that the whole job may cost, all attempts together.
+        price_ceiling_e18_per_device_ms: no bid above this is considered.
+        meter_interval_ms: how often providers send receipts.
+        bid_window_ms: how long bids are waited for when somebody stays silent.
+        round_timeout_ms: after the first contribution, the others of a round are waited for this long.
+        stall_ms: a run without progress for this long has failed.
+        silence_ms: a provider that says nothing for this long has lost its lease.
+        retries: how often one shard may be tendered again.
+        output_bytes: the most that one shard's outputs may weigh.
+        state_bytes: the most that one shard's state or checkpoint may weigh.
+    """
+
+    name: Line
+    entry: Line
+    shards: Uint32
+    workers: Uint32
+    parameters: tuple[Parameter, ...]
+    requirements: Requirements
+    currency: Line
+    budget: Amount
+    price_ceiling_e18_per_device_ms: PriceE18
+    meter_interval_ms: DurationMs
+    bid_window_ms: DurationMs
+    round_timeout_ms: DurationMs
+    stall_ms: DurationMs
+    silence_ms: DurationMs
+    retries: Uint32
+    output_bytes: Uint64
+    state_bytes: Uint64
+
+    def workload(self, job: Bytes32, package: BlobRef) -> Workload:
+        """What an award for any shard of this job buys the running of."""
+        needs = self.requirements
+        return Workload(
+            job=job,
+            name=self.name,
+            package_root=package.root,
+            package_bytes=package.size_bytes,
+            entry=self.entry,
+            shards=self.shards,
+            workers=self.workers,
+            parameters=self.parameters,
+            memory_bytes=needs.memory_bytes,
+            scratch_bytes=needs.scratch_bytes,
+            output_bytes=self.output_bytes,
+            state_bytes=self.state_bytes,
+            stall_ms=self.stall_ms,
+            wall_ms=needs.wall_ms,
+        )
