@@ -132,7 +132,7 @@ class NodeBinding:
     Attributes:
         account: the account's address.
         peer_id: the node's libp2p peer id, as its multihash bytes; it holds the node's public key.
-        roles: what the node may do for the account, as a bit set (``hansa.node.keys``).
+        roles: what the node may do for the account, as a bit set (``hansa.proto.binding.Role``).
         spend_limit: the most that the node may sign away in this binding's time.
         not_before: from when it holds, in ms UTC.
         not_after: until when it holds, in ms UTC.

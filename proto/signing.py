@@ -17,6 +17,7 @@ import coincurve
 from hansa.proto.errors import BadSignature, Malformed
 from hansa.proto.keccak import keccak256
 from hansa.proto.typed_data import Domain, digest
+from hansa.proto.units import Signature
 
 CURVE_ORDER: Final = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 HALF_CURVE_ORDER: Final = CURVE_ORDER // 2
@@ -129,7 +130,7 @@ class Signed(Generic[Document]):
     """A document and a signature over its digest. Whose it is, and in which domain, the caller knows and checks."""
 
     document: Document
-    signature: bytes
+    signature: Signature
 
 
 def sign(domain: Domain, document: Document, key: SigningKey) -> Signed[Document]:

@@ -255,11 +255,13 @@ def _document_encoder(cls: type) -> Encoder:
     return encode
 
 
-def _encoder(hint: Any) -> Encoder:
+@cache
+def encoder_of(hint: Any) -> Encoder:
+    """The function that checks and encodes values of an annotated type."""
     bare, rules = unwrap(hint)
     element = element_of(bare)
     if element is not None:
-        return _array_encoder(rules, _encoder(element))
+        return _array_encoder(rules, encoder_of(element))
     if is_document(bare):
         return _document_encoder(bare)
     if bare is bool:
@@ -276,7 +278,7 @@ def _encoder(hint: Any) -> Encoder:
 @cache
 def _encoders(cls: type) -> tuple[tuple[Callable[[Any], Any], Encoder, str], ...]:
     return tuple(
-        (operator.attrgetter(member.attribute), _encoder(member.hint), f"{cls.__name__}.{member.name}")
+        (operator.attrgetter(member.attribute), encoder_of(member.hint), f"{cls.__name__}.{member.name}")
         for member in members_of(cls)
     )
 
