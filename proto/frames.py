@@ -1,0 +1,398 @@
+"""What a provider's daemon and the runner inside a sandbox say to each other over an inherited socket.
+
+A frame is a big-endian u32 length and a msgpack map of at most 1 MiB. Whatever is larger (the arrays of a model, a file
+of results) travels as a header frame that declares ``size_bytes`` and as many `Chunk` frames as it takes; the receiver
+holds the declared size against the limits of the run before it keeps a single byte.
+
+The runner shares its uid and its pid namespace with a stranger's code, so the daemon treats everything from this socket
+as hostile: any bytes give a frame or a `ProtocolError`, and after an error the sandbox is ended.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, get_args
+
+import msgpack
+
+from hansa.proto.errors import Malformed, ProtocolError, TooLarge
+
+MAX_FRAME_BYTES: Final = 1 << 20
+MAX_CHUNK_BYTES: Final = 512 << 10
+MAX_LOG_BYTES: Final = 64 << 10
+MAX_MESSAGE_BYTES: Final = 8 << 10
+MAX_METRICS: Final = 64
+MAX_NAME_CHARS: Final = 128
+MAX_PATH_CHARS: Final = 512
+MAX_PARAMETERS: Final = 256
+MAX_INT: Final = 2**63 - 1
+
+Parameter = str | int | float | bool
+"""What a job file may hand to job code under ``[parameters]``."""
+
+FAILURE_KINDS: Final = frozenset(
+    {"user-exception", "worker-died", "out-of-memory", "ray-lost", "bad-entry", "bad-state"}
+)
+"""What the runner itself can tell apart; the executor knows more kinds (``wall-limit``, ``stalled``, …)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """Daemon → runner, once: what to run. A checkpoint of ``size_bytes`` follows in chunks if ``has_checkpoint``.
+
+    Attributes:
+        entry: ``"file.py:function"`` inside the job's code.
+        workers: Ray workers that share the shard.
+        parameters: names and values from the job file.
+        round: the round in which this run joins the others.
+        state_bytes: the largest state that the run may send or will be sent.
+        output_bytes: all files of results together.
+        threads: how many threads one worker should compute with.
+        gpus: devices of the lease that Ray may hand out.
+    """
+
+    entry: str
+    shard: int
+    shards: int
+    workers: int
+    parameters: tuple[tuple[str, Parameter], ...]
+    round: int
+    has_checkpoint: bool
+    size_bytes: int
+    state_bytes: int
+    output_bytes: int
+    threads: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """Daemon → runner: the shards' reduced state of a round; chunks follow."""
+
+    round: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointStored:
+    """Daemon → runner: the checkpoint of this round is kept; the next may be sent."""
+
+    round: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Daemon → runner: end at the next safe point; after ``grace_ms`` the sandbox is killed."""
+
+    grace_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Runner → daemon: the interpreter is up and waits for `Begin`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Runner → daemon: the first line of the job's code is about to run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Runner → daemon: a step was done. Metrics are finite floats, averaged over the shard's workers."""
+
+    step: int
+    metrics: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """Runner → daemon: what the job's code printed, as it came (it may be no text at all)."""
+
+    stream: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """Runner → daemon: this shard's contribution to a round, already averaged over its workers; chunks follow."""
+
+    round: int
+    weight: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Runner → daemon: a state from which the shard can go on; chunks follow."""
+
+    round: int
+    step: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Runner → daemon: one file of the results, by its path relative to the output directory; chunks follow."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Runner → daemon: every worker returned and every output was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Runner → daemon: the run is over and not well. ``kind`` is one of `FAILURE_KINDS`."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Runner → daemon, every second: how much has happened so far, and whether all workers wait for a round."""
+
+    progress: int
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Either way: the next bytes of the last header. Frames without bytes of their own may come in between."""
+
+    data: bytes
+
+
+FromDaemon = Begin | RoundResult | CheckpointStored | Stop | Chunk
+FromRunner = Ready | Started | Progress | Log | Sync | Checkpoint | Output | Finished | Failed | Heartbeat | Chunk
+Frame = FromDaemon | FromRunner
+
+_NAMES: Final[Mapping[type, str]] = {t: t.__name__ for t in (*get_args(FromDaemon), *get_args(FromRunner))}
+_TO_RUNNER: Final = {t.__name__: t for t in get_args(FromDaemon)}
+_TO_DAEMON: Final = {t.__name__: t for t in get_args(FromRunner)}
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def _text(longest: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is str and len(v) <= longest
+
+
+def _data(longest: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is bytes and len(v) <= longest
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value) and 0.0 < value <= 1e9
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
+
+
+def _are_metrics(value: Any) -> bool:
+    return (
+        type(value) is tuple
+        and len(value) <= MAX_METRICS
+        and all(type(p) is tuple and len(p) == 2 and _is_name(p[0]) for p in value)
+        and all(type(p[1]) is float and math.isfinite(p[1]) for p in value)
+    )
+
+
+def _are_parameters(value: Any) -> bool:
+    return (
+        type(value) is tuple
+        and len(value) <= MAX_PARAMETERS
+        and all(type(p) is tuple and len(p) == 2 and _is_name(p[0]) for p in value)
+        and all(type(p[1]) in (str, int, float, bool) for p in value)
+    )
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a path from a sandbox stays below the directory it will be put in: relative, plain, no dot parts."""
+    parts = path.split("/")
+    return (
+        0 < len(path) <= MAX_PATH_CHARS
+        and path.isprintable()
+        and "\\" not in path
+        and all(part not in ("", ".", "..") for part in parts)
+    )
+
+
+_CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "Begin.shard": _whole(0, 1 << 20),
+    "Begin.shards": _whole(1, 1 << 20),
+    "Begin.workers": _whole(1, 1024),
+    "Begin.threads": _whole(1, 1024),
+    "Begin.gpus": _whole(0, 1024),
+    "entry": _text(MAX_PATH_CHARS),
+    "parameters": _are_parameters,
+    "round": _whole(0, 1 << 40),
+    "step": _whole(0, MAX_INT),
+    "has_checkpoint": _is_flag,
+    "waiting": _is_flag,
+    "size_bytes": _whole(0, 1 << 50),
+    "state_bytes": _whole(0, 1 << 50),
+    "output_bytes": _whole(0, 1 << 50),
+    "grace_ms": _whole(0, 1 << 40),
+    "progress": _whole(0, MAX_INT),
+    "weight": _is_weight,
+    "metrics": _are_metrics,
+    "stream": lambda v: v in ("stdout", "stderr"),
+    "Log.data": _data(MAX_LOG_BYTES),
+    "Chunk.data": lambda v: type(v) is bytes and 0 < len(v) <= MAX_CHUNK_BYTES,
+    "path": lambda v: type(v) is str and is_safe_path(v),
+    "kind": lambda v: type(v) is str and v in FAILURE_KINDS,
+    "message": lambda v: type(v) is str and len(v.encode("utf-8", "surrogatepass")) <= MAX_MESSAGE_BYTES,
+}
+
+
+def encode(frame: Frame) -> bytes:
+    """One frame with its length in front, ready to be written.
+
+    Raises:
+        TooLarge: the frame is over 1 MiB; that is a fault of the caller's.
+    """
+    values = {field.name: getattr(frame, field.name) for field in fields(frame)}
+    _check(_NAMES[type(frame)], values)
+    payload: bytes = msgpack.packb({"frame": _NAMES[type(frame)], **values}, use_bin_type=True)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise TooLarge(_NAMES[type(frame)], f"{len(payload)} bytes in one frame")
+    return len(payload).to_bytes(4, "big") + payload
+
+
+def decode(payload: bytes, known: Mapping[str, type]) -> Any:
+    """The frame that these bytes are.
+
+    Args:
+        payload: the bytes behind the length.
+        known: the frames that may come from this side, `_TO_RUNNER` or `_TO_DAEMON` (see `FrameReader`).
+
+    Raises:
+        ProtocolError: they are none.
+    """
+    try:
+        value = msgpack.unpackb(
+            payload,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_map_len=32,
+            max_array_len=512,
+            max_str_len=64 << 10,
+            max_bin_len=MAX_CHUNK_BYTES,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError, OverflowError) as error:
+        raise Malformed("frame", "no msgpack within the limits") from error
+    if not isinstance(value, dict) or not isinstance(value.get("frame"), str) or value["frame"] not in known:
+        raise Malformed("frame", "no map that names a frame of this side")
+    name = value.pop("frame")
+    kind = known[name]
+    if set(value) != {field.name for field in fields(kind)}:
+        raise Malformed(name, "its fields are not the ones it has")
+    _check(name, value)
+    return kind(**value)
+
+
+def _check(name: str, values: Mapping[str, Any]) -> None:
+    for field, value in values.items():
+        check = _CHECKS.get(f"{name}.{field}") or _CHECKS[field]
+        if not check(value):
+            raise Malformed(f"{name}.{field}", "wrong type or out of range")
+
+
+class FrameReader:
+    """Turns bytes as they arrive into frames."""
+
+    def __init__(self, *, from_runner: bool) -> None:
+        """Read what the runner says if ``from_runner``, else what the daemon says."""
+        self._known = _TO_DAEMON if from_runner else _TO_RUNNER
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Every frame that is complete now.
+
+        Raises:
+            ProtocolError: the stream is no stream of frames; nothing after it can be trusted.
+        """
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MAX_FRAME_BYTES:
+                raise TooLarge("frame", f"{size} bytes")
+            if len(self._buffer) < 4 + size:
+                return
+            payload = bytes(self._buffer[4 : 4 + size])
+            del self._buffer[: 4 + size]
+            yield decode(payload, self._known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A header with all of its bytes."""
+
+    header: Begin | RoundResult | Sync | Checkpoint | Output
+    data: bytes
+
+
+class Assembler:
+    """Puts headers and chunks together again, never keeping more than what the header may declare."""
+
+    def __init__(self, largest: Callable[[Any], int]) -> None:
+        """Ask ``largest(header)`` how many bytes this header may bring; more is a `TooLarge`."""
+        self._largest = largest
+        self._header: Any = None
+        self._buffer = bytearray()
+
+    def feed(self, frame: Any) -> Any | None:
+        """A frame that stands alone comes back as it is; a header comes back as `Whole` with its last chunk.
+
+        Raises:
+            ProtocolError: a chunk without a header, a header within another, or more bytes than declared or allowed.
+        """
+        if isinstance(frame, Chunk):
+            return self._take(frame.data)
+        if not isinstance(frame, (Begin, RoundResult, Sync, Checkpoint, Output)):
+            return frame
+        name = type(frame).__name__
+        if self._header is not None:
+            raise Malformed(name, "came before the bytes of the header in front of it")
+        if frame.size_bytes > self._largest(frame):
+            raise TooLarge(name, f"{frame.size_bytes} bytes are over the limit of the run")
+        self._header = frame
+        return self._take(b"")
+
+    def _take(self, data: bytes) -> Whole | None:
+        if self._header is None:
+            raise Malformed("Chunk", "belongs to no header")
+        self._buffer += data
+        size = self._header.size_bytes
+        if len(self._buffer) > size:
+            raise TooLarge("Chunk", "more bytes than the header declared")
+        if len(self._buffer) < size:
+            return None
+        whole = Whole(header=self._header, data=bytes(self._buffer))
+        self._header = None
+        self._buffer = bytearray()
+        return whole
+
+
+def encode_with(header: Frame, data: bytes) -> Iterator[bytes]:
+    """The header and its bytes as frames, each small enough to be written on its own."""
+    if getattr(header, "size_bytes", None) != len(data):
+        raise ProtocolError(type(header).__name__, "declares another size than its bytes have")
+    yield encode(header)
+    for start in range(0, len(data), MAX_CHUNK_BYTES):
+        yield encode(Chunk(data=data[start : start + MAX_CHUNK_BYTES]))
