@@ -170,7 +170,13 @@ class Net(Protocol):
         """
 
     async def request(
-        self, peer_id: str, protocol_id: str, data: bytes, *, timeout_ms: int = 10_000, max_response_bytes: int = 1 << 20
+        self,
+        peer_id: str,
+        protocol_id: str,
+        data: bytes,
+        *,
+        timeout_ms: int = 10_000,
+        max_response_bytes: int = 1 << 20,
     ) -> bytes:
         """Ask one peer, dialling it if need be. Raises a ``NetError`` of the kind that it is."""
 

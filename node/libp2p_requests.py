@@ -1,0 +1,183 @@
+"""One request, one stream, one response; every length and every wait is bounded.
+
+The caller sends the negotiation and the request in one write, so that a request costs one round trip::
+
+    /multistream/1.0.0  <protocol>  u32 length  request      (the two lines as multistream-select has them)
+    /multistream/1.0.0  <protocol>  u8 status  u32 length  response or reason
+"""
+
+import struct
+from collections import Counter
+from typing import Any
+
+import trio
+from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+
+from hansa.node.libp2p_guards import Faults, read_header_line
+from hansa.node.libp2p_yamux import BoundedStream
+from hansa.node.net import Context, Handler, Refused, RemoteFault, TooBig, Unreachable
+from hansa.proto.errors import ProtocolError
+
+MULTISTREAM = "/multistream/1.0.0"
+OK, REFUSED, TOO_BIG = range(3)
+MAX_REASON_BYTES = 1 << 10
+_LENGTH = struct.Struct(">I")
+_ANSWER = struct.Struct(">BI")
+
+
+def header_line(text: str) -> bytes:
+    """A line of multistream-select."""
+    line = text.encode() + b"\n"
+    size = len(line)
+    return (bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))) + line
+
+
+async def read_exactly(stream: BoundedStream, size_bytes: int) -> bytes:
+    """Exactly so many bytes, or the stream's own error."""
+    first = await stream.read(size_bytes) if size_bytes else b""
+    if len(first) == size_bytes:
+        return first
+    whole = bytearray(first)
+    while len(whole) < size_bytes:
+        whole += await stream.read(size_bytes - len(whole))
+    return bytes(whole)
+
+
+async def ask(stream: BoundedStream, peer_id: str, protocol_id: str, data: bytes, max_response_bytes: int) -> bytes:
+    """Send one request on a fresh stream and read its response. The caller sets the deadline; the stream is used up."""
+    answer = b""
+    try:
+        async with trio.open_nursery() as nursery:
+            # Beside the reading, because a refusal may come while most of a large request is still unsent.
+            nursery.start_soon(_send_request, stream, protocol_id, data)
+            answer = await _read_answer(stream, peer_id, protocol_id, max_response_bytes)
+            nursery.cancel_scope.cancel()
+    except* MuxedStreamError as broken:
+        raise RemoteFault(peer_id, "the stream broke before the response was complete") from broken
+    except* MultiselectCommunicatorError as broken:
+        raise RemoteFault(peer_id, "the response does not follow the protocol") from broken
+    except* (Refused, TooBig, RemoteFault) as told:
+        raise told.exceptions[0] from None
+    finally:
+        stream.finish()
+        stream.muxed_conn.forget(stream)
+        stream.abandon()
+    return answer
+
+
+async def _send_request(stream: BoundedStream, protocol_id: str, data: bytes) -> None:
+    try:
+        await stream.write(header_line(MULTISTREAM) + header_line(protocol_id) + _LENGTH.pack(len(data)) + data)
+        stream.finish()
+    except MuxedStreamError:
+        # Whatever the reason is, the reader beside us will find it.
+        return
+
+
+async def _read_answer(stream: BoundedStream, peer_id: str, protocol_id: str, max_response_bytes: int) -> bytes:
+    if await read_header_line(stream) != MULTISTREAM:
+        raise RemoteFault(peer_id, "the response does not follow the protocol")
+    if await read_header_line(stream) != protocol_id:
+        raise Refused("does not speak this protocol", peer_id)
+    status, size = _ANSWER.unpack(await read_exactly(stream, _ANSWER.size))
+    limit = max_response_bytes if status == OK else MAX_REASON_BYTES
+    if size > limit:
+        raise TooBig(peer_id, f"a response of {size} bytes, and at most {limit} are allowed")
+    body = await read_exactly(stream, size)
+    if status == OK:
+        return body
+    if status == TOO_BIG:
+        raise TooBig(peer_id, "the peer takes no request of this size")
+    if status == REFUSED:
+        raise Refused(body.decode("utf-8", "replace"), peer_id)
+    raise RemoteFault(peer_id, "a status that is none")
+
+
+class RequestServer:
+    """Answers one protocol, so many requests at once and no more."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        faults: Faults,
+        *,
+        name: str,
+        max_request_bytes: int,
+        timeout_ms: int,
+        per_peer: int,
+        total: int,
+    ) -> None:
+        """``name`` is the protocol id, for the counters."""
+        self.handler = handler
+        self.faults = faults
+        self.name = name
+        self.max_request_bytes = max_request_bytes
+        self.timeout_ms = timeout_ms
+        self.per_peer = per_peer
+        self.total = total
+        self._running: Counter[str] = Counter()
+
+    async def handle(self, stream: BoundedStream, context: Context) -> None:
+        """Read the request, run the handler, send what came of it."""
+        peer_id = context.peer_id
+        if self._running[peer_id] >= self.per_peer or self._running.total() >= self.total:
+            self.faults.count(f"serve.busy {self.name}")
+            await self._send(stream, REFUSED, b"busy: too many requests at once")
+            return
+        self._running[peer_id] += 1
+        try:
+            with trio.move_on_after(self.timeout_ms / 1000) as deadline:
+                await self._answer(stream, context)
+            if deadline.cancelled_caught:
+                self.faults.count(f"serve.timeout {self.name}")
+                stream.abort()
+        finally:
+            self._running[peer_id] -= 1
+            if not self._running[peer_id]:
+                del self._running[peer_id]
+
+    async def _answer(self, stream: BoundedStream, context: Context) -> None:
+        try:
+            (size,) = _LENGTH.unpack(await read_exactly(stream, _LENGTH.size))
+            if size > self.max_request_bytes:
+                self.faults.blame(context.peer_id, f"serve.too_big {self.name}")
+                await self._send(stream, TOO_BIG, b"")
+                return
+            data = await read_exactly(stream, size)
+        except MuxedStreamError:
+            self.faults.count(f"serve.cut_short {self.name}")
+            stream.abort()
+            return
+        status, body = await self._run(context, data)
+        if status is None:
+            stream.abort()
+            return
+        try:
+            await self._send(stream, status, body)
+        except MuxedStreamError:
+            self.faults.count(f"serve.caller_gone {self.name}")
+
+    async def _run(self, context: Context, data: bytes) -> tuple[int | None, bytes]:
+        try:
+            return OK, await self.handler(context, data)
+        except Refused as no:
+            return REFUSED, no.why.encode()[:MAX_REASON_BYTES]
+        except ProtocolError:
+            self.faults.blame(context.peer_id, f"serve.protocol_error {self.name}")
+        except Exception as fault:  # noqa: BLE001  # one peer's request must not end the service for all
+            self.faults.report(f"serve.handler_failed {self.name}", fault)
+        return None, b""
+
+    async def _send(self, stream: BoundedStream, status: int, body: bytes) -> None:
+        await stream.write(_ANSWER.pack(status, len(body)) + body)
+        stream.finish()
+
+
+async def open_and_ask(connections: Any, peer_id: str, protocol_id: str, data: bytes, max_response_bytes: int) -> bytes:
+    """Ask on the first connection that still takes a stream; what was once sent is not sent again."""
+    for connection in connections:
+        if connection.muxed_conn.is_established:
+            stream = await connection.muxed_conn.open_stream()
+            return await ask(stream, peer_id, protocol_id, data, max_response_bytes)
+    raise Unreachable(peer_id, "the connection closed at once")

@@ -1,0 +1,342 @@
+"""Connections: who is let in, who is dialled, and what happens when either goes wrong.
+
+The library's swarm waits 250 ms on every dial, never returns from a dial that stalls, lets 32 such dials block all
+others, forgets to give inbound slots back, and ends the program when a stream handler raises. This one keeps its
+interface (pubsub, identify and the listeners use it) and replaces those parts.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import trio
+from libp2p.abc import INetConn
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.net_stream import NetStream, StreamState
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.generic_selector import GenericMultistreamSelector
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+from libp2p.transport.tcp.tcp import TCP
+from multiaddr import Multiaddr
+
+from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
+from hansa.node.libp2p_yamux import BoundedStream, BoundedYamux
+from hansa.node.net import NetLimits
+from hansa.node.peer_id import public_key_of
+
+NEXT_ADDRESS_AFTER_S = 0.02
+"""How long one address is tried alone before the next is tried beside it."""
+DIALLED_ADDRESSES = 8
+
+Addresses = Callable[[str], Sequence[str]]
+Barred = Callable[[str], bool]
+
+
+class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without types
+    """A connection whose stream handlers may raise anything."""
+
+    muxed_conn: BoundedYamux
+
+    async def start(self) -> None:
+        """Handle the peer's streams until the connection ends, which ends their handlers too."""
+        self.event_started.set()
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    nursery.start_soon(self._handle_muxed_stream, await self.muxed_conn.accept_stream())
+            except MuxedConnUnavailable:
+                nursery.cancel_scope.cancel()
+        await self.close()
+
+    async def _handle_muxed_stream(self, muxed_stream: BoundedStream) -> None:
+        stream = await self._add_stream(muxed_stream)
+        try:
+            await self.swarm.common_stream_handler(stream)
+        except Exception as fault:  # noqa: BLE001  # any protocol's handler, ours or the library's, on a peer's bytes
+            self.swarm.stream_failed(self.muxed_conn.peer_id.to_base58(), fault)
+            muxed_stream.abort()
+        finally:
+            # Whoever handled it is done with it: nothing may stay buffered or half open on a handler's neglect.
+            self.remove_stream(stream)
+            muxed_stream.finish()
+            muxed_stream.abandon()
+
+    async def _add_stream(self, muxed_stream: BoundedStream) -> NetStream:
+        stream = NetStream(muxed_stream, self, None)
+        await stream.set_state(StreamState.OPEN)
+        self.streams.add(stream)
+        return stream
+
+    async def close(self) -> None:
+        """End it, and tell those who want to know in the background."""
+        if self.event_closed.is_set():
+            return
+        self.event_closed.set()
+        self.swarm.remove_conn(self)
+        self.swarm.conn_closed(self)
+        await self.muxed_conn.close()
+
+
+class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without types
+    """All connections of this node."""
+
+    background_nursery: trio.Nursery | None
+
+    def __init__(
+        self,
+        peer_id: ID,
+        peerstore: PeerStore,
+        *,
+        security: GenericMultistreamSelector,
+        muxers: GenericMultistreamSelector,
+        limits: NetLimits,
+        faults: Faults,
+        addresses: Addresses,
+        barred: Barred,
+        stream_failed: Callable[[str, Exception], None],
+    ) -> None:
+        """Nothing listens yet.
+
+        Args:
+            peer_id: ours.
+            peerstore: the library's, which holds our key.
+            security: what a connection may be secured with.
+            muxers: what it may be multiplexed with.
+            limits: how much strangers may use.
+            faults: where drops are counted.
+            addresses: the multiaddrs of a peer.
+            barred: whether we have nothing to do with a peer.
+            stream_failed: told of a handler that raised.
+        """
+        super().__init__(
+            peer_id,
+            peerstore,
+            None,
+            transports=[TCP()],
+            connection_config=ConnectionConfig(
+                max_connections=limits.connections,
+                min_connections=0,
+                low_watermark=0,
+                high_watermark=limits.connections,
+                inbound_stream_protocol_negotiation_timeout=limits.handshake_timeout_ms / 1000,
+                outbound_stream_protocol_negotiation_timeout=limits.handshake_timeout_ms / 1000,
+            ),
+        )
+        self.limits = limits
+        self.faults = faults
+        self.stream_failed = stream_failed
+        self._security = security
+        self._muxers = muxers
+        self._addresses = addresses
+        self._is_barred = barred
+        self._admission = Admission(limits, faults)
+        self._dials = trio.CapacityLimiter(limits.dials)
+        self._dialling: dict[ID, trio.Event] = {}
+        self._failed_at: dict[ID, float] = {}
+
+    async def run(self) -> None:
+        """Hold the connections' tasks; on the way out close everything at once."""
+        async with trio.open_nursery() as nursery:
+            self.background_nursery = nursery
+            self.event_background_nursery_created.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True), trio.move_on_after(3):
+                    async with trio.open_nursery() as closing:
+                        for listener in list(self.listeners.values()):
+                            closing.start_soon(listener.close)
+                        for connection in self.get_connections():
+                            closing.start_soon(connection.close)
+                self.background_nursery = None
+
+    # Inbound.
+
+    async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Multiaddr) -> None:  # noqa: ARG002
+        remote = read_write_closer.get_remote_address()
+        ticket = self._admission.enter(remote[0] if remote else "")
+        try:
+            if ticket is not None:
+                muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer))
+                self._admission.admit(ticket)
+                connection = await self.add_conn(muxed, "inbound")
+                await connection.event_closed.wait()
+        except Exception:  # noqa: BLE001  # a stranger's handshake can fail in any way
+            self.faults.count("inbound.handshake_failed")
+        finally:
+            if ticket is not None:
+                self._admission.leave(ticket)
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await read_write_closer.close()
+
+    async def _upgrade_inbound(self, socket: BufferedSocket) -> BoundedYamux:
+        raw = RawConnection(socket, False)
+        timeout_s = self.limits.handshake_timeout_ms / 1000
+        with trio.fail_after(timeout_s):
+            _, transport = await self._security.select(raw, False, timeout_s)
+            secured = await transport.secure_inbound(raw)
+            peer_id = secured.get_remote_peer()
+            self._check(peer_id)
+            _, muxer = await self._muxers.select(secured, False, timeout_s)
+        muxed: BoundedYamux = muxer(secured, peer_id)
+        return muxed
+
+    # Outbound.
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """The connections to a peer, making one if there is none. Never takes longer than the dial timeout."""
+        while True:
+            standing = self.live_connections(peer_id)
+            if standing:
+                return standing
+            if peer_id not in self._dialling:
+                break
+            await self._dialling[peer_id].wait()
+        if trio.current_time() < self._failed_at.get(peer_id, 0.0) + self.limits.failed_dial_pause_ms / 1000:
+            raise SwarmException("failed a moment ago")
+        self._dialling[peer_id] = trio.Event()
+        try:
+            with trio.move_on_after(self.limits.dial_timeout_ms / 1000):
+                async with self._dials:
+                    connection = await self._dial_first(peer_id)
+                if connection is not None:
+                    self._failed_at.pop(peer_id, None)
+                    return [connection]
+            self.faults.count("dial.failed")
+            if len(self._failed_at) > self.limits.known_peers:
+                self._failed_at.clear()
+            self._failed_at[peer_id] = trio.current_time()
+            raise SwarmException("no address of this peer answers")
+        finally:
+            self._dialling.pop(peer_id).set()
+
+    def forgive_dial(self, peer_id: ID) -> None:
+        """The next dial may be made at once, whatever failed a moment ago."""
+        self._failed_at.pop(peer_id, None)
+
+    async def _dial_first(self, peer_id: ID) -> GuardedConn | None:
+        """Try the addresses, each a moment after the one before; the first that proves to be the peer wins."""
+        found: list[GuardedConn] = []
+        async with trio.open_nursery() as nursery:
+            for addr in self._dialable(peer_id):
+                failed = trio.Event()
+
+                async def attempt(addr: Multiaddr = addr, failed: trio.Event = failed) -> None:
+                    try:
+                        found.append(await self._dial_one(addr, peer_id))
+                        nursery.cancel_scope.cancel()
+                    except Exception:  # noqa: BLE001  # whatever is at that address
+                        self.faults.count("dial.address_failed")
+                        failed.set()
+
+                nursery.start_soon(attempt)
+                with trio.move_on_after(NEXT_ADDRESS_AFTER_S):
+                    await failed.wait()
+        return found[0] if found else None
+
+    def _dialable(self, peer_id: ID) -> list[Multiaddr]:
+        addresses = []
+        for text in self._addresses(peer_id.to_base58()):
+            try:
+                addr = Multiaddr(text)
+                names = [each.name for each in addr.protocols()]
+            except Exception:  # noqa: BLE001  # the library raises many kinds for what is no multiaddr
+                self.faults.count("dial.bad_address")
+                continue
+            if (
+                len(names) >= 2
+                and names[0] in {"ip4", "ip6", "dns", "dns4", "dns6"}
+                and names[1:] in (["tcp"], ["tcp", "p2p"])
+            ):
+                addresses.append(addr)
+        return addresses[:DIALLED_ADDRESSES]
+
+    async def _dial_one(self, addr: Multiaddr, peer_id: ID) -> GuardedConn:
+        raw = await self.transport_manager.transport_for_dialing(addr).dial(addr)
+        timeout_s = self.limits.dial_timeout_ms / 1000
+        try:
+            raw.stream = BufferedSocket(raw.stream)
+            _, transport = await self._security.select(raw, True, timeout_s)
+            secured = await transport.secure_outbound(raw, peer_id)
+            self._check(secured.get_remote_peer(), expected=peer_id)
+            _, muxer = await self._muxers.select(secured, True, timeout_s)
+            return await self.add_conn(muxer(secured, peer_id), "outbound")
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await raw.close()
+            raise
+
+    # Both.
+
+    def _check(self, peer_id: ID, expected: ID | None = None) -> None:
+        """Only the one who was meant, only keys that are also an address, and nobody who is barred."""
+        name = peer_id.to_base58()
+        if expected is not None and peer_id != expected:
+            raise SwarmException("another peer lives at that address")
+        public_key_of(name)
+        if peer_id == self.self_id:
+            raise SwarmException("that is this node itself")
+        if self._is_barred(name):
+            self.faults.count("connections.barred")
+            raise SwarmException("a barred peer")
+
+    async def add_conn(self, muxed_conn: BoundedYamux, direction: str = "unknown") -> GuardedConn:
+        """Start a proven connection and enter it, putting out the oldest where the peer has too many."""
+        nursery = self.background_nursery
+        if nursery is None:
+            raise SwarmException("not running")
+        peer_id = muxed_conn.peer_id
+        if len(self.get_connections()) >= self.limits.connections:
+            self.faults.count("connections.full")
+            raise SwarmException("too many connections")
+        connection = GuardedConn(muxed_conn, self, direction=direction)
+        connection.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
+        nursery.start_soon(muxed_conn.start)
+        await muxed_conn.event_started.wait()
+        if muxed_conn.is_closed:
+            raise SwarmException("closed at once")
+        standing = self.connections.setdefault(peer_id, [])
+        standing.append(connection)
+        nursery.start_soon(connection.start)
+        if len(standing) > self.limits.connections_per_peer:
+            self.faults.count("connections.peer_full")
+            nursery.start_soon(standing[0].close)
+        nursery.start_soon(self.notify_connected, connection)
+        return connection
+
+    def conn_closed(self, connection: GuardedConn) -> None:
+        """Tell those who want to know; they may take their time."""
+        if self.background_nursery is not None:
+            self.background_nursery.start_soon(self._notify, "disconnected", connection)
+
+    def remove_conn(self, swarm_conn: GuardedConn) -> None:
+        """Strike a connection from the list."""
+        peer_id = swarm_conn.muxed_conn.peer_id
+        standing = [each for each in self.connections.get(peer_id, []) if each is not swarm_conn]
+        if standing:
+            self.connections[peer_id] = standing
+        else:
+            self.connections.pop(peer_id, None)
+
+    def live_connections(self, peer_id: ID) -> list[GuardedConn]:
+        """The connections to a peer, the newest first: after a silent break the newest is the one that works."""
+        return [each for each in reversed(self.connections.get(peer_id, [])) if not each.is_closed]
+
+    async def new_stream(self, peer_id: ID) -> NetStream:
+        """A stream to a peer, dialling it if need be."""
+        for connection in await self.dial_peer(peer_id):
+            try:
+                return await connection.new_stream()
+            except MuxedConnUnavailable:
+                continue
+        raise SwarmException("the connection closed at once")
+
+    async def notify_opened_stream(self, stream: NetStream) -> None:
+        """Nobody listens, and a nursery for each stream costs."""
+
+    async def notify_closed_stream(self, stream: NetStream) -> None:
+        """Nobody listens, and a nursery for each stream costs."""
