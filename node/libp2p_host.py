@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import trio
-from libp2p.abc import INotifee
 from libp2p.crypto import secp256k1, x25519
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify_push.identify_push import ID_PUSH
@@ -79,31 +78,6 @@ class QuietHost(BasicHost):  # type: ignore[misc]  # the library comes without t
         """Addresses come by peer exchange, where they are limited and attributable."""
 
 
-class _Watcher(INotifee):  # type: ignore[misc]  # the library comes without types
-    """Tells the net of connections that come and go."""
-
-    def __init__(self, net: "Libp2pNet") -> None:
-        self._net = net
-
-    async def connected(self, network: Any, conn: Any) -> None:  # noqa: ARG002
-        self._net.on_connected(conn.muxed_conn.peer_id)
-
-    async def disconnected(self, network: Any, conn: Any) -> None:  # noqa: ARG002
-        self._net.on_disconnected(conn.muxed_conn.peer_id)
-
-    async def opened_stream(self, network: Any, stream: Any) -> None:
-        pass
-
-    async def closed_stream(self, network: Any, stream: Any) -> None:
-        pass
-
-    async def listen(self, network: Any, multiaddr: Any) -> None:
-        pass
-
-    async def listen_close(self, network: Any, multiaddr: Any) -> None:
-        pass
-
-
 class Libp2pNet:
     """The port to the network, on py-libp2p. Made by ``open_net``."""
 
@@ -120,7 +94,7 @@ class Libp2pNet:
         self._jitter = random.Random()  # noqa: S311  # only spreads reconnections out
         keys = secp256k1.create_new_key_pair(secret)
         self._id = ID.from_pubkey(keys.public_key)
-        self._peer_id = self._id.to_base58()
+        self._peer_id: str = self._id.to_base58()
         store = PeerStore()
         store.add_key_pair(self._id, keys)
         self._swarm = GuardedSwarm(
@@ -133,8 +107,9 @@ class Libp2pNet:
             addresses=self._addresses,
             barred=self._is_barred,
             stream_failed=self._stream_failed,
+            on_connected=self._connected,
+            on_disconnected=self._disconnected,
         )
-        self._swarm.register_notifee(_Watcher(self))
         self._host = QuietHost(
             self._swarm, addrs_factory=self._advertised, disable_identify_address_discovery=True, negotiate_timeout=10
         )
@@ -268,9 +243,8 @@ class Libp2pNet:
     def known(self, limit: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Up to ``limit`` peers with addresses, those that live first."""
         order = {"live": 0, "quiet": 1}
-        useful = sorted(
-            (each for each in self._book if each.addrs and each.phase in order), key=lambda p: order[p.phase]
-        )
+        useful = [each for each in self._book if each.addrs and each.phase in order]
+        useful.sort(key=lambda each: order[each.phase])
         return tuple((each.peer_id, each.addrs) for each in useful[:limit])
 
     def _addresses(self, peer_id: str) -> tuple[str, ...]:
@@ -363,24 +337,19 @@ class Libp2pNet:
 
     # What the swarm tells.
 
-    def on_connected(self, peer_id: ID) -> None:
-        """A connection stands; it may be the second to the same peer."""
-        name = peer_id.to_base58()
-        self._apply(name, Connected(now_ms=now_ms()))
+    def _connected(self, peer_id: str) -> None:
+        self._apply(peer_id, Connected(now_ms=now_ms()))
         for channel in list(self._arrivals):
             try:
-                channel.send_nowait(name)
+                channel.send_nowait(peer_id)
             except trio.WouldBlock:
                 self._faults.count("arrivals.queue_full")
             except trio.BrokenResourceError:
                 self._arrivals.remove(channel)
 
-    def on_disconnected(self, peer_id: ID) -> None:
-        """A connection is gone; it may have been one of two."""
-        if not self._swarm.live_connections(peer_id):
-            name = peer_id.to_base58()
-            self._apply(name, Disconnected(now_ms=now_ms()))
-            self._gone.pop(name, trio.Event()).set()
+    def _disconnected(self, peer_id: str) -> None:
+        self._apply(peer_id, Disconnected(now_ms=now_ms()))
+        self._gone.pop(peer_id, trio.Event()).set()
 
     def _offended(self, peer_id: str, why: str) -> None:
         self._faults.blame(peer_id, f"mux.{why}")

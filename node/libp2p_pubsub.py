@@ -109,27 +109,27 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         rpcs = Bucket(RPCS_PER_S)
         while True:
             first = await read_exactly(stream, 1)
-            with trio.move_on_after(FRAME_TIMEOUT_S):
+            with trio.move_on_after(FRAME_TIMEOUT_S) as deadline:
                 frame = await self._read_frame(stream, first[0])
-                if frame is None:
-                    self.faults.blame(peer_id.to_base58(), "gossip.rpc_too_big")
-                    stream.abort()
-                    return
-                rpc = rpc_pb2.RPC()
-                try:
-                    rpc.ParseFromString(frame)
-                except DecodeError:
-                    self.faults.blame(peer_id.to_base58(), "gossip.not_protobuf")
-                    stream.abort()
-                    return
-                if rpcs.take():
-                    await self._take_rpc(rpc, peer_id)
-                else:
-                    self.faults.count("gossip.rpc_rate")
-                continue
-            self.faults.count("gossip.rpc_too_slow")
-            stream.abort()
-            return
+            if deadline.cancelled_caught:
+                self.faults.count("gossip.rpc_too_slow")
+                stream.abort()
+                return
+            if frame is None:
+                self.faults.blame(peer_id.to_base58(), "gossip.rpc_too_big")
+                stream.abort()
+                return
+            rpc = rpc_pb2.RPC()
+            try:
+                rpc.ParseFromString(frame)
+            except DecodeError:
+                self.faults.blame(peer_id.to_base58(), "gossip.not_protobuf")
+                stream.abort()
+                return
+            if rpcs.take():
+                await self._take_rpc(rpc, peer_id)
+            else:
+                self.faults.count("gossip.rpc_rate")
 
     async def _read_frame(self, stream: BoundedStream, first: int) -> bytes | None:
         length, shift, byte = first & 0x7F, 7, first

@@ -98,6 +98,8 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         addresses: Addresses,
         barred: Barred,
         stream_failed: Callable[[str, Exception], None],
+        on_connected: Callable[[str], None],
+        on_disconnected: Callable[[str], None],
     ) -> None:
         """Nothing listens yet.
 
@@ -111,6 +113,8 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             addresses: the multiaddrs of a peer.
             barred: whether we have nothing to do with a peer.
             stream_failed: told of a handler that raised.
+            on_connected: told of each connection once its peer is proven.
+            on_disconnected: told when a peer's last connection is gone.
         """
         super().__init__(
             peer_id,
@@ -129,6 +133,8 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         self.limits = limits
         self.faults = faults
         self.stream_failed = stream_failed
+        self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
         self._security = security
         self._muxers = muxers
         self._addresses = addresses
@@ -305,11 +311,14 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         if len(standing) > self.limits.connections_per_peer:
             self.faults.count("connections.peer_full")
             nursery.start_soon(standing[0].close)
+        self._on_connected(peer_id.to_base58())
         nursery.start_soon(self.notify_connected, connection)
         return connection
 
     def conn_closed(self, connection: GuardedConn) -> None:
-        """Tell those who want to know; they may take their time."""
+        """Tell those who want to know; the library's may take their time."""
+        if not self.live_connections(connection.muxed_conn.peer_id):
+            self._on_disconnected(connection.muxed_conn.peer_id.to_base58())
         if self.background_nursery is not None:
             self.background_nursery.start_soon(self._notify, "disconnected", connection)
 
@@ -327,13 +336,13 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         return [each for each in reversed(self.connections.get(peer_id, [])) if not each.is_closed]
 
     async def new_stream(self, peer_id: ID) -> NetStream:
-        """A stream to a peer, dialling it if need be."""
-        for connection in await self.dial_peer(peer_id):
+        """A stream over a connection that stands. The library asks for these, and must not dial whom we have left."""
+        for connection in self.live_connections(peer_id):
             try:
                 return await connection.new_stream()
             except MuxedConnUnavailable:
                 continue
-        raise SwarmException("the connection closed at once")
+        raise SwarmException("no connection to this peer")
 
     async def notify_opened_stream(self, stream: NetStream) -> None:
         """Nobody listens, and a nursery for each stream costs."""

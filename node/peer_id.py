@@ -19,7 +19,8 @@ def peer_id_of_key(secret: bytes) -> str:
 
 def peer_id_of_public_key(public_key: bytes) -> str:
     """The peer id of a 33-byte compressed public key."""
-    return base58.b58encode(_PREFIX + public_key).decode("ascii")
+    name: str = base58.b58encode(_PREFIX + public_key).decode("ascii")
+    return name
 
 
 def public_key_of(peer_id: str) -> bytes:
