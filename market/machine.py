@@ -1,9 +1,9 @@
 """The form that every behaviour in Hansa has: a pure machine with a table that is its law.
 
-A machine is a frozen state with a ``phase``, and a pure function ``advance(state, event) -> Step``. Its table says which
-event is known in which phase and where it may lead. Late and repeated events are normal between machines that crash and
-networks that repeat, so an event that the table does not know is ignored with a reason and counted, never raised.
-A transition that leaves the table is a fault of ours and stops the daemon.
+A machine is a frozen state with a ``phase``, and a pure function ``advance(state, event) -> Step``. Its table says
+which event is known in which phase and where it may lead. Late and repeated events are normal between machines that
+crash and networks that repeat, so an event that the table does not know is ignored with a reason and counted, never
+raised. A transition that leaves the table is a fault of ours and stops the daemon.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +20,9 @@ class Phased(Protocol):
 
 
 State = TypeVar("State", bound=Phased)
+
+SAME = "same"
+"""In a row of a table: the phase does not change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,5 +88,6 @@ def rows(
         for phase in [phases] if isinstance(phases, str) else phases:
             for event_type in [event_types] if isinstance(event_types, type) else event_types:
                 assert (phase, event_type) not in table, f"the table names {phase}, {event_type.__name__} twice"
-                table[phase, event_type] = frozenset([following] if isinstance(following, str) else following)
+                after = [following] if isinstance(following, str) else following
+                table[phase, event_type] = frozenset(phase if name == SAME else name for name in after)
     return table

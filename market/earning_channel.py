@@ -1,0 +1,242 @@
+"""The provider's side of a channel: it turns metered lines into receipts and keeps the best voucher.
+
+One receipt is out at a time. While it waits for its voucher, newer lines gather and go into the next one, so the chain
+of receipts is the same on both sides after any loss or crash.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hansa.market.effects import Send, unsigned
+from hansa.market.ledger import Post, closed_to_provider, vouched_to_provider
+from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.receipts import LeaseTerms, Statement, next_statement, receipt_digest
+from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, Voucher
+from hansa.proto.market_documents import Evidence
+from hansa.proto.messages import CloseAccepted, ReceiptSent
+from hansa.proto.signing import Signed
+from hansa.proto.units import Amount, Bytes32, Uint64, UnixMs
+
+KEEP_MS = 7 * 24 * 3_600_000
+"""A receipt is worth bringing for a week: the buyer may have been away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseJoined:
+    """A lease was confirmed on this channel, or its terms were completed."""
+
+    terms: LeaseTerms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineMetered:
+    """A lease's running total, with the evidence for it."""
+
+    line: MeterLine
+    evidence: Evidence
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoucherArrived:
+    """A voucher with the buyer's own signature on it."""
+
+    voucher: Signed[Voucher]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalArrived:
+    """The buyer will not pay for a receipt."""
+
+    seq: Uint64
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseProposalArrived:
+    """The buyer's signature over a final sum."""
+
+    close: Signed[CooperativeClose]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinesVouched:
+    """Effect to the sales: what each lease on the channel was vouched for, in total."""
+
+    amounts: Mapping[bytes, Amount]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinesRefused:
+    """Effect to the sales: the buyer refused a receipt that holds these leases."""
+
+    leases: tuple[Bytes32, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarningChannel:
+    """The state.
+
+    Attributes:
+        phase: open, closing (never on this side: the provider closes at once) or closed.
+        config: what the channel is.
+        channel_id: its digest.
+        terms: what was agreed, by lease.
+        lines: the newest metered line of each lease.
+        evidence: what goes with it.
+        out: the statement that waits for its voucher.
+        vouched: the last statement that has one.
+        voucher: that voucher, with the buyer's signature: the provider's money.
+        refused: why the buyer refused the statement that is out; empty when it did not.
+        proposed: the buyer's last word on the final sum, which may come before the voucher for it.
+    """
+
+    phase: str = "open"
+    config: ChannelConfig
+    channel_id: Bytes32
+    terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
+    lines: Mapping[bytes, MeterLine] = field(default_factory=dict)
+    evidence: Mapping[bytes, Evidence] = field(default_factory=dict)
+    out: Statement | None = None
+    vouched: Statement | None = None
+    voucher: Signed[Voucher] | None = None
+    refused: str = ""
+    proposed: Signed[CooperativeClose] | None = None
+
+    @property
+    def cumulative(self) -> int:
+        """What is vouched for, in total."""
+        return self.voucher.document.cumulative if self.voucher else 0
+
+    @property
+    def metered(self) -> int:
+        """What was metered with evidence, vouched for or not."""
+        return sum(line.amount for line in self.lines.values())
+
+
+TABLE: Table[EarningChannel] = Table(
+    name="market.earning_channel",
+    start="open",
+    terminal=frozenset({"closed"}),
+    allowed=rows(
+        ("open", LeaseJoined, "open"),
+        ("open", LineMetered, "open"),
+        ("open", VoucherArrived, ("open", "closed")),
+        ("open", RefusalArrived, "open"),
+        ("open", CloseProposalArrived, ("open", "closed")),
+        ("closed", CloseProposalArrived, "closed"),
+    ),
+)
+
+
+def advance(state: EarningChannel, event: Any) -> Step[EarningChannel]:
+    """One event on the provider's side of a channel."""
+    return TABLE.advance(state, event, _react)
+
+
+def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
+    match event:
+        case LeaseJoined(terms=terms):
+            return Step(state=replace(state, terms={**state.terms, terms.lease: terms}))
+        case LineMetered():
+            return _meter(state, event)
+        case VoucherArrived():
+            return _take_voucher(state, event)
+        case RefusalArrived():
+            return _hear_refusal(state, event)
+        case CloseProposalArrived(close=close, at_ms=at_ms):
+            if state.phase == "closed":
+                return _close(state, at_ms)
+            return _close(replace(state, proposed=close), at_ms)
+        case _:
+            raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
+
+
+def _meter(state: EarningChannel, event: LineMetered) -> Step[EarningChannel]:
+    line = event.line
+    before = state.lines.get(line.lease)
+    assert before is None or (line.device_ms >= before.device_ms and line.amount >= before.amount), "a meter ran back"
+    metered = replace(
+        state,
+        lines={**state.lines, line.lease: line},
+        evidence={**state.evidence, line.lease: event.evidence},
+    )
+    return _send_next(metered, event.at_ms)
+
+
+def _send_next(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
+    """Write the next receipt if none is out and there is something new to be paid for."""
+    if state.out is not None or state.metered <= state.cumulative:
+        return Step(state=state)
+    statement = next_statement(
+        channel_id=state.channel_id,
+        last=state.vouched.receipt if state.vouched else None,
+        lines=state.lines,
+        evidence=state.evidence,
+    )
+    sent = replace(state, out=statement, refused="")
+    return Step(state=sent, effects=outstanding(sent, at_ms))
+
+
+def _take_voucher(state: EarningChannel, event: VoucherArrived) -> Step[EarningChannel]:
+    voucher = event.voucher.document
+    if state.out is None or voucher.statement != receipt_digest(state.out.receipt):
+        return ignore(state, "a voucher for no receipt that is out")
+    if voucher.cumulative != state.out.receipt.amount_total:
+        return ignore(state, "a voucher for another sum than its receipt")
+    shares: dict[bytes, int] = {}
+    before = {line.lease: line.amount for line in state.vouched.lines} if state.vouched else {}
+    for line in state.out.lines:
+        job = state.terms[line.lease].job
+        shares[job] = shares.get(job, 0) + line.amount - before.get(line.lease, 0)
+    entry = vouched_to_provider(
+        channel_id=state.channel_id,
+        seq=state.out.receipt.seq,
+        buyer=state.config.payer,
+        shares=shares,
+        at_ms=event.at_ms,
+    )
+    amounts = {line.lease: line.amount for line in state.out.lines}
+    paid = replace(state, out=None, vouched=state.out, voucher=event.voucher, refused="")
+    further = _send_next(paid, event.at_ms)
+    ended = _close(further.state, event.at_ms)
+    told = (Post(entry=entry), LinesVouched(amounts=amounts, at_ms=event.at_ms))
+    return Step(state=ended.state, effects=(*told, *further.effects, *ended.effects))
+
+
+def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningChannel]:
+    if state.out is None or state.out.receipt.seq != event.seq:
+        return ignore(state, "a refusal of no receipt that is out")
+    leases = tuple(line.lease for line in state.out.lines)
+    return Step(state=replace(state, refused=event.reason), effects=(LinesRefused(leases=leases, reason=event.reason),))
+
+
+def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
+    """Agree to the end of the channel if the buyer proposed it at exactly the sum that its vouchers came to."""
+    if state.proposed is None or state.proposed.document.cumulative != state.cumulative:
+        return Step(state=state)
+    close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
+    answer = Send(to=state.config.payer, message=CloseAccepted(close=unsigned(close)), keep_until_ms=at_ms + KEEP_MS)
+    if state.phase == "closed":
+        return Step(state=state, effects=(answer,))
+    if state.out is not None:
+        # Something delivered is not vouched for yet: the buyer hears of it and proposes again.
+        return Step(state=state)
+    entry = closed_to_provider(
+        channel_id=state.channel_id, buyer=state.config.payer, cumulative=state.cumulative, at_ms=at_ms
+    )
+    return Step(state=replace(state, phase="closed"), effects=(Post(entry=entry), answer))
+
+
+def outstanding(state: EarningChannel, at_ms: int) -> tuple[Any, ...]:
+    """The receipt that still waits for its voucher, sent again after a restart."""
+    if state.out is None or state.phase != "open":
+        return ()
+    message = ReceiptSent(receipt=unsigned(state.out.receipt), lines=state.out.lines, evidence=state.out.evidence)
+    replaces = f"receipt {state.channel_id.hex()}"
+    return (Send(to=state.config.payer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces),)

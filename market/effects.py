@@ -1,0 +1,55 @@
+"""The orders that market and scheduler machines give to the world.
+
+An effect may be performed twice (after a crash, what is outstanding is ordered again), so each is safe to repeat.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from hansa.proto.keccak import keccak256
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import Signed, SigningKey, sign
+from hansa.proto.units import Address, UnixMs
+
+Document = TypeVar("Document")
+Message = TypeVar("Message")
+
+UNSIGNED = bytes(65)
+"""Stands in a message until the engine's edge signs it: machines are pure and never see a key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Bring a message to the node that speaks for an account; repeat it until it is in that node's journal.
+
+    Attributes:
+        to: the account.
+        message: one of ``hansa.proto.messages.Direct``.
+        keep_until_ms: after this it is pointless to go on trying.
+        replaces: a newer message with the same text to the same account takes the place of one still waiting.
+    """
+
+    to: Address
+    message: Any
+    keep_until_ms: UnixMs
+    replaces: str = ""
+
+
+def unsigned(document: Document) -> Signed[Document]:
+    """A document that the edge is to sign on its way out."""
+    return Signed(document=document, signature=UNSIGNED)
+
+
+def sealed(message: Message, key: SigningKey) -> Message:
+    """The message with every document signed that a machine left unsigned. Signing twice gives the same bytes."""
+    signed: dict[str, Any] = {}
+    for field in fields(message):  # type: ignore[arg-type]
+        value = getattr(message, field.name)
+        if isinstance(value, Signed) and value.signature == UNSIGNED:
+            signed[field.name] = sign(DOMAIN, value.document, key)
+    return replace(message, **signed) if signed else message  # type: ignore[type-var]
+
+
+def derived_nonce(*parts: bytes) -> bytes:
+    """A nonce that follows from what it belongs to, so that a machine needs no chance and a replay gives the same."""
+    return keccak256(b"\0".join((b"hansa nonce", *parts)))

@@ -1,0 +1,135 @@
+"""Double-entry books as a fold over entries: the only place where money is added up.
+
+Accounts are plain names. As buyer a node has ``spend:<job>``, ``owed:<provider>`` and ``paid:<provider>``; as provider
+``earned:<job>``, ``due:<buyer>`` and ``settled:<buyer>``. Every entry's legs sum to zero, so the whole does too. An
+entry has an id that follows from what it records, so a store that has it already ignores it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from hansa.proto.keccak import keccak256
+from hansa.proto.units import Address, Amount, Bytes32, Line, UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """One side of an entry: the account, and what is added to it, in smallest units (negative: taken)."""
+
+    account: Line
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One movement of money.
+
+    Attributes:
+        id: follows from what it records.
+        at_ms: when it was recorded here.
+        memo: in words.
+        legs: at least two, summing to zero.
+    """
+
+    id: Bytes32
+    at_ms: UnixMs
+    memo: Line
+    legs: tuple[Leg, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an entry that makes or loses money."""
+        assert sum(leg.amount for leg in self.legs) == 0, f"entry {self.memo!r} does not sum to zero"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """Effect: put the entry into the books."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """The balances that follow from every entry posted so far. The entries themselves lie in the ledger's store."""
+
+    balances: Mapping[str, int] = field(default_factory=dict)
+    entries: int = 0
+
+    def post(self, entry: Entry) -> "Ledger":
+        """The books with this entry in them."""
+        balances = dict(self.balances)
+        for leg in entry.legs:
+            balances[leg.account] = balances.get(leg.account, 0) + leg.amount
+        return Ledger(balances=balances, entries=self.entries + 1)
+
+    def balance(self, account: str) -> int:
+        """What stands on an account, in smallest units."""
+        return self.balances.get(account, 0)
+
+    def total(self, prefix: str = "") -> int:
+        """The sum over all accounts whose name starts with ``prefix``; over all accounts it is zero."""
+        return sum(amount for account, amount in self.balances.items() if account.startswith(prefix))
+
+
+def fold(entries: Iterable[Entry]) -> Ledger:
+    """The books that follow from these entries, each of which counts once."""
+    ledger, seen = Ledger(), set[bytes]()
+    for entry in entries:
+        if entry.id not in seen:
+            ledger = ledger.post(entry)
+            seen.add(entry.id)
+    return ledger
+
+
+def vouched_by_buyer(
+    *, channel_id: Bytes32, seq: int, provider: Address, shares: Mapping[bytes, Amount], at_ms: int
+) -> Entry:
+    """The buyer's entry for one voucher: each job spent its share, the provider is owed the sum."""
+    legs = [Leg(account=f"spend:{job.hex()}", amount=share) for job, share in sorted(shares.items())]
+    legs.append(Leg(account=f"owed:{provider.hex()}", amount=-sum(shares.values())))
+    return Entry(
+        id=keccak256(b"vouched" + channel_id + seq.to_bytes(8, "big")),
+        at_ms=at_ms,
+        memo=f"voucher {seq} on channel {channel_id.hex()[:8]}",
+        legs=tuple(legs),
+    )
+
+
+def vouched_to_provider(
+    *, channel_id: Bytes32, seq: int, buyer: Address, shares: Mapping[bytes, Amount], at_ms: int
+) -> Entry:
+    """The provider's entry for one voucher: the buyer owes the sum, each job earned its share."""
+    legs = [Leg(account=f"due:{buyer.hex()}", amount=sum(shares.values()))]
+    legs += [Leg(account=f"earned:{job.hex()}", amount=-share) for job, share in sorted(shares.items())]
+    return Entry(
+        id=keccak256(b"vouched" + channel_id + seq.to_bytes(8, "big")),
+        at_ms=at_ms,
+        memo=f"voucher {seq} on channel {channel_id.hex()[:8]}",
+        legs=tuple(legs),
+    )
+
+
+def closed_by_buyer(*, channel_id: Bytes32, provider: Address, cumulative: Amount, at_ms: int) -> Entry:
+    """The buyer's entry for a closed channel: what was owed is settled as both signed it."""
+    return Entry(
+        id=keccak256(b"closed" + channel_id),
+        at_ms=at_ms,
+        memo=f"channel {channel_id.hex()[:8]} closed",
+        legs=(
+            Leg(account=f"owed:{provider.hex()}", amount=cumulative),
+            Leg(account=f"paid:{provider.hex()}", amount=-cumulative),
+        ),
+    )
+
+
+def closed_to_provider(*, channel_id: Bytes32, buyer: Address, cumulative: Amount, at_ms: int) -> Entry:
+    """The provider's entry for a closed channel."""
+    return Entry(
+        id=keccak256(b"closed" + channel_id),
+        at_ms=at_ms,
+        memo=f"channel {channel_id.hex()[:8]} closed",
+        legs=(
+            Leg(account=f"settled:{buyer.hex()}", amount=cumulative),
+            Leg(account=f"due:{buyer.hex()}", amount=-cumulative),
+        ),
+    )

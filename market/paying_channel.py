@@ -1,0 +1,204 @@
+"""The buyer's side of a channel: it checks every receipt and signs the vouchers. The guard over the buyer's money.
+
+A voucher is signed for a receipt that follows the last one exactly, or not at all; the same receipt again gets the same
+voucher again. The signed total only rises, and no lease on the channel ever costs more than its bid said.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hansa.market.effects import Send, unsigned
+from hansa.market.ledger import Post, closed_by_buyer, vouched_by_buyer
+from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.receipts import LeaseTerms, Statement, fault_in, receipt_digest
+from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
+from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
+from hansa.proto.signing import Signed
+from hansa.proto.units import Amount, Bytes32, UnixMs
+
+KEEP_MS = 7 * 24 * 3_600_000
+"""A voucher, or the word that a channel ends, is worth bringing for a week."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseOpened:
+    """A lease came on the channel, or its terms were completed (its start was ordered)."""
+
+    terms: LeaseTerms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelConfirmed:
+    """The provider confirmed a lease that names the channel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptArrived:
+    """A receipt with the provider's own signature on it."""
+
+    statement: Statement
+    signature: bytes
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseWanted:
+    """No lease on the channel will cost any more."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseAcceptanceArrived:
+    """The provider's signature over the final sum."""
+
+    close: Signed[CooperativeClose]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vouched:
+    """Effect to the purchases: what each lease on the channel was vouched for, in total."""
+
+    channel_id: Bytes32
+    amounts: Mapping[bytes, Amount]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayingChannel:
+    """The state.
+
+    Attributes:
+        phase: opening, open, closing or closed.
+        config: what the channel is.
+        channel_id: its digest.
+        terms: what was agreed, by lease.
+        accepted: the last statement that a voucher was signed for.
+        receipt_signature: the provider's signature on it: proof that the debt is the provider's own figure.
+        cumulative: the signed total.
+        refused: why the newest receipt was refused; empty when it was not.
+        close_signature: the provider's signature over the final sum, once there.
+    """
+
+    phase: str = "opening"
+    config: ChannelConfig
+    channel_id: Bytes32
+    terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
+    accepted: Statement | None = None
+    receipt_signature: bytes = b""
+    cumulative: Amount = 0
+    refused: str = ""
+    close_signature: bytes = b""
+
+    def vouched(self, lease: bytes) -> int:
+        """What was vouched for on a lease, in total."""
+        lines = self.accepted.lines if self.accepted else ()
+        return next((line.amount for line in lines if line.lease == lease), 0)
+
+
+TABLE: Table[PayingChannel] = Table(
+    name="market.paying_channel",
+    start="opening",
+    terminal=frozenset({"closed"}),
+    allowed=rows(
+        (("opening", "open"), ChannelConfirmed, "open"),
+        ("opening", LeaseOpened, "opening"),
+        ("open", LeaseOpened, "open"),
+        ("opening", CloseWanted, "closed"),
+        ("open", ReceiptArrived, "open"),
+        ("open", CloseWanted, "closing"),
+        ("closing", ReceiptArrived, "closing"),
+        ("closing", CloseAcceptanceArrived, "closed"),
+    ),
+)
+
+
+def advance(state: PayingChannel, event: Any) -> Step[PayingChannel]:
+    """One event on the buyer's side of a channel."""
+    return TABLE.advance(state, event, _react)
+
+
+def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
+    match event:
+        case LeaseOpened(terms=terms):
+            return Step(state=replace(state, terms={**state.terms, terms.lease: terms}))
+        case ChannelConfirmed():
+            return Step(state=replace(state, phase="open"))
+        case ReceiptArrived():
+            return _answer_receipt(state, event)
+        case CloseWanted(at_ms=at_ms):
+            if state.phase == "opening":
+                # No lease was ever confirmed on it, so nobody but us knows the channel.
+                return Step(state=replace(state, phase="closed"))
+            closing = replace(state, phase="closing")
+            return Step(state=closing, effects=outstanding(closing, at_ms))
+        case CloseAcceptanceArrived():
+            return _finish(state, event)
+        case _:
+            raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
+
+
+def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingChannel]:
+    if state.accepted and event.statement.receipt == state.accepted.receipt:
+        return Step(state=state, effects=(_voucher(state, event.at_ms),))
+    fault = fault_in(event.statement, last=state.accepted, terms=state.terms, now_ms=event.at_ms)
+    if fault is not None:
+        receipt = event.statement.receipt
+        refusal = ReceiptRefused(channel_id=state.channel_id, seq=receipt.seq, reason=fault)
+        keep_until_ms = event.at_ms + KEEP_MS
+        send = Send(to=state.config.payee, message=refusal, keep_until_ms=keep_until_ms, replaces="refusal")
+        return Step(state=replace(state, refused=fault), effects=(send,))
+    total = event.statement.receipt.amount_total
+    assert total >= state.cumulative, "a voucher would take money back"
+    assert total <= sum(terms.max_total for terms in state.terms.values()), "a voucher would pass what was agreed"
+    after = replace(state, accepted=event.statement, receipt_signature=event.signature, cumulative=total, refused="")
+    amounts = {line.lease: line.amount for line in event.statement.lines}
+    vouched = Vouched(channel_id=state.channel_id, amounts=amounts)
+    shares: dict[bytes, int] = {}
+    for lease, amount in amounts.items():
+        job = state.terms[lease].job
+        shares[job] = shares.get(job, 0) + amount - state.vouched(lease)
+    entry = vouched_by_buyer(
+        channel_id=state.channel_id,
+        seq=event.statement.receipt.seq,
+        provider=state.config.payee,
+        shares=shares,
+        at_ms=event.at_ms,
+    )
+    # A provider whose last receipt crossed our word that the channel ends is paid, and hears the new final sum.
+    return Step(state=after, effects=(*outstanding(after, event.at_ms), Post(entry=entry), vouched))
+
+
+def _voucher(state: PayingChannel, at_ms: int) -> Send:
+    assert state.accepted is not None
+    voucher = Voucher(
+        channel_id=state.channel_id,
+        cumulative=state.cumulative,
+        statement=receipt_digest(state.accepted.receipt),
+    )
+    message = VoucherSent(voucher=unsigned(voucher))
+    replaces = f"voucher {state.channel_id.hex()}"
+    return Send(to=state.config.payee, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
+
+
+def _finish(state: PayingChannel, event: CloseAcceptanceArrived) -> Step[PayingChannel]:
+    if event.close.document.cumulative != state.cumulative:
+        return ignore(state, "the provider closed on another sum")
+    entry = closed_by_buyer(
+        channel_id=state.channel_id, provider=state.config.payee, cumulative=state.cumulative, at_ms=event.at_ms
+    )
+    after = replace(state, phase="closed", close_signature=event.close.signature)
+    return Step(state=after, effects=(Post(entry=entry),))
+
+
+def outstanding(state: PayingChannel, at_ms: int) -> tuple[Any, ...]:
+    """What this channel still waits for somebody to take, said again: after a restart, and once when it changes."""
+    effects: list[Any] = []
+    if state.accepted is not None and state.phase in ("open", "closing"):
+        effects.append(_voucher(state, at_ms))
+    if state.phase == "closing":
+        close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
+        message = CloseProposed(close=unsigned(close))
+        effects.append(Send(to=state.config.payee, message=message, keep_until_ms=at_ms + KEEP_MS))
+    return tuple(effects)

@@ -1,0 +1,117 @@
+"""What a provider wants for its devices, and how a tender is answered: a bid, or a decline that explains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hansa.market.effects import derived_nonce
+from hansa.proto.market_documents import Bid, Decline, Device, Tender
+from hansa.proto.units import (
+    Address,
+    Amount,
+    DurationMs,
+    Line,
+    PriceE18,
+    amount_for,
+    e18_to_price_per_hour,
+)
+
+NO_SPLITS = bytes(32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderTerms:
+    """The owner's own rules, from the configuration.
+
+    Attributes:
+        account: who is paid.
+        currency: the unit of account of the prices.
+        tier: the isolation that jobs get here.
+        price_e18_per_device_ms: for any device without a price of its own.
+        price_by_model: prices of their own, by the device's model.
+        buyers: the only accounts that are served; empty serves everyone.
+        voucher_timeout_ms: without a voucher for this long after a receipt the run is paused.
+        max_unpaid: with more than this run up and not vouched for, the run is paused.
+        grace_ms: a run that is paused for this long is stopped.
+        credit_limit: what one buyer may owe here before its tenders are declined.
+        bid_ms: how long a bid stands.
+        reclaim_notice_ms: how long before taking a device back the owner says so.
+    """
+
+    account: Address
+    currency: Line
+    tier: Line
+    price_e18_per_device_ms: PriceE18
+    price_by_model: Mapping[str, int] = field(default_factory=dict)
+    buyers: frozenset[Address] = frozenset()
+    voucher_timeout_ms: DurationMs
+    max_unpaid: Amount
+    grace_ms: DurationMs
+    credit_limit: Amount
+    bid_ms: DurationMs
+    reclaim_notice_ms: DurationMs
+
+    def price(self, devices: Sequence[Device]) -> int:
+        """The price of one device-millisecond, times 1e18: of the dearest of the very devices that would be given."""
+        return max(self.price_by_model.get(device.model, self.price_e18_per_device_ms) for device in devices)
+
+
+def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) -> tuple[str, str] | None:
+    """Why the owner's rules forbid a bid, whatever the devices: (reason, nearest change); None if they do not."""
+    if at_ms >= tender.bids_close_ms:
+        return "the tender is closed for bids", ""
+    if tender.currency != terms.currency:
+        return f"prices here are in {terms.currency}", f"tender in {terms.currency}"
+    if terms.buyers and tender.signer not in terms.buyers:
+        return "this provider serves only buyers of its own list", ""
+    if owed >= terms.credit_limit:
+        return "you owe this provider as much as it lends to one buyer", "settle what you owe"
+    if tender.requirements.tier not in ("", "none", terms.tier):
+        return f"the isolation here is {terms.tier!r}", f"tier = {terms.tier!r}"
+    return None
+
+
+def too_cheap(tender: Tender, devices: Sequence[Device], terms: ProviderTerms) -> tuple[str, str] | None:
+    """Whether the tender's price ceiling is below the price of the very devices that would be given."""
+    price = terms.price(devices)
+    if price <= tender.price_ceiling_e18_per_device_ms:
+        return None
+    wanted = e18_to_price_per_hour(price)
+    ceiling = e18_to_price_per_hour(tender.price_ceiling_e18_per_device_ms)
+    return f"the price here is {wanted} a device-hour, above your ceiling of {ceiling}", f"price ceiling ≥ {wanted}"
+
+
+def bid_for(
+    tender: Tender, tender_digest: bytes, devices: Sequence[Device], terms: ProviderTerms, *, number: int, at_ms: int
+) -> Bid:
+    """The bid on one shard with these devices. ``number`` tells several bids on one tender apart."""
+    price = terms.price(devices)
+    longest = tender.requirements.wall_ms * len(devices)
+    return Bid(
+        signer=terms.account,
+        tender=tender_digest,
+        devices=tuple(device.id for device in devices),
+        tier=terms.tier,
+        price_e18_per_device_ms=price,
+        meter_interval_ms=tender.meter_interval_ms,
+        voucher_timeout_ms=terms.voucher_timeout_ms,
+        max_unpaid=terms.max_unpaid,
+        # One unit more than the product: the difference of two floors may be one above the floor of the difference.
+        max_total=amount_for(longest, price) + 1,
+        reclaim_notice_ms=terms.reclaim_notice_ms,
+        splits_hash=NO_SPLITS,
+        expires_ms=min(tender.expires_ms, max(at_ms, tender.bids_close_ms) + terms.bid_ms),
+        nonce=derived_nonce(b"bid", tender_digest, terms.account, number.to_bytes(4, "big")),
+    )
+
+
+def decline_for(tender: Tender, tender_digest: bytes, account: bytes, why: tuple[str, str]) -> Decline:
+    """The "no" to a tender with its reason and the nearest change that would make it a yes."""
+    reason, relaxation = why
+    return Decline(
+        signer=account,
+        tender=tender_digest,
+        reason=reason,
+        relaxation=relaxation,
+        expires_ms=tender.expires_ms,
+        nonce=derived_nonce(b"decline", tender_digest, account),
+    )

@@ -1,0 +1,177 @@
+"""Receipts: how a provider builds the next one and how a buyer checks it before it pays. Pure rules, no state.
+
+A receipt is the whole running total of a channel; its lines, one for each lease that ever shared the channel, and the
+evidence of what was delivered travel beside it and are committed to by two roots. A line is paid only as far as its
+evidence rose: work without evidence earns nothing, and earns it later if the evidence comes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hansa.proto.documents import MeterLine, Receipt
+from hansa.proto.keccak import keccak256
+from hansa.proto.market_documents import Evidence
+from hansa.proto.merkle import merkle_root
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest, struct_hash
+from hansa.proto.units import Amount, Bytes32, PriceE18, Uint32, UnixMs, amount_for
+
+CLOCK_SKEW_MS = 30_000
+"""How far two honest clocks may be apart."""
+NOTHING = bytes(32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseTerms:
+    """What was agreed for one lease, as far as money needs it.
+
+    Attributes:
+        lease: digest of the award.
+        job: the job that pays.
+        shard: the shard that it runs.
+        devices: ids of the devices that work on it.
+        price_e18_per_device_ms: the agreed price.
+        max_total: the most that the lease can ever cost.
+        begins_ms: the start was not ordered before this.
+        ends_ms: nothing is paid for after this.
+    """
+
+    lease: Bytes32
+    job: Bytes32
+    shard: Uint32
+    devices: tuple[Bytes32, ...]
+    price_e18_per_device_ms: PriceE18
+    max_total: Amount
+    begins_ms: UnixMs
+    ends_ms: UnixMs
+
+    @property
+    def device(self) -> Bytes32:
+        """What a meter line names as its device: the one device, or a hash over all of them."""
+        return self.devices[0] if len(self.devices) == 1 else keccak256(b"".join(self.devices))
+
+    def amount(self, device_ms: int) -> int:
+        """What so many device-milliseconds cost, never more than the lease allows."""
+        return min(amount_for(device_ms, self.price_e18_per_device_ms), self.max_total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """A receipt with what its roots commit to."""
+
+    receipt: Receipt
+    lines: tuple[MeterLine, ...]
+    evidence: tuple[Evidence, ...]
+
+
+def root_of(documents: Sequence[MeterLine] | Sequence[Evidence]) -> bytes:
+    """The Merkle root over the documents' struct hashes; 32 zero bytes over none."""
+    return merkle_root([struct_hash(document) for document in documents]) if documents else NOTHING
+
+
+def receipt_digest(receipt: Receipt) -> bytes:
+    """What a voucher names as its statement, and the next receipt as its ``prev``."""
+    return digest(DOMAIN, receipt)
+
+
+def next_statement(
+    *,
+    channel_id: Bytes32,
+    last: Receipt | None,
+    lines: Mapping[bytes, MeterLine],
+    evidence: Mapping[bytes, Evidence],
+) -> Statement:
+    """The receipt that follows ``last`` and covers these lines (by lease), all of them, in the order of leases."""
+    ordered = tuple(lines[lease] for lease in sorted(lines))
+    proofs = tuple(evidence[lease] for lease in sorted(lines))
+    starts = min(line.start_ms for line in ordered)
+    receipt = Receipt(
+        channel_id=channel_id,
+        seq=1 if last is None else last.seq + 1,
+        prev=NOTHING if last is None else receipt_digest(last),
+        period_start_ms=starts if last is None else last.period_end_ms,
+        period_end_ms=max([line.end_ms for line in ordered] + ([] if last is None else [last.period_end_ms])),
+        amount_total=sum(line.amount for line in ordered),
+        lines=len(ordered),
+        lines_root=root_of(ordered),
+        evidence=root_of(proofs),
+    )
+    return Statement(receipt=receipt, lines=ordered, evidence=proofs)
+
+
+def fault_in(
+    statement: Statement,
+    *,
+    last: Statement | None,
+    terms: Mapping[bytes, LeaseTerms],
+    now_ms: int,
+) -> str | None:
+    """Why a buyer does not pay for this statement, in words; None where nothing is wrong."""
+    receipt = statement.receipt
+    if last is None:
+        if receipt.seq != 1 or receipt.prev != NOTHING:
+            return "the first receipt of a channel must have number 1 and no predecessor"
+    elif receipt.seq != last.receipt.seq + 1 or receipt.prev != receipt_digest(last.receipt):
+        return "the receipt does not follow the last one that was vouched for"
+    if last is not None and receipt.period_start_ms != last.receipt.period_end_ms:
+        return "the period does not begin where the last one ended"
+    if not receipt.period_start_ms <= receipt.period_end_ms <= now_ms + CLOCK_SKEW_MS:
+        return "the period ends before it begins, or in the future"
+    if receipt.lines != len(statement.lines) or receipt.lines_root != root_of(statement.lines):
+        return "the lines are not those that the receipt commits to"
+    if receipt.evidence != root_of(statement.evidence):
+        return "the evidence is not that which the receipt commits to"
+    if receipt.amount_total != sum(line.amount for line in statement.lines):
+        return "the total is not the sum of the lines"
+    return _fault_in_lines(statement, last=last, terms=terms)
+
+
+def _fault_in_lines(statement: Statement, *, last: Statement | None, terms: Mapping[bytes, LeaseTerms]) -> str | None:
+    before = {line.lease: line for line in last.lines} if last else {}
+    proved = {proof.lease: proof for proof in last.evidence} if last else {}
+    leases = [line.lease for line in statement.lines]
+    if leases != sorted(set(leases)) or [proof.lease for proof in statement.evidence] != leases:
+        return "the lines and the evidence must name each lease once, in order"
+    if not set(before) <= set(leases):
+        return "a line of the last receipt is missing"
+    for line, proof in zip(statement.lines, statement.evidence, strict=True):
+        agreed = terms.get(line.lease)
+        if agreed is None:
+            return "a line names a lease that is not on this channel"
+        fault = _fault_in_line(line, agreed, before.get(line.lease), statement.receipt.period_end_ms)
+        fault = fault or _fault_in_evidence(line, proof, before.get(line.lease), proved.get(line.lease))
+        if fault is not None:
+            return fault
+    return None
+
+
+def _fault_in_line(line: MeterLine, agreed: LeaseTerms, before: MeterLine | None, period_end_ms: int) -> str | None:
+    if line.shard != agreed.shard or line.device != agreed.device:
+        return "a line names another shard or device than the lease"
+    if line.start_ms < agreed.begins_ms - CLOCK_SKEW_MS or line.end_ms > agreed.ends_ms + CLOCK_SKEW_MS:
+        return "a line is outside the lease's time"
+    if not line.start_ms <= line.end_ms <= period_end_ms:
+        return "a line ends before it begins, or after the receipt's period"
+    if line.device_ms > (line.end_ms - line.start_ms) * len(agreed.devices):
+        return "a line counts more device time than has passed"
+    if line.amount != agreed.amount(line.device_ms):
+        return "a line's amount is not the agreed price for its device time"
+    if before is not None:
+        if line.start_ms != before.start_ms or line.end_ms < before.end_ms or line.device_ms < before.device_ms:
+            return "a line went back"
+        # The money check stands by itself: whatever else may be wrong, a total never falls and never passes its limit.
+        if line.amount < before.amount:
+            return "a line's amount fell"
+    return "a line is over the lease's limit" if line.amount > agreed.max_total else None
+
+
+def _fault_in_evidence(
+    line: MeterLine, proof: Evidence, before: MeterLine | None, proved: Evidence | None
+) -> str | None:
+    if proof.shard != line.shard:
+        return "evidence names another shard than its line"
+    if proved is not None and (proof.steps < proved.steps or proof.rounds < proved.rounds):
+        return "evidence went back"
+    grew = line.device_ms > (before.device_ms if before else 0)
+    progressed = proof.steps > (proved.steps if proved else 0)
+    return "device time is charged without evidence of progress" if grew and not progressed else None

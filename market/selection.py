@@ -1,0 +1,92 @@
+"""Which bids win: every bid gets a score and a sentence, and the cheapest way to finish comes first.
+
+The score is the expected cost of one shard-hour: price times devices, divided by the share of this provider's leases
+with us that ended well (Laplace's rule, so a newcomer counts as one good and one bad). Integers throughout.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hansa.proto.market_documents import Bid, Tender
+from hansa.proto.units import Address, Amount, Bytes32, Line, Uint32, amount_for, e18_to_price_per_hour
+
+HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """How a provider's earlier leases with this node ended."""
+
+    good: Uint32 = 0
+    bad: Uint32 = 0
+
+    @property
+    def reliability_ppm(self) -> int:
+        """Expected share of good ends, in millionths."""
+        return (self.good + 1) * 1_000_000 // (self.good + self.bad + 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One bid in the table that the buyer sees.
+
+    Attributes:
+        bid: the bid's digest.
+        provider: who made it.
+        price_per_hour: of one device, as text.
+        expected_cost: of one shard-hour, reliability counted in, in smallest units: the score. Lower is better.
+        excluded: why it cannot win; empty if it can.
+    """
+
+    bid: Bytes32
+    provider: Address
+    price_per_hour: Line
+    expected_cost: Amount
+    excluded: Line
+
+
+def rank(
+    tender: Tender, bids: Mapping[bytes, Bid], records: Mapping[bytes, Record], *, at_ms: int
+) -> tuple[Scored, ...]:
+    """All bids, the best first. Equal scores stand in the order of their digests."""
+    scored = [_score(tender, digest, bid, records.get(bid.signer, Record()), at_ms) for digest, bid in bids.items()]
+    return tuple(sorted(scored, key=lambda entry: (bool(entry.excluded), entry.expected_cost, entry.bid)))
+
+
+def _score(tender: Tender, digest: bytes, bid: Bid, record: Record, at_ms: int) -> Scored:
+    hourly = amount_for(HOUR_MS * len(bid.devices), bid.price_e18_per_device_ms)
+    return Scored(
+        bid=digest,
+        provider=bid.signer,
+        price_per_hour=e18_to_price_per_hour(bid.price_e18_per_device_ms),
+        expected_cost=hourly * 1_000_000 // record.reliability_ppm,
+        excluded=_exclusion(tender, bid, at_ms),
+    )
+
+
+def _exclusion(tender: Tender, bid: Bid, at_ms: int) -> str:
+    needs = tender.requirements
+    if bid.expires_ms <= at_ms:
+        return "the bid has expired"
+    if bid.price_e18_per_device_ms > tender.price_ceiling_e18_per_device_ms:
+        return "above the price ceiling"
+    if len(bid.devices) != needs.devices or len(set(bid.devices)) != len(bid.devices):
+        return "not the number of devices that was tendered for"
+    if needs.tier not in ("", "none", bid.tier):
+        return f"not the isolation that was tendered for ({needs.tier})"
+    if bid.max_total > amount_for(needs.wall_ms * needs.devices, bid.price_e18_per_device_ms) + 1:
+        return "its limit is above price times time"
+    if bid.meter_interval_ms > max(tender.meter_interval_ms, 1) * 10:
+        return "its receipts would come too seldom"
+    return ""
+
+
+def explain_choice(ranking: Sequence[Scored], winner: bytes) -> str:
+    """Why this bid won, for a person."""
+    eligible = [entry for entry in ranking if not entry.excluded]
+    place = next(index for index, entry in enumerate(eligible) if entry.bid == winner)
+    if len(eligible) == 1:
+        return "the only eligible bid"
+    if place == 0:
+        return f"lowest expected cost of {len(eligible)} bids"
+    return f"expected cost number {place + 1} of {len(eligible)}; the better ones took other shards or did not confirm"

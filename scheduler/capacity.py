@@ -1,0 +1,111 @@
+"""A provider's devices over time: held while a bid stands, leased when it is accepted, free the instant it is over.
+
+Each allotment is a small machine of its own; the collection guards the one rule that matters: no device is promised
+twice in one instant.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hansa.market.machine import Step, Table, ignore, rows
+from hansa.proto.market_documents import Device
+from hansa.proto.units import Bytes32, UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldAccepted:
+    """The bid that holds the devices became a lease."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freed:
+    """The bid was lost or has lapsed, or the run is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allotment:
+    """Some devices promised to one bid. Phases: hold, lease, released."""
+
+    phase: str = "hold"
+    bid: Bytes32
+    devices: tuple[Bytes32, ...]
+    since_ms: UnixMs
+
+
+TABLE: Table[Allotment] = Table(
+    name="scheduler.capacity",
+    start="hold",
+    terminal=frozenset({"released"}),
+    allowed=rows(
+        ("hold", HoldAccepted, "lease"),
+        ("hold", Freed, "released"),
+        ("lease", Freed, "released"),
+    ),
+)
+
+
+def _react(state: Allotment, event: Any) -> Step[Allotment]:
+    match event:
+        case HoldAccepted():
+            return Step(state=replace(state, phase="lease"))
+        case Freed():
+            return Step(state=replace(state, phase="released"))
+        case _:
+            raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """The state: what is owned, and who was promised which of it.
+
+    Attributes:
+        devices: everything the inventory found fit to lend.
+        allotments: by bid; released ones are dropped.
+    """
+
+    devices: tuple[Device, ...] = ()
+    allotments: Mapping[bytes, Allotment] = field(default_factory=dict)
+
+    @property
+    def promised(self) -> frozenset[bytes]:
+        """Ids of devices that are held or leased."""
+        return frozenset(device for entry in self.allotments.values() for device in entry.devices)
+
+    @property
+    def free(self) -> tuple[Device, ...]:
+        """Devices that nobody was promised."""
+        promised = self.promised
+        return tuple(device for device in self.devices if device.id not in promised)
+
+    def phase_of(self, device: bytes) -> str:
+        """``"free"``, ``"held"`` or ``"leased"``."""
+        for entry in self.allotments.values():
+            if device in entry.devices:
+                return "held" if entry.phase == "hold" else "leased"
+        return "free"
+
+
+def with_inventory(state: Capacity, devices: Iterable[Device]) -> Capacity:
+    """The inventory changed. Promises already made stand; their runs find out for themselves."""
+    return replace(state, devices=tuple(devices))
+
+
+def hold(state: Capacity, bid: bytes, devices: Iterable[Device], at_ms: int) -> Capacity:
+    """Hold these devices for a bid, in the same instant in which it is made."""
+    ids = tuple(device.id for device in devices)
+    assert not state.promised & set(ids), "a device would be promised twice"
+    assert bid not in state.allotments, "a bid would hold devices twice"
+    return replace(state, allotments={**state.allotments, bid: Allotment(bid=bid, devices=ids, since_ms=at_ms)})
+
+
+def advance(state: Capacity, bid: bytes, event: HoldAccepted | Freed) -> Step[Capacity]:  # type: ignore[type-var]
+    """One event for the allotment of a bid."""
+    allotment = state.allotments.get(bid)
+    if allotment is None:
+        return ignore(state, f"{type(event).__name__} of no allotment")  # type: ignore[type-var]
+    step = TABLE.advance(allotment, event, _react)
+    others = {key: entry for key, entry in state.allotments.items() if key != bid}
+    if step.state.phase != "released":
+        others[bid] = step.state
+    return Step(state=replace(state, allotments=others), ignored=step.ignored)  # type: ignore[type-var]
