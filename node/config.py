@@ -1,0 +1,320 @@
+"""The settings of one node: ``config.toml`` in its data directory, read into frozen values and checked to the last key.
+
+Nothing is guessed: an unknown key, a wrong type or a negative price is a ``ConfigError`` that names file, line and key.
+``hansa.node.first_setup`` writes the file in the first place.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa.node.faults import ConfigError
+from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
+from hansa.proto.errors import Malformed
+from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
+from hansa.proto.signing import parse_address
+from hansa.proto.units import Address, Amount, DurationMs, PriceE18
+
+FILE_NAME = "config.toml"
+SOCKET_NAME = "api.sock"
+LONGEST_SOCKET_PATH_BYTES = 107
+"""The kernel's sockaddr_un holds 108 bytes with the closing zero."""
+_MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[A-Za-z0-9:._\-%]+(/[A-Za-z0-9\-]+(/[A-Za-z0-9:._\-]+)?)*")
+_CURRENCY = re.compile(r"[A-Z][A-Z0-9]{1,11}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """Where this node listens and whom it starts from, as multiaddrs."""
+
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
+    bootstrap: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderConfig:
+    """What this node lends, to whom, and on which terms.
+
+    Attributes:
+        enabled: whether it lends anything at all.
+        price_e18_per_device_ms: the posted price.
+        gpus: uuids or indices of the GPUs to lend; ``None`` lends all.
+        cpu_slots: how many slots of CPU capacity to sell; ``None`` lets the inventory decide.
+        cpu_cores_milli_per_slot: CPU cores of one slot, in thousandths.
+        memory_bytes_per_slot: main memory of one slot.
+        accept_buyers: accounts whose jobs are taken; ``None`` takes anybody's.
+        tier: the isolation that every job gets.
+        meter_interval_ms: a receipt at most this often.
+        voucher_timeout_ms: a run is paused without a voucher for this long after a receipt.
+        max_unpaid: a run is paused with more than this run up and not vouched for.
+        grace_ms: a run that has been paused for this long is stopped.
+        reclaim_notice_ms: how long before taking a device back the buyer is told.
+    """
+
+    enabled: bool
+    price_e18_per_device_ms: PriceE18
+    gpus: tuple[str, ...] | None
+    cpu_slots: int | None
+    cpu_cores_milli_per_slot: int
+    memory_bytes_per_slot: int
+    accept_buyers: frozenset[Address] | None
+    tier: str
+    meter_interval_ms: DurationMs
+    voucher_timeout_ms: DurationMs
+    max_unpaid: Amount
+    grace_ms: DurationMs
+    reclaim_notice_ms: DurationMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuyerConfig:
+    """What this node buys.
+
+    Attributes:
+        max_job_budget: no job with a larger budget is taken.
+    """
+
+    max_job_budget: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Where Prometheus and the service manager look.
+
+    Attributes:
+        port: TCP on 127.0.0.1; 0 turns it off.
+    """
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxConfig:
+    """How strangers' code is confined.
+
+    Attributes:
+        require: refuse every job where no sandbox can be made.
+    """
+
+    require: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettlementConfig:
+    """How vouchers become final money.
+
+    Attributes:
+        backend: ``"ledger"``, the embedded one.
+        credit_limit: the most that one buyer may owe without having settled.
+    """
+
+    backend: str
+    credit_limit: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that the operator decides.
+
+    Attributes:
+        data_dir: where config, keys, journal, blobs and socket lie.
+        region: where the machine stands, in the owner's words.
+        currency: the unit of account.
+    """
+
+    data_dir: Path
+    region: str
+    currency: str
+    network: NetworkConfig
+    provider: ProviderConfig
+    buyer: BuyerConfig
+    metrics: MetricsConfig
+    sandbox: SandboxConfig
+    settlement: SettlementConfig
+
+    @property
+    def api_socket(self) -> Path:
+        """The unix socket that the command line talks to."""
+        return self.data_dir / SOCKET_NAME
+
+    @property
+    def node_key(self) -> Path:
+        """The node's own key, which names it in the network."""
+        return self.data_dir / "node.key"
+
+    @property
+    def keystore(self) -> Path:
+        """The account that earns and pays, in a Keystore V3 file."""
+        return self.data_dir / "account.json"
+
+    @property
+    def password_file(self) -> Path:
+        """The password that opens the account at an unattended start."""
+        return self.data_dir / "account.password"
+
+
+def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """``$HANSA_DATA``, or ``~/.hansa``: one directory that is easy to find, to back up and to remove."""
+    chosen = environ.get("HANSA_DATA", "")
+    if chosen:
+        return Path(chosen).absolute()
+    try:
+        return Path.home() / ".hansa"
+    except RuntimeError:
+        raise ConfigError("no home directory to keep the data in", "set HANSA_DATA or give --data DIR") from None
+
+
+def load_config(data_dir: Path) -> Config:
+    """Read and check ``config.toml`` of a data directory.
+
+    Raises:
+        ConfigError: it is missing, or anything in it is wrong.
+    """
+    file = data_dir.absolute() / FILE_NAME
+    if not file.exists():
+        raise ConfigError(f"no node lives in {data_dir}", f"make one: hansa init --data {data_dir}")
+    return _config(read_toml(file))
+
+
+def parse_config(text: str, file: Path) -> Config:
+    """Check a text that is meant for a data directory's ``config.toml``.
+
+    Raises:
+        ConfigError: anything in it is wrong.
+    """
+    return _config(parse_toml(text, file))
+
+
+def _config(top: TomlTable) -> Config:
+    data_dir = top.file.parent
+    if len(os.fsencode(data_dir / SOCKET_NAME)) > LONGEST_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"the path of the data directory is too long: {data_dir}", "a socket in it needs a shorter one"
+        )
+    node = top.table("node")
+    region = node.text("region", "", empty=True)
+    currency = node.text("currency", "USD")
+    if not _CURRENCY.fullmatch(currency):
+        raise node.fault("currency", "must be 2 to 12 capital letters", 'for example currency = "USD"')
+    node.finish()
+    provider = _provider(top.table("provider"))
+    config = Config(
+        data_dir=data_dir,
+        region=region,
+        currency=currency,
+        network=_network(top.table("network")),
+        provider=provider,
+        buyer=_buyer(top.table("buyer")),
+        metrics=_metrics(top.table("metrics")),
+        sandbox=_sandbox(top.table("sandbox"), provider),
+        settlement=_settlement(top.table("settlement")),
+    )
+    top.finish()
+    return config
+
+
+def _network(table: TomlTable) -> NetworkConfig:
+    network = NetworkConfig(
+        listen=_multiaddrs(table, "listen", ("/ip4/0.0.0.0/tcp/4001",), "/tcp/"),
+        announce=_multiaddrs(table, "announce", (), "/tcp/"),
+        bootstrap=_multiaddrs(table, "bootstrap", (), "/p2p/"),
+    )
+    if not network.listen:
+        raise table.fault("listen", "must name at least one address", 'for example ["/ip4/0.0.0.0/tcp/4001"]')
+    table.finish()
+    return network
+
+
+def _multiaddrs(table: TomlTable, key: str, default: tuple[str, ...], part: str) -> tuple[str, ...]:
+    addresses = table.texts(key, default, most=64)
+    for address in addresses:
+        if not _MULTIADDR.fullmatch(address):
+            raise table.fault(key, "holds something that is no multiaddr", 'for example "/ip4/0.0.0.0/tcp/4001"')
+        if part not in address:
+            tail = "/ip4/203.0.113.7/tcp/4001" + ("/p2p/16Uiu2HAm..." if part == "/p2p/" else "")
+            raise table.fault(key, f"holds an address without {part}", f'for example "{tail}"')
+    return addresses
+
+
+def _provider(table: TomlTable) -> ProviderConfig:
+    provider = ProviderConfig(
+        enabled=table.boolean("enabled", False),
+        price_e18_per_device_ms=table.price_e18("price_per_hour", "0.40"),
+        gpus=_gpus(table),
+        cpu_slots=_cpu_slots(table),
+        cpu_cores_milli_per_slot=table.cores_milli("cpu_cores_per_slot", 2),
+        memory_bytes_per_slot=table.size_bytes("memory_per_slot", "4 GiB", least=1 << 20),
+        accept_buyers=_accept_buyers(table),
+        tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
+        meter_interval_ms=table.duration_ms("meter_interval", "10 s", least=100),
+        voucher_timeout_ms=table.duration_ms("voucher_timeout", "60 s", least=1_000),
+        max_unpaid=table.amount("max_unpaid", "0.25", least=1),
+        grace_ms=table.duration_ms("grace", "2 min"),
+        reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
+    )
+    table.finish()
+    return provider
+
+
+def _gpus(table: TomlTable) -> tuple[str, ...] | None:
+    if not table.has("gpus"):
+        return None
+    value = table.raw("gpus")
+    if value == "all":
+        return None
+    if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
+        raise table.fault("gpus", 'must be "all" or a list', 'for example gpus = ["GPU-6f1c...", "1"], or [] for none')
+    return tuple(str(item).strip() for item in value)
+
+
+def _cpu_slots(table: TomlTable) -> int | None:
+    if table.has("cpu_slots") and isinstance(table.raw("cpu_slots"), str):
+        if table.raw("cpu_slots") == "auto":
+            return None
+        raise table.fault("cpu_slots", 'must be a whole number or "auto"', "cpu_slots = 0 sells no CPU capacity")
+    return table.integer("cpu_slots", 0, least=0, most=1024)
+
+
+def _accept_buyers(table: TomlTable) -> frozenset[Address] | None:
+    if not table.has("accept_buyers") or table.raw("accept_buyers") == "any":
+        return None
+    accounts = table.texts("accept_buyers", (), most=4096)
+    try:
+        return frozenset(parse_address(account) for account in accounts)
+    except Malformed as fault:
+        hint = 'accept_buyers = "any", or a list of accounts as `hansa balance` shows them'
+        raise table.fault("accept_buyers", f"an account {fault.why}", hint) from None
+
+
+def _buyer(table: TomlTable) -> BuyerConfig:
+    buyer = BuyerConfig(max_job_budget=table.amount("max_job_budget", "100.00"))
+    table.finish()
+    return buyer
+
+
+def _metrics(table: TomlTable) -> MetricsConfig:
+    metrics = MetricsConfig(port=table.integer("port", 9477, least=0, most=65535))
+    table.finish()
+    return metrics
+
+
+def _sandbox(table: TomlTable, provider: ProviderConfig) -> SandboxConfig:
+    sandbox = SandboxConfig(require=table.boolean("require", True))
+    if not sandbox.require and provider.accept_buyers is None:
+        raise table.fault("require", "may not be false while anybody's jobs are taken", "list provider.accept_buyers")
+    if sandbox.require and provider.tier == TIER_NONE:
+        raise table.fault("require", 'cannot hold with provider.tier = "none"', 'set provider.tier = "sandbox"')
+    table.finish()
+    return sandbox
+
+
+def _settlement(table: TomlTable) -> SettlementConfig:
+    settlement = SettlementConfig(
+        backend=table.choice("backend", "ledger", ("ledger",)),
+        credit_limit=table.amount("credit_limit", "10.00"),
+    )
+    table.finish()
+    return settlement

@@ -1,0 +1,124 @@
+"""Serving the daemon's HTTP applications: one on a private unix socket, one on loopback for metrics and health.
+
+Sockets are bound here and not by hypercorn, which would make the unix socket open to others for a moment and replace
+one that a living daemon answers on.
+"""
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve
+from starlette.applications import Starlette
+from trio import TaskStatus
+
+from hansa.node.faults import ConfigError, PortInUse
+
+GRACEFUL_S = 1.0
+"""How long an answer that is being given may take after the daemon was told to stop."""
+
+
+def _bind_private_socket(path: Path) -> socket.socket:
+    """A listening unix socket of mode 0600. One that a dead daemon left behind is replaced, a living one's is not."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"{path} is in the way and is no socket", "move it away, then start again")
+        if _answers(path):
+            raise PortInUse(f"another daemon answers on {path}", "stop it first, or use another --data DIR")
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(os.fspath(path))
+        # Until it listens nobody can connect, so there is no moment at which others could.
+        path.chmod(0o600)
+        listener.listen(64)
+    except OSError as fault:
+        listener.close()
+        raise ConfigError(f"cannot listen on {path}: {fault.strerror or fault}", "check the data directory") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            # A full backlog or a socket of somebody else: in doubt it is alive, and stays.
+            return True
+        return True
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.lstat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _remove_ours(path: Path, inode: int | None) -> None:
+    """Take our own socket away, and not one that a successor has put in its place."""
+    if _inode(path) == inode:
+        path.unlink(missing_ok=True)
+
+
+async def serve_api(
+    app: Starlette, socket_path: Path, *, task_status: TaskStatus[Path] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the API until cancelled; the socket's path is handed to ``task_status`` once it answers.
+
+    Raises:
+        PortInUse: another daemon answers there.
+        ConfigError: something else is in the way.
+    """
+    listener = _bind_private_socket(socket_path)
+    mine = _inode(socket_path)
+    try:
+        await _serve(app, listener, task_status, socket_path)
+    finally:
+        listener.close()
+        _remove_ours(socket_path, mine)
+
+
+async def _serve(app: Starlette, listener: socket.socket, task_status: Any, name: Any) -> None:
+    """Run hypercorn on a socket that is already bound."""
+    config = HypercornConfig()
+    # hypercorn owns and closes the descriptor it is given, so it gets one of its own.
+    config.bind = [f"fd://{os.dup(listener.fileno())}"]
+    config.graceful_timeout = GRACEFUL_S
+    config.errorlog = None
+    config.accesslog = None
+    config.h11_max_incomplete_size = 16 << 10
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, app, config)
+        task_status.started(name)
+
+
+async def serve_loopback(app: Starlette, port: int, *, task_status: TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve an application on TCP at 127.0.0.1 until cancelled; port 0 chooses a free one, which ``task_status`` gets.
+
+    Raises:
+        PortInUse: somebody else listens there.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as fault:
+            why = fault.strerror or fault
+            raise PortInUse(f"cannot listen on 127.0.0.1:{port}: {why}", "set metrics.port to another, or 0") from None
+        listener.listen(64)
+        listener.setblocking(False)
+        await _serve(app, listener, task_status, listener.getsockname()[1])
+    finally:
+        listener.close()

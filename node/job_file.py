@@ -1,0 +1,226 @@
+"""``job.toml``: a developer's job as a file beside its code, read into a ``JobSpec`` or refused in words.
+
+Only ``name`` and ``entry`` have no default. Every complaint names the file, the line and the key, and says what to
+write instead; the entry's file is looked into, so that a misspelt function is found here and not on somebody's GPU.
+"""
+
+import ast
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hansa.node.faults import ConfigError
+from hansa.node.toml_reader import TomlTable, read_toml
+from hansa.proto.frames import is_safe_path
+from hansa.proto.market_documents import KIND_CPU, KIND_GPU, TIER_NONE, TIER_SANDBOX, Requirements
+from hansa.proto.units import Amount, DurationMs, PriceE18, amount_for, format_amount
+from hansa.proto.workload import Parameter
+from hansa.scheduler.job_spec import JobSpec
+
+FILE_NAME = "job.toml"
+LARGEST_PARAMETER_BYTES = 2048
+MOST_PARAMETERS = 64
+LONGEST_PARAMETER_NAME = 64
+MOST_SHARDS = 1024
+MOST_WORKERS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFile:
+    """A job as it was found on disk.
+
+    Attributes:
+        directory: what is packed and sent.
+        spec: what is asked of the market.
+    """
+
+    directory: Path
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    wall_ms: DurationMs
+    stall_ms: DurationMs
+    silence_ms: DurationMs
+    round_ms: DurationMs
+    retries: int
+    output_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Budget:
+    total: Amount
+    ceiling_e18: PriceE18
+    currency: str
+
+
+def read_job_file(path: Path) -> JobFile:
+    """Read a ``job.toml``, named itself or by its directory.
+
+    Raises:
+        ConfigError: it is missing, or anything in it is wrong.
+    """
+    if path.is_dir():
+        if not (path / FILE_NAME).exists():
+            raise ConfigError(
+                f"{path}: there is no {FILE_NAME} in it", f"write one, or name the file: {path}/NAME.toml"
+            )
+        path = path / FILE_NAME
+    top = read_toml(path)
+    directory = path.absolute().parent
+    name = top.text("name")
+    entry = _entry(top, directory)
+    shards = top.integer("shards", 1, least=1, most=MOST_SHARDS)
+    workers = top.integer("workers", 1, least=1, most=MOST_WORKERS)
+    parameters = _parameters(top.table("parameters"))
+    limits = _limits(top.table("limits"))
+    requirements = _requirements(top.table("resources"), limits.wall_ms)
+    tender = top.table("tender")
+    bid_window_ms = tender.duration_ms("bids", "5 s", least=100)
+    meter_interval_ms = tender.duration_ms("meter", "10 s", least=100)
+    tender.finish()
+    budget = _budget(top.table("budget"), requirements.devices * min(meter_interval_ms, limits.wall_ms))
+    top.finish()
+    spec = JobSpec(
+        name=name,
+        entry=entry,
+        shards=shards,
+        workers=workers,
+        parameters=parameters,
+        requirements=requirements,
+        currency=budget.currency,
+        budget=budget.total,
+        price_ceiling_e18_per_device_ms=budget.ceiling_e18,
+        meter_interval_ms=meter_interval_ms,
+        bid_window_ms=bid_window_ms,
+        round_timeout_ms=limits.round_ms,
+        stall_ms=limits.stall_ms,
+        silence_ms=limits.silence_ms,
+        retries=limits.retries,
+        output_bytes=limits.output_bytes,
+        state_bytes=limits.state_bytes,
+    )
+    return JobFile(directory=directory, spec=spec)
+
+
+def _entry(top: TomlTable, directory: Path) -> str:
+    entry = top.text("entry")
+    file, colon, function = entry.partition(":")
+    if not colon or not file.endswith(".py") or not function.isidentifier():
+        raise top.fault("entry", 'must be "FILE.py:FUNCTION"', 'for example entry = "train.py:train"')
+    if not is_safe_path(file):
+        raise top.fault("entry", "must name a file inside the job's directory", 'for example entry = "train.py:train"')
+    source = directory / file
+    if not source.is_file():
+        near = difflib.get_close_matches(file, sorted(found.name for found in directory.glob("*.py")), n=1)
+        hint = f"did you mean {near[0]}:{function}?" if near else f"write {source}, or correct the entry"
+        raise top.fault("entry", f"there is no file {file} beside {top.file.name}", hint)
+    names = _names_defined(top, source)
+    if names is not None and function not in names:
+        near = difflib.get_close_matches(function, sorted(names), n=1)
+        hint = f"did you mean {file}:{near[0]}?" if near else f"write def {function}(context): ... in {file}"
+        raise top.fault("entry", f"{file} defines no function {function}", hint)
+    return entry
+
+
+def _names_defined(top: TomlTable, source: Path) -> set[str] | None:
+    """What a module binds at its top level; ``None`` when a star import makes that unknowable without running it."""
+    try:
+        tree = ast.parse(source.read_bytes(), filename=str(source))
+    except SyntaxError as fault:
+        raise top.fault(
+            "entry", f"{source.name}:{fault.lineno}: {fault.msg}", "correct the Python code, then submit again"
+        ) from None
+    except (OSError, ValueError) as fault:
+        raise top.fault("entry", f"{source.name} cannot be read: {fault}", "check the file") from None
+    names: set[str] = set()
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            if any(alias.name == "*" for alias in node.names):
+                return None
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+        else:
+            # Definitions may stand below a top-level if or try, and assignments hold their names below them.
+            pending.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def _parameters(table: TomlTable) -> tuple[Parameter, ...]:
+    if len(table.values) > MOST_PARAMETERS:
+        raise table.fault("", f"has more than {MOST_PARAMETERS} keys", "put large settings into a file beside the code")
+    return tuple(Parameter(name=key, value=_parameter(table, key, value)) for key, value in table.values.items())
+
+
+def _parameter(table: TomlTable, key: str, value: Any) -> str:
+    if not key.isprintable() or not 0 < len(key.encode()) <= LONGEST_PARAMETER_NAME:
+        raise table.fault(key, f"a parameter's name is 1 to {LONGEST_PARAMETER_NAME} printable characters", "rename it")
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise table.fault(key, "must be a finite number", "nan and inf have no JSON") from None
+    except TypeError:
+        raise table.fault(key, "is a date or a time, which JSON does not have", "write it as text in quotes") from None
+    if len(text.encode()) > LARGEST_PARAMETER_BYTES:
+        raise table.fault(key, f"is longer than {LARGEST_PARAMETER_BYTES} bytes", "put it into a file beside the code")
+    return text
+
+
+def _limits(table: TomlTable) -> _Limits:
+    limits = _Limits(
+        wall_ms=table.duration_ms("wall", "1 h", least=1_000),
+        stall_ms=table.duration_ms("stall", "5 min", least=1_000),
+        silence_ms=table.duration_ms("silence", "60 s", least=1_000),
+        round_ms=table.duration_ms("round", "2 min", least=100),
+        retries=table.integer("retries", 3, least=0, most=100),
+        output_bytes=table.size_bytes("outputs", "256 MiB"),
+        state_bytes=table.size_bytes("state", "256 MiB"),
+    )
+    table.finish()
+    return limits
+
+
+def _requirements(table: TomlTable, wall_ms: DurationMs) -> Requirements:
+    kind = table.choice("kind", "any", ("any", KIND_CPU, KIND_GPU))
+    models = table.texts("gpu_models", (), most=64)
+    if models and kind != KIND_GPU:
+        raise table.fault("gpu_models", f'makes no sense with kind = "{kind}"', 'set kind = "gpu", or remove the line')
+    requirements = Requirements(
+        kind=kind,
+        models=models,
+        devices=table.integer("devices", 1, least=1, most=64),
+        device_memory_bytes=table.size_bytes("device_memory", "0 B"),
+        cores_milli=table.cores_milli("cores", 1),
+        memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),
+        scratch_bytes=table.size_bytes("disk", "2 GiB", least=1 << 20),
+        tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
+        wall_ms=wall_ms,
+    )
+    table.finish()
+    return requirements
+
+
+def _budget(table: TomlTable, least_device_ms: int) -> _Budget:
+    """The money, with the one check that needs no market: it must reach to one shard's first receipt."""
+    ceiling_e18 = table.price_e18("price_ceiling_per_hour", "1.00", least=1)
+    total = table.amount("total", "1.00", least=1)
+    smallest = amount_for(least_device_ms, ceiling_e18)
+    if total < smallest:
+        raise table.fault(
+            "total",
+            f"{format_amount(total)} does not pay one shard until its first receipt at the price ceiling",
+            f"allow at least {format_amount(smallest)}, or lower price_ceiling_per_hour",
+        )
+    currency = table.text("currency", "USD", most=12)
+    table.finish()
+    return _Budget(total=total, ceiling_e18=ceiling_e18, currency=currency)

@@ -1,0 +1,146 @@
+"""The config is checked to the last key, and hansa init writes one that passes."""
+
+import itertools
+import stat
+from pathlib import Path
+
+import pytest
+
+from hansa.node.config import default_data_dir, load_config
+from hansa.node.faults import ConfigError
+from hansa.node.first_setup import Wishes, config_text, set_up
+from hansa.proto.units import parse_amount, price_per_hour_to_e18
+
+
+def written(directory: Path, text: str) -> Path:
+    (directory / "config.toml").write_text(text)
+    return directory
+
+
+def refused(directory: Path, text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(directory, text))
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_an_empty_config_is_safe(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, ""))
+    assert not config.provider.enabled
+    assert config.provider.cpu_slots == 0
+    assert config.provider.tier == "sandbox"
+    assert config.sandbox.require
+    assert config.settlement.credit_limit == parse_amount("10")
+    assert config.metrics.port == 9477
+    assert config.api_socket == tmp_path / "api.sock"
+
+
+def test_the_template_states_the_defaults(tmp_path: Path) -> None:
+    from_template = load_config(written(tmp_path, config_text(Wishes())))
+    assert from_template == load_config(written(tmp_path, ""))
+
+
+def test_every_key_of_the_template_is_explained() -> None:
+    lines = config_text(Wishes()).splitlines()
+    for above, line in itertools.pairwise(lines):
+        if " = " in line and not line.startswith("#"):
+            assert above.startswith("#") or " = " in above, f"nothing explains {line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        ("[node]\nregoin = 'x'\n", "config.toml:2: node.regoin: unknown key", "region"),
+        ("[provder]\n", "provder: unknown key", "provider"),
+        ("[node]\ncurrency = 'usd'\n", "config.toml:2: node.currency", "USD"),
+        ("[provider]\nprice_per_hour = '-0.4'\n", "provider.price_per_hour: must not be negative", "0.40"),
+        ("[provider]\nprice_per_hour = 0.4\n", "provider.price_per_hour: must be text in quotes", "0.40"),
+        ("[provider]\nenabled = 'yes'\n", "provider.enabled: must be true or false", "true"),
+        ("[provider]\ncpu_slots = 'many'\n", "provider.cpu_slots", "0"),
+        ("[provider]\ncpu_slots = -1\n", "provider.cpu_slots: is -1", "0"),
+        ("[provider]\ngpus = 'some'\n", "provider.gpus", "[]"),
+        ("[provider]\naccept_buyers = ['0x12']\n", "provider.accept_buyers", "any"),
+        (
+            "[provider]\naccept_buyers = ['0x52908400098527886E0F7030069857D2E4169Ee7']\n",
+            "checksum",
+            "accept_buyers",
+        ),
+        ("[provider]\ntier = 'sandbx'\n", "provider.tier", 'did you mean "sandbox"'),
+        ("[provider]\nmemory_per_slot = 4\n", "provider.memory_per_slot: must be text", "MiB"),
+        ("[network]\nlisten = '/ip4/0.0.0.0/tcp/1'\n", "network.listen: must be a list", "["),
+        ("[network]\nlisten = []\n", "network.listen: must name at least one", "4001"),
+        ("[network]\nlisten = ['0.0.0.0:4001']\n", "network.listen: holds something that is no multiaddr", "tcp"),
+        ("[network]\nbootstrap = ['/ip4/1.2.3.4/tcp/4001']\n", "network.bootstrap: holds an address without", "p2p"),
+        ("[metrics]\nport = 70000\n", "metrics.port: is 70000", "65535"),
+        ("[settlement]\nbackend = 'escrows'\n", "settlement.backend", "ledger"),
+        ("[sandbox]\nrequire = false\n", "sandbox.require: may not be false while anybody", "accept_buyers"),
+        ("[provider]\ntier = 'none'\n", "sandbox.require: cannot hold", "sandbox"),
+        ("[buyer]\nmax_job_budget = '1.0000001'\n", "buyer.max_job_budget: an amount has at most 6", "1.25"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_a_way_out(tmp_path: Path, text: str, place: str, hint: str) -> None:
+    fault = refused(tmp_path, text)
+    assert place in fault.what
+    assert hint in fault.hint
+
+
+def test_the_owner_may_run_his_own_jobs_without_a_sandbox(tmp_path: Path) -> None:
+    text = (
+        "[sandbox]\nrequire = false\n[provider]\ntier = 'none'\n"
+        "accept_buyers = ['0x52908400098527886E0F7030069857D2E4169EE7']\n"
+    )
+    config = load_config(written(tmp_path, text))
+    assert config.provider.accept_buyers == {bytes.fromhex("52908400098527886e0f7030069857d2e4169ee7")}
+
+
+def test_a_directory_without_a_node_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+    assert "hansa init" in caught.value.hint
+
+
+def test_a_path_too_long_for_a_socket_is_refused_at_once(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    assert "too long" in refused(deep, "").what
+
+
+def test_hansa_data_wins_over_the_home_directory() -> None:
+    assert default_data_dir({"HANSA_DATA": "/srv/hansa"}) == Path("/srv/hansa")
+    assert default_data_dir({}).name == ".hansa"
+
+
+def test_set_up_makes_a_private_directory_with_keys_and_a_config_that_reads(tmp_path: Path) -> None:
+    wishes = Wishes(provides=True, price_per_hour="0.45", cpu_slots=2, region='Köln "Süd"', metrics_port=0)
+    made = set_up(tmp_path / "node", wishes)
+    config = load_config(tmp_path / "node")
+    assert config == made.config
+    assert config.provider.enabled
+    assert config.provider.price_e18_per_device_ms == price_per_hour_to_e18("0.45")
+    assert (config.provider.cpu_slots, config.region, config.metrics.port) == (2, 'Köln "Süd"', 0)
+    assert stat.S_IMODE((tmp_path / "node").stat().st_mode) == 0o700
+    for path in (tmp_path / "node").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert made.peer_id.startswith("16Uiu2")
+
+
+def test_set_up_never_overwrites(tmp_path: Path) -> None:
+    set_up(tmp_path / "node", Wishes())
+    before = {path: path.read_bytes() for path in (tmp_path / "node").iterdir()}
+    with pytest.raises(ConfigError, match="lives in"):
+        set_up(tmp_path / "node", Wishes())
+    assert {path: path.read_bytes() for path in (tmp_path / "node").iterdir()} == before
+
+
+def test_an_interrupted_set_up_is_finished_by_the_next_with_the_same_keys(tmp_path: Path) -> None:
+    first = set_up(tmp_path / "node", Wishes())
+    (tmp_path / "node" / "config.toml").unlink()
+    second = set_up(tmp_path / "node", Wishes())
+    assert (second.account, second.peer_id) == (first.account, first.peer_id)
+
+
+def test_a_wish_out_of_range_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="price_per_hour"):
+        set_up(tmp_path / "node", Wishes(price_per_hour="-1"))
+    assert not (tmp_path / "node").exists()

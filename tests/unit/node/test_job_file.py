@@ -1,0 +1,206 @@
+"""What a developer can get wrong in job.toml is told with its place and a way out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hansa.node.faults import ConfigError
+from hansa.node.job_file import read_job_file
+from hansa.node.job_json import spec_from_json, spec_to_json
+from hansa.proto.errors import Malformed
+from hansa.proto.units import parse_amount, price_per_hour_to_e18
+
+LEAST = 'name = "digits"\nentry = "train.py:train"\n'
+FULL = """
+name = "digits"
+entry = "train.py:train"
+shards = 3
+workers = 2
+
+[parameters]
+rate = 0.1
+layers = [64, 32]
+label = "a"
+
+[resources]
+kind = "gpu"
+gpu_models = ["H100"]
+devices = 2
+device_memory = "40 GiB"
+cores = 1.5
+memory = "512 MiB"
+disk = "1 GB"
+
+[limits]
+wall = "10 min"
+stall = "90 s"
+silence = "20 s"
+round = "30 s"
+retries = 2
+outputs = "10 MiB"
+state = "5 MiB"
+
+[budget]
+total = "2.50"
+price_ceiling_per_hour = "0.80"
+currency = "USD"
+
+[tender]
+bids = "3 s"
+meter = "2 s"
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "train.py").write_text("import os\n\n\ndef train(context):\n    return 1\n")
+    (tmp_path / "job.toml").write_text(LEAST)
+    return tmp_path
+
+
+def refused(job: Path, text: str) -> ConfigError:
+    (job / "job.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_job_file(job)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_name_and_entry_are_enough(job: Path) -> None:
+    found = read_job_file(job)
+    assert found.directory == job
+    assert (found.spec.shards, found.spec.workers, found.spec.requirements.kind) == (1, 1, "any")
+
+
+def test_the_file_may_be_named_itself(job: Path) -> None:
+    assert read_job_file(job / "job.toml") == read_job_file(job)
+
+
+def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
+    (job / "job.toml").write_text(FULL)
+    spec = read_job_file(job).spec
+    needs = spec.requirements
+    assert (spec.shards, spec.workers) == (3, 2)
+    assert {parameter.name: json.loads(parameter.value) for parameter in spec.parameters} == {
+        "rate": 0.1,
+        "layers": [64, 32],
+        "label": "a",
+    }
+    assert (needs.kind, needs.models, needs.devices, needs.device_memory_bytes) == ("gpu", ("H100",), 2, 40 << 30)
+    assert (needs.cores_milli, needs.memory_bytes, needs.scratch_bytes) == (1500, 512 << 20, 10**9)
+    assert (needs.wall_ms, spec.stall_ms, spec.silence_ms, spec.round_timeout_ms) == (600_000, 90_000, 20_000, 30_000)
+    assert (spec.retries, spec.output_bytes, spec.state_bytes) == (2, 10 << 20, 5 << 20)
+    assert spec.budget == parse_amount("2.50")
+    assert spec.price_ceiling_e18_per_device_ms == price_per_hour_to_e18("0.80")
+    assert (spec.bid_window_ms, spec.meter_interval_ms) == (3_000, 2_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        ('entry = "train.py:train"\n', "job.toml: name", "name"),
+        (LEAST + "shard = 3\n", "job.toml:3: shard: unknown key", "shards"),
+        (LEAST + "[limit]\n", "limit: unknown key", "limits"),
+        (LEAST + "[limits]\nwal = 3\n", "job.toml:4: limits.wal: unknown key", "wall"),
+        (LEAST + "shards = 0\n", "job.toml:3: shards: is 0", "1"),
+        (LEAST + 'shards = "3"\n', "job.toml:3: shards: must be a whole number", "quotes"),
+        (LEAST + "shards = true\n", "job.toml:3: shards: must be a whole number", "quotes"),
+        (LEAST + '[budget]\ntotal = "-1"\n', "job.toml:4: budget.total: must not be negative", "1.25"),
+        (LEAST + '[budget]\nprice_ceiling_per_hour = "-0.1"\n', "price_ceiling_per_hour: must not be neg", "0.40"),
+        (LEAST + "[budget]\ntotal = 0.5\n", "budget.total: must be text in quotes", "1.25"),
+        (LEAST + '[budget]\ntotal = "0.000001"\n', "budget.total: 0.000001 does not pay", "at least 0.002777"),
+        (LEAST + '[budget]\ntotal = "1e3"\n', "budget.total: an amount must be a plain decimal", "1.25"),
+        (LEAST + '[limits]\nwall = "10 minutes"\n', "unknown unit 'minutes'", "90 s"),
+        (LEAST + '[limits]\nwall = "10"\n', "limits.wall: a length of time is a number and a unit", "90 s"),
+        (LEAST + "[limits]\nwall = 600\n", "limits.wall: must be text in quotes", "90 s"),
+        (LEAST + '[resources]\nmemory = "1 GiBi"\n', "unknown unit 'GiBi'", "512 MiB"),
+        (LEAST + '[resources]\nkind = "gpus"\n', "resources.kind", 'did you mean "gpu"'),
+        (LEAST + '[resources]\ngpu_models = ["H100"]\n', "gpu_models: makes no sense", "kind"),
+        (LEAST + "[resources]\ncores = 0.0001\n", "resources.cores: must be a number of cores", "0.5"),
+        (LEAST + "[parameters]\nwhen = 2020-01-01\n", "parameters.when: is a date", "quotes"),
+        (LEAST + "[parameters]\nrate = nan\n", "parameters.rate: must be a finite number", "JSON"),
+        (LEAST + f'[parameters]\nbig = "{"x" * 3000}"\n', "parameters.big: is longer", "file"),
+        ('name = "a"\nentry = "train.py"\n', "job.toml:2: entry: must be", "train.py:train"),
+        ('name = "a"\nentry = "../train.py:train"\n', "entry: must name a file inside", "train.py"),
+        ('name = "a"\nentry = "trian.py:train"\n', "entry: there is no file trian.py", "did you mean train.py:train"),
+        ('name = "a"\nentry = "train.py:trian"\n', "defines no function trian", "did you mean train.py:train"),
+        ('name = "a\nentry = "b"', "is no valid TOML", "toml.io"),
+        ('name = ""\nentry = "train.py:train"\n', "job.toml:1: name: must not be empty", "name"),
+        ('name = "a\\u001b[2J"\nentry = "train.py:train"\n', "name: must be one line of printable", "control"),
+        ("budget = 3\n" + LEAST, "job.toml:1: budget: must be a table", "[budget]"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_a_way_out(job: Path, text: str, place: str, hint: str) -> None:
+    fault = refused(job, text)
+    assert place in fault.what
+    assert hint in fault.hint
+
+
+def test_code_that_does_not_parse_is_named_with_its_line(job: Path) -> None:
+    (job / "train.py").write_text("x = 1\ndef train(:\n")
+    assert "train.py:2:" in refused(job, LEAST).what
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from elsewhere import train\n",
+        "from elsewhere import *\n",
+        "train = make()\n",
+        "try:\n    import numpy\nexcept ImportError:\n    pass\nelse:\n    def train(context): ...\n",
+        "async def train(context): ...\n",
+    ],
+)
+def test_an_entry_may_be_bound_in_any_way(job: Path, code: str) -> None:
+    (job / "train.py").write_text(code)
+    assert read_job_file(job).spec.entry == "train.py:train"
+
+
+def test_a_function_inside_another_is_no_entry(job: Path) -> None:
+    (job / "train.py").write_text("def outer():\n    def train(context): ...\n")
+    assert "defines no function train" in refused(job, LEAST).what
+
+
+def test_a_missing_file_or_directory_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_job_file(tmp_path / "nowhere" / "job.toml")
+    with pytest.raises(ConfigError, match=r"there is no job.toml in it"):
+        read_job_file(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_said(job: Path) -> None:
+    (job / "job.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_job_file(job)
+
+
+def test_a_spec_comes_back_from_json_as_it_was(job: Path) -> None:
+    (job / "job.toml").write_text(FULL)
+    spec = read_job_file(job).spec
+    assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
+
+
+def test_integers_that_json_would_round_travel_as_text(job: Path) -> None:
+    plain = spec_to_json(read_job_file(job).spec)
+    assert plain["price_ceiling_e18_per_device_ms"] == "277777777777777778"
+    assert plain["shards"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": -1},
+        {"shards": 1.5},
+        {"shards": True},
+        {"budget": "x"},
+        {"name": "n" * 300},
+        {"extra": 1},
+        {"parameters": {"a": 1}},
+        {"requirements": None},
+    ],
+)
+def test_json_out_of_range_is_malformed(job: Path, change: dict[str, object]) -> None:
+    with pytest.raises(Malformed):
+        spec_from_json(spec_to_json(read_job_file(job).spec) | change)
