@@ -5,16 +5,15 @@ keys. Both sign: with the account's signature alone anybody could claim somebody
 node's alone anybody's account.
 """
 
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
 from hansa.proto.documents import NodeBinding
 from hansa.proto.errors import BadSignature, NotForUs
+from hansa.proto.messages import Hello
 from hansa.proto.peer_id import address_of_peer, peer_id_of
 from hansa.proto.signing import Signed, SigningKey, check
 from hansa.proto.typed_data import Domain, digest
-from hansa.proto.units import Signature
 
 ROLES_BYTES: Final = 32
 
@@ -24,15 +23,6 @@ class Role(IntFlag):
 
     PROVIDER = 1
     BUYER = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoublySigned:
-    """A binding and its two signatures over one digest."""
-
-    binding: NodeBinding
-    account_signature: Signature
-    node_signature: Signature
 
 
 def bind(
@@ -45,8 +35,8 @@ def bind(
     not_before_ms: int,
     not_after_ms: int,
     epoch: int,
-) -> DoublySigned:
-    """Sign a binding with both keys.
+) -> Hello:
+    """Sign a binding with both keys; the answer is what the node says first on every connection.
 
     Args:
         account_key: the account's key.
@@ -75,21 +65,21 @@ def bind(
         epoch=epoch,
     )
     signed_digest = digest(domain, binding)
-    return DoublySigned(
+    return Hello(
         binding=binding,
         account_signature=account_key.sign_digest(signed_digest),
         node_signature=node_key.sign_digest(signed_digest),
     )
 
 
-def check_binding(domain: Domain, signed: DoublySigned, peer_id: bytes) -> NodeBinding:
+def check_binding(domain: Domain, hello: Hello, peer_id: bytes) -> NodeBinding:
     """Make sure that a binding is about this peer and that its account and its node both signed it.
 
     Whether it holds now and for what is the caller's next question: ``holds_at`` and ``may``.
 
     Args:
         domain: the domain in which it must count.
-        signed: the binding as it came.
+        hello: the binding and its two signatures, as they came.
         peer_id: the peer whose control of its key the connection has proved, as multihash bytes.
 
     Raises:
@@ -97,14 +87,14 @@ def check_binding(domain: Domain, signed: DoublySigned, peer_id: bytes) -> NodeB
         Malformed: it names no secp256k1 peer, or a field is not of its exact type, length or range.
         BadSignature: one of the two signatures is not canonical, or not by the one who should have signed.
     """
-    binding = signed.binding
+    binding = hello.binding
     if binding.peer_id != peer_id:
         raise NotForUs("NodeBinding.peerId", "names another peer")
     node = address_of_peer(binding.peer_id)
     if binding.account == node:
         raise BadSignature("NodeBinding.account", "is the node itself: the two keys must be two")
-    check(domain, Signed(document=binding, signature=signed.account_signature), binding.account)
-    check(domain, Signed(document=binding, signature=signed.node_signature), node)
+    check(domain, Signed(document=binding, signature=hello.account_signature), binding.account)
+    check(domain, Signed(document=binding, signature=hello.node_signature), node)
     return binding
 
 

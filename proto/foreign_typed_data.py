@@ -28,6 +28,8 @@ DOMAIN_FIELDS: Final = {
 }
 TYPES_LIMIT: Final = 64
 FIELDS_LIMIT: Final = 256
+KIND_LIMIT: Final = 160
+"""Longest name of a type, its brackets included."""
 
 _NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]{0,127}", re.ASCII)
 _INTEGERS: Final[dict[str, Any]] = {
@@ -68,10 +70,11 @@ def read_types(raw: object) -> dict[str, Struct]:
             table = read_exact_keys(entry, ("name", "type"), "types")
             if type(table["name"]) is not str or _NAME.fullmatch(table["name"]) is None:
                 raise Malformed("types", "has a field with a name that is none")
-            inner = _innermost(table["type"]) if type(table["type"]) is str else ""
+            kind = table["type"]
+            inner = _innermost(kind) if type(kind) is str and len(kind) <= KIND_LIMIT else ""
             if _atom(inner) is None and inner not in raw:
                 raise Malformed("types", "has a field of an unknown type")
-            members.append((table["type"], table["name"]))
+            members.append((kind, table["name"]))
         if len({name for _, name in members}) != len(members):
             raise Malformed("types", "has a struct with one field name twice")
         structs[struct_name] = tuple(members)
@@ -93,13 +96,18 @@ def encode_type_of(structs: dict[str, Struct], primary: str) -> str:
     )
 
 
-def _encode(structs: dict[str, Struct], kind: str, raw: Any, where: str) -> bytes:
+def type_hashes_of(structs: dict[str, Struct]) -> dict[str, bytes]:
+    """The type hash of every struct."""
+    return {name: keccak256(encode_type_of(structs, name).encode()) for name in structs}
+
+
+def _encode(structs: dict[str, Struct], hashes: dict[str, bytes], kind: str, raw: Any, where: str) -> bytes:
     if kind.endswith("[]"):
         if type(raw) is not list:
             raise Malformed(where, "is not a JSON array")
-        return keccak256(b"".join([_encode(structs, kind[:-2], item, where) for item in raw]))
+        return keccak256(b"".join([_encode(structs, hashes, kind[:-2], item, where) for item in raw]))
     if kind in structs:
-        return struct_hash_of(structs, kind, raw)
+        return _struct_hash(structs, hashes, kind, raw)
     hint = _atom(kind)
     if kind in _INTEGERS:
         value = read_decimal(raw, where) if type(raw) is str else raw
@@ -108,16 +116,20 @@ def _encode(structs: dict[str, Struct], kind: str, raw: Any, where: str) -> byte
     return encoder_of(hint)(value, where)
 
 
+def _struct_hash(structs: dict[str, Struct], hashes: dict[str, bytes], name: str, raw: object) -> bytes:
+    table = read_exact_keys(raw, tuple(field for _, field in structs[name]), name)
+    words = [hashes[name]]
+    words += [_encode(structs, hashes, kind, table[field], f"{name}.{field}") for kind, field in structs[name]]
+    return keccak256(b"".join(words))
+
+
 def struct_hash_of(structs: dict[str, Struct], primary: str, raw: object) -> bytes:
     """The struct hash of parsed JSON read as one of the structs.
 
     Raises:
         Malformed: it is not exactly such a struct.
     """
-    table = read_exact_keys(raw, tuple(name for _, name in structs[primary]), primary)
-    words = [keccak256(encode_type_of(structs, primary).encode())]
-    words += [_encode(structs, kind, table[name], f"{primary}.{name}") for kind, name in structs[primary]]
-    return keccak256(b"".join(words))
+    return _struct_hash(structs, type_hashes_of(structs), primary, raw)
 
 
 def _domain_members(raw: dict[str, Any]) -> Struct:

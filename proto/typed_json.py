@@ -22,6 +22,8 @@ WIDEST_NUMBER_BITS: Final = 64
 # 78 digits hold every uint256 and stay far below the 4,300 at which int() refuses with a ValueError of its own.
 _DECIMAL_TEXT = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 _HEX_TEXT = re.compile(r"0x(?:[0-9a-f]{2})*", re.ASCII)
+DEPTH_LIMIT: Final = 64
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _JSON_INTEGER = re.compile(r"-?[0-9]{1,78}", re.ASCII)
 
 Document = TypeVar("Document")
@@ -44,6 +46,24 @@ def _read_integer(text: str) -> int:
     return int(text)
 
 
+def _refuse_deep_nesting(text: str) -> None:
+    """Json follows nesting on the C stack, as deep as the recursion limit lets it.
+
+    Some libraries raise that limit to 100,000 when they are imported (py_ecc, below eth-account), and then 100 kB of
+    brackets kill the process. So depth is counted here before json sees the text.
+    """
+    if text.count("[") + text.count("{") <= DEPTH_LIMIT:
+        return
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        if match[0] in ("[", "{"):
+            depth += 1
+            if depth > DEPTH_LIMIT:
+                raise Malformed("JSON", f"is nested deeper than {DEPTH_LIMIT}")
+        elif match[0] in ("]", "}"):
+            depth -= 1
+
+
 def parse_json(text: str | bytes) -> Any:
     """Read JSON text with no floats, no constants such as NaN, no repeated keys and no giant integers.
 
@@ -55,6 +75,7 @@ def parse_json(text: str | bytes) -> Any:
         raise TooLarge("JSON", f"is longer than {TEXT_LIMIT_BYTES} bytes")
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
+        _refuse_deep_nesting(decoded)
         return json.loads(
             decoded,
             object_pairs_hook=_unique_keys,
@@ -62,7 +83,7 @@ def parse_json(text: str | bytes) -> Any:
             parse_constant=_refuse_float,
             parse_int=_read_integer,
         )
-    except (ValueError, RecursionError):
+    except ValueError:
         # json's own errors and UnicodeDecodeError are ValueErrors; their texts repeat what was read.
         raise Malformed("JSON", "is no well-formed JSON text") from None
 
