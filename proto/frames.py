@@ -27,8 +27,7 @@ MAX_PATH_CHARS: Final = 512
 MAX_PARAMETERS: Final = 256
 MAX_INT: Final = 2**63 - 1
 
-Parameter = str | int | float | bool
-"""What a job file may hand to job code under ``[parameters]``."""
+MAX_PARAMETER_BYTES: Final = 8 << 10
 
 FAILURE_KINDS: Final = frozenset(
     {"user-exception", "worker-died", "out-of-memory", "ray-lost", "bad-entry", "bad-state"}
@@ -43,7 +42,7 @@ class Begin:
     Attributes:
         entry: ``"file.py:function"`` inside the job's code.
         workers: Ray workers that share the shard.
-        parameters: names and values from the job file.
+        parameters: names and values from the job file, the values as JSON text.
         round: the round in which this run joins the others.
         state_bytes: the largest state that the run may send or will be sent.
         output_bytes: all files of results together.
@@ -55,7 +54,7 @@ class Begin:
     shard: int
     shards: int
     workers: int
-    parameters: tuple[tuple[str, Parameter], ...]
+    parameters: tuple[tuple[str, str], ...]
     round: int
     has_checkpoint: bool
     size_bytes: int
@@ -215,7 +214,7 @@ def _are_parameters(value: Any) -> bool:
         type(value) is tuple
         and len(value) <= MAX_PARAMETERS
         and all(type(p) is tuple and len(p) == 2 and _is_name(p[0]) for p in value)
-        and all(type(p[1]) in (str, int, float, bool) for p in value)
+        and all(type(p[1]) is str and len(p[1]) <= MAX_PARAMETER_BYTES for p in value)
     )
 
 

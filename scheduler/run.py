@@ -1,7 +1,7 @@
 """One shard on one provider under one lease, from the order to start it to its end: the machine ``scheduler.run``.
 
-The executor tells what happens in the sandbox as the events below, with the time in each of them; the machine keeps what
-must outlive a crash of the daemon (the last checkpoint, the results, the device time) and says what is to be done.
+The executor tells what happens in the sandbox as the events below, with the time in each of them; the machine keeps
+what must outlive a crash of the daemon (the last checkpoint, the results, the device time) and says what is to be done.
 
 Device time is what the buyer pays for: the milliseconds between start or resumption and pause or end. After a crash
 nobody knows when the sandbox went, so the time counts only to the last thing that was heard of it.
@@ -242,9 +242,7 @@ RUN_TABLE: Table[Run] = Table(
 
 def plan_run(run: bytes, *, checkpoint: BlobRef | None = None, round_number: int = 0) -> Step[Run]:
     """A new run, to be started from this checkpoint if the shard was worked on before."""
-    state = Run(
-        run=run, phase=STAGING, checkpoint=checkpoint, checkpoint_round=round_number, round=round_number
-    )  # fmt: skip
+    state = Run(run=run, phase=STAGING, checkpoint=checkpoint, checkpoint_round=round_number, round=round_number)
     return Step(state=state, effects=outstanding(state))
 
 
@@ -270,13 +268,14 @@ def device_ms(state: Run, now_ms: int) -> int:
     return state.counted_ms + max(0, now_ms - state.running_since_ms)
 
 
-def _react(state: Run, event: RunEvent) -> Step[Run]:
+def _react(before: Run, event: RunEvent) -> Step[Run]:
+    state = before
     if not isinstance(event, (RunLost, RunStopWanted)):
         state = replace(state, heard_ms=max(state.heard_ms, event.at_ms))
     match event:
         case RunStarted():
             if state.running_since_ms is not None:
-                return ignore(state, "started twice")
+                return ignore(before, "started twice")
             phase = STOPPING if state.phase == STOPPING else RUNNING
             return Step(state=replace(state, phase=phase, running_since_ms=event.at_ms))
         case RunProgressed():

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from hansa.proto.frames import MAX_METRICS, MAX_NAME_CHARS, Parameter
+from hansa.proto.frames import MAX_METRICS, MAX_NAME_CHARS
 from hansa.proto.tensors import decode_state, encode_state
 from hansa.worker.states import back_into, to_arrays
 
@@ -67,7 +67,7 @@ class Context:
         shards: int,
         worker: int,
         workers: int,
-        parameters: Mapping[str, Parameter],
+        parameters: Mapping[str, Any],
         inputs: Path,
         outputs: Path,
         round_number: int,

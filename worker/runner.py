@@ -6,6 +6,7 @@ It starts a cluster, lets the job's entry function run in every worker, and pass
 that matters: limits are held outside, since the job's code could replace this process at will.
 """
 
+import json
 import os
 import socket
 import stat
@@ -49,6 +50,7 @@ CODE, INPUTS, OUTPUTS = Path("/job/code"), Path("/job/inputs"), Path("/job/outpu
 BEAT_S = 1.0
 TAKE_S = 20.0
 MAX_FILES = 1000
+STORE_S = 10.0
 
 
 class Wire:
@@ -98,6 +100,7 @@ class Run:
         self._stop_asked = False
         self._saved: tuple[int, int, bytes] | None = None
         self._unsaved: tuple[int, int] | None = None
+        self._stored = threading.Event()
 
     def beat(self) -> None:
         """Tell the daemon every second how far the job is; a run whose figure stands still is stuck."""
@@ -126,8 +129,7 @@ class Run:
             return
         for report in self._hub.flush_reports():
             self._wire.send(Progress(step=report.step, metrics=report.metrics))
-        if self._saved is not None:
-            self._send_checkpoint()
+        self._send_last_checkpoint()
         self._send_outputs()
         self._wire.send(Finished())
 
@@ -141,6 +143,7 @@ class Run:
                 self._unsaved = None
                 if self._saved is not None:
                     self._send_checkpoint()
+                self._stored.set()
         elif isinstance(frame, Stop):
             self.stop()
 
@@ -163,7 +166,7 @@ class Run:
             "shard": begin.shard,
             "shards": begin.shards,
             "workers": begin.workers,
-            "parameters": dict(begin.parameters),
+            "parameters": {name: json.loads(value) for name, value in begin.parameters},
             "inputs": INPUTS,
             "outputs": OUTPUTS,
             "round_number": begin.round,
@@ -253,6 +256,13 @@ class Run:
         if len(state) > self._begin.state_bytes:
             raise Malformed("checkpoint", f"{len(state)} bytes are over the limit of the run")
         self._wire.send_with(Checkpoint(round=number, step=step, size_bytes=len(state)), state)
+
+    def _send_last_checkpoint(self) -> None:
+        """The newest may still wait for the one before it to be stored."""
+        deadline = time.monotonic() + STORE_S
+        while self._saved is not None and time.monotonic() < deadline:
+            self._stored.clear()
+            self._stored.wait(BEAT_S)
 
     def _send_outputs(self) -> None:
         files = sorted(path for path in OUTPUTS.rglob("*") if stat.S_ISREG(path.lstat().st_mode))

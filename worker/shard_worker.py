@@ -44,8 +44,8 @@ class ShardWorker:
     def work(self) -> None:
         """Run the job's function to its end.
 
-        The last message is ``("ended", "finished" | "stopped" | "bad-entry" | "user-exception", words)``. It is a message
-        and no return value so that nothing the job said before can be overtaken by it.
+        The last message is ``("ended", how, words)``, where ``how`` is finished, stopped, bad-entry or user-exception.
+        It is a message and no return value so that it cannot overtake what the job said before.
         """
         settings = dict(self._settings)
         entry = settings.pop("entry")

@@ -1,0 +1,153 @@
+"""What a process does between fork and bubblewrap: become nobody, in a view of the files where nobody can reach ours.
+
+bubblewrap is never started by uid 0: a job in a sandbox that root made could write /proc/sys/kernel/core_pattern and so
+become root on the host (measured). So a launcher that is root first drops to a uid that nobody uses. That uid cannot
+read below a directory of mode 0700, where the interpreter (/root/.pyenv) and the data directory often are; so in a
+mount namespace of its own, made while still root, the process binds just the directories that the sandbox is furnished
+with under a path that it can read. An ordinary user's launcher needs none of this: it can read what it owns.
+"""
+
+import contextlib
+import ctypes
+import os
+import pwd
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+FIRST_UID, LAST_UID = 64_000, 64_999
+STAGE = "/mnt"
+OOM_SCORE = 500
+
+_CLONE_NEWNS = 0x00020000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+_PR_SET_PDEATHSIG = 1
+
+
+class ClaimedUid:
+    """A uid that no user has and no other launcher on this machine uses, for as long as this object is held.
+
+    The claim is the name of an abstract socket, so it ends with the process that made it, however that ends.
+    """
+
+    def __init__(self) -> None:
+        """Claim the first that is free.
+
+        Raises:
+            OSError: all are taken.
+        """
+        for uid in range(FIRST_UID, LAST_UID + 1):
+            try:
+                pwd.getpwuid(uid)
+            except KeyError:
+                claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                try:
+                    claim.bind(f"\0hansa-uid-{uid}")
+                except OSError:
+                    claim.close()
+                    continue
+                self.uid = uid
+                self._claim = claim
+                return
+        raise OSError("every uid for sandboxes is in use")
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._claim.close()
+
+
+def staged(sources: Sequence[str]) -> Callable[[str], str]:
+    """Where each of these paths, or one below them, will be found after `stage`."""
+    places = {source: f"{STAGE}/{number}" for number, source in enumerate(sources)}
+
+    def place(path: str) -> str:
+        for source, at in places.items():
+            if path == source:
+                return at
+            if path.startswith(source + "/"):
+                return at + path[len(source) :]
+        return path
+
+    return place
+
+
+def stage(sources: Sequence[str]) -> None:
+    """In a new mount namespace, bind these paths read-only where `staged` says. Needs root.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    _call(libc.unshare(_CLONE_NEWNS), "a mount namespace of its own")
+    # Nothing that follows may be seen outside.
+    _mount(libc, None, "/", None, _MS_REC | _MS_PRIVATE)
+    # Mounted over what is there, so first hold on to sources that lie below.
+    held = [os.open(source, os.O_PATH | os.O_CLOEXEC) for source in sources]
+    _mount(libc, "hansa", STAGE, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=64k")
+    for number, descriptor in enumerate(held):
+        at = Path(STAGE, str(number))
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            at.mkdir()
+        else:
+            at.touch()
+        _mount(libc, f"/proc/self/fd/{descriptor}", str(at), None, _MS_BIND)
+        _mount(libc, None, str(at), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+        os.close(descriptor)
+
+
+def drop_to(uid: int) -> None:
+    """Become this uid, in no group but its own, for good."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    assert os.getuid() == uid, "still somebody else"
+
+
+def set_limits(*, scratch_bytes: int, processes: int | None) -> None:
+    """Limits that hold per process, and the number of a uid's processes where no cgroup counts them.
+
+    RLIMIT_AS is not among them: Ray, torch and CUDA reserve tens of GB that they never touch.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(scratch_bytes, 1 << 28),) * 2)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 65_536 if most == resource.RLIM_INFINITY else min(65_536, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if processes is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+        wanted = _threads_of(os.getuid()) + processes  # the kernel counts what the user runs elsewhere, too
+        wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NPROC, (wanted, wanted))
+    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))  # if memory runs out, a guest goes first
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the thread that forked us ends; the launcher has one thread, and it lives as long as it does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    _call(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "a signal at the parent's death")
+    if os.getppid() != parent:
+        os._exit(125)
+
+
+def _threads_of(uid: int) -> int:
+    count = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                count += sum(1 for _ in entry.joinpath("task").iterdir())
+    return count
+
+
+def _mount(  # noqa: PLR0917 - the system call's own order
+    libc: ctypes.CDLL, source: str | None, target: str, kind: str | None, flags: int, options: str | None = None
+) -> None:
+    encoded = [None if text is None else text.encode() for text in (source, target, kind, options)]
+    _call(libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]), f"mounting {target}")
+
+
+def _call(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

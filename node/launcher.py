@@ -1,0 +1,338 @@
+"""`hansa launcher`: the small process that makes sandboxes, and the only one that may be root.
+
+It has no network and no keys, runs in one thread, and does what a daemon asks over one socket: start a sandbox, pause
+it, end it, tell how it ended. When that socket closes (the daemon was killed, by whatever signal) it ends every sandbox
+and itself; when the launcher is killed, the kernel ends its sandboxes through PR_SET_PDEATHSIG.
+
+That signal is sent when the *thread* ends that forked. trio forks in worker threads, which end after ten idle seconds,
+and so a daemon that started bubblewrap by itself lost its jobs after exactly 10.0 s (measured). Hence this process.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hansa.node import confine, process_tree
+from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
+from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
+from hansa.node.sandbox import Inventory, SandboxSpec, SandboxUnavailable, build_command, take_inventory
+from hansa.node.seccomp import open_filter
+from hansa.proto.errors import ProtocolError
+
+WATCH_S = 0.5
+KEPT_WORDS = 4096
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """One sandbox that runs.
+
+    Attributes:
+        pid: bubblewrap's outer process.
+        ended_fd: readable when it has ended.
+        words_fd: its standard error.
+        watched: whether this process must count its memory, for want of a cgroup.
+    """
+
+    run: bytes
+    pid: int
+    ended_fd: int
+    words_fd: int
+    group: Group | None
+    uid: confine.ClaimedUid | None
+    spec: SandboxSpec
+    words: bytes = b""
+    paused: bool = False
+    memory_kills: int = 0
+    peak_bytes: int = 0
+
+
+class Launcher:
+    """Serves one daemon until it hangs up."""
+
+    def __init__(self, control: socket.socket, peer_uid: int | None = None) -> None:
+        """Serve ``control``.
+
+        Args:
+            control: the socket to the daemon.
+            peer_uid: the daemon's uid if it is another than ours; then what it names must belong to it.
+        """
+        self._control = control
+        self._peer_uid = peer_uid
+        self._selector = selectors.DefaultSelector()
+        self._rooms: dict[bytes, Room] = {}
+        self._counter = 0
+
+    def serve(self) -> None:
+        """Do what is asked; return once the daemon is gone and nothing is left."""
+        with contextlib.suppress(OSError):
+            remove_leftovers()
+        self._selector.register(self._control, selectors.EVENT_READ, self._take_request)
+        next_watch = time.monotonic() + WATCH_S
+        try:
+            while self._control.fileno() >= 0:
+                unwatched = all(room.group is not None for room in self._rooms.values())
+                timeout = None if unwatched else max(0.0, next_watch - time.monotonic())
+                for key, _events in self._selector.select(timeout):
+                    if key.fd in self._selector.get_map():  # the one before may have closed it
+                        key.data()
+                if not unwatched and time.monotonic() >= next_watch:
+                    self._watch()
+                    next_watch = time.monotonic() + WATCH_S
+        finally:
+            for room in list(self._rooms.values()):
+                self._kill(room)
+                self._bury(room)
+
+    def _take_request(self) -> None:
+        try:
+            message, descriptors = receive(self._control)
+        except (ProtocolError, OSError):
+            message, descriptors = None, []
+        for descriptor in descriptors:
+            os.close(descriptor)  # nobody has a reason to send us any
+        if message is None:
+            self._selector.unregister(self._control)
+            self._control.close()
+            return
+        room = self._rooms.get(message.run)
+        if isinstance(message, Start):
+            self._start(message)
+        elif room is None:
+            return  # it has ended, and `Ended` is on its way
+        elif isinstance(message, Kill):
+            self._kill(room)
+        elif isinstance(message, (Pause, Resume)):
+            self._set_paused(room, paused=isinstance(message, Pause))
+
+    def _start(self, message: Start) -> None:
+        try:
+            self._check_request(message)
+            inventory = take_inventory()
+            room, runner_end = self._make_room(message, inventory)
+        except (OSError, SandboxUnavailable, KeyError) as error:
+            self._tell(Refused(run=message.run, reason=f"{type(error).__name__}: {error}"[:500]))
+            return
+        self._rooms[message.run] = room
+        self._selector.register(room.ended_fd, selectors.EVENT_READ, lambda: self._bury(room))
+        self._selector.register(room.words_fd, selectors.EVENT_READ, lambda: self._hear(room))
+        watched = {"memory": "counting every 0.5 s", "processes": "rlimit and counting", "pause": "signals"}
+        limits = {**(room.group.held if room.group else watched), "disk": "tmpfs size", "wall": "the daemon's clock"}
+        self._tell(Started(run=message.run, pid=room.pid, limits=limits), (runner_end,))
+        os.close(runner_end)
+
+    def _check_request(self, message: Start) -> None:
+        """A root launcher must not open for a daemon what the daemon could not open by itself."""
+        if message.run in self._rooms:
+            raise SandboxUnavailable("this run has a sandbox already", "a fault of the daemon's")
+        for path in filter(None, (message.spec.code, message.spec.inputs)):
+            if self._peer_uid is not None and os.lstat(path).st_uid != self._peer_uid:
+                raise PermissionError(f"{path} does not belong to the daemon")
+
+    def _make_room(self, message: Start, inventory: Inventory) -> tuple[Room, int]:
+        spec = message.spec
+        ours, theirs = socket.socketpair()
+        words_out, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(words_in, True)
+        is_root = os.getuid() == 0
+        uid = confine.ClaimedUid() if is_root else None
+        self._counter += 1
+        limits = GroupLimits(memory_bytes=spec.memory_bytes, cpu_millis=spec.cpu_millis, processes=spec.processes)
+        group = make_group(f"{os.getpid()}-{self._counter}", limits)
+        sources = [path for path, _inside in inventory.binds] + [spec.code, inventory.bwrap_root]
+        sources += [spec.inputs] if spec.inputs else []
+        place = confine.staged(sources) if is_root else str
+        open_fds = [theirs.fileno()]
+
+        def open_data(name: str, data: bytes) -> int:
+            descriptor = os.memfd_create(name.rpartition("/")[2], os.MFD_CLOEXEC)
+            os.write(descriptor, data)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            open_fds.append(descriptor)
+            return descriptor
+
+        command = build_command(inventory, spec, theirs.fileno(), open_data, place)
+        open_fds.append(open_filter())
+        command[1:1] = ["--seccomp", str(open_fds[-1])]
+        us = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become(command, open_fds, words_in, us, lambda: self._confine(spec, group, uid, sources))
+        for descriptor in open_fds[1:]:
+            os.close(descriptor)
+        theirs.close()
+        os.close(words_in)
+        room = Room(
+            run=message.run, pid=pid, ended_fd=os.pidfd_open(pid), words_fd=words_out, group=group, uid=uid, spec=spec
+        )
+        return room, ours.detach()
+
+    def _confine(
+        self, spec: SandboxSpec, group: Group | None, uid: confine.ClaimedUid | None, sources: list[str]
+    ) -> None:
+        """In the forked process: everything that must be done before bubblewrap."""
+        if group is not None:
+            group.join()
+        if uid is not None:
+            confine.stage(sources)
+        confine.set_limits(scratch_bytes=spec.scratch_bytes, processes=None if group else spec.processes)
+        if uid is not None:
+            confine.drop_to(uid.uid)
+
+    def _watch(self) -> None:
+        """Count what runs without a cgroup, and end what is over its limits."""
+        for room in self._rooms.values():
+            if room.group is not None:
+                continue
+            pids = process_tree.descendants(room.pid)
+            used = process_tree.memory_bytes(pids)
+            room.peak_bytes = max(room.peak_bytes, used)
+            if used > room.spec.memory_bytes:
+                room.memory_kills += 1
+                self._kill(room)
+            elif process_tree.thread_count(pids) > room.spec.processes:
+                self._kill(room)
+
+    def _set_paused(self, room: Room, *, paused: bool) -> None:
+        room.paused = paused
+        if room.group is not None:
+            room.group.freeze(frozen=paused)
+        else:
+            process_tree.set_paused(room.pid, paused=paused)
+
+    def _kill(self, room: Room) -> None:
+        """One signal ends the pid namespace and all in it; the group makes sure, and thaws what is frozen."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(room.pid, signal.SIGKILL)
+        if room.group is not None:
+            with contextlib.suppress(OSError):
+                room.group.kill()
+
+    def _hear(self, room: Room) -> None:
+        """Keep the end of what bubblewrap and the runner complain about; the pipe must not fill up and block them."""
+        data = os.read(room.words_fd, 65536)
+        room.words = (room.words + data)[-KEPT_WORDS:]
+        if not data:
+            self._selector.unregister(room.words_fd)
+
+    def _bury(self, room: Room) -> None:
+        """The outer process has ended (or is about to): see that all did, and tell."""
+        _pid, status = os.waitpid(room.pid, 0)
+        del self._rooms[room.run]
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(room.words_fd, 65536):
+                room.words = (room.words + data)[-KEPT_WORDS:]
+        for descriptor in (room.ended_fd, room.words_fd):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(descriptor)
+            os.close(descriptor)
+        kills, peak = room.memory_kills, room.peak_bytes
+        if room.group is not None:
+            with contextlib.suppress(OSError):
+                room.group.kill()
+                kills, peak = room.group.memory_kills(), room.group.peak_bytes()
+            room.group.remove()
+        if room.uid is not None:
+            room.uid.release()
+        self._tell(
+            Ended(
+                run=room.run,
+                status=os.waitstatus_to_exitcode(status),
+                memory_kills=kills,
+                peak_bytes=peak,
+                words=room.words.decode("utf-8", "replace"),
+            )
+        )
+
+    def _tell(self, message: Any, descriptors: tuple[int, ...] = ()) -> None:
+        with contextlib.suppress(OSError):  # a daemon that is gone need not be told
+            send(self._control, message, descriptors)
+
+
+def _become(
+    command: list[str], descriptors: list[int], words: int, parent: int, confine_us: Callable[[], None]
+) -> None:
+    """In the forked process: turn into bubblewrap, or say why not and leave. Never returns."""
+    try:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        os.dup2(words, 2)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        confine_us()
+        confine.die_with(parent)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        os.execve(command[0], command, {})  # noqa: S606 - there is no shell here, on purpose
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as a second launcher
+        os.write(2, f"before bubblewrap: {type(error).__name__}: {error}\n".encode())
+    os._exit(126)
+
+
+def start_launcher() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a launcher as our child; gives it and our end of its socket. To be called in the main thread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hansa.node.launcher", str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        stdin=subprocess.DEVNULL,
+        cwd="/",
+        # A terminal's Ctrl-C goes to the whole process group; sandboxes end when the daemon says so.
+        start_new_session=True,
+    )
+    theirs.close()
+    return process, ours
+
+
+def connect_launcher(path: str) -> socket.socket:
+    """The socket of a launcher that runs as a unit of its own."""
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.connect(path)
+    return control
+
+
+def listen(path: str) -> None:
+    """Serve every daemon that connects to this path, each in a process of its own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
+        listener.bind(path)
+        listener.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
+        while True:
+            control, _address = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _pid, uid, _gid = _credentials(control)
+                Launcher(control, peer_uid=None if uid == os.getuid() else uid).serve()
+                os._exit(0)
+            control.close()
+
+
+def _credentials(control: socket.socket) -> tuple[int, int, int]:
+    raw = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, gid = (int.from_bytes(raw[at : at + 4], sys.byteorder, signed=True) for at in (0, 4, 8))
+    return pid, uid, gid
+
+
+def main(arguments: list[str]) -> None:
+    """``hansa launcher FD`` serves an inherited socket, ``hansa launcher PATH`` listens."""
+    if arguments[0].isdigit():
+        Launcher(socket.socket(fileno=int(arguments[0]))).serve()
+    else:
+        listen(arguments[0])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

