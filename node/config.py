@@ -97,9 +97,11 @@ class SandboxConfig:
 
     Attributes:
         require: refuse every job where no sandbox can be made.
+        launcher: the unix socket of a launcher that runs as a service of its own; ``None`` starts one as a child.
     """
 
     require: bool
+    launcher: Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +304,10 @@ def _metrics(table: TomlTable) -> MetricsConfig:
 
 
 def _sandbox(table: TomlTable, provider: ProviderConfig) -> SandboxConfig:
-    sandbox = SandboxConfig(require=table.boolean("require", True))
+    launcher = table.text("launcher", "", empty=True)
+    if launcher and not launcher.startswith("/"):
+        raise table.fault("launcher", "must be an absolute path", 'for example launcher = "/run/hansa/launcher.sock"')
+    sandbox = SandboxConfig(require=table.boolean("require", True), launcher=Path(launcher) if launcher else None)
     if not sandbox.require and provider.accept_buyers is None:
         raise table.fault("require", "may not be false while anybody's jobs are taken", "list provider.accept_buyers")
     if sandbox.require and provider.tier == TIER_NONE:

@@ -1,0 +1,192 @@
+"""What this machine has to lend: its GPUs as the driver names them, and CPU capacity sold as just that.
+
+Nothing is pretended. Without a driver there are no GPUs and the note says so; a CPU slot carries the processor's own
+name; and more slots than the machine has cores or memory for are refused at start-up, not at the first job.
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa.node.config import ProviderConfig
+from hansa.node.faults import ConfigError
+from hansa.node.nvml import Gpu, GpuReport, read_gpus
+from hansa.node.quantities import format_size
+from hansa.proto.keccak import keccak256
+from hansa.proto.market_documents import KIND_CPU, KIND_GPU, Device
+from hansa.proto.units import Address, Bytes32
+
+CORES_KEPT_MILLI = 2_000
+"""With ``cpu_slots = "auto"``, what stays with the owner."""
+MODEL_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine's CPU side.
+
+    Attributes:
+        model: the processor's name as the kernel gives it.
+        cores_milli: cores that this process may use, in thousandths.
+        memory_bytes: main memory that this process may use.
+        serial: tells this machine from others of the same owner.
+    """
+
+    model: str
+    cores_milli: int
+    memory_bytes: int
+    serial: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Everything that is lent.
+
+    Attributes:
+        devices: as they stand in adverts and bids.
+        gpus: the GPU behind a device's id, for the executor (its ``minor``) and for metering (its ``uuid``).
+        note: what is lent and what is not, in one line.
+        driver_version: empty without an NVIDIA driver.
+    """
+
+    devices: tuple[Device, ...]
+    gpus: Mapping[Bytes32, Gpu]
+    note: str
+    driver_version: str
+
+    def gpu_minors(self, leased: tuple[Bytes32, ...]) -> tuple[int, ...]:
+        """Minor numbers of the device nodes that a run on these devices is given. CPU slots have none."""
+        return tuple(sorted(self.gpus[device].minor for device in leased if device in self.gpus))
+
+
+def take_inventory(
+    account: Address, provider: ProviderConfig, *, report: GpuReport | None = None, machine: Machine | None = None
+) -> Inventory:
+    """What this node lends under this account and these settings.
+
+    Args:
+        account: the provider's account; device ids are bound to it.
+        provider: which GPUs and how many CPU slots.
+        report: what the driver said; asked if not given.
+        machine: what the kernel said; asked if not given.
+
+    Raises:
+        ConfigError: the settings name a GPU that is not there, or more CPU capacity than there is.
+    """
+    if not provider.enabled:
+        return Inventory(devices=(), gpus={}, note="this node lends nothing", driver_version="")
+    report = read_gpus() if report is None else report
+    machine = read_machine() if machine is None else machine
+    lent = _chosen_gpus(provider, report)
+    slots = _slot_count(provider, machine)
+    left_milli = max(0, machine.cores_milli - slots * provider.cpu_cores_milli_per_slot)
+    gpus = {keccak256(account + gpu.uuid.encode()): gpu for gpu in lent}
+    devices = [
+        Device(
+            id=device_id,
+            kind=KIND_GPU,
+            model=_line(gpu.model),
+            memory_bytes=gpu.memory_bytes,
+            # The cores that are not sold by themselves are shared out among the GPUs.
+            cores_milli=left_milli // len(lent),
+        )
+        for device_id, gpu in gpus.items()
+    ]
+    devices += [
+        Device(
+            id=keccak256(account + f"{machine.serial}:cpu:{slot}".encode()),
+            kind=KIND_CPU,
+            model=_line(machine.model),
+            memory_bytes=provider.memory_bytes_per_slot,
+            cores_milli=provider.cpu_cores_milli_per_slot,
+        )
+        for slot in range(slots)
+    ]
+    note = _note(report, lent, slots)
+    return Inventory(devices=tuple(devices), gpus=gpus, note=note, driver_version=report.driver_version)
+
+
+def _chosen_gpus(provider: ProviderConfig, report: GpuReport) -> tuple[Gpu, ...]:
+    if provider.gpus is None:
+        return report.gpus
+    chosen: list[Gpu] = []
+    for wanted in provider.gpus:
+        found = [gpu for gpu in report.gpus if wanted in (gpu.uuid, str(gpu.index))]
+        if not found:
+            why = "; ".join(report.notes) or f"this machine has {', '.join(gpu.uuid for gpu in report.gpus)}"
+            raise ConfigError(f"provider.gpus names {wanted}, which cannot be lent: {why}", "see nvidia-smi -L")
+        chosen += [gpu for gpu in found if gpu not in chosen]
+    return tuple(chosen)
+
+
+def _slot_count(provider: ProviderConfig, machine: Machine) -> int:
+    cores_milli, memory_bytes = provider.cpu_cores_milli_per_slot, provider.memory_bytes_per_slot
+    if provider.cpu_slots is None:
+        by_cores = (machine.cores_milli - CORES_KEPT_MILLI) // cores_milli
+        return max(0, min(by_cores, machine.memory_bytes * 3 // 4 // memory_bytes))
+    if provider.cpu_slots * cores_milli > machine.cores_milli:
+        raise ConfigError(
+            f"provider.cpu_slots sells {provider.cpu_slots * cores_milli / 1000:g} cores, "
+            f"and this machine has {machine.cores_milli / 1000:g}",
+            "lower provider.cpu_slots or provider.cpu_cores_per_slot",
+        )
+    if provider.cpu_slots * memory_bytes > machine.memory_bytes:
+        raise ConfigError(
+            f"provider.cpu_slots sells {format_size(provider.cpu_slots * memory_bytes)} of memory, "
+            f"and this machine has {format_size(machine.memory_bytes)}",
+            "lower provider.cpu_slots or provider.memory_per_slot",
+        )
+    return provider.cpu_slots
+
+
+def _note(report: GpuReport, lent: tuple[Gpu, ...], slots: int) -> str:
+    lends = [f"{len(lent)} GPU{'s' * (len(lent) != 1)}"] if lent else []
+    lends += [f"{slots} CPU slot{'s' * (slots != 1)}, sold as what it is"] if slots else []
+    notes = [*report.notes, "lends " + " and ".join(lends) if lends else "nothing is lent"]
+    return "; ".join(notes)
+
+
+def read_machine(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
+    """Ask the kernel. Limits of a container count: what this process may not use cannot be sold."""
+    return Machine(
+        model=_processor(proc / "cpuinfo"),
+        cores_milli=len(os.sched_getaffinity(0)) * 1000,
+        memory_bytes=_memory_bytes(proc / "meminfo", cgroup),
+        serial=_read_text(Path("/etc/machine-id")).strip(),
+    )
+
+
+def _processor(cpuinfo: Path) -> str:
+    fields = {}
+    for line in _read_text(cpuinfo).splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    # x86 says "model name"; ARM boards say "Model" or nothing, and then the architecture is all there is to say.
+    return fields.get("model name") or fields.get("Model") or platform.machine() or "unknown processor"
+
+
+def _memory_bytes(meminfo: Path, cgroup: Path) -> int:
+    total_bytes = 0
+    for line in _read_text(meminfo).splitlines():
+        if line.startswith("MemTotal:"):
+            total_bytes = int(line.split()[1]) * 1024
+    for limit in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        text = _read_text(limit).strip()
+        if text.isdigit():
+            total_bytes = min(total_bytes, int(text))
+    return total_bytes
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _line(text: str) -> str:
+    """A name as short as a wire field wants it."""
+    return text.encode()[:MODEL_BYTES].decode("utf-8", "ignore")
