@@ -73,14 +73,14 @@ class ProgressMade:
 
     Attributes:
         running_ms: how long it ran, pauses left out, as the daemon measured it.
-        steps: useful steps that the job reported.
+        steps: the newest step that the job reported, or None where this is not the report of a step.
         rounds: rounds that it contributed to.
         checkpoint: root of its newest checkpoint, or 32 zero bytes.
         at_ms: when.
     """
 
     running_ms: DurationMs
-    steps: Uint64
+    steps: Uint64 | None
     rounds: Uint32
     checkpoint: Bytes32
     at_ms: UnixMs
@@ -191,6 +191,7 @@ class Sale:
         terms: what was agreed, as far as money needs it.
         started_ms: when metering began.
         device_ms: metered with evidence.
+        seen_ms: the run's own time at the last report of a step.
         steps, rounds, checkpoint: the newest evidence.
         lined_ms: when the last line was given to the channel.
         lined_steps: the evidence it had.
@@ -214,6 +215,7 @@ class Sale:
     terms: LeaseTerms | None = None
     started_ms: UnixMs = 0
     device_ms: DeviceMs = 0
+    seen_ms: DurationMs = 0
     steps: Uint64 = 0
     rounds: Uint32 = 0
     checkpoint: Bytes32 = NOTHING
@@ -415,18 +417,22 @@ def _repeat_confirmation(state: Sale, award: Award) -> Step[Sale]:
 
 
 def _progress(state: Sale, event: ProgressMade) -> Step[Sale]:
+    """Take the evidence in. The time up to a step is charged when it is a new step: work done again is not paid again."""
     assert state.terms is not None
     after = replace(
         state,
         started_ms=state.started_ms or event.at_ms - event.running_ms,
-        device_ms=max(state.device_ms, event.running_ms * len(state.bid.devices)),
-        steps=max(state.steps, event.steps),
         rounds=max(state.rounds, event.rounds),
         checkpoint=event.checkpoint,
     )
-    if event.steps <= state.steps:
-        # No new step is no new evidence: the time since the last one is not charged until a step comes.
-        after = replace(after, device_ms=state.device_ms)
+    if event.steps is not None:
+        worked_ms = max(0, event.running_ms - state.seen_ms) if event.steps > state.steps else 0
+        after = replace(
+            after,
+            seen_ms=event.running_ms,
+            steps=max(state.steps, event.steps),
+            device_ms=state.device_ms + worked_ms * len(state.bid.devices),
+        )
     return _meter(after, event.at_ms, final=False)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.machine import Step, Table, rows
 from hansa.proto.market_documents import Device
 from hansa.proto.units import Bytes32, UnixMs
 
@@ -99,13 +99,13 @@ def hold(state: Capacity, bid: bytes, devices: Iterable[Device], at_ms: int) -> 
     return replace(state, allotments={**state.allotments, bid: Allotment(bid=bid, devices=ids, since_ms=at_ms)})
 
 
-def advance(state: Capacity, bid: bytes, event: HoldAccepted | Freed) -> Step[Capacity]:  # type: ignore[type-var]
-    """One event for the allotment of a bid."""
+def advance(state: Capacity, bid: bytes, event: HoldAccepted | Freed) -> tuple[Capacity, str | None]:
+    """One event for the allotment of a bid. Answers the new state, and why nothing happened if nothing did."""
     allotment = state.allotments.get(bid)
     if allotment is None:
-        return ignore(state, f"{type(event).__name__} of no allotment")  # type: ignore[type-var]
+        return state, f"{type(event).__name__} of no allotment"
     step = TABLE.advance(allotment, event, _react)
     others = {key: entry for key, entry in state.allotments.items() if key != bid}
     if step.state.phase != "released":
         others[bid] = step.state
-    return Step(state=replace(state, allotments=others), ignored=step.ignored)  # type: ignore[type-var]
+    return replace(state, allotments=others), step.ignored

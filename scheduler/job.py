@@ -23,7 +23,9 @@ RETRY_MS = 3_000
 FETCH_PATIENCE = 3
 """Outputs of a run that ended are waited for this many times the silence limit."""
 
-WORTH_RETRYING = frozenset({"lost", "worker", "memory", "ray", "stalled", "sandbox", "wall", "provider"})
+WORTH_RETRYING = frozenset(
+    {"lost", "worker-died", "out-of-memory", "ray-lost", "sandbox-lost", "stalled", "silent", "refused", "stopped"}
+)
 """Kinds of failure that another attempt, perhaps elsewhere, may not have. A fault in the job's own code would recur."""
 
 

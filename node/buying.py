@@ -1,0 +1,444 @@
+"""The buyer's rooms: jobs, their tenders, their rounds, and the channels that pay."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from hansa.market import paying_channel, purchase
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.purchase import Placement, Purchase
+from hansa.market.receipts import LeaseTerms, Statement
+from hansa.market.selection import Record
+from hansa.node.events import (
+    BlobFetched,
+    JobCancelled,
+    JobSubmitted,
+    MessageArrived,
+    RoundNotReduced,
+    RoundReduced,
+    TenderPrepared,
+)
+from hansa.node.state import NodeState
+from hansa.proto import messages
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.scheduler import job, rounds
+from hansa.scheduler.job import Granted, Job
+from hansa.scheduler.rounds import Rounds
+
+Effects = list[Any]
+
+
+def submit(state: NodeState, event: JobSubmitted) -> Effects:
+    """A new job: its machine, its rounds, its first tender."""
+    if state.jobs.get(event.job) is not None:
+        state.ignore("job", "a job that is known")
+        return []
+    step = job.plan(job=event.job, spec=event.spec, package=event.package, at_ms=event.at_ms)
+    state.jobs[event.job] = step.state
+    state.rounds[event.job] = Rounds(job=event.job, shards=event.spec.shards, timeout_ms=event.spec.round_timeout_ms)
+    return _follow(state, event.job, step.effects)
+
+
+def cancel(state: NodeState, event: JobCancelled) -> Effects:
+    """The user wants a job to end."""
+    return _advance_job(state, event.job, job.CancelWanted(reason=event.reason, at_ms=event.at_ms))
+
+
+def funds_left(state: NodeState, of: Job) -> int:
+    """What is left of a job's budget when every live lease costs its most and every ended one what was vouched for."""
+    left = of.spec.budget
+    for _, bought in state.purchases.all():
+        if bought.tender.job != of.job:
+            continue
+        for placement in bought.placements:
+            channel = state.paying.get(placement.award.channel_id)
+            if placement.phase == "confirmed":
+                left -= bought.bids[placement.bid].max_total
+            elif placement.phase == "ended" and channel is not None:
+                left -= channel.vouched(placement.lease)
+    return max(0, left)
+
+
+def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
+    """A tender was written for a job that waits for it."""
+    of = state.jobs.live.get(event.tender.job)
+    tender_digest = digest(DOMAIN, event.tender)
+    if of is None or state.purchases.get(tender_digest) is not None:
+        state.ignore("purchase", "a tender for no job that waits")
+        return []
+    channels = {
+        channel.config.payee: channel.config for channel in state.paying.live.values() if channel.phase == "open"
+    }
+    begun = Purchase(
+        tender=event.tender,
+        tender_digest=tender_digest,
+        workload=of.spec.workload(of.job, of.package),
+        funds=funds_left(state, of),
+        invited=event.invited,
+        channels=channels,
+        records={account: state.records[account] for account in event.invited if account in state.records},
+    )
+    step = purchase.open_purchase(begun, event.at_ms)
+    state.purchases[tender_digest] = step.state
+    return _follow_purchase(state, step.state, step.effects)
+
+
+def take_blob(state: NodeState, event: BlobFetched) -> Effects:
+    """A checkpoint or an output is here."""
+    news = job.BlobArrived(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
+    return _advance_job(state, event.job, news)
+
+
+def take_reduction(state: NodeState, event: RoundReduced | RoundNotReduced) -> Effects:
+    """A round's states were averaged, or could not be."""
+    news: Any
+    if isinstance(event, RoundReduced):
+        news = rounds.Reduced(
+            round=event.round,
+            state=event.state,
+            accepted=event.accepted,
+            rejected=event.rejected,
+            at_ms=event.at_ms,
+        )
+    else:
+        news = rounds.ReductionFailed(round=event.round, rejected=event.rejected, at_ms=event.at_ms)
+    return _advance_rounds(state, event.job, news)
+
+
+# How machines hear events, and where their effects go.
+
+
+def _advance_job(state: NodeState, key: bytes, event: Any) -> Effects:
+    of = state.jobs.get(key)
+    if of is None:
+        state.ignore("job", "news of no job of ours")
+        return []
+    step = job.advance(of, event)
+    state.ignore("job", step.ignored)
+    state.jobs[key] = step.state
+    return _follow(state, key, step.effects)
+
+
+def _advance_rounds(state: NodeState, key: bytes, event: Any) -> Effects:
+    current = state.rounds.get(key)
+    if current is None:
+        state.ignore("rounds", "news of no job of ours")
+        return []
+    step = rounds.advance(current, event)
+    state.ignore("rounds", step.ignored)
+    state.rounds[key] = step.state
+    return list(step.effects)
+
+
+def _advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
+    bought = state.purchases.get(key)
+    if bought is None:
+        state.ignore("purchase", "news of no tender of ours")
+        return []
+    step = purchase.advance(bought, event)
+    state.ignore("purchase", step.ignored)
+    state.purchases[key] = step.state
+    return _follow_purchase(state, step.state, step.effects)
+
+
+def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
+    channel = state.paying.get(key)
+    if channel is None:
+        state.ignore("paying_channel", "news of no channel of ours")
+        return []
+    step = paying_channel.advance(channel, event)
+    state.ignore("paying_channel", step.ignored)
+    state.paying[key] = step.state
+    return [effect for effect in step.effects if not isinstance(effect, paying_channel.Vouched)]
+
+
+def _follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
+    """A job's effects: some are news for its other machines, the rest are orders to the world."""
+    outward: Effects = []
+    for effect in effects:
+        match effect:
+            case rounds.MemberJoined() | rounds.MemberLeft():
+                outward += _advance_rounds(state, key, effect)
+            case job.JobOver():
+                outward += _advance_rounds(state, key, rounds.JobEnded())
+            case job.LeaseOver():
+                outward += _end_lease(state, effect)
+            case job.TendersUnwanted(reason=reason, at_ms=at_ms):
+                for tender, bought in list(state.purchases.live.items()):
+                    if bought.tender.job == key:
+                        outward += _advance_purchase(state, tender, purchase.Withdrawn(reason=reason, at_ms=at_ms))
+            case _:
+                outward.append(effect)
+    return outward
+
+
+def _follow_purchase(state: NodeState, bought: Purchase, effects: tuple[Any, ...]) -> Effects:
+    for placement in bought.placements:
+        state.placed[placement.lease] = bought.tender_digest
+    outward: Effects = []
+    for effect in effects:
+        match effect:
+            case purchase.Gathered(placements=placements, at_ms=at_ms):
+                for placement in placements:
+                    outward += _open_channel(state, bought, placement, at_ms)
+                granted = tuple(
+                    Granted(shard=entry.shard, lease=entry.lease, provider=entry.provider) for entry in placements
+                )
+                outward += _advance_job(state, bought.tender.job, job.GangCame(granted=granted, at_ms=at_ms))
+            case purchase.Unfilled(reason=reason, at_ms=at_ms):
+                news = job.TenderFailed(shards=bought.tender.shards, reason=reason, at_ms=at_ms)
+                outward += _advance_job(state, bought.tender.job, news)
+            case _:
+                outward.append(effect)
+    return outward
+
+
+def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:
+    key, bid = placement.award.channel_id, bought.bids[placement.bid]
+    if state.paying.get(key) is None:
+        state.paying[key] = PayingChannel(config=placement.channel, channel_id=key)
+    terms = LeaseTerms(
+        lease=placement.lease,
+        job=bought.tender.job,
+        shard=placement.shard,
+        devices=bid.devices,
+        price_e18_per_device_ms=bid.price_e18_per_device_ms,
+        max_total=bid.max_total,
+        begins_ms=at_ms,
+        ends_ms=placement.award.ends_ms,
+    )
+    return [
+        *_advance_channel(state, key, paying_channel.ChannelConfirmed()),
+        *_advance_channel(state, key, paying_channel.LeaseOpened(terms=terms)),
+    ]
+
+
+def _end_lease(state: NodeState, over: job.LeaseOver) -> Effects:
+    """Nothing more runs under a lease: remember how it went, pay for nothing later, and close a channel left idle."""
+    bought = state.purchase_on(over.lease)
+    placement = _placement(bought, over.lease)
+    if bought is None or placement is None or placement.phase != "confirmed":
+        return []
+    record = state.records.get(placement.provider, Record())
+    state.records[placement.provider] = (
+        replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
+    )
+    ended = purchase.LeaseEnded(lease=over.lease, well=over.well, at_ms=over.at_ms)
+    effects = _advance_purchase(state, bought.tender_digest, ended)
+    key = placement.award.channel_id
+    channel = state.paying.live.get(key)
+    if channel is None:
+        return effects
+    terms = channel.terms[over.lease]
+    shorter = replace(terms, ends_ms=min(terms.ends_ms, over.at_ms))
+    effects += _advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
+    if not any(_is_live(state, lease) for lease in channel.terms):
+        effects += _advance_channel(state, key, paying_channel.CloseWanted(at_ms=over.at_ms))
+    return effects
+
+
+def _placement(bought: Purchase | None, lease: bytes) -> Placement | None:
+    placements = bought.placements if bought else ()
+    return next((entry for entry in placements if entry.lease == lease), None)
+
+
+def _is_live(state: NodeState, lease: bytes) -> bool:
+    placement = _placement(state.purchase_on(lease), lease)
+    return placement is not None and placement.phase == "confirmed"
+
+
+# What providers say. The sender is proven; whether it may say this is asked here.
+
+
+def _hear_bid(state: NodeState, event: MessageArrived) -> Effects:
+    message: messages.BidSent = event.message  # type: ignore[assignment]
+    bid = message.bid.document
+    if bid.signer != event.sender:
+        state.ignore("purchase", "a bid that is not its sender's")
+        return []
+    return _advance_purchase(state, bid.tender, purchase.BidArrived(bid=message.bid, at_ms=event.at_ms))
+
+
+def _hear_decline(state: NodeState, event: MessageArrived) -> Effects:
+    message: messages.DeclineSent = event.message  # type: ignore[assignment]
+    decline = message.decline.document
+    if decline.signer != event.sender:
+        state.ignore("purchase", "a decline that is not its sender's")
+        return []
+    news = purchase.DeclineArrived(decline=message.decline, at_ms=event.at_ms)
+    return _advance_purchase(state, decline.tender, news)
+
+
+def _of_provider(
+    machine: str, react: Callable[[NodeState, MessageArrived, Purchase, Placement], Effects]
+) -> Callable[[NodeState, MessageArrived], Effects]:
+    """Only the provider of a lease is heard about it."""
+
+    def hear(state: NodeState, event: MessageArrived) -> Effects:
+        bought = state.purchase_on(event.message.lease)  # type: ignore[union-attr]
+        placement = _placement(bought, event.message.lease)  # type: ignore[union-attr]
+        if bought is None or placement is None or placement.provider != event.sender:
+            state.ignore(machine, "news of a lease that is not the sender's")
+            return []
+        return react(state, event, bought, placement)
+
+    return hear
+
+
+def _confirmed(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
+    news = purchase.ConfirmationArrived(lease=placement.lease, at_ms=event.at_ms)
+    return _advance_purchase(state, bought.tender_digest, news)
+
+
+def _refused(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
+    reason: str = event.message.reason  # type: ignore[union-attr]
+    news = purchase.RefusalOfLeaseArrived(lease=placement.lease, reason=reason, at_ms=event.at_ms)
+    return _advance_purchase(state, bought.tender_digest, news)
+
+
+def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, _: Placement) -> Effects:
+    at_ms = event.at_ms
+    news: Any = None
+    match event.message:
+        case messages.RunReported(lease=lease, step=step, metrics=metrics, started=started):
+            news = job.ReportArrived(lease=lease, step=step, metrics=metrics, started=started, at_ms=at_ms)
+        case messages.CheckpointStored(lease=lease, round=number, step=step, checkpoint=checkpoint):
+            news = job.CheckpointAnnounced(lease=lease, round=number, step=step, checkpoint=checkpoint, at_ms=at_ms)
+        case messages.OutputStored(lease=lease, path=path, blob=blob):
+            news = job.OutputAnnounced(lease=lease, path=path, blob=blob, at_ms=at_ms)
+        case messages.RunEnded() as end:
+            news = job.RunEndArrived(
+                lease=end.lease,
+                outcome=end.outcome,
+                kind=end.kind,
+                reason=end.reason,
+                outputs=end.outputs,
+                at_ms=at_ms,
+            )
+    return _advance_job(state, bought.tender.job, news)
+
+
+def _hear_contribution(state: NodeState, event: MessageArrived, bought: Purchase, _: Placement) -> Effects:
+    message: messages.RoundContributed = event.message  # type: ignore[assignment]
+    of = state.jobs.live.get(bought.tender.job)
+    if of is None or message.state.size_bytes > of.spec.state_bytes:
+        state.ignore("rounds", "a state over the job's limit, or of a job that is over")
+        return []
+    news = rounds.ContributionArrived(
+        lease=message.lease,
+        round=message.round,
+        weight_milli=message.weight_milli,
+        state=message.state,
+        at_ms=event.at_ms,
+    )
+    return _advance_rounds(state, of.job, news)
+
+
+def _hear_receipt(state: NodeState, event: MessageArrived) -> Effects:
+    message: messages.ReceiptSent = event.message  # type: ignore[assignment]
+    key = message.receipt.document.channel_id
+    channel = state.paying.get(key)
+    if channel is None or channel.config.payee != event.sender:
+        state.ignore("paying_channel", "a receipt of a channel that is not the sender's")
+        return []
+    statement = Statement(receipt=message.receipt.document, lines=message.lines, evidence=message.evidence)
+    news = paying_channel.ReceiptArrived(statement=statement, signature=message.receipt.signature, at_ms=event.at_ms)
+    return _advance_channel(state, key, news)
+
+
+def _hear_close(state: NodeState, event: MessageArrived) -> Effects:
+    message: messages.CloseAccepted = event.message  # type: ignore[assignment]
+    key = message.close.document.channel_id
+    channel = state.paying.get(key)
+    if channel is None or channel.config.payee != event.sender:
+        state.ignore("paying_channel", "a close of a channel that is not the sender's")
+        return []
+    news = paying_channel.CloseAcceptanceArrived(close=message.close, at_ms=event.at_ms)
+    return _advance_channel(state, key, news)
+
+
+HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
+    messages.BidSent: _hear_bid,
+    messages.DeclineSent: _hear_decline,
+    messages.LeaseConfirmed: _of_provider("purchase", _confirmed),
+    messages.LeaseRefused: _of_provider("purchase", _refused),
+    messages.RunReported: _of_provider("job", _hear_of_run),
+    messages.CheckpointStored: _of_provider("job", _hear_of_run),
+    messages.OutputStored: _of_provider("job", _hear_of_run),
+    messages.RunEnded: _of_provider("job", _hear_of_run),
+    messages.RoundContributed: _of_provider("rounds", _hear_contribution),
+    messages.ReceiptSent: _hear_receipt,
+    messages.CloseAccepted: _hear_close,
+}
+"""What a buyer hears, and who listens."""
+
+
+# Time, and what is done again after a restart.
+
+
+def deadlines_ms(state: NodeState) -> Iterator[int]:
+    """When each of the buyer's machines next wants to be woken."""
+    for machine in state.jobs.live.values():
+        if (at_ms := job.deadline_ms(machine)) is not None:
+            yield at_ms
+    for bought in state.purchases.live.values():
+        if (at_ms := purchase.deadline_ms(bought)) is not None:
+            yield at_ms
+    for current in state.rounds.live.values():
+        if (at_ms := rounds.deadline_ms(current)) is not None:
+            yield at_ms
+
+
+def pass_time(state: NodeState, at_ms: int) -> Effects:
+    """Wake every machine whose deadline has come."""
+    effects: Effects = []
+    for key, machine in list(state.jobs.live.items()):
+        if (due_ms := job.deadline_ms(machine)) is not None and due_ms <= at_ms:
+            effects += _advance_job(state, key, job.TimePassed(at_ms=at_ms))
+    for key, bought in list(state.purchases.live.items()):
+        if (due_ms := purchase.deadline_ms(bought)) is not None and due_ms <= at_ms:
+            effects += _advance_purchase(state, key, purchase.TimePassed(at_ms=at_ms))
+    for key, current in list(state.rounds.live.items()):
+        if (due_ms := rounds.deadline_ms(current)) is not None and due_ms <= at_ms:
+            effects += _advance_rounds(state, key, rounds.TimePassed(at_ms=at_ms))
+    return effects
+
+
+def restart(state: NodeState, at_ms: int) -> Effects:
+    """Everything that waits for somebody else is said again, and silence until now was our own."""
+    effects: Effects = []
+    for key, machine in list(state.jobs.all()):
+        if machine.phase == "running":
+            effects += _advance_job(state, key, job.Restarted(at_ms=at_ms))
+        current = state.jobs.get(key)
+        assert current is not None
+        effects += job.outstanding(current, at_ms)
+        effects += _missing_tenders(state, current, at_ms)
+    for _, bought in state.purchases.all():
+        effects += purchase.outstanding(bought, at_ms)
+    for _, current_round in state.rounds.all():
+        effects += rounds.outstanding(current_round, at_ms)
+    for _, channel in state.paying.all():
+        effects += paying_channel.outstanding(channel, at_ms)
+    return effects
+
+
+def _missing_tenders(state: NodeState, of: Job, at_ms: int) -> Effects:
+    """Tenders that were wanted and never opened: the daemon ended between the two."""
+    if of.phase not in ("gathering", "running"):
+        return []
+    tendered = {
+        shard
+        for bought in state.purchases.live.values()
+        if bought.tender.job == of.job and bought.phase in ("tendering", "awarding")
+        for shard in bought.tender.shards
+    }
+    waiting = [shard for shard in of.shards if shard.phase == "waiting" and not shard.retry_ms]
+    missing = [shard for shard in waiting if shard.shard not in tendered]
+    if of.phase == "gathering":
+        numbers = tuple(shard.shard for shard in missing)
+        return [job.TenderWanted(job=of.job, shards=numbers, attempt=0, at_ms=at_ms)] if numbers else []
+    return [
+        job.TenderWanted(job=of.job, shards=(shard.shard,), attempt=shard.attempts, at_ms=at_ms) for shard in missing
+    ]

@@ -1,0 +1,95 @@
+"""How an event finds its machines: from the words of the outside to theirs, and from one machine's effects to another.
+
+``advance`` is pure but for the holder it changes: the same events in the same order give the same state and the same
+orders to the world. Buyer's rooms are in ``hansa.node.buying``, the provider's in ``hansa.node.selling``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from hansa.market.ledger import Post
+from hansa.node import buying, selling
+from hansa.node.events import (
+    BlobFetched,
+    InventoryChanged,
+    JobCancelled,
+    JobSubmitted,
+    MessageArrived,
+    NodeEvent,
+    RoundNotReduced,
+    RoundReduced,
+    Started,
+    TenderPrepared,
+    TimeCame,
+)
+from hansa.node.state import NodeState
+from hansa.scheduler.capacity import with_inventory
+
+Effects = list[Any]
+MOST_ROUNDS_OF_TIME = 64
+"""A machine whose deadline has come must move on; if all of them do not within so many turns, it is our fault."""
+
+
+def advance(state: NodeState, event: NodeEvent) -> Effects:
+    """Let one event happen. Answers what the world is ordered to do, in order; money is already in the books."""
+    state.at_ms = max(state.at_ms, event.at_ms)
+    effects: Effects = []
+    for effect in _handler(event)(state, event):
+        if isinstance(effect, Post):
+            state.ledger = state.ledger.post(effect.entry)
+        effects.append(effect)
+    return effects
+
+
+def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
+    match event:
+        case MessageArrived(message=message):
+            return (buying.HEARD | selling.HEARD)[type(message)]
+        case JobSubmitted():
+            return buying.submit
+        case JobCancelled():
+            return buying.cancel
+        case TenderPrepared():
+            return buying.open_tender
+        case BlobFetched():
+            return buying.take_blob
+        case RoundReduced() | RoundNotReduced():
+            return buying.take_reduction
+        case InventoryChanged(devices=devices):
+            return lambda state, _: _take_inventory(state, devices)
+        case TimeCame():
+            return _pass_time
+        case Started():
+            return _start
+        case _:
+            return selling.take_run_news
+
+
+def _take_inventory(state: NodeState, devices: tuple[Any, ...]) -> Effects:
+    state.capacity = with_inventory(state.capacity, devices)
+    return []
+
+
+def _start(state: NodeState, event: Started) -> Effects:
+    """Take the owner's rules, and do again whatever was left undone when the daemon ended."""
+    assert state.account in (bytes(20), event.account), "this journal is another account's"
+    state.account, state.peer_id, state.terms = event.account, event.peer_id, event.terms
+    state.capacity = with_inventory(state.capacity, event.devices)
+    return [*buying.restart(state, event.at_ms), *selling.restart(state, event.at_ms)]
+
+
+def deadline_ms(state: NodeState) -> int | None:
+    """When time alone will change something: the earliest deadline of any machine."""
+    times = [*buying.deadlines_ms(state), *selling.deadlines_ms(state)]
+    return min(times, default=None)
+
+
+def _pass_time(state: NodeState, event: TimeCame) -> Effects:
+    effects: Effects = []
+    for _ in range(MOST_ROUNDS_OF_TIME):
+        effects += buying.pass_time(state, event.at_ms)
+        effects += selling.pass_time(state, event.at_ms)
+        deadline = deadline_ms(state)
+        if deadline is None or deadline > event.at_ms:
+            return effects
+    raise AssertionError("a machine's deadline came and the machine did not move on")

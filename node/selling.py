@@ -1,0 +1,392 @@
+"""The provider's rooms: devices, bids, leases, runs, and the channels that earn."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hansa.market import earning_channel, sale
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.effects import Send, unsigned
+from hansa.market.pricing import bid_for, decline_for, objection, too_cheap
+from hansa.market.receipts import NOTHING
+from hansa.market.sale import Sale
+from hansa.node.events import MessageArrived, RunNews
+from hansa.node.state import NodeState
+from hansa.proto import messages
+from hansa.proto.blob import BlobRef
+from hansa.proto.market_documents import Bid, Tender
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.proto.units import Address, Bytes32, Uint64
+from hansa.scheduler import capacity, run
+from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler.run import Run
+
+Effects = list[Any]
+
+STOP_GRACE_MS = 3_000
+"""How long a run that is told to stop may take to save what is worth saving."""
+NEWS_KEEP_MS = 60_000
+"""A report or a checkpoint that could not be brought for so long is overtaken."""
+ROUND_KEEP_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliverRound:
+    """Effect: fetch a round's result from the buyer and hand it to the run that waits for it."""
+
+    lease: Bytes32
+    buyer: Address
+    round: Uint64
+    state: BlobRef
+
+
+def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
+    """A bid for every shard that there is room for, or a decline with its reason. Held in the same instant."""
+    message: messages.TenderSent = event.message  # type: ignore[assignment]
+    tender, terms = message.tender.document, state.terms
+    tender_digest = digest(DOMAIN, tender)
+    if tender.signer != event.sender or terms is None:
+        state.ignore("sale", "a tender that is not its sender's" if terms else "a tender, and nothing is provided here")
+        return []
+    standing = [bid for bid, entry in state.sales.all() if entry.bid.tender == tender_digest]
+    if standing:
+        state.ignore("sale", "a tender that is known")
+        return []
+    owed = state.ledger.balance(f"due:{tender.signer.hex()}") + state.ledger.balance(f"settled:{tender.signer.hex()}")
+    why = objection(tender, terms, owed=owed, at_ms=event.at_ms)
+    effects: Effects = []
+    for number in range(len(tender.shards) if why is None else 0):
+        devices = choose(tender.requirements, state.capacity.free, state.capacity.devices)
+        if isinstance(devices, Shortage):
+            why = why or (devices.reason, devices.relaxation)
+            break
+        why = too_cheap(tender, devices, terms)
+        if why is not None:
+            break
+        bid = bid_for(tender, tender_digest, devices, terms, number=number, at_ms=event.at_ms)
+        effects += _hold(state, tender, bid, grace_ms=terms.grace_ms, at_ms=event.at_ms)
+    if effects or why is None:
+        return effects
+    decline = decline_for(tender, tender_digest, state.account, why)
+    message_out = messages.DeclineSent(decline=unsigned(decline))
+    return [Send(to=tender.signer, message=message_out, keep_until_ms=tender.bids_close_ms)]
+
+
+def _hold(state: NodeState, tender: Tender, bid: Bid, *, grace_ms: int, at_ms: int) -> Effects:
+    bid_digest = digest(DOMAIN, bid)
+    by_id = {device.id: device for device in state.capacity.devices}
+    devices = [by_id[device] for device in bid.devices]
+    state.capacity = capacity.hold(state.capacity, bid_digest, devices, at_ms)
+    step = sale.open_sale(Sale(tender=tender, bid=bid, bid_digest=bid_digest, grace_ms=grace_ms))
+    state.sales[bid_digest] = step.state
+    return list(step.effects)
+
+
+# How machines hear events, and where their effects go.
+
+
+def _advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
+    entry = state.sales.get(key)
+    if entry is None:
+        state.ignore("sale", "news of no bid of ours")
+        return []
+    step = sale.advance(entry, event)
+    state.ignore("sale", step.ignored)
+    state.sales[key] = step.state
+    outward: Effects = []
+    for effect in step.effects:
+        match effect:
+            case sale.LeaseMade(bid=bid, channel=channel, terms=terms):
+                _advance_capacity(state, bid, capacity.HoldAccepted())
+                state.sale_of[terms.lease] = bid
+                channel_key = step.state.channel_id
+                if state.earning.get(channel_key) is None:
+                    state.earning[channel_key] = EarningChannel(config=channel, channel_id=channel_key)
+                outward += _advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
+            case sale.DevicesFreed(bid=bid):
+                _advance_capacity(state, bid, capacity.Freed())
+            case sale.RunWanted(lease=lease, round=number, checkpoint=checkpoint):
+                planned = run.plan_run(lease, checkpoint=checkpoint, round_number=number)
+                state.runs[lease] = planned.state
+                outward += planned.effects
+            case sale.RunUnwanted(lease=lease, reason=reason):
+                wanted = run.RunStopWanted(run=lease, grace_ms=STOP_GRACE_MS, why=reason, at_ms=state.at_ms)
+                outward += _advance_run(state, wanted)
+            case earning_channel.LineMetered():
+                outward += _advance_channel(state, step.state.channel_id, effect)
+            case _:
+                outward.append(effect)
+    return outward
+
+
+def _advance_capacity(state: NodeState, bid: bytes, event: capacity.HoldAccepted | capacity.Freed) -> None:
+    state.capacity, ignored = capacity.advance(state.capacity, bid, event)
+    state.ignore("capacity", ignored)
+
+
+def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
+    channel = state.earning.get(key)
+    if channel is None:
+        state.ignore("earning_channel", "news of no channel of ours")
+        return []
+    step = earning_channel.advance(channel, event)
+    state.ignore("earning_channel", step.ignored)
+    state.earning[key] = step.state
+    outward: Effects = []
+    for effect in step.effects:
+        match effect:
+            case earning_channel.LinesVouched(amounts=amounts, at_ms=at_ms):
+                for lease, amount in sorted(amounts.items()):
+                    vouched = sale.LineVouched(amount=amount, at_ms=at_ms)
+                    outward += _advance_sale(state, state.sale_of[lease], vouched)
+            case earning_channel.LinesRefused(leases=leases, reason=reason):
+                for lease in leases:
+                    refused = sale.LineRefused(reason=reason, at_ms=state.at_ms)
+                    outward += _advance_sale(state, state.sale_of[lease], refused)
+            case _:
+                outward.append(effect)
+    return outward
+
+
+def _advance_run(state: NodeState, event: Any) -> Effects:
+    current = state.runs.get(event.run)
+    if current is None:
+        state.ignore("run", "news of no run of ours")
+        return []
+    step = run.advance(current, event)
+    state.ignore("run", step.ignored)
+    state.runs[event.run] = step.state
+    outward: Effects = list(step.effects)
+    if current.phase not in run.RUN_TABLE.terminal and step.state.phase in run.RUN_TABLE.terminal:
+        outward += _finish(state, step.state, event.at_ms)
+    return outward
+
+
+def _finish(state: NodeState, ended: Run, at_ms: int) -> Effects:
+    """A run is over: the time up to its end counts if it succeeded, and the sale learns of it."""
+    effects: Effects = []
+    if ended.phase == run.SUCCEEDED:
+        # To finish is a step too: without it a job that reports nothing would cost its provider and pay nothing.
+        effects += _advance_sale(state, state.sale_of[ended.run], _progress(ended, at_ms, ended.step + 1))
+    kind = "stopped" if ended.phase == run.STOPPED else ended.end_kind
+    over = sale.RunOver(
+        outcome=ended.phase,
+        kind="" if ended.phase == run.SUCCEEDED else kind,
+        reason=ended.end_reason,
+        outputs=len(ended.outputs),
+        at_ms=at_ms,
+    )
+    return effects + _advance_sale(state, state.sale_of[ended.run], over)
+
+
+def _progress(current: Run, at_ms: int, step: int | None) -> sale.ProgressMade:
+    return sale.ProgressMade(
+        running_ms=run.device_ms(current, at_ms),
+        steps=step,
+        rounds=min(current.round, (1 << 32) - 1),
+        checkpoint=current.checkpoint.root if current.checkpoint else NOTHING,
+        at_ms=at_ms,
+    )
+
+
+def take_run_news(state: NodeState, event: RunNews) -> Effects:
+    """The executor tells of a run: the run's machine, then the sale's, then the buyer."""
+    entry = state.sale_on(event.run)
+    if entry is None or state.runs.get(event.run) is None:
+        state.ignore("run", "news of no run of ours")
+        return []
+    effects = _advance_run(state, event)
+    current = state.runs.get(event.run)
+    assert current is not None
+    match event:
+        case run.RunProgressed(step=step):
+            effects += _advance_sale(state, entry.bid_digest, _progress(current, event.at_ms, step))
+        case run.RunSynced() | run.RunCheckpointed():
+            effects += _advance_sale(state, entry.bid_digest, _progress(current, event.at_ms, None))
+    return effects + _tell_buyer(entry, event)
+
+
+def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
+    lease, keep_ms, replaces = event.run, NEWS_KEEP_MS, ""
+    message: Any = None
+    match event:
+        case run.RunStarted():
+            message, replaces = messages.RunReported(lease=lease, step=0, metrics=(), started=True), "started"
+        case run.RunProgressed(step=step, metrics=metrics):
+            named = tuple(messages.Metric(name=name, value=value) for name, value in metrics)
+            message = messages.RunReported(lease=lease, step=step, metrics=named, started=True)
+            replaces = f"step {step}"
+        case run.RunSynced(round=number, weight_ppm=weight_ppm, state=contribution):
+            message = messages.RoundContributed(
+                lease=lease, round=number, weight_milli=weight_ppm // 1000, state=contribution
+            )
+            keep_ms, replaces = ROUND_KEEP_MS, "contribution"
+        case run.RunCheckpointed(round=number, step=step, checkpoint=checkpoint):
+            message = messages.CheckpointStored(lease=lease, round=number, step=step, checkpoint=checkpoint)
+            keep_ms, replaces = ROUND_KEEP_MS, "checkpoint"
+        case run.RunOutput(path=path, blob=blob):
+            message = messages.OutputStored(lease=lease, path=path, blob=blob)
+            keep_ms = sale.DELIVERY_MS
+    if message is None:
+        return []
+    keep_until_ms = event.at_ms + keep_ms
+    replaces = replaces and f"{replaces} {lease.hex()}"
+    return [Send(to=entry.buyer, message=message, keep_until_ms=keep_until_ms, replaces=replaces)]
+
+
+# What buyers say. The sender is proven; whether it may say this is asked here.
+
+
+def _of_buyer(
+    react: Callable[[NodeState, MessageArrived, Sale], Effects],
+) -> Callable[[NodeState, MessageArrived], Effects]:
+    """Only the buyer of a lease is heard about it."""
+
+    def hear(state: NodeState, event: MessageArrived) -> Effects:
+        entry = state.sale_on(event.message.lease)  # type: ignore[union-attr]
+        if entry is None or entry.buyer != event.sender:
+            state.ignore("sale", "news of a lease that is not the sender's")
+            return []
+        return react(state, event, entry)
+
+    return hear
+
+
+def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
+    at_ms = event.at_ms
+    news: Any = None
+    match event.message:
+        case messages.LeaseCancelled(reason=reason):
+            news = sale.LeaseCalledOff(reason=reason, at_ms=at_ms)
+        case messages.RunOrdered(round=number, checkpoint=checkpoint):
+            assert entry.workload is not None
+            if checkpoint is not None and checkpoint.size_bytes > entry.workload.state_bytes:
+                state.ignore("sale", "a checkpoint over the workload's limit")
+                return []
+            news = sale.StartOrdered(round=number, checkpoint=checkpoint, at_ms=at_ms)
+        case messages.RunStopOrdered(reason=reason):
+            news = sale.StopOrdered(reason=reason, at_ms=at_ms)
+        case messages.DeliveryAccepted():
+            news = sale.DeliveryTaken(at_ms=at_ms)
+    return _advance_sale(state, entry.bid_digest, news)
+
+
+def _hear_round(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
+    message: messages.RoundPublished = event.message  # type: ignore[assignment]
+    assert entry.workload is not None
+    if entry.phase != "running" or message.state.size_bytes > entry.workload.state_bytes:
+        state.ignore("sale", "a round's state over the workload's limit, or for no run that lives")
+        return []
+    return [DeliverRound(lease=message.lease, buyer=entry.buyer, round=message.round, state=message.state)]
+
+
+def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
+    message: messages.AwardSent = event.message  # type: ignore[assignment]
+    award = message.award.document
+    entry = state.sales.get(award.bid)
+    if award.signer != event.sender or entry is None:
+        state.ignore("sale", "an award that is not its sender's, or of no bid of ours")
+        return []
+    news = sale.AwardArrived(award=award, channel=message.channel, workload=message.workload, at_ms=event.at_ms)
+    return _advance_sale(state, award.bid, news)
+
+
+def _hear_release(state: NodeState, event: MessageArrived) -> Effects:
+    message: messages.BidReleased = event.message  # type: ignore[assignment]
+    entry = state.sales.get(message.bid)
+    if entry is None or entry.buyer != event.sender:
+        state.ignore("sale", "a release of a bid that was not made to the sender")
+        return []
+    return _advance_sale(state, message.bid, sale.BidLost(at_ms=event.at_ms))
+
+
+def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
+    message = event.message
+    news: Any
+    match message:
+        case messages.VoucherSent(voucher=voucher):
+            key, news = voucher.document.channel_id, earning_channel.VoucherArrived(voucher=voucher, at_ms=event.at_ms)
+        case messages.CloseProposed(close=close):
+            key, news = close.document.channel_id, earning_channel.CloseProposalArrived(close=close, at_ms=event.at_ms)
+        case messages.ReceiptRefused(channel_id=key, seq=seq, reason=reason):
+            news = earning_channel.RefusalArrived(seq=seq, reason=reason)
+        case _:
+            raise AssertionError("only messages about channels come here")
+    channel = state.earning.get(key)
+    if channel is None or channel.config.payer != event.sender:
+        state.ignore("earning_channel", "news of a channel that is not the sender's")
+        return []
+    return _advance_channel(state, key, news)
+
+
+HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
+    messages.TenderSent: answer_tender,
+    messages.AwardSent: _hear_award,
+    messages.BidReleased: _hear_release,
+    messages.LeaseCancelled: _of_buyer(_hear_of_lease),
+    messages.RunOrdered: _of_buyer(_hear_of_lease),
+    messages.RunStopOrdered: _of_buyer(_hear_of_lease),
+    messages.DeliveryAccepted: _of_buyer(_hear_of_lease),
+    messages.RoundPublished: _of_buyer(_hear_round),
+    messages.VoucherSent: _hear_on_channel,
+    messages.ReceiptRefused: _hear_on_channel,
+    messages.CloseProposed: _hear_on_channel,
+}
+"""What a provider hears, and who listens."""
+
+
+# Time, and what is done again after a restart.
+
+
+def deadlines_ms(state: NodeState) -> Iterator[int]:
+    """When each of the provider's machines next wants to be woken."""
+    for entry in state.sales.live.values():
+        if (at_ms := sale.deadline_ms(entry)) is not None:
+            yield at_ms
+
+
+def pass_time(state: NodeState, at_ms: int) -> Effects:
+    """Wake every machine whose deadline has come."""
+    effects: Effects = []
+    for key, entry in list(state.sales.live.items()):
+        if (due_ms := sale.deadline_ms(entry)) is not None and due_ms <= at_ms:
+            effects += _advance_sale(state, key, sale.TimePassed(at_ms=at_ms))
+    return effects
+
+
+def restart(state: NodeState, at_ms: int) -> Effects:
+    """Every sandbox died with the daemon: its run starts again or ends. What waits for a buyer is said again."""
+    effects: Effects = []
+    for lease in list(state.runs.live):
+        effects += _advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
+        entry = state.sale_on(lease)
+        if entry is not None and entry.phase == "running" and entry.paused_ms:
+            effects.append(sale.PauseWanted(lease=lease))
+    for _, entry in list(state.sales.all()):
+        effects += sale.outstanding(entry)
+        ended = state.runs.get(entry.lease)
+        if entry.phase == "delivering" and ended is not None:
+            keep_until_ms = entry.over_ms + sale.DELIVERY_MS
+            effects += [
+                Send(
+                    to=entry.buyer,
+                    message=messages.OutputStored(lease=entry.lease, path=result.path, blob=result.blob),
+                    keep_until_ms=keep_until_ms,
+                )
+                for result in ended.outputs
+            ]
+    for _, channel in state.earning.all():
+        effects += earning_channel.outstanding(channel, at_ms)
+    return effects
+
+
+def life_signs(state: NodeState, at_ms: int) -> Iterator[Send]:
+    """What tells the buyers that their runs live; said every few seconds, kept nowhere."""
+    for lease, current in state.runs.live.items():
+        entry = state.sale_on(lease)
+        if entry is not None and entry.phase == "running":
+            started = current.phase == run.RUNNING
+            sign = messages.RunReported(lease=lease, step=current.step, metrics=(), started=started)
+            keep_until_ms = at_ms + NEWS_KEEP_MS
+            yield Send(to=entry.buyer, message=sign, keep_until_ms=keep_until_ms, replaces=f"life {lease.hex()}")

@@ -1,0 +1,187 @@
+"""Everything that a daemon must not forget: all of its machines, side by side. One task owns it.
+
+The parts are frozen; only this holder changes, and only in ``hansa.node.routing``. It can be written down whole and
+read back (a snapshot), and is otherwise the fold of the journal.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.ledger import Ledger
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.pricing import ProviderTerms
+from hansa.market.purchase import Purchase
+from hansa.market.sale import Sale
+from hansa.market.selection import Record
+from hansa.proto.units import Address, Bytes32, Line, UnixMs
+from hansa.scheduler.capacity import Capacity
+from hansa.scheduler.job import Job
+from hansa.scheduler.rounds import Rounds
+from hansa.scheduler.run import Run
+
+M = TypeVar("M")
+
+MOST_ENDED = 2_000
+"""How many machines of a kind are remembered after their end, so that late news of them is understood."""
+
+TERMINAL = frozenset(
+    {
+        *("settled", "unfilled", "cancelled", "lapsed", "declined", "stopped", "unpaid"),
+        *("closed", "succeeded", "failed", "published", "released"),
+    }
+)
+
+
+class Shelf(Generic[M]):
+    """Machines of one kind by their key: all that live, and the last of those that ended."""
+
+    def __init__(self, machines: Mapping[bytes, M] | None = None) -> None:
+        """Take machines as they were written down."""
+        self.live: dict[bytes, M] = {}
+        self.ended: dict[bytes, M] = {}
+        for key, machine in (machines or {}).items():
+            self[key] = machine
+
+    def __setitem__(self, key: bytes, machine: M) -> None:
+        """Put a machine's newest state where it belongs."""
+        if getattr(machine, "phase") in TERMINAL:  # noqa: B009 - M is any machine; all have a phase
+            self.live.pop(key, None)
+            self.ended[key] = machine
+            while len(self.ended) > MOST_ENDED:
+                del self.ended[next(iter(self.ended))]
+        else:
+            self.ended.pop(key, None)
+            self.live[key] = machine
+
+    def get(self, key: bytes) -> M | None:
+        """The machine of that key, ended or not."""
+        return self.live.get(key) or self.ended.get(key)
+
+    def all(self) -> Iterator[tuple[bytes, M]]:
+        """Every machine that is remembered; those that ended come first."""
+        yield from self.ended.items()
+        yield from self.live.items()
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self.live) + len(self.ended)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The whole state as one value for the codec."""
+
+    account: Address
+    peer_id: Line
+    terms: ProviderTerms | None
+    at_ms: UnixMs
+    ledger: Ledger
+    capacity: Capacity
+    records: Mapping[Bytes32, Record]
+    jobs: Mapping[Bytes32, Job]
+    rounds: Mapping[Bytes32, Rounds]
+    purchases: Mapping[Bytes32, Purchase]
+    paying: Mapping[Bytes32, PayingChannel]
+    sales: Mapping[Bytes32, Sale]
+    runs: Mapping[Bytes32, Run]
+    earning: Mapping[Bytes32, EarningChannel]
+    ignored: Mapping[str, int]
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeState:
+    """The state.
+
+    Attributes:
+        account: who this node trades for.
+        peer_id: the node's own name on the network.
+        terms: the owner's rules as a provider; None where it provides nothing.
+        at_ms: the time of the newest event.
+        ledger: the books.
+        capacity: the devices and who was promised them.
+        records: how leases with each provider ended.
+        jobs, rounds: as buyer, by job.
+        purchases: as buyer, by tender.
+        paying: as buyer, by channel.
+        sales: as provider, by bid.
+        runs: as provider, by lease: a lease has one run, which may be restarted.
+        earning: as provider, by channel.
+        sale_of: which bid a lease came from.
+        placed: which tender a lease came from.
+        ignored: why events were ignored, and how often.
+    """
+
+    account: bytes = bytes(20)
+    peer_id: str = ""
+    terms: ProviderTerms | None = None
+    at_ms: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    capacity: Capacity = field(default_factory=Capacity)
+    records: dict[bytes, Record] = field(default_factory=dict)
+    jobs: Shelf[Job] = field(default_factory=Shelf)
+    rounds: Shelf[Rounds] = field(default_factory=Shelf)
+    purchases: Shelf[Purchase] = field(default_factory=Shelf)
+    paying: Shelf[PayingChannel] = field(default_factory=Shelf)
+    sales: Shelf[Sale] = field(default_factory=Shelf)
+    runs: Shelf[Run] = field(default_factory=Shelf)
+    earning: Shelf[EarningChannel] = field(default_factory=Shelf)
+    sale_of: dict[bytes, bytes] = field(default_factory=dict)
+    placed: dict[bytes, bytes] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def ignore(self, machine: str, reason: str | None) -> None:
+        """Count what came to nothing, by machine and reason. Both come from our own code, so the names are few."""
+        if reason is not None:
+            name = f"{machine}: {reason}"
+            self.ignored[name] = self.ignored.get(name, 0) + 1
+
+    def sale_on(self, lease: bytes) -> Sale | None:
+        """The provider's side of a lease."""
+        return self.sales.get(self.sale_of.get(lease, b""))
+
+    def purchase_on(self, lease: bytes) -> Purchase | None:
+        """The buyer's side of a lease."""
+        return self.purchases.get(self.placed.get(lease, b""))
+
+
+SHELVES = ("jobs", "rounds", "purchases", "paying", "sales", "runs", "earning")
+
+
+def snapshot(state: NodeState) -> Snapshot:
+    """The state as one value."""
+    shelves: dict[str, Any] = {name: dict(getattr(state, name).all()) for name in SHELVES}
+    return Snapshot(
+        account=state.account,
+        peer_id=state.peer_id,
+        terms=state.terms,
+        at_ms=state.at_ms,
+        ledger=state.ledger,
+        capacity=state.capacity,
+        records=dict(state.records),
+        ignored=dict(state.ignored),
+        **shelves,
+    )
+
+
+def restored(written: Snapshot) -> NodeState:
+    """The state that was written down, its indexes made anew."""
+    state = NodeState(
+        account=written.account,
+        peer_id=written.peer_id,
+        terms=written.terms,
+        at_ms=written.at_ms,
+        ledger=written.ledger,
+        capacity=written.capacity,
+        records=dict(written.records),
+        ignored=dict(written.ignored),
+    )
+    for name in SHELVES:
+        setattr(state, name, Shelf(getattr(written, name)))
+    for bid, sale in state.sales.all():
+        state.sale_of[sale.lease] = bid
+    for tender, purchase in state.purchases.all():
+        for placement in purchase.placements:
+            state.placed[placement.lease] = tender
+    return state
