@@ -6,7 +6,7 @@ about the market. A person's mistake is a status of 400, 404 or 409 with ``{"err
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from hansa.node.faults import OperatorError
 from hansa.node.job_json import spec_from_json
@@ -128,28 +129,39 @@ async def _answer_wrong_method(request: Request, _mistake: Exception) -> Respons
 
 async def _json_body(request: Request) -> Any:
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST_JSON_BYTES:
-            raise _Answer(400, "the request is larger than 1 MiB", "send data as a blob")
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > LARGEST_JSON_BYTES:
+                raise _Answer(400, "the request is larger than 1 MiB", "send data as a blob")
     return parse_json(bytes(body))
 
 
-async def _closed_after(flow: Flow[bytes]) -> AsyncIterator[bytes]:
-    async with aclosing(flow):
-        async for piece in flow:
-            yield piece
+class _Stream(StreamingResponse):
+    """A streamed answer that closes what it reads from, however it ends: read to the end, left, or cancelled."""
+
+    def __init__(self, flow: Flow[Any], pieces: AsyncGenerator[bytes, None], kind: str, size: str | None) -> None:
+        super().__init__(pieces, media_type=kind, headers=None if size is None else {"content-length": size})
+        self._flow = flow
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._flow), aclosing(self._pieces):
+            await super().__call__(scope, receive, send)
 
 
-async def _lines(views: Flow[Json]) -> AsyncIterator[bytes]:
-    """JSON lines. Whatever the views hold open is closed as soon as the reader has gone, also by cancellation."""
-    async with aclosing(views):
-        async for view in views:
-            yield json.dumps(view, separators=(",", ":")).encode() + b"\n"
+async def _bytes_of(flow: Flow[bytes]) -> AsyncGenerator[bytes, None]:
+    async for piece in flow:
+        yield piece
 
 
-def _stream(views: Flow[Json]) -> StreamingResponse:
-    return StreamingResponse(_lines(views), media_type="application/x-ndjson")
+async def _lines_of(views: Flow[Json]) -> AsyncGenerator[bytes, None]:
+    async for view in views:
+        yield json.dumps(view, separators=(",", ":")).encode() + b"\n"
+
+
+def _stream(views: Flow[Json]) -> Response:
+    return _Stream(views, _lines_of(views), "application/x-ndjson", None)
 
 
 class _Routes:
@@ -175,7 +187,8 @@ class _Routes:
         return JSONResponse(self._desk.node_view())
 
     async def put_blob(self, request: Request) -> Response:
-        blob = await self._desk.put_blob(_bounded(request.stream()))
+        async with aclosing(request.stream()) as pieces, aclosing(_bounded(pieces)) as bounded:
+            blob = await self._desk.put_blob(bounded)
         return JSONResponse({"root": blob.root.hex(), "size_bytes": blob.size_bytes}, status_code=201)
 
     async def get_blob(self, request: Request) -> Response:
@@ -186,9 +199,7 @@ class _Routes:
         content = self._desk.open_blob(BlobRef(root=bytes.fromhex(root), size_bytes=int(size)))
         if content is None:
             raise _Answer(404, "this node does not have that blob", "it may not have been delivered yet")
-        return StreamingResponse(
-            _closed_after(content), media_type="application/octet-stream", headers={"content-length": size}
-        )
+        return _Stream(content, _bytes_of(content), "application/octet-stream", size)
 
     async def submit(self, request: Request) -> Response:
         body = read_exact_keys(await _json_body(request), ("spec", "package"), "job")
@@ -237,7 +248,7 @@ class _Routes:
         return JSONResponse({"entries": self._desk.entries()})
 
 
-async def _bounded(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _bounded(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """A request's body. A client that goes in the middle is a mistake of its own and no fault of the daemon."""
     total_bytes = 0
     try:

@@ -93,13 +93,16 @@ async def _serve(app: Starlette, listener: socket.socket, task_status: Any, name
     """Run hypercorn on a socket that is already bound."""
     config = HypercornConfig()
     # hypercorn owns and closes the descriptor it is given, so it gets one of its own.
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]
+    descriptor = os.dup(listener.fileno())
+    config.bind = [f"fd://{descriptor}"]
     config.graceful_timeout = GRACEFUL_S
     config.errorlog = None
     config.accesslog = None
     config.h11_max_incomplete_size = 16 << 10
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, app, config)
+        # hypercorn makes its sockets outlive an exec for its own workers. Nothing that the daemon starts may hold ours.
+        os.set_inheritable(descriptor, False)
         task_status.started(name)
 
 

@@ -159,7 +159,7 @@ def read_machine(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup
 
 
 def _processor(cpuinfo: Path) -> str:
-    fields = {}
+    fields: dict[str, str] = {}
     for line in _read_text(cpuinfo).splitlines():
         name, colon, value = line.partition(":")
         if colon:

@@ -197,7 +197,7 @@ def test_the_driver_names_its_gpus_and_is_closed_again(driver: Path, tmp_path: P
 def test_a_gpu_that_fell_off_the_bus_does_not_take_the_others_along(driver: Path) -> None:
     report = asked(driver / "plain", LOST="0")
     assert [found["index"] for found in report["gpus"]] == [1]  # type: ignore[attr-defined]
-    assert report["notes"] == ["GPU 0 is not lent: An Error"]
+    assert report["notes"] == ["GPU 0 is not lent: GPU is lost"]
 
 
 def test_memory_is_optional_but_a_device_node_is_not(driver: Path) -> None:
