@@ -1,0 +1,153 @@
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hansa.proto import frames
+from hansa.proto.errors import Malformed, ProtocolError, TooLarge
+
+FROM_RUNNER = [
+    frames.Ready(),
+    frames.Started(),
+    frames.Progress(step=3, metrics=(("loss", 0.5),)),
+    frames.Log(stream="stdout", data=b"\xff\x00text"),
+    frames.Sync(round=1, weight=2.0, size_bytes=10),
+    frames.Checkpoint(round=1, step=7, size_bytes=0),
+    frames.Output(path="a/b.txt", size_bytes=3),
+    frames.Finished(),
+    frames.Failed(kind="worker-died", message="words"),
+    frames.Heartbeat(progress=9, waiting=True),
+    frames.Chunk(data=b"x"),
+]
+FROM_DAEMON = [
+    frames.Begin(
+        entry="train.py:main", shard=0, shards=3, workers=2, parameters=(("a", "1"),), round=0, has_checkpoint=False,
+        size_bytes=0, state_bytes=1, output_bytes=1, threads=1, gpus=0,
+    ),
+    frames.RoundResult(round=4, size_bytes=5),
+    frames.CheckpointStored(round=1, step=2),
+    frames.Stop(grace_ms=100),
+    frames.Chunk(data=b"x"),
+]  # fmt: skip
+
+
+def read(data, *, from_runner=True):
+    return list(frames.FrameReader(from_runner=from_runner).feed(data))
+
+
+def raw(**fields):
+    payload = msgpack.packb(fields)
+    return len(payload).to_bytes(4, "big") + payload
+
+
+@pytest.mark.parametrize("frame", FROM_RUNNER)
+def test_what_the_runner_says_comes_out_as_it_went_in(frame):
+    assert read(frames.encode(frame)) == [frame]
+
+
+@pytest.mark.parametrize("frame", FROM_DAEMON)
+def test_what_the_daemon_says_comes_out_as_it_went_in(frame):
+    assert read(frames.encode(frame), from_runner=False) == [frame]
+
+
+def test_the_runner_cannot_speak_as_the_daemon():
+    with pytest.raises(Malformed):
+        read(frames.encode(frames.Stop(grace_ms=0)))
+
+
+@given(st.lists(st.integers(1, 400), max_size=30))
+def test_frames_come_out_whole_however_the_bytes_are_cut(cuts):
+    data = b"".join(frames.encode(frame) for frame in FROM_RUNNER)
+    reader, found, at = frames.FrameReader(from_runner=True), [], 0
+    for cut in [*cuts, len(data)]:
+        found += reader.feed(data[at : at + cut])
+        at += cut
+    assert found == FROM_RUNNER
+
+
+@given(st.binary(max_size=300))
+@example(b"\x00\x00\x00\x01\xc1")
+@example(b"\x00\x10\x00\x01")
+def test_any_bytes_give_frames_or_a_protocol_error(data):
+    for prefix in (b"", len(data).to_bytes(4, "big")):
+        try:
+            found = read(prefix + data)
+        except ProtocolError:
+            continue
+        assert all(type(frame) in {type(one) for one in FROM_RUNNER} for frame in found)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=20) | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(FROM_RUNNER), st.data())
+def test_a_frame_with_one_field_replaced_is_checked_again(frame, data):
+    fields = msgpack.unpackb(frames.encode(frame)[4:])
+    fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(VALUES)
+    try:
+        (found,) = read(raw(**fields))
+    except ProtocolError:
+        return
+    assert frames.encode(found)  # what came in would go out again, so it is within every limit
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x", "a/../b", "a//b", ".", "", "a\\b", "a\n", "a/./b", "x" * 600, "a\x1b[2J"]
+)
+def test_a_path_that_could_leave_its_directory_is_refused(path):
+    with pytest.raises(Malformed):
+        read(raw(frame="Output", path=path, size_bytes=0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1, True, "1"])
+def test_a_metric_is_a_finite_float(value):
+    with pytest.raises(Malformed):
+        read(raw(frame="Progress", step=1, metrics=[["loss", value]]))
+
+
+def test_a_length_over_the_limit_is_refused_before_its_bytes_are_there():
+    with pytest.raises(TooLarge):
+        read((frames.MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
+
+
+def test_a_large_state_arrives_in_chunks_with_a_heartbeat_in_between():
+    data = bytes(range(256)) * 8192
+    pieces = list(frames.encode_with(frames.Sync(round=1, weight=1.0, size_bytes=len(data)), data))
+    pieces.insert(2, frames.encode(frames.Heartbeat(progress=1, waiting=False)))
+    assembler = frames.Assembler(lambda _header: len(data))
+    whole = [assembler.feed(frame) for frame in read(b"".join(pieces))]
+    assert [item for item in whole if isinstance(item, frames.Whole)][0].data == data
+    assert frames.Heartbeat(progress=1, waiting=False) in whole
+
+
+def test_a_header_over_the_runs_limit_is_refused_at_once():
+    with pytest.raises(TooLarge):
+        frames.Assembler(lambda _header: 99).feed(frames.Sync(round=1, weight=1.0, size_bytes=100))
+
+
+def test_a_header_within_a_header_is_refused():
+    assembler = frames.Assembler(lambda _header: 100)
+    assembler.feed(frames.Sync(round=1, weight=1.0, size_bytes=10))
+    with pytest.raises(Malformed):
+        assembler.feed(frames.Checkpoint(round=1, step=1, size_bytes=10))
+
+
+def test_more_bytes_than_declared_are_refused():
+    assembler = frames.Assembler(lambda _header: 100)
+    assembler.feed(frames.Sync(round=1, weight=1.0, size_bytes=3))
+    with pytest.raises(TooLarge):
+        assembler.feed(frames.Chunk(data=b"four"))
+
+
+def test_a_chunk_without_a_header_is_refused():
+    with pytest.raises(Malformed):
+        frames.Assembler(lambda _header: 100).feed(frames.Chunk(data=b"x"))
+
+
+def test_an_empty_state_is_whole_without_a_chunk():
+    whole = frames.Assembler(lambda _header: 0).feed(frames.Output(path="empty", size_bytes=0))
+    assert whole == frames.Whole(header=frames.Output(path="empty", size_bytes=0), data=b"")
