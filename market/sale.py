@@ -417,7 +417,7 @@ def _repeat_confirmation(state: Sale, award: Award) -> Step[Sale]:
 
 
 def _progress(state: Sale, event: ProgressMade) -> Step[Sale]:
-    """Take the evidence in. The time up to a step is charged when it is a new step: work done again is not paid again."""
+    """Take the evidence in. Time is charged when it led to a new step: work that is done again is not paid again."""
     assert state.terms is not None
     after = replace(
         state,

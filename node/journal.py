@@ -116,7 +116,7 @@ class SqliteJournal:
         self._database.execute("COMMIT")
 
     def read(self) -> tuple[Snapshot | None, Iterator[NodeEvent]]:
-        """See ``Journal``. A snapshot that an older version wrote and this one cannot read gives way to the last one."""
+        """See ``Journal``. A snapshot that an older version wrote and this one cannot read gives way to an older."""
         for position, body in self._database.execute("SELECT position, body FROM snapshot ORDER BY position DESC"):
             try:
                 return decode(body, Snapshot, limit_bytes=MAX_SNAPSHOT_BYTES), self._events_after(position)

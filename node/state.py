@@ -79,7 +79,7 @@ class Snapshot:
     at_ms: UnixMs
     ledger: Ledger
     capacity: Capacity
-    records: Mapping[Bytes32, Record]
+    records: Mapping[Address, Record]
     jobs: Mapping[Bytes32, Job]
     rounds: Mapping[Bytes32, Rounds]
     purchases: Mapping[Bytes32, Purchase]

@@ -43,7 +43,7 @@ def decode(data: bytes, kinds: Any, *, limit_bytes: int) -> Any:
     if len(data) > limit_bytes:
         raise TooLarge("message", f"{len(data)} bytes, and at most {limit_bytes} are allowed")
     try:
-        raw = msgpack.unpackb(data, raw=False, strict_map_key=True, max_buffer_size=limit_bytes, use_list=True)
+        raw = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as fault:
         raise Malformed("message", "not msgpack of the allowed form") from fault
     if type(raw) is not list or len(raw) != 3:
