@@ -1,0 +1,193 @@
+"""Blobs from other nodes: chunk hashes first, then the chunks, each checked as it comes.
+
+Protocol ``/hansa/blob/1``. A request is ``TreeWanted`` or ``ChunkWanted``; the answer is bare bytes, since what belongs
+there is known to the last byte before it is asked for.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from hansa.node.blobs import BlobMissing, BlobStore, Partial
+from hansa.node.net import Context, Net, NetError, Refused
+from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, root_of
+from hansa.proto.codec import decode, encode
+from hansa.proto.protocols import BLOB
+from hansa.proto.units import Uint32
+
+TREE_PAGE = 16_384
+"""Chunk hashes in one answer: 512 KiB, the tree of a blob of 16 GiB."""
+MAX_REQUEST_BYTES = 512
+CHUNK_TIMEOUT_MS = 30_000
+AT_ONCE = 4
+"""Chunks on their way at the same time, so that the line is full while one is checked and written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeWanted:
+    """Send the chunk hashes from ``first`` on, as many as one answer takes."""
+
+    ref: BlobRef
+    first: Uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkWanted:
+    """Send one chunk."""
+
+    ref: BlobRef
+    index: Uint32
+
+
+class FetchFailed(Exception):
+    """No source gave the blob. What came is kept, and the next try goes on from there.
+
+    Attributes:
+        reasons: for each source, why not.
+    """
+
+    def __init__(self, ref: BlobRef, reasons: dict[str, str]) -> None:
+        """Keep both."""
+        super().__init__(f"{ref}: {'; '.join(reasons.values()) or 'no source was named'}")
+        self.ref = ref
+        self.reasons = reasons
+
+
+@dataclass(slots=True)
+class _Sources:
+    """Who may still be asked, and why the others may not."""
+
+    live: deque[str]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def pick(self) -> str | None:
+        """The next one in turn."""
+        if not self.live:
+            return None
+        self.live.rotate(-1)
+        return self.live[-1]
+
+    def drop(self, peer_id: str, why: str) -> None:
+        """Ask this one no more."""
+        if peer_id in self.live:
+            self.live.remove(peer_id)
+        self.reasons.setdefault(peer_id, why)
+
+
+class BlobExchange:
+    """Serves this node's blobs to those who may have them, and fetches others'."""
+
+    def __init__(self, net: Net, store: BlobStore, allow: Callable[[Context, BlobRef], bool]) -> None:
+        """``allow`` says who may have which blob; nobody else learns whether it is here."""
+        self._net = net
+        self._store = store
+        self._allow = allow
+        self._fetching: dict[BlobRef, trio.Event] = {}
+
+    def serve(self) -> None:
+        """Answer from now on."""
+        self._net.serve(
+            BLOB, self._answer, max_request_bytes=MAX_REQUEST_BYTES, timeout_ms=CHUNK_TIMEOUT_MS, per_peer=16, total=64
+        )
+
+    async def _answer(self, context: Context, data: bytes) -> bytes:
+        wanted: TreeWanted | ChunkWanted = decode(data, TreeWanted | ChunkWanted, limit_bytes=MAX_REQUEST_BYTES)
+        if not self._allow(context, wanted.ref):
+            raise Refused("no such blob for you")
+        try:
+            if isinstance(wanted, TreeWanted):
+                return b"".join(
+                    await trio.to_thread.run_sync(self._store.read_tree, wanted.ref, wanted.first, TREE_PAGE)
+                )
+            return await trio.to_thread.run_sync(self._store.read_chunk, wanted.ref, wanted.index)
+        except BlobMissing:
+            raise Refused("no such blob for you") from None
+
+    async def fetch(self, ref: BlobRef, sources: Sequence[str], *, chunk_timeout_ms: int = CHUNK_TIMEOUT_MS) -> Path:
+        """The blob's file, fetched from the named peers unless it is here. Two fetches of the same blob are one.
+
+        Raises:
+            FetchFailed: no source gave it.
+            NoRoom: the quota does not allow it.
+        """
+        while ref in self._fetching:
+            await self._fetching[ref].wait()
+        path = self._store.path(ref)
+        if path is not None:
+            return path
+        self._fetching[ref] = trio.Event()
+        try:
+            return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), chunk_timeout_ms)
+        finally:
+            self._fetching.pop(ref).set()
+
+    async def _fetch(self, ref: BlobRef, sources: _Sources, timeout_ms: int) -> Path:
+        if ref.size_bytes > MAX_BLOB_BYTES:
+            raise FetchFailed(ref, {"": "no blob is that large"})
+        hashes = await trio.to_thread.run_sync(self._store.tree_of_part, ref)
+        if hashes is None:
+            hashes = await self._fetch_tree(ref, sources, timeout_ms)
+        partial = await trio.to_thread.run_sync(self._store.begin, ref, hashes)
+        try:
+            todo = deque(partial.missing())
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(AT_ONCE, len(todo))):
+                    nursery.start_soon(self._fetch_chunks, partial, todo, sources, timeout_ms)
+            if partial.missing():
+                raise FetchFailed(ref, sources.reasons)
+            return await trio.to_thread.run_sync(partial.finish)
+        finally:
+            partial.close()
+
+    async def _fetch_tree(self, ref: BlobRef, sources: _Sources, timeout_ms: int) -> tuple[bytes, ...]:
+        wanted = chunk_count(ref.size_bytes)
+        while (peer_id := sources.pick()) is not None:
+            data = bytearray()
+            while len(data) < wanted * HASH_BYTES:
+                message = TreeWanted(ref=ref, first=len(data) // HASH_BYTES)
+                page = await self._ask(sources, peer_id, message, TREE_PAGE * HASH_BYTES, timeout_ms)
+                if not page or len(page) % HASH_BYTES:
+                    break
+                data += page
+            hashes = tuple(bytes(data[at : at + HASH_BYTES]) for at in range(0, len(data), HASH_BYTES))
+            if len(hashes) == wanted and root_of(ref.size_bytes, hashes) == ref.root:
+                return hashes
+            if peer_id not in sources.reasons:
+                self._lied(sources, peer_id)
+        raise FetchFailed(ref, sources.reasons)
+
+    async def _fetch_chunks(self, partial: Partial, todo: deque[int], sources: _Sources, timeout_ms: int) -> None:
+        """One of several workers: the next chunk from whoever is next in turn, until none of either is left."""
+        while todo:
+            index = todo.popleft()
+            peer_id = sources.pick()
+            if peer_id is None:
+                return
+            message = ChunkWanted(ref=partial.ref, index=index)
+            chunk = await self._ask(sources, peer_id, message, CHUNK_BYTES, timeout_ms)
+            if chunk is None:
+                todo.appendleft(index)
+                continue
+            try:
+                await trio.to_thread.run_sync(partial.write, index, chunk)
+            except ValueError:
+                self._lied(sources, peer_id)
+                todo.appendleft(index)
+
+    async def _ask(
+        self, sources: _Sources, peer_id: str, message: TreeWanted | ChunkWanted, limit: int, timeout_ms: int
+    ) -> bytes | None:
+        try:
+            return await self._net.request(
+                peer_id, BLOB, encode(message), timeout_ms=timeout_ms, max_response_bytes=limit
+            )
+        except NetError as fault:
+            sources.drop(peer_id, fault.why)
+            return None
+
+    def _lied(self, sources: _Sources, peer_id: str) -> None:
+        sources.drop(peer_id, "sent bytes that are not the blob's")
+        self._net.strike(peer_id, "blob.wrong_bytes")

@@ -1,0 +1,388 @@
+"""This node's store of blobs: content-addressed files with a quota, and part files that survive any crash.
+
+Layout, all of it readable by this user only::
+
+    <directory>/whole/<root>          the bytes
+    <directory>/whole/<root>.tree     the chunk hashes, 32 bytes each
+    <directory>/part/<root>.<size>    what has been fetched so far, chunks in their places
+    <directory>/part/<root>.<size>.tree
+    <directory>/new/                  being written; emptied at every start
+    <directory>/pins.json             what must not be evicted, and why
+
+A file comes into ``whole`` by rename after fsync, so that what stands there is complete. A part file carries no list of
+what it holds: on resuming, every chunk is hashed again, which costs a second for a few gigabytes and cannot be wrong.
+The methods block and may be called from threads, one lock guarding the books; callers in trio use ``trio.to_thread``.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hansa.proto.blob import (
+    CHUNK_BYTES,
+    HASH_BYTES,
+    BlobRef,
+    chunk_count,
+    chunk_hash,
+    chunk_size_bytes,
+    root_of,
+)
+
+PART_LIFE_S = 7 * 86_400
+"""How long a part file that nobody goes on with is kept."""
+
+
+class BlobMissing(Exception):
+    """The store does not hold this blob."""
+
+    def __init__(self, ref: BlobRef) -> None:
+        """Keep which."""
+        super().__init__(str(ref))
+        self.ref = ref
+
+
+class NoRoom(Exception):
+    """The quota does not allow this blob, even with everything evicted that may be."""
+
+    def __init__(self, wanted_bytes: int, quota_bytes: int) -> None:
+        """Keep both figures."""
+        super().__init__(f"{wanted_bytes} bytes do not fit into the quota of {quota_bytes}")
+        self.wanted_bytes = wanted_bytes
+        self.quota_bytes = quota_bytes
+
+
+@dataclass(slots=True)
+class _Entry:
+    size_bytes: int
+    used_s: float
+
+
+class BlobStore:
+    """Blobs on disk."""
+
+    def __init__(self, directory: Path, *, quota_bytes: int) -> None:
+        """Open the store, making it if it is new, and clear away what a crash left half written."""
+        self.directory = directory
+        self.quota_bytes = quota_bytes
+        self.evicted = 0
+        self._lock = threading.RLock()
+        self._whole = directory / "whole"
+        self._parts = directory / "part"
+        self._new = directory / "new"
+        for folder in (directory, self._whole, self._parts, self._new):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left_over in self._new.iterdir():
+            left_over.unlink()
+        self._pins = self._read_pins()
+        self._entries = {
+            path.name: _Entry(path.stat().st_size, path.stat().st_mtime)
+            for path in self._whole.iterdir()
+            if path.suffix != ".tree" and path.with_suffix(".tree").exists()
+        }
+        self._reserved = {
+            path.name: int(path.name.partition(".")[2])
+            for path in self._parts.iterdir()
+            if path.suffix != ".tree" and not self._forget_old_part(path)
+        }
+
+    # Books.
+
+    @property
+    def size_bytes(self) -> int:
+        """What the store holds and has promised to part files."""
+        with self._lock:
+            return sum(entry.size_bytes for entry in self._entries.values()) + sum(self._reserved.values())
+
+    def has(self, ref: BlobRef) -> bool:
+        """Whether the whole blob is here."""
+        with self._lock:
+            entry = self._entries.get(str(ref))
+            return entry is not None and entry.size_bytes == ref.size_bytes
+
+    def path(self, ref: BlobRef) -> Path | None:
+        """Where the whole blob lies, or None. Read it and leave it alone: the store believes in what it has written."""
+        with self._lock:
+            if not self.has(ref):
+                return None
+            self._touch(ref)
+            return self._whole / str(ref)
+
+    def pin(self, ref: BlobRef, why: str) -> None:
+        """Never evict this blob, whether it is here yet or not, until the same reason is taken back."""
+        with self._lock:
+            self._pins.setdefault(str(ref), [])
+            if why not in self._pins[str(ref)]:
+                self._pins[str(ref)].append(why)
+                self._write_pins()
+
+    def unpin(self, ref: BlobRef, why: str) -> None:
+        """Take one reason back; taking back what was never given is no fault."""
+        with self._lock:
+            reasons = self._pins.get(str(ref), [])
+            if why in reasons:
+                reasons.remove(why)
+                if not reasons:
+                    del self._pins[str(ref)]
+                self._write_pins()
+
+    def delete(self, ref: BlobRef) -> None:
+        """Forget a blob at once, pinned or not."""
+        with self._lock:
+            self._remove(str(ref))
+
+    # Writing.
+
+    def put_bytes(self, data: bytes) -> BlobRef:
+        """Keep these bytes."""
+        return self._put(memoryview(data)[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+
+    def put_file(self, path: Path) -> BlobRef:
+        """Keep a copy of this file as it is now."""
+        with path.open("rb") as file:
+            return self._put(_chunks(file))
+
+    def _put(self, chunks: Iterator[bytes | memoryview]) -> BlobRef:
+        temporary = self._new / secrets.token_hex(16)
+        hashes, size_bytes = [], 0
+        try:
+            with _create(temporary) as file:
+                for chunk in chunks:
+                    hashes.append(chunk_hash(bytes(chunk)))
+                    size_bytes += len(chunk)
+                    if size_bytes > self.quota_bytes:
+                        raise NoRoom(size_bytes, self.quota_bytes)
+                    file.write(chunk)
+                _sync(file)
+            ref = BlobRef(root=root_of(size_bytes, hashes), size_bytes=size_bytes)
+            with self._lock:
+                if not self.has(ref):
+                    self._make_room(size_bytes)
+                    self._adopt(ref, temporary, hashes)
+                self._touch(ref)
+            return ref
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _adopt(self, ref: BlobRef, complete: Path, hashes: Sequence[bytes]) -> None:
+        """Move a complete file into the store. The tree goes first: a blob without its tree is not believed in."""
+        tree = self._new / f"{secrets.token_hex(16)}.tree"
+        with _create(tree) as file:
+            file.write(b"".join(hashes))
+            _sync(file)
+        target = self._whole / str(ref)
+        tree.rename(target.with_suffix(".tree"))
+        complete.rename(target)
+        _sync_folder(self._whole)
+        self._entries[str(ref)] = _Entry(ref.size_bytes, time.time())
+
+    def _make_room(self, wanted_bytes: int) -> None:
+        """Evict the longest unused of what is not pinned, or raise without having evicted anything."""
+        free_bytes = self.quota_bytes - self.size_bytes
+        loose = sorted((entry.used_s, name) for name, entry in self._entries.items() if name not in self._pins)
+        if wanted_bytes > free_bytes + sum(self._entries[name].size_bytes for _, name in loose):
+            raise NoRoom(wanted_bytes, self.quota_bytes)
+        for _, name in loose:
+            if wanted_bytes <= free_bytes:
+                break
+            free_bytes += self._entries[name].size_bytes
+            self._remove(name)
+            self.evicted += 1
+
+    def _remove(self, name: str) -> None:
+        self._entries.pop(name, None)
+        target = self._whole / name
+        target.unlink(missing_ok=True)
+        target.with_suffix(".tree").unlink(missing_ok=True)
+
+    def _touch(self, ref: BlobRef) -> None:
+        entry = self._entries[str(ref)]
+        entry.used_s = time.time()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._whole / str(ref))
+
+    # Reading.
+
+    def read_bytes(self, ref: BlobRef, limit: int) -> bytes:
+        """The whole blob. Raises ``BlobMissing``, or ``ValueError`` if it is longer than ``limit``."""
+        if ref.size_bytes > limit:
+            raise ValueError(f"a blob of {ref.size_bytes} bytes, and at most {limit} are to be read")
+        return self._read(ref, str(ref), 0, ref.size_bytes)
+
+    def read_chunk(self, ref: BlobRef, index: int) -> bytes:
+        """One chunk. Raises ``BlobMissing``."""
+        if not 0 <= index < chunk_count(ref.size_bytes):
+            raise BlobMissing(ref)
+        return self._read(ref, str(ref), index * CHUNK_BYTES, chunk_size_bytes(ref.size_bytes, index))
+
+    def read_tree(self, ref: BlobRef, first: int, count: int) -> tuple[bytes, ...]:
+        """Some of the chunk hashes. Raises ``BlobMissing``."""
+        return tuple(_cut(self._read(ref, f"{ref}.tree", first * HASH_BYTES, count * HASH_BYTES)))
+
+    def _read(self, ref: BlobRef, name: str, start: int, size_bytes: int) -> bytes:
+        with self._lock:
+            if not self.has(ref):
+                raise BlobMissing(ref)
+            self._entries[str(ref)].used_s = time.time()
+        try:
+            with (self._whole / name).open("rb") as file:
+                file.seek(start)
+                return file.read(size_bytes)
+        except FileNotFoundError as fault:
+            # Evicted between the two steps.
+            raise BlobMissing(ref) from fault
+
+    # Fetching.
+
+    def tree_of_part(self, ref: BlobRef) -> tuple[bytes, ...] | None:
+        """The chunk hashes of a fetch that was broken off, if they still fit the root."""
+        try:
+            hashes = tuple(_cut(self._part(ref).with_name(f"{self._part(ref).name}.tree").read_bytes()))
+            return hashes if root_of(ref.size_bytes, hashes) == ref.root else None
+        except (OSError, ValueError):
+            return None
+
+    def begin(self, ref: BlobRef, hashes: Sequence[bytes]) -> "Partial":
+        """Start or resume fetching. Raises ``ValueError`` if the hashes do not make the root, or ``NoRoom``."""
+        if root_of(ref.size_bytes, hashes) != ref.root:
+            raise ValueError("the chunk hashes do not make the root")
+        path = self._part(ref)
+        with self._lock:
+            if path.name not in self._reserved:
+                self._make_room(ref.size_bytes)
+                self._reserved[path.name] = ref.size_bytes
+        try:
+            tree = path.with_name(f"{path.name}.tree")
+            if self.tree_of_part(ref) is None:
+                temporary = self._new / f"{secrets.token_hex(16)}.tree"
+                with _create(temporary) as file:
+                    file.write(b"".join(hashes))
+                    _sync(file)
+                temporary.rename(tree)
+                _sync_folder(self._parts)
+            return Partial(self, ref, tuple(hashes), path)
+        except OSError:
+            self._release(path)
+            raise
+
+    def finish(self, partial: "Partial") -> Path:
+        """All chunks are there: make the part file a blob."""
+        with self._lock:
+            self._adopt(partial.ref, partial.path, partial.hashes)
+            self._release(partial.path)
+            return self._whole / str(partial.ref)
+
+    def discard_part(self, ref: BlobRef) -> None:
+        """Give up a fetch and its bytes."""
+        with self._lock:
+            self._release(self._part(ref))
+
+    def _release(self, path: Path) -> None:
+        self._reserved.pop(path.name, None)
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.tree").unlink(missing_ok=True)
+
+    def _part(self, ref: BlobRef) -> Path:
+        return self._parts / f"{ref}.{ref.size_bytes}"
+
+    def _forget_old_part(self, path: Path) -> bool:
+        old = path.stat().st_mtime < time.time() - PART_LIFE_S
+        if old:
+            path.unlink()
+            path.with_name(f"{path.name}.tree").unlink(missing_ok=True)
+        return old
+
+    # Pins.
+
+    def _read_pins(self) -> dict[str, list[str]]:
+        try:
+            raw = json.loads((self.directory / "pins.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return {str(name): [str(why) for why in reasons] for name, reasons in raw.items()}
+
+    def _write_pins(self) -> None:
+        temporary = self._new / secrets.token_hex(16)
+        with _create(temporary) as file:
+            file.write(json.dumps(self._pins).encode())
+            _sync(file)
+        temporary.rename(self.directory / "pins.json")
+        _sync_folder(self.directory)
+
+
+class Partial:
+    """A blob on its way. Chunks may come in any order, each is checked before it is written."""
+
+    def __init__(self, store: BlobStore, ref: BlobRef, hashes: tuple[bytes, ...], path: Path) -> None:
+        """Made by ``BlobStore.begin``; finds out what is already there."""
+        self.ref = ref
+        self.hashes = hashes
+        self.path = path
+        self._store = store
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+        self._missing = {index for index in range(len(hashes)) if not self._is_there(index)}
+
+    def _is_there(self, index: int) -> bool:
+        size_bytes = chunk_size_bytes(self.ref.size_bytes, index)
+        chunk = os.pread(self._file.fileno(), size_bytes, index * CHUNK_BYTES)
+        return len(chunk) == size_bytes and chunk_hash(chunk) == self.hashes[index]
+
+    def missing(self) -> list[int]:
+        """Which chunks are still to come, in order."""
+        return sorted(self._missing)
+
+    def write(self, index: int, chunk: bytes) -> None:
+        """Keep one chunk. Raises ``ValueError`` if it is not the one that belongs there."""
+        if len(chunk) != chunk_size_bytes(self.ref.size_bytes, index) or chunk_hash(chunk) != self.hashes[index]:
+            raise ValueError("the chunk does not fit its hash")
+        view, at = memoryview(chunk), index * CHUNK_BYTES
+        while view:
+            written = os.pwrite(self._file.fileno(), view, at)
+            view, at = view[written:], at + written
+        self._missing.discard(index)
+
+    def finish(self) -> Path:
+        """Make it a blob."""
+        assert not self._missing, "a blob was called complete while chunks are missing"
+        _sync(self._file)
+        path = self._store.finish(self)
+        self.close()
+        return path
+
+    def close(self) -> None:
+        """Stop for now; what was fetched stays for the next time."""
+        self._file.close()
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    if len(data) % HASH_BYTES:
+        raise ValueError("not a whole number of hashes")
+    return (data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES))
+
+
+def _create(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

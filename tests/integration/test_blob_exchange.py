@@ -1,0 +1,176 @@
+"""Blobs between nodes: honest, lying, dying and unwilling sources, over the real network and the one in memory."""
+
+import os
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+from kit.memory_net import MemoryHub
+
+from hansa.node.blob_exchange import BlobExchange, ChunkWanted, FetchFailed
+from hansa.node.blobs import BlobStore
+from hansa.node.libp2p_host import open_net
+from hansa.node.net import Context, NetConfig, Refused
+from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
+from hansa.proto.codec import decode
+from hansa.proto.protocols import BLOB
+
+pytestmark = pytest.mark.trio
+DATA = os.urandom(5 * CHUNK_BYTES + 17)
+REF = blob_ref(DATA)
+
+
+class House:
+    """One node with a store."""
+
+    def __init__(self, net, store: BlobStore, allow=lambda _context, _ref: True) -> None:
+        self.net, self.store = net, store
+        self.exchange = BlobExchange(net, store, allow)
+        self.exchange.serve()
+
+
+@pytest.fixture(params=["libp2p", "memory"])
+def opener(request):
+    return open_net if request.param == "libp2p" else MemoryHub().open_net
+
+
+@pytest.fixture
+async def houses(opener, tmp_path):
+    """A fetcher and three others, the fetcher knowing all addresses."""
+    async with AsyncExitStack() as stack:
+        found = []
+        for number in range(4):
+            net = await stack.enter_async_context(opener(NetConfig(), os.urandom(32)))
+            found.append(House(net, BlobStore(tmp_path / str(number), quota_bytes=1 << 30)))
+            found[0].net.learn(net.peer_id, net.addrs())
+        yield found
+
+
+def lie_with(house: House, change) -> None:
+    """Serve like the real one, but send ``change(wanted, bytes)``."""
+    honest = house.exchange._answer
+
+    async def lying(context: Context, data: bytes) -> bytes:
+        from hansa.node.blob_exchange import TreeWanted
+
+        wanted = decode(data, TreeWanted | ChunkWanted, limit_bytes=512)
+        return change(wanted, await honest(context, data))
+
+    house.net.serve(BLOB, lying)
+
+
+async def test_a_blob_arrives_whole_and_checked(houses):
+    fetcher, source = houses[:2]
+    assert source.store.put_bytes(DATA) == REF
+    path = await fetcher.exchange.fetch(REF, [source.net.peer_id])
+    assert path.read_bytes() == DATA
+    assert await fetcher.exchange.fetch(REF, []) == path
+
+
+async def test_an_empty_and_a_tiny_blob_arrive_too(houses):
+    fetcher, source = houses[:2]
+    for data in (b"", b"x"):
+        ref = source.store.put_bytes(data)
+        assert (await fetcher.exchange.fetch(ref, [source.net.peer_id])).read_bytes() == data
+
+
+async def test_only_those_who_are_allowed_get_anything_and_the_others_learn_nothing(houses):
+    fetcher, source = houses[:2]
+    source.store.put_bytes(DATA)
+    source.exchange._allow = lambda context, _ref: context.peer_id != fetcher.net.peer_id
+    with pytest.raises(FetchFailed) as caught:
+        await fetcher.exchange.fetch(REF, [source.net.peer_id])
+    refused = caught.value.reasons
+    source.exchange._allow = lambda _context, _ref: True
+    source.store.delete(REF)
+    with pytest.raises(FetchFailed) as caught:
+        await fetcher.exchange.fetch(REF, [source.net.peer_id])
+    assert caught.value.reasons == refused == {source.net.peer_id: "no such blob for you"}
+
+
+async def test_a_source_that_lies_about_a_chunk_gets_a_strike_and_an_honest_one_finishes(houses):
+    fetcher, liar, honest = houses[:3]
+    for house in (liar, honest):
+        house.store.put_bytes(DATA)
+    lie_with(liar, lambda wanted, data: b"\0" * len(data) if isinstance(wanted, ChunkWanted) else data)
+    path = await fetcher.exchange.fetch(REF, [liar.net.peer_id, honest.net.peer_id])
+    assert path.read_bytes() == DATA
+    assert fetcher.net.counters()["blob.wrong_bytes"] >= 1
+    stat = next(peer for peer in fetcher.net.peers() if peer.peer_id == liar.net.peer_id)
+    assert stat.why == "blob.wrong_bytes"
+
+
+@pytest.mark.parametrize("cut", [0, 31, 32, 160])
+async def test_a_source_that_lies_about_the_tree_gets_a_strike(houses, cut):
+    fetcher, liar, honest = houses[:3]
+    for house in (liar, honest):
+        house.store.put_bytes(DATA)
+    lie_with(liar, lambda wanted, data: data if isinstance(wanted, ChunkWanted) else data[:cut])
+    path = await fetcher.exchange.fetch(REF, [liar.net.peer_id, honest.net.peer_id])
+    assert path.read_bytes() == DATA
+    assert fetcher.net.counters().get("blob.wrong_bytes", 0) <= 1
+
+
+async def test_a_fetch_that_was_broken_off_goes_on_with_another_source_and_fetches_no_chunk_twice(houses):
+    fetcher, first, second = houses[:3]
+    for house in (first, second):
+        house.store.put_bytes(DATA)
+    served: list[int] = []
+
+    def dies_after_three(wanted, data: bytes) -> bytes:
+        if isinstance(wanted, ChunkWanted):
+            if len(served) == 3:
+                raise Refused("going away")
+            served.append(wanted.index)
+        return data
+
+    def counts(wanted, data: bytes) -> bytes:
+        assert isinstance(wanted, ChunkWanted), "the tree was kept and need not be asked for again"
+        served.append(wanted.index)
+        return data
+
+    lie_with(first, dies_after_three)
+    with pytest.raises(FetchFailed):
+        await fetcher.exchange.fetch(REF, [first.net.peer_id])
+    lie_with(second, counts)
+    path = await fetcher.exchange.fetch(REF, [second.net.peer_id])
+    assert path.read_bytes() == DATA
+    assert sorted(served) == list(range(6))
+
+
+async def test_a_silent_source_costs_one_chunk_timeout(houses):
+    fetcher, silent, honest = houses[:3]
+
+    async def never(_context: Context, _data: bytes) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+    silent.net.serve(BLOB, never)
+    honest.store.put_bytes(DATA)
+    sources = [honest.net.peer_id, silent.net.peer_id]
+    with trio.fail_after(5):
+        path = await fetcher.exchange.fetch(REF, sources, chunk_timeout_ms=500)
+    assert path.read_bytes() == DATA
+
+
+async def test_two_fetches_of_the_same_blob_at_once_are_one(houses):
+    fetcher, source = houses[:2]
+    source.store.put_bytes(DATA)
+    served: list[int] = []
+    lie_with(source, lambda _wanted, data: served.append(1) or data)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(fetcher.exchange.fetch, REF, [source.net.peer_id])
+    assert len(served) == 7
+
+
+async def test_garbage_sent_to_the_blob_protocol_is_a_strike(houses):
+    fetcher, source = houses[:2]
+    with pytest.raises(Exception, match="stream broke"):
+        await fetcher.net.request(source.net.peer_id, BLOB, b"garbage")
+    assert source.net.counters()[f"serve.protocol_error {BLOB}"] == 1
+
+
+async def test_a_blob_beyond_any_limit_is_not_even_asked_for(houses):
+    with pytest.raises(FetchFailed):
+        await houses[0].exchange.fetch(BlobRef(root=bytes(32), size_bytes=1 << 60), [houses[1].net.peer_id])

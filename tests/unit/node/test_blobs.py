@@ -1,0 +1,216 @@
+"""The store of blobs: named by content, bounded, complete or absent, and resumable after any crash."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref, chunk_count, chunk_hash, chunks_of, root_of
+
+QUOTA = 64 << 20
+
+
+@pytest.fixture
+def store(tmp_path):
+    return BlobStore(tmp_path / "blobs", quota_bytes=QUOTA)
+
+
+def hashes_of(data: bytes) -> list[bytes]:
+    return [chunk_hash(chunk) for chunk in chunks_of(data)]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3), st.integers(-2, 2))
+def test_a_root_names_content_and_size_together(chunks, beside):
+    size = max(0, chunks * CHUNK_BYTES + beside)
+    data = bytes(size)
+    ref = blob_ref(data)
+    assert ref.root == root_of(size, hashes_of(data))
+    assert blob_ref(data + b"\0") != ref
+    if size:
+        assert blob_ref(b"\1" + data[1:]) != ref
+
+
+def test_a_tree_that_does_not_fit_the_size_has_no_root():
+    with pytest.raises(ValueError, match="number"):
+        root_of(CHUNK_BYTES + 1, [bytes(32)])
+    with pytest.raises(ValueError, match="32 bytes"):
+        root_of(1, [bytes(31)])
+    with pytest.raises(ValueError, match="range"):
+        root_of(-1, [])
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 7])
+def test_what_is_put_comes_out_again_whole_and_by_chunks(store, tmp_path, size):
+    data = os.urandom(size)
+    ref = store.put_bytes(data)
+    assert ref == blob_ref(data)
+    assert store.read_bytes(ref, size) == data
+    assert b"".join(store.read_chunk(ref, index) for index in range(chunk_count(size))) == data
+    assert list(store.read_tree(ref, 0, 1000)) == hashes_of(data)
+    (tmp_path / "file").write_bytes(data)
+    assert store.put_file(tmp_path / "file") == ref
+    assert store.size_bytes == size
+
+
+def test_files_are_for_this_user_only_and_the_name_is_the_root(store):
+    ref = store.put_bytes(b"secret")
+    path = store.path(ref)
+    assert path is not None
+    assert path.name == ref.root.hex()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
+
+
+def test_a_blob_that_is_not_here_is_missing_and_one_of_another_size_is_another(store):
+    ref = store.put_bytes(b"abc")
+    for other in (BlobRef(root=bytes(32), size_bytes=3), BlobRef(root=ref.root, size_bytes=4)):
+        assert store.path(other) is None
+        with pytest.raises(BlobMissing):
+            store.read_bytes(other, 10)
+    with pytest.raises(BlobMissing):
+        store.read_chunk(ref, 1)
+    with pytest.raises(ValueError, match="at most 2"):
+        store.read_bytes(ref, 2)
+
+
+def test_over_the_quota_the_longest_unused_go_and_the_pinned_stay(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=300)
+    first, second, third = (store.put_bytes(bytes([n]) * 100) for n in range(3))
+    store.pin(first, "a job")
+    store.read_bytes(second, 100)
+    fourth = store.put_bytes(b"x" * 100)
+    assert [store.has(ref) for ref in (first, second, third, fourth)] == [True, True, False, True]
+    assert store.evicted == 1
+    with pytest.raises(NoRoom):
+        store.put_bytes(b"y" * 201)
+    assert store.has(second), "a blob that does not fit evicts nothing"
+    store.unpin(first, "another job")
+    store.unpin(first, "a job")
+    store.put_bytes(b"y" * 300)
+    assert store.size_bytes == 300
+
+
+def test_pins_and_blobs_are_there_after_a_restart(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    ref = store.put_bytes(b"x" * 60)
+    store.pin(ref, "a job")
+    again = BlobStore(tmp_path, quota_bytes=100)
+    assert again.read_bytes(ref, 60) == b"x" * 60
+    with pytest.raises(NoRoom):
+        again.put_bytes(b"y" * 60)
+
+
+def test_a_half_written_file_is_cleared_away_and_a_blob_without_its_tree_is_not_believed_in(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=QUOTA)
+    ref = store.put_bytes(b"abc")
+    (tmp_path / "new" / "half").write_bytes(b"...")
+    path = store.path(ref)
+    assert path is not None
+    path.with_suffix(".tree").unlink()
+    again = BlobStore(tmp_path, quota_bytes=QUOTA)
+    assert not list((tmp_path / "new").iterdir())
+    assert not again.has(ref)
+
+
+def test_chunks_come_in_any_order_and_only_the_right_ones(store):
+    data = os.urandom(2 * CHUNK_BYTES + 5)
+    ref, chunks = blob_ref(data), list(chunks_of(data))
+    partial = store.begin(ref, hashes_of(data))
+    for index, wrong in ((0, chunks[1]), (2, chunks[2] + b"x"), (2, b""), (1, bytes(CHUNK_BYTES))):
+        with pytest.raises(ValueError, match="does not fit"):
+            partial.write(index, wrong)
+    for index in (2, 0, 1):
+        assert not store.has(ref)
+        partial.write(index, chunks[index])
+    assert partial.finish().read_bytes() == data
+    assert store.has(ref)
+    assert store.size_bytes == len(data)
+
+
+def test_a_tree_that_does_not_make_the_root_starts_nothing(store):
+    with pytest.raises(ValueError, match="do not make the root"):
+        store.begin(blob_ref(b"abc"), [bytes(32)])
+    assert store.size_bytes == 0
+
+
+def test_a_fetch_reserves_its_room_before_the_first_byte_and_gives_it_back(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    data = b"z" * 80
+    store.begin(blob_ref(data), hashes_of(data)).close()
+    with pytest.raises(NoRoom):
+        store.put_bytes(b"y" * 30)
+    assert BlobStore(tmp_path, quota_bytes=100).size_bytes == 80
+    store.discard_part(blob_ref(data))
+    store.put_bytes(b"y" * 30)
+
+
+def test_a_fetch_goes_on_where_it_stopped_and_trusts_no_chunk_on_disk(store):
+    data = os.urandom(4 * CHUNK_BYTES)
+    ref, chunks = blob_ref(data), list(chunks_of(data))
+    partial = store.begin(ref, hashes_of(data))
+    partial.write(0, chunks[0])
+    partial.write(2, chunks[2])
+    partial.close()
+    with partial.path.open("r+b") as file:
+        file.seek(2 * CHUNK_BYTES)
+        file.write(b"rot")
+    tree = store.tree_of_part(ref)
+    assert tree == tuple(hashes_of(data))
+    resumed = store.begin(ref, tree)
+    assert resumed.missing() == [1, 2, 3]
+    resumed.close()
+
+
+FETCHER = """
+import sys
+from pathlib import Path
+from hansa.node.blobs import BlobStore
+from hansa.proto.blob import CHUNK_BYTES, blob_ref, chunk_hash, chunks_of
+data = bytes(CHUNK_BYTES) * 64
+data = b"".join(n.to_bytes(8, "big") + data[:CHUNK_BYTES - 8] for n in range(64))
+store = BlobStore(Path(sys.argv[1]), quota_bytes=1 << 30)
+hashes = [chunk_hash(chunk) for chunk in chunks_of(data)]
+partial = store.begin(blob_ref(data), hashes)
+print("missing", len(partial.missing()), flush=True)
+for index in partial.missing():
+    partial.write(index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
+    print(index, flush=True)
+partial.finish()
+print("done", flush=True)
+"""
+
+
+def test_kill_9_in_the_middle_of_a_fetch_loses_no_chunk_that_was_written(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", FETCHER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(10)]
+    assert lines[0] == "missing 64\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lines += process.stdout.readlines()
+    process.stdout.close()
+    written = sum(line.strip().isdigit() for line in lines)
+    rerun = subprocess.run([sys.executable, "-c", FETCHER, tmp_path], stdout=subprocess.PIPE, text=True, check=True)
+    missing = int(rerun.stdout.split()[1])
+    assert 64 - written - 1 <= missing <= 64 - written
+    assert rerun.stdout.endswith("done\n")
+
+
+def test_a_part_that_nobody_goes_on_with_is_forgotten_after_a_week(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    ref = blob_ref(b"z" * 80)
+    partial = store.begin(ref, hashes_of(b"z" * 80))
+    partial.close()
+    old = time.time() - 8 * 86_400
+    os.utime(partial.path, (old, old))
+    again = BlobStore(tmp_path, quota_bytes=100)
+    assert again.size_bytes == 0
+    assert not list((tmp_path / "part").iterdir())
