@@ -87,6 +87,7 @@ class Libp2pNet:
         self._limits: NetLimits = config.limits
         self._nursery = nursery
         self._faults = Faults(self._struck)
+        self._budget = ReceiveBudget(self._limits.receive_buffer_bytes, self._limits.total_receive_buffer_bytes)
         self._book = PeerBook(self._limits.known_peers)
         self._gone: dict[str, trio.Event] = {}
         self._holding: set[str] = set()
@@ -101,7 +102,7 @@ class Libp2pNet:
             self._id,
             store,
             security=_only(NOISE, NoiseTransport(keys, noise_privkey=x25519.create_new_key_pair().private_key)),
-            muxers=_only(YAMUX, yamux_class(self._limits, self._new_budget(), self._offended)),
+            muxers=_only(YAMUX, yamux_class(self._limits, self._budget, self._offended)),
             limits=self._limits,
             faults=self._faults,
             addresses=self._addresses,
@@ -116,9 +117,6 @@ class Libp2pNet:
         # Anybody may push a hundred thousand addresses through this one.
         self._host.remove_stream_handler(ID_PUSH)
         self._pubsub = GuardedPubsub(self._host, limits=self._limits, faults=self._faults, context_of=_author)
-
-    def _new_budget(self) -> ReceiveBudget:
-        return ReceiveBudget(self._limits.receive_buffer_bytes, self._limits.total_receive_buffer_bytes)
 
     @asynccontextmanager
     async def running(self, listen: list[Multiaddr]) -> AsyncIterator[None]:
