@@ -78,7 +78,12 @@ def test_any_bytes_give_frames_or_a_protocol_error(data):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=20) | st.binary(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
@@ -120,7 +125,7 @@ def test_a_large_state_arrives_in_chunks_with_a_heartbeat_in_between():
     pieces.insert(2, frames.encode(frames.Heartbeat(progress=1, waiting=False)))
     assembler = frames.Assembler(lambda _header: len(data))
     whole = [assembler.feed(frame) for frame in read(b"".join(pieces))]
-    assert [item for item in whole if isinstance(item, frames.Whole)][0].data == data
+    assert next(item for item in whole if isinstance(item, frames.Whole)).data == data
     assert frames.Heartbeat(progress=1, waiting=False) in whole
 
 
