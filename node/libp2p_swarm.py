@@ -195,15 +195,19 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """The connections to a peer, making one if there is none. Never takes longer than the dial timeout."""
-        while True:
-            standing = self.live_connections(peer_id)
-            if standing:
-                return standing
-            if peer_id not in self._dialling:
+        while not (standing := self.live_connections(peer_id)):
+            if peer_id in self._dialling:
+                await self._dialling[peer_id].wait()
+                if not self.live_connections(peer_id):
+                    raise SwarmException("no address of this peer answers")
+                continue
+            # A caller in a hurry waits a little rather than being told of a failure that may be over.
+            pause_s = self._failed_at.get(peer_id, -1e9) + self.limits.failed_dial_pause_ms / 1000 - trio.current_time()
+            if pause_s <= 0:
                 break
-            await self._dialling[peer_id].wait()
-        if trio.current_time() < self._failed_at.get(peer_id, 0.0) + self.limits.failed_dial_pause_ms / 1000:
-            raise SwarmException("failed a moment ago")
+            await trio.sleep(pause_s)
+        else:
+            return standing
         self._dialling[peer_id] = trio.Event()
         try:
             with trio.move_on_after(self.limits.dial_timeout_ms / 1000):
