@@ -1,0 +1,200 @@
+"""The commands of a job's life: submit, jobs, watch, logs, results, cancel."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hansa.node.cli_options import print_json, with_data, with_json
+from hansa.node.faults import ConfigError, OperatorError
+
+if TYPE_CHECKING:
+    from hansa.node.cli_client import Daemon
+    from hansa.proto.blob import BlobRef
+
+PATIENCE_S = 60.0
+"""How long ``watch`` waits for a daemon that restarts: the job goes on meanwhile."""
+SHORT_ID = 12
+
+
+@click.command()
+@click.argument("jobfile", type=click.Path(path_type=Path))
+@click.option("--watch", "and_watch", is_flag=True, help="Follow the job until it has ended.")
+@with_data
+@with_json
+def submit(jobfile: Path, and_watch: bool, data_dir: Path, as_json: bool) -> int:
+    """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        job = submit_job(daemon, jobfile)
+        if as_json:
+            print_json({"job": job})
+        else:
+            click.echo(f"job {job}")
+        if and_watch:
+            return _follow(daemon.watch(job, PATIENCE_S), as_json)
+        if not as_json:
+            click.echo(f"follow it: hansa watch {job[:SHORT_ID]}")
+    return 0
+
+
+def submit_job(daemon: "Daemon", jobfile: Path) -> str:
+    """Check a job file, pack its directory, upload it and put the job on the market; answer the job's id."""
+    from hansa.node.job_file import read_job_file
+    from hansa.node.job_json import spec_to_json
+    from hansa.node.packages import IGNORE_FILE, pack
+
+    found = read_job_file(jobfile)
+    entry_file = found.spec.entry.partition(":")[0]
+    with tempfile.TemporaryFile() as archive:
+        packed = pack(found.directory, archive)
+        if entry_file not in packed.files:
+            raise ConfigError(f"{entry_file} is left out of the package", f"correct {found.directory / IGNORE_FILE}")
+        archive.seek(0)
+        package = daemon.put_blob(archive)
+    return str(daemon.post("/v1/jobs", {"spec": spec_to_json(found.spec), "package": package})["job"])
+
+
+def _follow(views: Iterable[dict[str, Any]], as_json: bool) -> int:
+    """Show a job to its end. The exit code says whether it succeeded."""
+    last: Any = None
+    if as_json:
+        for view in views:
+            print_json(view)
+            last = view
+    else:
+        from hansa.node.cli_screen import follow
+
+        last = follow(views)
+    return 0 if last is not None and last.get("phase") == "succeeded" else 1
+
+
+@click.command()
+@with_data
+@with_json
+def jobs(data_dir: Path, as_json: bool) -> None:
+    """List this node's jobs, newest first."""
+    from hansa.node.cli_client import Daemon
+    from hansa.node.cli_tables import print_jobs
+
+    with closing(Daemon(data_dir)) as daemon:
+        answer = daemon.get("/v1/jobs")
+    if as_json:
+        print_json(answer)
+    else:
+        print_jobs(answer["jobs"])
+
+
+@click.command()
+@click.argument("job")
+@with_data
+@with_json
+def watch(job: str, data_dir: Path, as_json: bool) -> int:
+    """Follow a job: who bid what and why the winner won, every shard, every round, the money.
+
+    JOB is an id or its first digits. Exit code 0 only if the job succeeded. Ctrl-C stops watching, not the job.
+    """
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        return _follow(daemon.watch(job_path_part(job), PATIENCE_S), as_json)
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Wait for more until the job has ended.")
+@click.option("--shard", type=click.IntRange(min=0), help="Only this shard's lines.")
+@with_data
+@with_json
+def logs(job: str, follow: bool, shard: int | None, data_dir: Path, as_json: bool) -> None:
+    """Show what a job's code printed."""
+    from hansa.node.cli_client import Daemon
+    from hansa.node.plain_text import plain
+
+    parameters = {"follow": "1" if follow else "0"} | ({} if shard is None else {"shard": str(shard)})
+    with (
+        closing(Daemon(data_dir)) as daemon,
+        closing(daemon.lines(f"/v1/jobs/{job_path_part(job)}/logs", **parameters)) as lines,
+    ):
+        for line in lines:
+            if as_json:
+                print_json(line)
+            else:
+                click.echo(f"[{plain(line.get('shard'), 8)}] {plain(line.get('text'))}")
+
+
+@click.command()
+@click.argument("job")
+@click.option("-o", "--output", "directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@with_data
+@with_json
+def results(job: str, directory: Path | None, data_dir: Path, as_json: bool) -> None:
+    """Fetch a job's outputs into DIR (default: results-JOB), one directory for each shard."""
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        view = daemon.get(f"/v1/jobs/{job_path_part(job)}")
+        target = directory or Path(f"results-{str(view['job'])[:SHORT_ID]}")
+        written = [str(path) for path in _fetch(daemon, view, target)]
+    if as_json:
+        print_json({"job": view["job"], "directory": str(target), "files": written})
+        return
+    if not written:
+        click.echo(f"job {view['phase']}: there are no outputs" + ("" if view.get("ended_ms") else " yet"))
+    for path in written:
+        click.echo(path)
+
+
+def _fetch(daemon: "Daemon", view: dict[str, Any], target: Path) -> Iterator[Path]:
+    from hansa.node.cli_results import write_output
+
+    for output in view.get("outputs", []):
+        shard, path = output.get("shard"), output.get("path")
+        blob = _blob_of(output)
+        if blob is None or type(shard) is not int or shard < 0 or type(path) is not str:
+            raise OperatorError("the daemon names an output that is none", "use the daemon's own version")
+        yield write_output(target, shard, path, blob, daemon.blob(blob))
+
+
+def _blob_of(output: dict[str, Any]) -> "BlobRef | None":
+    from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
+
+    size_bytes = output.get("size_bytes")
+    try:
+        root = bytes.fromhex(str(output.get("root")))
+    except ValueError:
+        return None
+    if len(root) != 32 or type(size_bytes) is not int or not 0 <= size_bytes <= MAX_BLOB_BYTES:
+        return None
+    return BlobRef(root=root, size_bytes=size_bytes)
+
+
+@click.command()
+@click.argument("job")
+@with_data
+@with_json
+def cancel(job: str, data_dir: Path, as_json: bool) -> None:
+    """Stop a job. What was delivered until now is paid for, and no more."""
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        answer = daemon.post(f"/v1/jobs/{job_path_part(job)}/cancel")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"job {answer['job']} {answer['phase']}")
+
+
+def job_path_part(job: str) -> str:
+    """A job's id as a part of an URL's path. Anything but hex digits is refused before it becomes another path."""
+    wanted = job.strip().lower().removeprefix("0x")
+    if not wanted or len(wanted) > 64 or any(digit not in "0123456789abcdef" for digit in wanted):
+        raise OperatorError(f"{job!r:.80} is no job's id: hex digits, at least 4 of them", "hansa jobs lists them")
+    return wanted
+
+
+JOB_COMMANDS = (submit, jobs, watch, logs, results, cancel)

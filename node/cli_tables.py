@@ -1,0 +1,135 @@
+"""Lists on the terminal: jobs, providers, money. A stranger's words are shown as plain text."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hansa.node.plain_text import fields_of, plain, short_account
+from hansa.node.quantities import format_size
+
+Rows = Sequence[dict[str, Any]]
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text objects: nothing in a cell is read as markup.
+        table.add_row(*(Text(plain(cell, 200)) for cell in row))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _when(at_ms: object) -> str:
+    """A time for the eye, in UTC."""
+    if not isinstance(at_ms, int) or not 0 <= at_ms < 1 << 47:
+        return ""
+    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def print_jobs(jobs: Rows) -> None:
+    """One line for each job."""
+    if not jobs:
+        click.echo("no jobs yet: hansa submit JOBFILE")
+        return
+    rows = []
+    for job in jobs:
+        spend = fields_of(job.get("spend"))
+        rows.append(
+            (
+                plain(job.get("job"), 64)[:12],
+                job.get("name"),
+                job.get("phase"),
+                f"round {job.get('round')}",
+                f"{spend.get('vouched')} of {spend.get('budget')}",
+                _when(job.get("submitted_ms")),
+                job.get("reason", ""),
+            )
+        )
+    _print_table(("job", "name", "phase", "progress", "vouched", "submitted (UTC)", ""), rows)
+
+
+def print_providers(providers: Rows) -> None:
+    """One line for each provider."""
+    if not providers:
+        click.echo("no provider's advert has arrived yet")
+        return
+    rows = []
+    for provider in providers:
+        devices = provider.get("devices", [])
+        kinds: dict[str, int] = {}
+        for device in devices:
+            memory = device.get("memory_bytes")
+            size = format_size(memory) if isinstance(memory, int) else ""
+            what = f"{plain(device.get('kind'), 8)} {plain(device.get('model'), 60)} {size}"
+            kinds[what] = kinds.get(what, 0) + 1
+        rows.append(
+            (
+                short_account(provider.get("account")),
+                f"{provider.get('price_per_hour')} {provider.get('currency')}",
+                f"{provider.get('free')} of {len(devices)}",
+                "; ".join(f"{count} x {what}" for what, count in list(kinds.items())[:8]),
+                provider.get("tier"),
+                provider.get("region"),
+                "connected" if provider.get("connected") else "",
+            )
+        )
+    _print_table(("account", "price/h", "free", "devices", "tier", "region", ""), rows)
+
+
+def print_balance(balance: dict[str, Any]) -> None:
+    """The totals, the channels and the sum that must be zero."""
+    currency = plain(balance.get("currency"), 12)
+    click.echo(f"account {plain(balance.get('account'), 64)}")
+    for key, words in (
+        ("earned", "earned as provider"),
+        ("spent", "spent as buyer"),
+        ("due", "still due to this node"),
+        ("owed", "still owed by this node"),
+        ("paid_in", "settled in"),
+        ("paid_out", "settled out"),
+    ):
+        click.echo(f"  {plain(balance.get(key), 40):>20} {currency}  {words}")
+    channels = balance.get("channels", [])
+    if channels:
+        rows = [
+            (
+                plain(channel.get("channel_id"), 64)[:12],
+                channel.get("role"),
+                short_account(channel.get("counterparty")),
+                channel.get("phase"),
+                channel.get("vouched"),
+                channel.get("metered"),
+            )
+            for channel in channels
+        ]
+        _print_table(("channel", "role", "counterparty", "phase", "vouched", "metered"), rows)
+    zero = plain(balance.get("sum"), 40)
+    entries = plain(balance.get("entries"), 20)
+    click.echo(f"sum over the ledger ({entries} entries): {zero}" + ("" if _is_zero(zero) else "  <- MUST BE ZERO"))
+    click.echo(plain(balance.get("promise", "")))
+
+
+def _is_zero(amount: str) -> bool:
+    return bool(amount) and set(amount) <= {"0", "."}
+
+
+def print_entries(entries: Rows) -> None:
+    """The ledger's entries, each leg on a line of its own."""
+    rows = [
+        (
+            plain(entry.get("id"), 12),
+            _when(entry.get("at_ms")),
+            entry.get("memo"),
+            leg.get("account"),
+            leg.get("amount"),
+        )
+        for entry in entries
+        for leg in entry.get("legs", [])
+    ]
+    _print_table(("entry", "at (UTC)", "memo", "account", "amount"), rows)

@@ -1,0 +1,393 @@
+"""The command as a person types it: through click, over a real socket, to a real API with a desk in memory."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+from kit.memory_desk import PROVIDERS, MemoryDesk, job_view
+from rich.console import Console
+
+from hansa.node.cli import cli
+from hansa.node.cli_results import write_output
+from hansa.node.cli_screen import follow, news, render
+from hansa.node.faults import OperatorError
+from hansa.node.http_api import build_api
+from hansa.node.http_server import serve_api
+from hansa.node.plain_text import plain
+from hansa.proto.blob import blob_ref
+
+JOB = "ab" * 32
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]x[/]\r\n\u202egnp.exe"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def desk() -> MemoryDesk:
+    return MemoryDesk()
+
+
+@pytest.fixture
+def data(tmp_path: Path, desk: MemoryDesk) -> Iterator[Path]:
+    """A data directory whose daemon runs, in a thread of its own."""
+    directory = tmp_path / "node"
+    directory.mkdir(mode=0o700)
+    ready = threading.Event()
+    stop: list[Any] = []
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_api, build_api(desk), directory / "api.sock")
+            stop.append((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
+            ready.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert ready.wait(10)
+    yield directory
+    token, scope = stop[0]
+    token.run_sync_soon(scope.cancel)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def json_lines(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code in (0, 1), result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def a_job(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "train.py").write_text("def train(context): ...\n")
+    (directory / "job.toml").write_text('name = "digits"\nentry = "train.py:train"\n')
+    return directory
+
+
+def is_one_line_with_a_hint(result: Result) -> bool:
+    lines = result.stderr.splitlines()
+    return (
+        result.exit_code == 2
+        and result.stdout == ""
+        and len(lines) == 2
+        and lines[0].startswith("hansa: ")
+        and lines[1].startswith("hint: ")
+    )
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys\nsys.argv = ['hansa', '--help']\n"
+        "from hansa.node.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'libp2p', 'eth_account', 'ray', 'httpx', 'numpy', 'trio', 'rich', 'coincurve', 'starlette'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert "submit" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["submit", "jobs", "watch", "logs", "results", "cancel", "providers", "balance"])
+def test_every_command_explains_itself_and_knows_json_and_data(command: str) -> None:
+    shown = run(command, "--help").stdout
+    assert "--json" in shown
+    assert "--data" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["jobs"],
+        ["watch", JOB],
+        ["logs", JOB],
+        ["results", JOB],
+        ["cancel", JOB],
+        ["providers"],
+        ["balance", "--json"],
+    ],
+)
+def test_without_a_daemon_every_command_says_how_to_start_one(tmp_path: Path, arguments: list[str]) -> None:
+    result = run(*arguments, "--data", tmp_path)
+    assert is_one_line_with_a_hint(result)
+    assert "hansa node run" in result.stderr
+
+
+def test_a_socket_that_nobody_answers_is_no_daemon(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "api.sock"))
+    result = run("jobs", "--data", tmp_path)
+    assert is_one_line_with_a_hint(result)
+    assert "no daemon is running" in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every socket")
+def test_a_socket_of_somebody_else_is_said(data: Path) -> None:
+    (data / "api.sock").chmod(0)
+    result = run("jobs", "--data", data)
+    assert is_one_line_with_a_hint(result)
+    assert "no right" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["submit"],
+        ["jobs", "--colour"],
+        ["watch", "not-an-id"],
+        ["watch", "../node"],
+        ["logs", "abcd", "--shard", "-1"],
+        ["submit", "/nowhere/job.toml"],
+    ],
+)
+def test_a_slip_of_the_pen_is_one_line_with_a_hint(data: Path, arguments: list[str]) -> None:
+    where = [] if arguments == ["frobnicate"] else ["--data", data]
+    assert is_one_line_with_a_hint(run(*arguments, *where))
+
+
+def test_an_id_that_is_not_known_is_said(data: Path) -> None:
+    assert is_one_line_with_a_hint(run("watch", "abcd", "--data", data))
+
+
+def test_a_mistake_in_the_job_file_is_found_before_anything_is_sent(
+    tmp_path: Path, data: Path, desk: MemoryDesk
+) -> None:
+    job = a_job(tmp_path / "job")
+    (job / "job.toml").write_text('name = "x"\nentry = "train.py:train"\nshard = 3\n')
+    result = run("submit", job, "--data", data)
+    assert is_one_line_with_a_hint(result)
+    assert "job.toml:3: shard: unknown key" in result.stderr
+    assert desk.blobs == {}
+
+
+def test_an_entry_that_is_left_out_of_the_package_is_said(tmp_path: Path, data: Path) -> None:
+    job = a_job(tmp_path / "job")
+    (job / ".hansaignore").write_text("train.py\n")
+    assert is_one_line_with_a_hint(run("submit", job, "--data", data))
+
+
+def test_a_job_is_submitted_with_its_directory(tmp_path: Path, data: Path, desk: MemoryDesk) -> None:
+    (answer,) = json_lines(run("submit", a_job(tmp_path / "job"), "--json", "--data", data))
+    ((spec, package),) = desk.submitted
+    assert spec.name == "digits"
+    assert bytes.fromhex(answer["job"]) in desk.views
+    assert b"def train" in desk.blobs[package.root]
+
+
+def test_submitting_and_watching_ends_with_the_jobs_fate(tmp_path: Path, data: Path) -> None:
+    result = run("submit", a_job(tmp_path / "job"), "--watch", "--data", data)
+    assert result.exit_code == 0
+    assert "job succeeded" in result.stdout
+    views = json_lines(run("submit", a_job(tmp_path / "job"), "--watch", "--json", "--data", data))
+    assert list(views[0]) == ["job"]
+    assert views[-1]["phase"] == "succeeded"
+
+
+def test_a_job_that_fails_is_exit_code_one(data: Path, desk: MemoryDesk) -> None:
+    desk.add(job_view(JOB), job_view(JOB, phase="failed", reason="no bids"))
+    result = run("watch", JOB[:6], "--data", data)
+    assert result.exit_code == 1
+    assert "job failed: no bids" in result.stdout
+
+
+def test_jobs_providers_and_balance_are_readable_and_have_json(data: Path, desk: MemoryDesk) -> None:
+    assert "no jobs yet" in run("jobs", "--data", data).stdout
+    desk.add(job_view(JOB))
+    assert "digits" in run("jobs", "--data", data).stdout
+    assert json_lines(run("jobs", "--json", "--data", data))[0]["jobs"][0]["job"] == JOB
+    shown = run("providers", "--data", data).stdout
+    assert "0.300000 USD" in shown
+    assert "1 x cpu Some CPU 4 GiB" in shown
+    money = run("balance", "--entries", "--data", data).stdout
+    assert "sum over the ledger (3 entries): 0.000000\n" in money
+    assert "promises" in money
+    assert json_lines(run("balance", "--json", "--data", data))[0]["sum"] == "0.000000"
+
+
+def test_cancelling_twice_says_that_it_has_ended(data: Path, desk: MemoryDesk) -> None:
+    desk.add(job_view(JOB))
+    assert json_lines(run("cancel", JOB, "--json", "--data", data)) == [{"job": JOB, "phase": "cancelled"}]
+    assert is_one_line_with_a_hint(run("cancel", JOB, "--data", data))
+
+
+def test_logs_are_shown_as_plain_text(data: Path, desk: MemoryDesk) -> None:
+    desk.add(job_view(JOB))
+    desk.lines = [{"shard": 1, "at_ms": 1, "text": HOSTILE}, {"shard": 0, "at_ms": 1, "text": "fine"}]
+    shown = run("logs", JOB, "--shard", "1", "--data", data).stdout
+    assert shown.startswith("[1] ")
+    assert not any(character in shown for character in "\x1b\x07\r\u202e")
+    assert shown.count("\n") == 1
+    assert "followed" in run("logs", JOB, "-f", "--data", data).stdout
+    assert json_lines(run("logs", JOB, "--json", "--data", data))[0]["text"] == HOSTILE
+
+
+def test_init_makes_a_node_once(tmp_path: Path) -> None:
+    made = run("init", "--data", tmp_path / "n", "--provider", "--price", "0.45", "--cpu-slots", "1")
+    assert made.exit_code == 0
+    assert "hansa node run" in made.stdout
+    assert is_one_line_with_a_hint(run("init", "--data", tmp_path / "n"))
+    (answer,) = json_lines(run("init", "--json", "--data", tmp_path / "m"))
+    assert set(answer) == {"data", "account", "peer_id"}
+
+
+@pytest.mark.parametrize(
+    "wishes", [["--price", "-1"], ["--cpu-slots", "many"], ["--listen", "localhost"], ["--metrics-port", "x"]]
+)
+def test_init_with_a_wish_out_of_range_makes_nothing(tmp_path: Path, wishes: list[str]) -> None:
+    assert is_one_line_with_a_hint(run("init", "--data", tmp_path / "n", *wishes))
+    assert not (tmp_path / "n").exists()
+
+
+def test_running_a_node_that_does_not_exist_says_how_to_make_one(tmp_path: Path) -> None:
+    result = run("node", "run", "--data", tmp_path / "n")
+    assert is_one_line_with_a_hint(result)
+    assert "hansa init" in result.stderr
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def with_output(desk: MemoryDesk, path: str, content: bytes = b"weights", shard: int = 0) -> None:
+    blob = desk.add_blob(content)
+    output = {"shard": shard, "path": path, "root": blob.root.hex(), "size_bytes": blob.size_bytes}
+    desk.add(job_view(JOB, phase="succeeded", ended_ms=1, outputs=[output]))
+
+
+def test_results_lie_below_the_directory_by_shard(data: Path, desk: MemoryDesk, tmp_path: Path) -> None:
+    with_output(desk, "model/weights.bin", b"w" * 2_500_000)
+    out = tmp_path / "out"
+    assert str(out / "shard-0/model/weights.bin") in run("results", JOB, "-o", out, "--data", data).stdout
+    assert (out / "shard-0/model/weights.bin").read_bytes() == b"w" * 2_500_000
+    (again,) = json_lines(run("results", JOB, "-o", out, "--json", "--data", data))
+    assert again["files"] == [str(out / "shard-0/model/weights.bin")]
+    assert not list(out.rglob(".hansa-*"))
+
+
+@pytest.mark.parametrize("path", ["../../evil", "/etc/evil", "a/../../evil", "", ".", "a//b", "a\nb", "a\\b"])
+def test_a_path_that_leads_elsewhere_writes_nothing(data: Path, desk: MemoryDesk, tmp_path: Path, path: str) -> None:
+    with_output(desk, path)
+    before = sorted(tmp_path.rglob("*"))
+    assert is_one_line_with_a_hint(run("results", JOB, "-o", tmp_path / "out", "--data", data))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_below_the_directory_are_not_followed(data: Path, desk: MemoryDesk, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "shard-0").symlink_to(elsewhere)
+    with_output(desk, "weights.bin")
+    assert is_one_line_with_a_hint(run("results", JOB, "-o", out, "--data", data))
+    (out / "shard-0").unlink()
+    (out / "shard-0").mkdir()
+    (out / "shard-0" / "weights.bin").symlink_to(elsewhere / "weights.bin")
+    assert is_one_line_with_a_hint(run("results", JOB, "-o", out, "--data", data))
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_file_of_the_users_is_never_replaced(data: Path, desk: MemoryDesk, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "shard-0").mkdir(parents=True)
+    (out / "shard-0" / "weights.bin").write_bytes(b"precios")
+    with_output(desk, "weights.bin")
+    assert is_one_line_with_a_hint(run("results", JOB, "-o", out, "--data", data))
+    assert (out / "shard-0" / "weights.bin").read_bytes() == b"precios"
+
+
+@pytest.mark.parametrize("pieces", [[b"weight"], [b"weights", b"more"], [b"WEIGHTS"], []])
+def test_bytes_that_are_not_what_was_promised_leave_no_file(tmp_path: Path, pieces: list[bytes]) -> None:
+    with pytest.raises(OperatorError, match="not what was promised"):
+        write_output(tmp_path, 0, "weights.bin", blob_ref(b"weights"), pieces)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_output_that_the_daemon_does_not_have_is_said(data: Path, desk: MemoryDesk, tmp_path: Path) -> None:
+    with_output(desk, "weights.bin")
+    desk.blobs.clear()
+    assert is_one_line_with_a_hint(run("results", JOB, "-o", tmp_path / "out", "--data", data))
+
+
+# ---- the screen ------------------------------------------------------------------------------------------------------
+
+
+def drawn(view: dict[str, Any]) -> str:
+    console = Console(file=StringIO(), width=160, force_terminal=True, markup=False)
+    with console.capture() as capture:
+        console.print(render(view))
+    return capture.get()
+
+
+def test_the_screen_tells_who_bid_what_and_why_the_winner_won() -> None:
+    shown = drawn(job_view(JOB))
+    for words in ("0.30", "0.45", "0.60", "shard 1", "lost", "cheapest", "declined", "kind = cpu", "silent"):
+        assert words in shown
+    for words in ("round 2 of 10", "accuracy 0.81", "loss 0.7", "0.001"):
+        assert words in shown
+
+
+def test_news_are_told_once_and_in_order() -> None:
+    first = job_view(JOB)
+    told = list(news(None, first))
+    assert told[0].startswith("bid from 0x5290…9EE7: 0.30 per hour")
+    assert "round 1/10: loss 0.7  accuracy 0.81" in told
+    assert told[-1] == "job running"
+    assert list(news(first, first)) == []
+    second = first["history"] + [{"round": 2, "metrics": {}, "rejected": [{"shard": 1, "reason": "late"}]}]
+    assert list(news(first, first | {"history": second}))[1] == "  rejected shard 1: late"
+
+
+def poisoned(value: Any) -> Any:
+    """The same view with something hostile in every text."""
+    if isinstance(value, str):
+        return value + HOSTILE
+    if isinstance(value, list):
+        return [poisoned(item) for item in value]
+    if isinstance(value, dict):
+        return {(key + HOSTILE if key in ("loss", "accuracy") else key): poisoned(item) for key, item in value.items()}
+    return value
+
+
+def test_a_strangers_words_reach_the_terminal_as_plain_text() -> None:
+    view = poisoned(job_view(JOB, reason="x"))
+    shown = drawn(view)
+    assert "\x1b[2J" not in shown
+    assert "\x1b]0" not in shown
+    assert not any(character in shown for character in "\x07\r\u202e")
+    assert "[bold red]x[/]" in shown
+    for line in news(None, view):
+        assert line.isprintable()
+
+
+def test_a_view_with_holes_is_shown_all_the_same() -> None:
+    holes: dict[str, Any] = {"job": JOB, "phase": None, "shards": [{}], "tenders": [{"bids": [{}]}], "history": [{}]}
+    assert drawn(holes)
+    assert list(news(None, holes))
+
+
+def test_without_a_terminal_there_are_lines_and_no_escape_sequences() -> None:
+    out = StringIO()
+    last = follow([job_view(JOB), job_view(JOB, phase="succeeded")], out)
+    assert last is not None
+    assert last["phase"] == "succeeded"
+    assert "\x1b" not in out.getvalue()
+    assert out.getvalue().splitlines()[-1] == "job succeeded"
+
+
+def test_long_text_is_cut_and_tabs_are_spaces() -> None:
+    assert plain("a\tb") == "a b"
+    assert len(plain("x" * 10_000)) == 4096
+    assert PROVIDERS[0] == plain(PROVIDERS[0])
