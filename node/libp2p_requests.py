@@ -15,7 +15,7 @@ from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from hansa.node.libp2p_guards import Faults, read_header_line
-from hansa.node.libp2p_yamux import BoundedStream
+from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.net import Context, Handler, Refused, RemoteFault, TooBig, Unreachable
 from hansa.proto.errors import ProtocolError
 

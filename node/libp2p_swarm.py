@@ -24,7 +24,8 @@ from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
-from hansa.node.libp2p_yamux import BoundedStream, BoundedYamux
+from hansa.node.libp2p_stream import BoundedStream
+from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.net import NetLimits
 from hansa.node.peer_id import public_key_of
 

@@ -104,6 +104,7 @@ async def test_nothing_but_noise_secures_a_connection(protocol):
     [
         b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f" + b"x" * 1000,
         b"\x80\x80\x04" + b"x" * 65536,
+        b"\xff\x7f" + b"x" * 1000,
         b"\x80\x80\x80\x80\x20",
         b"\x03\xff\xfe\n",
         b"\x00",
@@ -492,6 +493,7 @@ async def test_a_request_that_is_cut_short_is_counted():
     [
         b"\x00garbage",
         HELLO + b"\x05abcd\n" + b"x" * 50,
+        HELLO + b"\x03\xff\xfe\n" + b"x" * 50,
         HELLO + line(ECHO.encode()) + b"\x09\x00\x00\x00\x00",
         HELLO + line(ECHO.encode()) + b"\x00\xff\xff\xff\xff",
         HELLO + line(ECHO.encode()) + b"\x01\x00\xff\xff\xff",
