@@ -150,6 +150,16 @@ async def test_silent_and_dripping_strangers_leave_room_for_others_and_are_put_o
             assert await peer.is_hung_up_on(1.0)
 
 
+async def test_a_stranger_who_falls_silent_in_the_midst_of_the_handshake_is_put_out():
+    """[H3] Noise has no deadline of its own."""
+    async with node() as net, raw_peer(net.addrs()[0]) as peer:
+        await peer.send_raw(NOISE)
+        assert await peer.is_hung_up_on(1.0)
+    async with node() as net, raw_peer(net.addrs()[0]) as peer:
+        await peer.secure()
+        assert await peer.is_hung_up_on(1.0)
+
+
 async def test_idle_connections_of_one_address_are_capped_and_others_come_in():
     """[H2] A crowd behind one address is a crowd, whoever they say they are."""
     async with node() as net, AsyncExitStack() as stack:

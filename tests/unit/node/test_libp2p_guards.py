@@ -1,0 +1,119 @@
+"""The guards by themselves: who is admitted, who pays for memory, and what a failing task ends."""
+
+import pytest
+import trio
+from libp2p.tools.anyio_service import Service
+
+from hansa.node import libp2p_guards
+from hansa.node.libp2p_budget import ReceiveBudget
+from hansa.node.libp2p_guards import Admission, Faults, guarded_service
+from hansa.node.libp2p_pubsub import Bucket
+from hansa.node.net import NetLimits
+
+
+class Fragile(Service):
+    """A service with a task that fails once, and one that should run for ever and fails twice."""
+
+    def __init__(self) -> None:
+        self.daemon_runs = 0
+        self.lives = trio.Event()
+
+    async def run(self) -> None:
+        self.manager.run_task(self.fails)
+        self.manager.run_daemon_task(self.fails_twice)
+        await self.manager.wait_finished()
+
+    async def fails(self) -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyError("on a peer's bytes")
+
+    async def fails_twice(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.daemon_runs += 1
+        if self.daemon_runs < 3:
+            raise ValueError("on a peer's bytes")
+        self.lives.set()
+        await trio.sleep_forever()
+
+
+@pytest.mark.trio
+async def test_a_task_that_fails_ends_nothing_else_and_a_lasting_one_is_started_again(monkeypatch):
+    monkeypatch.setattr(libp2p_guards, "RESTART_S", 0.01)
+    faults, service = Faults(), Fragile()
+    async with guarded_service(service, faults):
+        with trio.fail_after(2):
+            await service.lives.wait()
+    assert faults.counters["fragile.task_failed"] == 3
+
+
+def test_admission_counts_each_place_once_and_gives_it_back():
+    faults = Faults()
+    limits = NetLimits(connections=4, connections_per_ip=2, pending_handshakes=2, pending_handshakes_per_ip=1)
+    door = Admission(limits, faults)
+    first = door.enter("a")
+    assert first is not None
+    assert door.enter("a") is None
+    door.admit(first)
+    second, third = door.enter("a"), door.enter("b")
+    assert second is not None
+    assert third is not None
+    assert door.enter("c") is None
+    door.admit(second)
+    door.leave(third)
+    assert door.enter("a") is None
+    fourth = door.enter("b")
+    assert fourth is not None
+    door.admit(fourth)
+    fifth = door.enter("c")
+    assert fifth is not None
+    assert door.enter("d") is None
+    assert dict(faults.counters) == {
+        "inbound.ip_pending_full": 1,
+        "inbound.pending_full": 1,
+        "inbound.ip_full": 1,
+        "inbound.full": 1,
+    }
+    for ticket in (first, second, fourth, fifth):
+        door.leave(ticket)
+    assert not door._standing
+    assert not door._pending
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.why = None
+
+    def abort(self, why: str | None = None) -> None:
+        self.why = why
+
+
+def test_memory_beyond_its_part_costs_the_holder_and_beyond_the_whole_the_one_who_holds_most():
+    budget = ReceiveBudget(100, 150)
+    big, small = Holder(), Holder()
+    budget.take(big, 90)
+    budget.take(small, 61)
+    assert big.why is not None
+    assert small.why is None
+    budget.forget(big)
+    budget.take(small, 40)
+    assert small.why is not None
+    budget.give_back(small, 101)
+    assert budget.held_bytes == 0
+
+
+@pytest.mark.trio
+async def test_a_bucket_gives_twice_its_rate_at_once_and_its_rate_over_time(autojump_clock):
+    bucket = Bucket(10)
+    assert sum(bucket.take() for _ in range(50)) == 20
+    await trio.sleep(1)
+    assert sum(bucket.take() for _ in range(50)) == 10
+
+
+def test_a_fault_is_written_down_once_for_each_kind_and_counted_always(caplog):
+    faults = Faults()
+    for _ in range(10):
+        faults.report("serve.handler_failed", KeyError("x"))
+    for number in range(1000):
+        faults.report(f"many.{number}", KeyError("x"))
+    assert faults.counters["serve.handler_failed"] == 10
+    assert len(caplog.records) == libp2p_guards.MAX_REPORTS
