@@ -31,8 +31,8 @@ class Group(Protocol):
 
     held: dict[str, str]
 
-    def join(self) -> None:
-        """Put the calling process into it."""
+    def add(self, pid: int) -> None:
+        """Put a process into it."""
 
     def freeze(self, *, frozen: bool) -> None:
         """Let nothing in it compute, or let it again."""
@@ -70,10 +70,10 @@ class GroupV1:
         cpu.joinpath("cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
         cpu.joinpath("cpu.cfs_quota_us").write_text(str(max(1000, CPU_PERIOD_US * limits.cpu_millis // 1000)))
 
-    def join(self) -> None:
-        """Put the calling process into each directory."""
+    def add(self, pid: int) -> None:
+        """Put a process into each directory."""
         for directory in self._directories.values():
-            directory.joinpath("cgroup.procs").write_text(str(os.getpid()))
+            directory.joinpath("cgroup.procs").write_text(str(pid))
 
     def freeze(self, *, frozen: bool) -> None:
         """Freezing takes a moment; it is done when the file says so."""
@@ -124,9 +124,9 @@ class GroupV2:
         quota = max(1000, CPU_PERIOD_US * limits.cpu_millis // 1000)
         directory.joinpath("cpu.max").write_text(f"{quota} {CPU_PERIOD_US}")
 
-    def join(self) -> None:
-        """Put the calling process into it."""
-        self._directory.joinpath("cgroup.procs").write_text(str(os.getpid()))
+    def add(self, pid: int) -> None:
+        """Put a process into it."""
+        self._directory.joinpath("cgroup.procs").write_text(str(pid))
 
     def freeze(self, *, frozen: bool) -> None:
         """The kernel freezes the whole subtree."""

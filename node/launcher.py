@@ -181,7 +181,7 @@ class Launcher:
     ) -> None:
         """In the forked process: everything that must be done before bubblewrap."""
         if group is not None:
-            group.join()
+            group.add(os.getpid())
         if uid is not None:
             confine.stage(sources)
         confine.set_limits(scratch_bytes=spec.scratch_bytes, processes=None if group else spec.processes)

@@ -74,6 +74,10 @@ def fork_bomb():
     return [len(pids), "done"]
 
 
+def su():
+    return subprocess.run(["/usr/bin/su", "-c", "id"], stdin=subprocess.DEVNULL, check=False).returncode
+
+
 def look(ctx):
     p = ctx.parameters
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
@@ -98,8 +102,7 @@ def look(ctx):
         "ptrace": outcome(call, 101, 16, os.getppid(), 0, 0),
         "setuid": outcome(os.setuid, 0),
         "modules": [name for name in ("hansa.node.engine", "hansa.market.machine") if importable(name)],
-        "su": subprocess.run(["su", "-c", "id"], capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode
-        != 0,
+        "su": outcome(su),
         "environment": sorted(os.environ),
     }
     found["work"], found["outputs"], found["tmp"] = fill(Path.cwd()), fill(ctx.outputs), fill("/tmp")

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
-from integration.sandbox_harness import LIMITS, a_room, an_order, need_sandbox
-from integration.test_sandbox_escape import alive, is_launcher
+from integration.sandbox_harness import LIMITS, a_room, alive, an_order, is_launcher, need_sandbox
 
 from hansa.node import process_tree
 from hansa.proto.tensors import decode_state, encode_state

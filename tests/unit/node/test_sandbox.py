@@ -1,0 +1,291 @@
+"""What can be said of a sandbox without starting one; the rest is in tests/integration."""
+
+import dataclasses
+import errno
+import os
+import socket
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.node import process_tree
+from hansa.node.cgroups import GroupLimits, GroupV2, make_group
+from hansa.node.confine import ClaimedUid, staged
+from hansa.node.executor import printable
+from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
+from hansa.node.sandbox import SandboxSpec, build_command, take_inventory
+from hansa.node.seccomp import ARCHITECTURES, DENIED, build_filter
+from hansa.proto.errors import Malformed
+
+SPEC = SandboxSpec(
+    program="hansa.worker.runner",
+    code="/srv/code",
+    inputs=None,
+    memory_bytes=1 << 30,
+    cpu_millis=1500,
+    processes=600,
+    scratch_bytes=1 << 26,
+    output_bytes=1 << 20,
+    gpu_minors=(),
+)
+
+
+def command_for(spec):
+    return build_command(take_inventory(), spec, 7, lambda _name, _data: 9, str)
+
+
+def test_every_namespace_is_unshared_and_everything_ends_with_its_parent():
+    command = command_for(SPEC)
+    for flag in ("user", "pid", "ipc", "uts", "net"):
+        assert f"--unshare-{flag}" in command
+    assert {"--die-with-parent", "--new-session", "--disable-userns", "--clearenv"} <= set(command)
+    assert command[command.index("--cap-drop") + 1] == "ALL"
+
+
+def test_nothing_of_the_host_is_bound_writable():
+    assert "--bind" not in command_for(dataclasses.replace(SPEC, inputs="/srv/inputs"))
+
+
+def test_only_the_leased_devices_are_there_and_after_dev():
+    command = command_for(dataclasses.replace(SPEC, gpu_minors=(3,)))
+    nodes = [command[at + 1] for at, flag in enumerate(command) if flag == "--dev-bind"]
+    assert nodes == ["/dev/nvidiactl", "/dev/nvidia3"]
+    assert command.index("--dev-bind") > command.index("--dev")
+    assert "--dev-bind" not in command_for(SPEC)
+
+
+def test_every_tmpfs_has_a_size_but_the_empty_covers():
+    command = command_for(SPEC)
+    for at, flag in enumerate(command):
+        if flag == "--tmpfs" and not command[at + 1].startswith("/opt/"):
+            assert command[at - 2] == "--size", command[at + 1]
+
+
+def interpret(program, number, arguments=(0, 0), *, architecture):
+    """Run a filter as the kernel would, over a call; gives the action and its data."""
+    padded = (*arguments, *([0] * (6 - len(arguments))))
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *padded)
+    operations = list(struct.iter_unpack("<HBBI", program))
+    at = value = 0
+    while True:
+        code, if_true, if_false, operand = operations[at]
+        at += 1
+        match code:
+            case 0x20:
+                (value,) = struct.unpack_from("<I", data, operand)
+            case 0x06:
+                return operand & 0xFFFF0000, operand & 0xFFFF
+            case 0x15 | 0x35 | 0x45:
+                hit = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[code]
+                at += if_true if hit else if_false
+
+
+ALLOW, ERRNO, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+
+
+@pytest.mark.parametrize("machine", list(ARCHITECTURES))
+def test_the_filter_refuses_what_it_names_and_allows_the_rest(machine):
+    column = list(ARCHITECTURES).index(machine)
+    program, architecture = build_filter(machine), ARCHITECTURES[machine]
+    denied = {numbers[column] for numbers in DENIED.values()} - {None}
+    special = {((56, 220), (41, 198), (16, 29), (435, 435))[i][column] for i in range(4)}
+    for number in range(480):
+        action = interpret(program, number, architecture=architecture)
+        if number in denied:
+            assert action == (ERRNO, errno.EPERM), number
+        elif number not in special:
+            assert action == (ALLOW, 0), number
+
+
+@pytest.mark.parametrize("machine", list(ARCHITECTURES))
+def test_the_filter_looks_at_arguments(machine):
+    column = list(ARCHITECTURES).index(machine)
+    program, architecture = build_filter(machine), ARCHITECTURES[machine]
+
+    def act(pair, *arguments):
+        return interpret(program, pair[column], arguments, architecture=architecture)
+
+    clone, make_socket, ioctl, clone3 = (56, 220), (41, 198), (16, 29), (435, 435)
+    assert act(clone, 0x11) == (ALLOW, 0)
+    for flag in (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
+        assert act(clone, flag | 0x11) == (ERRNO, errno.EPERM)
+    assert act(clone3, 0) == (ERRNO, errno.ENOSYS)
+    families = {family for family in range(50) if act(make_socket, family) == (ALLOW, 0)}
+    assert families == {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, 16}
+    assert act(make_socket, 40) == (ERRNO, errno.EAFNOSUPPORT)
+    assert act(ioctl, 0, 0x5412) == (ERRNO, errno.EPERM)
+    assert act(ioctl, 0, 0xFFFFFFFF_00005412) == (ERRNO, errno.EPERM), "the kernel looks at the low half only"
+    assert act(ioctl, 0, 0x5401) == (ALLOW, 0)
+
+
+def test_the_filter_knows_one_architecture_and_no_x32():
+    program = build_filter("x86_64")
+    assert interpret(program, 1, architecture=0x40000003)[0] == KILL
+    assert interpret(program, 0x40000001, architecture=ARCHITECTURES["x86_64"]) == (ERRNO, errno.EPERM)
+
+
+def test_a_machine_without_a_table_gets_no_filter():
+    with pytest.raises(KeyError):
+        build_filter("riscv64")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Start(run=b"r", spec=SPEC),
+        Kill(run=b"r"),
+        Started(run=b"r", pid=4, limits={"memory": "cgroup v1"}),
+        Refused(run=b"r", reason="no"),
+        Ended(run=b"r", status=-9, memory_kills=1, peak_bytes=5, words="w"),
+    ],
+)
+def test_launcher_messages_come_out_as_they_went_in(message):
+    assert unpack(pack(message)) == message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"code": "relative/path"},
+        {"code": "/a\0b"},
+        {"inputs": 5},
+        {"program": "os"},
+        {"memory_bytes": 0},
+        {"processes": -1},
+        {"cpu_millis": True},
+        {"gpu_minors": (-1,)},
+        {"gpu_minors": ("0 --bind / /",)},
+    ],
+)
+def test_a_request_out_of_range_is_refused(change):
+    with pytest.raises(Malformed):
+        unpack(pack(Start(run=b"r", spec=dataclasses.replace(SPEC, **change))))
+
+
+@given(st.binary(max_size=100))
+def test_any_packet_is_a_message_or_malformed(packet):
+    try:
+        unpack(packet)
+    except Malformed:
+        return
+
+
+def test_descriptors_travel_beside_messages():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe()
+    with ours, theirs:
+        send(ours, Kill(run=b"r"), (writing,))
+        message, (received,) = receive(theirs)
+        os.write(received, b"through")
+        assert os.read(reading, 10) == b"through"
+        assert message == Kill(run=b"r")
+        for descriptor in (reading, writing, received):
+            os.close(descriptor)
+        ours.close()
+        assert receive(theirs) == (None, [])
+
+
+def test_a_uid_is_claimed_by_one_at_a_time_and_is_nobodys():
+    one, other = ClaimedUid(), ClaimedUid()
+    assert one.uid != other.uid
+    one.release()
+    again = ClaimedUid()
+    assert again.uid != other.uid
+    other.release()
+    again.release()
+
+
+def test_staged_paths_follow_their_source_and_others_stay():
+    place = staged(["/root/env", "/data/code"])
+    assert place("/root/env/bin/x") == "/mnt/0/bin/x"
+    assert place("/data/code") == "/mnt/1"
+    assert place("/root/environment") == "/root/environment"
+
+
+def test_version_2_limits_are_written_where_the_kernel_reads_them(tmp_path):
+    # A plain directory stands in for the hierarchy: the files and values are what is tested, not the kernel.
+    group = GroupV2(tmp_path / "hansa-1", GroupLimits(memory_bytes=1 << 30, cpu_millis=1500, processes=600))
+    written = {path.name: path.read_text() for path in (tmp_path / "hansa-1").iterdir()}
+    assert written == {
+        "memory.max": str(1 << 30), "memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "600",
+        "cpu.max": "150000 100000",
+    }  # fmt: skip
+    group.freeze(frozen=True)
+    group.kill()
+    assert (tmp_path / "hansa-1" / "cgroup.freeze").read_text() == "1"
+    assert (tmp_path / "hansa-1" / "cgroup.kill").read_text() == "1"
+    assert group.peak_bytes() == 0
+
+
+def test_where_no_group_can_be_made_there_is_none(tmp_path):
+    assert make_group("1-1", GroupLimits(memory_bytes=1, cpu_millis=1, processes=1), root=tmp_path / "absent") is None
+
+
+BUSY = "while :; do :; done"
+
+
+def test_a_real_group_is_made_held_and_removed():
+    group = make_group(f"{os.getpid()}-test", GroupLimits(memory_bytes=1 << 28, cpu_millis=500, processes=50))
+    if group is None:
+        pytest.skip("this user may make no control groups")
+    process = subprocess.Popen(["/bin/sh", "-c", BUSY])
+    try:
+        group.add(process.pid)
+        assert computes(process.pid)
+        group.freeze(frozen=True)
+        time.sleep(0.1)
+        assert not computes(process.pid)
+        group.kill()
+        assert process.wait(5) == -9
+        assert group.memory_kills() == 0
+        assert group.peak_bytes() >= 0
+    finally:
+        process.kill()
+        process.wait()
+        group.remove()
+
+
+def test_a_tree_is_counted_and_paused_without_control_groups():
+    process = subprocess.Popen(["/bin/sh", "-c", f"({BUSY}) & wait"])
+    deadline = time.monotonic() + 5
+    while len(pids := process_tree.descendants(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        assert len(pids) == 2
+        assert process_tree.thread_count(pids) == 2
+        assert process_tree.memory_bytes(pids[:1]) > 10_000
+        process_tree.set_paused(process.pid, paused=True)
+        time.sleep(0.05)
+        assert not computes(pids[1])
+        process_tree.set_paused(process.pid, paused=False)
+        assert computes(pids[1])
+    finally:
+        for pid in reversed(pids):
+            os.kill(pid, 9)
+        process.wait()
+
+
+def computes(pid):
+    """Whether a process gets CPU time; on a busy machine it may take a while until it does."""
+    before = cpu_ticks(pid)
+    for _ in range(20):
+        time.sleep(0.02)
+        if cpu_ticks(pid) > before:
+            return True
+    return False
+
+
+def cpu_ticks(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@given(st.text())
+def test_what_is_shown_cannot_steer_a_terminal(text):
+    assert not any(c in printable(text) for c in "\x1b\x07\x08\r\x9b\u202e\u2066")
+    assert printable("plain text, ümläut 漢字\n\t") == "plain text, ümläut 漢字\n\t"

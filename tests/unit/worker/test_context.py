@@ -1,0 +1,171 @@
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.proto.tensors import decode_state
+from hansa.worker.context import Context, Stopping
+from hansa.worker.shard_worker import load_entry
+from hansa.worker.states import back_into, to_arrays
+
+
+class Line:
+    """Keeps what was told and answers every round at once."""
+
+    def __init__(self, stopping=False):
+        self.told = []
+        self.stopping = stopping
+
+    def tell(self, *message):
+        self.told.append(message)
+
+    def wait_for_round(self, at_least):
+        if self.stopping:
+            raise Stopping
+        state = next(message[3] for message in reversed(self.told) if message[0] == "sync")
+        return at_least + 2, state
+
+
+def a_context(line=None, **changes):
+    facts = {
+        "shard": 0, "shards": 1, "worker": 0, "workers": 1, "parameters": {}, "inputs": Path("i"),
+        "outputs": Path("o"), "round_number": 0, "checkpoint": None, "line": line or Line(),
+    }  # fmt: skip
+    return Context(**{**facts, **changes})
+
+
+@given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 5))
+def test_all_shares_together_are_all_items_once_and_nearly_equal(count, shards, workers):
+    shares = [
+        range(count)[a_context(shard=s, shards=shards, worker=w, workers=workers).share(count)]
+        for s in range(shards)
+        for w in range(workers)
+    ]
+    assert [item for share in shares for item in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_sync_gives_back_the_types_it_was_given_and_goes_on_from_the_published_round():
+    ctx = a_context()
+    state = {"a": np.ones(2, np.float16), "b": [1.5, (2,)], "name": "net", "flag": True, "none": None}
+    back = ctx.sync(state)
+    assert ctx.round == 3
+    assert back["a"].dtype == np.float16
+    assert [type(back[key]) for key in ("b", "name", "flag", "none")] == [list, str, bool, type(None)]
+    assert back["b"] == [1.5, (2,)]
+    back["a"][0] = 7  # the job may write into it
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_a_weight_must_be_one(weight):
+    with pytest.raises(ValueError, match="weight"):
+        a_context().sync({}, weight=weight)
+
+
+def test_a_checkpoint_knows_its_round_and_step_and_restores():
+    line = Line()
+    ctx = a_context(line, round_number=3)
+    ctx.report(step=9, loss=0.5)
+    ctx.checkpoint({"w": np.arange(3), "epoch": 4, "rate": 0.1, "name": "x", "list": [1]})
+    kind, round_number, step, data = line.told[-1]
+    assert (kind, round_number, step) == ("checkpoint", 3, 9)
+    again = a_context(checkpoint=data)
+    assert again.round == 3
+    restored = again.restore()
+    assert restored["w"].tolist() == [0, 1, 2]
+    assert {key: value for key, value in restored.items() if key != "w"} == {
+        "epoch": 4, "rate": 0.1, "name": "x", "list": [1],
+    }  # fmt: skip
+
+
+def test_a_run_that_joins_later_than_its_checkpoint_is_in_the_later_round():
+    line = Line()
+    a_context(line, round_number=3).checkpoint({})
+    assert a_context(checkpoint=line.told[-1][3], round_number=8).round == 8
+
+
+def test_only_worker_0_sends_checkpoints():
+    line = Line()
+    a_context(line, worker=1, workers=2).checkpoint({})
+    assert line.told == []
+
+
+def test_a_figure_that_is_no_number_is_logged_and_left_out():
+    line = Line()
+    a_context(line).report(step=1, loss=float("nan"), accuracy=0.5)
+    assert line.told[0][:2] == ("log", "stderr")
+    assert line.told[1] == ("report", 1, (("accuracy", 0.5),))
+
+
+def test_a_run_that_is_to_end_ends_at_the_next_call_and_no_except_exception_keeps_it():
+    assert not issubclass(Stopping, Exception)
+    for call in (lambda ctx: ctx.sync({}), lambda ctx: ctx.report(step=1)):
+        with pytest.raises(Stopping):
+            call(a_context(Line(stopping=True)))
+
+
+class Tensor:
+    """As much of torch's tensor as is used, in numpy."""
+
+    def __init__(self, array, dtype, device="cuda:0"):
+        self.array, self.dtype, self.device = np.asarray(array), dtype, device
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def float(self):
+        return Tensor(self.array.astype(np.float32), "torch.float32")
+
+    def numpy(self):
+        if self.dtype == "torch.bfloat16":
+            raise TypeError("numpy has no bfloat16")
+        return self.array
+
+    def to(self, dtype, device):
+        return Tensor(self.array, dtype, device)
+
+
+def test_torch_tensors_come_back_as_tensors_of_the_same_type_and_device(monkeypatch):
+    torch = types.SimpleNamespace(Tensor=Tensor, from_numpy=lambda array: Tensor(array, "torch.float32", "cpu"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    template = {"w": Tensor([1.0, 2.0], "torch.bfloat16")}
+    arrays = to_arrays(template)
+    assert arrays["w"].dtype == np.float32
+    back = back_into(template, arrays)
+    assert (back["w"].dtype, back["w"].device) == ("torch.bfloat16", "cuda:0")
+
+
+def test_torch_is_never_imported_for_a_job_without_it():
+    to_arrays({"w": np.ones(1)})
+    assert "torch" not in sys.modules
+
+
+def test_what_has_no_numbers_is_refused():
+    with pytest.raises(TypeError, match="neither"):
+        to_arrays({"w": object()})
+
+
+def test_a_state_of_plain_arrays_survives_the_checkpoint_file():
+    line = Line()
+    a_context(line).checkpoint(np.arange(4))
+    assert decode_state(line.told[0][3])["state"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "entry", ["../job.py:main", "/etc/passwd:main", "absent.py:main", "job.py:absent", "job.py:number"]
+)
+def test_an_entry_that_names_no_function_of_the_job_is_refused(tmp_path, entry, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    code = tmp_path / "code"
+    code.mkdir()
+    (tmp_path / "job.py").write_text("def main(ctx): pass\n")
+    (code / "job.py").write_text("number = 1\n")
+    with pytest.raises((FileNotFoundError, AttributeError, TypeError)):
+        load_entry(code, entry)
