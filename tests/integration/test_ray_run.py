@@ -174,6 +174,19 @@ def hang(ctx):
 
 
 @pytest.mark.trio
+async def test_a_ray_server_that_dies_is_noticed_although_ray_itself_would_hang(tmp_path):
+    need_sandbox()
+    code = "import time\ndef main(ctx):\n    ctx.report(step=1)\n    while True: time.sleep(0.1)\n"
+    async with a_room() as room:
+        await room.executor.start(an_order(tmp_path, code))
+        await room.wait_for(RunProgressed)
+        (server,) = [pid for pid in process_tree.descendants(os.getpid()) if name_of(pid) == "gcs_server"]
+        os.kill(server, signal.SIGKILL)
+        failed = await room.wait_for(RunFailed, within_s=15)
+    assert failed.kind == "ray-lost"
+
+
+@pytest.mark.trio
 async def test_a_launcher_that_is_killed_takes_its_sandboxes_with_it_and_another_is_started(tmp_path):
     need_sandbox()
     code = "def main(ctx):\n    ctx.report(step=1)\n    while True: pass\n"
@@ -217,6 +230,10 @@ def test_an_executor_that_is_killed_leaves_no_process_and_no_cgroup_behind():
     assert trio.run(gone, everything[1:]) == []
     groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/hansa-{launchers[0]}-*")]
     assert groups == []
+
+
+def name_of(pid):
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 async def gone(pids, within_s=5.0):
