@@ -6,6 +6,7 @@ ended badly is exit code 1. With ``--json`` standard output carries one JSON doc
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +25,13 @@ EXIT_INTERRUPTED = 130
 class _Hansa(click.Group):
     """The group of all commands, and the one place where errors become lines."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> NoReturn:  # noqa: ARG002
+    def main(  # type: ignore[override]  # click's two overloads differ in standalone_mode, which is always ours here
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
         """Run a command and exit with its code."""
+        extra.pop("standalone_mode", None)
         try:
-            result = super().main(*args, standalone_mode=False, **extra)
+            result = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.exit(result if isinstance(result, int) else 0)
         except OperatorError as fault:
             _complain(fault.what, fault.hint)
@@ -107,19 +111,17 @@ def node() -> None:
 
 @node.command()
 @with_data
-@with_json
 @click.option(
     "--stop-on-parent-exit", is_flag=True, hidden=True, help="End when the process that started this one has."
 )
-def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
+def run(data_dir: Path, stop_on_parent_exit: bool) -> None:
     """Run the daemon until it is told to stop (Ctrl-C or SIGTERM)."""
     from hansa.node.config import load_config
 
     config = load_config(data_dir)
     from hansa.node import daemon
 
-    options: dict[str, Any] = {"as_json": True} if as_json else {}
-    daemon.run(config, stop_on_parent_exit=stop_on_parent_exit, **options)
+    daemon.run(config, stop_on_parent_exit=stop_on_parent_exit)
 
 
 @cli.command(hidden=True)

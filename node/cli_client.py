@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -97,7 +97,7 @@ class Daemon:
                     _checked(answer)
                 yield from answer.iter_bytes(CHUNK_BYTES)
 
-    def lines(self, path: str, **parameters: str) -> Iterator[Json]:
+    def lines(self, path: str, **parameters: str) -> Generator[Json, None, None]:
         """A stream of JSON lines, for as long as the daemon has some."""
         patient = httpx.Timeout(ANSWER_TIMEOUT_S, read=None)
         with self._answered(), self._http.stream("GET", path, params=parameters, timeout=patient) as answer:

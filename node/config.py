@@ -284,6 +284,8 @@ def _accept_buyers(table: TomlTable) -> frozenset[Address] | None:
     if not table.has("accept_buyers") or table.raw("accept_buyers") == "any":
         return None
     accounts = table.texts("accept_buyers", (), most=4096)
+    if not accounts:
+        raise table.fault("accept_buyers", "names nobody", "set enabled = false to lend nothing")
     try:
         return frozenset(parse_address(account) for account in accounts)
     except Malformed as fault:

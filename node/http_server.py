@@ -8,15 +8,24 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from starlette.applications import Starlette
-from trio import TaskStatus
 
 from hansa.node.faults import ConfigError, PortInUse
+
+Value_contra = TypeVar("Value_contra", contravariant=True)
+
+
+class Announce(Protocol[Value_contra]):
+    """What ``nursery.start`` hands in. The type stubs that come with py-libp2p's dependencies lack trio's own name."""
+
+    def started(self, value: Value_contra, /) -> None:
+        """It serves now."""
+
 
 GRACEFUL_S = 1.0
 """How long an answer that is being given may take after the daemon was told to stop."""
@@ -72,7 +81,7 @@ def _remove_ours(path: Path, inode: int | None) -> None:
 
 
 async def serve_api(
-    app: Starlette, socket_path: Path, *, task_status: TaskStatus[Path] = trio.TASK_STATUS_IGNORED
+    app: Starlette, socket_path: Path, *, task_status: Announce[Path] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve the API until cancelled; the socket's path is handed to ``task_status`` once it answers.
 
@@ -106,7 +115,7 @@ async def _serve(app: Starlette, listener: socket.socket, task_status: Any, name
         task_status.started(name)
 
 
-async def serve_loopback(app: Starlette, port: int, *, task_status: TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+async def serve_loopback(app: Starlette, port: int, *, task_status: Announce[int] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve an application on TCP at 127.0.0.1 until cancelled; port 0 chooses a free one, which ``task_status`` gets.
 
     Raises:

@@ -60,6 +60,7 @@ def test_every_key_of_the_template_is_explained() -> None:
         ("[provider]\ncpu_slots = 'many'\n", "provider.cpu_slots", "0"),
         ("[provider]\ncpu_slots = -1\n", "provider.cpu_slots: is -1", "0"),
         ("[provider]\ngpus = 'some'\n", "provider.gpus", "[]"),
+        ("[provider]\naccept_buyers = []\n", "provider.accept_buyers: names nobody", "enabled"),
         ("[provider]\naccept_buyers = ['0x12']\n", "provider.accept_buyers", "any"),
         (
             "[provider]\naccept_buyers = ['0x52908400098527886E0F7030069857D2E4169Ee7']\n",
