@@ -5,6 +5,7 @@ one garbage key or one validator that raises ends the program. It starts a task 
 a validator can only say yes or no.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ MAX_RPC_BYTES = 256 << 10
 FRAME_TIMEOUT_S = 30
 """From the first byte of an RPC to its last; between two of them a neighbour may be silent as long as it lives."""
 RPCS_PER_S = 100
+INBOUND_STREAMS = 3
+"""From one neighbour: one is usual, two while it changes connections."""
 MAX_TOPIC_CHARS = 128
 TOPIC_PREFIX = "/hansa/"
 SEEN_S = 300
@@ -81,6 +84,10 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         self._validators: dict[str, Validator] = {}
         self._listeners: dict[str, list[trio.MemorySendChannel[tuple[Context, bytes]]]] = {}
         self._buckets: dict[ID, Bucket] = {}
+        self._inbound: dict[ID, list[NetStream]] = {}
+        self._opening: set[ID] = set()
+        # The library starts at the seconds of the clock: a restarted node would repeat numbers that others have seen.
+        self.counter = time.time_ns()
 
     def listen(self, topic: str, validate: Validator, channel: trio.MemorySendChannel[tuple[Context, bytes]]) -> None:
         """Validate and deliver this topic; the subscription itself is told to others by ``subscribe``."""
@@ -92,18 +99,55 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
     async def stream_handler(self, stream: NetStream) -> None:
         """Read a neighbour's RPCs until the stream ends; one that is wrong ends it at once."""
         peer_id = stream.muxed_conn.peer_id
+        inbound = self._inbound.setdefault(peer_id, [])
+        inbound.append(stream)
+        if len(inbound) > INBOUND_STREAMS:
+            inbound[0].muxed_stream.abort()
         try:
             await self._read_rpcs(stream.muxed_stream, peer_id)
         except MuxedStreamError:
-            self._handle_dead_peer(peer_id)
+            self.faults.count("gossip.stream_ended")
         except Exception as fault:  # noqa: BLE001  # the router's own handling of a neighbour's control messages
             self.faults.report("gossip.rpc_failed", fault)
-            self._end(stream, peer_id, "gossip.rpc_failed")
+            self.faults.strike(peer_id.to_base58(), "gossip.rpc_failed")
+            stream.muxed_stream.abort()
+        finally:
+            # The library forgets what a neighbour hears when any of its streams ends, and so goes deaf to one who was
+            # quickly back on another connection.
+            inbound.remove(stream)
+            if not inbound:
+                del self._inbound[peer_id]
+                self._buckets.pop(peer_id, None)
+                self._forget_all_subscriptions(peer_id)
 
-    def _end(self, stream: NetStream, peer_id: ID, reason: str) -> None:
-        self.faults.blame(peer_id.to_base58(), reason)
-        stream.muxed_stream.abort()
-        self._handle_dead_peer(peer_id)
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        """Open one stream towards a neighbour, however many connections to it come up at once."""
+        if peer_id in self._opening:
+            return
+        self._opening.add(peer_id)
+        try:
+            await super()._handle_new_peer(peer_id)
+        finally:
+            self._opening.discard(peer_id)
+
+    async def handle_dead_peer_queue(self) -> None:
+        """Give up the stream towards a neighbour when its connection is gone, even if another one stands."""
+        async with self.dead_peer_receive_channel:
+            self.event_handle_dead_peer_queue_started.set()
+            async for peer_id in self.dead_peer_receive_channel:
+                stream = self.peers.get(peer_id)
+                if stream is None or stream.muxed_conn.is_closed:
+                    self._handle_dead_peer(peer_id)
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        """The stream towards a neighbour is gone; open another if it is still there."""
+        self._clear_pending_announce_retries_for_peer(peer_id)
+        self._replayed_recent_topics.pop(peer_id, None)
+        if self.peers.pop(peer_id, None) is not None:
+            self.peer_queues.pop(peer_id).close()
+            self.router.remove_peer(peer_id)
+        if self._peer_is_connected(peer_id):
+            self._schedule_peer_stream_retry(peer_id)
 
     async def _read_rpcs(self, stream: BoundedStream, peer_id: ID) -> None:
         rpcs = Bucket(RPCS_PER_S)
@@ -161,10 +205,6 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
 
     def _may_subscribe(self, topic: str) -> bool:
         return topic.startswith(TOPIC_PREFIX) and len(topic) <= MAX_TOPIC_CHARS
-
-    def _handle_dead_peer(self, peer_id: ID) -> None:
-        self._buckets.pop(peer_id, None)
-        super()._handle_dead_peer(peer_id)
 
     # Judging a message.
 

@@ -232,6 +232,25 @@ async def test_gossip_passes_through_a_neighbour_who_accepts_it_and_not_through_
         assert quiet.cancelled_caught
 
 
+async def test_gossip_flows_both_ways_again_after_a_neighbour_was_restarted(opener):
+    key = os.urandom(32)
+    async with opener(NetConfig(), os.urandom(32)) as one:
+        from_other = one.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT)
+        for number in range(4):
+            async with opener(NetConfig(bootstrap=one.addrs()), key) as other:
+                from_one = other.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT)
+                ways = [(one, from_one), (other, from_other)]
+                for sender, heard in ways if number % 2 else ways[::-1]:
+                    data = os.urandom(8)
+                    with trio.fail_after(4):
+                        while True:
+                            await sender.publish(TOPIC, data)
+                            with trio.move_on_after(0.1):
+                                while (await heard.receive())[1] != data:
+                                    pass
+                                break
+
+
 async def test_a_validator_that_raises_and_a_full_queue_drop_and_count(opener):
     def picky(_context: Context, data: bytes) -> Verdict:
         if data == b"bad":

@@ -8,13 +8,14 @@ import trio
 from kit.memory_net import MemoryHub
 
 from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig
+from hansa.node.net import Context, NetConfig, Verdict
 from hansa.node.peer_exchange import TOLD_PEERS, KnownPeer, PeerExchange, PeersKnown
 from hansa.node.peer_id import peer_id_of_key
 from hansa.proto.codec import encode
 from hansa.proto.protocols import PEERS
 
 pytestmark = pytest.mark.trio
+TOPIC = "/hansa/topic/1"
 
 
 @pytest.fixture(params=["libp2p", "memory"])
@@ -35,9 +36,16 @@ async def test_nodes_that_share_only_a_bootstrap_node_are_all_connected_within_s
             net = await stack.enter_async_context(opener(NetConfig(bootstrap=first.addrs()), os.urandom(32)))
             nursery.start_soon(PeerExchange(net).run)
             nets.append(net)
+        heard = [net.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT) for net in nets]
         with trio.fail_after(10):
             while any(len(live(net)) < 5 for net in nets):  # noqa: ASYNC110
                 await trio.sleep(0.02)
+        # They dialled each other at the same time, so that some pairs have two connections: gossip must not mind.
+        await trio.sleep(1.2)
+        await nets[1].publish(TOPIC, b"to all")
+        with trio.fail_after(4):
+            for channel in heard[:1] + heard[2:]:
+                assert (await channel.receive())[1] == b"to all"
         nursery.cancel_scope.cancel()
 
 
