@@ -314,12 +314,15 @@ class Executor:
     async def _supervise(self, live: _Live) -> None:
         """One run from its sandbox to its last event."""
         run = live.order.run
-        over = await self._live_through(live)
-        if live.stream is not None:
-            await self._ask(Kill(run=run))
-            with trio.move_on_after(KILL_WAIT_S):
-                await live.gone.wait()
-            await live.stream.aclose()
+        try:
+            over = await self._live_through(live)
+            if live.stream is not None:
+                await self._ask(Kill(run=run))
+                with trio.move_on_after(KILL_WAIT_S):
+                    await live.gone.wait()
+        finally:
+            if live.stream is not None:
+                live.stream.socket.close()
         self._flush(live)
         del self._runs[run]
         self._tell_event(self._last_event(live, over))

@@ -343,7 +343,9 @@ def _probe(timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
         send(control, Start(run=b"probe", spec=spec))
         reply, descriptors = receive(control)
         if not isinstance(reply, Started):
-            raise SandboxUnavailable(getattr(reply, "reason", "the launcher did not answer"), "see docs/sandbox.md")
+            raise SandboxUnavailable(
+                getattr(reply, "reason", "the launcher did not answer"), "the message says what it lacks"
+            )
         with socket.socket(fileno=descriptors[0]) as line:
             line.settimeout(timeout_s)
             said = b""
@@ -368,4 +370,4 @@ def _hint_for(words: str) -> str:
             "allow unprivileged user namespaces (kernel.unprivileged_userns_clone=1, "
             "kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap)"
         )
-    return "see the message for what it lacks"
+    return "the message says what it lacks"

@@ -1,0 +1,286 @@
+"""The executor against a launcher and a runner that the test plays, so that both may say what they never would."""
+
+import dataclasses
+import json
+import socket
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from integration.sandbox_harness import LIMITS, a_room, an_order
+
+from hansa.node.executor import ExecutorSettings
+from hansa.node.launcher_protocol import (
+    MAX_PACKET_BYTES,
+    Ended,
+    Kill,
+    Pause,
+    Refused,
+    Resume,
+    Start,
+    Started,
+    pack,
+    send,
+    unpack,
+)
+from hansa.proto import frames
+from hansa.proto.tensors import encode_state
+from hansa.proto.workload import Parameter
+from hansa.scheduler.run import (
+    RunCheckpointed,
+    RunFailed,
+    RunFinished,
+    RunLogged,
+    RunOutput,
+    RunPaused,
+    RunProgressed,
+    RunResumed,
+    RunStarted,
+    RunStopped,
+    RunSynced,
+)
+
+RUN = b"r" * 32
+pytestmark = pytest.mark.trio
+
+
+class Stage:
+    """The test's end of everything: the launcher's socket and the runner's."""
+
+    def __init__(self, room, control):
+        self.room, self.control = room, control
+        self.runner = None
+        self.asked = []
+        self.reader = frames.FrameReader(from_runner=False)
+        self.heard = []
+
+    async def next_request(self, kind):
+        while True:
+            message = unpack(await self.control.recv(MAX_PACKET_BYTES))
+            self.asked.append(message)
+            if isinstance(message, kind):
+                return message
+
+    async def furnish(self):
+        """Be the launcher that makes a sandbox, and the runner in it until `Begin`."""
+        message = await self.next_request(Start)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            send(self.control._sock, Started(run=message.run, pid=1, limits={}), (theirs.fileno(),))
+        ours.setblocking(False)
+        self.runner = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        await self.say(frames.Ready())
+        return await self.next_frame()
+
+    async def say(self, *said):
+        for frame in said:
+            await self.runner.send_all(frame if isinstance(frame, bytes) else frames.encode(frame))
+
+    async def say_with(self, header, data):
+        for piece in frames.encode_with(header, data):
+            await self.runner.send_all(piece)
+
+    async def next_frame(self):
+        while not self.heard:
+            self.heard += self.reader.feed(await self.runner.receive_some(65536))
+        return self.heard.pop(0)
+
+    async def end(self, **facts):
+        """Be the launcher when it is asked to kill; gives the last event."""
+        await self.next_request(Kill)
+        ended = {"run": RUN, "status": -9, "memory_kills": 0, "peak_bytes": 0, "words": "", **facts}
+        await self.control.send(pack(Ended(**ended)))
+        while self.room.executor.running:  # noqa: ASYNC110 - nothing tells it
+            await trio.sleep(0.01)
+        return self.room.events[-1]
+
+
+@asynccontextmanager
+async def a_stage(**settings):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    given = iter([(None, theirs)])
+    with trio.fail_after(20):
+        async with a_room(launch=lambda: next(given), settings=ExecutorSettings(**settings)) as room:
+            stage = Stage(room, trio.socket.from_stdlib_socket(ours))
+            try:
+                yield stage
+            finally:
+                stage.control.close()
+                if stage.runner is not None:
+                    stage.runner.socket.close()
+
+
+async def test_a_run_is_told_from_its_start_to_its_end(tmp_path):
+    async with a_stage() as stage:
+        parameters = (Parameter(name="rate", value=json.dumps(0.5)),)
+        await stage.room.executor.start(an_order(tmp_path, "", parameters=parameters, shard=1, shards=3, round=2))
+        begin = await stage.furnish()
+        assert (begin.shard, begin.shards, begin.round, begin.parameters) == (1, 3, 2, (("rate", "0.5"),))
+        state = encode_state({"w": 1.0})
+        await stage.say(frames.Started(), frames.Progress(step=1, metrics=(("loss", 1.0),)))
+        await stage.say_with(frames.Sync(round=2, weight=1.5, size_bytes=len(state)), state)
+        while not any(isinstance(event, RunSynced) for event in stage.room.events):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        await stage.room.executor.deliver_round(RUN, 2, stage.room.blobs.put_bytes(state))
+        assert await stage.next_frame() == frames.RoundResult(round=2, size_bytes=len(state))
+        await stage.next_frame()
+        await stage.say_with(frames.Checkpoint(round=3, step=1, size_bytes=len(state)), state)
+        assert await stage.next_frame() == frames.CheckpointStored(round=3, step=1)
+        await stage.say_with(frames.Output(path="a/b", size_bytes=2), b"ok")
+        await stage.say(frames.Log(stream="stdout", data="grüße\x1b[2J".encode()), frames.Finished())
+        await stage.end()
+        kinds = [type(event) for event in stage.room.events]
+    assert kinds == [RunStarted, RunProgressed, RunSynced, RunCheckpointed, RunOutput, RunLogged, RunFinished]
+    assert stage.room.log == "grüße[2J"
+
+
+GARBAGE = {
+    "no frame": b"GET / HTTP/1.1\r\n\r\n",
+    "too long": b"\xff\xff\xff\xff",
+    "a chunk alone": frames.encode(frames.Chunk(data=b"x")),
+    "a state over the limit": frames.encode(frames.Sync(round=0, weight=1.0, size_bytes=LIMITS.state_bytes + 1)),
+    "an output over the limit": frames.encode(frames.Output(path="a", size_bytes=LIMITS.output_bytes + 1)),
+    "two states without an answer": b"".join(
+        piece for _ in range(2) for piece in frames.encode_with(frames.Sync(round=0, weight=1.0, size_bytes=1), b"x")
+    ),
+    "two checkpoints at once": b"".join(
+        piece for _ in range(2) for piece in frames.encode_with(frames.Checkpoint(round=0, step=0, size_bytes=1), b"x")
+    ),
+    "too many files": b"".join(frames.encode(frames.Output(path=f"f{number}", size_bytes=0)) for number in range(1001)),
+}
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_a_sandbox_that_breaks_the_protocol_is_ended(tmp_path, said):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(said)
+        failed = await stage.end()
+    assert isinstance(failed, RunFailed)
+    assert failed.kind == "protocol"
+
+
+async def test_outputs_together_stay_within_the_limit(tmp_path):
+    async with a_stage() as stage:
+        limits = dataclasses.replace(LIMITS, output_bytes=10)
+        await stage.room.executor.start(an_order(tmp_path, "", limits=limits))
+        await stage.furnish()
+        await stage.say_with(frames.Output(path="a", size_bytes=6), b"123456")
+        await stage.say(frames.Output(path="b", size_bytes=5))
+        assert (await stage.end()).kind == "protocol"
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "settings", "said"),
+    [
+        ("wall-limit", {"wall_ms": 300}, {}, [frames.Started()]),
+        ("silent", {}, {"ready_s": 0.3}, []),
+        ("silent", {}, {"silence_s": 0.3}, [frames.Started(), frames.Heartbeat(progress=1, waiting=False)]),
+        ("stalled", {"stall_ms": 300}, {}, [frames.Started()]),
+    ],
+)
+async def test_time_that_runs_out_is_told_by_its_kind(tmp_path, kind, limits, settings, said):
+    async with a_stage(**settings) as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, **limits)))
+        await stage.furnish()
+        await stage.say(*said)
+        assert (await stage.end()).kind == kind
+
+
+async def test_a_job_that_waits_for_the_others_has_not_stalled(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, stall_ms=300)))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Heartbeat(progress=1, waiting=True))
+        await trio.sleep(1)
+        assert stage.room.executor.running
+        await stage.say(frames.Finished())
+        assert isinstance(await stage.end(), RunFinished)
+
+
+async def test_time_does_not_pass_for_a_paused_run(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, wall_ms=600)))
+        await stage.furnish()
+        await stage.say(frames.Started())
+        await stage.room.executor.pause(RUN)
+        await stage.next_request(Pause)
+        await trio.sleep(1)
+        await stage.room.executor.resume(RUN)
+        await stage.next_request(Resume)
+        assert stage.room.executor.running
+        assert {RunPaused, RunResumed} <= {type(event) for event in stage.room.events}
+        assert (await stage.end()).kind == "wall-limit"
+
+
+async def test_a_worker_killed_for_memory_is_told_as_such(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Failed(kind="worker-died", message="ActorDiedError"))
+        assert (await stage.end(memory_kills=1)).kind == "out-of-memory"
+
+
+async def test_a_sandbox_that_ends_without_a_word_is_told_with_its_own_complaint(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.runner.aclose()
+        failed = await stage.end(status=1, words="bwrap: no\x1b[31m way\n")
+    assert failed.kind == "sandbox-lost"
+    assert failed.reason.endswith("(status 1: bwrap: no[31m way)")
+
+
+async def test_a_launcher_that_refuses_is_told(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.next_request(Start)
+        await stage.control.send(pack(Refused(run=RUN, reason="bubblewrap is missing")))
+        while not stage.room.events:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert stage.room.events[0].kind == "refused"
+    assert "bubblewrap is missing" in stage.room.events[0].reason
+
+
+async def test_a_stop_is_passed_on_and_after_its_grace_the_run_is_ended(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Started())
+        await stage.room.executor.stop(RUN, 300)
+        assert await stage.next_frame() == frames.Stop(grace_ms=300)
+        assert isinstance(await stage.end(), RunStopped)
+
+
+async def test_a_repeated_order_changes_nothing(tmp_path):
+    async with a_stage() as stage:
+        order = an_order(tmp_path, "")
+        await stage.room.executor.start(order)
+        await stage.furnish()
+        await stage.room.executor.start(order)
+        await stage.say(frames.Finished())
+        await stage.end()
+        assert sum(isinstance(message, Start) for message in stage.asked) == 1
+
+
+async def test_what_is_over_the_limit_of_the_log_is_dropped_and_said_so(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, log_bytes=100)))
+        await stage.furnish()
+        await stage.say(*[frames.Log(stream="stdout", data=b"x" * 60)] * 5, frames.Finished())
+        await stage.end()
+    assert stage.room.log.count("x") == 100
+    assert "dropped" in stage.room.log
+
+
+async def test_progress_is_told_in_moderation(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(*[frames.Progress(step=step, metrics=()) for step in range(500)], frames.Finished())
+        await stage.end()
+    told = [event.step for event in stage.room.events if isinstance(event, RunProgressed)]
+    assert told[-1] == 499
+    assert len(told) < 20
