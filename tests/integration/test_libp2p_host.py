@@ -186,3 +186,26 @@ async def test_a_process_killed_is_noticed_at_once_and_kept_when_it_comes_back()
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+async def test_many_requests_leave_no_stream_and_no_held_byte_behind():
+    async def handler(_context: Context, data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if data[:1] == b"!":
+            raise KeyError("a fault of ours")
+        return data
+
+    async with open_net(NetConfig(), os.urandom(32)) as one, open_net(NetConfig(), os.urandom(32)) as other:
+        other.serve(ECHO, handler, max_request_bytes=10_000)
+        one.learn(other.peer_id, other.addrs())
+        await one.connect(other.peer_id)
+        await trio.sleep(0.3)
+        before = [len(net._swarm.get_connections()[0].muxed_conn._streams) for net in (one, other)]
+        for number in range(200):
+            size = (1, 9_000)[number % 2]
+            with suppress(NetError):
+                await one.request(other.peer_id, ECHO, (b"!" if number % 7 == 0 else b"x") * size, timeout_ms=500)
+        await trio.sleep(0.1)
+        connections = [net._swarm.get_connections()[0] for net in (one, other)]
+        assert [len(connection.muxed_conn._streams) for connection in connections] == before
+        assert [net._budget.held_bytes for net in (one, other)] == [0, 0]
