@@ -124,7 +124,9 @@ def _progress(view: View) -> list[RenderableType]:
             line.append(f"   rejected: {', '.join(plain(item.get('shard'), 8) for item in rejected[:8])}", style="red")
     if not total or not isinstance(done, int):
         return [line]
-    return [ProgressBar(total=total, completed=min(done, total), width=BAR_WIDTH), line]
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=total, completed=min(done, total), width=BAR_WIDTH), line)
+    return [row]
 
 
 def _money_line(view: View) -> Text:

@@ -1,0 +1,55 @@
+# make demo    the whole market on this machine, in one command
+# make test    every test      make test-quick   without the slow ones
+# make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks
+# Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
+
+SHELL := /bin/sh
+export PATH := $(or $(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+# The newest Python that fits, unless one is named: make PYTHON=/opt/python3.13/bin/python3
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+  if $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+  then command -v $$name; break; fi; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test test-quick check bench clean venv
+
+demo: $(VENV)/installed
+	@$(BIN)/hansa demo $(DEMO)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(TESTS)
+
+test-quick: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p hansa
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -s -o python_files='bench_*.py' tests/bench
+
+venv: $(VENV)/installed-dev
+
+# One environment; the stamps say what was installed into it, and go stale when the dependencies change.
+$(VENV)/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Installing Hansa into $(VENV) (the first time takes a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Installing Hansa and what its tests need into $(VENV) (the first time takes a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -e '.[dev]'
+	@touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

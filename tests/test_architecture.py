@@ -1,0 +1,230 @@
+"""The house's rules, read from the code with ``ast``. No exemptions: what breaks a rule is moved or changed."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("proto", "market", "scheduler", "node", "worker")
+MAY_IMPORT = {
+    "proto": {"proto"},
+    "market": {"proto", "market"},
+    "scheduler": {"proto", "market", "scheduler"},
+    "node": {"proto", "market", "scheduler", "node"},
+    "worker": {"proto", "worker"},
+}
+PURE = ("proto", "market", "scheduler")
+IMPURE_MODULES = {
+    "asyncio",
+    "datetime",
+    "glob",
+    "http",
+    "io",
+    "logging",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "queue",
+    "random",
+    "secrets",
+    "select",
+    "selectors",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "trio",
+    "urllib",
+    "uuid",
+}
+IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
+ONE_PLACE = {
+    "libp2p": ("node/libp2p_",),
+    "multiaddr": ("node/libp2p_",),
+    "ray": ("worker/",),
+    "pynvml": ("node/nvml.py",),
+    "sqlite3": ("node/journal.py", "node/ledger_store.py"),
+    "web3": ("node/evm_",),
+    "eth_account": ("node/keys.py",),
+    "Crypto": ("proto/keccak.py",),
+    "prometheus_client": ("node/metrics.py",),
+    "hypercorn": ("node/http_server.py",),
+    "httpx": ("node/cli_client.py",),
+    "click": ("node/cli",),
+}
+WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
+FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).glob("*.py"))
+
+
+EVERY_MODULE = [path for package in PACKAGES for path in modules(package)]
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
+    """Every import of a module, also those inside functions, as the dotted name that is imported from."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "hansa":
+                for alias in node.names:
+                    yield node, f"hansa.{alias.name}"
+            else:
+                yield node, node.module or ""
+
+
+def where(path: Path, node: ast.stmt | ast.expr) -> str:
+    return f"{shown(path)}:{node.lineno}"
+
+
+def test_there_is_code_to_look_at() -> None:
+    assert len(EVERY_MODULE) > 50
+    for package in PACKAGES:
+        assert modules(package)
+
+
+def test_imports_follow_the_dependency_rule() -> None:
+    wrong = []
+    for package in PACKAGES:
+        for path in modules(package):
+            for node, name in imports(path):
+                top, _, rest = name.partition(".")
+                ours = rest.split(".")[0]
+                if top == "hansa" and ours in PACKAGES and ours not in MAY_IMPORT[package]:
+                    wrong.append(f"{where(path, node)} imports {name}")
+                assert top not in PACKAGES, f"{where(path, node)} imports {name} without hansa."
+    assert wrong == []
+
+
+def test_no_import_is_relative_or_takes_everything() -> None:
+    for path in EVERY_MODULE:
+        for node, name in imports(path):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{where(path, node)} imports relatively"
+                assert all(alias.name != "*" for alias in node.names), f"{where(path, node)} imports all of {name}"
+
+
+def test_pure_packages_have_no_clock_chance_files_or_threads() -> None:
+    wrong = []
+    for package in PURE:
+        for path in modules(package):
+            for node, name in imports(path):
+                if name.split(".")[0] in IMPURE_MODULES:
+                    wrong.append(f"{where(path, node)} imports {name}")
+            wrong += [
+                f"{where(path, call)} calls {call.func.id}"
+                for call in ast.walk(tree_of(path))
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in IMPURE_CALLS
+            ]
+    assert wrong == []
+
+
+def test_each_third_party_system_is_named_in_one_place() -> None:
+    wrong = []
+    for path in EVERY_MODULE:
+        for node, name in imports(path):
+            allowed = ONE_PLACE.get(name.split(".")[0])
+            if allowed is not None and not shown(path).startswith(allowed):
+                wrong.append(f"{where(path, node)} imports {name}, which belongs to {', '.join(allowed)}")
+    assert wrong == []
+
+
+def test_the_worker_brings_little_into_the_sandbox() -> None:
+    for path in modules("worker"):
+        for node, name in imports(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names | WORKER_THIRD_PARTY | {"hansa"}, (
+                f"{where(path, node)} imports {name}"
+            )
+
+
+def test_the_node_never_imports_the_worker_and_nothing_imports_the_examples() -> None:
+    for path in EVERY_MODULE:
+        for node, name in imports(path):
+            assert not name.startswith("hansa.node.examples"), where(path, node)
+            assert shown(path).startswith("worker/") or not name.startswith("hansa.worker"), where(path, node)
+
+
+def test_every_module_class_and_function_that_others_use_says_what_it_is() -> None:
+    wrong = []
+    for path in EVERY_MODULE:
+        tree = tree_of(path)
+        if not ast.get_docstring(tree):
+            wrong.append(f"{shown(path)} has no docstring")
+        wrong += [
+            f"{where(path, node)} {node.name} has no docstring"
+            for node in public_parts(tree.body)
+            if not ast.get_docstring(node)
+        ]
+    assert wrong == []
+
+
+def public_parts(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_parts(node.body)
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    for path in EVERY_MODULE:
+        assert not FORBIDDEN_WORDS & set(path.stem.split("_")), shown(path)
+
+
+def test_folders_of_code_are_no_packages_and_have_a_readme() -> None:
+    for package in PACKAGES:
+        assert not (ROOT / package / "__init__.py").exists()
+        assert (ROOT / package / "README.md").is_file()
+        link = ROOT / "src" / "hansa" / package
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / package
+
+
+def test_no_folder_or_file_at_the_root_shadows_anything_importable() -> None:
+    """The root is on the path of every ``python -m`` started here, and Ray puts it on its workers' path."""
+    taken = set(packages_distributions()) | set(sys.stdlib_module_names)
+    for path in ROOT.iterdir():
+        importable = path.is_dir() and (path / "__init__.py").exists()
+        if importable or path.suffix == ".py":
+            assert path.stem not in taken, f"{path.name} shadows an installed module"
+        assert not (path.is_dir() and path.name in sys.stdlib_module_names), f"{path.name} has a standard module's name"
+
+
+def test_no_path_of_the_wire_goes_through_a_float() -> None:
+    """Money and prices are integers: neither package that decides about them divides with ``/`` or calls ``float``."""
+    for path in [*modules("market"), ROOT / "proto" / "units.py"]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.BinOp):
+                assert not isinstance(node.op, ast.Div), f"{where(path, node)} divides into a float"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("import hansa.node.x", "hansa.node.x"), ("from hansa import node", "hansa.node"), ("def f():\n import os", "os")],
+)
+def test_the_reader_of_imports_sees_them_all(tmp_path: Path, source: str, found: str) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(source)
+    assert [name for _, name in imports(module)] == [found]

@@ -1,0 +1,60 @@
+"""The unit files are accepted by systemd itself, and every line of them that hardens says why it is there."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = sorted((Path(__file__).resolve().parents[3] / "systemd").glob("*.service"))
+
+
+def test_there_are_two_units() -> None:
+    assert [unit.name for unit in UNITS] == ["hansa-launcher.service", "hansa.service"]
+
+
+def test_systemd_accepts_the_units() -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed")
+    done = subprocess.run([tool, "verify", *map(str, UNITS)], capture_output=True, text=True, check=False, timeout=60)
+    if "Failed to initialize manager" in done.stderr or "Failed to setup working directory" in done.stderr:
+        pytest.skip(f"systemd-analyze cannot work here: {done.stderr.strip()[:200]}")
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_a_broken_unit_would_be_seen(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed")
+    broken = tmp_path / "hansa.service"
+    broken.write_text(UNITS[1].read_text().replace("ProtectSystem=strict", "ProtectSystem=sometimes"))
+    done = subprocess.run([tool, "verify", str(broken)], capture_output=True, text=True, check=False, timeout=60)
+    assert "protect system" in done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_every_paragraph_of_hardening_begins_with_its_reason(unit: Path) -> None:
+    """A directive stands below a comment, or below another directive that does."""
+    lines = unit.read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(("ProtectSystem", "PrivateNetwork")))
+    explained = lines[start - 1].startswith("#")
+    assert explained
+    for line in lines[start:]:
+        if line.startswith("["):
+            break
+        if not line.strip():
+            explained = False
+        elif line.startswith("#"):
+            explained = True
+        else:
+            assert explained, f"nothing explains {line}"
+
+
+def test_the_unit_that_makes_sandboxes_has_none_of_the_directives_that_break_them() -> None:
+    text = UNITS[0].read_text()
+    directives = {line.partition("=")[0]: line.partition("=")[2] for line in text.splitlines() if line[:1].isalpha()}
+    for broken in ("ProtectKernelTunables", "ProtectKernelLogs", "ProcSubset", "ProtectHostname", "PrivateDevices"):
+        assert broken not in directives
+    assert directives["RestrictNamespaces"] != "yes"
+    assert "OOMScoreAdjust" not in directives
