@@ -8,6 +8,7 @@ from a checkpoint does what it would have done anyway.
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array  # noqa: N812 - it reads better below
@@ -68,7 +69,8 @@ def shifted(images: Array, random: np.random.Generator) -> Array:
     down, right = random.integers(0, 3, (2, len(images)))
     rows = down[:, None, None] + np.arange(SIDE)[None, :, None]
     columns = right[:, None, None] + np.arange(SIDE)[None, None, :]
-    return padded[np.arange(len(images))[:, None, None], rows, columns].reshape(-1, PIXELS)
+    moved: Array = padded[np.arange(len(images))[:, None, None], rows, columns].reshape(-1, PIXELS)
+    return moved
 
 
 def train(ctx: Context) -> None:
@@ -97,7 +99,9 @@ def train(ctx: Context) -> None:
         if ctx.round % ctx.parameters["checkpoint_rounds"] == 0:
             ctx.checkpoint(model)
     if ctx.shard == 0 and ctx.worker == 0:
-        arrays = {f"{layer}.{name}": array for layer, part in model.items() for name, array in part.items()}
+        arrays: dict[str, Any] = {
+            f"{layer}.{name}": array for layer, part in model.items() for name, array in part.items()
+        }
         np.savez(ctx.outputs / "model.npz", **arrays)
         facts = {"accuracy": accuracy, "loss": loss, "rounds": ctx.round, "held_out_rows": HELD_OUT_ROWS}
         (ctx.outputs / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")
