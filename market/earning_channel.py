@@ -22,11 +22,23 @@ KEEP_MS = 7 * 24 * 3_600_000
 """A receipt is worth bringing for a week: the buyer may have been away."""
 
 
+REPEAT_MS = 24 * 3_600_000
+"""For so long after a channel's end the buyer is told of it again at every start."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseJoined:
     """A lease was confirmed on this channel, or its terms were completed."""
 
     terms: LeaseTerms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLeft:
+    """A lease on this channel is over for good: it meters nothing more, and nothing is waited for on its account."""
+
+    lease: Bytes32
+    at_ms: UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,23 +95,26 @@ class EarningChannel:
     """The state.
 
     Attributes:
-        phase: open, closing (never on this side: the provider closes at once) or closed.
+        phase: open or closed. There is no closing on this side: it agrees to the end or it does not.
         config: what the channel is.
         channel_id: its digest.
         terms: what was agreed, by lease.
+        live: leases that may still meter something, or wait for their last voucher.
         lines: the newest metered line of each lease.
         evidence: what goes with it.
         out: the statement that waits for its voucher.
         vouched: the last statement that has one.
         voucher: that voucher, with the buyer's signature: the provider's money.
         refused: why the buyer refused the statement that is out; empty when it did not.
-        proposed: the buyer's last word on the final sum, which may come before the voucher for it.
+        proposed: the buyer's highest word on the final sum, which may come before the voucher for it.
+        closed_ms: when the channel ended; 0 before.
     """
 
     phase: str = "open"
     config: ChannelConfig
     channel_id: Bytes32
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
+    live: frozenset[Bytes32] = frozenset()
     lines: Mapping[bytes, MeterLine] = field(default_factory=dict)
     evidence: Mapping[bytes, Evidence] = field(default_factory=dict)
     out: Statement | None = None
@@ -107,6 +122,7 @@ class EarningChannel:
     voucher: Signed[Voucher] | None = None
     refused: str = ""
     proposed: Signed[CooperativeClose] | None = None
+    closed_ms: UnixMs = 0
 
     @property
     def cumulative(self) -> int:
@@ -126,6 +142,7 @@ TABLE: Table[EarningChannel] = Table(
     allowed=rows(
         ("open", LeaseJoined, "open"),
         ("open", LineMetered, "open"),
+        ("open", LeaseLeft, ("open", "closed")),
         ("open", VoucherArrived, ("open", "closed")),
         ("open", RefusalArrived, "open"),
         ("open", CloseProposalArrived, ("open", "closed")),
@@ -142,7 +159,10 @@ def advance(state: EarningChannel, event: Any) -> Step[EarningChannel]:
 def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
     match event:
         case LeaseJoined(terms=terms):
-            return Step(state=replace(state, terms={**state.terms, terms.lease: terms}))
+            joined = replace(state, terms={**state.terms, terms.lease: terms}, live=state.live | {terms.lease})
+            return Step(state=joined)
+        case LeaseLeft(lease=lease, at_ms=at_ms):
+            return _close(replace(state, live=state.live - {lease}), at_ms)
         case LineMetered():
             return _meter(state, event)
         case VoucherArrived():
@@ -152,7 +172,9 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
         case CloseProposalArrived(close=close, at_ms=at_ms):
             if state.phase == "closed":
                 return _close(state, at_ms)
-            return _close(replace(state, proposed=close), at_ms)
+            # Both words and vouchers may overtake each other; the sum only rises, so the highest word is the last.
+            known = state.proposed.document.cumulative if state.proposed else -1
+            return _close(replace(state, proposed=close) if close.document.cumulative > known else state, at_ms)
         case _:
             raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
 
@@ -217,24 +239,34 @@ def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningC
 
 
 def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
-    """Agree to the end of the channel if the buyer proposed it at exactly the sum that its vouchers came to."""
+    """Agree to the end of the channel if the buyer proposed it at exactly the sum that its vouchers came to.
+
+    As long as a lease lives there is more to come, or a voucher to wait for: the word is kept until then.
+    """
     if state.proposed is None or state.proposed.document.cumulative != state.cumulative:
         return Step(state=state)
-    close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
-    answer = Send(to=state.config.payer, message=CloseAccepted(close=unsigned(close)), keep_until_ms=at_ms + KEEP_MS)
     if state.phase == "closed":
-        return Step(state=state, effects=(answer,))
-    if state.out is not None:
-        # Something delivered is not vouched for yet: the buyer hears of it and proposes again.
+        return Step(state=state, effects=(_acceptance(state, at_ms),))
+    if state.live:
         return Step(state=state)
     entry = closed_to_provider(
         channel_id=state.channel_id, buyer=state.config.payer, cumulative=state.cumulative, at_ms=at_ms
     )
-    return Step(state=replace(state, phase="closed"), effects=(Post(entry=entry), answer))
+    closed = replace(state, phase="closed", closed_ms=at_ms)
+    return Step(state=closed, effects=(Post(entry=entry), _acceptance(closed, at_ms)))
+
+
+def _acceptance(state: EarningChannel, at_ms: int) -> Send:
+    close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
+    message = CloseAccepted(close=unsigned(close))
+    replaces = f"closed {state.channel_id.hex()}"
+    return Send(to=state.config.payer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
 
 
 def outstanding(state: EarningChannel, at_ms: int) -> tuple[Any, ...]:
-    """The receipt that still waits for its voucher, sent again after a restart."""
+    """What the buyer may not have, said again after a restart: the receipt that is out, our word that it is over."""
+    if state.phase == "closed":
+        return (_acceptance(state, at_ms),) if at_ms < state.closed_ms + REPEAT_MS else ()
     if state.out is None or state.phase != "open":
         return ()
     message = ReceiptSent(receipt=unsigned(state.out.receipt), lines=state.out.lines, evidence=state.out.evidence)

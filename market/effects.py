@@ -50,6 +50,11 @@ def sealed(message: Message, key: SigningKey) -> Message:
     return replace(message, **signed) if signed else message  # type: ignore[type-var]
 
 
+def clipped(text: str, size_bytes: int) -> str:
+    """As much of a text as fits into so many bytes of UTF-8. What comes from elsewhere is cut before it is sent on."""
+    return text.encode(errors="replace")[:size_bytes].decode(errors="ignore")
+
+
 def derived_nonce(*parts: bytes) -> bytes:
     """A nonce that follows from what it belongs to, so that a machine needs no chance and a replay gives the same."""
     return keccak256(b"\0".join((b"hansa nonce", *parts)))

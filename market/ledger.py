@@ -81,6 +81,11 @@ def fold(entries: Iterable[Entry]) -> Ledger:
     return ledger
 
 
+def _entry_id(what: bytes, channel_id: bytes, seq: int) -> bytes:
+    """Each side has ids of its own: a node that buys from itself keeps both in one store."""
+    return keccak256(what + channel_id + seq.to_bytes(8, "big"))
+
+
 def vouched_by_buyer(
     *, channel_id: Bytes32, seq: int, provider: Address, shares: Mapping[bytes, Amount], at_ms: int
 ) -> Entry:
@@ -88,7 +93,7 @@ def vouched_by_buyer(
     legs = [Leg(account=f"spend:{job.hex()}", amount=share) for job, share in sorted(shares.items())]
     legs.append(Leg(account=f"owed:{provider.hex()}", amount=-sum(shares.values())))
     return Entry(
-        id=keccak256(b"vouched" + channel_id + seq.to_bytes(8, "big")),
+        id=_entry_id(b"vouched by buyer", channel_id, seq),
         at_ms=at_ms,
         memo=f"voucher {seq} on channel {channel_id.hex()[:8]}",
         legs=tuple(legs),
@@ -102,7 +107,7 @@ def vouched_to_provider(
     legs = [Leg(account=f"due:{buyer.hex()}", amount=sum(shares.values()))]
     legs += [Leg(account=f"earned:{job.hex()}", amount=-share) for job, share in sorted(shares.items())]
     return Entry(
-        id=keccak256(b"vouched" + channel_id + seq.to_bytes(8, "big")),
+        id=_entry_id(b"vouched to provider", channel_id, seq),
         at_ms=at_ms,
         memo=f"voucher {seq} on channel {channel_id.hex()[:8]}",
         legs=tuple(legs),
@@ -112,7 +117,7 @@ def vouched_to_provider(
 def closed_by_buyer(*, channel_id: Bytes32, provider: Address, cumulative: Amount, at_ms: int) -> Entry:
     """The buyer's entry for a closed channel: what was owed is settled as both signed it."""
     return Entry(
-        id=keccak256(b"closed" + channel_id),
+        id=_entry_id(b"closed by buyer", channel_id, 0),
         at_ms=at_ms,
         memo=f"channel {channel_id.hex()[:8]} closed",
         legs=(
@@ -125,7 +130,7 @@ def closed_by_buyer(*, channel_id: Bytes32, provider: Address, cumulative: Amoun
 def closed_to_provider(*, channel_id: Bytes32, buyer: Address, cumulative: Amount, at_ms: int) -> Entry:
     """The provider's entry for a closed channel."""
     return Entry(
-        id=keccak256(b"closed" + channel_id),
+        id=_entry_id(b"closed to provider", channel_id, 0),
         at_ms=at_ms,
         memo=f"channel {channel_id.hex()[:8]} closed",
         legs=(

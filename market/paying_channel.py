@@ -147,7 +147,12 @@ def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingC
         receipt = event.statement.receipt
         refusal = ReceiptRefused(channel_id=state.channel_id, seq=receipt.seq, reason=fault)
         keep_until_ms = event.at_ms + KEEP_MS
-        send = Send(to=state.config.payee, message=refusal, keep_until_ms=keep_until_ms, replaces="refusal")
+        send = Send(
+            to=state.config.payee,
+            message=refusal,
+            keep_until_ms=keep_until_ms,
+            replaces=f"refusal {state.channel_id.hex()}",
+        )
         return Step(state=replace(state, refused=fault), effects=(send,))
     total = event.statement.receipt.amount_total
     assert total >= state.cumulative, "a voucher would take money back"
@@ -200,5 +205,6 @@ def outstanding(state: PayingChannel, at_ms: int) -> tuple[Any, ...]:
     if state.phase == "closing":
         close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
         message = CloseProposed(close=unsigned(close))
-        effects.append(Send(to=state.config.payee, message=message, keep_until_ms=at_ms + KEEP_MS))
+        replaces = f"close {state.channel_id.hex()}"
+        effects.append(Send(to=state.config.payee, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces))
     return tuple(effects)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hansa.market.effects import derived_nonce
+from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.proto.market_documents import Bid, Decline, Device, Tender
 from hansa.proto.units import (
     Address,
@@ -16,6 +17,8 @@ from hansa.proto.units import (
 )
 
 NO_SPLITS = bytes(32)
+LONGEST_WINDOW_MS = 10 * 60_000
+"""A bid holds devices until bidding closes; nobody may have them held for longer than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class ProviderTerms:
         credit_limit: what one buyer may owe here before its tenders are declined.
         bid_ms: how long a bid stands.
         reclaim_notice_ms: how long before taking a device back the owner says so.
+        meter_interval_ms: receipts are never closer together than this, whatever a tender wishes.
     """
 
     account: Address
@@ -49,6 +53,7 @@ class ProviderTerms:
     credit_limit: Amount
     bid_ms: DurationMs
     reclaim_notice_ms: DurationMs
+    meter_interval_ms: DurationMs = 0
 
     def price(self, devices: Sequence[Device]) -> int:
         """The price of one device-millisecond, times 1e18: of the dearest of the very devices that would be given."""
@@ -57,8 +62,13 @@ class ProviderTerms:
 
 def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) -> tuple[str, str] | None:
     """Why the owner's rules forbid a bid, whatever the devices: (reason, nearest change); None if they do not."""
-    if at_ms >= tender.bids_close_ms:
+    # The buyer's clock said when bids close; a bid that comes too late costs one message.
+    if at_ms >= tender.bids_close_ms + CLOCK_SKEW_MS:
         return "the tender is closed for bids", ""
+    if tender.bids_close_ms > at_ms + LONGEST_WINDOW_MS:
+        return "devices would be held too long before bidding closes", f"bids close within {LONGEST_WINDOW_MS} ms"
+    if tender.requirements.devices < 1:
+        return "no devices are asked for", "devices ≥ 1"
     if tender.currency != terms.currency:
         return f"prices here are in {terms.currency}", f"tender in {terms.currency}"
     if terms.buyers and tender.signer not in terms.buyers:
@@ -92,7 +102,7 @@ def bid_for(
         devices=tuple(device.id for device in devices),
         tier=terms.tier,
         price_e18_per_device_ms=price,
-        meter_interval_ms=tender.meter_interval_ms,
+        meter_interval_ms=max(tender.meter_interval_ms, terms.meter_interval_ms),
         voucher_timeout_ms=terms.voucher_timeout_ms,
         max_unpaid=terms.max_unpaid,
         # One unit more than the product: the difference of two floors may be one above the floor of the difference.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hansa.market.effects import Send, derived_nonce, unsigned
+from hansa.market.effects import Send, clipped, derived_nonce, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.selection import Record, Scored, rank
 from hansa.proto.documents import ChannelConfig, channel_id
@@ -26,6 +26,7 @@ CONFIRM_MS = 4_000
 START_MS = 30_000
 """A lease that was not ordered to start for so long lapses."""
 CHALLENGE_PERIOD_S = 86_400
+SILENT = "did not confirm in time"
 MOST_BIDS = 1_000
 """More are not read: a tender needs the best few, and a flood must not fill the memory."""
 
@@ -254,6 +255,8 @@ def _take_bid(state: Purchase, event: BidArrived) -> Step[Purchase]:
         return ignore(state, "a bid of somebody who was not invited")
     if len(state.bids) >= MOST_BIDS:
         return ignore(state, "more bids than are read")
+    if sum(known.signer == bid.signer for known in state.bids.values()) >= len(state.tender.shards):
+        return ignore(state, "more bids of one provider than there are shards")
     bids = {**state.bids, bid_digest: bid}
     return _close_if_complete(replace(state, bids=bids), event.at_ms)
 
@@ -271,21 +274,37 @@ def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
 def _fill(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Award what has no live award; give up and free everybody when that cannot be done."""
     placed = {placement.shard for placement in state.live}
-    used = {placement.bid for placement in state.placements}
-    left = [entry for entry in state.ranking if not entry.excluded and entry.bid not in used]
     new: list[Placement] = []
     for shard in state.tender.shards:
         if shard in placed:
             continue
-        if not left:
+        best = _best_left(state, (*state.placements, *new))
+        if best is None:
             return _give_up(state, _shortage(state), at_ms)
-        new.append(_placement(state, shard, left.pop(0).bid, at_ms))
+        new.append(_placement(state, shard, best, at_ms))
     promised = sum(state.bids[placement.bid].max_total for placement in (*state.live, *new))
     if promised > state.funds:
         return _give_up(state, "the bids could cost more than is left of the job's budget", at_ms)
     after = replace(state, placements=(*state.placements, *new))
     awards = tuple(_award_message(after, placement) for placement in new)
     return Step(state=after, effects=awards)
+
+
+def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | None:
+    """The best bid that was not tried, of a provider that answers, on devices that it did not sell us already."""
+    used = {placement.bid for placement in placements}
+    silent = {placement.provider for placement in placements if placement.why == SILENT}
+    sold = {
+        (placement.provider, device)
+        for placement in placements
+        if placement.phase != "failed"
+        for device in state.bids[placement.bid].devices
+    }
+    for entry in state.ranking:
+        devices = {(entry.provider, device) for device in state.bids[entry.bid].devices}
+        if not entry.excluded and entry.bid not in used and entry.provider not in silent and not devices & sold:
+            return entry.bid
+    return None
 
 
 def _shortage(state: Purchase) -> str:
@@ -298,15 +317,20 @@ def _shortage(state: Purchase) -> str:
 
 def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Placement:
     bid, tender = state.bids[bid_digest], state.tender
-    channel = state.channels.get(bid.signer) or ChannelConfig(
-        payer=tender.signer,
-        payer_signer=tender.signer,
-        payee=bid.signer,
-        payee_signer=bid.signer,
-        token=currency_id(tender.currency),
-        challenge_period=CHALLENGE_PERIOD_S,
-        splits_hash=bid.splits_hash,
-        salt=derived_nonce(b"channel", state.tender_digest, bid.signer),
+    known = state.channels.get(bid.signer)
+    channel = (
+        known
+        if known is not None and known.splits_hash == bid.splits_hash
+        else ChannelConfig(
+            payer=tender.signer,
+            payer_signer=tender.signer,
+            payee=bid.signer,
+            payee_signer=bid.signer,
+            token=currency_id(tender.currency),
+            challenge_period=CHALLENGE_PERIOD_S,
+            splits_hash=bid.splits_hash,
+            salt=derived_nonce(b"channel", state.tender_digest, bid.signer),
+        )
     )
     award = Award(
         signer=tender.signer,
@@ -362,7 +386,7 @@ def _fail(state: Purchase, lease: bytes, reason: str, at_ms: int) -> Step[Purcha
 def _replace_silent(state: Purchase, at_ms: int) -> Step[Purchase]:
     late = [entry for entry in state.placements if entry.phase == "awarded" and entry.award.confirm_by_ms <= at_ms]
     for placement in late:
-        state = _with_phase(state, placement.lease, "failed", "did not confirm in time")
+        state = _with_phase(state, placement.lease, "failed", SILENT)
     cancels = tuple(_cancel(placement, "not confirmed in time", at_ms) for placement in late)
     step = _fill(state, at_ms)
     return Step(state=step.state, effects=(*cancels, *step.effects))
@@ -377,7 +401,7 @@ def _with_phase(state: Purchase, lease: bytes, phase: str, why: str = "") -> Pur
 
 
 def _cancel(placement: Placement, reason: str, at_ms: int) -> Send:
-    message = LeaseCancelled(lease=placement.lease, reason=reason)
+    message = LeaseCancelled(lease=placement.lease, reason=clipped(reason, 2_000))
     return Send(to=placement.provider, message=message, keep_until_ms=max(at_ms, placement.award.ends_ms))
 
 

@@ -54,6 +54,12 @@ class LeaseTerms:
         """What so many device-milliseconds cost, never more than the lease allows."""
         return min(amount_for(device_ms, self.price_e18_per_device_ms), self.max_total)
 
+    @property
+    def most(self) -> int:
+        """The most that ``fault_in`` could ever let through for the lease, given when it ends."""
+        longest_ms = max(0, self.ends_ms - self.begins_ms + 2 * CLOCK_SKEW_MS)
+        return self.amount(longest_ms * len(self.devices))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:

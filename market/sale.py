@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hansa.market.earning_channel import LineMetered
-from hansa.market.effects import Send, unsigned
+from hansa.market.effects import Send, clipped, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
-from hansa.market.receipts import NOTHING, LeaseTerms
+from hansa.market.receipts import CLOCK_SKEW_MS, NOTHING, LeaseTerms
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig, MeterLine, channel_id
 from hansa.proto.market_documents import Award, Bid, Evidence, Tender
@@ -23,6 +23,8 @@ from hansa.proto.workload import Workload
 
 DELIVERY_MS = 10 * 60_000
 """How long outputs are kept for a buyer that does not say it has them."""
+LONGEST_WAIT_MS = 2 * 60_000
+"""A lease holds its devices unpaid until the start is ordered; no award may have that take longer than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class AwardArrived:
     award: Award
     channel: ChannelConfig
     workload: Workload
+    channel_closed: bool = False
     at_ms: UnixMs
 
 
@@ -193,6 +196,7 @@ class Sale:
         device_ms: metered with evidence.
         seen_ms: the run's own time at the last report of a step.
         steps, rounds, checkpoint: the newest evidence.
+        evident_ms: when the time that is charged was last worked; a line ends then, however late it is written.
         lined_ms: when the last line was given to the channel.
         lined_steps: the evidence it had.
         lined_amount: what it came to.
@@ -217,6 +221,7 @@ class Sale:
     device_ms: DeviceMs = 0
     seen_ms: DurationMs = 0
     steps: Uint64 = 0
+    evident_ms: UnixMs = 0
     rounds: Uint32 = 0
     checkpoint: Bytes32 = NOTHING
     lined_ms: UnixMs = 0
@@ -255,13 +260,14 @@ TABLE: Table[Sale] = Table(
         ("bid", AwardArrived, ("bid", "leased")),
         ("bid", TimePassed, "lapsed"),
         (("leased", "running", "delivering", "settling", *ENDED), AwardArrived, SAME),
-        ("leased", (LeaseCalledOff, TimePassed), "lapsed"),
+        # A word to stop may overtake the order to start.
+        ("leased", (LeaseCalledOff, StopOrdered, TimePassed), "lapsed"),
         ("leased", StartOrdered, "running"),
         ("running", (LineVouched, LineRefused, ProgressMade, TimePassed), "running"),
         ("running", (StopOrdered, LeaseCalledOff), "running"),
         ("running", RunOver, "delivering"),
         ("delivering", (LineVouched, LineRefused), "delivering"),
-        ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped")),
+        ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
         ("settling", LineVouched, ("settling", "settled", "stopped")),
         ("settling", (LineRefused, TimePassed), ("settling", "unpaid")),
         # A buyer that comes back after it was written off may still pay.
@@ -320,7 +326,7 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return _lease(state, event)
         case AwardArrived(award=award):
             return _repeat_confirmation(state, award)
-        case LeaseCalledOff(reason=reason) if state.phase == "leased":
+        case LeaseCalledOff(reason=reason) | StopOrdered(reason=reason) if state.phase == "leased":
             return _free(replace(state, phase="lapsed", reason=reason))
         case StartOrdered():
             order = RunWanted(lease=state.lease, round=event.round, checkpoint=event.checkpoint)
@@ -328,7 +334,7 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
         case ProgressMade():
             return _progress(state, event)
         case StopOrdered(reason=reason) | LeaseCalledOff(reason=reason) if state.phase == "running":
-            stop = RunUnwanted(lease=state.lease, reason=reason[:256])
+            stop = RunUnwanted(lease=state.lease, reason=clipped(reason, 256))
             return Step(state=replace(state, stopping=True), effects=(stop,))
         case RunOver():
             return _finish_run(state, event)
@@ -352,8 +358,12 @@ def _objection(state: Sale, event: AwardArrived) -> str:
     award, channel = event.award, event.channel
     if award.signer != state.tender.signer:
         return "the award is not by the buyer who tendered"
-    if event.at_ms > min(award.confirm_by_ms, state.bid.expires_ms):
+    if event.at_ms > min(award.confirm_by_ms + CLOCK_SKEW_MS, state.bid.expires_ms):
         return "the bid or the award has expired"
+    if award.start_by_ms > event.at_ms + LONGEST_WAIT_MS:
+        return "the devices would wait too long for their start"
+    if event.channel_closed:
+        return "the channel is closed"
     if award.shard not in state.tender.shards:
         return "the award names a shard that was not tendered"
     if award.workload != digest(DOMAIN, event.workload):
@@ -431,6 +441,7 @@ def _progress(state: Sale, event: ProgressMade) -> Step[Sale]:
             after,
             seen_ms=event.running_ms,
             steps=max(state.steps, event.steps),
+            evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
             device_ms=state.device_ms + worked_ms * len(state.bid.devices),
         )
     return _meter(after, event.at_ms, final=False)
@@ -448,7 +459,7 @@ def _meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
             shard=state.terms.shard,
             device=state.terms.device,
             start_ms=state.started_ms,
-            end_ms=at_ms,
+            end_ms=max(state.started_ms, state.evident_ms),
             device_ms=state.device_ms,
             amount=amount,
         )
@@ -563,7 +574,7 @@ def outstanding(state: Sale) -> tuple[Any, ...]:
                 lease=state.lease,
                 outcome=state.outcome,
                 kind=state.kind,
-                reason=state.reason[:2000],
+                reason=clipped(state.reason, 8_000),
                 outputs=state.outputs,
             )
             return (Send(to=state.buyer, message=message, keep_until_ms=state.over_ms + DELIVERY_MS),)

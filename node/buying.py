@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market import paying_channel, purchase
+from hansa.market.effects import Send
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.purchase import Placement, Purchase
 from hansa.market.receipts import LeaseTerms, Statement
@@ -20,13 +21,20 @@ from hansa.node.events import (
 )
 from hansa.node.state import NodeState
 from hansa.proto import messages
-from hansa.proto.network import DOMAIN
+from hansa.proto.documents import channel_id
+from hansa.proto.network import DOMAIN, currency_id
 from hansa.proto.typed_data import digest
 from hansa.scheduler import job, rounds
 from hansa.scheduler.job import Granted, Job
 from hansa.scheduler.rounds import Rounds
 
 Effects = list[Any]
+
+GATHERS = ("tendering", "awarding")
+"""Phases in which a purchase may still promise money."""
+MOST_LEASES = 256
+"""A channel that had so many leases gets no more: its receipts carry a line for each."""
+STOP_KEEP_MS = 60_000
 
 
 def submit(state: NodeState, event: JobSubmitted) -> Effects:
@@ -45,18 +53,22 @@ def cancel(state: NodeState, event: JobCancelled) -> Effects:
     return _advance_job(state, event.job, job.CancelWanted(reason=event.reason, at_ms=event.at_ms))
 
 
-def funds_left(state: NodeState, of: Job) -> int:
-    """What is left of a job's budget when every live lease costs its most and every ended one what was vouched for."""
-    left = of.spec.budget
-    for _, bought in state.purchases.all():
-        if bought.tender.job != of.job:
-            continue
-        for placement in bought.placements:
-            channel = state.paying.get(placement.award.channel_id)
-            if placement.phase == "confirmed":
-                left -= bought.bids[placement.bid].max_total
-            elif placement.phase == "ended" and channel is not None:
-                left -= channel.vouched(placement.lease)
+def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
+    """What is left of a job's budget: what is spent is gone, and a lease that may still cost something costs its most.
+
+    Args:
+        state: the node's.
+        of: the job.
+        besides: the tender whose own awards are not counted, since it is the one that asks.
+    """
+    left = of.spec.budget - state.ledger.balance(f"spend:{of.job.hex()}")
+    for channel in state.paying.live.values():
+        for lease, terms in channel.terms.items():
+            if terms.job == of.job:
+                left -= terms.most - channel.vouched(lease)
+    for tender, bought in state.purchases.live.items():
+        if bought.tender.job == of.job and tender != besides and bought.phase in GATHERS:
+            left -= sum(bought.bids[placement.bid].max_total for placement in bought.live)
     return max(0, left)
 
 
@@ -68,7 +80,12 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         state.ignore("purchase", "a tender for no job that waits")
         return []
     channels = {
-        channel.config.payee: channel.config for channel in state.paying.live.values() if channel.phase == "open"
+        channel.config.payee: channel.config
+        for channel in state.paying.live.values()
+        if channel.phase == "open"
+        and not channel.refused
+        and len(channel.terms) < MOST_LEASES
+        and channel.config.token == currency_id(event.tender.currency)
     }
     begun = Purchase(
         tender=event.tender,
@@ -136,6 +153,10 @@ def _advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
     if bought is None:
         state.ignore("purchase", "news of no tender of ours")
         return []
+    of = state.jobs.get(bought.tender.job)
+    if of is not None and bought.phase in GATHERS:
+        # What was left when the tender went out may since have gone to another shard of the same job.
+        bought = replace(bought, funds=funds_left(state, of, besides=key))
     step = purchase.advance(bought, event)
     state.ignore("purchase", step.ignored)
     state.purchases[key] = step.state
@@ -183,7 +204,8 @@ def _follow_purchase(state: NodeState, bought: Purchase, effects: tuple[Any, ...
                 for placement in placements:
                     outward += _open_channel(state, bought, placement, at_ms)
                 granted = tuple(
-                    Granted(shard=entry.shard, lease=entry.lease, provider=entry.provider) for entry in placements
+                    Granted(shard=entry.shard, lease=entry.lease, provider=entry.provider, ends_ms=entry.award.ends_ms)
+                    for entry in placements
                 )
                 outward += _advance_job(state, bought.tender.job, job.GangCame(granted=granted, at_ms=at_ms))
             case purchase.Unfilled(reason=reason, at_ms=at_ms):
@@ -191,6 +213,8 @@ def _follow_purchase(state: NodeState, bought: Purchase, effects: tuple[Any, ...
                 outward += _advance_job(state, bought.tender.job, news)
             case _:
                 outward.append(effect)
+    if bought.phase in ("unfilled", "cancelled"):
+        outward += _close_idle_channels(state, state.at_ms)
     return outward
 
 
@@ -228,13 +252,26 @@ def _end_lease(state: NodeState, over: job.LeaseOver) -> Effects:
     effects = _advance_purchase(state, bought.tender_digest, ended)
     key = placement.award.channel_id
     channel = state.paying.live.get(key)
-    if channel is None:
-        return effects
+    assert channel is not None, "a channel ended before its leases"
     terms = channel.terms[over.lease]
     shorter = replace(terms, ends_ms=min(terms.ends_ms, over.at_ms))
     effects += _advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
-    if not any(_is_live(state, lease) for lease in channel.terms):
-        effects += _advance_channel(state, key, paying_channel.CloseWanted(at_ms=over.at_ms))
+    return effects + _close_idle_channels(state, over.at_ms)
+
+
+def _close_idle_channels(state: NodeState, at_ms: int) -> Effects:
+    """Close every channel on which no lease lives, and on which no purchase that still gathers could put one."""
+    wanted = {
+        channel_id(DOMAIN, config)
+        for bought in state.purchases.live.values()
+        if bought.phase in GATHERS
+        for config in bought.channels.values()
+    }
+    effects: Effects = []
+    for key, channel in list(state.paying.live.items()):
+        idle = channel.phase == "open" and key not in wanted
+        if idle and not any(_is_live(state, lease) for lease in channel.terms):
+            effects += _advance_channel(state, key, paying_channel.CloseWanted(at_ms=at_ms))
     return effects
 
 
@@ -297,12 +334,18 @@ def _refused(state: NodeState, event: MessageArrived, bought: Purchase, placemen
     return _advance_purchase(state, bought.tender_digest, news)
 
 
-def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, _: Placement) -> Effects:
+def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
     at_ms = event.at_ms
+    if placement.phase in ("failed", "ended"):
+        state.ignore("job", "news of a lease that is over")
+        return _say_it_is_over(event)
     news: Any = None
     match event.message:
         case messages.RunReported(lease=lease, step=step, metrics=metrics, started=started):
             news = job.ReportArrived(lease=lease, step=step, metrics=metrics, started=started, at_ms=at_ms)
+        case messages.CheckpointStored(round=number) if number > _published(state, bought.tender.job):
+            state.ignore("job", "a checkpoint of a round that was not published")
+            return []
         case messages.CheckpointStored(lease=lease, round=number, step=step, checkpoint=checkpoint):
             news = job.CheckpointAnnounced(lease=lease, round=number, step=step, checkpoint=checkpoint, at_ms=at_ms)
         case messages.OutputStored(lease=lease, path=path, blob=blob):
@@ -317,6 +360,21 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, _: P
                 at_ms=at_ms,
             )
     return _advance_job(state, bought.tender.job, news)
+
+
+def _published(state: NodeState, key: bytes) -> int:
+    current = state.rounds.get(key)
+    return current.published if current else 0
+
+
+def _say_it_is_over(event: MessageArrived) -> Effects:
+    """A provider that still works, or waits, for a lease that is over did not get the word: it may have been lost."""
+    message = event.message
+    if not isinstance(message, messages.RunReported | messages.RunEnded):
+        return []
+    stop = messages.RunStopOrdered(lease=message.lease, reason="the lease is over")
+    keep_until_ms = event.at_ms + STOP_KEEP_MS
+    return [Send(to=event.sender, message=stop, keep_until_ms=keep_until_ms, replaces=f"stop {message.lease.hex()}")]
 
 
 def _hear_contribution(state: NodeState, event: MessageArrived, bought: Purchase, _: Placement) -> Effects:

@@ -41,10 +41,18 @@ def advance(state: NodeState, event: NodeEvent) -> Effects:
     return effects
 
 
+_HEARD = buying.HEARD | selling.HEARD
+
+
+def _hear_nothing(state: NodeState, _: MessageArrived) -> Effects:
+    state.ignore("node", "a message that no machine listens to")
+    return []
+
+
 def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
     match event:
         case MessageArrived(message=message):
-            return (buying.HEARD | selling.HEARD)[type(message)]
+            return _HEARD.get(type(message), _hear_nothing)
         case JobSubmitted():
             return buying.submit
         case JobCancelled():

@@ -101,7 +101,8 @@ def _advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 _advance_capacity(state, bid, capacity.HoldAccepted())
                 state.sale_of[terms.lease] = bid
                 channel_key = step.state.channel_id
-                if state.earning.get(channel_key) is None:
+                known = state.earning.get(channel_key)
+                if known is None or (known.phase == "closed" and known.voucher is None):
                     state.earning[channel_key] = EarningChannel(config=channel, channel_id=channel_key)
                 outward += _advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
             case sale.DevicesFreed(bid=bid):
@@ -117,6 +118,9 @@ def _advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 outward += _advance_channel(state, step.state.channel_id, effect)
             case _:
                 outward.append(effect)
+    if step.state.terms is not None and entry.phase not in sale.ENDED and step.state.phase in sale.ENDED:
+        left = earning_channel.LeaseLeft(lease=step.state.lease, at_ms=state.at_ms)
+        outward += _advance_channel(state, step.state.channel_id, left)
     return outward
 
 
@@ -139,11 +143,11 @@ def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
             case earning_channel.LinesVouched(amounts=amounts, at_ms=at_ms):
                 for lease, amount in sorted(amounts.items()):
                     vouched = sale.LineVouched(amount=amount, at_ms=at_ms)
-                    outward += _advance_sale(state, state.sale_of[lease], vouched)
+                    outward += _advance_sale(state, state.sale_of.get(lease, b""), vouched)
             case earning_channel.LinesRefused(leases=leases, reason=reason):
                 for lease in leases:
                     refused = sale.LineRefused(reason=reason, at_ms=state.at_ms)
-                    outward += _advance_sale(state, state.sale_of[lease], refused)
+                    outward += _advance_sale(state, state.sale_of.get(lease, b""), refused)
             case _:
                 outward.append(effect)
     return outward
@@ -214,12 +218,13 @@ def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
         case run.RunStarted():
             message, replaces = messages.RunReported(lease=lease, step=0, metrics=(), started=True), "started"
         case run.RunProgressed(step=step, metrics=metrics):
-            named = tuple(messages.Metric(name=name, value=value) for name, value in metrics)
+            named = tuple(messages.Metric(name=name, value=value) for name, value in metrics[: messages.MAX_METRICS])
             message = messages.RunReported(lease=lease, step=step, metrics=named, started=True)
             replaces = f"step {step}"
         case run.RunSynced(round=number, weight_ppm=weight_ppm, state=contribution):
+            # A job's code counts the rounds that it has behind it, the market the one that is being made.
             message = messages.RoundContributed(
-                lease=lease, round=number, weight_milli=weight_ppm // 1000, state=contribution
+                lease=lease, round=number + 1, weight_milli=weight_ppm // 1000, state=contribution
             )
             keep_ms, replaces = ROUND_KEEP_MS, "contribution"
         case run.RunCheckpointed(round=number, step=step, checkpoint=checkpoint):
@@ -288,7 +293,14 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
     if award.signer != event.sender or entry is None:
         state.ignore("sale", "an award that is not its sender's, or of no bid of ours")
         return []
-    news = sale.AwardArrived(award=award, channel=message.channel, workload=message.workload, at_ms=event.at_ms)
+    channel = state.earning.get(award.channel_id)
+    news = sale.AwardArrived(
+        award=award,
+        channel=message.channel,
+        workload=message.workload,
+        channel_closed=channel is not None and channel.phase == "closed" and channel.voucher is not None,
+        at_ms=event.at_ms,
+    )
     return _advance_sale(state, award.bid, news)
 
 

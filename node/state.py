@@ -180,7 +180,8 @@ def restored(written: Snapshot) -> NodeState:
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))
     for bid, sale in state.sales.all():
-        state.sale_of[sale.lease] = bid
+        if sale.terms is not None:
+            state.sale_of[sale.lease] = bid
     for tender, purchase in state.purchases.all():
         for placement in purchase.placements:
             state.placed[placement.lease] = tender

@@ -7,7 +7,7 @@ worth another try, is tendered again alone and goes on from its last checkpoint,
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hansa.market.effects import Send
+from hansa.market.effects import Send, clipped
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.proto.blob import BlobRef
 from hansa.proto.messages import DeliveryAccepted, Metric, RunOrdered, RunStopOrdered
@@ -23,6 +23,9 @@ RETRY_MS = 3_000
 FETCH_PATIENCE = 3
 """Outputs of a run that ended are waited for this many times the silence limit."""
 
+OVERDUE_MS = 60_000
+"""For so long after a lease's end its provider may still tell how the run ended, clocks and stopping counted in."""
+
 WORTH_RETRYING = frozenset(
     {"lost", "worker-died", "out-of-memory", "ray-lost", "sandbox-lost", "stalled", "silent", "refused", "stopped"}
 )
@@ -36,6 +39,7 @@ class Granted:
     shard: Uint32
     lease: Bytes32
     provider: Address
+    ends_ms: UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +214,7 @@ class Shard:
         outputs: files announced by the newest run.
         expected: how many files the run announced in all, once it ended.
         heard_ms: when its provider was last heard.
+        ends_ms: when its lease ends.
         waiting_ms: since when it looks for another provider; 0 while it has one.
         retry_ms: when it is tendered again; 0 while a tender is out.
         reason: why the last attempt was lost.
@@ -227,6 +232,7 @@ class Shard:
     outputs: tuple[Output, ...] = ()
     expected: Uint32 = 0
     heard_ms: UnixMs = 0
+    ends_ms: UnixMs = 0
     waiting_ms: UnixMs = 0
     retry_ms: UnixMs = 0
     reason: str = ""
@@ -320,8 +326,10 @@ def deadline_ms(state: Job) -> int | None:
 
 
 def _silent_at_ms(state: Job, shard: Shard) -> int:
-    patience = FETCH_PATIENCE if shard.phase == "ending" else 1
-    return shard.heard_ms + state.spec.silence_ms * patience
+    """When this shard's provider is given up on: after a silence, or when a run has outlived its lease."""
+    if shard.phase == "ending":
+        return shard.heard_ms + state.spec.silence_ms * FETCH_PATIENCE
+    return min(shard.heard_ms + state.spec.silence_ms, shard.ends_ms + OVERDUE_MS)
 
 
 def _react(state: Job, event: Any) -> Step[Job]:
@@ -381,6 +389,7 @@ def _start(state: Job, event: GangCame) -> Step[Job]:
                 outputs=(),
                 expected=0,
                 heard_ms=event.at_ms,
+                ends_ms=granted.ends_ms,
                 waiting_ms=0,
                 retry_ms=0,
             )
@@ -401,7 +410,7 @@ def _start_order(shard: Shard, at_ms: int) -> Send:
 
 
 def _stop(provider: bytes, lease: bytes, reason: str, at_ms: int) -> list[Any]:
-    message = RunStopOrdered(lease=lease, reason=reason[:200])
+    message = RunStopOrdered(lease=lease, reason=clipped(reason, 256))
     stop = Send(to=provider, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=f"stop {lease.hex()}")
     return [stop, LeaseOver(lease=lease, well=False, at_ms=at_ms)]
 
@@ -428,7 +437,12 @@ def _pass_time(state: Job, at_ms: int) -> Step[Job]:
             effects.append(_tender(state, shard, at_ms))
     alive = [shard for shard in state.shards if state.on(shard.lease) is shard]
     late = [shard for shard in alive if _silent_at_ms(state, shard) <= at_ms]
-    lost = _lose(state, tuple((shard, "lost", "its provider fell silent") for shard in late), at_ms)
+    why = {True: "its provider fell silent", False: "its lease is over"}
+    lost = _lose(
+        state,
+        tuple((shard, "lost", why[shard.heard_ms + state.spec.silence_ms <= at_ms]) for shard in late),
+        at_ms,
+    )
     return Step(state=lost.state, effects=(*effects, *lost.effects))
 
 
@@ -466,12 +480,14 @@ def _announce_checkpoint(state: Job, shard: Shard, event: CheckpointAnnounced) -
 
 
 def _announce_output(state: Job, shard: Shard, event: OutputAnnounced) -> Step[Job]:
-    if any(output.path == event.path for output in shard.outputs):
+    if any((output.path, output.blob) == (event.path, event.blob) for output in shard.outputs):
         return ignore(state, "an output that is known")
-    weight = sum(output.blob.size_bytes for output in shard.outputs) + event.blob.size_bytes
-    if weight > state.spec.output_bytes or len(shard.outputs) >= MOST_OUTPUTS:
+    # A run that was started again under the same lease makes its files again, and the newer ones count.
+    others = tuple(output for output in shard.outputs if output.path != event.path)
+    weight = sum(output.blob.size_bytes for output in others) + event.blob.size_bytes
+    if weight > state.spec.output_bytes or len(others) >= MOST_OUTPUTS:
         return ignore(state, "outputs over the job's limit")
-    outputs = (*shard.outputs, Output(path=event.path, blob=event.blob))
+    outputs = (*others, Output(path=event.path, blob=event.blob))
     fetch = FetchWanted(job=state.job, lease=shard.lease, provider=shard.provider, blob=event.blob)
     return Step(state=_with(state, replace(shard, outputs=outputs, heard_ms=event.at_ms)), effects=(fetch,))
 
@@ -519,7 +535,9 @@ def _lose(state: Job, lost: tuple[tuple[Shard, str, str], ...], at_ms: int) -> S
     for shard, kind, reason in lost:
         effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
         effects += _stop(shard.provider, shard.lease, reason, at_ms)
-        waiting = replace(shard, phase="waiting", copying=None, waiting_ms=at_ms, reason=f"{kind}: {reason}"[:2000])
+        waiting = replace(
+            shard, phase="waiting", copying=None, waiting_ms=at_ms, reason=clipped(f"{kind}: {reason}", 2_000)
+        )
         state = _with(state, waiting)
         why = ""
         if kind not in WORTH_RETRYING:
@@ -566,10 +584,10 @@ def outstanding(state: Job, at_ms: int) -> tuple[Any, ...]:
         effects += [
             FetchWanted(job=state.job, lease=shard.lease, provider=shard.provider, blob=blob) for blob in wanted
         ]
-    if state.phase == "succeeded":
+    if not state.ended_ms or at_ms < state.ended_ms + KEEP_MS:
         effects += [
             Send(to=shard.provider, message=DeliveryAccepted(lease=shard.lease), keep_until_ms=at_ms + KEEP_MS)
             for shard in state.shards
-            if at_ms < state.ended_ms + KEEP_MS
+            if shard.phase == "finished"
         ]
     return tuple(effects)

@@ -201,7 +201,7 @@ def _react(state: Rounds, event: Any) -> Step[Rounds]:
             return _collect(state, event)
         case TimePassed(at_ms=at_ms):
             if len(state.contributions) < max(1, state.quorum):
-                return Step(state=replace(state, deadline=at_ms + state.timeout_ms))
+                return Step(state=replace(state, deadline=at_ms + max(1, state.timeout_ms)))
             return _reduce(state, at_ms)
         case Reduced():
             return _publish(state, event)
@@ -211,7 +211,7 @@ def _react(state: Rounds, event: Any) -> Step[Rounds]:
                 for shard, entry in state.contributions.items()
                 if shard not in {rejected.shard for rejected in event.rejected}
             }
-            deadline = event.at_ms + state.timeout_ms
+            deadline = event.at_ms + max(1, state.timeout_ms)
             return Step(state=replace(state, phase="collecting", contributions=kept, deadline=deadline))
         case JobEnded():
             return Step(state=replace(state, phase="published", contributions={}, deadline=0))
@@ -223,16 +223,19 @@ def _collect(state: Rounds, event: ContributionArrived) -> Step[Rounds]:
     member = state.members.get(event.lease)
     if member is None:
         return ignore(state, "a contribution of no member")
+    if event.round == 0:
+        return ignore(state, "a contribution to no round")
     if event.round <= state.published:
         # The shard was away while the round went on without it: it gets the newest state and goes on from there.
         return Step(state=state, effects=_publications(state, (member,), event.at_ms))
     if event.round != state.published + 1:
         return ignore(state, "a contribution to a round that has not begun")
-    if state.phase == "reducing" or member.shard in state.contributions:
-        return ignore(state, "a contribution that is known, or comes while its round is reduced")
     contribution = Contribution(
         shard=member.shard, provider=member.provider, weight_milli=event.weight_milli, state=event.state
     )
+    if state.phase == "reducing" or state.contributions.get(member.shard) == contribution:
+        return ignore(state, "a contribution that is known, or comes while its round is reduced")
+    # A shard that began again, here or elsewhere, brings another state: each shard counts once, with its newest.
     collected = replace(
         state,
         contributions={**state.contributions, member.shard: contribution},
@@ -243,13 +246,9 @@ def _collect(state: Rounds, event: ContributionArrived) -> Step[Rounds]:
 
 def _reduce_if_complete(state: Rounds, at_ms: int) -> Step[Rounds]:
     waiting = {member.shard for member in state.members.values()} - set(state.contributions)
-    if (
-        state.phase != "collecting"
-        or waiting
-        or len(state.contributions) < min(state.quorum, max(1, len(state.members)))
-    ):
+    if state.phase != "collecting" or waiting or len(state.contributions) < max(1, state.quorum):
         return Step(state=state)
-    return _reduce(state, at_ms) if state.contributions else Step(state=state)
+    return _reduce(state, at_ms)
 
 
 def _reduce(state: Rounds, at_ms: int) -> Step[Rounds]:

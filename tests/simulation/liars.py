@@ -1,0 +1,233 @@
+"""Nodes that lie: a real engine inside, and a tongue that says something else. They sign with their own keys."""
+
+from dataclasses import replace
+from typing import Any
+
+from simulation.sim_node import SimNode
+
+from hansa.market.effects import Send, unsigned
+from hansa.market.receipts import root_of
+from hansa.proto import messages
+from hansa.proto.documents import CooperativeClose
+from hansa.scheduler.job import FetchWanted
+
+LATER_MS = 3_600_000
+
+
+class LyingNode(SimNode):
+    """One of the lies below, told whenever the occasion comes."""
+
+    honest = False
+    lie = ""
+
+    def send(self, order: Send) -> None:
+        """Let the lie look at everything that is said."""
+        told = getattr(self, f"_{self.lie}")(order)
+        for each in told:
+            super().send(each)
+
+    def _say(self, to: bytes, message: Any) -> Send:
+        return Send(to=to, message=message, keep_until_ms=self.now_ms() + LATER_MS)
+
+    def _changed_receipt(self, order: Send, **changes: Any) -> list[Send]:
+        message: messages.ReceiptSent = order.message
+        receipt = replace(message.receipt.document, **changes)
+        return [replace(order, message=replace(message, receipt=unsigned(receipt)))]
+
+    # Lying providers.
+
+    def _inflated(self, order: Send) -> list[Send]:
+        """More device time than there was, its amounts and roots quite consistent."""
+        if not isinstance(order.message, messages.ReceiptSent):
+            return [order]
+        factor = self.world.random.choice((2, 1_000))
+        lines = tuple(
+            replace(line, device_ms=line.device_ms * factor, amount=line.amount * factor)
+            for line in order.message.lines
+        )
+        total = sum(line.amount for line in lines)
+        changed = replace(order, message=replace(order.message, lines=lines))
+        return self._changed_receipt(changed, amount_total=total, lines_root=root_of(lines))
+
+    def _forged_total(self, order: Send) -> list[Send]:
+        if not isinstance(order.message, messages.ReceiptSent):
+            return [order]
+        return self._changed_receipt(order, amount_total=order.message.receipt.document.amount_total + 1_000)
+
+    def _out_of_order(self, order: Send) -> list[Send]:
+        if not isinstance(order.message, messages.ReceiptSent) or self.world.chance(0.5):
+            return [order]
+        seq = self.world.random.choice((0, 2, 7, (1 << 64) - 1))
+        return self._changed_receipt(order, seq=seq)
+
+    def _free_of_evidence(self, order: Send) -> list[Send]:
+        if not isinstance(order.message, messages.ReceiptSent):
+            return [order]
+        proofs = tuple(replace(proof, steps=0) for proof in order.message.evidence)
+        changed = replace(order, message=replace(order.message, evidence=proofs))
+        return self._changed_receipt(changed, evidence=root_of(proofs))
+
+    def _dear(self, order: Send) -> list[Send]:
+        """Bids above the ceiling, or with a limit that is no product of time and price."""
+        if not isinstance(order.message, messages.BidSent):
+            return [order]
+        bid = order.message.bid.document
+        change: dict[str, int] = self.world.random.choice(
+            ({"price_e18_per_device_ms": bid.price_e18_per_device_ms * 1_000}, {"max_total": bid.max_total * 50})
+        )
+        return [replace(order, message=messages.BidSent(bid=unsigned(replace(bid, **change))))]
+
+    def _phantom(self, order: Send) -> list[Send]:
+        """Many bids, and no lease ever confirmed."""
+        if isinstance(order.message, messages.LeaseConfirmed):
+            return []
+        if not isinstance(order.message, messages.BidSent):
+            return [order]
+        bid = order.message.bid.document
+        cheap = [
+            replace(bid, price_e18_per_device_ms=1, max_total=1, nonce=self.world.random.randbytes(32))
+            for _ in range(40)
+        ]
+        return [replace(order, message=messages.BidSent(bid=unsigned(each))) for each in cheap]
+
+    def _silent(self, order: Send) -> list[Send]:
+        """It bids and confirms, and then nothing is heard of it."""
+        talks = (messages.BidSent, messages.LeaseConfirmed, messages.DeclineSent)
+        return [order] if isinstance(order.message, talks) else []
+
+    def _alive_only(self, order: Send) -> list[Send]:
+        """It says that it lives, for ever, and does nothing."""
+        talks = (messages.BidSent, messages.LeaseConfirmed, messages.DeclineSent, messages.RunReported)
+        if isinstance(order.message, messages.LeaseConfirmed):
+            self.world.after(1_000, self._go_on_living, order.to, order.message.lease, 0)
+        return [order] if isinstance(order.message, talks) else []
+
+    def _go_on_living(self, to: bytes, lease: bytes, number: int) -> None:
+        if self.engine is not None and number < 2_000:
+            sign = messages.RunReported(lease=lease, step=number, metrics=(), started=True)
+            super().send(self._say(to, sign))
+        if number < 2_000:
+            self.world.after(5_000, self._go_on_living, to, lease, number + 1)
+
+    def _poison(self, order: Send) -> list[Send]:
+        """Checkpoints from the far future, and reasons that are as long as they may be."""
+        if isinstance(order.message, messages.CheckpointStored):
+            return [replace(order, message=replace(order.message, round=(1 << 32) - 1))]
+        if isinstance(order.message, messages.RunEnded):
+            return [replace(order, message=replace(order.message, outcome="failed", kind="lost", reason="é" * 4_000))]
+        return [order]
+
+    def _nosy(self, order: Send) -> list[Send]:
+        """News of other people's leases, channels and tenders, beside its own."""
+        leases = [lease for node in self.market.nodes.values() if node.engine for lease in node.engine.state.sale_of]
+        theirs = self.world.random.choice([*sorted(leases), bytes(32)])
+        strangers = [
+            messages.RunEnded(lease=theirs, outcome="failed", kind="lost", reason="gone", outputs=0),
+            messages.LeaseConfirmed(lease=theirs),
+            messages.LeaseRefused(lease=theirs, reason="no"),
+            messages.RunStopOrdered(lease=theirs, reason="stop"),
+            messages.RunOrdered(lease=theirs, round=0, checkpoint=None),
+            messages.DeliveryAccepted(lease=theirs),
+            messages.ReceiptRefused(channel_id=theirs, seq=1, reason="no"),
+            messages.BidReleased(bid=theirs, reason="no"),
+        ]
+        whom = self.world.random.choice(sorted(self.market.nodes))
+        return [order, self._say(whom, self.world.random.choice(strangers))]
+
+    def _garbage(self, order: Send) -> list[Send]:
+        """Bytes that are no message."""
+        noise = self.world.random.randbytes(self.world.random.randint(0, 60))
+        self.post(order.to, noise, self.now_ms() + 1_000)
+        return [order]
+
+    # Lying buyers.
+
+    def _never_vouch(self, order: Send) -> list[Send]:
+        return [] if isinstance(order.message, messages.VoucherSent) else [order]
+
+    def _vouch_less(self, order: Send) -> list[Send]:
+        if not isinstance(order.message, messages.VoucherSent):
+            return [order]
+        voucher = order.message.voucher.document
+        changed = replace(voucher, cumulative=voucher.cumulative // 2)
+        return [replace(order, message=messages.VoucherSent(voucher=unsigned(changed)))]
+
+    def _vanish(self, order: Send) -> list[Send]:
+        """Nothing more after the first start of a run."""
+        if isinstance(order.message, messages.RunOrdered):
+            self.lie = "gone"
+            return [order]
+        return [order]
+
+    def _gone(self, _: Send) -> list[Send]:
+        return []
+
+    def _award_twice(self, order: Send) -> list[Send]:
+        if not isinstance(order.message, messages.AwardSent):
+            return [order]
+        other = replace(order.message.award.document, nonce=self.world.random.randbytes(32))
+        return [order, replace(order, message=replace(order.message, award=unsigned(other)))]
+
+    def _other_channel(self, order: Send) -> list[Send]:
+        if not isinstance(order.message, messages.AwardSent):
+            return [order]
+        other = replace(order.message.channel, salt=self.world.random.randbytes(32))
+        return [replace(order, message=replace(order.message, channel=other))]
+
+    def _hoard(self, order: Send) -> list[Send]:
+        """Tenders and awards that would keep a provider's devices for ever."""
+        far = (1 << 63) - 1
+        if isinstance(order.message, messages.TenderSent) and self.world.chance(0.5):
+            tender = replace(order.message.tender.document, bids_close_ms=far, expires_ms=far)
+            return [order, replace(order, message=messages.TenderSent(tender=unsigned(tender)))]
+        if isinstance(order.message, messages.TenderSent):
+            needs = replace(order.message.tender.document.requirements, devices=0, cores_milli=0, memory_bytes=0)
+            tender = replace(order.message.tender.document, requirements=needs)
+            return [order, replace(order, message=messages.TenderSent(tender=unsigned(tender)))]
+        if isinstance(order.message, messages.AwardSent):
+            award = replace(order.message.award.document, start_by_ms=far, ends_ms=far)
+            return [replace(order, message=replace(order.message, award=unsigned(award)))]
+        return [order]
+
+    def _close_early(self, order: Send) -> list[Send]:
+        """It would have the channel closed at nothing, before and after every voucher."""
+        if not isinstance(order.message, messages.VoucherSent | messages.RunOrdered):
+            return [order]
+        assert self.engine is not None
+        told = [order]
+        for key, channel in sorted(self.engine.state.paying.live.items()):
+            close = messages.CloseProposed(close=unsigned(CooperativeClose(channel_id=key, cumulative=0)))
+            told.append(self._say(channel.config.payee, close))
+        return told
+
+    def perform(self, effect: Any) -> None:
+        """A liar need not fetch what it does not want."""
+        if isinstance(effect, FetchWanted) and self.lie == "never_vouch":
+            return
+        super().perform(effect)
+
+
+PROVIDERS_LIES = (
+    "inflated",
+    "forged_total",
+    "out_of_order",
+    "free_of_evidence",
+    "dear",
+    "phantom",
+    "silent",
+    "alive_only",
+    "poison",
+    "nosy",
+    "garbage",
+)
+BUYERS_LIES = (
+    "never_vouch",
+    "vouch_less",
+    "vanish",
+    "award_twice",
+    "other_channel",
+    "hoard",
+    "close_early",
+    "nosy",
+    "garbage",
+)

@@ -1,0 +1,214 @@
+"""One whole market from one seed: nodes, jobs, chaos, healing, and the auditor's verdict."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from simulation.auditor import Auditor
+from simulation.liars import BUYERS_LIES, PROVIDERS_LIES, LyingNode
+from simulation.sim_node import SimNode, derived_key
+from simulation.world import EPOCH_MS, Faults, World, draw_faults
+
+from hansa.market.pricing import ProviderTerms
+from hansa.node import events
+from hansa.proto.blob import blob_ref
+from hansa.proto.market_documents import Device, Requirements
+from hansa.proto.units import price_per_hour_to_e18
+from hansa.proto.workload import Parameter
+from hansa.scheduler.job_spec import JobSpec
+
+CHAOS_MS = 150_000
+HEALING_MS = 90 * 60_000
+"""No honest machine may need longer to end once nothing goes wrong any more."""
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What came of one world."""
+
+    seed: int
+    digest: str
+    jobs: dict[str, int]
+    sales: dict[str, int]
+    crashes: int
+    packets: int
+    simulated_ms: int
+    ignored: dict[str, int]
+
+
+class Market:
+    """All nodes of a world, and what they want."""
+
+    def __init__(self, seed: int, faults: Faults | None = None, *, jobs: int | None = None) -> None:
+        """Draw a market."""
+        self.seed = seed
+        self.world = World(seed, Faults())
+        chance = self.world.random
+        self.world.faults = faults if faults is not None else draw_faults(chance)
+        self.auditor = Auditor(self)
+        self.nodes: dict[bytes, SimNode] = {}
+        self._providers: list[bytes] = []
+        self.buyers: list[bytes] = []
+        for _ in range(chance.randint(3, 6)):
+            self._add_node(provides=True)
+        for _ in range(chance.randint(1, 2)):
+            self._add_node(provides=False)
+        # A node that lends may buy too, even from itself.
+        if chance.random() < 0.3:
+            self.buyers.append(self._providers[0])
+        for node in self.nodes.values():
+            self.world.after(chance.randint(0, 500), node.boot)
+        for number in range(jobs if jobs is not None else chance.randint(1, 4)):
+            self._plan_job(number)
+        for at_ms in range(10_000, CHAOS_MS, 10_000):
+            self.world.after(at_ms, self._maybe_cut)
+
+    def _add_node(self, *, provides: bool) -> None:
+        chance = self.world.random
+        lies = self.world.chance(self.world.faults.liars)
+        key = derived_key(chance)
+        devices = tuple(
+            Device(id=chance.randbytes(32), kind="cpu", model="Xeon", memory_bytes=4 * GIB, cores_milli=2_000)
+            for _ in range(chance.randint(1, 3) if provides else 0)
+        )
+        terms = ProviderTerms(
+            account=key.address,
+            currency="USD",
+            tier="sandbox",
+            price_e18_per_device_ms=price_per_hour_to_e18(f"{chance.randint(1, 9)}.{chance.randint(0, 99):02}"),
+            voucher_timeout_ms=chance.choice((3_000, 20_000)),
+            max_unpaid=chance.choice((5_000, 100_000)),
+            grace_ms=chance.choice((5_000, 60_000)),
+            credit_limit=10**12,
+            bid_ms=10_000,
+            reclaim_notice_ms=1_000,
+        )
+        kind: Any = LyingNode if lies else SimNode
+        skew_ms = chance.randint(-self.world.faults.skew_ms, self.world.faults.skew_ms)
+        node = kind(self.world, self, key=key, terms=terms if provides else None, devices=devices, skew_ms=skew_ms)
+        if lies:
+            node.lie = chance.choice(PROVIDERS_LIES if provides else BUYERS_LIES)
+        self.nodes[key.address] = node
+        (self._providers if provides else self.buyers).append(key.address)
+
+    def _plan_job(self, number: int) -> None:
+        chance = self.world.random
+        buyer = self.nodes[chance.choice(self.buyers)]
+        shards = chance.randint(1, 4)
+        training = chance.random() < 0.6
+        needs = Requirements(
+            kind="cpu",
+            models=(),
+            devices=1,
+            device_memory_bytes=0,
+            cores_milli=1_000,
+            memory_bytes=GIB,
+            scratch_bytes=1 << 20,
+            tier="sandbox",
+            wall_ms=chance.choice((60_000, 600_000)),
+        )
+        dearest = price_per_hour_to_e18("10")
+        spec = JobSpec(
+            name=f"job {number}",
+            entry="a.py:main",
+            shards=shards,
+            workers=1,
+            parameters=(
+                Parameter(name="training", value="1" if training else "0"),
+                Parameter(name="rounds", value=str(chance.randint(1, 4))),
+                Parameter(name="steps", value=str(chance.randint(1, 4))),
+            ),
+            requirements=needs,
+            currency="USD",
+            budget=shards * dearest * needs.wall_ms * chance.choice((2, 3, 8)) // 2 // 10**18 + 100,
+            price_ceiling_e18_per_device_ms=dearest,
+            meter_interval_ms=chance.choice((1_000, 5_000)),
+            bid_window_ms=chance.choice((2_000, 10_000)),
+            round_timeout_ms=chance.choice((5_000, 30_000)),
+            stall_ms=60_000,
+            silence_ms=chance.choice((10_000, 30_000)),
+            retries=chance.randint(0, 3),
+            output_bytes=1 << 20,
+            state_bytes=1 << 20,
+        )
+        job, package = chance.randbytes(32), blob_ref(b"package")
+        at_ms = chance.randint(1_000, CHAOS_MS // 2)
+        cancelled = self.world.chance(self.world.faults.cancel)
+        self.auditor.jobs[job] = (buyer, spec)
+        self.world.after(at_ms, self._submit, buyer, job, spec, package)
+        if cancelled:
+            self.world.after(at_ms + chance.randint(1_000, 60_000), self._cancel, buyer, job)
+
+    def _submit(self, buyer: SimNode, job: bytes, spec: JobSpec, package: Any) -> None:
+        """The user tries until the daemon has it."""
+        if buyer.engine is not None and buyer.engine.state.jobs.get(job) is not None:
+            return
+        buyer.hear(events.JobSubmitted(job=job, spec=spec, package=package, at_ms=buyer.now_ms()))
+        self.world.after(1_000, self._submit, buyer, job, spec, package)
+
+    def _cancel(self, buyer: SimNode, job: bytes) -> None:
+        if buyer.engine is None:
+            self.world.after(1_000, self._cancel, buyer, job)
+            return
+        of = buyer.engine.state.jobs.get(job)
+        if of is None or not of.ended_ms:
+            reason = "the user says: schluß … " * 8
+            buyer.hear(events.JobCancelled(job=job, reason=reason[:120], at_ms=buyer.now_ms()))
+            self.world.after(5_000, self._cancel, buyer, job)
+
+    def _maybe_cut(self) -> None:
+        if self.world.chance(self.world.faults.partition):
+            one, other = self.world.random.sample(sorted(self.nodes), 2)
+            self.world.cut(one, other, self.world.random.randint(1_000, self.world.faults.partition_ms))
+
+    # What nodes may ask.
+
+    def providers(self) -> tuple[bytes, ...]:
+        """Whose adverts a buyer has found."""
+        return tuple(self._providers)
+
+    def has_blobs(self, account: bytes) -> bool:
+        """Whether a node answers those who fetch: it is up, and none of the liars that have nothing."""
+        node = self.nodes[account]
+        return node.engine is not None and getattr(node, "lie", "") not in ("silent", "alive_only", "gone")
+
+    # The story.
+
+    def play(self) -> Verdict:
+        """Chaos first, with safety all along; then healing, and everything honest must come to an end."""
+        self.world.run_until(EPOCH_MS + CHAOS_MS)
+        self.world.heal()
+        self.world.run_until(EPOCH_MS + CHAOS_MS + 10_000)  # whoever lies dead gets up
+        self.auditor.healed_ms = self.world.now_ms
+        self.world.run_until(self.world.now_ms + 65_000)
+        over = self.world.run_until(EPOCH_MS + CHAOS_MS + HEALING_MS, self.auditor.all_over)
+        self.auditor.check_end(over=over)
+        return self._verdict()
+
+    def _verdict(self) -> Verdict:
+        jobs: dict[str, int] = {}
+        sales: dict[str, int] = {}
+        ignored: dict[str, int] = {}
+        for node in self.nodes.values():
+            assert node.engine is not None
+            for _, job in node.engine.state.jobs.all():
+                jobs[job.phase] = jobs.get(job.phase, 0) + 1
+            for _, sold in node.engine.state.sales.all():
+                sales[sold.phase] = sales.get(sold.phase, 0) + 1
+            for name, count in node.engine.state.ignored.items():
+                ignored[name] = ignored.get(name, 0) + count
+        whole = hashlib.sha256()
+        for node in self.nodes.values():
+            for body in node.journal._events:
+                whole.update(len(body).to_bytes(4, "big") + body)
+        return Verdict(
+            seed=self.seed,
+            digest=whole.hexdigest(),
+            jobs=jobs,
+            sales=sales,
+            crashes=sum(node.crashes for node in self.nodes.values()),
+            packets=self.world.packets,
+            simulated_ms=self.world.now_ms - EPOCH_MS,
+            ignored=ignored,
+        )

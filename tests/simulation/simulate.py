@@ -1,0 +1,70 @@
+"""Play many worlds: ``python tests/simulation/simulate.py --seeds 1000``. A world that fails is named by its seed."""
+
+import argparse
+import collections
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from simulation.market import Market, Verdict
+
+
+def play(seed: int) -> Verdict:
+    """One world, or an ``AssertionError`` that says how to see it again."""
+    market = Market(seed)
+    try:
+        return market.play()
+    except BaseException as fault:
+        lies = sorted(node.lie for node in market.nodes.values() if hasattr(node, "lie"))
+        fault.add_note(
+            f"seed {seed} after {market.world.now_ms - 1_700_000_000_000} ms, liars {lies}\n"
+            f"replay it: python tests/simulation/simulate.py --first {seed} --seeds 1\n{market.world.faults}"
+        )
+        raise
+
+
+def main() -> int:
+    """Play, count, and name what failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="a traceback for every world that fails")
+    chosen = parser.parse_args()
+    failed: list[int] = []
+    jobs: collections.Counter[str] = collections.Counter()
+    sales: collections.Counter[str] = collections.Counter()
+    ignored: collections.Counter[str] = collections.Counter()
+    crashes = packets = simulated_ms = 0
+    began = time.monotonic()
+    for seed in range(chosen.first, chosen.first + chosen.seeds):
+        try:
+            verdict = play(seed)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, the seed is named and the next world is played
+            failed.append(seed)
+            if chosen.verbose or chosen.seeds == 1:
+                traceback.print_exception(fault)
+            else:
+                where = traceback.extract_tb(fault.__traceback__)[-1]
+                place = f"{Path(where.filename).name}:{where.lineno}"
+                print(f"seed {seed}: {type(fault).__name__} {str(fault)[:300]} ({place})")
+            continue
+        jobs.update(verdict.jobs)
+        sales.update(verdict.sales)
+        ignored.update(verdict.ignored)
+        crashes, packets = crashes + verdict.crashes, packets + verdict.packets
+        simulated_ms += verdict.simulated_ms
+    took_s = time.monotonic() - began
+    print(f"{chosen.seeds} worlds in {took_s:.1f} s, {len(failed)} failed: {failed[:50]}")
+    print(
+        f"jobs {dict(jobs)}\nsales {dict(sales)}\n{crashes} crashes, {packets} packets, {simulated_ms // 1000} s played"
+    )
+    for name, count in ignored.most_common(60):
+        print(f"  ignored {count:7} {name}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
