@@ -18,7 +18,7 @@ from hansa.proto.workload import Workload
 MAX_LINES = 1024
 """Most meter lines in one receipt: leases that ever shared the channel."""
 MAX_METRICS = 32
-MAX_MEMBERS = 4096
+MAX_BOOK_ADVERTS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +249,13 @@ class BookRequested:
     """A newcomer to any node: which adverts do you know?"""
 
     most: Uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookSent:
+    """The answer: adverts that stand, the cheapest first. The newcomer checks each as if it came by gossip."""
+
+    adverts: Annotated[tuple[Signed[Advert], ...], AtMost(MAX_BOOK_ADVERTS)]
 
 
 Direct = (

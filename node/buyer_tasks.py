@@ -1,0 +1,135 @@
+"""The buyer's orders to the world: write tenders, copy blobs, average rounds. Each outcome comes back as an event."""
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from hansa.node.blob_exchange import FetchFailed
+from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.node.directory import Stranger
+from hansa.node.events import BlobFetched, RoundNotReduced, RoundReduced, TenderPrepared
+from hansa.node.reduce import Reduced, reduce_round
+from hansa.proto.blob import BlobRef
+from hansa.proto.market_documents import Tender
+from hansa.scheduler.job import FetchWanted, Job, TenderWanted
+from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
+
+if TYPE_CHECKING:
+    from hansa.node.daemon import Daemon
+
+TENDER_LIFE_MS = 30_000
+"""How much longer than its bidding a tender stands: awards are confirmed in this time."""
+NOBODY_PATIENCE_S = 5.0
+"""How long a tender waits for the first fitting advert: a node that has just started has not heard them yet."""
+FETCH_PATIENCE_S = 20.0
+RETRY_S = 1.0
+
+
+async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
+    """Find whom to invite and write the tender. Nobody found is an outcome too."""
+    of = daemon.state.jobs.live.get(wanted.job)
+    if of is None:
+        return
+    spec = of.spec
+    invited: tuple[bytes, ...] = ()
+    with trio.move_on_after(NOBODY_PATIENCE_S):
+        while True:
+            invited = daemon.book.matching(spec.requirements, spec.currency, spec.price_ceiling_e18_per_device_ms)
+            if len(invited) >= len(wanted.shards):
+                break
+            await trio.sleep(0.2)
+    now_ms = daemon.now_ms()
+    tender = Tender(
+        signer=daemon.state.account,
+        peer_id=daemon.state.peer_id,
+        job=wanted.job,
+        shards=wanted.shards,
+        requirements=spec.requirements,
+        currency=spec.currency,
+        price_ceiling_e18_per_device_ms=spec.price_ceiling_e18_per_device_ms,
+        meter_interval_ms=spec.meter_interval_ms,
+        bids_close_ms=now_ms + spec.bid_window_ms,
+        expires_ms=now_ms + spec.bid_window_ms + TENDER_LIFE_MS,
+        nonce=secrets.token_bytes(32),
+    )
+    daemon.tell(TenderPrepared(tender=tender, invited=invited, at_ms=now_ms))
+
+
+async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
+    """Copy a checkpoint or an output, as long as the shard that made it is the job's."""
+    while True:
+        of: Job | None = daemon.state.jobs.live.get(wanted.job)
+        if of is None or of.on(wanted.lease) is None:
+            return
+        if await _fetch(daemon, wanted.blob, wanted.provider) is None:
+            break
+        await trio.sleep(RETRY_S)
+    daemon.tell(BlobFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
+
+
+async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes) -> str | None:
+    """Bring one blob here. Answers why it could not be done, or None."""
+    if owner == daemon.state.account:
+        return None if daemon.store.has(blob) else "it is not here any more"
+    try:
+        peer_id = await daemon.directory.reach(owner)
+        await daemon.exchange.fetch(blob, [peer_id])
+    except (FetchFailed, NoRoom, Stranger) as fault:
+        return str(fault)
+    return None
+
+
+async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
+    """Fetch a round's states, check them against each other, average what is sound."""
+    of = daemon.state.jobs.live.get(wanted.job)
+    if of is None:
+        return
+    limit_bytes = of.spec.state_bytes
+    missing: dict[int, str] = {}
+    async with trio.open_nursery() as nursery:
+        for contribution in wanted.contributions:
+            nursery.start_soon(_fetch_contribution, daemon, contribution, missing)
+    here = [entry for entry in wanted.contributions if entry.shard not in missing]
+    try:
+        reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes)
+        rejected = {**missing, **reduced.rejected}
+        state = reduced.state
+    except BlobMissing as fault:
+        # Evicted between the fetch and the sum: the round is collected again.
+        rejected, state = {**missing, **{entry.shard: str(fault) for entry in here}}, None
+    left_out = tuple(Rejected(shard=shard, reason=reason[:250]) for shard, reason in sorted(rejected.items()))
+    outcome: Any
+    if state is None:
+        outcome = RoundNotReduced(job=wanted.job, round=wanted.round, rejected=left_out, at_ms=daemon.now_ms())
+    else:
+        blob = await trio.to_thread.run_sync(daemon.store.put_bytes, state)
+        outcome = RoundReduced(
+            job=wanted.job,
+            round=wanted.round,
+            state=blob,
+            accepted=reduced.accepted,
+            rejected=left_out,
+            at_ms=daemon.now_ms(),
+        )
+    daemon.tell(outcome)
+
+
+async def _fetch_contribution(daemon: "Daemon", contribution: Contribution, missing: dict[int, str]) -> None:
+    deadline = trio.current_time() + FETCH_PATIENCE_S
+    while True:
+        why = await _fetch(daemon, contribution.state, contribution.provider)
+        if why is None:
+            return
+        if trio.current_time() >= deadline:
+            missing[contribution.shard] = why
+            return
+        await trio.sleep(RETRY_S)
+
+
+def _reduce(store: BlobStore, previous: BlobRef | None, contributions: list[Contribution], limit_bytes: int) -> Reduced:
+    before = store.read_bytes(previous, limit_bytes) if previous is not None and store.has(previous) else None
+    parts = [
+        (entry.shard, entry.weight_milli / 1000, store.read_bytes(entry.state, limit_bytes)) for entry in contributions
+    ]
+    return reduce_round(before, parts, limit_bytes=limit_bytes)

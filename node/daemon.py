@@ -1,0 +1,526 @@
+"""The daemon: one trio program around one engine. Everything in it is a task that tells the engine or obeys it.
+
+``run`` is the whole life of a node: open what is on disk, prove who we are, open the network, then serve until told to
+stop. Whatever ends it, a restart goes on from the journal.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from hansa.market.effects import Send, sealed
+from hansa.market.ledger import Post
+from hansa.market.pricing import ProviderTerms
+from hansa.market.sale import PauseWanted, ResumeWanted
+from hansa.node import buyer_tasks, provider_tasks
+from hansa.node.blob_exchange import BlobExchange
+from hansa.node.blobs import BlobStore
+from hansa.node.book import Book
+from hansa.node.config import Config
+from hansa.node.courier import Courier
+from hansa.node.desk import NodeDesk
+from hansa.node.directory import Directory, Stranger
+from hansa.node.engine import Engine
+from hansa.node.events import MessageArrived, NodeEvent, Started, TimeCame
+from hansa.node.executor import Executor
+from hansa.node.faults import NoSandbox
+from hansa.node.http_api import Json, build_api
+from hansa.node.http_server import serve_api, serve_loopback
+from hansa.node.inventory import take_inventory
+from hansa.node.job_logs import JobLogs
+from hansa.node.journal import SqliteJournal
+from hansa.node.keeping import Grants, wanted_blobs
+from hansa.node.keys import load_account, load_node_key, read_password
+from hansa.node.launcher import connect_launcher, start_launcher
+from hansa.node.ledger_store import LedgerStore
+from hansa.node.libp2p_host import open_net
+from hansa.node.metrics import Metrics, Snapshot, build_metrics_app
+from hansa.node.net import Context, NetConfig
+from hansa.node.outbox import Outbox
+from hansa.node.peer_exchange import PeerExchange
+from hansa.node.sandbox import SandboxReport, check_sandbox
+from hansa.node.selling import DeliverRound, life_signs
+from hansa.node.state import NodeState
+from hansa.proto.binding import Role, bind
+from hansa.proto.blob import BlobRef
+from hansa.proto.market_documents import TIER_NONE, Advert
+from hansa.proto.messages import RunLogSent
+from hansa.proto.network import DOMAIN
+from hansa.proto.protocols import ADVERT_TOPIC
+from hansa.proto.signing import SigningKey, checksum_address, sign
+from hansa.scheduler.job import FetchWanted, TenderWanted
+from hansa.scheduler.rounds import ReductionWanted
+from hansa.scheduler.run import (
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    RunLogged,
+    RunLost,
+    RunStopped,
+    RunStopWanted,
+    StartRun,
+    StopRun,
+)
+
+BATCH = 256
+ADVERT_EVERY_S = 15.0
+ADVERT_LIFE_MS = 60_000
+ADVERT_LEAST_PAUSE_S = 1.0
+LIFE_SIGN_EVERY_S = 2.0
+INVENTORY_EVERY_S = 30.0
+KEEP_EVERY_S = 20.0
+METRICS_EVERY_S = 1.0
+BINDING_LIFE_MS = 30 * 24 * 3_600_000
+BID_MS = 10_000
+BLOB_QUOTA_BYTES = 50 << 30
+LOG_PIECE_CHARS = 500
+STUCK_S = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+def now_ms() -> int:
+    """The wall clock in ms UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class Daemon:
+    """A running node: the engine and everything around it. Made by ``run``."""
+
+    def __init__(self, config: Config, account: SigningKey, node: SigningKey, sandbox: SandboxReport | None) -> None:
+        """Open everything that lies on disk and fold the journal."""
+        self.config = config
+        self.account = account
+        self.node = node
+        self.now_ms = now_ms
+        self.sandbox = sandbox
+        data = config.data_dir
+        self.runs_dir = data / "runs"
+        shutil.rmtree(self.runs_dir, ignore_errors=True)
+        self.runs_dir.mkdir(mode=0o711)
+        self.store = BlobStore(data / "blobs", quota_bytes=BLOB_QUOTA_BYTES)
+        self.job_logs = JobLogs(data / "jobs")
+        self.journal = SqliteJournal(data / "journal.sqlite")
+        self.ledger_store = LedgerStore(data / "ledger.sqlite")
+        self.engine = Engine(self.journal)
+        self.ledger_store.post(self.engine.recovered)
+        self.inventory = take_inventory(account.address, config.provider)
+        self.grants = Grants()
+        self.started_ms = now_ms()
+        self.lag_ms = 0.0
+        self.turned_at = 0.0
+        self.changed = trio.Event()
+        self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
+        self._tasks: trio.Nursery | None = None
+        self._pinned: set[BlobRef] = set()
+        self._advert_due = trio.Event()
+        self._counters: Counter[str] = Counter()
+
+    @property
+    def state(self) -> NodeState:
+        """Everything the node must not forget. Only the engine changes it."""
+        return self.engine.state
+
+    @property
+    def lends(self) -> bool:
+        """Whether this node offers its devices: it is told to, and can confine strangers' code or may do without."""
+        if not self.config.provider.enabled:
+            return False
+        return self.config.provider.tier == TIER_NONE or bool(self.sandbox and self.sandbox.available)
+
+    @property
+    def sandbox_view(self) -> Json:
+        """What the local API says of the sandbox."""
+        if self.sandbox is None:
+            return {"tier": TIER_NONE, "available": False, "reason": "this node lends nothing, so it needs no sandbox"}
+        return {"tier": self.sandbox.tier, "available": self.sandbox.available, "reason": self.sandbox.reason}
+
+    # What the rooms around the engine do with it.
+
+    def tell(self, event: NodeEvent | RunEvent) -> None:
+        """Hand the engine an event; what becomes of it is not waited for."""
+        if isinstance(event, RunLogged):
+            self._pass_log_on(event)
+        elif not isinstance(event, RunLost | RunStopWanted):
+            self._inbox.send_nowait((event, None, trio.current_time()))
+        if isinstance(event, RunFinished | RunFailed | RunStopped):
+            provider_tasks.forget_code(self, event.run)
+
+    async def take(self, event: NodeEvent) -> None:
+        """Hand the engine an event and return when it is in the journal and has happened."""
+        done = trio.Event()
+        self._inbox.send_nowait((event, done, trio.current_time()))
+        await done.wait()
+
+    def counters(self) -> dict[str, int]:
+        """Everything that was dropped, refused, retried or ignored, by reason."""
+        return {
+            **self.state.ignored,
+            **self.net.counters(),
+            **self.outbox.counters,
+            **self._counters,
+        }
+
+    # The engine's loop.
+
+    async def serve_engine(self) -> None:
+        """Take batches for ever: journal, advance, then act."""
+        while True:
+            batch = await self._next_batch()
+            effects = self.engine.take([event for event, _, _ in batch])
+            entries = [effect.entry for effect in effects if isinstance(effect, Post)]
+            if entries:
+                self.ledger_store.post(entries)
+            for _, done, _ in batch:
+                if done is not None:
+                    done.set()
+            self.lag_ms = max((trio.current_time() - since) * 1000 for _, _, since in batch)
+            free_before = self._advertised_free
+            for effect in effects:
+                self._perform(effect)
+            if len(self.state.capacity.free) != free_before:
+                self._advert_due.set()
+            self.engine.write_snapshot_if_due()
+            self.turned_at = trio.current_time()
+            self.changed.set()
+            self.changed = trio.Event()
+
+    async def _next_batch(self) -> list[tuple[NodeEvent, trio.Event | None, float]]:
+        """Whatever waits, at most ``BATCH``, or the time when some machine's deadline came."""
+        batch: list[tuple[NodeEvent, trio.Event | None, float]] = []
+        while not batch:
+            deadline_ms = self.engine.deadline_ms()
+            wait_s = math.inf if deadline_ms is None else max(0.0, (deadline_ms - now_ms()) / 1000)
+            with trio.move_on_after(min(wait_s, STUCK_S / 2)):
+                batch.append(await self._events.receive())
+            with contextlib.suppress(trio.WouldBlock):
+                while len(batch) < BATCH:
+                    batch.append(self._events.receive_nowait())
+            at_ms = now_ms()
+            if deadline_ms is not None and deadline_ms <= at_ms:
+                batch.append((TimeCame(at_ms=at_ms), None, trio.current_time()))
+            self.turned_at = trio.current_time()
+        return batch
+
+    def _perform(self, effect: Any) -> None:
+        """Obey one order of the engine. Nothing here waits: what takes time becomes a task."""
+        assert self._tasks is not None
+        start = self._tasks.start_soon
+        match effect:
+            case Send(to=to, message=message) if to == self.account.address:
+                self.tell(MessageArrived(sender=to, message=self._sealed(message), at_ms=now_ms()))
+            case Send(to=to, message=message):
+                self.grants.give(to, message)
+                self.outbox.put(effect)
+            case Post():
+                pass
+            case TenderWanted():
+                start(buyer_tasks.prepare_tender, self, effect)
+            case FetchWanted():
+                start(buyer_tasks.fetch_for_job, self, effect)
+            case ReductionWanted():
+                start(buyer_tasks.reduce, self, effect)
+            case StartRun():
+                start(provider_tasks.start_run, self, effect)
+            case StopRun(run=run, grace_ms=grace_ms):
+                start(provider_tasks.stop_run, self, run, grace_ms)
+            case PauseWanted(lease=lease):
+                start(self.executor.pause, lease)
+            case ResumeWanted(lease=lease):
+                start(self.executor.resume, lease)
+            case DeliverRound():
+                start(provider_tasks.deliver_round, self, effect)
+            case _:
+                raise AssertionError(f"nobody performs {type(effect).__name__}")
+
+    def _sealed(self, message: Any) -> Any:
+        return sealed(message, self.account)
+
+    # Tasks of their own.
+
+    async def advertise(self) -> None:
+        """Say what is lent, now and then, and at once when it changes."""
+        while True:
+            self._advert_due = trio.Event()
+            await self._publish_advert()
+            await trio.sleep(ADVERT_LEAST_PAUSE_S)
+            with trio.move_on_after(ADVERT_EVERY_S):
+                await self._advert_due.wait()
+
+    _advertised_free = -1
+
+    async def _publish_advert(self) -> None:
+        capacity, config = self.state.capacity, self.config
+        self._advertised_free = len(capacity.free)
+        if not self.lends or not capacity.devices:
+            return
+        advert = Advert(
+            signer=self.account.address,
+            peer_id=self.net.peer_id,
+            addresses=tuple(self.net.addrs()[:16]),
+            devices=capacity.devices,
+            free=len(capacity.free),
+            tier=config.provider.tier,
+            region=config.region,
+            currency=config.currency,
+            price_e18_per_device_ms=config.provider.price_e18_per_device_ms,
+            sequence=now_ms(),
+            expires_ms=now_ms() + ADVERT_LIFE_MS,
+        )
+        await self.book.publish(sign(DOMAIN, advert, self.account))
+
+    def _learn_advert(self, advert: Advert) -> None:
+        if advert.signer == self.account.address:
+            return
+        self.directory.hint(advert.signer, advert.peer_id)
+        self.net.learn(advert.peer_id, advert.addresses)
+
+    async def greet_arrivals(self) -> None:
+        """Who connects is asked who it is and what its book holds; what waits for it is brought at once."""
+        arrivals = self.net.arrivals()
+        async with trio.open_nursery() as nursery:
+            for peer in self.net.peers():
+                if peer.phase == "live":
+                    nursery.start_soon(self._greet, peer.peer_id)
+            async for peer_id in arrivals:
+                nursery.start_soon(self._greet, peer_id)
+
+    async def _greet(self, peer_id: str) -> None:
+        with contextlib.suppress(Stranger):
+            self.outbox.kick(await self.directory.meet(peer_id))
+            await self.book.copy_from(peer_id)
+
+    async def hear_adverts(self) -> None:
+        """Drain the topic: the book took what it wanted while it validated."""
+        async for _ in self._gossip:
+            pass
+
+    async def show_life(self) -> None:
+        """Tell the buyers of our runs, every few seconds, that they live."""
+        while True:
+            await trio.sleep(LIFE_SIGN_EVERY_S)
+            for send in life_signs(self.state, now_ms()):
+                self._perform(send)
+
+    async def keep_blobs(self) -> None:
+        """Pin what the state needs, unpin what it no longer needs."""
+        while True:
+            wanted = wanted_blobs(self.state)
+            for blob in wanted - self._pinned:
+                self.store.pin(blob, "state")
+            for blob in self._pinned - wanted:
+                self.store.unpin(blob, "state")
+            self._pinned = wanted
+            await trio.sleep(KEEP_EVERY_S)
+
+    async def keep_metrics(self, metrics: Metrics) -> None:
+        """Hand Prometheus a fresh snapshot."""
+        while True:
+            metrics.update(self._snapshot())
+            await trio.sleep(METRICS_EVERY_S)
+
+    def _snapshot(self) -> Snapshot:
+        state = self.state
+        sales = [sale for _, sale in state.sales.all()]
+        runs = Counter(run.phase for _, run in state.runs.all())
+        won = sum(sale.award is not None for sale in sales)
+        lost = sum(sale.phase == "declined" for sale in sales)
+        return Snapshot(
+            devices=Counter(state.capacity.phase_of(device.id) for device in state.capacity.devices),
+            leases={
+                "provider": sum(sale.phase in ("leased", "running") for sale in sales),
+                "buyer": sum(len(bought.live) for bought in state.purchases.live.values()),
+            },
+            bids_total={"sent": len(sales), "won": won, "lost": lost},
+            runs_total={phase: runs[phase] for phase in ("succeeded", "failed", "stopped")},
+            jobs=Counter(job.phase for _, job in state.jobs.all()),
+            vouched_in_total=-state.ledger.total("earned:"),
+            vouched_out_total=state.ledger.total("spend:"),
+            currency=self.config.currency,
+            engine_events_total=self.engine.events,
+            engine_lag_ms=self.lag_ms,
+            peers=Counter(peer.phase for peer in self.net.peers()),
+            drops_total=self.counters(),
+        )
+
+    def unhealthy(self) -> str | None:
+        """Why the engine makes no progress, or None."""
+        still_s = trio.current_time() - self.turned_at
+        return None if still_s < STUCK_S else f"the engine has not turned for {still_s:.0f} s"
+
+    # Logs: for people, never journaled, best effort.
+
+    def _pass_log_on(self, event: RunLogged) -> None:
+        sale = self.state.sale_on(event.run)
+        if sale is None:
+            return
+        for start in range(0, len(event.text), LOG_PIECE_CHARS):
+            message = RunLogSent(lease=event.run, text=event.text[start : start + LOG_PIECE_CHARS])
+            if sale.buyer == self.account.address:
+                self._keep_log(sale.buyer, message)
+            else:
+                self.outbox.put(Send(to=sale.buyer, message=message, keep_until_ms=now_ms() + 30_000))
+
+    def _keep_log(self, sender: bytes, message: RunLogSent) -> None:
+        bought = self.state.purchase_on(message.lease)
+        if bought is None:
+            return
+        for placement in bought.placements:
+            if placement.lease == message.lease and placement.provider == sender:
+                self.job_logs.append(bought.tender.job, placement.shard, message.text, now_ms())
+
+    # The whole life.
+
+    async def serve(self) -> None:
+        """Open the network and serve until cancelled."""
+        network = self.config.network
+        net_config = NetConfig(listen=network.listen, bootstrap=network.bootstrap, announce=network.announce)
+        async with open_net(net_config, self.node.secret()) as self.net, trio.open_nursery() as nursery:
+            self._tasks = nursery
+            self._furnish()
+            await nursery.start(self.outbox.serve)
+            if self.lends:
+                await nursery.start(self._serve_executor)
+            metrics = Metrics()
+            self.turned_at = trio.current_time()
+            desk = NodeDesk(self)
+            api = build_api(desk, max_job_budget=self.config.buyer.max_job_budget)
+            await nursery.start(serve_api, api, self.config.api_socket)
+            if self.config.metrics.port:
+                await nursery.start(
+                    serve_loopback, build_metrics_app(metrics, self.unhealthy), self.config.metrics.port
+                )
+            self.tell(self._started())
+            for task in (self.serve_engine, self.greet_arrivals, self.hear_adverts, self.show_life, self.keep_blobs):
+                nursery.start_soon(task)
+            nursery.start_soon(self.keep_metrics, metrics)
+            nursery.start_soon(self.advertise)
+            nursery.start_soon(PeerExchange(self.net).run)
+            self._say_ready()
+
+    def _furnish(self) -> None:
+        roles = Role.BUYER | Role.PROVIDER if self.lends else Role.BUYER
+        hello = bind(
+            self.account,
+            self.node,
+            DOMAIN,
+            roles=roles,
+            spend_limit=self.config.buyer.max_job_budget,
+            not_before_ms=now_ms() - 60_000,
+            not_after_ms=now_ms() + BINDING_LIFE_MS,
+            epoch=now_ms(),
+        )
+        self.directory = Directory(self.net, hello, now_ms)
+        self.directory.serve()
+        self.book = Book(self.net, now_ms, self._learn_advert)
+        self.book.serve()
+        self._gossip = self.net.subscribe(ADVERT_TOPIC, self.book.validate)
+        self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
+        self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
+        self.exchange.serve()
+        Courier(self.net, self.directory, take=self.take, log=self._keep_log, now_ms=now_ms).serve()
+        path = self.config.sandbox.launcher
+        launch = (lambda: (None, connect_launcher(str(path)))) if path else start_launcher
+        self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)
+
+    async def _serve_executor(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await self.executor.serve(task_status)
+
+    def _may_fetch(self, context: Context, blob: BlobRef) -> bool:
+        account = self.directory.account_of(context.peer_id)
+        return account is not None and self.grants.allow(self.state, account, blob)
+
+    def _started(self) -> Started:
+        provider = self.config.provider
+        terms = None
+        if self.lends:
+            terms = ProviderTerms(
+                account=self.account.address,
+                currency=self.config.currency,
+                tier=provider.tier,
+                price_e18_per_device_ms=provider.price_e18_per_device_ms,
+                buyers=provider.accept_buyers or frozenset(),
+                voucher_timeout_ms=provider.voucher_timeout_ms,
+                max_unpaid=provider.max_unpaid,
+                grace_ms=provider.grace_ms,
+                credit_limit=self.config.settlement.credit_limit,
+                bid_ms=BID_MS,
+                reclaim_notice_ms=provider.reclaim_notice_ms,
+                meter_interval_ms=provider.meter_interval_ms,
+            )
+        devices = self.inventory.devices if self.lends else ()
+        return Started(
+            account=self.account.address, peer_id=self.net.peer_id, terms=terms, devices=devices, at_ms=now_ms()
+        )
+
+    def _say_ready(self) -> None:
+        lines = [
+            f"hansa: ready. Account {checksum_address(self.account.address)}",
+            *(f"  listening  {address}" for address in self.net.addrs()),
+            f"  devices    {self.inventory.note}",
+            f"  sandbox    {self.sandbox_view['tier']}: {self.sandbox_view['reason'] or 'tested and sound'}",
+        ]
+        print("\n".join(lines), flush=True)  # noqa: T201 - the operator's terminal
+
+    def close(self) -> None:
+        """Write the state down and give the files back."""
+        self.engine.write_snapshot_if_due(now=True)
+        self.journal.close()
+        self.ledger_store.close()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _open(config: Config) -> Iterator[Daemon]:
+    node = load_node_key(config.node_key)
+    password_file: Path | None = config.password_file if config.password_file.exists() else None
+    account = load_account(config.keystore, read_password(password_file))
+    sandbox = check_sandbox() if config.provider.enabled and config.provider.tier != TIER_NONE else None
+    if sandbox is not None and not sandbox.available and config.sandbox.require:
+        hint = "strangers' jobs are refused until this is mended; set provider.enabled = false to only buy"
+        raise NoSandbox(f"no sandbox can be made here: {sandbox.reason}", hint)
+    daemon = Daemon(config, account, node, sandbox)
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
+async def _serve_until_told(daemon: Daemon) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon.serve)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+                return
+
+
+def run(config: Config, *, stop_on_parent_exit: bool = False) -> None:
+    """Be a node until a signal says to stop.
+
+    Args:
+        config: what the operator decided.
+        stop_on_parent_exit: end when the process that started this one ends, as ``hansa demo`` needs it.
+
+    Raises:
+        OperatorError: something that the operator must mend first.
+    """
+    if stop_on_parent_exit:
+        _die_with_parent()
+    with _open(config) as daemon:
+        trio.run(_serve_until_told, daemon)

@@ -1,0 +1,189 @@
+"""The daemon as its own user sees it: what the local API asks, answered from the state."""
+
+import secrets
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from hansa.node import views
+from hansa.node.events import JobCancelled, JobSubmitted
+from hansa.node.faults import OperatorError
+from hansa.node.http_api import Json
+from hansa.proto.blob import BlobRef, chunk_count
+from hansa.proto.signing import checksum_address
+from hansa.scheduler.job import Job
+from hansa.scheduler.job_spec import JobSpec
+
+if TYPE_CHECKING:
+    from hansa.node.daemon import Daemon
+
+WATCH_PAUSE_S = 0.2
+LOG_PAUSE_S = 0.3
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class NodeDesk:
+    """Implements ``hansa.node.http_api.Desk`` over a running daemon."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        """Answer for this daemon."""
+        self._daemon = daemon
+
+    def _job(self, job: bytes) -> Job:
+        found = self._daemon.state.jobs.get(job)
+        assert found is not None, "the API names only jobs that it was told of"
+        return found
+
+    def node_view(self) -> Json:
+        """See ``Desk``."""
+        daemon = self._daemon
+        state, config = daemon.state, daemon.config
+        return {
+            "version": version("hansa"),
+            "peer_id": daemon.net.peer_id,
+            "account": checksum_address(state.account),
+            "addresses": list(daemon.net.addrs()),
+            "region": config.region,
+            "currency": config.currency,
+            "provides": state.terms is not None,
+            "devices": [
+                {
+                    "id": device.id.hex(),
+                    "kind": device.kind,
+                    "model": device.model,
+                    "memory_bytes": device.memory_bytes,
+                    "cores_milli": device.cores_milli,
+                    "state": state.capacity.phase_of(device.id),
+                }
+                for device in state.capacity.devices
+            ],
+            "inventory_note": daemon.inventory.note,
+            "sandbox": daemon.sandbox_view,
+            "peers": [
+                {
+                    "peer_id": peer.peer_id,
+                    "account": checksum_address(account)
+                    if (account := daemon.directory.account_of(peer.peer_id))
+                    else None,
+                    "phase": peer.phase,
+                    "path": peer.path,
+                }
+                for peer in daemon.net.peers()
+            ],
+            "counters": daemon.counters(),
+            "engine": {
+                "events": daemon.engine.events,
+                "lag_ms": round(daemon.lag_ms, 3),
+                "last_event_ms": state.at_ms,
+            },
+            "started_ms": daemon.started_ms,
+        }
+
+    def _account_of(self, peer_id: str) -> str | None:
+        account = self._daemon.directory.account_of(peer_id)
+        return checksum_address(account) if account is not None else None
+
+    async def submit(self, spec: JobSpec, package: BlobRef) -> bytes:
+        """See ``Desk``."""
+        if not self._daemon.store.has(package):
+            raise OperatorError("the job's package is not here", "upload it first, as `hansa submit` does")
+        if spec.currency != self._daemon.config.currency:
+            raise OperatorError(
+                f"the job pays in {spec.currency}, this node in {self._daemon.config.currency}",
+                "change budget.currency in the job file, or currency in config.toml",
+            )
+        job = secrets.token_bytes(32)
+        await self._daemon.take(JobSubmitted(job=job, spec=spec, package=package, at_ms=self._daemon.now_ms()))
+        return job
+
+    def job_views(self) -> list[Json]:
+        """See ``Desk``."""
+        jobs = sorted((job for _, job in self._daemon.state.jobs.all()), key=lambda job: -job.submitted_ms)
+        return [views.job_view(self._daemon.state, job, brief=True) for job in jobs]
+
+    def job_ids(self) -> Sequence[bytes]:
+        """See ``Desk``."""
+        return [key for key, _ in self._daemon.state.jobs.all()]
+
+    def job_view(self, job: bytes) -> Json:
+        """See ``Desk``."""
+        return views.job_view(self._daemon.state, self._job(job))
+
+    async def watch(self, job: bytes) -> AsyncGenerator[Json, None]:
+        """See ``Desk``. The last view comes when the money is settled too, or cannot be for now."""
+        seen: Json | None = None
+        ended_at: float | None = None
+        while True:
+            view = self.job_view(job)
+            if view != seen:
+                seen = view
+                yield view
+            if view["phase"] in ENDED:
+                ended_at = ended_at or trio.current_time()
+                # Settlement follows within moments; a provider that is gone must not hold the watcher.
+                if view["settled"] or trio.current_time() > ended_at + 10:
+                    return
+            changed = self._daemon.changed
+            with trio.move_on_after(1.0):
+                await changed.wait()
+            await trio.sleep(WATCH_PAUSE_S)
+
+    async def logs(self, job: bytes, shard: int | None, follow: bool) -> AsyncGenerator[Json, None]:
+        """See ``Desk``."""
+        after: dict[int, int] = {}
+        while True:
+            found = self._job(job)
+            ended = found.phase in ENDED
+            for line in self._daemon.job_logs.read(job, found.spec.shards, after):
+                if shard is None or line["shard"] == shard:
+                    yield line
+            if ended or not follow:
+                return
+            await trio.sleep(LOG_PAUSE_S)
+
+    async def cancel(self, job: bytes) -> Json:
+        """See ``Desk``."""
+        found = self._job(job)
+        if found.phase in ENDED:
+            raise OperatorError(f"the job has ended: it {found.phase}", "there is nothing left to cancel")
+        await self._daemon.take(JobCancelled(job=job, reason="cancelled by its developer", at_ms=self._daemon.now_ms()))
+        return {"job": job.hex(), "phase": self._job(job).phase}
+
+    def providers(self) -> list[Json]:
+        """See ``Desk``."""
+        live = {peer.peer_id for peer in self._daemon.net.peers() if peer.phase == "live"}
+        own = self._daemon.net.peer_id
+        return [
+            views.advert_view(known.advert, connected=known.advert.peer_id in live or known.advert.peer_id == own)
+            for known in self._daemon.book.standing()
+        ]
+
+    def balance(self) -> Json:
+        """See ``Desk``."""
+        state = self._daemon.state
+        return views.balance_view(state, self._daemon.config.currency, state.ledger.entries)
+
+    def entries(self) -> list[Json]:
+        """See ``Desk``."""
+        return views.entries_view(self._daemon.ledger_store.entries())
+
+    async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
+        """See ``Desk``. The bytes go to disk as they come, so an upload may be larger than memory."""
+        folder = self._daemon.store.directory
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".upload-") as file:
+            async for chunk in chunks:
+                await trio.to_thread.run_sync(file.write, chunk)
+            file.flush()
+            return await trio.to_thread.run_sync(self._daemon.store.put_file, Path(file.name))
+
+    def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
+        """See ``Desk``."""
+        return self._read(blob) if self._daemon.store.has(blob) else None
+
+    async def _read(self, blob: BlobRef) -> AsyncGenerator[bytes, None]:
+        for index in range(chunk_count(blob.size_bytes)):
+            yield await trio.to_thread.run_sync(self._daemon.store.read_chunk, blob, index)

@@ -1,0 +1,116 @@
+"""Who is who: which account a peer speaks for, proved by both keys, and which peer speaks for an account.
+
+The first words between two nodes are their bindings (``/hansa/hello/1``). An advert or a tender only says where an
+account may be found; nothing is sent to, or believed from, a peer before it has proved itself.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from hansa.node.net import Context, Net, NetError, Refused
+from hansa.proto.binding import check_binding, holds_at
+from hansa.proto.codec import decode, encode
+from hansa.proto.documents import NodeBinding
+from hansa.proto.errors import BadSignature, NotForUs, ProtocolError
+from hansa.proto.messages import Hello
+from hansa.proto.network import DOMAIN
+from hansa.proto.peer_id import parse_peer_id
+from hansa.proto.protocols import HELLO, MAX_HELLO_BYTES
+
+MOST_KNOWN = 10_000
+
+
+class Stranger(Exception):
+    """A peer that could not, or did not, prove the account that it is taken for."""
+
+
+class Directory:
+    """Bindings that were proved, and hints where other accounts may be."""
+
+    def __init__(self, net: Net, hello: Hello, now_ms: Callable[[], int]) -> None:
+        """``hello`` is what this node says of itself."""
+        self._net = net
+        self._hello = encode(hello)
+        self._now_ms = now_ms
+        self._bindings: OrderedDict[str, NodeBinding] = OrderedDict()
+        self._peers: dict[bytes, str] = {}
+        self._hints: OrderedDict[bytes, str] = OrderedDict()
+
+    def serve(self) -> None:
+        """Answer every hello with ours."""
+        self._net.serve(HELLO, self._answer, max_request_bytes=MAX_HELLO_BYTES)
+
+    async def _answer(self, context: Context, data: bytes) -> bytes:
+        self._learn(context.peer_id, data)
+        return self._hello
+
+    def _learn(self, peer_id: str, data: bytes) -> bytes:
+        hello: Hello = decode(data, Hello, limit_bytes=MAX_HELLO_BYTES)
+        binding = check_binding(DOMAIN, hello, parse_peer_id(peer_id))
+        if not holds_at(binding, self._now_ms()):
+            raise NotForUs("hello", "the binding is not valid at this time")
+        known = self._bindings.get(peer_id)
+        if known is not None and known.account != binding.account and known.epoch >= binding.epoch:
+            raise BadSignature("hello", "the node changed its account without a newer binding")
+        self._bindings[peer_id] = binding
+        self._bindings.move_to_end(peer_id)
+        self._peers[binding.account] = peer_id
+        while len(self._bindings) > MOST_KNOWN:
+            old, forgotten = self._bindings.popitem(last=False)
+            if self._peers.get(forgotten.account) == old:
+                del self._peers[forgotten.account]
+        return binding.account
+
+    def account_of(self, peer_id: str) -> bytes | None:
+        """The account that a peer proved to speak for, as long as its binding holds."""
+        binding = self._bindings.get(peer_id)
+        return binding.account if binding is not None and holds_at(binding, self._now_ms()) else None
+
+    def peer_of(self, account: bytes) -> str | None:
+        """The peer that speaks for an account, proved or only said."""
+        return self._peers.get(account) or self._hints.get(account)
+
+    def hint(self, account: bytes, peer_id: str) -> None:
+        """A signed document says that this peer speaks for the account; it will have to prove it."""
+        self._hints[account] = peer_id
+        self._hints.move_to_end(account)
+        while len(self._hints) > MOST_KNOWN:
+            self._hints.popitem(last=False)
+
+    async def meet(self, peer_id: str) -> bytes:
+        """The account of a connected or known peer; it is required to prove it now if it has not yet.
+
+        Raises:
+            Stranger: it did not.
+        """
+        account = self.account_of(peer_id)
+        if account is not None:
+            return account
+        try:
+            answer = await self._net.request(peer_id, HELLO, self._hello, max_response_bytes=MAX_HELLO_BYTES)
+            return self._learn(peer_id, answer)
+        except ProtocolError as fault:
+            self._net.strike(peer_id, "a hello that proves nothing")
+            raise Stranger(str(fault)) from fault
+        except NetError as fault:
+            raise Stranger(str(fault)) from fault
+
+    async def reach(self, account: bytes) -> str:
+        """The peer that speaks for an account, connected and proved.
+
+        Raises:
+            Stranger: nobody does, or it cannot be reached or proved now.
+        """
+        peer_id = self.peer_of(account)
+        if peer_id is None:
+            raise Stranger("no node is known that speaks for this account")
+        if await self.meet(peer_id) != account:
+            raise Stranger("the node that was said to speak for this account speaks for another")
+        return peer_id
+
+    async def require(self, peer_id: str) -> bytes:
+        """As ``meet``, inside a request's handler: who cannot prove its account is refused."""
+        try:
+            return await self.meet(peer_id)
+        except Stranger as fault:
+            raise Refused("prove your account first") from fault

@@ -1,0 +1,84 @@
+"""Which blobs this node needs, and who may have them: both follow from the state, so a restart forgets neither."""
+
+from collections import OrderedDict
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hansa.node.state import NodeState
+from hansa.proto.blob import BlobRef
+from hansa.proto.workload import Workload
+
+MOST_GRANTS = 20_000
+
+
+def wanted_blobs(state: NodeState) -> set[BlobRef]:
+    """Everything that must not be evicted."""
+    wanted: set[BlobRef] = set()
+    for job in state.jobs.live.values():
+        wanted.add(job.package)
+        wanted.update(shard.checkpoint.blob for shard in job.shards if shard.checkpoint)
+    for _, job in state.jobs.all():
+        wanted.update(output.blob for shard in job.shards for output in shard.outputs if output.here)
+    for rounds in state.rounds.live.values():
+        if rounds.state is not None:
+            wanted.add(rounds.state)
+    for lease, run in state.runs.all():
+        sale = state.sale_on(lease)
+        if sale is None or sale.phase not in ("running", "delivering"):
+            continue
+        wanted.update(result.blob for result in run.outputs)
+        if run.checkpoint is not None:
+            wanted.add(run.checkpoint)
+    return wanted
+
+
+def blobs_in(message: Any) -> set[BlobRef]:
+    """The blobs that a message tells its receiver of."""
+    found: set[BlobRef] = set()
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if isinstance(value, BlobRef):
+            found.add(value)
+        elif isinstance(value, Workload):
+            found.add(value.package)
+        elif is_dataclass(value) and not isinstance(value, type):
+            found |= blobs_in(value)
+    return found
+
+
+class Grants:
+    """Who was told of which blob, and may therefore fetch it."""
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        self._told: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
+
+    def give(self, account: bytes, message: Any) -> None:
+        """The account is being told of the message's blobs."""
+        for blob in blobs_in(message):
+            self._told[account, blob.root] = None
+            self._told.move_to_end((account, blob.root))
+        while len(self._told) > MOST_GRANTS:
+            self._told.popitem(last=False)
+
+    def allow(self, state: NodeState, account: bytes, blob: BlobRef) -> bool:
+        """Whether an account may have a blob: it was told of it since the start, or its lease says so."""
+        return (account, blob.root) in self._told or blob in _by_lease(state, account)
+
+
+def _by_lease(state: NodeState, account: bytes) -> set[BlobRef]:
+    found: set[BlobRef] = set()
+    for job in state.jobs.live.values():
+        for shard in job.shards:
+            if shard.provider != account or job.on(shard.lease) is not shard:
+                continue
+            found.add(job.package)
+            found.update({shard.checkpoint.blob} if shard.checkpoint else ())
+            rounds = state.rounds.live.get(job.job)
+            found.update({rounds.state} if rounds is not None and rounds.state is not None else ())
+    for lease, run in state.runs.all():
+        sale = state.sale_on(lease)
+        if sale is not None and sale.buyer == account:
+            found.update(result.blob for result in run.outputs)
+            found.update({run.checkpoint} if run.checkpoint else ())
+    return found

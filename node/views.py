@@ -1,0 +1,252 @@
+"""The state as the local API shows it: plain JSON, made anew for each request. Nothing here changes anything."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from hansa.market.ledger import Entry
+from hansa.market.purchase import Purchase
+from hansa.market.selection import explain_choice
+from hansa.node.state import NodeState
+from hansa.proto.market_documents import Advert
+from hansa.proto.signing import checksum_address
+from hansa.proto.units import e18_to_price_per_hour, format_amount
+from hansa.scheduler.job import Job, Shard
+
+Json = dict[str, Any]
+
+PROMISE = (
+    "The ledger records signed debts between two accounts, an IOU within a credit limit; nothing here moves money by"
+    " itself, and nobody guarantees that a debtor pays."
+)
+SHARD_PHASES = {"ending": "running"}
+
+
+def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
+    """One job as its developer sees it. ``brief`` leaves out tenders and history."""
+    purchases = [bought for _, bought in state.purchases.all() if bought.tender.job == job.job]
+    rounds = state.rounds.get(job.job)
+    ended = job.phase in ("succeeded", "failed", "cancelled")
+    view: Json = {
+        "job": job.job.hex(),
+        "name": job.spec.name,
+        "phase": job.phase,
+        "reason": job.reason,
+        "submitted_ms": job.submitted_ms,
+        "ended_ms": job.ended_ms or None,
+        "settled": ended and _is_settled(state, purchases),
+        "shards": [_shard_view(shard) for shard in job.shards],
+        "round": rounds.published if rounds else 0,
+        "parameters": {entry.name: json.loads(entry.value) for entry in job.spec.parameters},
+        "currency": job.spec.currency,
+        "spend": _spend_view(state, job, purchases),
+        "outputs": [
+            {
+                "shard": shard.shard,
+                "path": output.path,
+                "root": output.blob.root.hex(),
+                "size_bytes": output.blob.size_bytes,
+            }
+            for shard in job.shards
+            for output in shard.outputs
+            if output.here
+        ],
+    }
+    if brief:
+        return view
+    past = {entry.round: entry for entry in rounds.history} if rounds else {}
+    view["tenders"] = [_tender_view(bought) for bought in purchases]
+    view["history"] = [
+        {
+            "round": point.step,
+            "at_ms": point.at_ms,
+            "metrics": {metric.name: metric.value for metric in point.metrics},
+            "members": list(past[point.step].members) if point.step in past else [],
+            "rejected": [
+                {"shard": left.shard, "reason": left.reason}
+                for left in (past[point.step].rejected if point.step in past else ())
+            ],
+        }
+        for point in job.history
+    ]
+    return view
+
+
+def _is_settled(state: NodeState, purchases: list[Purchase]) -> bool:
+    """Whether every channel that this job was paid on is closed with both signatures, or never opened."""
+    if any(bought.phase not in ("settled", "unfilled", "cancelled") for bought in purchases):
+        return False
+    keys = {placement.award.channel_id for bought in purchases for placement in bought.placements}
+    channels = [channel for key in keys if (channel := state.paying.get(key)) is not None]
+    return all(channel.phase == "closed" for channel in channels)
+
+
+def _shard_view(shard: Shard) -> Json:
+    has_lease = shard.attempts > 0
+    return {
+        "shard": shard.shard,
+        "phase": SHARD_PHASES.get(shard.phase, shard.phase),
+        "provider": checksum_address(shard.provider) if has_lease else None,
+        "lease": shard.lease.hex() if has_lease else None,
+        "step": shard.step,
+        "metrics": {metric.name: metric.value for metric in shard.metrics},
+        "attempts": shard.attempts,
+        "checkpoint": {"round": shard.checkpoint.round, "step": shard.checkpoint.step} if shard.checkpoint else None,
+        "reason": shard.reason,
+    }
+
+
+def _tender_view(bought: Purchase) -> Json:
+    chosen = {placement.bid: placement for placement in bought.placements if placement.phase != "failed"}
+    lost = {placement.bid: placement for placement in bought.placements if placement.phase == "failed"}
+    bids = []
+    for entry in bought.ranking:
+        placement = chosen.get(entry.bid)
+        why = explain_choice(bought.ranking, entry.bid) if placement else "another bid cost less"
+        if entry.excluded:
+            why = entry.excluded
+        elif entry.bid in lost:
+            why = lost[entry.bid].why or "the gang did not come together"
+        bids.append(
+            {
+                "bid": entry.bid.hex(),
+                "provider": checksum_address(entry.provider),
+                "price_per_hour": entry.price_per_hour,
+                "expected_cost": format_amount(entry.expected_cost),
+                "score": format_amount(entry.expected_cost),
+                "won": placement is not None,
+                "shard": placement.shard if placement else None,
+                "why": why,
+            }
+        )
+    if not bought.ranking:
+        bids = [
+            {
+                "bid": digest.hex(),
+                "provider": checksum_address(bid.signer),
+                "price_per_hour": e18_to_price_per_hour(bid.price_e18_per_device_ms),
+                "expected_cost": "",
+                "score": "",
+                "won": False,
+                "shard": None,
+                "why": "bidding is open",
+            }
+            for digest, bid in bought.bids.items()
+        ]
+    return {
+        "tender": bought.tender_digest.hex(),
+        "phase": bought.phase,
+        "shards": list(bought.tender.shards),
+        "bids": bids,
+        "declines": [
+            {
+                "provider": checksum_address(account),
+                "reason": decline.reason,
+                "relaxation": decline.relaxation,
+            }
+            for account, decline in bought.declines.items()
+        ],
+        "silent": [checksum_address(account) for account in bought.silent],
+        "reason": bought.reason,
+    }
+
+
+def _spend_view(state: NodeState, job: Job, purchases: list[Purchase]) -> Json:
+    by_provider = []
+    for bought in purchases:
+        for placement in bought.placements:
+            channel = state.paying.get(placement.award.channel_id)
+            if channel is None or placement.phase in ("failed", "awarded"):
+                continue
+            vouched = format_amount(channel.vouched(placement.lease))
+            by_provider.append(
+                {
+                    "provider": checksum_address(placement.provider),
+                    "shard": placement.shard,
+                    "lease": placement.lease.hex(),
+                    "vouched": vouched,
+                    "metered": vouched,
+                    "channel_id": placement.award.channel_id.hex(),
+                    "channel_phase": channel.phase,
+                }
+            )
+    spent = state.ledger.balance(f"spend:{job.job.hex()}")
+    return {"vouched": format_amount(spent), "budget": format_amount(job.spec.budget), "by_provider": by_provider}
+
+
+def advert_view(advert: Advert, *, connected: bool) -> Json:
+    """One provider in the book."""
+    return {
+        "account": checksum_address(advert.signer),
+        "peer_id": advert.peer_id,
+        "region": advert.region,
+        "tier": advert.tier,
+        "devices": [
+            {
+                "kind": device.kind,
+                "model": device.model,
+                "memory_bytes": device.memory_bytes,
+                "cores_milli": device.cores_milli,
+            }
+            for device in advert.devices
+        ],
+        "free": advert.free,
+        "price_per_hour": e18_to_price_per_hour(advert.price_e18_per_device_ms),
+        "currency": advert.currency,
+        "expires_ms": advert.expires_ms,
+        "connected": connected,
+    }
+
+
+def balance_view(state: NodeState, currency: str, entries: int) -> Json:
+    """What this node earned and spent, and how the books stand."""
+    ledger = state.ledger
+    channels = [
+        {
+            "channel_id": key.hex(),
+            "role": "payer",
+            "counterparty": checksum_address(paying.config.payee),
+            "phase": paying.phase,
+            "vouched": format_amount(paying.cumulative),
+            "metered": format_amount(paying.accepted.receipt.amount_total if paying.accepted else 0),
+        }
+        for key, paying in state.paying.all()
+    ]
+    channels += [
+        {
+            "channel_id": key.hex(),
+            "role": "payee",
+            "counterparty": checksum_address(earning.config.payer),
+            "phase": earning.phase,
+            "vouched": format_amount(earning.cumulative),
+            "metered": format_amount(earning.metered),
+        }
+        for key, earning in state.earning.all()
+    ]
+    return {
+        "account": checksum_address(state.account),
+        "currency": currency,
+        "earned": format_amount(-ledger.total("earned:")),
+        "spent": format_amount(ledger.total("spend:")),
+        "owed": format_amount(-ledger.total("owed:")),
+        "due": format_amount(ledger.total("due:")),
+        "paid_out": format_amount(-ledger.total("paid:")),
+        "paid_in": format_amount(ledger.total("settled:")),
+        "sum": format_amount(ledger.total()),
+        "channels": channels,
+        "entries": entries,
+        "promise": PROMISE,
+    }
+
+
+def entries_view(entries: Iterable[Entry]) -> list[Json]:
+    """The ledger's entries in their order."""
+    return [
+        {
+            "id": entry.id.hex(),
+            "at_ms": entry.at_ms,
+            "memo": entry.memo,
+            "legs": [{"account": leg.account, "amount": format_amount(leg.amount)} for leg in entry.legs],
+        }
+        for entry in entries
+    ]
