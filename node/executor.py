@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from hansa.node import launcher_protocol
+from hansa.node.blobs import BlobMissing, NoRoom
 from hansa.node.launcher import start_launcher
 from hansa.node.launcher_protocol import Ended, Kill, Message, Pause, Refused, Resume, Start
 from hansa.node.sandbox import SandboxSpec
@@ -274,7 +275,11 @@ class Executor:
             self._tell_event(RunResumed(run=run, at_ms=self._now_ms()))
 
     async def deliver_round(self, run: bytes, round_number: int, state: BlobRef) -> None:
-        """Hand a run the result of a round; it takes any that is not older than the one it waits for."""
+        """Hand a run the result of a round; it takes any that is not older than the one it waits for.
+
+        Raises:
+            BlobMissing: the state is not in the store.
+        """
         live = self._runs.get(run)
         if live is None:
             return
@@ -350,10 +355,12 @@ class Executor:
         order, limits = live.order, live.order.limits
         checkpoint = b""
         if order.checkpoint is not None:
-            checkpoint = await trio.to_thread.run_sync(self._blobs.read_bytes, order.checkpoint, limits.state_bytes)
-        if os.getuid() == 0:  # the sandbox runs as a uid that is neither owner nor group of these files
-            for directory in filter(None, (order.code, order.inputs)):
-                await trio.to_thread.run_sync(_open_to_readers, directory)
+            try:
+                checkpoint = await trio.to_thread.run_sync(self._blobs.read_bytes, order.checkpoint, limits.state_bytes)
+            except (BlobMissing, ValueError) as error:
+                raise Over("refused", f"its checkpoint cannot be had: {error}") from error
+        for directory in filter(None, (order.code, order.inputs)):
+            await trio.to_thread.run_sync(_open_to_readers, directory)
         if self._control is None:
             raise Over("refused", "the launcher is not there")
         await self._ask(Start(run=order.run, spec=_spec_of(order)))
@@ -434,19 +441,25 @@ class Executor:
             case frames.Whole(header=frames.Output() as header, data=data):
                 live.output_left -= len(data)
                 live.files += 1
-                blob = await trio.to_thread.run_sync(self._blobs.put_bytes, data)
+                blob = await self._keep(data)
                 self._tell_event(RunOutput(run=run, path=header.path, blob=blob, at_ms=self._now_ms()))
             case frames.Finished():
                 raise Over("finished")
             case frames.Failed():
                 raise Over(frame.kind, frame.message)
 
+    async def _keep(self, data: bytes) -> BlobRef:
+        try:
+            return await trio.to_thread.run_sync(self._blobs.put_bytes, data)
+        except NoRoom as error:
+            raise Over("no-room", f"the provider has no room for what the run made: {error}") from error
+
     async def _take_sync(self, live: _Live, header: frames.Sync, data: bytes) -> None:
         if live.awaited_round is not None:
             raise ProtocolError("Sync", "came while the one before it was not answered")
         live.awaited_round = header.round
         self._flush_progress(live)
-        state = await trio.to_thread.run_sync(self._blobs.put_bytes, data)
+        state = await self._keep(data)
         weight_ppm = max(1, round(header.weight * 1_000_000))
         self._tell_event(
             RunSynced(run=live.order.run, round=header.round, weight_ppm=weight_ppm, state=state, at_ms=self._now_ms())
@@ -459,7 +472,7 @@ class Executor:
             raise ProtocolError("Checkpoint", "came before the last one was acknowledged")
         live.unacknowledged = True
         self._flush_progress(live)
-        checkpoint = await trio.to_thread.run_sync(self._blobs.put_bytes, data)
+        checkpoint = await self._keep(data)
         self._tell_event(
             RunCheckpointed(
                 run=live.order.run,
@@ -597,13 +610,15 @@ def _spec_of(order: RunOrder) -> SandboxSpec:
 
 
 def _open_to_readers(directory: Path) -> None:
-    """Let everyone read what lies in a directory; the directories above it still keep everyone out."""
+    """Let everyone read what lies in a directory; the directories above it still keep everyone out.
+
+    A launcher that is root starts the sandbox as a uid that is neither owner nor group of these files.
+    """
     for path in (directory, *directory.rglob("*")):
         mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            path.chmod(stat.S_IMODE(mode) | 0o555)
-        elif stat.S_ISREG(mode):
-            path.chmod(stat.S_IMODE(mode) | 0o444)
+        wanted = 0o555 if stat.S_ISDIR(mode) else 0o444
+        if (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and mode & wanted != wanted:
+            path.chmod(stat.S_IMODE(mode) | wanted)
 
 
 def _leaf(error: Exception) -> Exception:

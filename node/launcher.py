@@ -297,7 +297,11 @@ def start_launcher() -> tuple[subprocess.Popen[bytes], socket.socket]:
 def connect_launcher(path: str) -> socket.socket:
     """The socket of a launcher that runs as a unit of its own."""
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control.connect(path)
+    try:
+        control.connect(path)
+    except OSError:
+        control.close()
+        raise
     return control
 
 

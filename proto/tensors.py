@@ -142,7 +142,7 @@ def read_tensors(data: bytes) -> Tensors:
     if len(header) > MAX_TENSORS:
         raise TooLarge("state", f"more than {MAX_TENSORS} arrays")
     body = memoryview(data)[8 + size :]
-    found = [(name, *_placed(entry, len(body))) for name, entry in header.items()]
+    found = [(name, *_placed(entry)) for name, entry in header.items()]
     end = 0
     for _name, _dtype, _shape, start, stop in sorted(found, key=lambda item: (item[3], item[4])):
         if start != end:
@@ -254,7 +254,7 @@ def _tree_of(outline: Any, arrays: Mapping[str, Array], used: set[str], depth: i
             raise Malformed("state", "its outline is malformed")
 
 
-def _placed(entry: Any, available: int) -> tuple[str, tuple[int, ...], int, int]:
+def _placed(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """Type, shape and place of one array, each checked against the others."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise Malformed("state", "an array without its three facts")
@@ -269,7 +269,7 @@ def _placed(entry: Any, available: int) -> tuple[str, tuple[int, ...], int, int]
     for length in shape:
         count *= length
     start, stop = place
-    if stop > available or stop - start != count * np.dtype(_DTYPES[dtype]).itemsize:
+    if stop - start != count * np.dtype(_DTYPES[dtype]).itemsize:
         raise Malformed("state", "an array whose shape and bytes disagree")
     return _DTYPES[dtype], tuple(shape), start, stop
 

@@ -22,7 +22,7 @@ SUCCEEDED, FAILED, STOPPED = "succeeded", "failed", "stopped"
 
 FailureKind = Line
 """``user-exception``, ``bad-entry``, ``bad-state``, ``worker-died``, ``out-of-memory``, ``ray-lost``, ``sandbox-lost``,
-``stalled``, ``wall-limit``, ``silent``, ``protocol``, ``refused`` or ``lost``."""
+``stalled``, ``wall-limit``, ``silent``, ``protocol``, ``refused``, ``no-room`` or ``lost``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

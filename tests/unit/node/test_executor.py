@@ -9,6 +9,7 @@ import pytest
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order
 
+from hansa.node.blobs import BlobMissing, NoRoom
 from hansa.node.executor import ExecutorSettings
 from hansa.node.launcher_protocol import (
     MAX_PACKET_BYTES,
@@ -24,6 +25,7 @@ from hansa.node.launcher_protocol import (
     unpack,
 )
 from hansa.proto import frames
+from hansa.proto.blob import BlobRef
 from hansa.proto.tensors import encode_state
 from hansa.proto.workload import Parameter
 from hansa.scheduler.run import (
@@ -284,3 +286,30 @@ async def test_progress_is_told_in_moderation(tmp_path):
     told = [event.step for event in stage.room.events if isinstance(event, RunProgressed)]
     assert told[-1] == 499
     assert len(told) < 20
+
+
+async def test_a_store_without_room_fails_the_run_and_not_the_daemon(tmp_path):
+    async with a_stage() as stage:
+        stage.room.blobs.put_bytes = no_room
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say_with(frames.Output(path="a", size_bytes=1), b"x")
+        assert (await stage.end()).kind == "no-room"
+
+
+async def test_a_checkpoint_that_is_not_there_fails_the_run_and_not_the_daemon(tmp_path):
+    async with a_stage() as stage:
+        stage.room.blobs.read_bytes = missing
+        ref = BlobRef(root=b"x" * 32, size_bytes=1)
+        await stage.room.executor.start(an_order(tmp_path, "", checkpoint=ref))
+        while not stage.room.events:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert stage.room.events[0].kind == "refused"
+
+
+def no_room(data):
+    raise NoRoom(len(data), 0)
+
+
+def missing(ref, limit):
+    raise BlobMissing(ref)

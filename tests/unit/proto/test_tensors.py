@@ -97,6 +97,7 @@ OUTLINE = {"__metadata__": {"hansa": '{"a":"x"}'}}
         hostile({**OUTLINE, "x": entry(0, 0, [0, 1 << 49, 1 << 49])}),
         hostile({**OUTLINE, "x": entry(0, 2, [2]), "y": entry(0, 2, [2])}, b"12"),
         hostile({**OUTLINE, "x": entry(1, 2, [1])}, b"12"),
+        hostile({**OUTLINE, "x": entry(0, 1, [1]), "unseen": entry(1, 2, [1])}, b"12"),
         hostile({**OUTLINE, "x": entry(0, 2, [2], "OBJECT")}, b"12"),
         hostile({**OUTLINE, "x": entry(0, 1, [True])}, b"1"),
         hostile({"__metadata__": {"hansa": "[" * 100_000}}),

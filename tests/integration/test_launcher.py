@@ -1,0 +1,113 @@
+"""The launcher as a unit of its own: a socket in the file system, and whoever connects."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgpack
+from integration.sandbox_harness import alive, need_sandbox
+
+import hansa
+from hansa.node import process_tree
+from hansa.node.launcher import connect_launcher
+from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
+from hansa.node.sandbox import SandboxSpec
+
+SPEC = SandboxSpec(
+    program="hansa.worker.probe",
+    code=str(Path(hansa.__file__).resolve().parent / "worker"),
+    inputs=None,
+    memory_bytes=512 << 20,
+    cpu_millis=1000,
+    processes=64,
+    scratch_bytes=1 << 20,
+    output_bytes=1 << 20,
+    gpu_minors=(),
+)
+
+
+class Service:
+    """A launcher that listens."""
+
+    def __init__(self, directory):
+        self.path = str(directory / "launcher.sock")
+        self.process = subprocess.Popen([sys.executable, "-m", "hansa.node.launcher", self.path])
+
+    def __enter__(self):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                connect_launcher(self.path).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return self
+        raise AssertionError("no launcher within 20 s")
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def test_two_daemons_are_served_at_once_and_each_run_is_told_to_its_own(tmp_path):
+    need_sandbox()
+    with Service(tmp_path) as service, connect_launcher(service.path) as one, connect_launcher(service.path) as other:
+        for control in (one, other):
+            control.settimeout(20)
+            send(control, Start(run=b"same name", spec=SPEC))
+        for control in (one, other):
+            started, descriptors = receive(control)
+            assert isinstance(started, Started)
+            with socket.socket(fileno=descriptors[0]) as line:
+                said = b""
+                while piece := line.recv(65536):
+                    said += piece
+            assert msgpack.unpackb(said)["uid"] == 1000
+            ended, _ = receive(control)
+            assert isinstance(ended, Ended)
+            assert ended.status == 0
+
+
+def test_a_daemon_that_hangs_up_ends_its_sandboxes_and_not_the_others(tmp_path):
+    need_sandbox()
+    spec = dataclasses.replace(SPEC, program="hansa.worker.runner", code=str(tmp_path), memory_bytes=1 << 30)
+    with Service(tmp_path) as service, connect_launcher(service.path) as stays:
+        leaves = connect_launcher(service.path)
+        pids, lines = [], []
+        for control in (stays, leaves):
+            control.settimeout(20)
+            send(control, Start(run=b"run", spec=spec))
+            started, descriptors = receive(control)
+            pids.append(started.pid)
+            lines.append(socket.socket(fileno=descriptors[0]))
+            assert lines[-1].recv(100)  # the runner says that it is ready
+        left = process_tree.descendants(pids[1])
+        assert len(left) >= 2
+        leaves.close()
+        deadline = time.monotonic() + 5
+        while any(alive(pid) for pid in left) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [pid for pid in left if alive(pid)] == []
+        assert alive(pids[0])
+        send(stays, Kill(run=b"run"))
+        ended, _ = receive(stays)
+        assert ended.status == -9
+        for line in lines:
+            line.close()
+
+
+def test_a_directory_that_is_not_there_is_refused_in_words(tmp_path):
+    need_sandbox()
+    spec = dataclasses.replace(SPEC, code=str(tmp_path / "absent"))
+    with Service(tmp_path) as service, connect_launcher(service.path) as control:
+        control.settimeout(20)
+        send(control, Start(run=b"run", spec=spec))
+        answer, descriptors = receive(control)
+        words = answer.reason if isinstance(answer, Refused) else receive(control)[0].words
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert "No such file" in words
