@@ -9,7 +9,7 @@ from multiaddr import Multiaddr
 
 from hansa.node.faults import ConfigError, PortInUse
 from hansa.node.net import NetConfig
-from hansa.node.peer_id import public_key_of
+from hansa.proto.peer_id import parse_peer_id
 
 
 def split_addr(addr: str) -> tuple[str, str]:
@@ -20,7 +20,7 @@ def split_addr(addr: str) -> tuple[str, str]:
     """
     bare, mark, peer_id = addr.rpartition("/p2p/")
     try:
-        public_key_of(peer_id)
+        parse_peer_id(peer_id)
         Multiaddr(bare)
     except Exception as fault:
         raise ConfigError(

@@ -44,8 +44,9 @@ from hansa.node.net import (
     Unreachable,
     Validator,
 )
-from hansa.node.peer_id import address_of
 from hansa.node.peers import AddrsLearnt, Barred, Connected, Disconnected, HangUp, Peer, PeerBook, Struck
+from hansa.proto.errors import Malformed
+from hansa.proto.peer_id import address_of_peer_text
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
@@ -55,14 +56,14 @@ ARRIVALS = 64
 
 @lru_cache(maxsize=4096)
 def context_of(peer_id: str) -> Context:
-    """The identity behind a peer id. Raises ``ValueError`` if it has no address."""
-    return Context(peer_id=peer_id, address=address_of(peer_id))
+    """The identity behind a peer id. Raises ``Malformed`` if it has no address."""
+    return Context(peer_id=peer_id, address=address_of_peer_text(peer_id))
 
 
 def _author(peer_id: str) -> Context | None:
     try:
         return context_of(peer_id)
-    except ValueError:
+    except Malformed:
         return None
 
 

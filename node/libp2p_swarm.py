@@ -27,7 +27,7 @@ from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
 from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.net import NetLimits
-from hansa.node.peer_id import public_key_of
+from hansa.proto.peer_id import parse_peer_id
 
 NEXT_ADDRESS_AFTER_S = 0.02
 """How long one address is tried alone before the next is tried beside it."""
@@ -288,7 +288,7 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         name = peer_id.to_base58()
         if expected is not None and peer_id != expected:
             raise SwarmException("another peer lives at that address")
-        public_key_of(name)
+        parse_peer_id(name)
         if peer_id == self.self_id:
             raise SwarmException("that is this node itself")
         if self._is_barred(name):

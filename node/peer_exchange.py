@@ -11,9 +11,9 @@ from typing import Annotated
 import trio
 
 from hansa.node.net import Context, Net, NetError
-from hansa.node.peer_id import public_key_of
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
+from hansa.proto.peer_id import parse_peer_id
 from hansa.proto.protocols import PEERS
 from hansa.proto.units import AtMost, Line
 
@@ -137,7 +137,7 @@ class PeerExchange:
 
 def _is_name(peer_id: str) -> bool:
     try:
-        public_key_of(peer_id)
-    except ValueError:
+        parse_peer_id(peer_id)
+    except ProtocolError:
         return False
     return True

@@ -14,7 +14,7 @@ from typing import Final
 import base58
 
 from hansa.proto.errors import Malformed
-from hansa.proto.signing import COMPRESSED_BYTES, address_of
+from hansa.proto.signing import COMPRESSED_BYTES, SigningKey, address_of
 
 PREFIX: Final = bytes.fromhex("002508021221")
 PEER_ID_BYTES: Final = len(PREFIX) + COMPRESSED_BYTES
@@ -79,3 +79,17 @@ def parse_peer_id(text: str) -> bytes:
     peer_id = bytes(base58.b58decode(text))
     public_key_of(peer_id)
     return peer_id
+
+
+def peer_id_of_key(secret: bytes) -> str:
+    """The peer id, as text, of a private key (32 bytes)."""
+    return peer_id_text(peer_id_of(SigningKey(secret).public_key))
+
+
+def address_of_peer_text(text: str) -> bytes:
+    """The address (20 bytes) of the key in a peer id's text.
+
+    Raises:
+        Malformed: it is no peer id.
+    """
+    return address_of_peer(parse_peer_id(text))

@@ -20,7 +20,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_host import Libp2pNet, open_net
 from hansa.node.net import Context, NetConfig, NetError, NetLimits, RemoteFault, Timeout, Unreachable, Verdict
-from hansa.node.peer_id import peer_id_of_key
+from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
 ECHO = "/hansa/echo/1"

@@ -14,7 +14,8 @@ import trio
 from hansa.node.faults import ConfigError, PortInUse
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import Context, NetConfig, NetError
-from hansa.node.peer_id import address_of, peer_id_of_key, public_key_of
+from hansa.proto.errors import Malformed
+from hansa.proto.peer_id import address_of_peer_text, parse_peer_id, peer_id_of_key
 
 pytestmark = pytest.mark.trio
 ECHO = "/hansa/echo/1"
@@ -42,15 +43,15 @@ async def test_the_key_gives_the_peer_id_of_the_library_and_the_address_of_the_e
         key = os.urandom(32)
         name = peer_id_of_key(key)
         assert name == ID.from_pubkey(secp256k1.create_new_key_pair(key).public_key).to_base58()
-        assert "0x" + address_of(name).hex() == Account.from_key(key).address.lower()
+        assert "0x" + address_of_peer_text(name).hex() == Account.from_key(key).address.lower()
 
 
 @pytest.mark.parametrize(
     "name", ["", "16Uiu2", "0OIl", "x" * 10_000, "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "é"]
 )
-async def test_what_is_no_peer_id_of_ours_is_a_value_error(name):
-    with pytest.raises(ValueError, match=r"."):
-        public_key_of(name)
+async def test_what_is_no_peer_id_of_ours_is_malformed(name):
+    with pytest.raises(Malformed):
+        parse_peer_id(name)
 
 
 async def test_port_0_becomes_a_real_port_and_the_same_one_can_be_taken_again_at_once():

@@ -22,8 +22,8 @@ from hansa.node.net import (
     Unreachable,
     Verdict,
 )
-from hansa.node.peer_id import address_of, peer_id_of_key
 from hansa.proto.errors import Malformed
+from hansa.proto.peer_id import address_of_peer_text, peer_id_of_key
 
 ECHO = "/hansa/echo/1"
 TOPIC = "/hansa/topic/1"
@@ -86,7 +86,7 @@ async def test_a_request_carries_bytes_both_ways_and_the_callers_proven_identity
         other.serve(ECHO, handler)
         assert await one.request(other.peer_id, ECHO, b"abc") == b"cba"
         assert await one.request(other.peer_id, ECHO, b"") == b""
-        assert set(callers) == {Context(peer_id=one.peer_id, address=address_of(one.peer_id), path="direct")}
+        assert set(callers) == {Context(peer_id=one.peer_id, address=address_of_peer_text(one.peer_id), path="direct")}
 
 
 async def test_a_request_dials_a_peer_whose_address_was_learnt(opener):
@@ -206,7 +206,7 @@ async def test_gossip_reaches_those_who_subscribe_and_names_its_author(opener):
         await one.publish(TOPIC, b"news")
         with trio.fail_after(5):
             context, data = await heard.receive()
-        assert (context.peer_id, context.address, data) == (one.peer_id, address_of(one.peer_id), b"news")
+        assert (context.peer_id, context.address, data) == (one.peer_id, address_of_peer_text(one.peer_id), b"news")
 
 
 async def test_gossip_passes_through_a_neighbour_who_accepts_it_and_not_through_one_who_does_not(opener):

@@ -25,9 +25,9 @@ from hansa.node.net import (
     Validator,
     Verdict,
 )
-from hansa.node.peer_id import address_of, peer_id_of_key
 from hansa.node.peers import AddrsLearnt, Barred, Connected, Disconnected, PeerBook, Struck
 from hansa.proto.errors import ProtocolError
+from hansa.proto.peer_id import address_of_peer_text, peer_id_of_key
 
 
 def _now_ms() -> int:
@@ -121,7 +121,7 @@ class MemoryNet:
 
     @property
     def context(self) -> Context:
-        return Context(peer_id=self._peer_id, address=address_of(self._peer_id))
+        return Context(peer_id=self._peer_id, address=address_of_peer_text(self._peer_id))
 
     def addrs(self) -> tuple[str, ...]:
         bare = self._config.announce or (f"/ip4/127.0.0.1/tcp/{self._port}",)
@@ -348,7 +348,7 @@ class MemoryNet:
         return tuple(
             PeerStat(
                 peer_id=peer.peer_id,
-                address=address_of(peer.peer_id),
+                address=address_of_peer_text(peer.peer_id),
                 phase=peer.phase,
                 path="direct",
                 addrs=peer.addrs,
