@@ -21,6 +21,17 @@ MAX_SNAPSHOT_BYTES = 1 << 30
 KEPT_SNAPSHOTS = 2
 
 
+def _written(event: NodeEvent) -> bytes:
+    """The event as bytes that are sure to be read back as the same event.
+
+    What the journal holds is all that a restart has. An event that could not be read would lock the daemon out for
+    good, so it must end before such a thing is written and not after.
+    """
+    body = encode(event)
+    assert decode(body, NodeEvent, limit_bytes=MAX_EVENT_BYTES) == event, "an event would not be read back as it was"
+    return body
+
+
 class Journal(Protocol):
     """Where an engine writes its events before it acts on them."""
 
@@ -44,7 +55,7 @@ class MemoryJournal:
 
     def append(self, events: Sequence[NodeEvent]) -> None:
         """See ``Journal``."""
-        self._events += [encode(event) for event in events]
+        self._events += [_written(event) for event in events]
 
     def write_snapshot(self, value: Snapshot) -> None:
         """See ``Journal``."""
@@ -93,7 +104,7 @@ class SqliteJournal:
 
     def append(self, events: Sequence[NodeEvent]) -> None:
         """See ``Journal``: one transaction, one fsync."""
-        rows = [(self._position + number, encode(event)) for number, event in enumerate(events, start=1)]
+        rows = [(self._position + number, _written(event)) for number, event in enumerate(events, start=1)]
         self._database.execute("BEGIN IMMEDIATE")
         try:
             self._database.executemany("INSERT INTO event VALUES (?, ?)", rows)

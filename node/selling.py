@@ -29,6 +29,8 @@ STOP_GRACE_MS = 3_000
 NEWS_KEEP_MS = 60_000
 """A report or a checkpoint that could not be brought for so long is overtaken."""
 ROUND_KEEP_MS = 3_600_000
+LAST_ROUND = (1 << 32) - 1
+"""What a sandbox counts higher is none that the market could ever reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +190,7 @@ def _progress(current: Run, at_ms: int, step: int | None) -> sale.ProgressMade:
     return sale.ProgressMade(
         running_ms=run.device_ms(current, at_ms),
         steps=step,
-        rounds=min(current.round, (1 << 32) - 1),
+        rounds=min(current.round, LAST_ROUND),
         checkpoint=current.checkpoint.root if current.checkpoint else NOTHING,
         at_ms=at_ms,
     )
@@ -224,11 +226,13 @@ def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
         case run.RunSynced(round=number, weight_ppm=weight_ppm, state=contribution):
             # A job's code counts the rounds that it has behind it, the market the one that is being made.
             message = messages.RoundContributed(
-                lease=lease, round=number + 1, weight_milli=weight_ppm // 1000, state=contribution
+                lease=lease, round=min(number + 1, LAST_ROUND), weight_milli=weight_ppm // 1000, state=contribution
             )
             keep_ms, replaces = ROUND_KEEP_MS, "contribution"
         case run.RunCheckpointed(round=number, step=step, checkpoint=checkpoint):
-            message = messages.CheckpointStored(lease=lease, round=number, step=step, checkpoint=checkpoint)
+            message = messages.CheckpointStored(
+                lease=lease, round=min(number, LAST_ROUND), step=step, checkpoint=checkpoint
+            )
             keep_ms, replaces = ROUND_KEEP_MS, "checkpoint"
         case run.RunOutput(path=path, blob=blob):
             message = messages.OutputStored(lease=lease, path=path, blob=blob)

@@ -7,6 +7,7 @@ before its length was checked.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ def decode(data: bytes, kinds: Any, *, limit_bytes: int) -> Any:
     if len(data) > limit_bytes:
         raise TooLarge("message", f"{len(data)} bytes, and at most {limit_bytes} are allowed")
     try:
-        raw = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
+        raw = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True, object_pairs_hook=_each_once)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as fault:
         raise Malformed("message", "not msgpack of the allowed form") from fault
     if type(raw) is not list or len(raw) != 3:
@@ -67,9 +68,26 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in (sorted(value) if isinstance(value, frozenset) else value)]
     if isinstance(value, Mapping):
         return [[_plain(key), _plain(item)] for key, item in value.items()]
-    if type(value) is int and value >= 1 << 64:
-        return value.to_bytes((value.bit_length() + 7) // 8, "big")
-    return value
+    return _wide(value) if type(value) is int and not -(1 << 63) <= value < 1 << 64 else value
+
+
+def _wide(value: int) -> bytes:
+    """An integer that msgpack has no form for, as two's complement with room for the sign."""
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _read_wide(value: bytes, where: str) -> int:
+    number = int.from_bytes(value, "big", signed=True) if 8 < len(value) <= 33 else 0
+    if -(1 << 63) <= number < 1 << 64 or _wide(number) != value:
+        raise Malformed(where, "is not the one form of a large integer")
+    return number
+
+
+def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def _plain_field(owner: Any, name: str) -> Any:
@@ -133,8 +151,12 @@ def _scalar_reader(kind: type) -> Reader:
     assert kind in (int, bool, float, type(None)), f"the codec has no reader for {kind}"
 
     def read(value: Any, where: str) -> Any:
+        if kind is int and type(value) is bytes:
+            return _read_wide(value, where)
         if type(value) is not kind:
             raise Malformed(where, f"is not {kind.__name__}")
+        if kind is float and not math.isfinite(value):
+            raise Malformed(where, "is no finite number")
         return value
 
     return read
@@ -154,9 +176,7 @@ def _ruled_reader(rule: Rule, kind: type) -> Reader:
 
     def read(value: Any, where: str) -> Any:
         if wide and type(value) is bytes:
-            if not 8 < len(value) <= 32 or value[0] == 0:
-                raise Malformed(where, "is not the one form of a large integer")
-            value = int.from_bytes(value, "big")
+            value = _read_wide(value, where)
         if type(value) is not kind:
             raise Malformed(where, f"is not {kind.__name__}")
         fault = rule.fault(value)

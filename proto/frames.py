@@ -16,6 +16,7 @@ from typing import Any, Final, get_args
 import msgpack
 
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge
+from hansa.proto.units import AtMost
 
 MAX_FRAME_BYTES: Final = 1 << 20
 MAX_CHUNK_BYTES: Final = 512 << 10
@@ -25,6 +26,7 @@ MAX_METRICS: Final = 64
 MAX_NAME_CHARS: Final = 128
 MAX_PATH_CHARS: Final = 512
 MAX_PARAMETERS: Final = 256
+LINE: Final = AtMost(256)
 MAX_INT: Final = 2**63 - 1
 
 MAX_PARAMETER_BYTES: Final = 8 << 10
@@ -196,8 +198,13 @@ def _is_weight(value: Any) -> bool:
     return type(value) is float and math.isfinite(value) and 0.0 < value <= 1e9
 
 
+def _is_line(text: str) -> bool:
+    """Whether it fits into a ``Line``: names and paths go into the journal and to the buyer as such."""
+    return LINE.fault(text) is None
+
+
 def _is_name(value: Any) -> bool:
-    return type(value) is str and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
+    return type(value) is str and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable() and _is_line(value)
 
 
 def _are_metrics(value: Any) -> bool:
@@ -224,6 +231,7 @@ def is_safe_path(path: str) -> bool:
     return (
         0 < len(path) <= MAX_PATH_CHARS
         and path.isprintable()
+        and _is_line(path)
         and "\\" not in path
         and all(part not in ("", ".", "..") for part in parts)
     )

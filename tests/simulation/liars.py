@@ -8,10 +8,12 @@ from simulation.sim_node import SimNode
 from hansa.market.effects import Send, unsigned
 from hansa.market.receipts import root_of
 from hansa.proto import messages
-from hansa.proto.documents import CooperativeClose
+from hansa.proto.blob import blob_ref
+from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.scheduler.job import FetchWanted
 
 LATER_MS = 3_600_000
+BLOB = blob_ref(b"a lie")
 
 
 class LyingNode(SimNode):
@@ -19,6 +21,11 @@ class LyingNode(SimNode):
 
     honest = False
     lie = ""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """A node that has never lied yet."""
+        super().__init__(*arguments, **named)
+        self._said: list[Send] = []
 
     def send(self, order: Send) -> None:
         """Let the lie look at everything that is said."""
@@ -134,6 +141,44 @@ class LyingNode(SimNode):
         whom = self.world.random.choice(sorted(self.market.nodes))
         return [order, self._say(whom, self.world.random.choice(strangers))]
 
+    def _meddle(self, order: Send) -> list[Send]:
+        """Beside every word another about the same lease or channel: sound in form, and at quite the wrong time."""
+        chance, lease = self.world.random, getattr(order.message, "lease", None)
+        sum_of = chance.choice((0, 1, 1_000, (1 << 128) - 1))
+        number = chance.choice((0, 1, 2, (1 << 32) - 1))
+        strays: list[Any] = []
+        if lease is not None:
+            strays += [
+                messages.RunEnded(
+                    lease=lease, outcome=chance.choice(("succeeded", "")), kind="", reason="", outputs=number
+                ),
+                messages.RunReported(lease=lease, step=number, metrics=(), started=chance.random() < 0.5),
+                messages.RoundContributed(lease=lease, round=number, weight_milli=0, state=BLOB),
+                messages.CheckpointStored(lease=lease, round=number, step=number, checkpoint=BLOB),
+                messages.OutputStored(lease=lease, path=str(chance.random()), blob=BLOB),
+                messages.LeaseConfirmed(lease=lease),
+                messages.LeaseRefused(lease=lease, reason="no, after all"),
+                messages.LeaseCancelled(lease=lease, reason="no, after all"),
+                messages.RunOrdered(lease=lease, round=number, checkpoint=chance.choice((None, BLOB))),
+                messages.RunStopOrdered(lease=lease, reason="stop"),
+                messages.RoundPublished(lease=lease, round=number, state=BLOB),
+                messages.DeliveryAccepted(lease=lease),
+            ]
+        state = self.engine.state if self.engine else None
+        for key in sorted([*state.paying.live, *state.earning.live]) if state else []:
+            close = unsigned(CooperativeClose(channel_id=key, cumulative=sum_of))
+            voucher = unsigned(Voucher(channel_id=key, cumulative=sum_of, statement=chance.randbytes(32)))
+            strays += [
+                messages.CloseProposed(close=close),
+                messages.CloseAccepted(close=close),
+                messages.VoucherSent(voucher=voucher),
+                messages.ReceiptRefused(channel_id=key, seq=number, reason="no"),
+            ]
+        self._said.append(order)
+        again = chance.choice(self._said)
+        told = [order, again] if chance.random() < 0.3 else [order]
+        return [*told, self._say(order.to, chance.choice(strays))] if strays else told
+
     def _garbage(self, order: Send) -> list[Send]:
         """Bytes that are no message."""
         noise = self.world.random.randbytes(self.world.random.randint(0, 60))
@@ -217,6 +262,7 @@ PROVIDERS_LIES = (
     "silent",
     "alive_only",
     "poison",
+    "meddle",
     "nosy",
     "garbage",
 )
@@ -228,6 +274,7 @@ BUYERS_LIES = (
     "other_channel",
     "hoard",
     "close_early",
+    "meddle",
     "nosy",
     "garbage",
 )
