@@ -20,7 +20,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -130,6 +130,20 @@ class BlobStore:
                 reasons.remove(why)
                 if not reasons:
                     del self._pins[str(ref)]
+                self._write_pins()
+
+    def pin_exactly(self, refs: Collection[BlobRef], why: str) -> None:
+        """Have this reason hold these blobs and no others, also against what an earlier process pinned for it."""
+        wanted = {str(ref) for ref in refs}
+        with self._lock:
+            before = {name for name, reasons in self._pins.items() if why in reasons}
+            for name in wanted - before:
+                self._pins.setdefault(name, []).append(why)
+            for name in before - wanted:
+                self._pins[name].remove(why)
+                if not self._pins[name]:
+                    del self._pins[name]
+            if wanted != before:
                 self._write_pins()
 
     def delete(self, ref: BlobRef) -> None:

@@ -11,25 +11,25 @@ import os
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import trio
+from starlette.applications import Starlette
 
 from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Post
 from hansa.market.pricing import ProviderTerms
 from hansa.market.sale import PauseWanted, ResumeWanted
-from hansa.node import buyer_tasks, provider_tasks
+from hansa.node import buyer_tasks, chores, provider_tasks
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
 from hansa.node.config import Config
 from hansa.node.courier import Courier
 from hansa.node.desk import NodeDesk
-from hansa.node.directory import Directory, Stranger
+from hansa.node.directory import Directory
 from hansa.node.engine import Engine
 from hansa.node.events import MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
@@ -39,17 +39,17 @@ from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.inventory import take_inventory
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
-from hansa.node.keeping import Grants, wanted_blobs
+from hansa.node.keeping import Grants
 from hansa.node.keys import load_account, load_node_key, read_password
 from hansa.node.launcher import connect_launcher, start_launcher
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
-from hansa.node.metrics import Metrics, Snapshot, build_metrics_app
+from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.sandbox import SandboxReport, check_sandbox
-from hansa.node.selling import DeliverRound, life_signs
+from hansa.node.selling import DeliverRound
 from hansa.node.state import NodeState
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
@@ -57,7 +57,7 @@ from hansa.proto.market_documents import TIER_NONE, Advert
 from hansa.proto.messages import RunLogSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
-from hansa.proto.signing import SigningKey, checksum_address, sign
+from hansa.proto.signing import SigningKey, checksum_address
 from hansa.scheduler.job import FetchWanted, TenderWanted
 from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
@@ -73,13 +73,6 @@ from hansa.scheduler.run import (
 )
 
 BATCH = 256
-ADVERT_EVERY_S = 15.0
-ADVERT_LIFE_MS = 60_000
-ADVERT_LEAST_PAUSE_S = 1.0
-LIFE_SIGN_EVERY_S = 2.0
-INVENTORY_EVERY_S = 30.0
-KEEP_EVERY_S = 20.0
-METRICS_EVERY_S = 1.0
 BINDING_LIFE_MS = 30 * 24 * 3_600_000
 BID_MS = 10_000
 BLOB_QUOTA_BYTES = 50 << 30
@@ -121,9 +114,6 @@ class Daemon:
         self.changed = trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
         self._tasks: trio.Nursery | None = None
-        self._pinned: set[BlobRef] = set()
-        self._advert_due = trio.Event()
-        self._counters: Counter[str] = Counter()
 
     @property
     def state(self) -> NodeState:
@@ -167,7 +157,6 @@ class Daemon:
             **self.state.ignored,
             **self.net.counters(),
             **self.outbox.counters,
-            **self._counters,
         }
 
     # The engine's loop.
@@ -184,11 +173,8 @@ class Daemon:
                 if done is not None:
                     done.set()
             self.lag_ms = max((trio.current_time() - since) * 1000 for _, _, since in batch)
-            free_before = self._advertised_free
             for effect in effects:
-                self._perform(effect)
-            if len(self.state.capacity.free) != free_before:
-                self._advert_due.set()
+                self.perform(effect)
             self.engine.write_snapshot_if_due()
             self.turned_at = trio.current_time()
             self.changed.set()
@@ -211,13 +197,14 @@ class Daemon:
             self.turned_at = trio.current_time()
         return batch
 
-    def _perform(self, effect: Any) -> None:
+    def perform(self, effect: Any) -> None:
         """Obey one order of the engine. Nothing here waits: what takes time becomes a task."""
         assert self._tasks is not None
         start = self._tasks.start_soon
         match effect:
             case Send(to=to, message=message) if to == self.account.address:
-                self.tell(MessageArrived(sender=to, message=self._sealed(message), at_ms=now_ms()))
+                # A node that lends and buys may win its own tender; it then talks to itself, through the journal.
+                self.tell(MessageArrived(sender=to, message=sealed(message, self.account), at_ms=now_ms()))
             case Send(to=to, message=message):
                 self.grants.give(to, message)
                 self.outbox.put(effect)
@@ -241,116 +228,6 @@ class Daemon:
                 start(provider_tasks.deliver_round, self, effect)
             case _:
                 raise AssertionError(f"nobody performs {type(effect).__name__}")
-
-    def _sealed(self, message: Any) -> Any:
-        return sealed(message, self.account)
-
-    # Tasks of their own.
-
-    async def advertise(self) -> None:
-        """Say what is lent, now and then, and at once when it changes."""
-        while True:
-            self._advert_due = trio.Event()
-            await self._publish_advert()
-            await trio.sleep(ADVERT_LEAST_PAUSE_S)
-            with trio.move_on_after(ADVERT_EVERY_S):
-                await self._advert_due.wait()
-
-    _advertised_free = -1
-
-    async def _publish_advert(self) -> None:
-        capacity, config = self.state.capacity, self.config
-        self._advertised_free = len(capacity.free)
-        if not self.lends or not capacity.devices:
-            return
-        advert = Advert(
-            signer=self.account.address,
-            peer_id=self.net.peer_id,
-            addresses=tuple(self.net.addrs()[:16]),
-            devices=capacity.devices,
-            free=len(capacity.free),
-            tier=config.provider.tier,
-            region=config.region,
-            currency=config.currency,
-            price_e18_per_device_ms=config.provider.price_e18_per_device_ms,
-            sequence=now_ms(),
-            expires_ms=now_ms() + ADVERT_LIFE_MS,
-        )
-        await self.book.publish(sign(DOMAIN, advert, self.account))
-
-    def _learn_advert(self, advert: Advert) -> None:
-        if advert.signer == self.account.address:
-            return
-        self.directory.hint(advert.signer, advert.peer_id)
-        self.net.learn(advert.peer_id, advert.addresses)
-
-    async def greet_arrivals(self) -> None:
-        """Who connects is asked who it is and what its book holds; what waits for it is brought at once."""
-        arrivals = self.net.arrivals()
-        async with trio.open_nursery() as nursery:
-            for peer in self.net.peers():
-                if peer.phase == "live":
-                    nursery.start_soon(self._greet, peer.peer_id)
-            async for peer_id in arrivals:
-                nursery.start_soon(self._greet, peer_id)
-
-    async def _greet(self, peer_id: str) -> None:
-        with contextlib.suppress(Stranger):
-            self.outbox.kick(await self.directory.meet(peer_id))
-            await self.book.copy_from(peer_id)
-
-    async def hear_adverts(self) -> None:
-        """Drain the topic: the book took what it wanted while it validated."""
-        async for _ in self._gossip:
-            pass
-
-    async def show_life(self) -> None:
-        """Tell the buyers of our runs, every few seconds, that they live."""
-        while True:
-            await trio.sleep(LIFE_SIGN_EVERY_S)
-            for send in life_signs(self.state, now_ms()):
-                self._perform(send)
-
-    async def keep_blobs(self) -> None:
-        """Pin what the state needs, unpin what it no longer needs."""
-        while True:
-            wanted = wanted_blobs(self.state)
-            for blob in wanted - self._pinned:
-                self.store.pin(blob, "state")
-            for blob in self._pinned - wanted:
-                self.store.unpin(blob, "state")
-            self._pinned = wanted
-            await trio.sleep(KEEP_EVERY_S)
-
-    async def keep_metrics(self, metrics: Metrics) -> None:
-        """Hand Prometheus a fresh snapshot."""
-        while True:
-            metrics.update(self._snapshot())
-            await trio.sleep(METRICS_EVERY_S)
-
-    def _snapshot(self) -> Snapshot:
-        state = self.state
-        sales = [sale for _, sale in state.sales.all()]
-        runs = Counter(run.phase for _, run in state.runs.all())
-        won = sum(sale.award is not None for sale in sales)
-        lost = sum(sale.phase == "declined" for sale in sales)
-        return Snapshot(
-            devices=Counter(state.capacity.phase_of(device.id) for device in state.capacity.devices),
-            leases={
-                "provider": sum(sale.phase in ("leased", "running") for sale in sales),
-                "buyer": sum(len(bought.live) for bought in state.purchases.live.values()),
-            },
-            bids_total={"sent": len(sales), "won": won, "lost": lost},
-            runs_total={phase: runs[phase] for phase in ("succeeded", "failed", "stopped")},
-            jobs=Counter(job.phase for _, job in state.jobs.all()),
-            vouched_in_total=-state.ledger.total("earned:"),
-            vouched_out_total=state.ledger.total("spend:"),
-            currency=self.config.currency,
-            engine_events_total=self.engine.events,
-            engine_lag_ms=self.lag_ms,
-            peers=Counter(peer.phase for peer in self.net.peers()),
-            drops_total=self.counters(),
-        )
 
     def unhealthy(self) -> str | None:
         """Why the engine makes no progress, or None."""
@@ -386,26 +263,33 @@ class Daemon:
         net_config = NetConfig(listen=network.listen, bootstrap=network.bootstrap, announce=network.announce)
         async with open_net(net_config, self.node.secret()) as self.net, trio.open_nursery() as nursery:
             self._tasks = nursery
+            # Before anybody is answered: what peers say must find a state that knows who it is.
+            self.tell(self._started())
             self._furnish()
             await nursery.start(self.outbox.serve)
             if self.lends:
                 await nursery.start(self._serve_executor)
+            await nursery.start(serve_api, self._api(), self.config.api_socket)
             metrics = Metrics()
             self.turned_at = trio.current_time()
-            desk = NodeDesk(self)
-            api = build_api(desk, max_job_budget=self.config.buyer.max_job_budget)
-            await nursery.start(serve_api, api, self.config.api_socket)
             if self.config.metrics.port:
-                await nursery.start(
-                    serve_loopback, build_metrics_app(metrics, self.unhealthy), self.config.metrics.port
-                )
-            self.tell(self._started())
-            for task in (self.serve_engine, self.greet_arrivals, self.hear_adverts, self.show_life, self.keep_blobs):
-                nursery.start_soon(task)
-            nursery.start_soon(self.keep_metrics, metrics)
-            nursery.start_soon(self.advertise)
+                shown = build_metrics_app(metrics, self.unhealthy)
+                await nursery.start(serve_loopback, shown, self.config.metrics.port)
+            nursery.start_soon(self.serve_engine)
+            nursery.start_soon(self._drain_gossip)
+            for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.keep_blobs):
+                nursery.start_soon(chore, self)
+            nursery.start_soon(chores.keep_metrics, self, metrics)
             nursery.start_soon(PeerExchange(self.net).run)
             self._say_ready()
+
+    def _api(self) -> Starlette:
+        return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget)
+
+    async def _drain_gossip(self) -> None:
+        # The book took what it wanted from each message while it validated it.
+        async for _ in self._gossip:
+            pass
 
     def _furnish(self) -> None:
         roles = Role.BUYER | Role.PROVIDER if self.lends else Role.BUYER
@@ -432,7 +316,12 @@ class Daemon:
         launch = (lambda: (None, connect_launcher(str(path)))) if path else start_launcher
         self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)
 
-    async def _serve_executor(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    def _learn_advert(self, advert: Advert) -> None:
+        if advert.signer != self.account.address:
+            self.directory.hint(advert.signer, advert.peer_id)
+            self.net.learn(advert.peer_id, advert.addresses)
+
+    async def _serve_executor(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         await self.executor.serve(task_status)
 
     def _may_fetch(self, context: Context, blob: BlobRef) -> bool:

@@ -1,0 +1,125 @@
+"""What a daemon does now and then, beside its engine: advertise, greet, show life, keep blobs, count for Prometheus."""
+
+import contextlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from hansa.node.directory import Stranger
+from hansa.node.keeping import wanted_blobs
+from hansa.node.metrics import Metrics, Snapshot
+from hansa.node.selling import life_signs
+from hansa.proto.market_documents import Advert
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import sign
+
+if TYPE_CHECKING:
+    from hansa.node.daemon import Daemon
+
+ADVERT_EVERY_S = 15.0
+ADVERT_LIFE_MS = 60_000
+ADVERT_LEAST_PAUSE_S = 1.0
+MOST_ADDRESSES = 16
+LIFE_SIGN_EVERY_S = 2.0
+KEEP_EVERY_S = 20.0
+METRICS_EVERY_S = 1.0
+BLOBS_OF_THE_STATE = "state"
+
+
+async def advertise(daemon: "Daemon") -> None:
+    """Say what is lent, now and then, and at once when it changes."""
+    while True:
+        free = len(daemon.state.capacity.free)
+        await _publish_advert(daemon, free)
+        await trio.sleep(ADVERT_LEAST_PAUSE_S)
+        with trio.move_on_after(ADVERT_EVERY_S):
+            while len(daemon.state.capacity.free) == free:
+                await daemon.changed.wait()
+
+
+async def _publish_advert(daemon: "Daemon", free: int) -> None:
+    config, devices = daemon.config, daemon.state.capacity.devices
+    if not daemon.lends or not devices:
+        return
+    advert = Advert(
+        signer=daemon.account.address,
+        peer_id=daemon.net.peer_id,
+        addresses=tuple(daemon.net.addrs()[:MOST_ADDRESSES]),
+        devices=devices,
+        free=free,
+        tier=config.provider.tier,
+        region=config.region,
+        currency=config.currency,
+        price_e18_per_device_ms=config.provider.price_e18_per_device_ms,
+        sequence=daemon.now_ms(),
+        expires_ms=daemon.now_ms() + ADVERT_LIFE_MS,
+    )
+    await daemon.book.publish(sign(DOMAIN, advert, daemon.account))
+
+
+async def greet_arrivals(daemon: "Daemon") -> None:
+    """Who connects is asked who it is and what its book holds; what waits for it is brought at once."""
+    arrivals = daemon.net.arrivals()
+    async with trio.open_nursery() as nursery:
+        for peer in daemon.net.peers():
+            if peer.phase == "live":
+                nursery.start_soon(_greet, daemon, peer.peer_id)
+        async for peer_id in arrivals:
+            nursery.start_soon(_greet, daemon, peer_id)
+
+
+async def _greet(daemon: "Daemon", peer_id: str) -> None:
+    with contextlib.suppress(Stranger):
+        daemon.outbox.kick(await daemon.directory.meet(peer_id))
+        await daemon.book.copy_from(peer_id)
+
+
+async def show_life(daemon: "Daemon") -> None:
+    """Tell the buyers of our runs, every few seconds, that they live."""
+    while True:
+        await trio.sleep(LIFE_SIGN_EVERY_S)
+        for send in life_signs(daemon.state, daemon.now_ms()):
+            daemon.perform(send)
+
+
+async def keep_blobs(daemon: "Daemon") -> None:
+    """Pin what the state needs, unpin what it no longer needs."""
+    while True:
+        wanted = wanted_blobs(daemon.state)
+        await trio.to_thread.run_sync(daemon.store.pin_exactly, wanted, BLOBS_OF_THE_STATE)
+        await trio.sleep(KEEP_EVERY_S)
+
+
+async def keep_metrics(daemon: "Daemon", metrics: Metrics) -> None:
+    """Hand Prometheus a fresh snapshot."""
+    while True:
+        metrics.update(_snapshot(daemon))
+        await trio.sleep(METRICS_EVERY_S)
+
+
+def _snapshot(daemon: "Daemon") -> Snapshot:
+    state = daemon.state
+    sales = [sale for _, sale in state.sales.all()]
+    runs = Counter(run.phase for _, run in state.runs.all())
+    return Snapshot(
+        devices=Counter(state.capacity.phase_of(device.id) for device in state.capacity.devices),
+        leases={
+            "provider": sum(sale.phase in ("leased", "running") for sale in sales),
+            "buyer": sum(len(bought.live) for bought in state.purchases.live.values()),
+        },
+        bids_total={
+            "sent": len(sales),
+            "won": sum(sale.award is not None for sale in sales),
+            "lost": sum(sale.phase == "declined" for sale in sales),
+        },
+        runs_total={phase: runs[phase] for phase in ("succeeded", "failed", "stopped")},
+        jobs=Counter(job.phase for _, job in state.jobs.all()),
+        vouched_in_total=-state.ledger.total("earned:"),
+        vouched_out_total=state.ledger.total("spend:"),
+        currency=daemon.config.currency,
+        engine_events_total=daemon.engine.events,
+        engine_lag_ms=daemon.lag_ms,
+        peers=Counter(peer.phase for peer in daemon.net.peers()),
+        drops_total=daemon.counters(),
+    )
