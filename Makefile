@@ -5,6 +5,8 @@
 
 SHELL := /bin/sh
 export PATH := $(or $(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+# Some packages' build scripts ask for a home directory even where a user has none.
+export HOME := $(or $(HOME),$(shell getent passwd "$$(id -u)" | cut -d: -f6),$(CURDIR))
 # The newest Python that fits, unless one is named: make PYTHON=/opt/python3.13/bin/python3
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
   if $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
