@@ -1,0 +1,123 @@
+"""What a provider answers to a tender."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.trading import BUYER, DEVICE, NOW_MS, OTHER, PRICE, PROVIDER, needs, tender
+
+from hansa.market.pricing import (
+    LONGEST_WINDOW_MS,
+    ProviderTerms,
+    bid_for,
+    decline_for,
+    objection,
+    too_cheap,
+)
+from hansa.market.receipts import CLOCK_SKEW_MS
+from hansa.market.selection import rank
+from hansa.proto.codec import decode, encode
+from hansa.proto.market_documents import Bid
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+
+TERMS = ProviderTerms(
+    account=PROVIDER,
+    currency="USD",
+    tier="sandbox",
+    price_e18_per_device_ms=PRICE,
+    voucher_timeout_ms=5_000,
+    max_unpaid=3_000,
+    grace_ms=10_000,
+    credit_limit=1_000,
+    bid_ms=10_000,
+    reclaim_notice_ms=1_000,
+)
+
+
+def why(of, *, terms=TERMS, owed=0, at_ms=NOW_MS):
+    found = objection(of, terms, owed=owed, at_ms=at_ms)
+    return found and found[0]
+
+
+def test_a_plain_tender_is_welcome():
+    assert why(tender()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({"currency": "EUR"}, "prices here are in USD"),
+        ({"requirements": needs(tier="vm")}, "the isolation here is 'sandbox'"),
+        ({"requirements": needs(devices=0)}, "no devices are asked for"),
+        ({"bids_close_ms": NOW_MS + LONGEST_WINDOW_MS + 1}, "devices would be held too long"),
+        ({"bids_close_ms": (1 << 64) - 1}, "devices would be held too long"),
+        ({"bids_close_ms": NOW_MS - CLOCK_SKEW_MS}, "the tender is closed"),
+    ],
+)
+def test_a_tender_against_the_owners_rules_is_declined_in_words(changes, begins):
+    assert why(tender(**changes)).startswith(begins)
+
+
+def test_a_clock_that_is_a_little_ahead_does_not_shut_a_provider_out():
+    assert why(tender(), at_ms=NOW_MS + 2_000 + CLOCK_SKEW_MS - 1) is None
+
+
+def test_an_owners_list_of_buyers_is_kept():
+    assert why(tender(), terms=replace(TERMS, buyers=frozenset({OTHER}))).startswith("this provider serves only")
+    assert why(tender(), terms=replace(TERMS, buyers=frozenset({BUYER}))) is None
+
+
+@pytest.mark.parametrize(("owed", "fine"), [(999, True), (1_000, False)])
+def test_no_buyer_owes_more_than_its_credit(owed, fine):
+    assert (why(tender(), owed=owed) is None) == fine
+
+
+def test_a_ceiling_below_the_price_is_told_the_price():
+    assert too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE), [DEVICE], TERMS) is None
+    reason, change = too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE - 1), [DEVICE], TERMS)
+    assert "above your ceiling" in reason
+    assert "3.6" in change
+
+
+def test_several_devices_cost_what_the_dearest_costs():
+    terms = replace(TERMS, price_by_model={"H100": 7})
+    assert terms.price([DEVICE]) == PRICE
+    assert replace(terms, price_e18_per_device_ms=3).price([DEVICE, replace(DEVICE, model="H100")]) == 7
+
+
+@given(
+    wall_ms=st.integers(0, (1 << 64) - 1),
+    devices=st.integers(1, 8),
+    window_ms=st.integers(0, LONGEST_WINDOW_MS),
+    interval_ms=st.integers(0, (1 << 64) - 1),
+)
+def test_a_bid_is_a_document_that_its_buyer_can_read_and_would_rank(wall_ms, devices, window_ms, interval_ms):
+    asked = tender(
+        requirements=needs(wall_ms=wall_ms, devices=devices),
+        bids_close_ms=NOW_MS + window_ms,
+        meter_interval_ms=interval_ms,
+    )
+    owned = [replace(DEVICE, id=bytes([number]) * 32) for number in range(devices)]
+    made = bid_for(asked, digest(DOMAIN, asked), owned, TERMS, number=0, at_ms=NOW_MS)
+    assert decode(encode(made), Bid, limit_bytes=1 << 16) == made
+    assert made.expires_ms <= NOW_MS + LONGEST_WINDOW_MS + TERMS.bid_ms
+    assert rank(asked, {b"x": made}, {}, at_ms=NOW_MS)[0].excluded == ""
+
+
+def test_receipts_come_no_more_often_than_the_owner_wants():
+    slow = replace(TERMS, meter_interval_ms=3_000)
+    made = bid_for(tender(), bytes(32), [DEVICE], slow, number=0, at_ms=NOW_MS)
+    assert made.meter_interval_ms == 3_000
+
+
+def test_bids_on_one_tender_differ_and_a_replay_makes_the_same():
+    one, two, again = (bid_for(tender(), bytes(32), [DEVICE], TERMS, number=n, at_ms=NOW_MS) for n in (0, 1, 0))
+    assert one == again
+    assert one.nonce != two.nonce
+
+
+def test_a_decline_names_reason_and_change():
+    made = decline_for(tender(), bytes(32), PROVIDER, ("busy", "later"))
+    assert (made.signer, made.reason, made.relaxation) == (PROVIDER, "busy", "later")

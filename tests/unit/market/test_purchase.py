@@ -1,0 +1,267 @@
+"""The buyer's machine for one tender: who is awarded what, and who is told."""
+
+from dataclasses import replace
+
+import pytest
+from kit.playbook import Playbook, ignored, some
+from kit.trading import (
+    BUYER,
+    CHANNEL,
+    NOW_MS,
+    OTHER,
+    OTHER_KEY,
+    PRICE,
+    PROVIDER,
+    PROVIDER_KEY,
+    THIRD,
+    THIRD_KEY,
+    bid,
+    decline,
+    tender,
+    workload,
+)
+
+from hansa.market import purchase
+from hansa.market.effects import Send
+from hansa.market.purchase import (
+    BidArrived,
+    ConfirmationArrived,
+    DeclineArrived,
+    Gathered,
+    LeaseEnded,
+    Purchase,
+    RefusalOfLeaseArrived,
+    TimePassed,
+    Unfilled,
+    Withdrawn,
+    advance,
+    open_purchase,
+)
+from hansa.market.selection import Record
+from hansa.proto.documents import channel_id
+from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderSent
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+
+ONE = tender()
+TWO = tender(shards=(0, 1))
+
+
+def start(of=ONE, **changes):
+    made = Purchase(
+        tender=of,
+        tender_digest=digest(DOMAIN, of),
+        workload=workload(),
+        funds=10_000_000,
+        invited=(PROVIDER, OTHER, THIRD),
+    )
+    return replace(made, **changes)
+
+
+def bid_of(of, key, price=PRICE, **changes):
+    changes.setdefault("devices", (key.address + bytes(12),))
+    signed = bid(of, key=key, price_e18_per_device_ms=price, **changes)
+    return BidArrived(bid=signed, at_ms=NOW_MS + 500)
+
+
+def sent(to, kind, **fields):
+    return some(Send, to=to, message=some(kind, **fields))
+
+
+def passed(after_ms):
+    return TimePassed(at_ms=NOW_MS + after_ms)
+
+
+def confirmed(placement):
+    return ConfirmationArrived(lease=placement.lease, at_ms=NOW_MS + 3_000)
+
+
+CHEAP, DEAR = bid_of(ONE, PROVIDER_KEY, PRICE), bid_of(ONE, OTHER_KEY, 2 * PRICE)
+CLOSE = 2_000
+
+
+def awarding(state=None):
+    """Two bids, the cheap one awarded."""
+    playbook = Playbook(advance, state or start()) >> CHEAP >> DEAR >> passed(CLOSE)
+    return playbook << sent(PROVIDER, AwardSent)
+
+
+def test_everybody_invited_hears_the_tender():
+    step = open_purchase(start(), NOW_MS)
+    assert step.effects == tuple(sent(to, TenderSent) for to in (PROVIDER, OTHER, THIRD))
+
+
+def test_without_anybody_to_invite_it_is_unfilled_at_once():
+    step = open_purchase(start(invited=()), NOW_MS)
+    assert (step.state.phase, step.effects) == ("unfilled", (some(Unfilled),))
+
+
+def test_bidding_closes_when_all_have_answered_and_the_losers_are_free_at_once():
+    playbook = Playbook(advance, start()) >> CHEAP >> DEAR
+    playbook >> DeclineArrived(decline=decline(ONE, key=THIRD_KEY), at_ms=NOW_MS) << sent(PROVIDER, AwardSent)
+    (placed,) = playbook.reaches("awarding").placements
+    playbook >> confirmed(placed) << sent(OTHER, BidReleased) << some(Gathered)
+    playbook.reaches("running")
+
+
+def test_one_silent_provider_is_not_waited_for():
+    assert purchase.deadline_ms(start()) == ONE.bids_close_ms
+    awarding().reaches("awarding")
+
+
+def test_the_award_says_what_was_bid_for():
+    (placed,) = awarding().reaches("awarding").placements
+    assert placed.award.bid == digest(DOMAIN, CHEAP.bid.document)
+    assert placed.award.channel_id == channel_id(DOMAIN, placed.channel)
+    assert (placed.channel.payer, placed.channel.payee) == (BUYER, PROVIDER)
+    assert placed.award.workload == digest(DOMAIN, workload())
+
+
+def test_an_open_channel_is_used_again_if_it_pays_as_the_bid_says():
+    known = start(channels={PROVIDER: CHANNEL})
+    assert awarding(known).reaches("awarding").placements[0].channel == CHANNEL
+    other = start(channels={PROVIDER: replace(CHANNEL, splits_hash=b"x" * 32)})
+    assert awarding(other).reaches("awarding").placements[0].channel != other.channels[PROVIDER]
+
+
+def test_who_was_not_invited_is_not_heard():
+    playbook = Playbook(advance, start(invited=(PROVIDER,))) >> DEAR
+    playbook << ignored("a bid of somebody who was not invited")
+    playbook >> DeclineArrived(decline=decline(ONE, key=OTHER_KEY), at_ms=NOW_MS)
+    playbook << ignored("a decline of somebody who was not invited")
+    playbook.reaches("tendering", bids={}, declines={})
+
+
+def test_a_provider_gets_no_more_bids_in_than_there_are_shards():
+    playbook = Playbook(advance, start()) >> CHEAP >> bid_of(ONE, PROVIDER_KEY, nonce=b"2" * 32)
+    (playbook << ignored("more bids of one provider")).reaches("tendering")
+
+
+def test_a_bid_counts_once():
+    (Playbook(advance, start()) >> CHEAP >> CHEAP << ignored("a bid that is known")).reaches("tendering")
+
+
+def test_a_bid_that_comes_too_late_is_let_go_at_once():
+    late = bid_of(ONE, THIRD_KEY)
+    (awarding() >> late << sent(THIRD, BidReleased)).reaches("awarding")
+
+
+def test_a_winner_that_does_not_confirm_is_replaced_and_told_so():
+    playbook = awarding()
+    assert purchase.deadline_ms(playbook.reaches("awarding")) == NOW_MS + CLOSE + purchase.CONFIRM_MS
+    playbook >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled) << sent(OTHER, AwardSent)
+    first, second = playbook.reaches("awarding").placements
+    assert (first.phase, second.phase) == ("failed", "awarded")
+    # It confirms after all: it hears once more that nobody waits for it.
+    playbook >> confirmed(first) << sent(PROVIDER, LeaseCancelled, lease=first.lease)
+    playbook >> confirmed(second) << some(Gathered, placements=(replace(second, phase="confirmed"),))
+    (
+        playbook
+        >> confirmed(first)
+        << sent(PROVIDER, LeaseCancelled)
+        >> confirmed(second)
+        << ignored("a confirmation that")
+    )
+    playbook.reaches("running")
+
+
+def test_a_winner_that_refuses_is_replaced():
+    playbook = awarding()
+    (first,) = playbook.reaches("awarding").placements
+    refusal = RefusalOfLeaseArrived(lease=first.lease, reason="busy", at_ms=NOW_MS)
+    playbook >> refusal << sent(OTHER, AwardSent) >> refusal << ignored("a refusal of no award that waits")
+    playbook.reaches("awarding")
+
+
+def test_a_provider_that_stayed_silent_once_gets_no_second_award():
+    cheap = [bid_of(TWO, PROVIDER_KEY, PRICE, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (1, 2)]
+    dear = [bid_of(TWO, OTHER_KEY, 2 * PRICE, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (3, 4)]
+    playbook = Playbook(advance, start(TWO)) >> cheap[0] >> cheap[1] >> dear[0] >> dear[1] >> passed(CLOSE)
+    playbook << sent(PROVIDER, AwardSent) << sent(PROVIDER, AwardSent)
+    one, two = playbook.reaches("awarding").placements
+    playbook >> confirmed(one) >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled)
+    playbook << sent(OTHER, AwardSent)
+    playbook.reaches("awarding")
+
+
+def test_one_device_is_not_bought_twice():
+    same = [bid_of(TWO, PROVIDER_KEY, PRICE, nonce=bytes([n]) * 32) for n in (1, 2)]
+    playbook = Playbook(advance, start(TWO)) >> same[0] >> same[1] >> passed(CLOSE)
+    playbook << sent(PROVIDER, BidReleased) << sent(PROVIDER, BidReleased) << some(Unfilled)
+    playbook.reaches("unfilled")
+
+
+def test_the_gang_is_all_or_none():
+    playbook = Playbook(advance, start(TWO)) >> bid_of(TWO, PROVIDER_KEY) >> passed(CLOSE)
+    playbook << sent(PROVIDER, BidReleased) << some(Unfilled, reason="1 of the 2 bids that it takes")
+    playbook.reaches("unfilled")
+
+
+def test_a_gang_that_breaks_half_way_frees_those_who_confirmed():
+    playbook = Playbook(advance, start(TWO)) >> bid_of(TWO, PROVIDER_KEY) >> bid_of(TWO, OTHER_KEY) >> passed(CLOSE)
+    playbook << some(Send) << some(Send)
+    one, two = playbook.reaches("awarding").placements
+    playbook >> confirmed(one) >> RefusalOfLeaseArrived(lease=two.lease, reason="no", at_ms=NOW_MS)
+    playbook << sent(one.provider, LeaseCancelled) << some(Unfilled)
+    playbook.reaches("unfilled", live=())
+
+
+@pytest.mark.parametrize(("funds", "phase"), [(600_001, "awarding"), (600_000, "unfilled")])
+def test_never_more_is_promised_than_there_are_funds(funds, phase):
+    playbook = Playbook(advance, start(funds=funds)) >> CHEAP >> passed(CLOSE)
+    if phase == "awarding":
+        playbook << sent(PROVIDER, AwardSent)
+    else:
+        playbook << sent(PROVIDER, BidReleased) << some(Unfilled)
+    playbook.reaches(phase)
+
+
+def test_funds_bound_all_leases_of_the_gang_together():
+    playbook = Playbook(advance, start(TWO, funds=1_200_001)) >> bid_of(TWO, PROVIDER_KEY) >> bid_of(TWO, OTHER_KEY)
+    playbook >> passed(CLOSE) << some(Send) << some(Send)
+    less = Playbook(advance, start(TWO, funds=1_200_000)) >> bid_of(TWO, PROVIDER_KEY) >> bid_of(TWO, OTHER_KEY)
+    less >> passed(CLOSE) << some(Send) << some(Send) << some(Unfilled)
+    less.reaches("unfilled")
+
+
+def test_a_provider_with_a_bad_record_needs_a_better_price():
+    records = {PROVIDER: Record(good=0, bad=8)}
+    playbook = Playbook(advance, start(records=records)) >> CHEAP >> DEAR >> passed(CLOSE) << sent(OTHER, AwardSent)
+    playbook.reaches("awarding")
+
+
+@pytest.mark.parametrize("confirm", [False, True])
+def test_a_purchase_that_is_withdrawn_frees_everybody(confirm):
+    playbook = awarding()
+    (first,) = playbook.reaches("awarding").placements
+    gone = Withdrawn(reason="no", at_ms=NOW_MS)
+    if confirm:
+        playbook >> confirmed(first) << some(Send) << some(Gathered) >> gone
+        playbook.reaches("settling")
+        playbook >> LeaseEnded(lease=first.lease, well=False, at_ms=NOW_MS)
+        playbook.reaches("settled")
+    else:
+        playbook >> gone << sent(PROVIDER, LeaseCancelled, reason="no") << sent(OTHER, BidReleased)
+        playbook.reaches("cancelled")
+        playbook >> confirmed(first) << sent(PROVIDER, LeaseCancelled)
+
+
+def test_it_is_settled_with_the_end_of_its_last_lease():
+    playbook = awarding()
+    (first,) = playbook.reaches("awarding").placements
+    ended = LeaseEnded(lease=first.lease, well=True, at_ms=NOW_MS)
+    playbook >> confirmed(first) << some(Send) << some(Gathered) >> ended
+    playbook.reaches("settled")
+    playbook >> ended << ignored("LeaseEnded while settled")
+
+
+def test_a_reason_of_any_length_fits_into_the_message():
+    playbook = awarding() >> Withdrawn(reason="é" * 8_000, at_ms=NOW_MS)
+    (cancel, _), state = playbook._pending, playbook._state
+    assert len(cancel.message.reason.encode()) <= 2_048
+    assert purchase.outstanding(state, NOW_MS)[0].message == cancel.message
+
+
+def test_a_restart_says_again_what_waits():
+    assert len(purchase.outstanding(start(), NOW_MS)) == 3
+    assert purchase.outstanding(awarding().reaches("awarding"), NOW_MS) == (sent(PROVIDER, AwardSent),)
