@@ -9,12 +9,10 @@ import codecs
 import contextlib
 import os
 import socket
-import stat
 import subprocess
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import trio
@@ -23,11 +21,10 @@ from hansa.node import launcher_protocol
 from hansa.node.blobs import BlobMissing, NoRoom
 from hansa.node.launcher import start_launcher
 from hansa.node.launcher_protocol import Ended, Kill, Message, Pause, Refused, Resume, Start
-from hansa.node.sandbox import SandboxSpec
+from hansa.node.run_order import RunLimits, RunOrder, open_to_readers, spec_of
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError, TooLarge
-from hansa.proto.workload import Parameter
 from hansa.scheduler.run import (
     RunCheckpointed,
     RunEvent,
@@ -67,59 +64,6 @@ class Starting(Protocol):
 
     def started(self) -> None:
         """The task is ready."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunLimits:
-    """What one run may use.
-
-    Attributes:
-        cpu_millis: thousandths of a CPU.
-        processes: processes and threads; Ray alone needs some 150, and 600 is a sound floor.
-        scratch_bytes: room for files, which counts against memory.
-        wall_ms: the longest it may run, without pauses.
-        stall_ms: the longest it may run without doing anything that shows, unless it waits for a round.
-        log_bytes: what is kept of its output; the rest is dropped.
-    """
-
-    memory_bytes: int
-    cpu_millis: int
-    processes: int
-    scratch_bytes: int
-    wall_ms: int
-    stall_ms: int
-    state_bytes: int
-    output_bytes: int
-    log_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOrder:
-    """Everything needed to start a run.
-
-    Attributes:
-        run: its id.
-        entry: ``"file.py:function"`` below ``code``.
-        code: directory with the job's code, unpacked. Nothing in it is changed but the right to read it.
-        inputs: directory with its inputs, if it has any.
-        workers: Ray workers that share the shard.
-        gpu_minors: minor numbers of the leased GPUs' device nodes.
-        checkpoint: where to go on from.
-        round: the round in which it joins the others.
-    """
-
-    run: bytes
-    entry: str
-    code: Path
-    inputs: Path | None
-    shard: int
-    shards: int
-    workers: int
-    parameters: tuple[Parameter, ...]
-    limits: RunLimits
-    gpu_minors: tuple[int, ...] = ()
-    checkpoint: BlobRef | None = None
-    round: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,10 +304,10 @@ class Executor:
             except (BlobMissing, ValueError) as error:
                 raise Over("refused", f"its checkpoint cannot be had: {error}") from error
         for directory in filter(None, (order.code, order.inputs)):
-            await trio.to_thread.run_sync(_open_to_readers, directory)
+            await trio.to_thread.run_sync(open_to_readers, directory)
         if self._control is None:
             raise Over("refused", "the launcher is not there")
-        await self._ask(Start(run=order.run, spec=_spec_of(order)))
+        await self._ask(Start(run=order.run, spec=spec_of(order)))
         message, descriptors = await self._await_reply(live)
         if isinstance(message, Refused):
             raise Over("refused", f"no sandbox: {message.reason}")
@@ -592,33 +536,6 @@ def _largest(live: _Live, header: Any, limits: RunLimits) -> int:
             raise TooLarge("Output", f"more than {MOST_FILES} files")
         return live.output_left
     return limits.state_bytes
-
-
-def _spec_of(order: RunOrder) -> SandboxSpec:
-    limits = order.limits
-    return SandboxSpec(
-        program="hansa.worker.runner",
-        code=str(order.code.resolve()),
-        inputs=None if order.inputs is None else str(order.inputs.resolve()),
-        memory_bytes=limits.memory_bytes,
-        cpu_millis=limits.cpu_millis,
-        processes=limits.processes,
-        scratch_bytes=limits.scratch_bytes,
-        output_bytes=limits.output_bytes,
-        gpu_minors=order.gpu_minors,
-    )
-
-
-def _open_to_readers(directory: Path) -> None:
-    """Let everyone read what lies in a directory; the directories above it still keep everyone out.
-
-    A launcher that is root starts the sandbox as a uid that is neither owner nor group of these files.
-    """
-    for path in (directory, *directory.rglob("*")):
-        mode = path.lstat().st_mode
-        wanted = 0o555 if stat.S_ISDIR(mode) else 0o444
-        if (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and mode & wanted != wanted:
-            path.chmod(stat.S_IMODE(mode) | wanted)
 
 
 def _leaf(error: Exception) -> Exception:

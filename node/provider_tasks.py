@@ -9,12 +9,12 @@ import trio
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
-from hansa.node.executor import RunLimits, RunOrder
 from hansa.node.packages import unpack
+from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.selling import DeliverRound
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
-from hansa.scheduler.run import RunFailed, RunStopped, StartRun
+from hansa.scheduler.run import STAGING, RunFailed, RunStopped, StartRun
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
@@ -79,6 +79,11 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
         checkpoint=order.checkpoint,
         round=order.round,
     )
+    current = daemon.state.runs.live.get(order.run)
+    if current is None or current.phase != STAGING:
+        # It was told to stop while its code was on the way, and its devices may be somebody else's by now.
+        forget_code(daemon, order.run)
+        return
     await daemon.executor.start(run_order)
 
 
@@ -99,8 +104,8 @@ def _unpack(store: BlobStore, package: BlobRef, code: Path) -> None:
     if path is None:
         raise Unstageable("the job's code was fetched and is gone again: this provider's blob quota is too small")
     shutil.rmtree(code, ignore_errors=True)
-    code.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        code.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with path.open("rb") as archive:
             unpack(archive, code, limit_bytes=LARGEST_UNPACKED_BYTES)
     except (ProtocolError, OSError) as fault:
@@ -119,10 +124,12 @@ async def deliver_round(daemon: "Daemon", order: DeliverRound) -> None:
     """Fetch a round's result and hand it to the run that waits for it, unless it ended meanwhile."""
     while order.lease in daemon.executor.running:
         with trio.move_on_after(STAGE_PATIENCE_S):
-            await bring(daemon, order.state, order.buyer)
             try:
+                await bring(daemon, order.state, order.buyer)
                 await daemon.executor.deliver_round(order.lease, order.round - 1, order.state)
-            except BlobMissing:
+            except (BlobMissing, Unstageable):
+                # There was no room for it, or it went to make some: other blobs go sooner or later.
+                await trio.sleep(RETRY_S)
                 continue
             return
 

@@ -11,7 +11,8 @@ import pytest
 import trio
 from blake3 import blake3
 
-from hansa.node.executor import Executor, RunLimits, RunOrder
+from hansa.node.executor import Executor
+from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.sandbox import SandboxReport, check_sandbox
 from hansa.proto.blob import BlobRef
 
