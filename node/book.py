@@ -6,6 +6,7 @@ is full again seconds after a restart.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from hansa.node.net import Context, Net, NetError, Verdict
 from hansa.proto.codec import decode, encode
@@ -15,7 +16,7 @@ from hansa.proto.messages import MAX_BOOK_ADVERTS, AdvertPublished, BookRequeste
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC, BOOK, MAX_ADVERT_BYTES, MAX_BOOK_BYTES
 from hansa.proto.signing import Signed, check
-from hansa.scheduler.devices import unmet
+from hansa.scheduler.devices import Shortage, choose
 
 LONGEST_LIFE_MS = 10 * 60_000
 """An advert that claims to stand for longer is not kept: it could not be taken back."""
@@ -50,11 +51,14 @@ class Book:
         """Answer newcomers."""
         self._net.serve(BOOK, self._answer, max_request_bytes=256)
 
-    def standing(self) -> Iterator[Known]:
-        """Every advert that has not expired, the cheapest first."""
+    def _forget_expired(self) -> None:
         now_ms = self._now_ms()
         for account in [key for key, known in self._adverts.items() if known.advert.expires_ms <= now_ms]:
             del self._adverts[account]
+
+    def standing(self) -> Iterator[Known]:
+        """Every advert that has not expired, the cheapest first."""
+        self._forget_expired()
         yield from sorted(
             self._adverts.values(), key=lambda known: (known.advert.price_e18_per_device_ms, known.advert.signer)
         )
@@ -67,9 +71,18 @@ class Book:
             if known.advert.currency == currency
             and known.advert.price_e18_per_device_ms <= ceiling_e18
             and needs.tier in ("", "none", known.advert.tier)
-            and sum(not unmet(needs, device) for device in known.advert.devices) >= needs.devices
+            and not isinstance(choose(needs, known.advert.devices, known.advert.devices), Shortage)
         )
-        return tuple(account for account, _ in zip(fitting, range(MOST_INVITED), strict=False))
+        return tuple(islice(fitting, MOST_INVITED))
+
+    def others(self, invited: tuple[bytes, ...], currency: str) -> tuple[bytes, ...]:
+        """Accounts beside those invited already, up to the same number: they will decline, and say why."""
+        others = (
+            known.advert.signer
+            for known in self.standing()
+            if known.advert.currency == currency and known.advert.signer not in invited
+        )
+        return tuple(islice(others, max(0, MOST_INVITED - len(invited))))
 
     def take(self, signed: Signed[Advert]) -> Verdict:
         """Keep an advert if it is sound and newer than what is known. Cheap checks come before the signature."""
@@ -80,7 +93,9 @@ class Book:
         if known is not None and known.advert.sequence >= advert.sequence:
             return Verdict.IGNORE
         if known is None and len(self._adverts) >= MOST_ADVERTS:
-            return Verdict.IGNORE
+            self._forget_expired()
+            if len(self._adverts) >= MOST_ADVERTS:
+                return Verdict.IGNORE
         try:
             check(DOMAIN, signed, advert.signer)
         except ProtocolError:

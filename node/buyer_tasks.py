@@ -39,6 +39,9 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
             if len(invited) >= len(wanted.shards):
                 break
             await trio.sleep(0.2)
+    if len(invited) < len(wanted.shards):
+        # Too few seem to fit. The others decline, and their reasons tell the developer what to change.
+        invited += daemon.book.others(invited, spec.currency)
     now_ms = daemon.now_ms()
     tender = Tender(
         signer=daemon.state.account,
@@ -94,16 +97,17 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
     try:
         reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes)
         rejected = {**missing, **reduced.rejected}
-        state = reduced.state
-    except BlobMissing as fault:
-        # Evicted between the fetch and the sum: the round is collected again.
-        rejected, state = {**missing, **{entry.shard: str(fault) for entry in here}}, None
+        blob = None
+        if reduced.state is not None:
+            blob = await trio.to_thread.run_sync(daemon.store.put_bytes, reduced.state)
+    except (BlobMissing, NoRoom) as fault:
+        # Evicted between the fetch and the sum, or no room for the result: the round is collected again.
+        rejected, blob = {**missing, **{entry.shard: str(fault) for entry in here}}, None
     left_out = tuple(Rejected(shard=shard, reason=reason[:250]) for shard, reason in sorted(rejected.items()))
     outcome: Any
-    if state is None:
+    if blob is None:
         outcome = RoundNotReduced(job=wanted.job, round=wanted.round, rejected=left_out, at_ms=daemon.now_ms())
     else:
-        blob = await trio.to_thread.run_sync(daemon.store.put_bytes, state)
         outcome = RoundReduced(
             job=wanted.job,
             round=wanted.round,
@@ -116,15 +120,14 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
 
 
 async def _fetch_contribution(daemon: "Daemon", contribution: Contribution, missing: dict[int, str]) -> None:
-    deadline = trio.current_time() + FETCH_PATIENCE_S
-    while True:
-        why = await _fetch(daemon, contribution.state, contribution.provider)
-        if why is None:
-            return
-        if trio.current_time() >= deadline:
-            missing[contribution.shard] = why
-            return
-        await trio.sleep(RETRY_S)
+    why = "it came too slowly"
+    # Around the fetch too: one that hands its bytes out one by one must not hold up everybody's round.
+    with trio.move_on_after(FETCH_PATIENCE_S) as patience:
+        while (fault := await _fetch(daemon, contribution.state, contribution.provider)) is not None:
+            why = fault
+            await trio.sleep(RETRY_S)
+    if patience.cancelled_caught:
+        missing[contribution.shard] = why
 
 
 def _reduce(store: BlobStore, previous: BlobRef | None, contributions: list[Contribution], limit_bytes: int) -> Reduced:

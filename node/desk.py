@@ -66,9 +66,7 @@ class NodeDesk:
             "peers": [
                 {
                     "peer_id": peer.peer_id,
-                    "account": checksum_address(account)
-                    if (account := daemon.directory.account_of(peer.peer_id))
-                    else None,
+                    "account": self._account_of(peer.peer_id),
                     "phase": peer.phase,
                     "path": peer.path,
                 }
@@ -134,14 +132,13 @@ class NodeDesk:
 
     async def logs(self, job: bytes, shard: int | None, follow: bool) -> AsyncGenerator[Json, None]:
         """See ``Desk``."""
-        after: dict[int, int] = {}
+        shards = range(self._job(job).spec.shards)
+        tail = self._daemon.job_logs.tail(job, [each for each in shards if shard in (None, each)])
         while True:
-            found = self._job(job)
-            ended = found.phase in ENDED
-            for line in self._daemon.job_logs.read(job, found.spec.shards, after):
-                if shard is None or line["shard"] == shard:
-                    yield line
-            if ended or not follow:
+            last = not follow or self._job(job).phase in ENDED
+            for line in tail.lines(last=last):
+                yield line
+            if last:
                 return
             await trio.sleep(LOG_PAUSE_S)
 

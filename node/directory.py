@@ -52,6 +52,10 @@ class Directory:
         known = self._bindings.get(peer_id)
         if known is not None and known.account != binding.account and known.epoch >= binding.epoch:
             raise BadSignature("hello", "the node changed its account without a newer binding")
+        other = self._bindings.get(self._peers.get(binding.account, ""))
+        if other is not None and other.peer_id != binding.peer_id and other.epoch >= binding.epoch:
+            # An account that moved must not be drawn back to a node whose binding it has replaced.
+            raise NotForUs("hello", "the account has bound itself to another node since")
         self._bindings[peer_id] = binding
         self._bindings.move_to_end(peer_id)
         self._peers[binding.account] = peer_id
@@ -66,9 +70,10 @@ class Directory:
         binding = self._bindings.get(peer_id)
         return binding.account if binding is not None and holds_at(binding, self._now_ms()) else None
 
-    def peer_of(self, account: bytes) -> str | None:
-        """The peer that speaks for an account, proved or only said."""
-        return self._peers.get(account) or self._hints.get(account)
+    def peers_of(self, account: bytes) -> tuple[str, ...]:
+        """Where an account may be found: the peer that proved to speak for it, then the one that is said to."""
+        known = (self._peers.get(account), self._hints.get(account))
+        return tuple(dict.fromkeys(peer_id for peer_id in known if peer_id is not None))
 
     def hint(self, account: bytes, peer_id: str) -> None:
         """A signed document says that this peer speaks for the account; it will have to prove it."""
@@ -101,12 +106,16 @@ class Directory:
         Raises:
             Stranger: nobody does, or it cannot be reached or proved now.
         """
-        peer_id = self.peer_of(account)
-        if peer_id is None:
-            raise Stranger("no node is known that speaks for this account")
-        if await self.meet(peer_id) != account:
-            raise Stranger("the node that was said to speak for this account speaks for another")
-        return peer_id
+        why = "no node is known that speaks for this account"
+        # A node that has a new key proves nothing under its old one, and its newest advert says where it is now.
+        for peer_id in reversed(self.peers_of(account)):
+            try:
+                if await self.meet(peer_id) == account:
+                    return peer_id
+                why = "the node that was said to speak for this account speaks for another"
+            except Stranger as fault:
+                why = str(fault)
+        raise Stranger(why)
 
     async def require(self, peer_id: str) -> bytes:
         """As ``meet``, inside a request's handler: who cannot prove its account is refused."""

@@ -1,13 +1,19 @@
 """What the shards of a buyer's jobs printed: one file a shard, bounded, read back line by line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hansa.proto.units import UnixMs
 
 MOST_BYTES = 32 << 20
 """Of one shard's output. The rest is counted as dropped; the job's own outputs are the place for more."""
+
+LONGEST_LINE_CHARS = 4096
+"""Of one line, as it is read back. A job that never ends its lines is cut."""
+
+Entry = dict[str, Any]
 
 
 class JobLogs:
@@ -30,16 +36,45 @@ class JobLogs:
         with path.open("a") as file:
             file.write(line)
 
-    def read(self, job: bytes, shards: int, after: dict[int, int]) -> Iterator[dict[str, object]]:
-        """Lines that came since the last call with the same ``after``, which keeps the place in each shard's file."""
-        for shard in range(shards):
-            path = self._path(job, shard)
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                file.seek(after.get(shard, 0))
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    after[shard] = after.get(shard, 0) + len(line)
-                    yield json.loads(line)
+    def tail(self, job: bytes, shards: Sequence[int]) -> "Tail":
+        """What these shards printed, to be read line by line from the beginning."""
+        return Tail([(shard, self._path(job, shard)) for shard in shards])
+
+
+class Tail:
+    """A place in each shard's file. A line may have come in several pieces, and a piece may hold several lines."""
+
+    def __init__(self, files: Sequence[tuple[int, Path]]) -> None:
+        """Stand at the beginning of each file."""
+        self._files = files
+        self._places: dict[int, int] = {}
+        self._begun: dict[int, Entry] = {}
+
+    def lines(self, *, last: bool) -> Iterator[Entry]:
+        """The lines that were completed since the call before. The ``last`` call gives what has no end, too."""
+        for shard, path in self._files:
+            if path.exists():
+                yield from self._new_lines(shard, path)
+        if last:
+            yield from (entry for entry in self._begun.values() if entry["text"])
+            self._begun.clear()
+
+    def _new_lines(self, shard: int, path: Path) -> Iterator[Entry]:
+        with path.open("rb") as file:
+            file.seek(self._places.get(shard, 0))
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    break
+                self._places[shard] = file.tell()
+                entry: Entry = json.loads(raw)
+                before = self._begun.pop(shard, None)
+                at_ms, text = (before["at_ms"], before["text"]) if before else (entry["at_ms"], "")
+                *whole, rest = (text + entry["text"]).split("\n")
+                for line in whole:
+                    yield {"shard": shard, "at_ms": at_ms, "text": line}
+                    at_ms = entry["at_ms"]
+                while len(rest) > LONGEST_LINE_CHARS:
+                    yield {"shard": shard, "at_ms": at_ms, "text": rest[:LONGEST_LINE_CHARS]}
+                    rest = rest[LONGEST_LINE_CHARS:]
+                if rest:
+                    self._begun[shard] = {"shard": shard, "at_ms": at_ms, "text": rest}

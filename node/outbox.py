@@ -1,7 +1,8 @@
 """Brings messages to accounts, in order, again and again until each is in the receiver's journal.
 
 Nothing here is durable: after a crash the machines say again what is outstanding. Every account has a queue and, while
-there is something in it, a task of its own, so one that is away delays nobody else.
+there is something in it, a task of its own, so one that is away delays nobody else. What a job printed has a queue
+beside it: a job that talks without end must not keep its own receipts waiting.
 """
 
 import math
@@ -14,17 +15,24 @@ import trio
 
 from hansa.market.effects import Send, sealed
 from hansa.node.directory import Directory, Stranger
-from hansa.node.net import Net, NetError, Refused, TooBig
+from hansa.node.net import Net, NetError, Refused, RemoteFault, TooBig
 from hansa.proto.codec import encode
+from hansa.proto.messages import RunLogSent
 from hansa.proto.protocols import MARKET
 from hansa.proto.signing import SigningKey
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
 MOST_WAITING = 5_000
-"""Messages to one account. Beyond this the oldest go: what mattered is said again after a restart."""
+"""Messages in one queue. Beyond this those go that would be pointless soonest."""
 MOST_REFUSALS = 5
+MOST_FAULTS = 20
+"""How often the other side may fail over one message. It may be in the middle of a restart; but what it can never take
+must not stand before everything else for ever."""
 NO_ROOM = "busy"
+
+Lane = tuple[bytes, bool]
+"""A queue: to which account, and whether for what jobs print."""
 
 
 class Outbox:
@@ -36,10 +44,11 @@ class Outbox:
         self._directory = directory
         self._key = key
         self._now_ms = now_ms
-        self._queues: dict[bytes, list[Send]] = {}
-        self._kicks: dict[bytes, trio.Event] = {}
+        self._queues: dict[Lane, list[Send]] = {}
+        self._kicks: dict[Lane, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
         self.counters: Counter[str] = Counter()
+        self.delivered = 0
 
     async def serve(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Bring messages until cancelled."""
@@ -51,10 +60,11 @@ class Outbox:
     def put(self, send: Send) -> None:
         """Take a message over. One that replaces another takes its place in the queue."""
         assert self._nursery is not None, "serve first"
-        queue = self._queues.get(send.to)
+        lane = (send.to, isinstance(send.message, RunLogSent))
+        queue = self._queues.get(lane)
         if queue is None:
-            queue = self._queues[send.to] = []
-            self._nursery.start_soon(self._bring_all, send.to)
+            queue = self._queues[lane] = []
+            self._nursery.start_soon(self._bring_all, lane)
         if send.replaces:
             for index, waiting in enumerate(queue):
                 # The first is on its way right now; its successor stands behind it.
@@ -63,28 +73,27 @@ class Outbox:
                     return
         queue.append(send)
         if len(queue) > MOST_WAITING:
-            del queue[1]
+            del queue[min(range(1, len(queue)), key=lambda index: queue[index].keep_until_ms)]
             self.counters["outbox: queue over its limit"] += 1
 
     def kick(self, account: bytes) -> None:
         """The account's node is there: do not wait out the pause."""
-        event = self._kicks.get(account)
-        if event is not None:
-            event.set()
+        for of_logs in (False, True):
+            event = self._kicks.get((account, of_logs))
+            if event is not None:
+                event.set()
 
-    async def _bring_all(self, account: bytes) -> None:
-        queue = self._queues[account]
+    async def _bring_all(self, lane: Lane) -> None:
+        queue = self._queues[lane]
         while queue:
-            send = queue[0]
-            if await self._bring(send):
-                self.counters["outbox: delivered"] += 1
+            self.delivered += await self._bring(queue[0], lane)
             queue.pop(0)
-        del self._queues[account]
+        del self._queues[lane]
 
-    async def _bring(self, send: Send) -> bool:
+    async def _bring(self, send: Send, lane: Lane) -> bool:
         """One message, until it is there, or pointless. Answers whether it is there."""
         data = encode(sealed(send.message, self._key))
-        pause_s, refusals = FIRST_PAUSE_S, 0
+        pause_s, refusals, faults = FIRST_PAUSE_S, 0, 0
         while self._now_ms() <= send.keep_until_ms:
             try:
                 peer_id = await self._directory.reach(send.to)
@@ -93,22 +102,27 @@ class Outbox:
                 self.counters["outbox: message over its limit"] += 1
                 return False
             except Refused as fault:
-                refusals += fault.why != NO_ROOM
+                refusals += not fault.why.startswith(NO_ROOM)
                 self.counters["outbox: refused"] += 1
                 if refusals >= MOST_REFUSALS:
+                    return False
+            except RemoteFault:
+                faults += 1
+                self.counters["outbox: not taken"] += 1
+                if faults >= MOST_FAULTS:
                     return False
             except (NetError, Stranger):
                 self.counters["outbox: not reached"] += 1
             else:
                 return True
-            await self._pause(send.to, pause_s)
+            await self._pause(lane, pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
         self.counters["outbox: out of date"] += 1
         return False
 
-    async def _pause(self, account: bytes, pause_s: float) -> None:
-        event = self._kicks[account] = trio.Event()
+    async def _pause(self, lane: Lane, pause_s: float) -> None:
+        event = self._kicks[lane] = trio.Event()
         # Jitter, so that many nodes that lost one peer do not all come back to it at once. Nothing secret is drawn.
         with trio.move_on_after(pause_s * random.uniform(0.7, 1.3)):  # noqa: S311
             await event.wait()
-        del self._kicks[account]
+        del self._kicks[lane]

@@ -1,0 +1,192 @@
+"""An account is believed only of the node that proves it with both keys, now."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import trio
+from kit.memory_net import MemoryHub
+from kit.memory_party import LIFE_MS, Party, bent, hello_of, key, now_ms, party
+
+from hansa.node import directory
+from hansa.node.directory import Stranger
+from hansa.node.net import Context, Refused, RemoteFault
+from hansa.proto.codec import encode
+from hansa.proto.messages import Hello
+from hansa.proto.protocols import HELLO, MAX_HELLO_BYTES
+from hansa.proto.signing import SigningKey
+
+pytestmark = pytest.mark.trio
+
+
+def expired(account: SigningKey, node: SigningKey) -> Hello:
+    return hello_of(account, node, not_after_ms=now_ms() - 1)
+
+
+def too_early(account: SigningKey, node: SigningKey) -> Hello:
+    return hello_of(account, node, not_before_ms=now_ms() + 1_000)
+
+
+def account_bent(account: SigningKey, node: SigningKey) -> Hello:
+    hello = hello_of(account, node)
+    return replace(hello, account_signature=bent(hello.account_signature))
+
+
+def node_bent(account: SigningKey, node: SigningKey) -> Hello:
+    hello = hello_of(account, node)
+    return replace(hello, node_signature=bent(hello.node_signature))
+
+
+def anothers_node(account: SigningKey, _: SigningKey) -> Hello:
+    return hello_of(account, key(5_000))
+
+
+def anothers_account(_: SigningKey, node: SigningKey) -> Hello:
+    hello = hello_of(key(6_000), node)
+    return replace(hello, account_signature=key(6_001).sign_digest(bytes(32)))
+
+
+BAD: tuple[Callable[[SigningKey, SigningKey], Hello], ...] = (
+    expired,
+    too_early,
+    account_bent,
+    node_bent,
+    anothers_node,
+    anothers_account,
+)
+
+
+async def test_two_nodes_that_meet_know_each_others_accounts() -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as two:
+        one.knows(two)
+        assert await one.directory.meet(two.peer_id) == two.account.address
+        assert two.directory.account_of(one.peer_id) == one.account.address, "one hello introduces both"
+        assert await two.directory.reach(one.account.address) == one.peer_id
+        assert one.strikes(two) == two.strikes(one) == 0
+
+
+@pytest.mark.parametrize("hello", BAD)
+async def test_who_proves_nothing_is_refused_and_struck(hello: Callable[[SigningKey, SigningKey], Hello]) -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2, hello=hello) as liar:
+        one.knows(liar)
+        with pytest.raises(Stranger):
+            await one.directory.meet(liar.peer_id)
+        assert one.strikes(liar) == 1
+        assert one.directory.account_of(liar.peer_id) is None
+        with pytest.raises(Refused, match="prove your account first"):
+            await one.directory.require(liar.peer_id)
+
+
+@pytest.mark.parametrize("hello", BAD)
+async def test_who_comes_with_a_bad_hello_is_struck_and_gets_none(
+    hello: Callable[[SigningKey, SigningKey], Hello],
+) -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2, hello=hello) as liar:
+        liar.knows(one)
+        with pytest.raises(RemoteFault):
+            await liar.net.request(one.peer_id, HELLO, encode(liar.hello))
+        assert one.strikes(liar) == 1
+        assert one.directory.account_of(liar.peer_id) is None
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xc1", b"\x00" * MAX_HELLO_BYTES, encode("hello")])
+async def test_a_hello_that_is_none_is_a_strike(answer: bytes) -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as liar:
+
+        async def reply(_context: Context, _data: bytes) -> bytes:
+            return answer
+
+        liar.net.serve(HELLO, reply)
+        one.knows(liar)
+        with pytest.raises(Stranger):
+            await one.directory.meet(liar.peer_id)
+        assert one.strikes(liar) == 1
+
+
+async def test_nobody_is_struck_for_being_away_and_a_name_that_is_none_is_a_stranger() -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as two:
+        one.knows(two)
+        hub.link_cut(one.peer_id, two.peer_id)
+        for name in (two.peer_id, "", "16Uiu2nobody", "\x00"):
+            with pytest.raises(Stranger):
+                await one.directory.meet(name)
+        assert one.strikes(two) == 0
+
+
+async def test_a_binding_that_ran_out_must_be_proved_again(autojump_clock: trio.abc.Clock) -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as two:
+        one.knows(two)
+        await one.directory.meet(two.peer_id)
+        await trio.sleep(LIFE_MS / 1000 - 1)
+        assert one.directory.account_of(two.peer_id) == two.account.address
+        await trio.sleep(1)
+        assert one.directory.account_of(two.peer_id) is None
+        with pytest.raises(Stranger):
+            await one.directory.reach(two.account.address)
+
+
+async def test_an_account_that_nobody_speaks_for_is_not_reached() -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as two:
+        one.knows(two)
+        with pytest.raises(Stranger, match="no node is known"):
+            await one.directory.reach(key(77).address)
+        one.directory.hint(key(77).address, two.peer_id)
+        with pytest.raises(Stranger, match="speaks for another"):
+            await one.directory.reach(key(77).address)
+
+
+async def test_an_account_that_moved_is_found_at_its_new_node_and_never_drawn_back() -> None:
+    hub = MemoryHub()
+
+    def newer(account: SigningKey, node: SigningKey) -> Hello:
+        return hello_of(account, node, epoch=2)
+
+    async with party(hub, 1) as one, party(hub, 2) as old, party(hub, 2, node=3_000, hello=newer) as new:
+        one.knows(old)
+        one.knows(new)
+        account = old.account.address
+        one.directory.hint(account, old.peer_id)
+        assert await one.directory.reach(account) == old.peer_id
+        one.directory.hint(account, new.peer_id)
+        assert await one.directory.reach(account) == new.peer_id, "the newest advert says where it is now"
+        await replay(old, one)
+        assert await one.directory.reach(account) == new.peer_id
+
+
+async def replay(old: Party, to: Party) -> None:
+    """Say hello with a binding that was replaced since."""
+    old.knows(to)
+    with pytest.raises(RemoteFault):
+        await old.net.request(to.peer_id, HELLO, encode(old.hello))
+
+
+async def test_a_node_changes_its_account_only_with_a_newer_binding() -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as two:
+        two.knows(one)
+        await two.net.request(one.peer_id, HELLO, encode(two.hello))
+        other = hello_of(key(9), two.node, epoch=1)
+        with pytest.raises(RemoteFault):
+            await two.net.request(one.peer_id, HELLO, encode(other))
+        assert one.directory.account_of(two.peer_id) == two.account.address
+        await two.net.request(one.peer_id, HELLO, encode(hello_of(key(9), two.node, epoch=2)))
+        assert one.directory.account_of(two.peer_id) == key(9).address
+
+
+async def test_strangers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "MOST_KNOWN", 3)
+    hub = MemoryHub()
+    async with party(hub, 1) as one:
+        for number in range(10, 18):
+            async with party(hub, number) as each:
+                one.knows(each)
+                await one.directory.meet(each.peer_id)
+                one.directory.hint(key(number + 50).address, each.peer_id)
+        assert len(one.directory._bindings) == len(one.directory._peers) == len(one.directory._hints) == 3
