@@ -117,8 +117,9 @@ class SqliteJournal:
 
     def write_snapshot(self, value: Snapshot) -> None:
         """See ``Journal``. What only older snapshots need is dropped in the same transaction."""
+        body = encode(value)
         self._database.execute("BEGIN IMMEDIATE")
-        self._database.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?)", (self._position, encode(value)))
+        self._database.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?)", (self._position, body))
         self._database.execute(
             "DELETE FROM snapshot WHERE position NOT IN (SELECT position FROM snapshot ORDER BY position DESC LIMIT ?)",
             (KEPT_SNAPSHOTS,),
@@ -133,7 +134,14 @@ class SqliteJournal:
                 return decode(body, Snapshot, limit_bytes=MAX_SNAPSHOT_BYTES), self._events_after(position)
             except ProtocolError:
                 continue
+        first: int = self._database.execute("SELECT coalesce(min(position), 1) FROM event").fetchone()[0]
+        if first != 1 or (self._position and not self._has_events()):
+            hint = "this version cannot read it: start the version that wrote it, or restore a copy of the file."
+            raise OperatorError(f"no snapshot in {self._path} is readable, and what came before it is gone", hint)
         return None, self._events_after(0)
+
+    def _has_events(self) -> bool:
+        return bool(self._database.execute("SELECT EXISTS (SELECT 1 FROM event)").fetchone()[0])
 
     def _events_after(self, position: int) -> Iterator[NodeEvent]:
         rows = self._database.execute(

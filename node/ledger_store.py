@@ -48,7 +48,7 @@ class LedgerStore:
 
     def post(self, entries: Sequence[Entry]) -> int:
         """Append what is not there yet, in one transaction. Answers how many that were."""
-        added = 0
+        position, chain, added = self._position, self._chain, 0
         self._database.execute("BEGIN IMMEDIATE")
         try:
             for entry in entries:
@@ -58,9 +58,9 @@ class LedgerStore:
                     assert earlier.legs == entry.legs, f"two entries of one id: {entry.memo!r}"
                     continue
                 body = encode(entry)
-                self._position += 1
-                self._chain = keccak256(self._chain + body)
-                row = (self._position, entry.id, body, self._chain)
+                position += 1
+                chain = keccak256(chain + body)
+                row = (position, entry.id, body, chain)
                 self._database.execute("INSERT INTO entry VALUES (?, ?, ?, ?)", row)
                 added += 1
             self._database.execute("COMMIT")
@@ -68,6 +68,7 @@ class LedgerStore:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+        self._position, self._chain = position, chain
         return added
 
     def entries(self) -> Iterator[Entry]:

@@ -178,7 +178,7 @@ def test_a_provider_that_stayed_silent_once_gets_no_second_award():
     dear = [bid_of(TWO, OTHER_KEY, 2 * PRICE, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (3, 4)]
     playbook = Playbook(advance, start(TWO)) >> cheap[0] >> cheap[1] >> dear[0] >> dear[1] >> passed(CLOSE)
     playbook << sent(PROVIDER, AwardSent) << sent(PROVIDER, AwardSent)
-    one, two = playbook.reaches("awarding").placements
+    one, _ = playbook.reaches("awarding").placements
     playbook >> confirmed(one) >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled)
     playbook << sent(OTHER, AwardSent)
     playbook.reaches("awarding")

@@ -318,7 +318,7 @@ def test_the_usual_course_with_strays_dropped_in_anywhere(data):
         st.just(DeliveryTaken(at_ms=NOW_MS + 61_000)),
         st.builds(over, st.sampled_from(["succeeded", "failed", "stopped"])),
     )
-    state, worked, steps, freed, held = START, 0, 0, 0, True
+    state, worked, steps, freed = START, 0, 0, 0
     for _ in range(data.draw(st.integers(1, 12))):
         worked, steps = worked + data.draw(st.integers(1, 2_500)), steps + 1
         usual = [awarded(), StartOrdered(round=0, checkpoint=None, at_ms=NOW_MS + 10_000), progress(worked, steps)]

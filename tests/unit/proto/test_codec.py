@@ -1,0 +1,283 @@
+"""Any bytes become a value or a ``ProtocolError``; any value comes back as it was; the wire does not drift."""
+
+import json
+import typing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgpack
+import pytest
+from drawn_values import dataclasses_of, values
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kit import trading
+
+from hansa.market.effects import unsigned
+from hansa.market.ledger import Ledger, vouched_by_buyer
+from hansa.node import events
+from hansa.node.state import NodeState, Snapshot, snapshot
+from hansa.proto import messages
+from hansa.proto.blob import BlobRef
+from hansa.proto.codec import DEFAULT_ITEMS, decode, encode
+from hansa.proto.documents import CooperativeClose, Voucher
+from hansa.proto.errors import Malformed, ProtocolError, TooLarge, UnsupportedVersion
+from hansa.proto.messages import Direct
+from hansa.proto.protocols import VERSION
+
+MESSAGES = typing.get_args(Direct)
+EVENTS = typing.get_args(events.NodeEvent)
+GOLDEN = Path(__file__).with_name("golden_frames.json")
+LIMIT = 1 << 20
+
+
+def read(data, kinds=Direct):
+    return decode(data, kinds, limit_bytes=LIMIT)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_protocol_error(data):
+    try:
+        assert isinstance(read(data), MESSAGES)
+    except ProtocolError:
+        pass
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(0, 99), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([kind.__name__ for kind in MESSAGES]), JUNK)
+def test_any_fields_are_a_message_or_a_protocol_error(name, junk):
+    data = msgpack.packb([VERSION, name, junk], use_bin_type=True)
+    with pytest.raises(ProtocolError):
+        read(data)
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_one_field_that_is_something_else_is_refused_or_right(data):
+    """A sound frame with one value replaced: the usual course with one stray in it."""
+    value = SAMPLES[data.draw(st.sampled_from(sorted(SAMPLES)))]
+    version, name, fields = msgpack.unpackb(encode(value))
+    key = data.draw(st.sampled_from(sorted(fields)))
+    fields[key] = data.draw(JUNK)
+    try:
+        again = read(msgpack.packb([version, name, fields], use_bin_type=True))
+    except ProtocolError:
+        return
+    assert read(encode(again)) == again
+
+
+@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+def test_every_message_comes_back_as_it_was(kind):
+    @given(dataclasses_of(kind))
+    @settings(max_examples=15, suppress_health_check=list(HealthCheck))
+    def round_trip(value):
+        assert read(encode(value)) == value
+
+    round_trip()
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
+def test_every_journal_event_comes_back_as_it_was(kind):
+    @given(dataclasses_of(kind))
+    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
+    def round_trip(value):
+        assert read(encode(value), events.NodeEvent) == value
+
+    round_trip()
+
+
+@given(st.data())
+@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+def test_a_snapshot_comes_back_as_it_was(data):
+    parts = typing.get_type_hints(Snapshot, include_extras=True)
+    empty = snapshot(NodeState())
+    name = data.draw(st.sampled_from(sorted(parts)))
+    written = replace(empty, **{name: data.draw(values(parts[name]))})
+    assert read(encode(written), Snapshot) == written
+
+
+@pytest.mark.parametrize(
+    "amount", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 1 << 200, -(1 << 63), -(1 << 63) - 1]
+)
+def test_the_books_hold_sums_of_any_size_and_sign(amount):
+    books = Ledger(balances={"a": amount}, entries=1)
+    assert read(encode(books), Ledger) == books
+
+
+# Limits.
+
+
+def test_more_bytes_than_allowed_are_not_looked_at():
+    with pytest.raises(TooLarge):
+        decode(b"\xc1" * 11, Direct, limit_bytes=10)
+
+
+@pytest.mark.parametrize("version", [0, VERSION + 1, 1 << 63])
+def test_another_version_is_named_as_such(version):
+    with pytest.raises(UnsupportedVersion):
+        read(msgpack.packb([version, "BidReleased", {}]))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        [],
+        [VERSION, "BidReleased"],
+        [VERSION, "BidReleased", {}, 1],
+        [True, "BidReleased", {}],
+        [VERSION, b"BidReleased", {}],
+        [VERSION, "Snapshot", {}],
+        [VERSION, "BidReleased", []],
+        [VERSION, "BidReleased", {"bid": bytes(32)}],
+        [VERSION, "BidReleased", {"bid": bytes(32), "reason": "", "more": 1}],
+        [VERSION, "BidReleased", {"bid": bytes(32), "other": ""}],
+        [VERSION, "BidReleased", {"bid": bytes(31), "reason": ""}],
+        [VERSION, "BidReleased", {"bid": bytes(32), "reason": "x" * 257}],
+        [VERSION, "BidReleased", {"bid": bytes(32), "reason": "é" * 129}],
+        [VERSION, "BidReleased", {"bid": bytes(32), "reason": b"x"}],
+        [VERSION, "BidReleased", {"bid": "x" * 32, "reason": ""}],
+    ],
+)
+def test_what_is_nearly_a_message_is_malformed(frame):
+    with pytest.raises(Malformed):
+        read(msgpack.packb(frame, use_bin_type=True))
+
+
+def test_a_key_that_stands_twice_is_malformed():
+    body = encode(messages.BidReleased(bid=bytes(32), reason=""))
+    twice = body.replace(b"\x82\xa3bid", b"\x83\xa6reason\xa0\xa3bid")
+    assert len(twice) > len(body)
+    with pytest.raises(Malformed):
+        read(twice)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1])
+def test_a_metric_is_a_finite_number(value):
+    frame = [VERSION, "RunReported", {"lease": bytes(32), "step": 1, "metrics": [{"name": "a", "value": value}]}]
+    frame[2]["started"] = True
+    with pytest.raises(Malformed):
+        read(msgpack.packb(frame))
+
+
+def test_more_items_than_allowed_are_too_large():
+    metric = {"name": "a", "value": 1.0}
+    fields = {"lease": bytes(32), "step": 1, "metrics": [metric] * (messages.MAX_METRICS + 1), "started": True}
+    with pytest.raises(TooLarge):
+        read(msgpack.packb([VERSION, "RunReported", fields]))
+    assert DEFAULT_ITEMS >= messages.MAX_LINES
+
+
+def test_deep_nesting_is_malformed():
+    with pytest.raises(Malformed):
+        read(b"\x91" * 100_000 + b"\xc0")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [bytes(8), b"\x01" * 8, b"\x00" * 9, b"\x00\x00" + b"\xff" * 8, b"\x00" * 2 + b"\x01" + bytes(8), b"\x7f" * 34],
+)
+def test_a_large_integer_has_one_form(body):
+    closing = CooperativeClose(channel_id=bytes(32), cumulative=1 << 64)
+    frame = msgpack.unpackb(encode(messages.CloseProposed(close=unsigned(closing))))
+    assert frame[2]["close"]["document"]["cumulative"] == b"\x01" + bytes(8)
+    frame[2]["close"]["document"]["cumulative"] = body
+    with pytest.raises(Malformed):
+        read(msgpack.packb(frame, use_bin_type=True))
+
+
+def test_an_amount_is_below_two_to_the_128():
+    for cumulative, fine in (((1 << 128) - 1, True), (1 << 128, False)):
+        data = encode(
+            messages.CloseProposed(close=unsigned(CooperativeClose(channel_id=bytes(32), cumulative=cumulative)))
+        )
+        if fine:
+            assert read(data).close.document.cumulative == cumulative
+        else:
+            with pytest.raises(Malformed):
+                read(data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picky:
+    """A class whose own rules refuse some values."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        """Refuse thirteen."""
+        if self.number == 13:
+            raise ValueError("unlucky")
+
+
+def test_values_that_do_not_go_together_are_malformed():
+    assert read(encode(Picky(number=12)), Picky).number == 12
+    with pytest.raises(Malformed):
+        read(msgpack.packb([VERSION, "Picky", {"number": 13}]), Picky)
+
+
+# The wire as it is.
+
+_TENDER = trading.tender()
+_BID = trading.bid(_TENDER).document
+_AWARD = trading.award(_BID)
+_LEASE = trading.LEASE
+_STATEMENT = trading.statement((trading.line(1_000), trading.evidence(1)))
+_BLOB = BlobRef(root=b"r" * 32, size_bytes=7)
+_VOUCHER = Voucher(channel_id=trading.CHANNEL_ID, cumulative=1 << 70, statement=bytes(32))
+_CLOSE = CooperativeClose(channel_id=trading.CHANNEL_ID, cumulative=5)
+
+SAMPLES = {
+    type(value).__name__: value
+    for value in (
+        messages.TenderSent(tender=unsigned(_TENDER)),
+        messages.BidSent(bid=unsigned(_BID)),
+        messages.DeclineSent(decline=unsigned(trading.decline(_TENDER).document)),
+        messages.BidReleased(bid=_LEASE, reason="another bid won"),
+        messages.AwardSent(award=unsigned(_AWARD), channel=trading.CHANNEL, workload=trading.workload()),
+        messages.LeaseConfirmed(lease=_LEASE),
+        messages.LeaseRefused(lease=_LEASE, reason="no"),
+        messages.LeaseCancelled(lease=_LEASE, reason="no"),
+        messages.RunOrdered(lease=_LEASE, round=2, checkpoint=_BLOB),
+        messages.RunReported(lease=_LEASE, step=3, metrics=(messages.Metric(name="loss", value=0.5),), started=True),
+        messages.RunLogSent(lease=_LEASE, text="hello"),
+        messages.RoundContributed(lease=_LEASE, round=1, weight_milli=1_000, state=_BLOB),
+        messages.RoundPublished(lease=_LEASE, round=1, state=_BLOB),
+        messages.CheckpointStored(lease=_LEASE, round=1, step=3, checkpoint=_BLOB),
+        messages.OutputStored(lease=_LEASE, path="model.npz", blob=_BLOB),
+        messages.RunEnded(lease=_LEASE, outcome="failed", kind="stalled", reason="no", outputs=1),
+        messages.RunStopOrdered(lease=_LEASE, reason="enough"),
+        messages.DeliveryAccepted(lease=_LEASE),
+        messages.ReceiptSent(
+            receipt=unsigned(_STATEMENT.receipt), lines=_STATEMENT.lines, evidence=_STATEMENT.evidence
+        ),
+        messages.VoucherSent(voucher=unsigned(_VOUCHER)),
+        messages.ReceiptRefused(channel_id=trading.CHANNEL_ID, seq=1, reason="no"),
+        messages.CloseProposed(close=unsigned(_CLOSE)),
+        messages.CloseAccepted(close=unsigned(_CLOSE)),
+    )
+}
+
+
+def test_the_wire_is_what_it_was():
+    """A change here is a change of the protocol: raise ``VERSION``, then write the file anew."""
+    written = json.loads(GOLDEN.read_text())
+    assert {name: encode(value).hex() for name, value in SAMPLES.items()} == written["frames"]
+    assert written["version"] == VERSION
+    for name, frame in written["frames"].items():
+        assert read(bytes.fromhex(frame)) == SAMPLES[name]
+
+
+def test_every_message_has_its_golden_frame():
+    assert set(SAMPLES) == {kind.__name__ for kind in MESSAGES}
+
+
+def test_an_entry_of_the_books_comes_back():
+    entry = vouched_by_buyer(
+        channel_id=bytes(32), seq=1, provider=trading.PROVIDER, shares={trading.JOB: 5}, at_ms=trading.NOW_MS
+    )
+    assert read(encode(entry), type(entry)) == entry
