@@ -17,6 +17,8 @@ from hansa.proto.units import (
 )
 
 NO_SPLITS = bytes(32)
+LONGEST_BIDDING_MS = 60_000
+"""Devices are held while a bid stands, and nobody pays for that: no tender may keep bids open for longer."""
 LONGEST_WINDOW_MS = 10 * 60_000
 """A bid holds devices until bidding closes; nobody may have them held for longer than this."""
 
@@ -69,6 +71,8 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return "devices would be held too long before bidding closes", f"bids close within {LONGEST_WINDOW_MS} ms"
     if tender.requirements.devices < 1:
         return "no devices are asked for", "devices ≥ 1"
+    if tender.bids_close_ms > at_ms + LONGEST_BIDDING_MS:
+        return "the tender would stay open for too long", f"bids ≤ {LONGEST_BIDDING_MS // 1000} s"
     if tender.currency != terms.currency:
         return f"prices here are in {terms.currency}", f"tender in {terms.currency}"
     if terms.buyers and tender.signer not in terms.buyers:

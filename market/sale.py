@@ -21,6 +21,10 @@ from hansa.proto.typed_data import digest
 from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
+LARGEST_PACKAGE_BYTES = 1 << 30
+LARGEST_STATE_BYTES = 2 << 30
+LARGEST_OUTPUT_BYTES = 4 << 30
+MOST_WORKERS = 256
 DELIVERY_MS = 10 * 60_000
 """How long outputs are kept for a buyer that does not say it has them."""
 LONGEST_WAIT_MS = 2 * 60_000
@@ -68,6 +72,18 @@ class StopOrdered:
 
     reason: Line
     at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunBegan:
+    """The job's code runs, for the first time or again after its sandbox was lost."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInterrupted:
+    """The sandbox was lost with the daemon: nothing computes until it begins again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +217,7 @@ class Sale:
         lined_steps: the evidence it had.
         lined_amount: what it came to.
         vouched: what the buyer vouched for.
+        unproved_since_ms: since when it computes without a new step; 0 while it does not compute.
         unvouched_since_ms: when the oldest line that waits for its voucher was written; 0 if none waits.
         paused_ms: since when the run is paused for want of vouchers; 0 if it is not.
         outcome, kind, reason, outputs: how the run ended.
@@ -228,6 +245,7 @@ class Sale:
     lined_steps: Uint64 = 0
     lined_amount: Amount = 0
     vouched: Amount = 0
+    unproved_since_ms: UnixMs = 0
     unvouched_since_ms: UnixMs = 0
     paused_ms: UnixMs = 0
     stopping: bool = False
@@ -242,6 +260,15 @@ class Sale:
     def accrued(self) -> int:
         """What the evidence until now is worth."""
         return self.terms.amount(self.device_ms) if self.terms else 0
+
+    @property
+    def exposed_at_ms(self) -> int | None:
+        """When what ran up without a voucher passes ``max_unpaid``, if no step and no voucher comes before; or None."""
+        rate_e18 = self.bid.price_e18_per_device_ms * len(self.bid.devices)
+        if not self.unproved_since_ms or not rate_e18:
+            return None
+        left = max(0, self.bid.max_unpaid - (self.accrued - self.vouched))
+        return self.unproved_since_ms + -(-(left + 1) * 10**18 // rate_e18)
 
     @property
     def buyer(self) -> bytes:
@@ -264,7 +291,7 @@ TABLE: Table[Sale] = Table(
         ("leased", (LeaseCalledOff, StopOrdered, TimePassed), "lapsed"),
         ("leased", StartOrdered, "running"),
         ("running", (LineVouched, LineRefused, ProgressMade, TimePassed), "running"),
-        ("running", (StopOrdered, LeaseCalledOff), "running"),
+        ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff), "running"),
         ("running", RunOver, "delivering"),
         ("delivering", (LineVouched, LineRefused), "delivering"),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
@@ -313,6 +340,8 @@ def _running_deadline_ms(state: Sale) -> int | None:
         times.append(state.paused_ms + state.grace_ms)
     elif state.unvouched_since_ms:
         times.append(state.unvouched_since_ms + state.bid.voucher_timeout_ms)
+    if state.exposed_at_ms is not None:
+        times.append(state.exposed_at_ms)
     if state.steps > state.lined_steps:
         times.append(state.lined_ms + state.bid.meter_interval_ms)
     return min(times)
@@ -331,6 +360,10 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
         case StartOrdered():
             order = RunWanted(lease=state.lease, round=event.round, checkpoint=event.checkpoint)
             return Step(state=replace(state, phase="running", lined_ms=event.at_ms), effects=(order,))
+        case RunBegan(at_ms=at_ms):
+            return Step(state=replace(state, unproved_since_ms=at_ms))
+        case RunInterrupted():
+            return Step(state=replace(state, unproved_since_ms=0))
         case ProgressMade():
             return _progress(state, event)
         case StopOrdered(reason=reason) | LeaseCalledOff(reason=reason) if state.phase == "running":
@@ -373,6 +406,8 @@ def _objection(state: Sale, event: AwardArrived) -> str:
     needs = state.tender.requirements
     if event.workload.memory_bytes > needs.memory_bytes or event.workload.scratch_bytes > needs.scratch_bytes:
         return "the workload asks for more than was tendered"
+    if _is_too_large(event.workload):
+        return "the workload is larger than providers take"
     if award.channel_id != channel_id(DOMAIN, channel):
         return "the channel is not the one that the award names"
     parties = (channel.payer, channel.payer_signer, channel.payee, channel.payee_signer)
@@ -383,6 +418,16 @@ def _objection(state: Sale, event: AwardArrived) -> str:
     if award.ends_ms > award.start_by_ms + needs.wall_ms:
         return "the lease is longer than was tendered"
     return ""
+
+
+def _is_too_large(workload: Workload) -> bool:
+    """Whether it would fill the provider's memory or disk outside the sandbox, where the job's limits do not hold."""
+    return (
+        workload.package_bytes > LARGEST_PACKAGE_BYTES
+        or workload.state_bytes > LARGEST_STATE_BYTES
+        or workload.output_bytes > LARGEST_OUTPUT_BYTES
+        or workload.workers > MOST_WORKERS
+    )
 
 
 def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
@@ -442,6 +487,7 @@ def _progress(state: Sale, event: ProgressMade) -> Step[Sale]:
             seen_ms=event.running_ms,
             steps=max(state.steps, event.steps),
             evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
+            unproved_since_ms=event.at_ms if worked_ms and state.unproved_since_ms else state.unproved_since_ms,
             device_ms=state.device_ms + worked_ms * len(state.bid.devices),
         )
     return _meter(after, event.at_ms, final=False)
@@ -479,9 +525,19 @@ def _meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
         and not state.stopping
         and state.accrued - state.vouched > state.bid.max_unpaid
     ):
-        state = replace(state, paused_ms=at_ms)
-        effects.append(PauseWanted(lease=state.lease))
+        paused = _pause(state, at_ms)
+        return Step(state=paused.state, effects=(*effects, *paused.effects))
     return Step(state=state, effects=tuple(effects))
+
+
+def _pause(state: Sale, at_ms: int) -> Step[Sale]:
+    paused = replace(state, paused_ms=at_ms, unproved_since_ms=0)
+    return Step(state=paused, effects=(PauseWanted(lease=state.lease),))
+
+
+def _stop(state: Sale, reason: str) -> Step[Sale]:
+    stopping = replace(state, stopping=True, reason=reason)
+    return Step(state=stopping, effects=(RunUnwanted(lease=state.lease, reason=reason),))
 
 
 def _take_voucher(state: Sale, event: LineVouched) -> Step[Sale]:
@@ -491,7 +547,7 @@ def _take_voucher(state: Sale, event: LineVouched) -> Step[Sale]:
     waiting = event.at_ms if event.amount < state.lined_amount else 0
     paid = replace(state, vouched=event.amount, unvouched_since_ms=waiting, refused="")
     if state.phase == "running" and state.paused_ms and paid.accrued - paid.vouched <= paid.bid.max_unpaid:
-        resumed = replace(paid, paused_ms=0)
+        resumed = replace(paid, paused_ms=0, unproved_since_ms=event.at_ms)
         return Step(state=resumed, effects=(ResumeWanted(lease=state.lease),))
     return _settle(paid) if state.phase in ("settling", "unpaid") else Step(state=paid)
 
@@ -549,13 +605,15 @@ def _pass_running_time(state: Sale, at_ms: int) -> Step[Sale]:
     elif state.paused_ms and at_ms >= state.paused_ms + state.grace_ms:
         reason = "no voucher within the grace period"
     if reason and not state.stopping:
-        return Step(
-            state=replace(state, stopping=True, reason=reason),
-            effects=(RunUnwanted(lease=state.lease, reason=reason),),
-        )
-    late = state.unvouched_since_ms and at_ms >= state.unvouched_since_ms + state.bid.voucher_timeout_ms
-    if late and not state.paused_ms and not state.stopping:
-        return Step(state=replace(state, paused_ms=at_ms), effects=(PauseWanted(lease=state.lease),))
+        return _stop(state, reason)
+    if not state.paused_ms and not state.stopping:
+        exposed = state.exposed_at_ms is not None and at_ms >= state.exposed_at_ms
+        if exposed and state.accrued <= state.vouched:
+            # There is nothing that the buyer could vouch for, so a pause would last for ever.
+            return _stop(state, "it ran up more than may be unpaid without reporting a step")
+        late = state.unvouched_since_ms and at_ms >= state.unvouched_since_ms + state.bid.voucher_timeout_ms
+        if exposed or late:
+            return _pause(state, at_ms)
     return _meter(state, at_ms, final=False)
 
 

@@ -206,6 +206,8 @@ def take_run_news(state: NodeState, event: RunNews) -> Effects:
     current = state.runs.get(event.run)
     assert current is not None
     match event:
+        case run.RunStarted(at_ms=at_ms):
+            effects += _advance_sale(state, entry.bid_digest, sale.RunBegan(at_ms=at_ms))
         case run.RunProgressed(step=step):
             effects += _advance_sale(state, entry.bid_digest, _progress(current, event.at_ms, step))
         case run.RunSynced() | run.RunCheckpointed():
@@ -376,6 +378,7 @@ def restart(state: NodeState, at_ms: int) -> Effects:
     effects: Effects = []
     for lease in list(state.runs.live):
         effects += _advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
+        effects += _advance_sale(state, state.sale_of[lease], sale.RunInterrupted())
         entry = state.sale_on(lease)
         if entry is not None and entry.phase == "running" and entry.paused_ms:
             effects.append(sale.PauseWanted(lease=lease))
