@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from hansa.node.engine import Engine
 from hansa.node.events import MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
+from hansa.node.gate import TenderRate, concerns
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.inventory import take_inventory
@@ -54,7 +56,7 @@ from hansa.node.state import NodeState
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import TIER_NONE, Advert
-from hansa.proto.messages import RunLogSent
+from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
 from hansa.proto.signing import SigningKey, checksum_address
@@ -108,6 +110,8 @@ class Daemon:
         self.ledger_store.post(self.engine.recovered)
         self.inventory = take_inventory(account.address, config.provider)
         self.grants = Grants()
+        self._tender_rate = TenderRate()
+        self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
         self.lag_ms = 0.0
         self.turned_at = 0.0
@@ -151,12 +155,22 @@ class Daemon:
         self._inbox.send_nowait((event, done, trio.current_time()))
         await done.wait()
 
+    async def take_message(self, event: MessageArrived) -> None:
+        """As ``take``, for what peers say: nothing is journaled that cannot mean anything here."""
+        if not concerns(self.state, event.sender, event.message):
+            self._drops[f"gate: {type(event.message).__name__} about nothing of the sender's"] += 1
+        elif isinstance(event.message, TenderSent) and not self._tender_rate.admits(event.sender, event.at_ms):
+            self._drops["gate: more tenders than one buyer may send"] += 1
+        else:
+            await self.take(event)
+
     def counters(self) -> dict[str, int]:
         """Everything that was dropped, refused, retried or ignored, by reason."""
         return {
             **self.state.ignored,
             **self.net.counters(),
             **self.outbox.counters,
+            **self._drops,
         }
 
     # The engine's loop.
@@ -311,7 +325,7 @@ class Daemon:
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
         self.exchange.serve()
-        Courier(self.net, self.directory, take=self.take, log=self._keep_log, now_ms=now_ms).serve()
+        Courier(self.net, self.directory, take=self.take_message, log=self._keep_log, now_ms=now_ms).serve()
         path = self.config.sandbox.launcher
         launch = (lambda: (None, connect_launcher(str(path)))) if path else start_launcher
         self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)

@@ -1,0 +1,91 @@
+"""What is let in to be journaled: only what a peer may say, about something that is there, and not too often.
+
+The machines would ignore the rest all the same, but by then it would stand in the journal: a stranger could fill the
+disk with messages about leases that never were.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+from hansa.node.state import NodeState
+from hansa.proto import messages
+
+TENDERS_AT_ONCE = 20
+TENDER_EVERY_MS = 3_000
+"""One buyer's tenders, in the long run. A job needs one, and one more for each shard that is lost."""
+MOST_BUYERS = 10_000
+
+
+def concerns(state: NodeState, sender: bytes, message: Any) -> bool:
+    """Whether a message is about something that this node has with its sender."""
+    match message:
+        case messages.TenderSent():
+            return state.terms is not None
+        case messages.BidSent(bid=signed):
+            return _is_invited(state, sender, signed.document.tender)
+        case messages.DeclineSent(decline=signed):
+            return _is_invited(state, sender, signed.document.tender)
+        case messages.AwardSent(award=signed):
+            return _made_bid_to(state, sender, signed.document.bid)
+        case messages.BidReleased(bid=bid):
+            return _made_bid_to(state, sender, bid)
+        case messages.ReceiptSent(receipt=signed):
+            return _is_paid_on(state, sender, signed.document.channel_id)
+        case messages.CloseAccepted(close=signed):
+            return _is_paid_on(state, sender, signed.document.channel_id)
+        case messages.VoucherSent(voucher=signed):
+            return _pays_on(state, sender, signed.document.channel_id)
+        case messages.CloseProposed(close=signed):
+            return _pays_on(state, sender, signed.document.channel_id)
+        case messages.ReceiptRefused(channel_id=channel_id):
+            return _pays_on(state, sender, channel_id)
+        case _:
+            return _shares_lease(state, sender, message.lease)
+
+
+def _is_invited(state: NodeState, sender: bytes, tender: bytes) -> bool:
+    bought = state.purchases.get(tender)
+    return bought is not None and sender in bought.invited
+
+
+def _made_bid_to(state: NodeState, sender: bytes, bid: bytes) -> bool:
+    sale = state.sales.get(bid)
+    return sale is not None and sale.buyer == sender
+
+
+def _is_paid_on(state: NodeState, sender: bytes, channel_id: bytes) -> bool:
+    channel = state.paying.get(channel_id)
+    return channel is not None and channel.config.payee == sender
+
+
+def _pays_on(state: NodeState, sender: bytes, channel_id: bytes) -> bool:
+    channel = state.earning.get(channel_id)
+    return channel is not None and channel.config.payer == sender
+
+
+def _shares_lease(state: NodeState, sender: bytes, lease: bytes) -> bool:
+    sale, bought = state.sale_on(lease), state.purchase_on(lease)
+    if sale is not None and sale.buyer == sender:
+        return True
+    placements = bought.placements if bought else ()
+    return any(placement.lease == lease and placement.provider == sender for placement in placements)
+
+
+class TenderRate:
+    """A bucket of tenders for each buyer, so that one cannot hold every device by tendering without end."""
+
+    def __init__(self) -> None:
+        """Begin with full buckets."""
+        self._buckets: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+
+    def admits(self, buyer: bytes, now_ms: int) -> bool:
+        """Whether this buyer's tender may come in now; it is counted if so."""
+        left, since_ms = self._buckets.get(buyer, (TENDERS_AT_ONCE, now_ms))
+        gained = max(0, now_ms - since_ms) // TENDER_EVERY_MS
+        left, since_ms = min(TENDERS_AT_ONCE, left + gained), since_ms + gained * TENDER_EVERY_MS
+        admitted = left > 0
+        self._buckets[buyer] = (left - admitted, since_ms)
+        self._buckets.move_to_end(buyer)
+        while len(self._buckets) > MOST_BUYERS:
+            self._buckets.popitem(last=False)
+        return admitted

@@ -1,0 +1,166 @@
+"""What is let in to be journaled."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.trading import (
+    BUYER,
+    CHANNEL,
+    CHANNEL_ID,
+    NOW_MS,
+    OTHER,
+    PROVIDER,
+    award,
+    bid,
+    decline,
+    evidence,
+    line,
+    statement,
+    tender,
+    workload,
+)
+
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.effects import unsigned
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.pricing import ProviderTerms
+from hansa.market.purchase import Placement, Purchase
+from hansa.market.sale import Sale
+from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns
+from hansa.node.state import NodeState
+from hansa.proto import messages
+from hansa.proto.documents import CooperativeClose, Voucher
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+
+TENDER = tender()
+TENDER_DIGEST = digest(DOMAIN, TENDER)
+BID = bid(TENDER).document
+BID_DIGEST = digest(DOMAIN, BID)
+AWARD = award(BID)
+LEASE = digest(DOMAIN, AWARD)
+TERMS = ProviderTerms(
+    account=PROVIDER,
+    currency="USD",
+    tier="sandbox",
+    price_e18_per_device_ms=1,
+    voucher_timeout_ms=1,
+    max_unpaid=1,
+    grace_ms=1,
+    credit_limit=1,
+    bid_ms=1,
+    reclaim_notice_ms=1,
+)
+VOUCHER = Voucher(channel_id=CHANNEL_ID, cumulative=1, statement=bytes(32))
+CLOSE = CooperativeClose(channel_id=CHANNEL_ID, cumulative=1)
+
+
+def buyer() -> NodeState:
+    state = NodeState(account=BUYER)
+    placement = Placement(
+        shard=0, bid=BID_DIGEST, provider=PROVIDER, award=AWARD, lease=LEASE, channel=CHANNEL, phase="confirmed"
+    )
+    state.purchases[TENDER_DIGEST] = Purchase(
+        phase="running",
+        tender=TENDER,
+        tender_digest=TENDER_DIGEST,
+        workload=workload(),
+        funds=1,
+        invited=(PROVIDER,),
+        bids={BID_DIGEST: BID},
+        placements=(placement,),
+    )
+    state.placed[LEASE] = TENDER_DIGEST
+    state.paying[CHANNEL_ID] = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID)
+    return state
+
+
+def provider() -> NodeState:
+    state = NodeState(account=PROVIDER, terms=TERMS)
+    state.sales[BID_DIGEST] = Sale(tender=TENDER, bid=BID, bid_digest=BID_DIGEST, grace_ms=1, lease=LEASE)
+    state.sale_of[LEASE] = BID_DIGEST
+    state.earning[CHANNEL_ID] = EarningChannel(config=CHANNEL, channel_id=CHANNEL_ID)
+    return state
+
+
+FOR_BUYERS = [
+    messages.BidSent(bid=bid(TENDER)),
+    messages.DeclineSent(decline=decline(TENDER)),
+    messages.LeaseConfirmed(lease=LEASE),
+    messages.LeaseRefused(lease=LEASE, reason=""),
+    messages.RunReported(lease=LEASE, step=1, metrics=(), started=True),
+    messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0),
+    messages.CloseAccepted(close=unsigned(CLOSE)),
+]
+FOR_PROVIDERS = [
+    messages.AwardSent(award=unsigned(AWARD), channel=CHANNEL, workload=workload()),
+    messages.BidReleased(bid=BID_DIGEST, reason=""),
+    messages.LeaseCancelled(lease=LEASE, reason=""),
+    messages.RunOrdered(lease=LEASE, round=0, checkpoint=None),
+    messages.RunStopOrdered(lease=LEASE, reason=""),
+    messages.DeliveryAccepted(lease=LEASE),
+    messages.VoucherSent(voucher=unsigned(VOUCHER)),
+    messages.ReceiptRefused(channel_id=CHANNEL_ID, seq=1, reason=""),
+    messages.CloseProposed(close=unsigned(CLOSE)),
+]
+
+
+def name(message: object) -> str:
+    return type(message).__name__
+
+
+@pytest.mark.parametrize("message", FOR_BUYERS, ids=name)
+def test_a_buyer_hears_its_provider_about_what_they_share_and_nobody_else(message: object) -> None:
+    assert concerns(buyer(), PROVIDER, message)
+    assert not concerns(buyer(), OTHER, message)
+    assert not concerns(NodeState(account=BUYER), PROVIDER, message)
+
+
+@pytest.mark.parametrize("message", FOR_PROVIDERS, ids=name)
+def test_a_provider_hears_its_buyer_about_what_they_share_and_nobody_else(message: object) -> None:
+    assert concerns(provider(), BUYER, message)
+    assert not concerns(provider(), OTHER, message)
+    assert not concerns(NodeState(account=PROVIDER, terms=TERMS), BUYER, message)
+
+
+def test_a_receipt_is_heard_on_the_payees_own_channel_only() -> None:
+    receipt = statement((line(1_000), evidence(1))).receipt
+    message = messages.ReceiptSent(receipt=unsigned(receipt), lines=(), evidence=())
+    assert concerns(buyer(), PROVIDER, message)
+    assert not concerns(buyer(), OTHER, message)
+    foreign = messages.ReceiptSent(receipt=unsigned(replace(receipt, channel_id=b"x" * 32)), lines=(), evidence=())
+    assert not concerns(buyer(), PROVIDER, foreign)
+
+
+def test_tenders_are_heard_where_something_is_lent() -> None:
+    message = messages.TenderSent(tender=unsigned(TENDER))
+    assert concerns(provider(), OTHER, message)
+    assert not concerns(buyer(), OTHER, message)
+
+
+def test_every_direct_message_is_known_at_the_gate() -> None:
+    tried = {type(message) for message in FOR_BUYERS + FOR_PROVIDERS}
+    # These carry a lease like those that were tried.
+    alike = {messages.RoundContributed, messages.RoundPublished, messages.CheckpointStored, messages.OutputStored}
+    rest = {messages.TenderSent, messages.ReceiptSent, messages.RunLogSent}
+    assert tried | alike | rest == set(messages.Direct.__args__)
+
+
+def test_one_buyers_tenders_run_dry_and_come_back_with_time_and_anothers_do_not() -> None:
+    rate = TenderRate()
+    assert all(rate.admits(BUYER, NOW_MS) for _ in range(TENDERS_AT_ONCE))
+    assert not rate.admits(BUYER, NOW_MS)
+    assert rate.admits(OTHER, NOW_MS)
+    assert rate.admits(BUYER, NOW_MS + TENDER_EVERY_MS)
+    assert not rate.admits(BUYER, NOW_MS + TENDER_EVERY_MS)
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=200))
+def test_no_timing_gets_more_tenders_in_than_a_bucket_and_one_an_interval(pauses_ms: list[int]) -> None:
+    rate, now_ms, admitted = TenderRate(), NOW_MS, 0
+    for pause_ms in pauses_ms:
+        now_ms += pause_ms
+        admitted += rate.admits(BUYER, now_ms)
+    assert admitted <= TENDERS_AT_ONCE + (now_ms - NOW_MS) // TENDER_EVERY_MS
