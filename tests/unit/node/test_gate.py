@@ -157,6 +157,13 @@ def test_one_buyers_tenders_run_dry_and_come_back_with_time_and_anothers_do_not(
     assert not rate.admits(BUYER, NOW_MS + TENDER_EVERY_MS)
 
 
+def test_patience_saves_nothing_up_beyond_the_bucket() -> None:
+    rate = TenderRate()
+    assert rate.admits(BUYER, NOW_MS)
+    later_ms = NOW_MS + 1_000 * TENDER_EVERY_MS
+    assert sum(rate.admits(BUYER, later_ms) for _ in range(100)) == TENDERS_AT_ONCE
+
+
 @given(st.lists(st.integers(0, 10_000), max_size=200))
 def test_no_timing_gets_more_tenders_in_than_a_bucket_and_one_an_interval(pauses_ms: list[int]) -> None:
     rate, now_ms, admitted = TenderRate(), NOW_MS, 0
