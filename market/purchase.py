@@ -27,6 +27,7 @@ START_MS = 30_000
 """A lease that was not ordered to start for so long lapses."""
 CHALLENGE_PERIOD_S = 86_400
 SILENT = "did not confirm in time"
+ENDED_BADLY = "ended badly"
 MOST_BIDS = 1_000
 """More are not read: a tender needs the best few, and a flood must not fill the memory."""
 
@@ -262,7 +263,16 @@ def _take_bid(state: Purchase, event: BidArrived) -> Step[Purchase]:
 
 
 def _close_if_complete(state: Purchase, at_ms: int) -> Step[Purchase]:
-    return Step(state=state) if state.silent else _award(state, at_ms)
+    return _award(state, at_ms) if _all_have_answered(state) else Step(state=state)
+
+
+def _all_have_answered(state: Purchase) -> bool:
+    """Whether nobody invited could still send a bid: each sent one for every shard, or said that there are no more."""
+    bids: dict[bytes, int] = {}
+    for bid in state.bids.values():
+        bids[bid.signer] = bids.get(bid.signer, 0) + 1
+    wanted = len(state.tender.shards)
+    return all(account in state.declines or bids.get(account, 0) >= wanted for account in state.invited)
 
 
 def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
@@ -443,7 +453,7 @@ def _withdraw(state: Purchase, event: Withdrawn) -> Step[Purchase]:
 def _end(state: Purchase, event: LeaseEnded) -> Step[Purchase]:
     if not any(entry.lease == event.lease and entry.phase == "confirmed" for entry in state.placements):
         return ignore(state, "the end of no lease that lives")
-    ended = _with_phase(state, event.lease, "ended", "" if event.well else "ended badly")
+    ended = _with_phase(state, event.lease, "ended", "" if event.well else ENDED_BADLY)
     return Step(state=replace(ended, phase=state.phase if ended.live else "settled"))
 
 

@@ -44,7 +44,7 @@ class DeliverRound:
 
 
 def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
-    """A bid for every shard that there is room for, or a decline with its reason. Held in the same instant."""
+    """A bid for every shard that there is room for, held in the same instant; a decline if there is not for all."""
     message: messages.TenderSent = event.message  # type: ignore[assignment]
     tender, terms = message.tender.document, state.terms
     tender_digest = digest(DOMAIN, tender)
@@ -68,11 +68,11 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
             break
         bid = bid_for(tender, tender_digest, devices, terms, number=number, at_ms=event.at_ms)
         effects += _hold(state, tender, bid, grace_ms=terms.grace_ms, at_ms=event.at_ms)
-    if effects or why is None:
+    if why is None:
         return effects
     decline = decline_for(tender, tender_digest, state.account, why)
     message_out = messages.DeclineSent(decline=unsigned(decline))
-    return [Send(to=tender.signer, message=message_out, keep_until_ms=tender.bids_close_ms)]
+    return [*effects, Send(to=tender.signer, message=message_out, keep_until_ms=tender.bids_close_ms)]
 
 
 def _hold(state: NodeState, tender: Tender, bid: Bid, *, grace_ms: int, at_ms: int) -> Effects:

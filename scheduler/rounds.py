@@ -205,6 +205,8 @@ def _react(state: Rounds, event: Any) -> Step[Rounds]:
             return _reduce(state, at_ms)
         case Reduced():
             return _publish(state, event)
+        case ReductionFailed(round=number) if number != state.published + 1:
+            return ignore(state, "the outcome of another round")
         case ReductionFailed():
             kept = {
                 shard: entry

@@ -104,6 +104,16 @@ def test_bidding_closes_when_all_have_answered_and_the_losers_are_free_at_once()
     playbook.reaches("running")
 
 
+def test_a_provider_with_room_for_several_shards_is_heard_out():
+    first, second = (bid_of(TWO, PROVIDER_KEY, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (1, 2))
+    both = Playbook(advance, start(TWO, invited=(PROVIDER,))) >> first
+    both.reaches("tendering")
+    (both >> second << sent(PROVIDER, AwardSent) << sent(PROVIDER, AwardSent)).reaches("awarding")
+    no_more = DeclineArrived(decline=decline(TWO), at_ms=NOW_MS)
+    less = Playbook(advance, start(TWO, invited=(PROVIDER,))) >> first >> no_more
+    (less << sent(PROVIDER, BidReleased) << some(Unfilled)).reaches("unfilled")
+
+
 def test_one_silent_provider_is_not_waited_for():
     assert purchase.deadline_ms(start()) == ONE.bids_close_ms
     awarding().reaches("awarding")

@@ -1,0 +1,388 @@
+"""How events find their machines, and who is listened to about what."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit import trading
+from kit.small_market import SmallMarket
+from kit.trading import (
+    BUYER,
+    BUYER_KEY,
+    JOB,
+    NOW_MS,
+    OTHER,
+    OTHER_KEY,
+    PROVIDER,
+    PROVIDER_KEY,
+    evidence,
+    line,
+    spec,
+)
+
+from hansa.market.effects import unsigned
+from hansa.market.receipts import next_statement
+from hansa.market.selection import Record
+from hansa.node import events
+from hansa.node.buying import funds_left
+from hansa.node.engine import Engine
+from hansa.node.state import restored, snapshot
+from hansa.proto import messages
+from hansa.proto.blob import blob_ref
+from hansa.proto.documents import CooperativeClose, Voucher
+from hansa.scheduler import job, run
+
+ONE = spec(shards=1)
+
+
+def market(of=ONE, *, devices=1, **rules):
+    """A buyer with a job, a provider with devices, and a stranger who provides too."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=devices, **rules)
+    made.add(OTHER_KEY, devices=1)
+    made.submit(BUYER, of=of)
+    return made
+
+
+def leased(of=ONE, **rules):
+    """The job's shards run at the provider; answers the market and the leases."""
+    made = market(of, devices=of.shards, **rules)
+    made.tender(BUYER, (PROVIDER,), shards=tuple(range(of.shards)))
+    return made, list(made.engines[PROVIDER].state.sale_of)
+
+
+def running(of=ONE, **rules):
+    made, leases = leased(of, **rules)
+    for each in leases:
+        made.take(PROVIDER, run.RunStarted(run=each, at_ms=made.now_ms))
+    return made, leases
+
+
+def step(made, lease, number, after_ms=1_000):
+    made.now_ms += after_ms
+    made.take(PROVIDER, run.RunProgressed(run=lease, step=number, metrics=(), at_ms=made.now_ms))
+
+
+def finish(made, lease):
+    made.now_ms += 100
+    made.take(PROVIDER, run.RunFinished(run=lease, at_ms=made.now_ms))
+
+
+def state_of(made, account):
+    return made.engines[account].state
+
+
+def job_of(made):
+    return state_of(made, BUYER).jobs.get(JOB)
+
+
+def test_a_job_is_bought_run_paid_and_its_channel_closed():
+    made, (lease,) = running()
+    step(made, lease, 1)
+    step(made, lease, 2)
+    finish(made, lease)
+    assert job_of(made).phase == "succeeded"
+    buyer, provider = state_of(made, BUYER), state_of(made, PROVIDER)
+    assert [each.phase for _, each in buyer.purchases.all()] == ["settled"]
+    assert [each.phase for _, each in buyer.paying.all()] == ["closed"]
+    assert [each.phase for _, each in provider.sales.all()] == ["settled"]
+    assert [each.phase for _, each in provider.earning.all()] == ["closed"]
+    assert provider.capacity.allotments == {}
+    assert buyer.ledger.balance(f"paid:{PROVIDER.hex()}") == -2_100
+    assert provider.ledger.balance(f"settled:{BUYER.hex()}") == 2_100
+    assert buyer.records == {PROVIDER: Record(good=1)}
+    assert made.engines[BUYER].deadline_ms() is None
+    assert made.engines[PROVIDER].deadline_ms() is None
+
+
+# Whoever it does not concern is not listened to.
+
+
+def about(lease, channel_id):
+    close = unsigned(CooperativeClose(channel_id=channel_id, cumulative=0))
+    voucher = unsigned(Voucher(channel_id=channel_id, cumulative=1_000, statement=bytes(32)))
+    blob = blob_ref(b"x")
+    statement = next_statement(
+        channel_id=channel_id,
+        last=None,
+        lines={lease: line(10, lease=lease)},
+        evidence={lease: evidence(1, lease=lease)},
+    )
+    receipt = messages.ReceiptSent(
+        receipt=unsigned(statement.receipt), lines=statement.lines, evidence=statement.evidence
+    )
+    to_buyer = [
+        messages.LeaseConfirmed(lease=lease),
+        messages.LeaseRefused(lease=lease, reason="no"),
+        messages.RunReported(lease=lease, step=99, metrics=(), started=True),
+        messages.CheckpointStored(lease=lease, round=0, step=9, checkpoint=blob),
+        messages.OutputStored(lease=lease, path="x", blob=blob),
+        messages.RunEnded(lease=lease, outcome="failed", kind="user-exception", reason="", outputs=0),
+        messages.RoundContributed(lease=lease, round=1, weight_milli=1, state=blob),
+        receipt,
+        messages.CloseAccepted(close=close),
+    ]
+    to_provider = [
+        messages.LeaseCancelled(lease=lease, reason="no"),
+        messages.RunOrdered(lease=lease, round=0, checkpoint=None),
+        messages.RunStopOrdered(lease=lease, reason="no"),
+        messages.DeliveryAccepted(lease=lease),
+        messages.RoundPublished(lease=lease, round=1, state=blob),
+        messages.VoucherSent(voucher=voucher),
+        messages.ReceiptRefused(channel_id=channel_id, seq=1, reason="no"),
+        messages.CloseProposed(close=close),
+    ]
+    return to_buyer, to_provider
+
+
+def what_matters(state):
+    """Everything but the counts of what was ignored, and the time."""
+    return replace(snapshot(state), ignored={}, at_ms=0)
+
+
+def test_a_stranger_moves_nothing_by_talking_about_others_leases_and_channels():
+    made, (lease,) = running()
+    step(made, lease, 1)
+    (channel_id,) = state_of(made, BUYER).paying.live
+    to_buyer, to_provider = about(lease, channel_id)
+    for to, told in ((BUYER, to_buyer), (PROVIDER, to_provider)):
+        for message in told:
+            before = what_matters(state_of(made, to))
+            effects = len(made.effects), len(made.said)
+            made.tell(OTHER, to, message)
+            assert what_matters(state_of(made, to)) == before, type(message).__name__
+            assert (len(made.effects), len(made.said)) == effects, type(message).__name__
+
+
+def test_documents_of_somebody_else_are_not_taken_from_their_bearer():
+    made = market()
+    made.lost = lambda _, message: isinstance(message, messages.BidSent | messages.DeclineSent)
+    made.tender(BUYER, (PROVIDER, OTHER))
+    (tender_digest,) = state_of(made, BUYER).purchases.live
+    of = state_of(made, BUYER).purchases.get(tender_digest).tender
+    theirs = messages.BidSent(bid=trading.bid(of, key=PROVIDER_KEY))
+    made.tell(OTHER, BUYER, theirs)
+    made.tell(OTHER, BUYER, messages.DeclineSent(decline=trading.decline(of, key=PROVIDER_KEY)))
+    assert state_of(made, BUYER).purchases.get(tender_digest).bids == {}
+    assert state_of(made, BUYER).purchases.get(tender_digest).declines == {}
+    made.tell(OTHER, PROVIDER, messages.TenderSent(tender=unsigned(replace(of, nonce=b"x" * 32))))
+    assert len(state_of(made, PROVIDER).sales) == 1
+
+
+def test_an_award_and_a_release_are_taken_from_the_buyer_alone():
+    made = market()
+    made.lost = lambda _, message: isinstance(message, messages.AwardSent)
+    made.tender(BUYER, (PROVIDER,))
+    (award,) = made.heard(messages.AwardSent)
+    (bid,) = state_of(made, PROVIDER).sales.live
+    made.tell(OTHER, PROVIDER, award)
+    made.tell(OTHER, PROVIDER, messages.BidReleased(bid=bid, reason="no"))
+    assert state_of(made, PROVIDER).sales.get(bid).phase == "bid"
+    made.lost = lambda *_: True
+    made.tell(BUYER, PROVIDER, award)
+    assert state_of(made, PROVIDER).sales.get(bid).phase == "leased"
+
+
+def test_a_message_that_nobody_listens_to_is_counted():
+    made = market()
+    made.tell(OTHER, BUYER, messages.RunLogSent(lease=bytes(32), text="hello"))
+    assert state_of(made, BUYER).ignored == {"node: a message that no machine listens to": 1}
+
+
+def test_the_zero_lease_is_nobodys_even_after_a_restart_from_a_snapshot():
+    made = market()
+    made.lost = lambda _, message: isinstance(message, messages.BidSent)
+    made.tender(BUYER, (PROVIDER,))
+    engine = made.engines[PROVIDER]
+    engine.state = restored(snapshot(engine.state))
+    for message in about(bytes(32), bytes(32))[1]:
+        made.tell(BUYER, PROVIDER, message)
+    assert [entry.phase for _, entry in engine.state.sales.all()] == ["bid"]
+
+
+# What comes again after the end.
+
+
+def test_a_provider_that_did_not_hear_of_the_end_is_told_again():
+    made, (lease,) = running()
+    made.lost = lambda to, _: to == PROVIDER
+    made.take(BUYER, events.JobCancelled(job=JOB, reason="enough", at_ms=made.now_ms))
+    made.lost = lambda *_: False
+    made.tell(PROVIDER, BUYER, messages.RunReported(lease=lease, step=1, metrics=(), started=True))
+    assert state_of(made, PROVIDER).runs.get(lease).phase == "stopping"
+    made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    assert [entry.phase for _, entry in state_of(made, PROVIDER).sales.all()] == ["stopped"]
+    made.restart(BUYER)
+    assert [entry.phase for _, entry in state_of(made, BUYER).paying.all()] == ["closed"]
+
+
+def test_a_channel_does_not_close_under_a_purchase_that_may_still_use_it():
+    made, (lease,) = running()
+    second = b"2" * 32
+    made.submit(BUYER, job=second, of=ONE)
+    made.lost = lambda _, message: isinstance(message, messages.TenderSent)
+    made.tender(BUYER, (PROVIDER,), job=second, nonce=b"2" * 32)
+    made.lost = lambda *_: False
+    finish(made, lease)
+    (channel,) = state_of(made, BUYER).paying.live.values()
+    assert channel.phase == "open"
+    made.pass_time(2_000, BUYER)
+    assert state_of(made, BUYER).jobs.get(second).phase == "failed"
+    assert [entry.phase for _, entry in state_of(made, BUYER).paying.all()] == ["closed"]
+
+
+def test_a_checkpoint_of_a_round_that_was_not_published_is_not_believed():
+    made, (lease,) = running()
+    checkpoint = messages.CheckpointStored(lease=lease, round=1, step=1, checkpoint=blob_ref(b"c"))
+    made.tell(PROVIDER, BUYER, checkpoint)
+    assert job_of(made).shards[0].copying is None
+    made.tell(PROVIDER, BUYER, replace(checkpoint, round=0))
+    assert job_of(made).shards[0].copying is not None
+
+
+# Money.
+
+
+def test_the_budget_counts_what_is_spent_and_what_may_still_be():
+    of = spec(shards=2, budget=2_000_000)
+    made, leases = running(of)
+    left = funds_left(state_of(made, BUYER), job_of(made))
+    assert left == 2_000_000 - 2 * 600_001
+    step(made, leases[0], 1)
+    assert funds_left(state_of(made, BUYER), job_of(made)) == left
+    # Once a lease is over it may only cost what its time allows, and once its channel is closed what was vouched for.
+    for each in leases:
+        finish(made, each)
+    spent = state_of(made, BUYER).ledger.total("spend:")
+    assert spent > 0
+    assert funds_left(state_of(made, BUYER), job_of(made)) == 2_000_000 - spent
+
+
+def test_two_tenders_of_one_job_do_not_promise_the_same_money():
+    """Both shards are lost and tendered again at once; there is money for one more lease only."""
+    of = spec(shards=2, budget=2 * 600_001 + 700_000, retries=3)
+    made, leases = running(of)
+    for each in leases:
+        made.take(PROVIDER, run.RunFailed(run=each, kind="lost", reason="", at_ms=made.now_ms))
+    made.lost = lambda _, message: isinstance(message, messages.LeaseConfirmed)
+    for shard in (0, 1):
+        made.tender(BUYER, (PROVIDER,), shards=(shard,), nonce=bytes([shard]) * 32)
+    promised = [
+        bought.bids[placement.bid].max_total
+        for _, bought in state_of(made, BUYER).purchases.all()
+        for placement in bought.live
+    ]
+    assert sum(promised) + state_of(made, BUYER).ledger.total("spend:") <= of.budget
+    assert promised
+
+
+def test_what_an_ended_lease_may_still_cost_is_kept_back_until_its_channel_is_closed():
+    of = replace(ONE, budget=700_000, retries=3)
+    made, (lease,) = running(of)
+    step(made, lease, 1)
+    made.lost = lambda to, _: to == PROVIDER
+    made.take(BUYER, events.TimeCame(at_ms=made.now_ms + spec().silence_ms))
+    assert job_of(made).shards[0].phase == "waiting"
+    kept = of.budget - funds_left(state_of(made, BUYER), job_of(made))
+    assert kept >= 60_000, "two clocks may be apart, and a receipt within that is paid"
+    assert kept < 600_001
+
+
+def test_a_node_that_buys_from_itself_keeps_both_sides_in_one_store():
+    made = SmallMarket()
+    made.add(BUYER_KEY, devices=1)
+    made.submit(BUYER, of=ONE)
+    made.tender(BUYER, (BUYER,))
+    (lease,) = state_of(made, BUYER).sale_of
+    made.take(BUYER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    made.now_ms += 100
+    made.take(BUYER, run.RunFinished(run=lease, at_ms=made.now_ms))
+    entries = [effect.entry for _, effect in made.effects if type(effect).__name__ == "Post"]
+    assert len({entry.id for entry in entries}) == len(entries) == 4
+
+
+def test_a_tender_that_asks_for_no_devices_is_declined():
+    made = market()
+    needs = trading.needs(devices=0, cores_milli=0, memory_bytes=0)
+    made.tender(BUYER, (PROVIDER,), requirements=needs)
+    (decline,) = made.heard(messages.DeclineSent)
+    assert decline.decline.document.reason == "no devices are asked for"
+
+
+# Restarts.
+
+
+@pytest.mark.parametrize("who", [BUYER, PROVIDER])
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_restarts_in_a_row_neither_lose_nor_repeat_anything_that_costs(who, times):
+    made, (lease,) = running()
+    step(made, lease, 1)
+    before = state_of(made, who).ledger
+    for _ in range(times):
+        made.restart(who, devices=1 if who == PROVIDER else 0)
+    assert times > run.MOST_RESTARTS or state_of(made, who).ledger == before
+    current = state_of(made, PROVIDER).runs.get(lease)
+    if who == PROVIDER:
+        assert current.phase == ("staging" if times <= run.MOST_RESTARTS else "failed")
+    if current.phase == "staging":
+        made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    if current.phase != "failed":
+        step(made, lease, 2)
+        finish(made, lease)
+        assert job_of(made).phase == "succeeded"
+    assert sum(state_of(made, BUYER).ledger.balances.values()) == 0
+
+
+def test_a_restart_asks_again_for_a_tender_that_was_never_written():
+    made = market()
+    made.effects.clear()
+    made.restart(BUYER)
+    assert [effect for _, effect in made.effects] == [
+        job.TenderWanted(job=JOB, shards=(0,), attempt=0, at_ms=made.now_ms)
+    ]
+    made.tender(BUYER, (PROVIDER,))
+    made.effects.clear()
+    made.restart(BUYER)
+    assert not [effect for _, effect in made.effects if isinstance(effect, job.TenderWanted)]
+
+
+def test_a_close_whose_answer_was_lost_in_a_crash_is_answered_at_the_next_start():
+    made, (lease,) = running()
+    step(made, lease, 1)
+    made.lost = lambda _, message: isinstance(message, messages.CloseAccepted)
+    finish(made, lease)
+    (channel,) = state_of(made, BUYER).paying.live.values()
+    assert channel.phase == "closing"
+    made.lost = lambda *_: False
+    made.restart(PROVIDER, devices=1)
+    assert [entry.phase for _, entry in state_of(made, BUYER).paying.all()] == ["closed"]
+
+
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_time_that_passes_in_any_portions_always_ends_a_market_that_fell_silent(portions):
+    """Buyer and provider hear nothing of each other any more: nobody waits for ever, and no deadline spins."""
+    made, (lease,) = running()
+    step(made, lease, 1)
+    made.lost = lambda *_: True
+    step(made, lease, 2)
+    for portion in portions:
+        made.pass_time(portion)
+    for _ in range(60):
+        made.pass_time(30_000)
+        if state_of(made, PROVIDER).runs.live and state_of(made, PROVIDER).runs.get(lease).phase == "stopping":
+            made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    assert [entry.phase for _, entry in state_of(made, PROVIDER).sales.all()] == ["unpaid"]
+    assert state_of(made, PROVIDER).capacity.allotments == {}
+    assert made.engines[PROVIDER].deadline_ms() is None
+    assert made.now_ms > NOW_MS
+
+
+def test_an_engine_of_another_account_does_not_take_this_journal():
+    made = market()
+    again = Engine(made.journals[BUYER])
+    stranger = events.Started(account=OTHER, peer_id="p", terms=None, devices=(), at_ms=made.now_ms)
+    with pytest.raises(AssertionError, match="another account"):
+        again.take([stranger])
