@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from hansa.market.purchase import ENDED_BADLY
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
 from hansa.node.events import BlobFetched, RoundNotReduced, RoundReduced, TenderPrepared
 from hansa.node.reduce import Reduced, reduce_round
+from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Tender
 from hansa.scheduler.job import FetchWanted, Job, TenderWanted
@@ -32,10 +34,12 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     if of is None:
         return
     spec = of.spec
+    failed = unwelcome(daemon.state, wanted)
     invited: tuple[bytes, ...] = ()
     with trio.move_on_after(NOBODY_PATIENCE_S):
         while True:
-            invited = daemon.book.matching(spec.requirements, spec.currency, spec.price_ceiling_e18_per_device_ms)
+            fitting = daemon.book.matching(spec.requirements, spec.currency, spec.price_ceiling_e18_per_device_ms)
+            invited = tuple(account for account in fitting if account not in failed)
             if len(invited) >= len(wanted.shards):
                 break
             await trio.sleep(0.2)
@@ -57,6 +61,19 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
         nonce=secrets.token_bytes(32),
     )
     daemon.tell(TenderPrepared(tender=tender, invited=invited, at_ms=now_ms))
+
+
+def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
+    """Who already failed this job. Others are asked first: the cheapest of all may be one that never works.
+
+    If the tender before this one found nobody else, everybody is welcome again.
+    """
+    ours = [bought for _, bought in state.purchases.all() if bought.tender.job == wanted.job]
+    same = [bought for bought in ours if bought.tender.shards == wanted.shards]
+    latest = max(same, key=lambda bought: bought.tender.bids_close_ms, default=None)
+    if latest is not None and latest.phase == "unfilled":
+        return set()
+    return {entry.provider for bought in ours for entry in bought.placements if entry.why == ENDED_BADLY}
 
 
 async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
