@@ -257,7 +257,7 @@ class Job:
     """The state.
 
     Attributes:
-        phase: planned, gathering, running, succeeded, failed or cancelled.
+        phase: gathering, running, succeeded, failed or cancelled.
         job: its id.
         spec: what the developer asked for.
         package: the job's directory as a blob.
@@ -268,7 +268,7 @@ class Job:
         reason: why it failed or was cancelled.
     """
 
-    phase: str = "planned"
+    phase: str = "gathering"
     job: Bytes32
     spec: JobSpec
     package: BlobRef
@@ -286,7 +286,7 @@ class Job:
 
 TABLE: Table[Job] = Table(
     name="scheduler.job",
-    start="planned",
+    start="gathering",
     terminal=frozenset({"succeeded", "failed", "cancelled"}),
     allowed=rows(
         ("gathering", GangCame, "running"),
@@ -308,7 +308,7 @@ def plan(*, job: bytes, spec: JobSpec, package: BlobRef, at_ms: int) -> Step[Job
     planned = Job(job=job, spec=spec, package=package, shards=shards, submitted_ms=at_ms)
     numbers = tuple(range(spec.shards))
     tender = TenderWanted(job=job, shards=numbers, attempt=0, at_ms=at_ms)
-    return Step(state=replace(planned, phase="gathering"), effects=(tender,))
+    return Step(state=planned, effects=(tender,))
 
 
 def advance(state: Job, event: Any) -> Step[Job]:

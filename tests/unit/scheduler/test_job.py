@@ -272,7 +272,7 @@ def test_a_restart_orders_again_what_waits():
 def test_whatever_is_said_a_job_spends_no_more_attempts_than_it_has_and_moves_at_its_deadline(data):
     state = start(shards=2).state
     kinds = st.sampled_from(["lost", "stalled", "user-exception"])
-    for number in range(data.draw(st.integers(1, 25))):
+    for number in range(data.draw(st.integers(1, 15))):
         leases = st.sampled_from([shard.lease for shard in state.shards] + [b"x" * 32])
         at_ms = NOW_MS + number * 1_500
         event = data.draw(
