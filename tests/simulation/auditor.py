@@ -46,7 +46,6 @@ class Auditor:
         self.receipt_of: dict[tuple[bytes, int], bytes] = {}
         self.voucher_of: dict[bytes, tuple[int, bytes]] = {}
         self.unpaid_between_honest = 0
-        self._waits: dict[bytes, tuple[int, int]] = {}
 
     def _honest(self, account: bytes) -> bool:
         return bool(self.market.nodes[account].honest)
@@ -85,14 +84,10 @@ class Auditor:
         assert state.ledger.total() == 0, "the books do not sum to zero"
         promised = [device for entry in state.capacity.allotments.values() for device in entry.devices]
         assert len(promised) == len(set(promised)), "a device is promised twice"
-        for key, sold in state.sales.live.items():
+        for sold in state.sales.live.values():
             if sold.phase == "running":
                 price = sold.bid.price_e18_per_device_ms * len(sold.bid.devices)
-                # Time counts with its evidence, so one wait for a round comes to the account all at once.
-                before_ms, longest_ms = self._waits.get(key, (0, LONGEST_STEP_MS))
-                longest_ms = max(longest_ms, sold.seen_ms - before_ms)
-                self._waits[key] = (sold.seen_ms, longest_ms)
-                slack_ms = max(sold.bid.meter_interval_ms, longest_ms) + LONGEST_STEP_MS + STOP_GRACE_MS
+                slack_ms = max(sold.bid.meter_interval_ms, LONGEST_STEP_MS) + LONGEST_STEP_MS + STOP_GRACE_MS
                 most = sold.bid.max_unpaid + floor_amount(slack_ms, price) + 1
                 assert sold.accrued - sold.vouched <= most, (
                     f"{sold.accrued - sold.vouched} is unpaid, and {most} is the most that may be"

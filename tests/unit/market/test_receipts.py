@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import DEVICE, LEASE, NOW_MS, OTHER_LEASE, PRICE, evidence, line, statement, terms
 
-from hansa.market.receipts import CLOCK_SKEW_MS, Statement, fault_in, root_of
+from hansa.market.receipts import CLOCK_SKEW_MS, LeaseTerms, Statement, fault_in, root_of
 
 FIRST = statement((line(1_000), evidence(1)))
 SECOND = statement((line(2_000), evidence(2)), last=FIRST)
@@ -171,6 +171,12 @@ def test_no_line_is_over_the_leases_limit():
     agreed = {LEASE: terms(max_total=1_500)}
     assert fault(statement((line(2_000, amount=1_500), evidence(1))), agreed=agreed) is None
     assert "agreed price" in fault(statement((line(2_000), evidence(1))), agreed=agreed)
+
+
+def test_the_limit_stands_by_itself_whatever_the_price_says(monkeypatch):
+    monkeypatch.setattr(LeaseTerms, "amount", lambda _, device_ms: device_ms)
+    agreed = {LEASE: terms(max_total=1_999)}
+    assert fault(statement((line(2_000), evidence(1))), agreed=agreed) == "a line is over the lease's limit"
 
 
 def test_evidence_names_the_shard_of_its_line():
