@@ -184,13 +184,14 @@ def test_a_winner_that_refuses_is_replaced():
 
 
 def test_a_provider_that_stayed_silent_once_gets_no_second_award():
-    cheap = [bid_of(TWO, PROVIDER_KEY, PRICE, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (1, 2)]
-    dear = [bid_of(TWO, OTHER_KEY, 2 * PRICE, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (3, 4)]
-    playbook = Playbook(advance, start(TWO)) >> cheap[0] >> cheap[1] >> dear[0] >> dear[1] >> passed(CLOSE)
-    playbook << sent(PROVIDER, AwardSent) << sent(PROVIDER, AwardSent)
-    one, _ = playbook.reaches("awarding").placements
-    playbook >> confirmed(one) >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled)
-    playbook << sent(OTHER, AwardSent)
+    cheap = bid_of(TWO, OTHER_KEY, PRICE // 2, max_total=300_000)
+    middle = [bid_of(TWO, PROVIDER_KEY, PRICE, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (1, 2)]
+    dear = bid_of(TWO, THIRD_KEY, 2 * PRICE)
+    playbook = Playbook(advance, start(TWO)) >> cheap >> middle[0] >> middle[1] >> dear >> passed(CLOSE)
+    playbook << sent(OTHER, AwardSent) << sent(PROVIDER, AwardSent)
+    kept, _ = playbook.reaches("awarding").placements
+    playbook >> confirmed(kept) >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled)
+    playbook << sent(THIRD, AwardSent)
     playbook.reaches("awarding")
 
 
