@@ -34,6 +34,7 @@ class Scored:
         bid: the bid's digest.
         provider: who made it.
         price_per_hour: of one device, as text.
+        reliability_ppm: expected share of good ends, in millionths; a provider that is new here counts as one half.
         expected_cost: of one shard-hour, reliability counted in, in smallest units: the score. Lower is better.
         excluded: why it cannot win; empty if it can.
     """
@@ -41,6 +42,7 @@ class Scored:
     bid: Bytes32
     provider: Address
     price_per_hour: Line
+    reliability_ppm: Uint32
     expected_cost: Amount
     excluded: Line
 
@@ -59,6 +61,7 @@ def _score(tender: Tender, digest: bytes, bid: Bid, record: Record, at_ms: int) 
         bid=digest,
         provider=bid.signer,
         price_per_hour=e18_to_price_per_hour(bid.price_e18_per_device_ms),
+        reliability_ppm=record.reliability_ppm,
         expected_cost=hourly * 1_000_000 // record.reliability_ppm,
         excluded=_exclusion(tender, bid, at_ms),
     )
@@ -89,4 +92,4 @@ def explain_choice(ranking: Sequence[Scored], winner: bytes) -> str:
         return "the only eligible bid"
     if place == 0:
         return f"lowest expected cost of {len(eligible)} bids"
-    return f"expected cost number {place + 1} of {len(eligible)}; the better ones took other shards or did not confirm"
+    return f"number {place + 1} of {len(eligible)} by expected cost"

@@ -59,8 +59,10 @@ def _tender_table(tender: View) -> Table:
     shards = ", ".join(plain(shard, 8) for shard in tender.get("shards", [])[:16])
     title = Text(f"tender for shard {shards}: {plain(tender.get('phase'), 20)} {plain(tender.get('reason', ''), 120)}")
     table = Table(title=title, title_justify="left", title_style="bold", expand=False)
-    for name, justify in (("provider", "left"), ("price/h", "right"), ("expected", "right"), ("", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich's literal type has no public name
+    # Expected is the price for an hour that ends well: price/h divided by how reliable the provider was so far.
+    right = {"price/h", "reliable", "expected"}
+    for name in ("provider", "price/h", "reliable", "expected", ""):
+        table.add_column(name, justify="right" if name in right else "left")
     table.add_column("why", overflow="fold")
     for bid in tender.get("bids", [])[:32]:
         won = bool(bid.get("won"))
@@ -69,6 +71,7 @@ def _tender_table(tender: View) -> Table:
         table.add_row(
             Text(short_account(bid.get("provider"))),
             Text(_money(bid.get("price_per_hour"))),
+            Text(plain(bid.get("reliability", ""), 8)),
             Text(_money(bid.get("expected_cost"))),
             Text(result, style="green" if won else "dim"),
             Text(plain(bid.get("why", ""), 160)),
@@ -77,9 +80,9 @@ def _tender_table(tender: View) -> Table:
         why = plain(decline.get("reason", ""), 160)
         if decline.get("relaxation"):
             why += f" (would do: {plain(decline['relaxation'], 80)})"
-        table.add_row(Text(short_account(decline.get("provider"))), "", "", Text("declined", "yellow"), Text(why))
+        table.add_row(Text(short_account(decline.get("provider"))), "", "", "", Text("declined", "yellow"), Text(why))
     for silent in tender.get("silent", [])[:16]:
-        table.add_row(Text(short_account(silent)), "", "", Text("silent", "dim"), "")
+        table.add_row(Text(short_account(silent)), "", "", "", Text("silent", "dim"), "")
     return table
 
 
