@@ -92,7 +92,8 @@ def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _plain_field(owner: Any, name: str) -> Any:
     value = getattr(owner, name)
-    if dataclasses.is_dataclass(value) and _is_choice(_hints(type(owner)).get(name)):
+    kind: Any = type(owner)
+    if dataclasses.is_dataclass(value) and _is_choice(_hints(kind).get(name)):
         return [type(value).__name__, _plain(value)]
     return _plain(value)
 
@@ -155,7 +156,7 @@ def _scalar_reader(kind: type) -> Reader:
             return _read_wide(value, where)
         if type(value) is not kind:
             raise Malformed(where, f"is not {kind.__name__}")
-        if kind is float and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise Malformed(where, "is no finite number")
         return value
 

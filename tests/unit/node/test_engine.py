@@ -1,0 +1,81 @@
+"""The engine: what is on disk is what is known, and money lost half-way through the effects is found again."""
+
+import pytest
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.market.ledger import Post, fold
+from hansa.node.engine import EVENTS_PER_SNAPSHOT, Engine
+from hansa.node.events import TimeCame
+from hansa.node.state import snapshot
+from hansa.scheduler import run
+
+
+@pytest.fixture
+def market():
+    """A job that was bought, run and paid."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=1)
+    made.submit(BUYER, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,))
+    (lease,) = made.engines[PROVIDER].state.sale_of
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    made.now_ms += 1_000
+    made.take(PROVIDER, run.RunFinished(run=lease, at_ms=made.now_ms))
+    return made
+
+
+def posted(market, account):
+    return [effect.entry for of, effect in market.effects if of == account and isinstance(effect, Post)]
+
+
+@pytest.mark.parametrize("account", [BUYER, PROVIDER])
+def test_a_replay_knows_exactly_what_the_dead_daemon_knew(market, account):
+    again = Engine(market.journals[account])
+    assert snapshot(again.state) == snapshot(market.engines[account].state)
+    assert again.events == market.engines[account].events
+
+
+@pytest.mark.parametrize("account", [BUYER, PROVIDER])
+def test_a_replay_posts_again_what_the_store_may_not_have(market, account):
+    again = Engine(market.journals[account])
+    assert again.recovered == posted(market, account)
+    assert fold(again.recovered).balances == again.state.ledger.balances
+
+
+@pytest.mark.parametrize("account", [BUYER, PROVIDER])
+def test_after_a_snapshot_the_books_stand_and_nothing_is_posted_again(market, account):
+    before = market.engines[account].state.ledger
+    assert market.engines[account].write_snapshot_if_due(now=True)
+    again = Engine(market.journals[account])
+    assert (again.recovered, again.state.ledger, again.events) == ([], before, 0)
+    assert snapshot(again.state) == snapshot(market.engines[account].state)
+
+
+def test_a_snapshot_is_written_when_enough_has_happened_and_counted_over_restarts(market):
+    engine = market.engines[BUYER]
+    assert not engine.write_snapshot_if_due()
+    engine.take([TimeCame(at_ms=market.now_ms)] * (EVENTS_PER_SNAPSHOT - 5))
+    engine = Engine(market.journals[BUYER])
+    assert engine.write_snapshot_if_due()
+    assert not engine.write_snapshot_if_due()
+
+
+def test_an_empty_batch_writes_nothing(market):
+    before = market.engines[BUYER].events
+    assert market.engines[BUYER].take([]) == []
+    assert market.engines[BUYER].events == before
+
+
+def test_what_cannot_be_written_does_not_happen(market):
+    class FullDisk:
+        def append(self, _):
+            raise OSError("no space left")
+
+    engine = market.engines[BUYER]
+    before = snapshot(engine.state)
+    engine._journal = FullDisk()
+    with pytest.raises(OSError, match="no space left"):
+        engine.take([TimeCame(at_ms=market.now_ms + 10**6)])
+    assert snapshot(engine.state) == before
