@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hansa.proto.errors import Malformed, TooLarge
+from hansa.proto.typed_json import refuse_deep_nesting
 
 MAX_HEADER_BYTES: Final = 4 << 20
 MAX_TENSORS: Final = 20_000
@@ -65,6 +66,7 @@ def put_together(tensors: Tensors) -> Any:
         Malformed: outline and arrays do not belong together.
     """
     try:
+        refuse_deep_nesting(tensors.outline)
         outline = json.loads(tensors.outline)
     except (ValueError, RecursionError) as error:
         raise Malformed("state", "its outline is no JSON") from error
@@ -130,7 +132,9 @@ def read_tensors(data: bytes) -> Tensors:
     if 8 + size > len(data):
         raise Malformed("state", "the header reaches past the end")
     try:
-        header = json.loads(data[8 : 8 + size].decode("utf-8"))
+        text = data[8 : 8 + size].decode("utf-8")
+        refuse_deep_nesting(text)
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Malformed("state", "its header is no JSON") from error
     if not isinstance(header, dict):

@@ -46,7 +46,7 @@ def _read_integer(text: str) -> int:
     return int(text)
 
 
-def _refuse_deep_nesting(text: str) -> None:
+def refuse_deep_nesting(text: str) -> None:
     """Json follows nesting on the C stack, as deep as the recursion limit lets it.
 
     Some libraries raise that limit to 100,000 when they are imported (py_ecc, below eth-account), and then 100 kB of
@@ -75,7 +75,7 @@ def parse_json(text: str | bytes) -> Any:
         raise TooLarge("JSON", f"is longer than {TEXT_LIMIT_BYTES} bytes")
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
-        _refuse_deep_nesting(decoded)
+        refuse_deep_nesting(decoded)
         return json.loads(
             decoded,
             object_pairs_hook=_unique_keys,

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hansa.proto.errors import Malformed, ProtocolError
-from hansa.proto.tensors import decode_state, encode_state, take_apart, weighted_mean
+from hansa.proto.tensors import (
+    Tensors,
+    decode_state,
+    encode_state,
+    put_together,
+    read_tensors,
+    take_apart,
+    weighted_mean,
+)
 
 DTYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "<u2", "<u4", "<u8", "|b1"]
 ARRAYS = st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
@@ -131,3 +139,12 @@ def test_the_mean_of_whole_numbers_is_rounded_and_kept_in_range():
 def test_the_mean_of_half_precision_does_not_overflow_on_the_way():
     states = [{"x": np.full(2, 60_000, "<f2")}] * 4
     assert weighted_mean(states, [1.0] * 4)["x"].tolist() == [60_000, 60_000]
+
+
+def test_brackets_without_end_are_refused_before_json_follows_them_down_the_stack():
+    # Some libraries raise the recursion limit so far that json would run off the end of the C stack instead of raising.
+    header = b'{"a":' + b"[" * 2_000 + b"]" * 2_000 + b"}"
+    with pytest.raises(Malformed, match="nested deeper"):
+        read_tensors(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(Malformed, match="nested deeper"):
+        put_together(Tensors(arrays={}, outline="[" * 2_000 + "]" * 2_000))
