@@ -1,6 +1,7 @@
 # make demo    the whole market on this machine, in one command
 # make test    every test      make test-quick   without the slow ones
 # make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks
+# make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
 
 SHELL := /bin/sh
@@ -15,7 +16,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-quick check bench clean venv
+SEEDS ?= 1000
+
+.PHONY: demo test test-quick check bench simulate clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -33,7 +36,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TESTS)
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -s -o python_files='bench_*.py' tests/bench
+	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+simulate: $(VENV)/installed-dev
+	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)
 
 venv: $(VENV)/installed-dev
 

@@ -18,7 +18,7 @@ from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderS
 from hansa.proto.network import DOMAIN, currency_id
 from hansa.proto.signing import Signed
 from hansa.proto.typed_data import digest
-from hansa.proto.units import Address, Amount, Bytes32, Uint32, UnixMs
+from hansa.proto.units import Address, Amount, Bytes32, Uint32, UnixMs, format_amount
 from hansa.proto.workload import Workload
 
 CONFIRM_MS = 4_000
@@ -294,7 +294,11 @@ def _fill(state: Purchase, at_ms: int) -> Step[Purchase]:
         new.append(_placement(state, shard, best, at_ms))
     promised = sum(state.bids[placement.bid].max_total for placement in (*state.live, *new))
     if promised > state.funds:
-        return _give_up(state, "the bids could cost more than is left of the job's budget", at_ms)
+        reason = (
+            f"price, devices and limits.wall allow the leases to cost {format_amount(promised)},"
+            f" and {format_amount(state.funds)} is left of the budget: lower limits.wall or raise budget.total"
+        )
+        return _give_up(state, reason, at_ms)
     after = replace(state, placements=(*state.placements, *new))
     awards = tuple(_award_message(after, placement) for placement in new)
     return Step(state=after, effects=awards)

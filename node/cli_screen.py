@@ -177,7 +177,7 @@ def _tender_news(before: View, tender: View) -> Iterator[str]:
     for bid in tender.get("bids", []):
         who, price = short_account(bid.get("provider")), _money(bid.get("price_per_hour"))
         if bid.get("bid") not in known:
-            yield f"bid from {who}: {price} per hour, expected cost {_money(bid.get('expected_cost'))}"
+            yield f"bid from {who}: {price} per hour"
         if bid.get("won") and not known.get(bid.get("bid"), {}).get("won"):
             why = f": {plain(bid['why'], 200)}" if bid.get("why") else ""
             yield f"won by {who} at {price} for shard {plain(bid.get('shard'), 8)}{why}"

@@ -91,8 +91,8 @@ def print_balance(balance: dict[str, Any]) -> None:
         ("spent", "spent as buyer"),
         ("due", "still due to this node"),
         ("owed", "still owed by this node"),
-        ("paid_in", "settled in"),
-        ("paid_out", "settled out"),
+        ("paid_in", "closed, to be received"),
+        ("paid_out", "closed, to be paid"),
     ):
         click.echo(f"  {plain(balance.get(key), 40):>20} {currency}  {words}")
     channels = balance.get("channels", [])

@@ -236,7 +236,7 @@ def _read_keystore(keystore: Path) -> dict[str, Any]:
     except ProtocolError as fault:
         raise ConfigError(f"{keystore} is no keystore: it {fault.why}", "restore it from a backup") from None
     if type(table) is not dict or table.get("version") != 3:
-        raise ConfigError(f"{keystore} is no Keystore V3", "import the key with hansa wallet import")
+        raise ConfigError(f"{keystore} is no Keystore V3", "restore a copy of it, or hansa init another node")
     return table
 
 
