@@ -192,16 +192,20 @@ def _dataclass_reader(annotation: Any) -> Reader:
     kind = typing.get_origin(annotation) or annotation
     bound = dict(zip(getattr(kind, "__parameters__", ()), typing.get_args(annotation), strict=False))
     hints = {name: bound.get(hint, hint) for name, hint in _hints(kind).items()}
-    names = [field.name for field in dataclasses.fields(kind)]
-    readers = {name: _reader(hints[name]) for name in names}
+    readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
+    # Nothing that goes over the wire has a default. A machine's state has: what an older version wrote down without a
+    # field that came later is read with the field's default, so an upgrade finds its journal readable.
+    required = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
 
     def read(value: Any, where: str) -> Any:
-        if type(value) is not dict or len(value) != len(names):
+        if type(value) is not dict or not required <= value.keys() <= readers.keys():
             raise Malformed(where, "not exactly the fields that belong here")
         try:
-            return kind(**{name: readers[name](value[name], f"{where}.{name}") for name in names})
-        except KeyError as fault:
-            raise Malformed(where, "a field is missing") from fault
+            return kind(**{name: readers[name](item, f"{where}.{name}") for name, item in value.items()})
         except ProtocolError:
             raise
         except (ValueError, TypeError) as fault:

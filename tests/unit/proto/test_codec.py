@@ -1,6 +1,7 @@
 """Any bytes become a value or a ``ProtocolError``; any value comes back as it was; the wire does not drift."""
 
 import contextlib
+import dataclasses
 import json
 import typing
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from kit import trading
 
 from hansa.market.effects import unsigned
 from hansa.market.ledger import Ledger, vouched_by_buyer
+from hansa.market.selection import Record
 from hansa.node import events
 from hansa.node.state import NodeState, Snapshot, snapshot
 from hansa.proto import messages
@@ -280,3 +282,40 @@ def test_an_entry_of_the_books_comes_back():
         channel_id=bytes(32), seq=1, provider=trading.PROVIDER, shares={trading.JOB: 5}, at_ms=trading.NOW_MS
     )
     assert read(encode(entry), type(entry)) == entry
+
+
+def test_no_field_that_goes_over_the_wire_has_a_default_so_none_may_be_missing():
+    wire = [
+        *messages.Direct.__args__,
+        messages.Hello,
+        messages.AdvertPublished,
+        messages.BookRequested,
+        messages.BookSent,
+    ]
+    seen = set()
+    while wire:
+        kind = wire.pop()
+        if kind in seen or not dataclasses.is_dataclass(kind):
+            continue
+        seen.add(kind)
+        for field in dataclasses.fields(kind):
+            assert field.default is dataclasses.MISSING, f"{kind.__name__}.{field.name}"
+            assert field.default_factory is dataclasses.MISSING, f"{kind.__name__}.{field.name}"
+        for hint in typing.get_type_hints(kind, include_extras=True).values():
+            wire += _classes_in(hint)
+    assert len(seen) > 30
+
+
+def _classes_in(hint):
+    arguments = typing.get_args(hint)
+    return [typing.get_origin(hint) or hint, *(found for inner in arguments for found in _classes_in(inner))]
+
+
+def test_a_state_written_before_a_field_came_is_read_with_the_fields_default():
+    version, name, fields = msgpack.unpackb(encode(Record(good=3, bad=1)), strict_map_key=True)
+    del fields["bad"]
+    older = msgpack.packb([version, name, fields])
+    assert decode(older, Record, limit_bytes=1_000) == Record(good=3, bad=0)
+    newer = msgpack.packb([version, name, {**fields, "other": 1}])
+    with pytest.raises(Malformed, match="not exactly the fields"):
+        decode(newer, Record, limit_bytes=1_000)
