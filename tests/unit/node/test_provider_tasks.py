@@ -1,0 +1,108 @@
+"""A provider's orders to the world, and what may come between."""
+# ruff: noqa: ASYNC110 - a task that ends tells no event
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
+from kit.trading import BUYER, LEASE, award, bid, spec, tender
+
+from hansa.market.sale import Sale
+from hansa.node import provider_tasks
+from hansa.node.blobs import NoRoom
+from hansa.node.daemon import Daemon
+from hansa.node.packages import pack
+from hansa.node.selling import DeliverRound
+from hansa.proto.blob import BlobRef, blob_ref
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.scheduler.run import STAGING, STOPPING, Run, StartRun
+
+pytestmark = pytest.mark.trio
+ORDER = StartRun(run=LEASE, checkpoint=None, round=0)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> bytes:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "a.py").write_text("def main(ctx): ...\n")
+    archive = io.BytesIO()
+    pack(code, archive)
+    return archive.getvalue()
+
+
+def with_run(daemon: Daemon, package: BlobRef) -> None:
+    """A lease whose run is being staged. The sale asks for no time of its own, so that only the run moves."""
+    called = tender()
+    made = bid(called).document
+    key = digest(DOMAIN, made)
+    daemon.state.sales[key] = Sale(
+        phase="settled",
+        tender=called,
+        bid=made,
+        bid_digest=key,
+        grace_ms=1,
+        award=award(made),
+        lease=LEASE,
+        workload=spec().workload(called.job, package),
+    )
+    daemon.state.sale_of[LEASE] = key
+    daemon.state.runs[LEASE] = Run(run=LEASE, phase=STAGING)
+
+
+async def test_a_run_that_was_told_to_stop_while_its_code_came_is_never_started(tmp_path: Path, packed: bytes) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as nursery:
+        with_run(daemon, blob_ref(packed))
+        nursery.start_soon(provider_tasks.start_run, daemon, ORDER)
+        await trio.sleep(0.05)
+        daemon.state.runs[LEASE] = replace(daemon.state.runs.live[LEASE], phase=STOPPING)
+        daemon.store.put_bytes(packed)
+        with trio.fail_after(5):
+            while nursery.child_tasks:
+                await trio.sleep(0.05)
+        assert not daemon.executor.running, "its devices may be somebody else's by now"
+        assert not (daemon.runs_dir / LEASE.hex()).exists()
+
+
+async def test_a_package_that_is_none_fails_the_run_and_not_the_daemon(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
+        junk = daemon.store.put_bytes(b"no archive")
+        with_run(daemon, junk)
+        await provider_tasks.start_run(daemon, ORDER)
+        with trio.fail_after(5):
+            while LEASE in daemon.state.runs.live:
+                await daemon.changed.wait()
+        ended = daemon.state.runs.get(LEASE)
+        assert ended is not None
+        assert ended.end_kind == "bad-entry"
+        assert "cannot be unpacked" in ended.end_reason
+
+
+async def test_no_room_for_a_round_waits_for_room_and_the_daemon_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_tasks, "RETRY_S", 0.01)
+    tried = 0
+
+    async def full(*_: object) -> None:
+        nonlocal tried
+        await trio.lowlevel.checkpoint()
+        tried += 1
+        raise provider_tasks.Unstageable(str(NoRoom(2, 1)))
+
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as nursery:
+        daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at
+        monkeypatch.setattr(provider_tasks, "bring", full)
+        order = DeliverRound(lease=LEASE, buyer=BUYER, round=1, state=blob_ref(b"state"))
+        nursery.start_soon(provider_tasks.deliver_round, daemon, order)
+        await trio.sleep(0.1)
+        assert tried > 1
+        daemon.executor._runs.clear()
+        with trio.fail_after(2):
+            while nursery.child_tasks:
+                await trio.sleep(0.02)
