@@ -14,7 +14,8 @@ from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Tender
-from hansa.scheduler.job import FetchWanted, Job, TenderWanted
+from hansa.scheduler.job import Job
+from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from hansa.proto import messages
 from hansa.proto.documents import channel_id
 from hansa.proto.network import DOMAIN, currency_id
 from hansa.proto.typed_data import digest
-from hansa.scheduler import job, rounds
-from hansa.scheduler.job import Granted, Job
+from hansa.scheduler import job, job_events, rounds
+from hansa.scheduler.job import Job
+from hansa.scheduler.job_events import Granted
 from hansa.scheduler.rounds import Rounds
 
 Effects = list[Any]
@@ -50,7 +51,7 @@ def submit(state: NodeState, event: JobSubmitted) -> Effects:
 
 def cancel(state: NodeState, event: JobCancelled) -> Effects:
     """The user wants a job to end."""
-    return _advance_job(state, event.job, job.CancelWanted(reason=event.reason, at_ms=event.at_ms))
+    return _advance_job(state, event.job, job_events.CancelWanted(reason=event.reason, at_ms=event.at_ms))
 
 
 def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
@@ -98,12 +99,12 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
     )
     step = purchase.open_purchase(begun, event.at_ms)
     state.purchases[tender_digest] = step.state
-    return _follow_purchase(state, step.state, step.effects)
+    return _follow_purchase(state, tender_digest, step.effects)
 
 
 def take_blob(state: NodeState, event: BlobFetched) -> Effects:
     """A checkpoint or an output is here."""
-    news = job.BlobArrived(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
+    news = job_events.BlobArrived(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
     return _advance_job(state, event.job, news)
 
 
@@ -127,25 +128,11 @@ def take_reduction(state: NodeState, event: RoundReduced | RoundNotReduced) -> E
 
 
 def _advance_job(state: NodeState, key: bytes, event: Any) -> Effects:
-    of = state.jobs.get(key)
-    if of is None:
-        state.ignore("job", "news of no job of ours")
-        return []
-    step = job.advance(of, event)
-    state.ignore("job", step.ignored)
-    state.jobs[key] = step.state
-    return _follow(state, key, step.effects)
+    return _follow(state, key, state.turn("job", state.jobs, key, job.advance, event))
 
 
 def _advance_rounds(state: NodeState, key: bytes, event: Any) -> Effects:
-    current = state.rounds.get(key)
-    if current is None:
-        state.ignore("rounds", "news of no job of ours")
-        return []
-    step = rounds.advance(current, event)
-    state.ignore("rounds", step.ignored)
-    state.rounds[key] = step.state
-    return list(step.effects)
+    return list(state.turn("rounds", state.rounds, key, rounds.advance, event))
 
 
 def _advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
@@ -157,21 +144,14 @@ def _advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
     if of is not None and bought.phase in GATHERS:
         # What was left when the tender went out may since have gone to another shard of the same job.
         bought = replace(bought, funds=funds_left(state, of, besides=key))
-    step = purchase.advance(bought, event)
-    state.ignore("purchase", step.ignored)
-    state.purchases[key] = step.state
-    return _follow_purchase(state, step.state, step.effects)
+        state.purchases[key] = bought
+    effects = state.turn("purchase", state.purchases, key, purchase.advance, event)
+    return _follow_purchase(state, key, effects)
 
 
 def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
-    channel = state.paying.get(key)
-    if channel is None:
-        state.ignore("paying_channel", "news of no channel of ours")
-        return []
-    step = paying_channel.advance(channel, event)
-    state.ignore("paying_channel", step.ignored)
-    state.paying[key] = step.state
-    return [effect for effect in step.effects if not isinstance(effect, paying_channel.Vouched)]
+    effects = state.turn("paying_channel", state.paying, key, paying_channel.advance, event)
+    return [effect for effect in effects if not isinstance(effect, paying_channel.Vouched)]
 
 
 def _follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
@@ -181,11 +161,11 @@ def _follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
         match effect:
             case rounds.MemberJoined() | rounds.MemberLeft():
                 outward += _advance_rounds(state, key, effect)
-            case job.JobOver():
+            case job_events.JobOver():
                 outward += _advance_rounds(state, key, rounds.JobEnded())
-            case job.LeaseOver():
+            case job_events.LeaseOver():
                 outward += _end_lease(state, effect)
-            case job.TendersUnwanted(reason=reason, at_ms=at_ms):
+            case job_events.TendersUnwanted(reason=reason, at_ms=at_ms):
                 for tender, bought in list(state.purchases.live.items()):
                     if bought.tender.job == key:
                         outward += _advance_purchase(state, tender, purchase.Withdrawn(reason=reason, at_ms=at_ms))
@@ -194,7 +174,9 @@ def _follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
     return outward
 
 
-def _follow_purchase(state: NodeState, bought: Purchase, effects: tuple[Any, ...]) -> Effects:
+def _follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
+    bought = state.purchases.get(key)
+    assert bought is not None, "a purchase gave these orders"
     for placement in bought.placements:
         state.placed[placement.lease] = bought.tender_digest
     outward: Effects = []
@@ -207,9 +189,9 @@ def _follow_purchase(state: NodeState, bought: Purchase, effects: tuple[Any, ...
                     Granted(shard=entry.shard, lease=entry.lease, provider=entry.provider, ends_ms=entry.award.ends_ms)
                     for entry in placements
                 )
-                outward += _advance_job(state, bought.tender.job, job.GangCame(granted=granted, at_ms=at_ms))
+                outward += _advance_job(state, bought.tender.job, job_events.GangCame(granted=granted, at_ms=at_ms))
             case purchase.Unfilled(reason=reason, at_ms=at_ms):
-                news = job.TenderFailed(shards=bought.tender.shards, reason=reason, at_ms=at_ms)
+                news = job_events.TenderFailed(shards=bought.tender.shards, reason=reason, at_ms=at_ms)
                 outward += _advance_job(state, bought.tender.job, news)
             case _:
                 outward.append(effect)
@@ -238,7 +220,7 @@ def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_m
     ]
 
 
-def _end_lease(state: NodeState, over: job.LeaseOver) -> Effects:
+def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     """Nothing more runs under a lease: remember how it went, pay for nothing later, and close a channel left idle."""
     bought = state.purchase_on(over.lease)
     placement = _placement(bought, over.lease)
@@ -342,16 +324,18 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
     news: Any = None
     match event.message:
         case messages.RunReported(lease=lease, step=step, metrics=metrics, started=started):
-            news = job.ReportArrived(lease=lease, step=step, metrics=metrics, started=started, at_ms=at_ms)
+            news = job_events.ReportArrived(lease=lease, step=step, metrics=metrics, started=started, at_ms=at_ms)
         case messages.CheckpointStored(round=number) if number > _published(state, bought.tender.job):
             state.ignore("job", "a checkpoint of a round that was not published")
             return []
         case messages.CheckpointStored(lease=lease, round=number, step=step, checkpoint=checkpoint):
-            news = job.CheckpointAnnounced(lease=lease, round=number, step=step, checkpoint=checkpoint, at_ms=at_ms)
+            news = job_events.CheckpointAnnounced(
+                lease=lease, round=number, step=step, checkpoint=checkpoint, at_ms=at_ms
+            )
         case messages.OutputStored(lease=lease, path=path, blob=blob):
-            news = job.OutputAnnounced(lease=lease, path=path, blob=blob, at_ms=at_ms)
+            news = job_events.OutputAnnounced(lease=lease, path=path, blob=blob, at_ms=at_ms)
         case messages.RunEnded() as end:
-            news = job.RunEndArrived(
+            news = job_events.RunEndArrived(
                 lease=end.lease,
                 outcome=end.outcome,
                 kind=end.kind,
@@ -453,7 +437,7 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
     effects: Effects = []
     for key, machine in list(state.jobs.live.items()):
         if (due_ms := job.deadline_ms(machine)) is not None and due_ms <= at_ms:
-            effects += _advance_job(state, key, job.TimePassed(at_ms=at_ms))
+            effects += _advance_job(state, key, job_events.TimePassed(at_ms=at_ms))
     for key, bought in list(state.purchases.live.items()):
         if (due_ms := purchase.deadline_ms(bought)) is not None and due_ms <= at_ms:
             effects += _advance_purchase(state, key, purchase.TimePassed(at_ms=at_ms))
@@ -468,7 +452,7 @@ def restart(state: NodeState, at_ms: int) -> Effects:
     effects: Effects = []
     for key, machine in list(state.jobs.all()):
         if machine.phase == "running":
-            effects += _advance_job(state, key, job.Restarted(at_ms=at_ms))
+            effects += _advance_job(state, key, job_events.Restarted(at_ms=at_ms))
         current = state.jobs.get(key)
         assert current is not None
         effects += job.outstanding(current, at_ms)
@@ -496,7 +480,8 @@ def _missing_tenders(state: NodeState, of: Job, at_ms: int) -> Effects:
     missing = [shard for shard in waiting if shard.shard not in tendered]
     if of.phase == "gathering":
         numbers = tuple(shard.shard for shard in missing)
-        return [job.TenderWanted(job=of.job, shards=numbers, attempt=0, at_ms=at_ms)] if numbers else []
+        return [job_events.TenderWanted(job=of.job, shards=numbers, attempt=0, at_ms=at_ms)] if numbers else []
     return [
-        job.TenderWanted(job=of.job, shards=(shard.shard,), attempt=shard.attempts, at_ms=at_ms) for shard in missing
+        job_events.TenderWanted(job=of.job, shards=(shard.shard,), attempt=shard.attempts, at_ms=at_ms)
+        for shard in missing
     ]

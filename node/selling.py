@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hansa.market import earning_channel, sale
+from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.effects import Send, unsigned
 from hansa.market.pricing import bid_for, decline_for, objection, too_cheap
@@ -89,40 +89,38 @@ def _hold(state: NodeState, tender: Tender, bid: Bid, *, grace_ms: int, at_ms: i
 
 
 def _advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
-    entry = state.sales.get(key)
-    if entry is None:
-        state.ignore("sale", "news of no bid of ours")
+    before = state.sales.get(key)
+    effects = state.turn("sale", state.sales, key, sale.advance, event)
+    after = state.sales.get(key)
+    if before is None or after is None:
         return []
-    step = sale.advance(entry, event)
-    state.ignore("sale", step.ignored)
-    state.sales[key] = step.state
     outward: Effects = []
-    for effect in step.effects:
+    for effect in effects:
         match effect:
-            case sale.LeaseMade(bid=bid, channel=channel, terms=terms):
+            case sale_events.LeaseMade(bid=bid, channel=channel, terms=terms):
                 _advance_capacity(state, bid, capacity.HoldAccepted())
                 state.sale_of[terms.lease] = bid
-                channel_key = step.state.channel_id
+                channel_key = after.channel_id
                 known = state.earning.get(channel_key)
                 if known is None or (known.phase == "closed" and known.voucher is None):
                     state.earning[channel_key] = EarningChannel(config=channel, channel_id=channel_key)
                 outward += _advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
-            case sale.DevicesFreed(bid=bid):
+            case sale_events.DevicesFreed(bid=bid):
                 _advance_capacity(state, bid, capacity.Freed())
-            case sale.RunWanted(lease=lease, round=number, checkpoint=checkpoint):
+            case sale_events.RunWanted(lease=lease, round=number, checkpoint=checkpoint):
                 planned = run.plan_run(lease, checkpoint=checkpoint, round_number=number)
                 state.runs[lease] = planned.state
                 outward += planned.effects
-            case sale.RunUnwanted(lease=lease, reason=reason):
+            case sale_events.RunUnwanted(lease=lease, reason=reason):
                 wanted = run.RunStopWanted(run=lease, grace_ms=STOP_GRACE_MS, why=reason, at_ms=state.at_ms)
                 outward += _advance_run(state, wanted)
             case earning_channel.LineMetered():
-                outward += _advance_channel(state, step.state.channel_id, effect)
+                outward += _advance_channel(state, after.channel_id, effect)
             case _:
                 outward.append(effect)
-    if step.state.terms is not None and entry.phase not in sale.ENDED and step.state.phase in sale.ENDED:
-        left = earning_channel.LeaseLeft(lease=step.state.lease, at_ms=state.at_ms)
-        outward += _advance_channel(state, step.state.channel_id, left)
+    if after.terms is not None and before.phase not in sale.ENDED and after.phase in sale.ENDED:
+        left = earning_channel.LeaseLeft(lease=after.lease, at_ms=state.at_ms)
+        outward += _advance_channel(state, after.channel_id, left)
     return outward
 
 
@@ -132,23 +130,16 @@ def _advance_capacity(state: NodeState, bid: bytes, event: capacity.HoldAccepted
 
 
 def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
-    channel = state.earning.get(key)
-    if channel is None:
-        state.ignore("earning_channel", "news of no channel of ours")
-        return []
-    step = earning_channel.advance(channel, event)
-    state.ignore("earning_channel", step.ignored)
-    state.earning[key] = step.state
     outward: Effects = []
-    for effect in step.effects:
+    for effect in state.turn("earning_channel", state.earning, key, earning_channel.advance, event):
         match effect:
             case earning_channel.LinesVouched(amounts=amounts, at_ms=at_ms):
                 for lease, amount in sorted(amounts.items()):
-                    vouched = sale.LineVouched(amount=amount, at_ms=at_ms)
+                    vouched = sale_events.LineVouched(amount=amount, at_ms=at_ms)
                     outward += _advance_sale(state, state.sale_of.get(lease, b""), vouched)
             case earning_channel.LinesRefused(leases=leases, reason=reason):
                 for lease in leases:
-                    refused = sale.LineRefused(reason=reason, at_ms=state.at_ms)
+                    refused = sale_events.LineRefused(reason=reason, at_ms=state.at_ms)
                     outward += _advance_sale(state, state.sale_of.get(lease, b""), refused)
             case _:
                 outward.append(effect)
@@ -176,7 +167,7 @@ def _finish(state: NodeState, ended: Run, at_ms: int) -> Effects:
         # To finish is a step too: without it a job that reports nothing would cost its provider and pay nothing.
         effects += _advance_sale(state, state.sale_of[ended.run], _progress(ended, at_ms, ended.step + 1))
     kind = "stopped" if ended.phase == run.STOPPED else ended.end_kind
-    over = sale.RunOver(
+    over = sale_events.RunOver(
         outcome=ended.phase,
         kind="" if ended.phase == run.SUCCEEDED else kind,
         reason=ended.end_reason,
@@ -186,8 +177,8 @@ def _finish(state: NodeState, ended: Run, at_ms: int) -> Effects:
     return effects + _advance_sale(state, state.sale_of[ended.run], over)
 
 
-def _progress(current: Run, at_ms: int, step: int | None) -> sale.ProgressMade:
-    return sale.ProgressMade(
+def _progress(current: Run, at_ms: int, step: int | None) -> sale_events.ProgressMade:
+    return sale_events.ProgressMade(
         running_ms=run.device_ms(current, at_ms),
         steps=step,
         rounds=min(current.round, LAST_ROUND),
@@ -207,7 +198,7 @@ def take_run_news(state: NodeState, event: RunNews) -> Effects:
     assert current is not None
     match event:
         case run.RunStarted(at_ms=at_ms):
-            effects += _advance_sale(state, entry.bid_digest, sale.RunBegan(at_ms=at_ms))
+            effects += _advance_sale(state, entry.bid_digest, sale_events.RunBegan(at_ms=at_ms))
         case run.RunProgressed(step=step):
             effects += _advance_sale(state, entry.bid_digest, _progress(current, event.at_ms, step))
         case run.RunSynced() | run.RunCheckpointed():
@@ -269,17 +260,17 @@ def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effe
     news: Any = None
     match event.message:
         case messages.LeaseCancelled(reason=reason):
-            news = sale.LeaseCalledOff(reason=reason, at_ms=at_ms)
+            news = sale_events.LeaseCalledOff(reason=reason, at_ms=at_ms)
         case messages.RunOrdered(round=number, checkpoint=checkpoint):
             assert entry.workload is not None
             if checkpoint is not None and checkpoint.size_bytes > entry.workload.state_bytes:
                 state.ignore("sale", "a checkpoint over the workload's limit")
                 return []
-            news = sale.StartOrdered(round=number, checkpoint=checkpoint, at_ms=at_ms)
+            news = sale_events.StartOrdered(round=number, checkpoint=checkpoint, at_ms=at_ms)
         case messages.RunStopOrdered(reason=reason):
-            news = sale.StopOrdered(reason=reason, at_ms=at_ms)
+            news = sale_events.StopOrdered(reason=reason, at_ms=at_ms)
         case messages.DeliveryAccepted():
-            news = sale.DeliveryTaken(at_ms=at_ms)
+            news = sale_events.DeliveryTaken(at_ms=at_ms)
     return _advance_sale(state, entry.bid_digest, news)
 
 
@@ -300,7 +291,7 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
         state.ignore("sale", "an award that is not its sender's, or of no bid of ours")
         return []
     channel = state.earning.get(award.channel_id)
-    news = sale.AwardArrived(
+    news = sale_events.AwardArrived(
         award=award,
         channel=message.channel,
         workload=message.workload,
@@ -316,7 +307,7 @@ def _hear_release(state: NodeState, event: MessageArrived) -> Effects:
     if entry is None or entry.buyer != event.sender:
         state.ignore("sale", "a release of a bid that was not made to the sender")
         return []
-    return _advance_sale(state, message.bid, sale.BidLost(at_ms=event.at_ms))
+    return _advance_sale(state, message.bid, sale_events.BidLost(at_ms=event.at_ms))
 
 
 def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
@@ -369,7 +360,7 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
     effects: Effects = []
     for key, entry in list(state.sales.live.items()):
         if (due_ms := sale.deadline_ms(entry)) is not None and due_ms <= at_ms:
-            effects += _advance_sale(state, key, sale.TimePassed(at_ms=at_ms))
+            effects += _advance_sale(state, key, sale_events.TimePassed(at_ms=at_ms))
     return effects
 
 
@@ -378,10 +369,10 @@ def restart(state: NodeState, at_ms: int) -> Effects:
     effects: Effects = []
     for lease in list(state.runs.live):
         effects += _advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
-        effects += _advance_sale(state, state.sale_of[lease], sale.RunInterrupted())
+        effects += _advance_sale(state, state.sale_of[lease], sale_events.RunInterrupted())
         entry = state.sale_on(lease)
         if entry is not None and entry.phase == "running" and entry.paused_ms:
-            effects.append(sale.PauseWanted(lease=lease))
+            effects.append(sale_events.PauseWanted(lease=lease))
     for _, entry in list(state.sales.all()):
         effects += sale.outstanding(entry)
         ended = state.runs.get(entry.lease)

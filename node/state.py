@@ -4,12 +4,13 @@ The parts are frozen; only this holder changes, and only in ``hansa.node.routing
 read back (a snapshot), and is otherwise the fold of the journal.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.ledger import Ledger
+from hansa.market.machine import Phased, Step
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase import Purchase
@@ -22,6 +23,7 @@ from hansa.scheduler.rounds import Rounds
 from hansa.scheduler.run import Run
 
 M = TypeVar("M")
+P = TypeVar("P", bound=Phased)
 
 MOST_ENDED = 2_000
 """How many machines of a kind are remembered after their end, so that late news of them is understood."""
@@ -136,6 +138,19 @@ class NodeState:
         if reason is not None:
             name = f"{machine}: {reason}"
             self.ignored[name] = self.ignored.get(name, 0) + 1
+
+    def turn(
+        self, name: str, shelf: Shelf[P], key: bytes, advance: Callable[[P, Any], Step[P]], event: Any
+    ) -> tuple[Any, ...]:
+        """Let one machine have an event, keep what became of it, count if nothing did. Answers its effects."""
+        machine = shelf.get(key)
+        if machine is None:
+            self.ignore(name, "news of none of ours")
+            return ()
+        step = advance(machine, event)
+        self.ignore(name, step.ignored)
+        shelf[key] = step.state
+        return step.effects
 
     def sale_on(self, lease: bytes) -> Sale | None:
         """The provider's side of a lease."""

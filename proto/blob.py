@@ -1,7 +1,7 @@
 """A blob's name: the hash over its chunks' hashes, so that every chunk can be checked the moment it arrives.
 
 The root is ``blake3(b"hansa-blob-1" || size as u64 big-endian || blake3 of each chunk in order)``. Chunks are 1 MiB,
-the last one shorter; an empty blob has none. The size is part of the name, so nobody can serve a longer or shorter file.
+the last one shorter; an empty blob has none. The size is part of the name, so nobody can serve a file of another one.
 """
 
 from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ from hansa.market.receipts import root_of
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
 from hansa.proto.documents import CooperativeClose, Voucher
-from hansa.scheduler.job import FetchWanted
+from hansa.scheduler.job_events import FetchWanted
 
 LATER_MS = 3_600_000
 BLOB = blob_ref(b"a lie")

@@ -12,7 +12,7 @@ from typing import Any
 from simulation.executor import ScriptedExecutor
 from simulation.world import World
 
-from hansa.market import sale
+from hansa.market import sale_events
 from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Entry, Post, fold
 from hansa.market.pricing import ProviderTerms
@@ -28,7 +28,7 @@ from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, check
-from hansa.scheduler import job, rounds, run
+from hansa.scheduler import job_events, rounds, run
 
 MESSAGE_BYTES = 1 << 18
 LIFE_SIGN_MS = 3_000
@@ -218,9 +218,9 @@ class SimNode:
                 self.send(effect)
             case Post(entry=entry):
                 self.ledger.post(entry)
-            case job.TenderWanted():
+            case job_events.TenderWanted():
                 self._later(self._prepare_tender, effect)
-            case job.FetchWanted():
+            case job_events.FetchWanted():
                 self._fetch(effect, 0)
             case rounds.ReductionWanted():
                 self._later(self._reduce, effect)
@@ -234,9 +234,9 @@ class SimNode:
                 self.executor.start(effect, devices=sold.bid.devices, rounds=number, steps_a_round=steps)
             case run.StopRun():
                 self.executor.stop(effect)
-            case sale.PauseWanted(lease=lease):
+            case sale_events.PauseWanted(lease=lease):
                 self.executor.pause(lease)
-            case sale.ResumeWanted(lease=lease):
+            case sale_events.ResumeWanted(lease=lease):
                 self.executor.resume(lease)
             case _:
                 raise AssertionError(f"nobody performs {type(effect).__name__}")
@@ -250,7 +250,7 @@ class SimNode:
 
         self.world.after(self.world.random.randint(10, 400), act)
 
-    def _prepare_tender(self, wanted: job.TenderWanted) -> None:
+    def _prepare_tender(self, wanted: job_events.TenderWanted) -> None:
         assert self.engine is not None
         of = self.engine.state.jobs.get(wanted.job)
         assert of is not None
@@ -269,7 +269,7 @@ class SimNode:
         )
         self.hear(events.TenderPrepared(tender=tender, invited=self.market.providers(), at_ms=self.now_ms()))
 
-    def _fetch(self, wanted: job.FetchWanted, tries: int) -> None:
+    def _fetch(self, wanted: job_events.FetchWanted, tries: int) -> None:
         if self.world.chance(self.world.faults.fetch_failure) or not self.market.has_blobs(wanted.provider):
             if tries < FETCH_TRIES:
                 self._later(self._fetch, wanted, tries + 1)

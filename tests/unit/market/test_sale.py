@@ -12,7 +12,8 @@ from hansa.market import sale
 from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
 from hansa.market.receipts import CLOCK_SKEW_MS
-from hansa.market.sale import (
+from hansa.market.sale import Sale, advance
+from hansa.market.sale_events import (
     AwardArrived,
     BidLost,
     DeliveryTaken,
@@ -27,11 +28,9 @@ from hansa.market.sale import (
     RunOver,
     RunUnwanted,
     RunWanted,
-    Sale,
     StartOrdered,
     StopOrdered,
     TimePassed,
-    advance,
 )
 from hansa.proto.documents import channel_id
 from hansa.proto.messages import BidSent, LeaseConfirmed, LeaseRefused, RunEnded

@@ -12,7 +12,8 @@ from hansa.market import sale
 from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
 from hansa.market.pricing import LONGEST_BIDDING_MS, ProviderTerms, objection
-from hansa.market.sale import (
+from hansa.market.sale import Sale, advance
+from hansa.market.sale_events import (
     AwardArrived,
     LeaseMade,
     LineVouched,
@@ -23,10 +24,8 @@ from hansa.market.sale import (
     RunInterrupted,
     RunUnwanted,
     RunWanted,
-    Sale,
     StartOrdered,
     TimePassed,
-    advance,
 )
 from hansa.proto.messages import LeaseConfirmed, LeaseRefused
 from hansa.proto.network import DOMAIN

@@ -11,7 +11,7 @@ from hansa.proto.market_documents import Tender
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import SigningKey
 from hansa.proto.typed_data import digest
-from hansa.scheduler.job import TenderWanted
+from hansa.scheduler.job_events import TenderWanted
 
 WANTED = TenderWanted(job=JOB, shards=(0,), attempt=1, at_ms=0)
 

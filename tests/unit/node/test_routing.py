@@ -31,7 +31,7 @@ from hansa.node.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
 from hansa.proto.documents import CooperativeClose, Voucher
-from hansa.scheduler import job, run
+from hansa.scheduler import job_events, run
 
 ONE = spec(shards=1)
 
@@ -356,12 +356,12 @@ def test_a_restart_asks_again_for_a_tender_that_was_never_written():
     made.effects.clear()
     made.restart(BUYER)
     assert [effect for _, effect in made.effects] == [
-        job.TenderWanted(job=JOB, shards=(0,), attempt=0, at_ms=made.now_ms)
+        job_events.TenderWanted(job=JOB, shards=(0,), attempt=0, at_ms=made.now_ms)
     ]
     made.tender(BUYER, (PROVIDER,))
     made.effects.clear()
     made.restart(BUYER)
-    assert not [effect for _, effect in made.effects if isinstance(effect, job.TenderWanted)]
+    assert not [effect for _, effect in made.effects if isinstance(effect, job_events.TenderWanted)]
 
 
 def test_a_close_whose_answer_was_lost_in_a_crash_is_answered_at_the_next_start():

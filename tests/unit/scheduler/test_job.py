@@ -12,7 +12,8 @@ from hansa.market.effects import Send
 from hansa.proto.blob import blob_ref
 from hansa.proto.messages import DeliveryAccepted, Metric, RunOrdered, RunStopOrdered
 from hansa.scheduler import job
-from hansa.scheduler.job import (
+from hansa.scheduler.job import advance, plan
+from hansa.scheduler.job_events import (
     BlobArrived,
     CancelWanted,
     CheckpointAnnounced,
@@ -29,8 +30,6 @@ from hansa.scheduler.job import (
     TendersUnwanted,
     TenderWanted,
     TimePassed,
-    advance,
-    plan,
 )
 from hansa.scheduler.rounds import MemberJoined, MemberLeft
 

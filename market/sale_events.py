@@ -1,0 +1,172 @@
+"""What happens to a sale, and what it orders: the words between ``hansa.market.sale`` and the rooms around it."""
+
+from dataclasses import dataclass
+
+from hansa.market.receipts import LeaseTerms
+from hansa.proto.blob import BlobRef
+from hansa.proto.documents import ChannelConfig
+from hansa.proto.market_documents import Award
+from hansa.proto.units import Amount, Bytes32, DurationMs, Line, Uint32, Uint64, UnixMs
+from hansa.proto.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwardArrived:
+    """An award with the buyer's own signature on it."""
+
+    award: Award
+    channel: ChannelConfig
+    workload: Workload
+    channel_closed: bool = False
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BidLost:
+    """The buyer took another bid."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCalledOff:
+    """The buyer takes the lease back before its start."""
+
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOrdered:
+    """The buyer wants the run to start, from a checkpoint if it names one."""
+
+    round: Uint32
+    checkpoint: BlobRef | None
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopOrdered:
+    """The buyer wants the run to end."""
+
+    reason: Line
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunBegan:
+    """The job's code runs, for the first time or again after its sandbox was lost."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInterrupted:
+    """The sandbox was lost with the daemon: nothing computes until it begins again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressMade:
+    """The run delivered something. All figures are totals of the run.
+
+    Attributes:
+        running_ms: how long it ran, pauses left out, as the daemon measured it.
+        steps: the newest step that the job reported, or None where this is not the report of a step.
+        rounds: rounds that it contributed to.
+        checkpoint: root of its newest checkpoint, or 32 zero bytes.
+        at_ms: when.
+    """
+
+    running_ms: DurationMs
+    steps: Uint64 | None
+    rounds: Uint32
+    checkpoint: Bytes32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOver:
+    """The run ended. ``outcome`` is succeeded, failed or stopped."""
+
+    outcome: Line
+    kind: Line
+    reason: str
+    outputs: Uint32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryTaken:
+    """The buyer has everything."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineVouched:
+    """The buyer vouched for this lease, up to this total."""
+
+    amount: Amount
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineRefused:
+    """The buyer refuses to vouch for a receipt that holds this lease."""
+
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePassed:
+    """The deadline that the machine named has come."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseMade:
+    """Effect: the held devices are leased now, and the channel learns the terms."""
+
+    bid: Bytes32
+    channel: ChannelConfig
+    terms: LeaseTerms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWanted:
+    """Effect: stage and start the run of this lease."""
+
+    lease: Bytes32
+    round: Uint32
+    checkpoint: BlobRef | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunUnwanted:
+    """Effect: stop the run of this lease."""
+
+    lease: Bytes32
+    reason: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseWanted:
+    """Effect: freeze the run of this lease."""
+
+    lease: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeWanted:
+    """Effect: let the run of this lease go on."""
+
+    lease: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesFreed:
+    """Effect: the devices of this bid are free again, at once."""
+
+    bid: Bytes32

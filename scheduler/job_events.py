@@ -1,0 +1,154 @@
+"""What happens to a job, and what it orders: the words between ``hansa.scheduler.job`` and the rooms around it."""
+
+from dataclasses import dataclass
+
+from hansa.proto.blob import BlobRef
+from hansa.proto.messages import Metric
+from hansa.proto.units import Address, Bytes32, Line, Uint32, Uint64, UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """One shard's lease, as the purchase reports it."""
+
+    shard: Uint32
+    lease: Bytes32
+    provider: Address
+    ends_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GangCame:
+    """Every shard that was tendered has a confirmed lease."""
+
+    granted: tuple[Granted, ...]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenderFailed:
+    """The tender ended without leases."""
+
+    shards: tuple[Uint32, ...]
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportArrived:
+    """A sign of life from a run."""
+
+    lease: Bytes32
+    step: Uint64
+    metrics: tuple[Metric, ...]
+    started: bool
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAnnounced:
+    """The provider has a checkpoint for us to copy."""
+
+    lease: Bytes32
+    round: Uint32
+    step: Uint64
+    checkpoint: BlobRef
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputAnnounced:
+    """The provider has a file of the outputs for us to fetch."""
+
+    lease: Bytes32
+    path: Line
+    blob: BlobRef
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobArrived:
+    """A checkpoint or an output is here, checked."""
+
+    lease: Bytes32
+    blob: BlobRef
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEndArrived:
+    """The provider says that the run is over."""
+
+    lease: Bytes32
+    outcome: Line
+    kind: Line
+    reason: str
+    outputs: Uint32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelWanted:
+    """The user wants the job to end."""
+
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """This node was away. Silence before this moment was its own."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePassed:
+    """The deadline that the machine named has come."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenderWanted:
+    """Effect: buy leases for these shards, all or none."""
+
+    job: Bytes32
+    shards: tuple[Uint32, ...]
+    attempt: Uint32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TendersUnwanted:
+    """Effect: withdraw every purchase of the job that still gathers."""
+
+    job: Bytes32
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchWanted:
+    """Effect: copy a blob from the provider and keep it for the job."""
+
+    job: Bytes32
+    lease: Bytes32
+    provider: Address
+    blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseOver:
+    """Effect to the purchase: nothing more will run under the lease."""
+
+    lease: Bytes32
+    well: bool
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOver:
+    """Effect to the rounds: no more of them are needed."""
+
+    job: Bytes32
