@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from hansa.market.effects import clipped
 from hansa.market.purchase import ENDED_BADLY
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
@@ -27,6 +28,7 @@ NOBODY_PATIENCE_S = 5.0
 """How long a tender waits for the first fitting advert: a node that has just started has not heard them yet."""
 FETCH_PATIENCE_S = 20.0
 RETRY_S = 1.0
+LONGEST_REASON_BYTES = 256
 
 
 async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
@@ -115,16 +117,22 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
     try:
         reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes)
         rejected = {**missing, **reduced.rejected}
-        blob = None
+        blob, unsound = None, not missing and reduced.state is None
         if reduced.state is not None:
             blob = await trio.to_thread.run_sync(daemon.store.put_bytes, reduced.state)
     except (BlobMissing, NoRoom) as fault:
         # Evicted between the fetch and the sum, or no room for the result: the round is collected again.
-        rejected, blob = {**missing, **{entry.shard: str(fault) for entry in here}}, None
-    left_out = tuple(Rejected(shard=shard, reason=reason[:250]) for shard, reason in sorted(rejected.items()))
+        rejected, blob, unsound = {**missing, **{entry.shard: str(fault) for entry in here}}, None, False
+    # A reason may hold a stranger's words in any script, and the journal takes only so many bytes of them.
+    left_out = tuple(
+        Rejected(shard=shard, reason=clipped(reason, LONGEST_REASON_BYTES))
+        for shard, reason in sorted(rejected.items())
+    )
     outcome: Any
     if blob is None:
-        outcome = RoundNotReduced(job=wanted.job, round=wanted.round, rejected=left_out, at_ms=daemon.now_ms())
+        outcome = RoundNotReduced(
+            job=wanted.job, round=wanted.round, rejected=left_out, unsound=unsound, at_ms=daemon.now_ms()
+        )
     else:
         outcome = RoundReduced(
             job=wanted.job,

@@ -119,9 +119,15 @@ def take_reduction(state: NodeState, event: RoundReduced | RoundNotReduced) -> E
             rejected=event.rejected,
             at_ms=event.at_ms,
         )
-    else:
-        news = rounds.ReductionFailed(round=event.round, rejected=event.rejected, at_ms=event.at_ms)
-    return _advance_rounds(state, event.job, news)
+        return _advance_rounds(state, event.job, news)
+    current = state.rounds.live.get(event.job)
+    news = rounds.ReductionFailed(round=event.round, rejected=event.rejected, at_ms=event.at_ms)
+    effects = _advance_rounds(state, event.job, news)
+    if event.unsound and current is not None and current.phase == "reducing" and event.round == current.published + 1:
+        reasons = sorted({entry.reason for entry in event.rejected})
+        unsound = job_events.RoundUnsound(round=event.round, reason="; ".join(reasons)[:1_000], at_ms=event.at_ms)
+        effects += _advance_job(state, event.job, unsound)
+    return effects
 
 
 # How machines hear events, and where their effects go.

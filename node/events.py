@@ -106,11 +106,16 @@ class RoundReduced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundNotReduced:
-    """Too little of what was announced could be had or was sound."""
+    """Too little of what was announced could be had or was sound.
+
+    Attributes:
+        unsound: everything was here and none of it was fit to be averaged, so another try would end alike.
+    """
 
     job: Bytes32
     round: Uint32
     rejected: tuple[Rejected, ...]
+    unsound: bool
     at_ms: UnixMs
 
 

@@ -23,6 +23,7 @@ from hansa.scheduler.job_events import (
     OutputAnnounced,
     ReportArrived,
     Restarted,
+    RoundUnsound,
     RunEndArrived,
     TenderFailed,
     TendersUnwanted,
@@ -162,6 +163,7 @@ TABLE: Table[Job] = Table(
         ("gathering", GangCame, "running"),
         ("gathering", TenderFailed, "failed"),
         (("gathering", "running"), CancelWanted, "cancelled"),
+        ("running", RoundUnsound, "failed"),
         ("running", Restarted, "running"),
         ("running", (GangCame, ReportArrived, CheckpointAnnounced, OutputAnnounced), "running"),
         ("running", (BlobArrived, RunEndArrived, TimePassed), ("running", "succeeded", "failed")),
@@ -212,6 +214,8 @@ def _react(state: Job, event: Any) -> Step[Job]:
             return _hear_tender_failed(state, event)
         case CancelWanted(reason=reason, at_ms=at_ms):
             return _end(state, "cancelled", reason, at_ms)
+        case RoundUnsound(round=number, reason=reason, at_ms=at_ms):
+            return _end(state, "failed", f"round {number} could not be averaged: {reason}", at_ms)
         case TimePassed(at_ms=at_ms):
             return _pass_time(state, at_ms)
         case Restarted(at_ms=at_ms):

@@ -96,6 +96,15 @@ class CancelWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundUnsound:
+    """Every shard's part of a round is here, and none of it can be averaged: the training itself went wrong."""
+
+    round: Uint32
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted:
     """This node was away. Silence before this moment was its own."""
 

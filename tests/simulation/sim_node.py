@@ -293,7 +293,9 @@ class SimNode:
         )
         good = tuple(shard for shard in shards if shard not in {entry.shard for entry in bad})
         if not good or self.world.chance(self.world.faults.reduction_failure):
-            event: Any = events.RoundNotReduced(job=wanted.job, round=wanted.round, rejected=bad, at_ms=self.now_ms())
+            event: Any = events.RoundNotReduced(
+                job=wanted.job, round=wanted.round, rejected=bad, unsound=False, at_ms=self.now_ms()
+            )
         else:
             state = blob_ref(wanted.job + wanted.round.to_bytes(4, "big"))
             event = events.RoundReduced(

@@ -31,7 +31,7 @@ from hansa.node.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
 from hansa.proto.documents import CooperativeClose, Voucher
-from hansa.scheduler import job_events, run
+from hansa.scheduler import job_events, rounds, run
 
 ONE = spec(shards=1)
 
@@ -402,3 +402,27 @@ def test_an_engine_of_another_account_does_not_take_this_journal():
     stranger = events.Started(account=OTHER, peer_id="p", terms=None, devices=(), at_ms=made.now_ms)
     with pytest.raises(AssertionError, match="another account"):
         again.take([stranger])
+
+
+def reduced_to_nothing(*, unsound, number=1):
+    """A job whose first round was contributed to, and what became of the reduction."""
+    made, (lease,) = running()
+    contribution = run.RunSynced(run=lease, round=0, weight_ppm=10**6, state=blob_ref(b"state"), at_ms=made.now_ms)
+    made.take(PROVIDER, contribution)
+    wanted = [effect for _, effect in made.effects if isinstance(effect, rounds.ReductionWanted)]
+    assert [effect.round for effect in wanted] == [1]
+    left_out = (rounds.Rejected(shard=0, reason="it holds numbers that are not finite"),)
+    news = events.RoundNotReduced(job=JOB, round=number, rejected=left_out, unsound=unsound, at_ms=made.now_ms)
+    made.take(BUYER, news)
+    return job_of(made)
+
+
+def test_a_round_in_which_nothing_was_sound_fails_the_job_with_the_reason():
+    failed = reduced_to_nothing(unsound=True)
+    assert failed.phase == "failed"
+    assert "round 1 could not be averaged: it holds numbers that are not finite" in failed.reason
+
+
+def test_a_round_that_could_not_be_fetched_is_collected_again_and_an_old_outcome_changes_nothing():
+    assert reduced_to_nothing(unsound=False).phase == "running"
+    assert reduced_to_nothing(unsound=True, number=7).phase == "running"
