@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from hansa.market.effects import clipped
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
@@ -24,6 +25,7 @@ LOG_BYTES = 8 << 20
 LARGEST_UNPACKED_BYTES = 1 << 30
 STAGE_PATIENCE_S = 120.0
 RETRY_S = 1.0
+LONGEST_REASON_BYTES = 2_000
 
 
 class Unstageable(Exception):
@@ -48,7 +50,9 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
         daemon.tell(RunFailed(run=order.run, kind="refused", reason=why, at_ms=daemon.now_ms()))
         return
     except Unstageable as fault:
-        daemon.tell(RunFailed(run=order.run, kind="bad-entry", reason=str(fault), at_ms=daemon.now_ms()))
+        # The words may hold a file's name out of the buyer's package.
+        why = clipped(str(fault), LONGEST_REASON_BYTES)
+        daemon.tell(RunFailed(run=order.run, kind="bad-entry", reason=why, at_ms=daemon.now_ms()))
         return
     by_id = {device.id: device for device in daemon.state.capacity.devices}
     cpu_millis = sum(by_id[device].cores_milli for device in entry.bid.devices if device in by_id)

@@ -38,6 +38,8 @@ async def a_daemon(directory: Path, hub: MemoryHub, number: int, *, lends: bool 
             nursery.start_soon(daemon.serve_engine)
             nursery.start_soon(chores.greet_arrivals, daemon)
             nursery.start_soon(chores.advertise, daemon)
+            while not daemon.engine.events:
+                await daemon.changed.wait()
             yield daemon
             nursery.cancel_scope.cancel()
     finally:

@@ -1,17 +1,34 @@
-"""Who is asked to bid when a shard has lost its provider."""
+"""Who is asked to bid when a shard has lost its provider, and what becomes of a round that cannot be had."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, tender, workload
+import numpy as np
+import pytest
+import trio
+from kit import memory_party
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
+from kit.memory_party import party
+from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec, tender, workload
 
 from hansa.market.purchase import ENDED_BADLY, Placement, Purchase
+from hansa.node import buyer_tasks
 from hansa.node.buyer_tasks import unwelcome
+from hansa.node.daemon import now_ms
+from hansa.node.events import NodeEvent, RoundNotReduced
+from hansa.node.net import Context, Refused
 from hansa.node.state import NodeState
+from hansa.proto.blob import blob_ref
+from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Tender
 from hansa.proto.network import DOMAIN
+from hansa.proto.protocols import BLOB
 from hansa.proto.signing import SigningKey
+from hansa.proto.tensors import encode_state
 from hansa.proto.typed_data import digest
-from hansa.scheduler.job_events import TenderWanted
+from hansa.scheduler.job import Job, Shard, TenderWanted
+from hansa.scheduler.rounds import Contribution, ReductionWanted
 
 WANTED = TenderWanted(job=JOB, shards=(0,), attempt=1, at_ms=0)
 
@@ -75,3 +92,73 @@ def test_another_job_s_failures_and_awards_that_never_became_leases_do_not_count
     never = placed(GANG, OTHER_KEY, phase="failed", why="did not confirm in time")
     state = after(purchase(other_job, placed(other_job, PROVIDER_KEY)), purchase(GANG, never))
     assert unwelcome(state, WANTED) == set()
+
+
+@pytest.mark.trio
+async def test_a_refusal_in_any_words_fits_into_the_journal_and_the_round_is_collected_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buyer_tasks, "FETCH_PATIENCE_S", 0.5)
+    monkeypatch.setattr(buyer_tasks, "RETRY_S", 0.05)
+    monkeypatch.setattr(memory_party, "now_ms", now_ms)
+    hub = MemoryHub()
+    async with a_daemon(tmp_path, hub, 1) as daemon, party(hub, 2) as liar, party(hub, 3) as slow:
+
+        async def refuse(_context: Context, _data: bytes) -> bytes:
+            await trio.lowlevel.checkpoint()
+            raise Refused("\U0001f4a3" * 255)
+
+        async def wait(_context: Context, _data: bytes) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        liar.net.serve(BLOB, refuse)
+        slow.net.serve(BLOB, wait, timeout_ms=60_000)
+        for each in (liar, slow):
+            daemon.net.learn(each.peer_id, each.net.addrs())
+            daemon.directory.hint(each.account.address, each.peer_id)
+        shards = (Shard(shard=0), Shard(shard=1))
+        daemon.state.jobs[JOB] = Job(
+            phase="running", job=JOB, spec=spec(), package=blob_ref(b"p"), shards=shards, submitted_ms=0
+        )
+        told: list[RoundNotReduced] = []
+        monkeypatch.setattr(daemon, "tell", told.append)
+        contributions = tuple(
+            Contribution(shard=number, provider=each.account.address, weight_milli=1, state=blob_ref(bytes([number])))
+            for number, each in enumerate((liar, slow))
+        )
+        wanted = ReductionWanted(job=JOB, round=1, previous=None, contributions=contributions, at_ms=0)
+        with trio.fail_after(5):
+            await buyer_tasks.reduce(daemon, wanted)
+        (outcome,) = told
+        assert decode(encode(outcome), NodeEvent, limit_bytes=1 << 20) == outcome, "the journal can be read again"
+        assert [left.shard for left in outcome.rejected] == [0, 1]
+        assert "came too slowly" in outcome.rejected[1].reason
+
+
+@pytest.mark.trio
+async def test_no_room_for_a_rounds_result_is_an_outcome_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon:
+        state = daemon.store.put_bytes(encode_state({"w": np.ones(4)}))
+        daemon.state.jobs[JOB] = Job(
+            phase="running", job=JOB, spec=spec(), package=blob_ref(b"p"), shards=(Shard(shard=0),), submitted_ms=0
+        )
+        told: list[RoundNotReduced] = []
+        monkeypatch.setattr(daemon, "tell", told.append)
+        own = Contribution(shard=0, provider=daemon.account.address, weight_milli=1_000, state=state)
+        other = Contribution(
+            shard=1,
+            provider=daemon.account.address,
+            weight_milli=3_000,
+            state=blob_ref(b"not here"),
+        )
+        monkeypatch.setattr(buyer_tasks, "FETCH_PATIENCE_S", 0.1)
+        monkeypatch.setattr(daemon.store, "quota_bytes", 1)
+        await buyer_tasks.reduce(
+            daemon, ReductionWanted(job=JOB, round=1, previous=None, contributions=(own, other), at_ms=0)
+        )
+        (outcome,) = told
+        assert isinstance(outcome, RoundNotReduced)
+        assert "do not fit into the quota" in outcome.rejected[0].reason

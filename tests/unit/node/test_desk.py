@@ -108,6 +108,12 @@ async def test_a_job_that_still_gathers_can_be_cancelled_once(tmp_path: Path, mo
     async with a_daemon(tmp_path, MemoryHub(), 1) as daemon:
         desk = NodeDesk(daemon)
         job = await submitted(desk, spec())
+        seen: list[Json] = []
+        with trio.move_on_after(1.5):
+            async with aclosing(desk.watch(job)) as flow:
+                async for view in flow:
+                    seen.append(view)  # noqa: PERF401 - the flow does not end by itself
+        assert [view["phase"] for view in seen] == ["gathering"], "what has not changed is not said again"
         assert await desk.cancel(job) == {"job": job.hex(), "phase": "cancelled"}
         with pytest.raises(OperatorError, match="it cancelled"):
             await desk.cancel(job)
