@@ -63,6 +63,8 @@ class Engine:
         """Write the state down whole when enough has happened since the last time. Call it after effects are done."""
         if not now and self._since_snapshot < EVENTS_PER_SNAPSHOT:
             return False
+        # At the same event in every life of this journal, so a fold that starts from the snapshot finds the same.
+        self.state.reindex()
         self._journal.write_snapshot(snapshot(self.state))
         self._since_snapshot = 0
         return True

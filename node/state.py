@@ -152,6 +152,13 @@ class NodeState:
         shelf[key] = step.state
         return step.effects
 
+    def reindex(self) -> None:
+        """Make the indexes anew from the shelves, without the leases of machines that were forgotten since."""
+        self.sale_of = {sale.lease: bid for bid, sale in self.sales.all() if sale.terms is not None}
+        self.placed = {
+            placement.lease: tender for tender, purchase in self.purchases.all() for placement in purchase.placements
+        }
+
     def sale_on(self, lease: bytes) -> Sale | None:
         """The provider's side of a lease."""
         return self.sales.get(self.sale_of.get(lease, b""))
@@ -194,10 +201,5 @@ def restored(written: Snapshot) -> NodeState:
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))
-    for bid, sale in state.sales.all():
-        if sale.terms is not None:
-            state.sale_of[sale.lease] = bid
-    for tender, purchase in state.purchases.all():
-        for placement in purchase.placements:
-            state.placed[placement.lease] = tender
+    state.reindex()
     return state

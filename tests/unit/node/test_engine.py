@@ -79,3 +79,14 @@ def test_what_cannot_be_written_does_not_happen(market):
     with pytest.raises(OSError, match="no space left"):
         engine.take([TimeCame(at_ms=market.now_ms + 10**6)])
     assert snapshot(engine.state) == before
+
+
+def test_a_snapshot_forgets_the_leases_of_machines_that_were_forgotten(market):
+    engine = market.engines[PROVIDER]
+    known = set(engine.state.sale_of)
+    engine.state.sale_of[b"x" * 32] = b"y" * 32
+    market.engines[BUYER].state.placed[b"x" * 32] = b"y" * 32
+    for account in (BUYER, PROVIDER):
+        market.engines[account].write_snapshot_if_due(now=True)
+    assert set(engine.state.sale_of) == known
+    assert set(market.engines[BUYER].state.placed) == known
