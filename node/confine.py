@@ -23,13 +23,15 @@ OOM_SCORE = 500
 
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class ClaimedUid:
     """A uid that no user has and no other launcher on this machine uses, for as long as this object is held.
 
-    The claim is the name of an abstract socket, so it ends with the process that made it, however that ends.
+    The claim is the name of an abstract socket, so it ends with the process that made it, however that ends. Launchers
+    with a network of their own (``PrivateNetwork=``) do not see each other's names; so a uid is also taken while any
+    process lives under it, be it what a killed launcher could not end.
     """
 
     def __init__(self) -> None:
@@ -39,18 +41,21 @@ class ClaimedUid:
             OSError: all are taken.
         """
         for uid in range(FIRST_UID, LAST_UID + 1):
-            try:
+            with contextlib.suppress(KeyError):
                 pwd.getpwuid(uid)
-            except KeyError:
-                claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-                try:
-                    claim.bind(f"\0hansa-uid-{uid}")
-                except OSError:
-                    claim.close()
-                    continue
-                self.uid = uid
-                self._claim = claim
-                return
+                continue
+            claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            try:
+                claim.bind(f"\0hansa-uid-{uid}")
+            except OSError:
+                claim.close()
+                continue
+            if uid in _uids_alive():
+                claim.close()
+                continue
+            self.uid = uid
+            self._claim = claim
+            return
         raise OSError("every uid for sandboxes is in use")
 
     def release(self) -> None:
@@ -123,12 +128,27 @@ def set_limits(*, scratch_bytes: int, processes: int | None) -> None:
     Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))  # if memory runs out, a guest goes first
 
 
-def die_with(parent: int) -> None:
-    """Be killed when the thread that forked us ends; the launcher has one thread, and it lives as long as it does."""
+def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Be signalled when the thread that forked us ends; launchers have one thread, which lives as long as they do."""
     libc = ctypes.CDLL(None, use_errno=True)
-    _call(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "a signal at the parent's death")
+    _call(libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "a signal at the parent's death")
     if os.getppid() != parent:
         os._exit(125)
+
+
+def adopt_orphans() -> None:
+    """Be the parent of whatever below us loses its own, instead of process 1."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    _call(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "the orphans below this process")
+
+
+def _uids_alive() -> set[int]:
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found.add(entry.stat().st_uid)
+    return found
 
 
 def _threads_of(uid: int) -> int:

@@ -23,7 +23,7 @@ def examine(data_dir: Path) -> list[Finding]:
     except OperatorError as fault:
         findings.append(("config", False, f"{fault.what}: {fault.hint}"))
     findings.append(_daemon(data_dir))
-    findings.append(_sandbox())
+    findings.append(_sandbox(config))
     if config is not None:
         findings.append(_devices(config))
     return findings
@@ -41,10 +41,11 @@ def _daemon(data_dir: Path) -> Finding:
     return "daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers"
 
 
-def _sandbox() -> Finding:
+def _sandbox(config: Config | None) -> Finding:
+    from hansa.node.launcher import launch_with  # noqa: PLC0415  # late, as below
     from hansa.node.sandbox import check_sandbox  # noqa: PLC0415  # late: it brings the sandbox's own libraries in
 
-    report = check_sandbox()
+    report = check_sandbox(launch=launch_with(config.sandbox.launcher if config else None))
     return "sandbox", report.available, report.reason
 
 

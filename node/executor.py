@@ -19,8 +19,8 @@ import trio
 
 from hansa.node import launcher_protocol
 from hansa.node.blobs import BlobMissing, NoRoom
-from hansa.node.launcher import start_launcher
-from hansa.node.launcher_protocol import Ended, Kill, Message, Pause, Refused, Resume, Start
+from hansa.node.launcher import Launch, start_launcher
+from hansa.node.launcher_protocol import Ended, Kill, Message, Pause, Refused, Resume, Start, Started
 from hansa.node.run_order import RunLimits, RunOrder, open_to_readers, spec_of
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
@@ -73,11 +73,14 @@ class ExecutorSettings:
     Attributes:
         ready_s: from the start of a sandbox to its first frame.
         silence_s: between two frames; a runner sends one every second whatever the job does.
+        last_words_s: from a sandbox's end to the end of what it said. Whoever still holds its socket then is nobody
+            to wait for.
         progress_s: at most one progress event of a run in this time, since each is written to the journal.
     """
 
     ready_s: float = 60.0
     silence_s: float = 60.0
+    last_words_s: float = 10.0
     progress_s: float = 0.1
 
 
@@ -137,7 +140,7 @@ class Executor:
         tell: Callable[[RunEvent], None],
         blobs: Blobs,
         now_ms: Callable[[], int],
-        launch: Callable[[], tuple[subprocess.Popen[bytes] | None, socket.socket]] = start_launcher,
+        launch: Launch = start_launcher,
         settings: ExecutorSettings | None = None,
     ) -> None:
         """Tell events to ``tell``, which must not block; ``now_ms`` is the daemon's clock.
@@ -165,7 +168,13 @@ class Executor:
             self._nursery = nursery
             try:
                 while True:
-                    process, control = self._launch()
+                    try:
+                        process, control = self._launch()
+                    except OSError:
+                        if task_status is not trio.TASK_STATUS_IGNORED:
+                            raise  # there never was one: that is for the operator to mend
+                        await trio.sleep(1)  # it is being restarted
+                        continue
                     try:
                         await self._serve_launcher(control, task_status)
                     finally:
@@ -254,6 +263,8 @@ class Executor:
             if live_run is None:
                 for descriptor in descriptors:
                     os.close(descriptor)
+                if isinstance(message, Started):
+                    await self._ask(Kill(run=message.run))  # it came too late to be of use
             elif isinstance(message, Ended):
                 live_run.ended = message
                 live_run.gone.set()
@@ -279,9 +290,11 @@ class Executor:
     async def _live_through(self, live: _Live) -> Over:
         """Everything up to the moment when the run is to be ended, and why."""
         try:
-            await self._furnish(live)
+            begin, checkpoint = await self._furnish(live)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_time, live)
+                # Beside the clock: a sandbox that never reads must not hold us up for ever.
+                nursery.start_soon(self._send_with, live, begin, checkpoint)
                 await self._listen(live, nursery)
         except Exception as error:
             reason = _leaf(error)
@@ -294,8 +307,8 @@ class Executor:
             raise
         raise AssertionError("a run is only over by an exception")
 
-    async def _furnish(self, live: _Live) -> None:
-        """Have the sandbox made and hand it what to run."""
+    async def _furnish(self, live: _Live) -> tuple[frames.Begin, bytes]:
+        """Have the sandbox made; gives what it is to be told first, and the checkpoint that goes with it."""
         order, limits = live.order, live.order.limits
         checkpoint = b""
         if order.checkpoint is not None:
@@ -328,7 +341,7 @@ class Executor:
             threads=max(1, limits.cpu_millis // 1000 // order.workers),
             gpus=len(order.gpu_minors),
         )
-        await self._send_with(live, begin, checkpoint)
+        return begin, checkpoint
 
     async def _await_reply(self, live: _Live) -> tuple[Message, list[int]]:
         """The launcher's answer to `Start`, unless the launcher goes first."""
@@ -456,7 +469,8 @@ class Executor:
             if live.gone.is_set():
                 if live.ended is None:
                     raise Over("sandbox-lost", "the launcher died, and the sandbox with it")
-                return  # what it still said is in the socket, and then its end
+                await trio.sleep(settings.last_words_s)  # what it still said is in the socket, and then its end
+                raise Over("sandbox-lost", "the sandbox ended, and somebody else holds its socket")
             if live.stop_at is not None and now >= live.stop_at:
                 raise Over("stopped")
             if live.clock_s * 1000 > limits.wall_ms:

@@ -2,7 +2,8 @@
 
 It has no network and no keys, runs in one thread, and does what a daemon asks over one socket: start a sandbox, pause
 it, end it, tell how it ended. When that socket closes (the daemon was killed, by whatever signal) it ends every sandbox
-and itself; when the launcher is killed, the kernel ends its sandboxes through PR_SET_PDEATHSIG.
+and itself; when the launcher is killed, the kernel ends its sandboxes through PR_SET_PDEATHSIG, and the launcher's
+guard what that misses (`hansa.node.launcher_guard`).
 
 That signal is sent when the *thread* ends that forked. trio forks in worker threads, which end after ten idle seconds,
 and so a daemon that started bubblewrap by itself lost its jobs after exactly 10.0 s (measured). Hence this process.
@@ -23,6 +24,7 @@ from typing import Any
 
 from hansa.node import confine, process_tree
 from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
+from hansa.node.launcher_guard import TOLD, end_children, serve_guarded, told_later
 from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
 from hansa.node.sandbox import Inventory, SandboxSpec, SandboxUnavailable, build_command, take_inventory
 from hansa.node.seccomp import open_filter
@@ -30,6 +32,9 @@ from hansa.proto.errors import ProtocolError
 
 WATCH_S = 0.5
 KEPT_WORDS = 4096
+
+Launch = Callable[[], tuple[subprocess.Popen[bytes] | None, socket.socket]]
+"""Gives a launcher's socket, and its process if that is a child of ours. To be called in the main thread."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,15 +64,22 @@ class Room:
 class Launcher:
     """Serves one daemon until it hangs up."""
 
-    def __init__(self, control: socket.socket, peer_uid: int | None = None) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        peer_uid: int | None = None,
+        group_maker: Callable[[str, GroupLimits], Group | None] = make_group,
+    ) -> None:
         """Serve ``control``.
 
         Args:
             control: the socket to the daemon.
             peer_uid: the daemon's uid if it is another than ours; then what it names must belong to it.
+            group_maker: makes a run's control group, or gives ``None`` where this launcher must count for itself.
         """
         self._control = control
         self._peer_uid = peer_uid
+        self._group_maker = group_maker
         self._selector = selectors.DefaultSelector()
         self._rooms: dict[bytes, Room] = {}
         self._counter = 0
@@ -116,8 +128,8 @@ class Launcher:
 
     def _start(self, message: Start) -> None:
         try:
-            self._check_request(message)
             inventory = take_inventory()
+            self._check_request(message, inventory)
             room, runner_end = self._make_room(message, inventory)
         except (OSError, SandboxUnavailable, KeyError) as error:
             self._tell(Refused(run=message.run, reason=f"{type(error).__name__}: {error}"[:500]))
@@ -130,12 +142,13 @@ class Launcher:
         self._tell(Started(run=message.run, pid=room.pid, limits=limits), (runner_end,))
         os.close(runner_end)
 
-    def _check_request(self, message: Start) -> None:
+    def _check_request(self, message: Start, inventory: Inventory) -> None:
         """A root launcher must not open for a daemon what the daemon could not open by itself."""
         if message.run in self._rooms:
             raise SandboxUnavailable("this run has a sandbox already", "a fault of the daemon's")
+        furnished = {host for host, _inside in inventory.binds}  # every sandbox is shown these anyway
         for path in filter(None, (message.spec.code, message.spec.inputs)):
-            if self._peer_uid is not None and os.lstat(path).st_uid != self._peer_uid:
+            if path not in furnished and self._peer_uid is not None and os.lstat(path).st_uid != self._peer_uid:
                 raise PermissionError(f"{path} does not belong to the daemon")
 
     def _make_room(self, message: Start, inventory: Inventory) -> tuple[Room, int]:
@@ -147,7 +160,7 @@ class Launcher:
         uid = confine.ClaimedUid() if is_root else None
         self._counter += 1
         limits = GroupLimits(memory_bytes=spec.memory_bytes, cpu_millis=spec.cpu_millis, processes=spec.processes)
-        group = make_group(f"{os.getpid()}-{self._counter}", limits)
+        group = self._group_maker(f"{os.getpid()}-{self._counter}", limits)
         sources = [path for path, _inside in inventory.binds] + [spec.code, inventory.bwrap_root]
         sources += [spec.inputs] if spec.inputs else []
         place = confine.staged(sources) if is_root else str
@@ -164,9 +177,10 @@ class Launcher:
         open_fds.append(open_filter())
         command[1:1] = ["--seccomp", str(open_fds[-1])]
         us = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _become(command, open_fds, words_in, us, lambda: self._confine(spec, group, uid, sources))
+        with told_later():
+            pid = os.fork()
+            if pid == 0:
+                _become(command, open_fds, words_in, us, lambda: self._confine(spec, group, uid, sources))
         for descriptor in open_fds[1:]:
             os.close(descriptor)
         theirs.close()
@@ -194,7 +208,7 @@ class Launcher:
             if room.group is not None:
                 continue
             pids = process_tree.descendants(room.pid)
-            used = process_tree.memory_bytes(pids)
+            used = process_tree.memory_bytes(pids, enough_bytes=room.spec.memory_bytes)
             room.peak_bytes = max(room.peak_bytes, used)
             if used > room.spec.memory_bytes:
                 room.memory_kills += 1
@@ -226,8 +240,11 @@ class Launcher:
 
     def _bury(self, room: Room) -> None:
         """The outer process has ended (or is about to): see that all did, and tell."""
+        self._kill(room)
         _pid, status = os.waitpid(room.pid, 0)
         del self._rooms[room.run]
+        # The inner process, if it lives, fell to us before the outer one could be waited for.
+        end_children(spared={other.pid for other in self._rooms.values()})
         with contextlib.suppress(BlockingIOError):
             while data := os.read(room.words_fd, 65536):
                 room.words = (room.words + data)[-KEPT_WORDS:]
@@ -238,7 +255,6 @@ class Launcher:
         kills, peak = room.memory_kills, room.peak_bytes
         if room.group is not None:
             with contextlib.suppress(OSError):
-                room.group.kill()
                 kills, peak = room.group.memory_kills(), room.group.peak_bytes()
             room.group.remove()
         if room.uid is not None:
@@ -267,8 +283,9 @@ def _become(
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
         os.dup2(words, 2)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        for number in (*TOLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
         confine_us()
         confine.die_with(parent)
         for descriptor in descriptors:
@@ -299,10 +316,15 @@ def connect_launcher(path: str) -> socket.socket:
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         control.connect(path)
-    except OSError:
+    except OSError as error:
         control.close()
-        raise
+        raise OSError(error.errno, f"no launcher answers: {os.strerror(error.errno or 0)}", path) from error
     return control
+
+
+def launch_with(path: Path | None) -> Launch:
+    """How a node comes by its launcher: it connects to the one at ``path``, or starts one of its own."""
+    return start_launcher if path is None else lambda: (None, connect_launcher(str(path)))
 
 
 def listen(path: str) -> None:
@@ -313,13 +335,16 @@ def listen(path: str) -> None:
         listener.bind(path)
         listener.listen()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
+        us = os.getpid()
         while True:
             control, _address = listener.accept()
             if os.fork() == 0:
                 listener.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                confine.die_with(us, signal.SIGTERM)
                 _pid, uid, _gid = _credentials(control)
-                Launcher(control, peer_uid=None if uid == os.getuid() else uid).serve()
+                launcher = Launcher(control, peer_uid=None if uid == os.getuid() else uid)
+                serve_guarded(control, launcher.serve)
                 os._exit(0)
             control.close()
 
@@ -333,7 +358,8 @@ def _credentials(control: socket.socket) -> tuple[int, int, int]:
 def main(arguments: list[str]) -> None:
     """``hansa launcher FD`` serves an inherited socket, ``hansa launcher PATH`` listens."""
     if arguments[0].isdigit():
-        Launcher(socket.socket(fileno=int(arguments[0]))).serve()
+        control = socket.socket(fileno=int(arguments[0]))
+        serve_guarded(control, Launcher(control).serve)
     else:
         listen(arguments[0])
 

@@ -77,7 +77,8 @@ class Ended:
     Attributes:
         status: its exit status, negative for a signal.
         memory_kills: how often something was killed for want of memory.
-        peak_bytes: the most memory it ever had, 0 if nobody counted.
+        peak_bytes: the most memory it ever had, 0 if nobody counted; where there are no control groups, a figure that
+            it did not exceed, looked at twice a second.
         words: the end of what it wrote to its standard error, for the owner's log only.
     """
 

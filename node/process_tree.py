@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 TMPFS_INSIDE = ("dev/shm", "tmp", "job/work", "job/outputs")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def descendants(pid: int) -> list[int]:
@@ -25,15 +26,23 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def memory_bytes(pids: list[int]) -> int:
-    """What these processes have in memory, shared pages divided among those who share them, and their tmpfs files."""
-    total = 0
+def memory_bytes(pids: list[int], enough_bytes: int = 0) -> int:
+    """What these processes have in memory together with the files in their sandbox's tmpfs.
+
+    Where the sum of what each has in memory, in which shared pages count once for everybody who shares them, is no
+    more than ``enough_bytes``, that sum is the answer: reading it costs microseconds. Only above that are shared pages
+    divided among those who share them, which takes the kernel a walk through every page table.
+    """
+    files = _tmpfs_bytes(pids)
+    most = files + sum(_resident_bytes(pid) for pid in pids)
+    if most <= enough_bytes:
+        return most
+    own, shared = 0, 0
     for pid in pids:
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            for line in Path("/proc", str(pid), "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-    return total + _tmpfs_bytes(pids)
+        own_of_one, shared_of_one = _proportional_bytes(pid)
+        own, shared = own + own_of_one, shared + shared_of_one
+    # What is mapped of tmpfs is among its files already; memory that is shared without a file is not.
+    return own + max(shared, files)
 
 
 def thread_count(pids: list[int]) -> int:
@@ -59,15 +68,48 @@ def set_paused(pid: int, *, paused: bool) -> None:
         signalled |= new
 
 
+def _resident_bytes(pid: int) -> int:
+    """All that a process has in memory, however many others have it, too."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return 0  # it has ended
+
+
+def _proportional_bytes(pid: int) -> tuple[int, int]:
+    """A process's share of what it has in memory: first its own and files, then what lies in shared memory."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines[1:]}
+        shared = found.get("Pss_Shmem", 0)
+        return found["Pss"] - shared, shared
+    except (OSError, KeyError, IndexError, ValueError):
+        pass  # a kernel without it, or a process that has ended
+    try:
+        _size, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return (resident - shared) * PAGE_BYTES, 0
+
+
 def _tmpfs_bytes(pids: list[int]) -> int:
-    """Files in a sandbox's tmpfs are memory that belongs to no process; the deepest process surely is inside."""
+    """Files in a sandbox's tmpfs are memory that belongs to no process. Any process in the sandbox shows them all.
+
+    bubblewrap's outer process is never inside, and the inner one not until the sandbox is furnished: below their root
+    lie the host's /tmp and /dev/shm, which are none of the run's business.
+    """
     for pid in reversed(pids):
-        used, seen = 0, False
-        for inside in TMPFS_INSIDE:
-            with contextlib.suppress(OSError):
-                usage = os.statvfs(f"/proc/{pid}/root/{inside}")
-                used += (usage.f_blocks - usage.f_bfree) * usage.f_frsize
-                seen = True
-        if seen:
-            return used
+        root = Path(f"/proc/{pid}/root")
+        try:
+            place = root.stat().st_dev
+            if place == Path("/").stat().st_dev or root.joinpath(TMPFS_INSIDE[-1]).stat().st_dev == place:
+                continue
+            return sum(_used_bytes(root / inside) for inside in TMPFS_INSIDE)
+        except OSError:
+            continue
     return 0
+
+
+def _used_bytes(mount: Path) -> int:
+    usage = os.statvfs(mount)
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize

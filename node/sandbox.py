@@ -16,9 +16,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hansa
+
+if TYPE_CHECKING:
+    from hansa.node.launcher import Launch
 
 INSIDE_UID = 1000
 PACKAGES_INSIDE = ("ray", "numpy", "safetensors", "msgpack")
@@ -288,11 +291,16 @@ def _find_sites() -> list[str]:
     return sites
 
 
-def check_sandbox(timeout_s: float = 30.0) -> SandboxReport:
-    """Start one sandbox with a small program in it that looks around, and judge what it saw."""
+def check_sandbox(timeout_s: float = 30.0, *, launch: "Launch | None" = None) -> SandboxReport:
+    """Start one sandbox with a small program in it that looks around, and judge what it saw.
+
+    Args:
+        timeout_s: how long each answer may take.
+        launch: gives the launcher that will make this node's sandboxes; without it one is started for the occasion.
+    """
     try:
         take_inventory()
-        facts, limits = _probe(timeout_s)
+        facts, limits = _probe(timeout_s, launch)
     except SandboxUnavailable as error:
         return SandboxReport(available=False, tier="none", reason=f"{error}; {error.hint}")
     except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
@@ -321,14 +329,15 @@ def _faults_in(facts: Mapping[str, Any]) -> list[str]:
     return [f"{name} is {facts.get(name)!r}" for name, value in wanted.items() if facts.get(name) != value]
 
 
-def _probe(timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+def _probe(timeout_s: float, launch: "Launch | None") -> tuple[dict[str, Any], dict[str, str]]:
     from hansa.node import launcher  # noqa: PLC0415 - the launcher builds on this module
     from hansa.node.launcher_protocol import Start, Started, receive, send  # noqa: PLC0415
 
-    process, control = launcher.start_launcher()
+    process, control = (launch or launcher.start_launcher)()
     try:
         control.settimeout(timeout_s)
-        code = str(Path(hansa.__file__).resolve().parent / "worker")
+        # As the inventory names it: whoever asks, a launcher shows this to every sandbox.
+        code = str((Path(hansa.__file__).resolve().parent / "worker").resolve())
         spec = SandboxSpec(
             program="hansa.worker.probe",
             code=code,
@@ -361,7 +370,8 @@ def _probe(timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
         return facts, dict(reply.limits)
     finally:
         control.close()
-        process.wait(timeout_s)
+        if process is not None:
+            process.wait(timeout_s)
 
 
 def _hint_for(words: str) -> str:

@@ -58,12 +58,12 @@ async def one_run(directory: Path, number: int) -> dict[str, float]:
         await room.executor.start(an_order(directory, WORK, run=bytes([number]) * 32, workers=2))
         await room.wait_for((RunStarted, RunFailed), within_s=90)
         start_s = time.perf_counter() - before
-        used_s = cpu_s(process_tree.descendants(os.getpid())[2:])
+        used_s = cpu_s(process_tree.descendants(os.getpid())[3:])
         await room.wait_for((RunProgressed, RunFailed))
         while room.log.count("step") < 1:
             await trio.sleep(0.05)
             assert not any(isinstance(event, RunFailed) for event in room.events), room.events
-        pids = process_tree.descendants(os.getpid())[2:]
+        pids = process_tree.descendants(os.getpid())[3:]
         memory_mb = process_tree.memory_bytes(pids) / 1e6
         texts = "".join(event.text for event in room.events if isinstance(event, RunLogged))
         before_kill = time.perf_counter()

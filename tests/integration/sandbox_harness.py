@@ -11,6 +11,7 @@ import pytest
 import trio
 from blake3 import blake3
 
+from hansa.node import process_tree
 from hansa.node.executor import Executor
 from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.sandbox import SandboxReport, check_sandbox
@@ -116,6 +117,18 @@ def an_order(directory: Path, code: str, **changes: Any) -> RunOrder:
 
 def is_launcher(pid):
     return b"hansa.node.launcher" in Path("/proc", str(pid), "cmdline").read_bytes()
+
+
+def guard_and_launcher(pid):
+    """The launcher below a process, and its parent that watches over it."""
+    # Below the launcher may be one that looks like it still: a child that has not become bubblewrap yet.
+    guard, launcher, *_ = [one for one in process_tree.descendants(pid) if is_launcher(one)]
+    assert parent_of(launcher) == guard
+    return guard, launcher
+
+
+def parent_of(pid):
+    return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def alive(pid):

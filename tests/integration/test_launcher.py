@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import msgpack
+import pytest
 from integration.sandbox_harness import alive, need_sandbox
 
 import hansa
 from hansa.node import process_tree
-from hansa.node.launcher import connect_launcher
+from hansa.node.launcher import connect_launcher, launch_with
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
-from hansa.node.sandbox import SandboxSpec
+from hansa.node.sandbox import SandboxSpec, check_sandbox
 
 SPEC = SandboxSpec(
     program="hansa.worker.probe",
@@ -98,6 +99,51 @@ def test_a_daemon_that_hangs_up_ends_its_sandboxes_and_not_the_others(tmp_path):
         assert ended.status == -9
         for line in lines:
             line.close()
+
+
+def test_a_sandbox_is_tried_with_the_launcher_that_will_make_the_others(tmp_path):
+    need_sandbox()
+    with Service(tmp_path) as service:
+        report = check_sandbox(launch=launch_with(Path(service.path)))
+    assert report.available, report.reason
+    gone = check_sandbox(launch=launch_with(Path(service.path)))
+    assert not gone.available
+    assert service.path in gone.reason
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can connect as another user")
+def test_a_daemon_of_another_user_may_try_a_sandbox_and_name_only_what_is_its_own(tmp_path):
+    need_sandbox()
+    with Service(tmp_path) as service:
+        tmp_path.chmod(0o755)
+        Path(service.path).chmod(0o666)
+        report = check_sandbox(launch=lambda: (None, connect_as(4242, service.path)))
+        assert report.available, report.reason
+        with connect_as(4242, service.path) as control:
+            control.settimeout(20)
+            send(control, Start(run=b"run", spec=dataclasses.replace(SPEC, code=str(tmp_path))))
+            answer, _ = receive(control)
+        assert isinstance(answer, Refused)
+        assert "does not belong" in answer.reason
+
+
+def connect_as(uid, path):
+    """A connection that another user made, handed to us."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        if (pid := os.fork()) == 0:
+            status = 1
+            try:
+                os.chdir(Path(path).parent)  # the directories above it are for nobody but us
+                os.setresuid(uid, uid, uid)
+                with connect_launcher(Path(path).name) as control:
+                    socket.send_fds(theirs, [b"x"], [control.fileno()])
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+    return socket.socket(fileno=descriptor)
 
 
 def test_a_directory_that_is_not_there_is_refused_in_words(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
-from integration.sandbox_harness import LIMITS, a_room, alive, an_order, is_launcher, need_sandbox
+from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
 
 from hansa.node import process_tree
 from hansa.proto.tensors import decode_state, encode_state
@@ -187,16 +187,17 @@ async def test_a_ray_server_that_dies_is_noticed_although_ray_itself_would_hang(
 
 
 @pytest.mark.trio
-async def test_a_launcher_that_is_killed_takes_its_sandboxes_with_it_and_another_is_started(tmp_path):
+@pytest.mark.parametrize("victim", ["launcher", "guard"])
+async def test_a_launcher_that_is_killed_takes_its_sandboxes_with_it_and_another_is_started(tmp_path, victim):
     need_sandbox()
     code = "def main(ctx):\n    ctx.report(step=1)\n    while True: pass\n"
     async with a_room() as room:
         await room.executor.start(an_order(tmp_path, code))
         await room.wait_for(RunProgressed)
-        (launcher,) = [pid for pid in process_tree.descendants(os.getpid()) if is_launcher(pid)]
-        everything = process_tree.descendants(launcher)
-        assert len(everything) > 8
-        os.kill(launcher, signal.SIGKILL)
+        guard, launcher = guard_and_launcher(os.getpid())
+        everything = process_tree.descendants(guard)
+        assert len(everything) > 9
+        os.kill(launcher if victim == "launcher" else guard, signal.SIGKILL)
         failed = await room.wait_for(RunFailed)
         assert failed.kind == "sandbox-lost"
         assert await gone(everything[1:]) == []
@@ -221,14 +222,14 @@ def test_an_executor_that_is_killed_leaves_no_process_and_no_cgroup_behind():
                 if line.startswith(b"RunProgressed"):
                     break
             everything = process_tree.descendants(process.pid)
-            launchers = [pid for pid in everything if is_launcher(pid)]
+            _guard, launcher = guard_and_launcher(process.pid)
             assert len(everything) > 8, everything
         finally:
             process.kill()
             process.wait()
             process.stdout.close()
     assert trio.run(gone, everything[1:]) == []
-    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/hansa-{launchers[0]}-*")]
+    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/hansa-{launcher}-*")]
     assert groups == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from integration.sandbox_harness import LIMITS, a_room, alive, an_order, is_launcher, need_sandbox
+from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox, parent_of
 
 from hansa.node import process_tree
 from hansa.proto.workload import Parameter
@@ -173,7 +173,7 @@ async def test_killing_one_process_of_the_host_ends_everything_in_a_sandbox(tmp_
     async with a_room() as room:
         await room.executor.start(an_order(tmp_path, ATTACKS, entry="job.py:spread"))
         await room.wait_for(RunProgressed)
-        (launcher,) = [pid for pid in process_tree.descendants(os.getpid()) if is_launcher(pid)]
+        _guard, launcher = guard_and_launcher(os.getpid())
         (outer,) = [pid for pid in process_tree.descendants(launcher) if parent_of(pid) == launcher]
         everything = process_tree.descendants(outer)
         assert len(everything) > 10
@@ -201,7 +201,3 @@ async def test_a_job_that_prints_without_end_is_cut_off_and_can_be_stopped(tmp_p
         assert time.monotonic() - before < 10
     assert len(room.log) <= LIMITS.log_bytes + 200
     assert "dropped" in room.log
-
-
-def parent_of(pid):
-    return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])

@@ -137,6 +137,66 @@ async def test_a_run_is_told_from_its_start_to_its_end(tmp_path):
     assert stage.room.log == "grüße[2J"
 
 
+async def test_a_run_whose_sandbox_has_ended_is_over_although_somebody_holds_its_socket(tmp_path):
+    async with a_stage(last_words_s=0.3) as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()  # and the socket stays open
+        await stage.control.send(pack(Ended(run=RUN, status=-9, memory_kills=0, peak_bytes=0, words="")))
+        with trio.fail_after(5):
+            while stage.room.executor.running:  # noqa: ASYNC110 - nothing tells it
+                await trio.sleep(0.01)
+        failed = stage.room.events[-1]
+    assert isinstance(failed, RunFailed)
+    assert failed.kind == "sandbox-lost"
+    assert "status -9" in failed.reason
+
+
+async def test_a_sandbox_that_never_reads_what_it_is_to_do_is_given_up(tmp_path):
+    async with a_stage(ready_s=0.5) as stage:
+        checkpoint = stage.room.blobs.put_bytes(bytes(8 << 20))
+        await stage.room.executor.start(an_order(tmp_path, "", checkpoint=checkpoint))
+        message = await stage.next_request(Start)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            send(stage.control._sock, Started(run=message.run, pid=1, limits={}), (theirs.fileno(),))
+            failed = await stage.end()
+    assert isinstance(failed, RunFailed)
+    assert failed.kind == "silent"
+
+
+async def test_a_sandbox_that_comes_too_late_is_ended(tmp_path):
+    async with a_stage(ready_s=0.2) as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.next_request(Start)
+        while stage.room.executor.running:  # noqa: ASYNC110 - nothing tells it
+            await trio.sleep(0.01)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            send(stage.control._sock, Started(run=RUN, pid=1, limits={}), (theirs.fileno(),))
+            assert await stage.next_request(Kill) == Kill(run=RUN)
+
+
+async def test_a_launcher_that_is_being_restarted_is_awaited(tmp_path):
+    first, second = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    answers = iter([(None, first[0]), ConnectionRefusedError(), (None, second[0])])
+
+    def launch():
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    second[1].settimeout(5)
+    with first[1], second[1], trio.fail_after(20):
+        async with a_room(launch=launch) as room:
+            first[1].close()
+            await trio.sleep(0.1)
+            while room.executor._control is None:  # noqa: ASYNC110 - nothing tells it
+                await trio.sleep(0.05)
+            await room.executor.start(an_order(tmp_path, ""))
+            assert isinstance(unpack(await trio.to_thread.run_sync(second[1].recv, MAX_PACKET_BYTES)), Start)
+
+
 GARBAGE = {
     "no frame": b"GET / HTTP/1.1\r\n\r\n",
     "too long": b"\xff\xff\xff\xff",

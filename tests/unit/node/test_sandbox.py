@@ -3,9 +3,11 @@
 import dataclasses
 import errno
 import os
+import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -200,6 +202,20 @@ def test_a_uid_is_claimed_by_one_at_a_time_and_is_nobodys():
     again.release()
 
 
+def test_a_uid_under_which_something_lives_is_not_claimed_even_if_nobody_claims_it():
+    if os.getuid() != 0:
+        pytest.skip("only root can live under another uid")
+    claim = ClaimedUid()
+    claim.release()
+    with subprocess.Popen(["/bin/sleep", "20"], user=claim.uid, group=claim.uid, extra_groups=()) as process:
+        try:
+            other = ClaimedUid()
+            other.release()
+        finally:
+            process.kill()
+    assert other.uid != claim.uid
+
+
 def test_staged_paths_follow_their_source_and_others_stay():
     place = staged(["/root/env", "/data/code"])
     assert place("/root/env/bin/x") == "/mnt/0/bin/x"
@@ -248,6 +264,50 @@ def test_a_real_group_is_made_held_and_removed():
         process.kill()
         process.wait()
         group.remove()
+
+
+def test_what_the_host_keeps_in_its_own_directories_is_not_a_sandboxs_memory():
+    """Before a sandbox is furnished, its processes still see the host's /tmp, which may hold many gigabytes."""
+    used = process_tree.memory_bytes([os.getpid()])
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * process_tree.PAGE_BYTES
+    assert 0 < used <= resident * 1.05
+    assert process_tree.memory_bytes([os.getpid()], enough_bytes=1 << 40) == pytest.approx(resident, rel=0.05)
+
+
+@pytest.mark.parametrize("rollup", ["smaps_rollup", "absent"])
+def test_pages_that_processes_share_are_counted_once(monkeypatch, rollup):
+    if rollup == "absent":  # as on kernels that have no such file
+        real = Path.read_text
+
+        def read(path):
+            return real(path.with_name("absent") if path.name == "smaps_rollup" else path)
+
+        monkeypatch.setattr(Path, "read_text", read)
+    size = 64 << 20
+    program = (
+        "import mmap, os, sys, time\n"
+        f"shared = mmap.mmap(-1, {size})\n"
+        f"shared.write(bytes({size}))\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        f"        sum(shared[at] for at in range(0, {size}, 4096))\n"
+        "        break\n"
+        "print('x', end='', flush=True)\n"
+        "time.sleep(20)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            assert process.stdout.read(1) == b"x"
+        pids = process_tree.descendants(process.pid)
+        used, most = process_tree.memory_bytes(pids), process_tree.memory_bytes(pids, enough_bytes=1 << 40)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    assert len(pids) == 4
+    assert most > 4 * size
+    assert used < 2 * size
+    if rollup == "smaps_rollup":
+        assert used > size
 
 
 def test_a_tree_is_counted_and_paused_without_control_groups():

@@ -1,0 +1,148 @@
+"""Nothing outlives a launcher, and what it counts by itself is what the run uses: as root and as an ordinary user."""
+
+import dataclasses
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import trio
+from integration.launcher_without_groups import start_launcher_without_groups
+from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
+from integration.test_launcher import SPEC
+
+from hansa.node.launcher import WATCH_S, start_launcher
+from hansa.node.launcher_protocol import Ended, Start, Started, receive, send
+from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed
+
+# The size of the scratch directory stands in bubblewrap's arguments, and so tells these sandboxes from all others.
+SCRATCH_BYTES = (1 << 20) + os.getpid()
+MARK = str(SCRATCH_BYTES).encode()
+RUNNER = dataclasses.replace(
+    SPEC, program="hansa.worker.runner", memory_bytes=1 << 30, scratch_bytes=SCRATCH_BYTES, output_bytes=1 << 20
+)
+DELAYS_MS = (0, 1, 2, 3, 5, 8, 12, 20, 40)
+
+
+@pytest.fixture(params=[start_launcher, start_launcher_without_groups], ids=["groups", "counting"])
+def launcher(request):
+    """A launcher and its control socket; whatever the test does to it, both are gone afterwards."""
+    need_sandbox()
+    process, control = request.param()
+    control.settimeout(20)
+    try:
+        yield process, control
+    finally:
+        control.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("delay_ms", DELAYS_MS)
+def test_when_the_outer_process_dies_at_whatever_moment_the_run_ends_and_nothing_is_left(launcher, delay_ms):
+    _process, control = launcher
+    send(control, Start(run=b"run", spec=RUNNER))
+    started, descriptors = receive(control)
+    assert isinstance(started, Started)
+    with socket.socket(fileno=descriptors[0]) as line:
+        time.sleep(delay_ms / 1000)
+        os.kill(started.pid, signal.SIGKILL)
+        ended, _ = receive(control)
+        assert isinstance(ended, Ended)
+        assert left() == set()
+        line.settimeout(5)
+        while line.recv(65536):  # nobody holds the other end any more
+            pass
+
+
+@pytest.mark.parametrize("victim", ["launcher", "guard"])
+@pytest.mark.parametrize("delay_ms", DELAYS_MS)
+def test_when_the_launcher_dies_at_whatever_moment_nothing_is_left(launcher, delay_ms, victim):
+    process, control = launcher
+    send(control, Start(run=b"one", spec=RUNNER))
+    started, descriptors = receive(control)
+    guard, serving = guard_and_launcher(os.getpid())
+    send(control, Start(run=b"two", spec=RUNNER))
+    with socket.socket(fileno=descriptors[0]) as line:
+        time.sleep(delay_ms / 1000)
+        os.kill(serving if victim == "launcher" else guard, signal.SIGKILL)
+        assert process.wait(10) == (0 if victim == "launcher" else -signal.SIGKILL)
+        line.settimeout(5)
+        while line.recv(65536):
+            pass
+    assert still_left(started.pid) == set()
+
+
+def test_a_launcher_that_is_told_to_end_ends_its_sandboxes_first(launcher):
+    process, control = launcher
+    send(control, Start(run=b"run", spec=RUNNER))
+    started, descriptors = receive(control)
+    process.terminate()
+    assert process.wait(10) == 0
+    assert not alive(started.pid)
+    assert left() == set()
+    ended, _ = receive(control)
+    assert isinstance(ended, Ended)
+    os.close(descriptors[0])
+
+
+@pytest.mark.trio
+async def test_a_run_that_fits_is_not_ended_for_what_the_host_keeps_in_its_own_directories(tmp_path):
+    need_sandbox()
+    code = "import time\ndef main(ctx):\n    time.sleep(1.5)\n    ctx.report(step=1)\n"
+    async with a_room(launch=start_launcher_without_groups) as room:
+        await trio.sleep(2 * WATCH_S)  # a launcher that had nothing to do counts a new run at once
+        await room.executor.start(an_order(tmp_path, code, workers=2))
+        await room.wait_for((RunFinished, RunFailed))
+    assert isinstance(room.events[-1], RunFinished), room.events[-1]
+
+
+USES = {
+    "memory of its own": "held = bytearray(b'x' * (700 << 20))",
+    "files": (
+        "for path in ('/tmp/x', '/dev/shm/x', '/job/work/x'):\n"
+        "        with open(path, 'wb') as file:\n"
+        "            for _ in range(180):\n"
+        "                file.write(bytes(1 << 20))"
+    ),
+}
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("use", USES)
+async def test_a_run_that_does_not_fit_is_ended_by_counting(tmp_path, use):
+    need_sandbox()
+    code = (
+        f"import time\ndef main(ctx):\n    ctx.report(step=1)\n    time.sleep(1)\n    {USES[use]}\n    time.sleep(30)\n"
+    )
+    limits = dataclasses.replace(LIMITS, memory_bytes=800 << 20, scratch_bytes=256 << 20)
+    async with a_room(launch=start_launcher_without_groups) as room:
+        await room.executor.start(an_order(tmp_path, code, limits=limits))
+        await room.wait_for(RunProgressed)
+        await room.wait_for((RunFinished, RunFailed), within_s=20)
+    assert isinstance(room.events[-1], RunFailed)
+    assert room.events[-1].kind == "out-of-memory"
+
+
+def left():
+    """Every process of bubblewrap's that was made for a test of this file, wherever it hangs in the tree."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            try:
+                command = entry.joinpath("cmdline").read_bytes()
+            except OSError:
+                continue
+            if MARK in command.split(b"\0"):
+                found.add(int(entry.name))
+    return found
+
+
+def still_left(outer, within_s=5.0):
+    """Who is there after a while; the outer process may not have become bubblewrap yet."""
+    deadline = time.monotonic() + within_s
+    while (found := left() | {pid for pid in (outer,) if alive(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
