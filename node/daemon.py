@@ -43,7 +43,7 @@ from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
 from hansa.node.keys import load_account, load_node_key, read_password
-from hansa.node.launcher import connect_launcher, start_launcher
+from hansa.node.launcher import launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
 from hansa.node.metrics import Metrics, build_metrics_app
@@ -326,8 +326,7 @@ class Daemon:
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
         self.exchange.serve()
         Courier(self.net, self.directory, take=self.take_message, log=self._keep_log, now_ms=now_ms).serve()
-        path = self.config.sandbox.launcher
-        launch = (lambda: (None, connect_launcher(str(path)))) if path else start_launcher
+        launch = launch_with(self.config.sandbox.launcher)
         self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)
 
     def _learn_advert(self, advert: Advert) -> None:
@@ -393,7 +392,9 @@ def _open(config: Config) -> Iterator[Daemon]:
     node = load_node_key(config.node_key)
     password_file: Path | None = config.password_file if config.password_file.exists() else None
     account = load_account(config.keystore, read_password(password_file))
-    sandbox = check_sandbox() if config.provider.enabled and config.provider.tier != TIER_NONE else None
+    sandbox = None
+    if config.provider.enabled and config.provider.tier != TIER_NONE:
+        sandbox = check_sandbox(launch=launch_with(config.sandbox.launcher))
     if sandbox is not None and not sandbox.available and config.sandbox.require:
         hint = "strangers' jobs are refused until this is mended; set provider.enabled = false to only buy"
         raise NoSandbox(f"no sandbox can be made here: {sandbox.reason}", hint)
