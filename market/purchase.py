@@ -125,10 +125,15 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfilled:
-    """Effect to the job: the gang did not come together, and why."""
+    """Effect to the job: the gang did not come together, and why.
+
+    Attributes:
+        deserted: winners did not confirm. Without them another tender may well be filled.
+    """
 
     tender: Bytes32
     reason: str
+    deserted: bool
     at_ms: UnixMs
 
 
@@ -170,6 +175,11 @@ class Purchase:
     def live(self) -> tuple[Placement, ...]:
         """Placements that are, or may become, leases."""
         return tuple(placement for placement in self.placements if placement.phase in ("awarded", "confirmed"))
+
+    @property
+    def deserters(self) -> frozenset[Address]:
+        """Who won and did not confirm."""
+        return frozenset(placement.provider for placement in self.placements if placement.why == SILENT)
 
     @property
     def silent(self) -> tuple[Address, ...]:
@@ -307,7 +317,6 @@ def _fill(state: Purchase, at_ms: int) -> Step[Purchase]:
 def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | None:
     """The best bid that was not tried, of a provider that answers, on devices that it did not sell us already."""
     used = {placement.bid for placement in placements}
-    silent = {placement.provider for placement in placements if placement.why == SILENT}
     sold = {
         (placement.provider, device)
         for placement in placements
@@ -316,7 +325,8 @@ def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | No
     }
     for entry in state.ranking:
         devices = {(entry.provider, device) for device in state.bids[entry.bid].devices}
-        if not entry.excluded and entry.bid not in used and entry.provider not in silent and not devices & sold:
+        tried = entry.bid in used or entry.provider in state.deserters
+        if not entry.excluded and not tried and not devices & sold:
             return entry.bid
     return None
 
@@ -441,7 +451,7 @@ def _give_up(state: Purchase, reason: str, at_ms: int) -> Step[Purchase]:
         reason=reason,
         placements=tuple(replace(entry, phase="failed") for entry in state.placements),
     )
-    told = Unfilled(tender=state.tender_digest, reason=reason, at_ms=at_ms)
+    told = Unfilled(tender=state.tender_digest, reason=reason, deserted=bool(unfilled.deserters), at_ms=at_ms)
     return Step(state=unfilled, effects=(*cancels, *_release_losers(unfilled, at_ms), told))
 
 

@@ -67,16 +67,17 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
 
 
 def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
-    """Who already failed this job. Others are asked first: the cheapest of all may be one that never works.
+    """Who already failed this job. Others are invited first: the cheapest of all may be one that never works.
 
-    If the tender before this one found nobody else, everybody is welcome again.
+    If the tender before this one found nobody else, those are welcome again, but who deserts is not.
     """
     ours = [bought for _, bought in state.purchases.all() if bought.tender.job == wanted.job]
     same = [bought for bought in ours if bought.tender.shards == wanted.shards]
+    deserters = {account for bought in ours for account in bought.deserters}
     latest = max(same, key=lambda bought: bought.tender.bids_close_ms, default=None)
     if latest is not None and latest.phase == "unfilled":
-        return set()
-    return {entry.provider for bought in ours for entry in bought.placements if entry.why == ENDED_BADLY}
+        return deserters
+    return deserters | {entry.provider for bought in ours for entry in bought.placements if entry.why == ENDED_BADLY}
 
 
 async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:

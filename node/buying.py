@@ -196,8 +196,10 @@ def _follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> 
                     for entry in placements
                 )
                 outward += _advance_job(state, bought.tender.job, job_events.GangCame(granted=granted, at_ms=at_ms))
-            case purchase.Unfilled(reason=reason, at_ms=at_ms):
-                news = job_events.TenderFailed(shards=bought.tender.shards, reason=reason, at_ms=at_ms)
+            case purchase.Unfilled(reason=reason, deserted=deserted, at_ms=at_ms):
+                news = job_events.TenderFailed(
+                    shards=bought.tender.shards, reason=reason, deserted=deserted, at_ms=at_ms
+                )
                 outward += _advance_job(state, bought.tender.job, news)
             case _:
                 outward.append(effect)

@@ -34,7 +34,7 @@ def choose(needs: Requirements, free: Sequence[Device], owned: Sequence[Device])
     if len(available) < needs.devices:
         busy = len(fitting) - len(available)
         return Shortage(reason=f"{busy} of {len(fitting)} fitting devices are busy", relaxation="tender again later")
-    chosen = tuple(available[: needs.devices])
+    chosen = _smallest_that_do(needs, available)
     cores_milli = sum(device.cores_milli for device in chosen)
     if cores_milli < needs.cores_milli:
         return Shortage(
@@ -48,6 +48,17 @@ def choose(needs: Requirements, free: Sequence[Device], owned: Sequence[Device])
             relaxation=f"memory ≤ {memory_bytes / GIB:.3g} GiB",
         )
     return chosen
+
+
+def _smallest_that_do(needs: Requirements, available: Sequence[Device]) -> tuple[Device, ...]:
+    """The first neighbours in order of size whose cores and memory do together; the largest where none do."""
+    windows = [available[start : start + needs.devices] for start in range(len(available) - needs.devices + 1)]
+    for window in windows:
+        enough_cores = sum(device.cores_milli for device in window) >= needs.cores_milli
+        memory_bytes = sum(device.memory_bytes for device in window if device.kind == "cpu")
+        if enough_cores and (needs.kind != "cpu" or memory_bytes >= needs.memory_bytes):
+            return tuple(window)
+    return tuple(windows[-1])
 
 
 def unmet(needs: Requirements, device: Device) -> tuple[str, str] | None:

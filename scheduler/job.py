@@ -133,7 +133,8 @@ class Job:
         spec: what the developer asked for.
         package: the job's directory as a blob.
         shards: one entry each.
-        history: metrics by step.
+        desertions: how often the first gang failed because winners did not confirm.
+        history: metrics by step, in the order of steps.
         submitted_ms: when it came.
         ended_ms: when it ended; 0 before.
         reason: why it failed or was cancelled.
@@ -144,6 +145,7 @@ class Job:
     spec: JobSpec
     package: BlobRef
     shards: tuple[Shard, ...]
+    desertions: Uint32 = 0
     history: tuple[Point, ...] = field(default=())
     submitted_ms: UnixMs
     ended_ms: UnixMs = 0
@@ -161,7 +163,7 @@ TABLE: Table[Job] = Table(
     terminal=frozenset({"succeeded", "failed", "cancelled"}),
     allowed=rows(
         ("gathering", GangCame, "running"),
-        ("gathering", TenderFailed, "failed"),
+        ("gathering", TenderFailed, ("gathering", "failed")),
         (("gathering", "running"), CancelWanted, "cancelled"),
         ("running", RoundUnsound, "failed"),
         ("running", Restarted, "running"),
@@ -292,14 +294,19 @@ def _stop(provider: bytes, lease: bytes, reason: str, at_ms: int) -> list[Any]:
 def _hear_tender_failed(state: Job, event: TenderFailed) -> Step[Job]:
     """The first gang is all or none. A shard that looks for a new place looks on for as long as a run may stall."""
     if state.phase == "gathering":
-        return _end(state, "failed", f"unfilled: {event.reason}", event.at_ms)
+        if not event.deserted or state.desertions >= state.spec.retries:
+            return _end(state, "failed", f"unfilled: {event.reason}", event.at_ms)
+        # Cheap bids that are never confirmed cost their makers nothing. They may not cost the job its life either.
+        again = replace(state, desertions=state.desertions + 1)
+        tender = TenderWanted(job=state.job, shards=event.shards, attempt=again.desertions, at_ms=event.at_ms)
+        return Step(state=again, effects=(tender,))
     waiting = [state.shards[number] for number in event.shards if state.shards[number].phase == "waiting"]
     for shard in waiting:
         if event.at_ms >= shard.waiting_ms + state.spec.stall_ms:
             reason = f"shard {shard.shard} found no other provider: {event.reason} (it had been {shard.reason})"
             return _end(state, "failed", reason, event.at_ms)
-    again = (replace(shard, retry_ms=event.at_ms + RETRY_MS) for shard in waiting)
-    return Step(state=_with(state, *again))
+    later = (replace(shard, retry_ms=event.at_ms + RETRY_MS) for shard in waiting)
+    return Step(state=_with(state, *later))
 
 
 def _pass_time(state: Job, at_ms: int) -> Step[Job]:
@@ -336,9 +343,11 @@ def _take_report(state: Job, shard: Shard, event: ReportArrived) -> Step[Job]:
         metrics=event.metrics if newer and event.metrics else shard.metrics,
     )
     after = _with(state, heard)
-    if event.metrics and event.step > (state.history[-1].step if state.history else 0):
+    # By step and not by arrival: one report of a step far ahead, true or not, must not hide those that follow.
+    if event.metrics and event.step and all(point.step != event.step for point in state.history):
         point = Point(step=event.step, metrics=event.metrics, at_ms=event.at_ms)
-        after = replace(after, history=(*state.history, point)[-HISTORY_STEPS:])
+        history = sorted((*state.history, point), key=lambda entry: entry.step)
+        after = replace(after, history=tuple(history[-HISTORY_STEPS:]))
     return Step(state=after)
 
 

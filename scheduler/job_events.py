@@ -27,10 +27,15 @@ class GangCame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenderFailed:
-    """The tender ended without leases."""
+    """The tender ended without leases.
+
+    Attributes:
+        deserted: winners did not confirm. Without them another tender may well be filled.
+    """
 
     shards: tuple[Uint32, ...]
     reason: str
+    deserted: bool
     at_ms: UnixMs
 
 

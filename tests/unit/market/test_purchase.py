@@ -195,6 +195,13 @@ def test_a_provider_that_stayed_silent_once_gets_no_second_award():
     playbook.reaches("awarding")
 
 
+def test_a_gang_whose_winners_all_stay_silent_was_deserted():
+    playbook = Playbook(advance, start(ONE)) >> bid_of(ONE, OTHER_KEY) >> passed(CLOSE) << sent(OTHER, AwardSent)
+    playbook >> passed(CLOSE + purchase.CONFIRM_MS)
+    playbook << sent(OTHER, LeaseCancelled) << some(Unfilled, deserted=True)
+    playbook.reaches("unfilled", deserters=frozenset({OTHER}))
+
+
 def test_one_device_is_not_bought_twice():
     same = [bid_of(TWO, PROVIDER_KEY, PRICE, nonce=bytes([n]) * 32) for n in (1, 2)]
     playbook = Playbook(advance, start(TWO)) >> same[0] >> same[1] >> passed(CLOSE)
@@ -204,7 +211,8 @@ def test_one_device_is_not_bought_twice():
 
 def test_the_gang_is_all_or_none():
     playbook = Playbook(advance, start(TWO)) >> bid_of(TWO, PROVIDER_KEY) >> passed(CLOSE)
-    playbook << sent(PROVIDER, BidReleased) << some(Unfilled, reason="1 of the 2 bids that it takes")
+    unfilled = some(Unfilled, reason="1 of the 2 bids that it takes", deserted=False)
+    playbook << sent(PROVIDER, BidReleased) << unfilled
     playbook.reaches("unfilled")
 
 

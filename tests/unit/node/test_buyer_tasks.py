@@ -12,7 +12,7 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import party
 from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec, tender, workload
 
-from hansa.market.purchase import ENDED_BADLY, Placement, Purchase
+from hansa.market.purchase import ENDED_BADLY, SILENT, Placement, Purchase
 from hansa.node import buyer_tasks
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.daemon import now_ms
@@ -87,11 +87,16 @@ def test_once_nobody_else_was_found_everybody_is_asked() -> None:
     assert unwelcome(state, WANTED) == {PROVIDER_KEY.address, OTHER_KEY.address}
 
 
-def test_another_job_s_failures_and_awards_that_never_became_leases_do_not_count() -> None:
+def test_another_job_s_failures_do_not_count() -> None:
     other_job = replace(GANG, job=b"o" * 32)
-    never = placed(GANG, OTHER_KEY, phase="failed", why="did not confirm in time")
-    state = after(purchase(other_job, placed(other_job, PROVIDER_KEY)), purchase(GANG, never))
-    assert unwelcome(state, WANTED) == set()
+    never = placed(other_job, OTHER_KEY, phase="failed", why=SILENT)
+    assert unwelcome(after(purchase(other_job, placed(other_job, PROVIDER_KEY), never)), WANTED) == set()
+
+
+def test_who_wins_and_does_not_confirm_is_not_invited_again_even_if_nobody_else_was_found() -> None:
+    deserter = placed(GANG, OTHER_KEY, phase="failed", why=SILENT)
+    state = after(purchase(GANG, placed(GANG, PROVIDER_KEY), deserter), purchase(AGAIN, phase="unfilled"))
+    assert unwelcome(state, WANTED) == {OTHER_KEY.address}
 
 
 @pytest.mark.trio

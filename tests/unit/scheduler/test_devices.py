@@ -19,6 +19,12 @@ def test_the_smallest_that_fits_is_given():
     assert choose(needs(device_memory_bytes=3 * GIB), [LARGE, SMALL], [LARGE, SMALL]) == (LARGE,)
 
 
+def test_a_larger_device_is_given_where_the_smallest_has_too_few_cores_or_too_little_memory():
+    weak = replace(SMALL, cores_milli=500)
+    assert choose(needs(cores_milli=1_000), [LARGE, weak], [LARGE, weak]) == (LARGE,)
+    assert choose(needs(memory_bytes=8 * GIB), [LARGE, SMALL], [LARGE, SMALL]) == (LARGE,)
+
+
 @pytest.mark.parametrize(
     ("wanted", "name"),
     [

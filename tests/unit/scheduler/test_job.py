@@ -104,9 +104,33 @@ def test_a_job_from_its_tender_to_its_last_output():
     playbook.reaches("succeeded")
 
 
+def test_a_gang_that_was_deserted_is_tendered_again_within_the_retries():
+    playbook = Playbook(advance, None, begin=start(retries=2)) << some(TenderWanted, shards=(0, 1))
+    deserted = TenderFailed(shards=(0, 1), reason="too many did not confirm", deserted=True, at_ms=NOW_MS)
+    playbook >> deserted << some(TenderWanted, shards=(0, 1), attempt=1)
+    playbook >> deserted << some(TenderWanted, shards=(0, 1), attempt=2)
+    playbook.reaches("gathering")
+    playbook >> deserted << some(TendersUnwanted) << OVER
+    playbook.reaches("failed", reason="unfilled: too many did not confirm")
+
+
+def test_a_report_of_a_step_far_ahead_hides_none_of_those_that_follow():
+    metrics = (Metric(name="loss", value=0.5),)
+    playbook = one()
+    for step in (10**9, 2, 1, 2):
+        playbook >> report(lease(0), step=step, metrics=metrics)
+    history = playbook.reaches("running").history
+    assert [point.step for point in history] == [1, 2, 10**9]
+
+
 def test_the_first_gang_is_all_or_none():
     playbook = Playbook(advance, None, begin=start()) << some(TenderWanted, shards=(0, 1))
-    playbook >> TenderFailed(shards=(0, 1), reason="too few", at_ms=NOW_MS) << some(TendersUnwanted) << OVER
+    (
+        playbook
+        >> TenderFailed(shards=(0, 1), reason="too few", deserted=False, at_ms=NOW_MS)
+        << some(TendersUnwanted)
+        << OVER
+    )
     playbook.reaches("failed", reason="unfilled: too few")
 
 
@@ -206,7 +230,7 @@ def test_a_checkpoint_over_the_limit_is_not_fetched():
 
 def test_a_shard_looks_for_another_place_for_as_long_as_a_run_may_stall():
     playbook = lost(one() >> ended(lease(0), "failed", "lost")) << some(TenderWanted)
-    failed = TenderFailed(shards=(0,), reason="nobody", at_ms=NOW_MS + 3_000)
+    failed = TenderFailed(shards=(0,), reason="nobody", deserted=False, at_ms=NOW_MS + 3_000)
     playbook >> failed
     assert job.deadline_ms(playbook.reaches("running")) == NOW_MS + 3_000 + job.RETRY_MS
     playbook >> passed(3_000 + job.RETRY_MS) << some(TenderWanted, shards=(0,))
@@ -284,7 +308,7 @@ def test_whatever_is_said_a_job_spends_no_more_attempts_than_it_has_and_moves_at
                 st.builds(ended, leases, st.just("failed"), kinds, at_ms=st.just(at_ms)),
                 st.builds(OutputAnnounced, lease=leases, path=st.just("a"), blob=st.just(FILE), at_ms=st.just(at_ms)),
                 st.builds(BlobArrived, lease=leases, blob=st.just(FILE), at_ms=st.just(at_ms)),
-                st.just(TenderFailed(shards=(0,), reason="no", at_ms=at_ms)),
+                st.just(TenderFailed(shards=(0,), reason="no", deserted=False, at_ms=at_ms)),
                 st.just(Restarted(at_ms=at_ms)),
                 st.just(TimePassed(at_ms=at_ms)),
             )
