@@ -101,6 +101,24 @@ def test_a_daemon_that_hangs_up_ends_its_sandboxes_and_not_the_others(tmp_path):
             line.close()
 
 
+def test_a_launcher_that_listens_and_is_killed_takes_every_sandbox_with_it(tmp_path):
+    need_sandbox()
+    spec = dataclasses.replace(SPEC, program="hansa.worker.runner", code=str(tmp_path), memory_bytes=1 << 30)
+    with Service(tmp_path) as service, connect_launcher(service.path) as control:
+        control.settimeout(20)
+        send(control, Start(run=b"run", spec=spec))
+        started, descriptors = receive(control)
+        with socket.socket(fileno=descriptors[0]) as line:
+            assert line.recv(100)  # the runner says that it is ready
+            everything = process_tree.descendants(service.process.pid)[1:]
+            assert started.pid in everything
+            service.process.kill()
+            deadline = time.monotonic() + 5
+            while any(alive(pid) for pid in everything) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert [pid for pid in everything if alive(pid)] == []
+
+
 def test_a_sandbox_is_tried_with_the_launcher_that_will_make_the_others(tmp_path):
     need_sandbox()
     with Service(tmp_path) as service:
