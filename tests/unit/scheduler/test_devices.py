@@ -20,9 +20,9 @@ def test_the_smallest_that_fits_is_given():
 
 
 def test_a_larger_device_is_given_where_the_smallest_has_too_few_cores_or_too_little_memory():
-    weak = replace(SMALL, cores_milli=500)
-    assert choose(needs(cores_milli=1_000), [LARGE, weak], [LARGE, weak]) == (LARGE,)
-    assert choose(needs(memory_bytes=8 * GIB), [LARGE, SMALL], [LARGE, SMALL]) == (LARGE,)
+    weak, huge = replace(SMALL, cores_milli=500), replace(LARGE, id=b"h" * 32, memory_bytes=512 * GIB)
+    assert choose(needs(cores_milli=1_000), [huge, LARGE, weak], [huge, LARGE, weak]) == (LARGE,)
+    assert choose(needs(memory_bytes=8 * GIB), [huge, LARGE, SMALL], [huge, LARGE, SMALL]) == (LARGE,)
 
 
 @pytest.mark.parametrize(
