@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Post
 from hansa.market.pricing import ProviderTerms
-from hansa.market.sale import PauseWanted, ResumeWanted
+from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, provider_tasks
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
@@ -60,7 +60,7 @@ from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
 from hansa.proto.signing import SigningKey, checksum_address
-from hansa.scheduler.job import FetchWanted, TenderWanted
+from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
     RunEvent,
@@ -76,7 +76,8 @@ from hansa.scheduler.run import (
 
 BATCH = 256
 BINDING_LIFE_MS = 30 * 24 * 3_600_000
-BID_MS = 10_000
+BID_MS = 20_000
+"""Long enough that the second and third choice still stand when the first ones do not confirm."""
 BLOB_QUOTA_BYTES = 50 << 30
 LOG_PIECE_CHARS = 500
 STUCK_S = 10.0

@@ -88,5 +88,3 @@ def open_to_readers(directory: Path) -> None:
         wanted = 0o555 if stat.S_ISDIR(mode) else 0o444
         if (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and mode & wanted != wanted:
             path.chmod(stat.S_IMODE(mode) | wanted)
-
-
