@@ -44,7 +44,7 @@ def submit(state: NodeState, event: JobSubmitted) -> Effects:
         state.ignore("job", "a job that is known")
         return []
     step = job.plan(job=event.job, spec=event.spec, package=event.package, at_ms=event.at_ms)
-    state.jobs[event.job] = step.state
+    state.begin("job", state.jobs, event.job, step.state)
     state.rounds[event.job] = Rounds(job=event.job, shards=event.spec.shards, timeout_ms=event.spec.round_timeout_ms)
     return _follow(state, event.job, step.effects)
 
@@ -98,7 +98,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         records={account: state.records[account] for account in event.invited if account in state.records},
     )
     step = purchase.open_purchase(begun, event.at_ms)
-    state.purchases[tender_digest] = step.state
+    state.begin("purchase", state.purchases, tender_digest, step.state)
     return _follow_purchase(state, tender_digest, step.effects)
 
 

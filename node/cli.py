@@ -111,17 +111,18 @@ def node() -> None:
 
 @node.command()
 @with_data
+@with_json
 @click.option(
     "--stop-on-parent-exit", is_flag=True, hidden=True, help="End when the process that started this one has."
 )
-def run(data_dir: Path, stop_on_parent_exit: bool) -> None:
+def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
     """Run the daemon until it is told to stop (Ctrl-C or SIGTERM)."""
     from hansa.node.config import load_config
 
     config = load_config(data_dir)
     from hansa.node import daemon
 
-    daemon.run(config, stop_on_parent_exit=stop_on_parent_exit)
+    daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
 
 
 @cli.command(hidden=True)

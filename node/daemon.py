@@ -6,6 +6,7 @@ stop. Whatever ends it, a restart goes on from the journal.
 
 import contextlib
 import ctypes
+import json
 import math
 import os
 import shutil
@@ -46,6 +47,7 @@ from hansa.node.keys import load_account, load_node_key, read_password
 from hansa.node.launcher import launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
+from hansa.node.logs import log_turns, start_logging
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
@@ -109,11 +111,13 @@ class Daemon:
         self.ledger_store = LedgerStore(data / "ledger.sqlite")
         self.engine = Engine(self.journal)
         self.ledger_store.post(self.engine.recovered)
+        self.engine.state.turns.clear()
         self.inventory = take_inventory(account.address, config.provider)
         self.grants = Grants()
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
+        self.as_json = False
         self.lag_ms = 0.0
         self.turned_at = 0.0
         self.changed = trio.Event()
@@ -190,6 +194,8 @@ class Daemon:
             self.lag_ms = max((trio.current_time() - since) * 1000 for _, _, since in batch)
             for effect in effects:
                 self.perform(effect)
+            log_turns(self.state.turns)
+            self.state.turns.clear()
             self.engine.write_snapshot_if_due()
             self.turned_at = trio.current_time()
             self.changed.set()
@@ -366,13 +372,22 @@ class Daemon:
         )
 
     def _say_ready(self) -> None:
+        facts = {
+            "ready": True,
+            "peer_id": self.net.peer_id,
+            "account": checksum_address(self.account.address),
+            "addresses": list(self.net.addrs()),
+            "api": str(self.config.api_socket),
+            "devices": self.inventory.note,
+            "sandbox": self.sandbox_view,
+        }
         lines = [
-            f"hansa: ready. Account {checksum_address(self.account.address)}",
+            f"hansa: ready. Account {facts['account']}",
             *(f"  listening  {address}" for address in self.net.addrs()),
             f"  devices    {self.inventory.note}",
             f"  sandbox    {self.sandbox_view['tier']}: {self.sandbox_view['reason'] or 'tested and sound'}",
         ]
-        print("\n".join(lines), flush=True)  # noqa: T201 - the operator's terminal
+        print(json.dumps(facts) if self.as_json else "\n".join(lines), flush=True)  # noqa: T201 - the operator's terminal
 
     def close(self) -> None:
         """Write the state down and give the files back."""
@@ -415,11 +430,12 @@ async def _serve_until_told(daemon: Daemon) -> None:
                 return
 
 
-def run(config: Config, *, stop_on_parent_exit: bool = False) -> None:
+def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = False) -> None:
     """Be a node until a signal says to stop.
 
     Args:
         config: what the operator decided.
+        as_json: say that it is ready, and log, in lines of JSON.
         stop_on_parent_exit: end when the process that started this one ends, as ``hansa demo`` needs it.
 
     Raises:
@@ -427,5 +443,7 @@ def run(config: Config, *, stop_on_parent_exit: bool = False) -> None:
     """
     if stop_on_parent_exit:
         _die_with_parent()
+    start_logging(as_json=as_json)
     with _open(config) as daemon:
+        daemon.as_json = as_json
         trio.run(_serve_until_told, daemon)

@@ -81,7 +81,7 @@ def _hold(state: NodeState, tender: Tender, bid: Bid, *, grace_ms: int, at_ms: i
     devices = [by_id[device] for device in bid.devices]
     state.capacity = capacity.hold(state.capacity, bid_digest, devices, at_ms)
     step = sale.open_sale(Sale(tender=tender, bid=bid, bid_digest=bid_digest, grace_ms=grace_ms))
-    state.sales[bid_digest] = step.state
+    state.begin("sale", state.sales, bid_digest, step.state)
     return list(step.effects)
 
 
@@ -109,7 +109,7 @@ def _advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 _advance_capacity(state, bid, capacity.Freed())
             case sale_events.RunWanted(lease=lease, round=number, checkpoint=checkpoint):
                 planned = run.plan_run(lease, checkpoint=checkpoint, round_number=number)
-                state.runs[lease] = planned.state
+                state.begin("run", state.runs, lease, planned.state)
                 outward += planned.effects
             case sale_events.RunUnwanted(lease=lease, reason=reason):
                 wanted = run.RunStopWanted(run=lease, grace_ms=STOP_GRACE_MS, why=reason, at_ms=state.at_ms)
@@ -147,16 +147,10 @@ def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
 
 
 def _advance_run(state: NodeState, event: Any) -> Effects:
-    current = state.runs.get(event.run)
-    if current is None:
-        state.ignore("run", "news of no run of ours")
-        return []
-    step = run.advance(current, event)
-    state.ignore("run", step.ignored)
-    state.runs[event.run] = step.state
-    outward: Effects = list(step.effects)
-    if current.phase not in run.RUN_TABLE.terminal and step.state.phase in run.RUN_TABLE.terminal:
-        outward += _finish(state, step.state, event.at_ms)
+    was_live = event.run in state.runs.live
+    outward: Effects = list(state.turn("run", state.runs, event.run, run.advance, event))
+    if was_live and event.run in state.runs.ended:
+        outward += _finish(state, state.runs.ended[event.run], event.at_ms)
     return outward
 
 

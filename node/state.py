@@ -4,6 +4,7 @@ The parts are frozen; only this holder changes, and only in ``hansa.node.routing
 read back (a snapshot), and is otherwise the fold of the journal.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from hansa.scheduler.run import Run
 M = TypeVar("M")
 P = TypeVar("P", bound=Phased)
 
+MOST_TURNS = 1_000
 MOST_ENDED = 2_000
 """How many machines of a kind are remembered after their end, so that late news of them is understood."""
 
@@ -72,6 +74,17 @@ class Shelf(Generic[M]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One machine went from one phase to another: for the log, and for nothing else."""
+
+    machine: str
+    key: bytes
+    before: str
+    after: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The whole state as one value for the codec."""
 
@@ -113,6 +126,7 @@ class NodeState:
         sale_of: which bid a lease came from.
         placed: which tender a lease came from.
         ignored: why events were ignored, and how often.
+        turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
 
     account: bytes = bytes(20)
@@ -132,12 +146,18 @@ class NodeState:
     sale_of: dict[bytes, bytes] = field(default_factory=dict)
     placed: dict[bytes, bytes] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
+    turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
     def ignore(self, machine: str, reason: str | None) -> None:
         """Count what came to nothing, by machine and reason. Both come from our own code, so the names are few."""
         if reason is not None:
             name = f"{machine}: {reason}"
             self.ignored[name] = self.ignored.get(name, 0) + 1
+
+    def begin(self, name: str, shelf: Shelf[P], key: bytes, machine: P) -> None:
+        """Put a new machine on its shelf."""
+        shelf[key] = machine
+        self.turns.append(Turn(machine=name, key=key, before="new", after=machine.phase, reason=""))
 
     def turn(
         self, name: str, shelf: Shelf[P], key: bytes, advance: Callable[[P, Any], Step[P]], event: Any
@@ -150,6 +170,10 @@ class NodeState:
         step = advance(machine, event)
         self.ignore(name, step.ignored)
         shelf[key] = step.state
+        if machine.phase != step.state.phase:
+            reason = str(getattr(step.state, "reason", "") or getattr(step.state, "end_reason", ""))
+            turn = Turn(machine=name, key=key, before=machine.phase, after=step.state.phase, reason=reason)
+            self.turns.append(turn)
         return step.effects
 
     def reindex(self) -> None:

@@ -1,0 +1,68 @@
+"""The daemon's log: one line for each thing that an operator would want to find again."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.node.logs import LOGGER, JsonLines, log_turns
+from hansa.node.state import MOST_TURNS, NodeState, Turn
+from hansa.scheduler import run
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    LOGGER.addHandler(handler)
+    level = LOGGER.level
+    LOGGER.setLevel(logging.INFO)
+    yield stream
+    LOGGER.setLevel(level)
+    LOGGER.removeHandler(handler)
+
+
+def test_every_change_of_phase_is_one_line_of_json_with_its_facts(written: io.StringIO) -> None:
+    log_turns([Turn(machine="sale", key=b"k" * 32, before="bid", after="lapsed", reason="the bid expired")])
+    (line,) = written.getvalue().splitlines()
+    facts = json.loads(line)
+    assert facts["message"] == "sale 6b6b6b6b6b6b: bid → lapsed (the bid expired)"
+    assert (facts["machine"], facts["before"], facts["after"]) == ("sale", "bid", "lapsed")
+    assert facts["key"] == (b"k" * 32).hex()
+
+
+def test_a_strangers_words_can_neither_steer_a_terminal_nor_make_lines_of_their_own(written: io.StringIO) -> None:
+    hostile = "gone\x1b[2J\nhansa: ready\r" + "x" * 10_000
+    log_turns([Turn(machine="run", key=b"r" * 32, before="running", after="failed", reason=hostile)])
+    (line,) = written.getvalue().splitlines()
+    message = json.loads(line)["message"]
+    assert not set(message) & {"\x1b", "\n", "\r"}
+    assert len(line) < 2_000
+
+
+def test_a_job_can_be_followed_from_its_beginning_to_its_end_on_both_sides() -> None:
+    market = SmallMarket()
+    market.add(BUYER_KEY)
+    market.add(PROVIDER_KEY, devices=1)
+    market.submit(BUYER, of=spec(shards=1))
+    market.tender(BUYER, (PROVIDER,))
+    (lease,) = market.engines[PROVIDER].state.sale_of
+    market.take(PROVIDER, run.RunStarted(run=lease, at_ms=market.now_ms))
+    market.take(PROVIDER, run.RunFinished(run=lease, at_ms=market.now_ms + 1_000))
+    bought = [(turn.machine, turn.after) for turn in market.engines[BUYER].state.turns]
+    sold = [(turn.machine, turn.after) for turn in market.engines[PROVIDER].state.turns]
+    assert [phase for machine, phase in bought if machine == "job"] == ["gathering", "running", "succeeded"]
+    assert [phase for machine, phase in sold if machine == "run"] == ["staging", "running", "succeeded"]
+    assert [phase for machine, phase in sold if machine == "sale"][:3] == ["bid", "leased", "running"]
+
+
+def test_what_nobody_reads_does_not_grow() -> None:
+    state = NodeState()
+    for number in range(MOST_TURNS + 5):
+        state.turns.append(Turn(machine="job", key=bytes([number & 255]), before="a", after="b", reason=""))
+    assert len(state.turns) == MOST_TURNS
