@@ -100,8 +100,15 @@ class DemoNodes:
 
     def __exit__(self, *_error: object) -> None:
         """Stop every daemon, then let the keeper remove the directory."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        # A second Ctrl-C must not stop the cleaning up. Whoever goes on after us gets the handlers back.
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._stop_all()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_all(self) -> None:
         for node in self.nodes:
             node.daemon.close()
             if node.process is not None:

@@ -53,17 +53,29 @@ async def ask(stream: BoundedStream, peer_id: str, protocol_id: str, data: bytes
             nursery.start_soon(_send_request, stream, protocol_id, data)
             answer = await _read_answer(stream, peer_id, protocol_id, max_response_bytes)
             nursery.cancel_scope.cancel()
-    except* MuxedStreamError as broken:
-        raise RemoteFault(peer_id, "the stream broke before the response was complete") from broken
-    except* MultiselectCommunicatorError as broken:
-        raise RemoteFault(peer_id, "the response does not follow the protocol") from broken
-    except* (Refused, TooBig, RemoteFault) as told:
-        raise told.exceptions[0] from None
+    except BaseExceptionGroup as group:
+        # Not `except*`: Python before 3.11.4 wraps what is raised in there into a group again.
+        raise _one_fault(group, peer_id) from None
     finally:
         stream.finish()
         stream.muxed_conn.forget(stream)
         stream.abandon()
     return answer
+
+
+def _one_fault(group: BaseExceptionGroup[BaseException], peer_id: str) -> BaseException:
+    """What the caller is to hear of a failed request; anything unexpected stays the group that it is."""
+    known, rest = group.split((MuxedStreamError, MultiselectCommunicatorError, Refused, TooBig, RemoteFault))
+    if known is None or rest is not None:
+        return group
+    fault: BaseException = known
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    if isinstance(fault, MuxedStreamError):
+        return RemoteFault(peer_id, "the stream broke before the response was complete")
+    if isinstance(fault, MultiselectCommunicatorError):
+        return RemoteFault(peer_id, "the response does not follow the protocol")
+    return fault
 
 
 async def _send_request(stream: BoundedStream, protocol_id: str, data: bytes) -> None:
