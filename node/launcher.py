@@ -30,6 +30,7 @@ from hansa.node.sandbox import Inventory, SandboxSpec, SandboxUnavailable, build
 from hansa.node.seccomp import open_filter
 from hansa.proto.errors import ProtocolError
 
+SEND_PATIENCE_S = 30.0
 WATCH_S = 0.5
 KEPT_WORDS = 4096
 
@@ -83,15 +84,19 @@ class Launcher:
         self._selector = selectors.DefaultSelector()
         self._rooms: dict[bytes, Room] = {}
         self._counter = 0
+        self._told = False
 
-    def serve(self) -> None:
-        """Do what is asked; return once the daemon is gone and nothing is left."""
+    def serve(self, told_fd: int) -> None:
+        """Do what is asked; return once the daemon is gone, or ``told_fd`` is readable, and nothing is left."""
         with contextlib.suppress(OSError):
             remove_leftovers()
+        # A daemon that has not read for so long is as good as gone, and must not hold us up when we are told to end.
+        self._control.settimeout(SEND_PATIENCE_S)
         self._selector.register(self._control, selectors.EVENT_READ, self._take_request)
+        self._selector.register(told_fd, selectors.EVENT_READ, self._end)
         next_watch = time.monotonic() + WATCH_S
         try:
-            while self._control.fileno() >= 0:
+            while self._control.fileno() >= 0 and not self._told:
                 unwatched = all(room.group is not None for room in self._rooms.values())
                 timeout = None if unwatched else max(0.0, next_watch - time.monotonic())
                 for key, _events in self._selector.select(timeout):
@@ -104,6 +109,9 @@ class Launcher:
             for room in list(self._rooms.values()):
                 self._kill(room)
                 self._bury(room)
+
+    def _end(self) -> None:
+        self._told = True
 
     def _take_request(self) -> None:
         try:

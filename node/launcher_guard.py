@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from hansa.node import confine
@@ -30,16 +29,12 @@ END_S = 10.0
 TOLD = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
-class _Told(BaseException):
-    """The launcher was told to end: go, but clean up first. No ``Exception``, so nothing on the way swallows it."""
-
-
-def serve_guarded(control: socket.socket, serve: Callable[[], None]) -> None:
+def serve_guarded(control: socket.socket, serve: Callable[[int], None]) -> None:
     """Run ``serve`` in a child, and return once that has ended and nothing that it started is left.
 
     Args:
         control: the launcher's socket, which only the child may hold: its end is how the daemon learns of the child's.
-        serve: the launcher's whole life.
+        serve: the launcher's whole life. It is given a descriptor that becomes readable when it is told to end.
     """
     us = os.getpid()
     confine.adopt_orphans()
@@ -80,18 +75,19 @@ def told_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
 
 
-def _live(guard: int, serve: Callable[[], None]) -> NoReturn:
+def _live(guard: int, serve: Callable[[int], None]) -> NoReturn:
     """In the child: be the launcher, then leave without a way back into the guard's code."""
     status = 1
     try:
+        # Not by raising from the handler: an exception that comes at any point of any code is now and then swallowed,
+        # by a callback that nobody waits for, and then the launcher would live on (seen).
+        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for number in TOLD:
-            signal.signal(number, _leave)
+            signal.signal(number, lambda *_: _write(tell))
         confine.die_with(guard, signal.SIGTERM)
         confine.adopt_orphans()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
-        serve()
-        status = 0
-    except _Told:
+        serve(told)
         status = 0
     except BaseException:  # noqa: BLE001 - what the interpreter would do, but here the guard's code would go on
         traceback.print_exc(file=sys.stderr)
@@ -102,10 +98,9 @@ def _live(guard: int, serve: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
-    for number in TOLD:
-        signal.signal(number, signal.SIG_IGN)  # one is enough; another must not interrupt the cleaning up
-    raise _Told
+def _write(tell: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.write(tell, b"!")
 
 
 def _tell(child: int) -> None:
