@@ -6,7 +6,6 @@ from typing import Any
 
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
-from hansa.proto.workload import Workload
 
 MOST_GRANTS = 20_000
 
@@ -33,14 +32,16 @@ def wanted_blobs(state: NodeState) -> set[BlobRef]:
 
 
 def blobs_in(message: Any) -> set[BlobRef]:
-    """The blobs that a message tells its receiver of."""
+    """The blobs that a message gives its receiver a right to.
+
+    An award is not among those messages: who wins and never confirms has no business with the job's code. The package
+    is a provider's from the moment in which its run is ordered, by the state of the job.
+    """
     found: set[BlobRef] = set()
     for field in fields(message):
         value = getattr(message, field.name)
         if isinstance(value, BlobRef):
             found.add(value)
-        elif isinstance(value, Workload):
-            found.add(value.package)
         elif is_dataclass(value) and not isinstance(value, type):
             found |= blobs_in(value)
     return found
