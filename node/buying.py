@@ -455,6 +455,16 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
     return effects
 
 
+def reminders(state: NodeState, at_ms: int) -> Effects:
+    """Ends of channels that the provider has not agreed to yet: it may have been away, or never heard."""
+    return [
+        effect
+        for channel in state.paying.live.values()
+        if channel.phase == "closing"
+        for effect in paying_channel.outstanding(channel, at_ms)
+    ]
+
+
 def restart(state: NodeState, at_ms: int) -> Effects:
     """Everything that waits for somebody else is said again, and silence until now was our own."""
     effects: Effects = []

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from hansa.node import buying, selling
 from hansa.node.directory import Stranger
 from hansa.node.keeping import wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
-from hansa.node.selling import life_signs
 from hansa.proto.market_documents import Advert
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
@@ -22,6 +22,7 @@ ADVERT_LIFE_MS = 60_000
 ADVERT_LEAST_PAUSE_S = 1.0
 MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
+REMIND_EVERY_S = 30.0
 KEEP_EVERY_S = 20.0
 METRICS_EVERY_S = 1.0
 BLOBS_OF_THE_STATE = "state"
@@ -79,8 +80,17 @@ async def show_life(daemon: "Daemon") -> None:
     """Tell the buyers of our runs, every few seconds, that they live."""
     while True:
         await trio.sleep(LIFE_SIGN_EVERY_S)
-        for send in life_signs(daemon.state, daemon.now_ms()):
+        for send in selling.life_signs(daemon.state, daemon.now_ms()):
             daemon.perform(send)
+
+
+async def remind(daemon: "Daemon") -> None:
+    """Say again, now and then, what somebody should long have answered: a message can be given up on the way."""
+    while True:
+        await trio.sleep(REMIND_EVERY_S)
+        at_ms = daemon.now_ms()
+        for effect in (*buying.reminders(daemon.state, at_ms), *selling.reminders(daemon.state, at_ms)):
+            daemon.perform(effect)
 
 
 async def keep_blobs(daemon: "Daemon") -> None:

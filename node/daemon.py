@@ -298,7 +298,7 @@ class Daemon:
                 await nursery.start(serve_loopback, shown, self.config.metrics.port)
             nursery.start_soon(self.serve_engine)
             nursery.start_soon(self._drain_gossip)
-            for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.keep_blobs):
+            for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
             nursery.start_soon(chores.keep_metrics, self, metrics)
             nursery.start_soon(PeerExchange(self.net).run)

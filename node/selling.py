@@ -29,6 +29,8 @@ STOP_GRACE_MS = 3_000
 NEWS_KEEP_MS = 60_000
 """A report or a checkpoint that could not be brought for so long is overtaken."""
 ROUND_KEEP_MS = 3_600_000
+OVERDUE_MS = 20_000
+"""A receipt that is out for longer is sent again."""
 LAST_ROUND = (1 << 32) - 1
 """What a sandbox counts higher is none that the market could ever reach."""
 
@@ -383,6 +385,16 @@ def restart(state: NodeState, at_ms: int) -> Effects:
     for _, channel in state.earning.all():
         effects += earning_channel.outstanding(channel, at_ms)
     return effects
+
+
+def reminders(state: NodeState, at_ms: int) -> Effects:
+    """Receipts that have waited for their voucher for long: one of the two may have been given up on the way."""
+    return [
+        effect
+        for channel in state.earning.live.values()
+        if channel.out is not None and at_ms > channel.out.receipt.period_end_ms + OVERDUE_MS
+        for effect in earning_channel.outstanding(channel, at_ms)
+    ]
 
 
 def life_signs(state: NodeState, at_ms: int) -> Iterator[Send]:

@@ -21,10 +21,10 @@ from kit.trading import (
     spec,
 )
 
-from hansa.market.effects import unsigned
+from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import next_statement
 from hansa.market.selection import Record
-from hansa.node import events
+from hansa.node import buying, events, selling
 from hansa.node.buying import funds_left
 from hansa.node.engine import Engine
 from hansa.node.state import restored, snapshot
@@ -426,3 +426,31 @@ def test_a_round_in_which_nothing_was_sound_fails_the_job_with_the_reason():
 def test_a_round_that_could_not_be_fetched_is_collected_again_and_an_old_outcome_changes_nothing():
     assert reduced_to_nothing(unsound=False).phase == "running"
     assert reduced_to_nothing(unsound=True, number=7).phase == "running"
+
+
+def test_a_receipt_whose_voucher_was_given_up_on_the_way_is_sent_again_and_paid_once():
+    made, (lease,) = running()
+    made.lost = lambda _to, message: isinstance(message, messages.VoucherSent)
+    step(made, lease, 1, after_ms=2_000)
+    provider, buyer = state_of(made, PROVIDER), state_of(made, BUYER)
+    assert not selling.reminders(provider, made.now_ms), "it has not waited for long"
+    made.lost = lambda _to, _message: False
+    overdue_ms = made.now_ms + selling.OVERDUE_MS + 1
+    (again,) = selling.reminders(provider, overdue_ms)
+    made.tell(PROVIDER, BUYER, sealed(again.message, PROVIDER_KEY))
+    (channel,) = provider.earning.live.values()
+    assert channel.out is None
+    assert channel.cumulative == 2_000 == -provider.ledger.total("earned:") == buyer.ledger.total("spend:")
+
+
+def test_a_close_that_was_given_up_on_the_way_is_proposed_again():
+    made, (lease,) = running()
+    made.lost = lambda _to, message: isinstance(message, messages.CloseProposed)
+    step(made, lease, 1)
+    finish(made, lease)
+    assert [channel.phase for channel in state_of(made, BUYER).paying.live.values()] == ["closing"]
+    made.lost = lambda _to, _message: False
+    for again in buying.reminders(state_of(made, BUYER), made.now_ms):
+        made.tell(BUYER, PROVIDER, sealed(again.message, BUYER_KEY))
+    assert not state_of(made, BUYER).paying.live
+    assert not buying.reminders(state_of(made, BUYER), made.now_ms)
