@@ -31,6 +31,8 @@ class ProviderTerms:
         account: who is paid.
         currency: the unit of account of the prices.
         tier: the isolation that jobs get here.
+        features: what else jobs can have here (``Advert.features``).
+        egress: hosts that jobs may be let out to, as in ``Requirements.egress``; ``"*"`` is any public host.
         price_e18_per_device_ms: for any device without a price of its own.
         price_by_model: prices of their own, by the device's model.
         buyers: the only accounts that are served; empty serves everyone.
@@ -46,6 +48,8 @@ class ProviderTerms:
     account: Address
     currency: Line
     tier: Line
+    features: tuple[Line, ...] = ()
+    egress: tuple[Line, ...] = ()
     price_e18_per_device_ms: PriceE18
     price_by_model: Mapping[str, int] = field(default_factory=dict)
     buyers: frozenset[Address] = frozenset()
@@ -81,6 +85,9 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return "you owe this provider as much as it lends to one buyer", "settle what you owe"
     if tender.requirements.tier not in ("", "none", terms.tier):
         return f"the isolation here is {terms.tier!r}", f"tier = {terms.tier!r}"
+    lacking = [feature for feature in tender.requirements.features if feature not in terms.features]
+    if lacking:
+        return f"jobs cannot have {', '.join(lacking)} here", f"features without {', '.join(lacking)}"
     return None
 
 

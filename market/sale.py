@@ -70,6 +70,7 @@ class Sale:
         device_ms: metered with evidence.
         seen_ms: the run's own time at the last report of a step.
         steps, rounds, checkpoint: the newest evidence.
+        busy_ms: device time in which the devices computed, as their driver saw it.
         evident_ms: when the time that is charged was last worked; a line ends then, however late it is written.
         lined_ms: when the last line was given to the channel.
         lined_steps: the evidence it had.
@@ -99,6 +100,7 @@ class Sale:
     evident_ms: UnixMs = 0
     rounds: Uint32 = 0
     checkpoint: Bytes32 = NOTHING
+    busy_ms: DeviceMs = 0
     lined_ms: UnixMs = 0
     lined_steps: Uint64 = 0
     lined_amount: Amount = 0
@@ -373,6 +375,8 @@ def _meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
             steps=state.steps,
             rounds=state.rounds,
             checkpoint=state.checkpoint,
+            tier=state.bid.tier,
+            busy_ms=state.busy_ms,
         )
         effects.append(LineMetered(line=line, evidence=evidence, at_ms=at_ms))
         waiting = state.unvouched_since_ms or (at_ms if amount > state.vouched else 0)

@@ -43,7 +43,7 @@ def submit(state: NodeState, event: JobSubmitted) -> Effects:
     if state.jobs.get(event.job) is not None:
         state.ignore("job", "a job that is known")
         return []
-    step = job.plan(job=event.job, spec=event.spec, package=event.package, at_ms=event.at_ms)
+    step = job.plan(job=event.job, spec=event.spec, package=event.package, files=event.files, at_ms=event.at_ms)
     state.begin("job", state.jobs, event.job, step.state)
     state.rounds[event.job] = Rounds(job=event.job, shards=event.spec.shards, timeout_ms=event.spec.round_timeout_ms)
     return _follow(state, event.job, step.effects)
@@ -91,7 +91,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
     begun = Purchase(
         tender=event.tender,
         tender_digest=tender_digest,
-        workload=of.spec.workload(of.job, of.package),
+        workload=of.spec.workload(of.job, of.package, of.files),
         funds=funds_left(state, of),
         invited=event.invited,
         channels=channels,

@@ -50,6 +50,7 @@ async def _publish_advert(daemon: "Daemon", free: int) -> None:
         devices=devices,
         free=free,
         tier=config.provider.tier,
+        features=daemon.state.terms.features if daemon.state.terms else (),
         region=config.region,
         currency=config.currency,
         price_e18_per_device_ms=config.provider.price_e18_per_device_ms,

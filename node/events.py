@@ -61,6 +61,7 @@ class JobSubmitted:
     job: Bytes32
     spec: JobSpec
     package: BlobRef
+    files: BlobRef | None = None
     at_ms: UnixMs
 
 

@@ -23,6 +23,7 @@ FILE_NAME = "job.toml"
 LARGEST_PARAMETER_BYTES = 2048
 MOST_PARAMETERS = 64
 LONGEST_PARAMETER_NAME = 64
+SHARED_MEMORY_BYTES = 192 << 20
 MOST_SHARDS = 1024
 MOST_WORKERS = 64
 
@@ -49,6 +50,7 @@ class _Limits:
     retries: int
     output_bytes: int
     state_bytes: int
+    keep_failed_ms: DurationMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,10 @@ def read_job_file(path: Path) -> JobFile:
         retries=limits.retries,
         output_bytes=limits.output_bytes,
         state_bytes=limits.state_bytes,
+        fetch_bytes=0,
+        shared_memory_bytes=SHARED_MEMORY_BYTES,
+        egress_bytes=0,
+        keep_failed_ms=limits.keep_failed_ms,
     )
     return JobFile(directory=directory, spec=spec)
 
@@ -185,6 +191,7 @@ def _limits(table: TomlTable) -> _Limits:
         retries=table.integer("retries", 3, least=0, most=100),
         output_bytes=table.size_bytes("outputs", "256 MiB"),
         state_bytes=table.size_bytes("state", "256 MiB"),
+        keep_failed_ms=table.duration_ms("keep_failed", "0 s", least=0),
     )
     table.finish()
     return limits
@@ -204,6 +211,8 @@ def _requirements(table: TomlTable, wall_ms: DurationMs) -> Requirements:
         memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),
         scratch_bytes=table.size_bytes("disk", "2 GiB", least=1 << 20),
         tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
+        features=(),
+        egress=(),
         wall_ms=wall_ms,
     )
     table.finish()

@@ -66,6 +66,8 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
         state_bytes=workload.state_bytes,
         output_bytes=workload.output_bytes,
         log_bytes=LOG_BYTES,
+        shared_memory_bytes=workload.shared_memory_bytes,
+        keep_failed_ms=workload.keep_failed_ms,
     )
     award = entry.award
     assert award is not None

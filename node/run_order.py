@@ -17,6 +17,8 @@ class RunLimits:
         cpu_millis: thousandths of a CPU.
         processes: processes and threads; Ray alone needs some 150, and 600 is a sound floor.
         scratch_bytes: room for files, which counts against memory.
+        shared_memory_bytes: size of /dev/shm, which does too.
+        keep_failed_ms: a run that failed stays for so long, to be looked at.
         wall_ms: the longest it may run, without pauses.
         stall_ms: the longest it may run without doing anything that shows, unless it waits for a round.
         log_bytes: what is kept of its output; the rest is dropped.
@@ -31,6 +33,8 @@ class RunLimits:
     state_bytes: int
     output_bytes: int
     log_bytes: int
+    shared_memory_bytes: int = 192 << 20
+    keep_failed_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,10 @@ class RunOrder:
         entry: ``"file.py:function"`` below ``code``.
         code: directory with the job's code, unpacked. Nothing in it is changed but the right to read it.
         inputs: directory with its inputs, if it has any.
+        environment: directory with its own Python packages, if it has any.
+        image: directory of an unpacked container image that is the root file system, if it has one.
+        egress: unix socket of the run's way out, if it has one.
+        tier: how strongly it is walled in.
         workers: Ray workers that share the shard.
         gpu_minors: minor numbers of the leased GPUs' device nodes.
         checkpoint: where to go on from.
@@ -57,6 +65,10 @@ class RunOrder:
     workers: int
     parameters: tuple[Parameter, ...]
     limits: RunLimits
+    environment: Path | None = None
+    image: Path | None = None
+    egress: Path | None = None
+    tier: str = "sandbox"
     gpu_minors: tuple[int, ...] = ()
     checkpoint: BlobRef | None = None
     round: int = 0
@@ -68,14 +80,23 @@ def spec_of(order: RunOrder) -> SandboxSpec:
     return SandboxSpec(
         program="hansa.worker.runner",
         code=str(order.code.resolve()),
-        inputs=None if order.inputs is None else str(order.inputs.resolve()),
+        inputs=_path(order.inputs),
+        environment=_path(order.environment),
+        image=_path(order.image),
+        egress=_path(order.egress),
+        tier=order.tier,
         memory_bytes=limits.memory_bytes,
+        shared_memory_bytes=limits.shared_memory_bytes,
         cpu_millis=limits.cpu_millis,
         processes=limits.processes,
         scratch_bytes=limits.scratch_bytes,
         output_bytes=limits.output_bytes,
         gpu_minors=order.gpu_minors,
     )
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
 
 
 def open_to_readers(directory: Path) -> None:

@@ -39,13 +39,22 @@ class SandboxSpec:
         program: the module inside that is started, ``hansa.worker.runner`` or ``hansa.worker.probe``.
         code: host directory of the job's code.
         inputs: host directory of the job's inputs, if it has any.
+        environment: host directory with the job's own Python packages, if it has any.
+        image: host directory of an unpacked container image that is the root file system, if it has one.
+        egress: host path of the unix socket of the run's way out, if it has one.
         gpu_minors: minor numbers of the leased GPUs' device nodes.
+        tier: how strongly it is walled in, ``"sandbox"`` or one of the stronger ones that preflight found.
     """
 
     program: str
     code: str
     inputs: str | None
+    environment: str | None = None
+    image: str | None = None
+    egress: str | None = None
+    tier: str = "sandbox"
     memory_bytes: int
+    shared_memory_bytes: int = 192 << 20
     cpu_millis: int
     processes: int
     scratch_bytes: int

@@ -11,6 +11,7 @@ from hansa.proto.units import (
     Address,
     Amount,
     Bytes32,
+    DeviceMs,
     DurationMs,
     Line,
     Note,
@@ -24,6 +25,13 @@ KIND_CPU = "cpu"
 KIND_GPU = "gpu"
 TIER_NONE = "none"
 TIER_SANDBOX = "sandbox"
+FEATURE_DEPENDENCIES = "dependencies"
+"""Python packages by a lock file, from an index."""
+FEATURE_IMAGE = "image"
+"""A container image as the sandbox's root file system."""
+FEATURE_EGRESS = "egress"
+"""Connections to hosts outside, through an allow-listing proxy."""
+FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +64,7 @@ class Advert:
         devices: everything it lends, under this one signature.
         free: how many of the devices were free when this was signed.
         tier: the isolation every job gets here (``"sandbox"``, or ``"none"`` on the owner's own machines).
+        features: what else jobs can have here, each a word of ``FEATURES`` or ``"python3.11"`` and the like, sorted.
         region: where the machine stands, in the owner's words.
         currency: the unit of account that prices are in.
         price_e18_per_device_ms: the posted price, in smallest units times 1e18 for one device and one millisecond.
@@ -69,6 +78,7 @@ class Advert:
     devices: tuple[Device, ...]
     free: Uint32
     tier: Line
+    features: tuple[Line, ...]
     region: Line
     currency: Line
     price_e18_per_device_ms: PriceE18
@@ -89,6 +99,9 @@ class Requirements:
         memory_bytes: main memory the sandbox may use.
         scratch_bytes: room for the shard's files.
         tier: the isolation asked for.
+        features: what the provider must have beside devices; see ``Advert.features``.
+        egress: hosts outside that the job may speak to, each ``"host:port"``, the host with a leading ``*.`` for all
+            below it; none means no network at all.
         wall_ms: the longest a run may take.
     """
 
@@ -100,6 +113,8 @@ class Requirements:
     memory_bytes: Uint64
     scratch_bytes: Uint64
     tier: Line
+    features: tuple[Line, ...]
+    egress: tuple[Line, ...]
     wall_ms: DurationMs
 
 
@@ -229,6 +244,8 @@ class Evidence:
         steps: useful steps reported by the job.
         rounds: rounds that the shard contributed to.
         checkpoint: root of the newest checkpoint (32 zero bytes before the first).
+        tier: the isolation that the shard ran in.
+        busy_ms: device-milliseconds in which the devices computed, as their driver samples it; 0 where nobody measures.
     """
 
     lease: Bytes32
@@ -236,3 +253,5 @@ class Evidence:
     steps: Uint64
     rounds: Uint32
     checkpoint: Bytes32
+    tier: Line
+    busy_ms: DeviceMs

@@ -12,7 +12,7 @@ from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, NodeBinding, Receipt, Voucher
 from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
 from hansa.proto.signing import Signed
-from hansa.proto.units import AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64
+from hansa.proto.units import AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
 MAX_LINES = 1024
@@ -191,6 +191,38 @@ class RunEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunKept:
+    """Provider to buyer: the run has failed and is kept for a while to be looked at. ``RunEnded`` follows after that.
+
+    Attributes:
+        lease: the lease it ran under.
+        kind: what sort of failure.
+        reason: in words, as in ``RunEnded``.
+        until_ms: when it goes.
+    """
+
+    lease: Bytes32
+    kind: Line
+    reason: Annotated[str, AtMost(8192)]
+    until_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseReclaimed:
+    """Provider to buyer: the devices are taken back. The run ends at its next checkpoint, and then at the latest.
+
+    Attributes:
+        lease: the lease.
+        by_ms: when it is over at the latest.
+        reason: the owner's, in words.
+    """
+
+    lease: Bytes32
+    by_ms: UnixMs
+    reason: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStopOrdered:
     """Buyer to provider: stop, and why."""
 
@@ -275,6 +307,8 @@ Direct = (
     | CheckpointStored
     | OutputStored
     | RunEnded
+    | RunKept
+    | LeaseReclaimed
     | RunStopOrdered
     | DeliveryAccepted
     | ReceiptSent

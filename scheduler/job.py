@@ -132,6 +132,7 @@ class Job:
         job: its id.
         spec: what the developer asked for.
         package: the job's directory as a blob.
+        files: the list of the files beside it, if there are any.
         shards: one entry each.
         desertions: how often the first gang failed because winners did not confirm.
         history: metrics by step, in the order of steps.
@@ -150,6 +151,7 @@ class Job:
     submitted_ms: UnixMs
     ended_ms: UnixMs = 0
     reason: str = ""
+    files: BlobRef | None = None
 
     def on(self, lease: bytes) -> Shard | None:
         """The shard whose newest lease this is, while it lives."""
@@ -176,10 +178,10 @@ TABLE: Table[Job] = Table(
 )
 
 
-def plan(*, job: bytes, spec: JobSpec, package: BlobRef, at_ms: int) -> Step[Job]:
+def plan(*, job: bytes, spec: JobSpec, package: BlobRef, files: BlobRef | None = None, at_ms: int) -> Step[Job]:
     """A new job, and the tender for all of its shards."""
     shards = tuple(Shard(shard=number) for number in range(spec.shards))
-    planned = Job(job=job, spec=spec, package=package, shards=shards, submitted_ms=at_ms)
+    planned = Job(job=job, spec=spec, package=package, files=files, shards=shards, submitted_ms=at_ms)
     numbers = tuple(range(spec.shards))
     tender = TenderWanted(job=job, shards=numbers, attempt=0, at_ms=at_ms)
     return Step(state=planned, effects=(tender,))

@@ -33,6 +33,10 @@ class JobSpec:
         retries: how often one shard may be tendered again.
         output_bytes: the most that one shard's outputs may weigh.
         state_bytes: the most that one shard's state or checkpoint may weigh.
+        fetch_bytes: what the files beside the package weigh for one shard.
+        shared_memory_bytes: size of /dev/shm in the sandbox.
+        egress_bytes: the most that a shard may send to and get from the outside.
+        keep_failed_ms: how long a run that failed is kept to be looked at.
     """
 
     name: Line
@@ -52,8 +56,12 @@ class JobSpec:
     retries: Uint32
     output_bytes: Uint64
     state_bytes: Uint64
+    fetch_bytes: Uint64
+    shared_memory_bytes: Uint64
+    egress_bytes: Uint64
+    keep_failed_ms: DurationMs
 
-    def workload(self, job: Bytes32, package: BlobRef) -> Workload:
+    def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""
         needs = self.requirements
         return Workload(
@@ -65,10 +73,16 @@ class JobSpec:
             shards=self.shards,
             workers=self.workers,
             parameters=self.parameters,
+            files_root=files.root if files else bytes(32),
+            files_bytes=files.size_bytes if files else 0,
+            fetch_bytes=self.fetch_bytes,
             memory_bytes=needs.memory_bytes,
+            shared_memory_bytes=self.shared_memory_bytes,
             scratch_bytes=needs.scratch_bytes,
+            egress_bytes=self.egress_bytes,
             output_bytes=self.output_bytes,
             state_bytes=self.state_bytes,
             stall_ms=self.stall_ms,
             wall_ms=needs.wall_ms,
+            keep_failed_ms=self.keep_failed_ms,
         )

@@ -87,6 +87,7 @@ class HostileProvider:
             devices=(self.device,),
             free=1,
             tier="sandbox",
+            features=(),
             region="nowhere",
             currency="USD",
             price_e18_per_device_ms=self.terms.price_e18_per_device_ms,
@@ -150,7 +151,9 @@ class HostileProvider:
             device_ms=device_ms,
             amount=amount_for(device_ms, price) * factor,
         )
-        proof = Evidence(lease=lease, shard=line.shard, steps=1_000, rounds=0, checkpoint=bytes(32))
+        proof = Evidence(
+            lease=lease, shard=line.shard, steps=1_000, rounds=0, checkpoint=bytes(32), tier="sandbox", busy_ms=0
+        )
         return next_statement(
             channel_id=award.award.document.channel_id, last=None, lines={lease: line}, evidence={lease: proof}
         )

@@ -96,6 +96,7 @@ def advert_of(some: Party, **changes: Any) -> Signed[Advert]:
         "devices": (DEVICE,),
         "free": 1,
         "tier": "sandbox",
+        "features": (),
         "region": "here",
         "currency": "USD",
         "price_e18_per_device_ms": 10**18,

@@ -35,6 +35,8 @@ def needs(**changes: Any) -> Requirements:
             memory_bytes=1 << 30,
             scratch_bytes=1 << 20,
             tier="sandbox",
+            features=(),
+            egress=(),
             wall_ms=600_000,
         ),
         **changes,
@@ -62,6 +64,10 @@ def spec(**changes: Any) -> JobSpec:
             retries=1,
             output_bytes=1 << 20,
             state_bytes=1 << 20,
+            fetch_bytes=0,
+            shared_memory_bytes=192 << 20,
+            egress_bytes=0,
+            keep_failed_ms=0,
         ),
         **changes,
     )
@@ -69,7 +75,7 @@ def spec(**changes: Any) -> JobSpec:
 
 def workload(**changes: Any) -> Workload:
     """What an award buys the running of."""
-    return replace(spec().workload(JOB, blob_ref(b"package")), **changes)
+    return replace(spec().workload(JOB, blob_ref(b"package"), None), **changes)
 
 
 def tender(**changes: Any) -> Tender:
@@ -199,7 +205,10 @@ def line(device_ms: int, *, at_ms: int | None = None, **changes: Any) -> MeterLi
 
 def evidence(steps: int, **changes: Any) -> Evidence:
     """What was delivered for it."""
-    return replace(Evidence(lease=LEASE, shard=0, steps=steps, rounds=0, checkpoint=bytes(32)), **changes)
+    return replace(
+        Evidence(lease=LEASE, shard=0, steps=steps, rounds=0, checkpoint=bytes(32), tier="sandbox", busy_ms=0),
+        **changes,
+    )
 
 
 def statement(*pairs: tuple[MeterLine, Evidence], last: Statement | None = None, **changes: Any) -> Statement:

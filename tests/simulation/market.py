@@ -76,6 +76,8 @@ class Market:
             account=key.address,
             currency="USD",
             tier="sandbox",
+            features=(),
+            egress=(),
             price_e18_per_device_ms=price_per_hour_to_e18(f"{chance.randint(1, 9)}.{chance.randint(0, 99):02}"),
             voucher_timeout_ms=chance.choice((3_000, 20_000)),
             max_unpaid=chance.choice((5_000, 100_000)),
@@ -106,6 +108,8 @@ class Market:
             memory_bytes=GIB,
             scratch_bytes=1 << 20,
             tier="sandbox",
+            features=(),
+            egress=(),
             wall_ms=chance.choice((60_000, 600_000)),
         )
         dearest = price_per_hour_to_e18("10")
@@ -131,6 +135,10 @@ class Market:
             retries=chance.randint(0, 3),
             output_bytes=1 << 20,
             state_bytes=1 << 20,
+            fetch_bytes=0,
+            shared_memory_bytes=192 << 20,
+            egress_bytes=0,
+            keep_failed_ms=0,
         )
         job, package = chance.randbytes(32), blob_ref(b"package")
         at_ms = chance.randint(1_000, CHAOS_MS // 2)

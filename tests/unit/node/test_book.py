@@ -58,6 +58,8 @@ def needs(**changes: Any) -> Requirements:
         memory_bytes=1 << 30,
         scratch_bytes=1 << 20,
         tier="sandbox",
+        features=(),
+        egress=(),
         wall_ms=600_000,
     )
     return replace(wanted, **changes)

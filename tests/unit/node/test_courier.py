@@ -142,7 +142,7 @@ def of_version(number: int) -> bytes:
 
 async def test_bytes_that_are_no_message_are_refused_with_a_strike_and_the_door_stays_open() -> None:
     sound = encode(messages.LeaseConfirmed(lease=LEASE))
-    junk = (b"", b"\xff\xff", sound[:-1], sound + b"\x00", of_version(2), encode(messages.BookRequested(most=1)))
+    junk = (b"", b"\xff\xff", sound[:-1], sound + b"\x00", of_version(1), of_version(3), encode(messages.BookRequested(most=1)))
     for data in junk:
         async with door_and_sender() as (door, sender):
             with pytest.raises(RemoteFault):

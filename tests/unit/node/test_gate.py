@@ -92,6 +92,8 @@ FOR_BUYERS = [
     messages.LeaseRefused(lease=LEASE, reason=""),
     messages.RunReported(lease=LEASE, step=1, metrics=(), started=True),
     messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0),
+    messages.RunKept(lease=LEASE, kind="user-exception", reason="", until_ms=1),
+    messages.LeaseReclaimed(lease=LEASE, by_ms=1, reason=""),
     messages.CloseAccepted(close=unsigned(CLOSE)),
 ]
 FOR_PROVIDERS = [

@@ -92,7 +92,7 @@ def test_who_is_told_of_a_blob_may_have_it_and_only_the_one_who_was_told() -> No
 
 
 def test_what_a_message_tells_of_is_found_wherever_it_stands_in_it() -> None:
-    workload = replace(spec().workload(JOB, PACKAGE), package_root=PACKAGE.root, package_bytes=PACKAGE.size_bytes)
+    workload = replace(spec().workload(JOB, PACKAGE, None), package_root=PACKAGE.root, package_bytes=PACKAGE.size_bytes)
     signed = Signed(document=award(bid(tender()).document), signature=bytes(65))
     # The package is whose run is ordered, and not whose bid was merely the cheapest.
     assert blobs_in(messages.AwardSent(award=signed, channel=CHANNEL, workload=workload)) == set()

@@ -49,7 +49,7 @@ def with_run(daemon: Daemon, package: BlobRef) -> None:
         grace_ms=1,
         award=award(made),
         lease=LEASE,
-        workload=spec().workload(called.job, package),
+        workload=spec().workload(called.job, package, None),
     )
     daemon.state.sale_of[LEASE] = key
     daemon.state.runs[LEASE] = Run(run=LEASE, phase=STAGING)

@@ -171,6 +171,7 @@ def test_an_advert_of_anybody_is_plain_json() -> None:
         devices=(replace(DEVICE, model=HOSTILE, memory_bytes=(1 << 64) - 1),),
         free=(1 << 32) - 1,
         tier=HOSTILE,
+        features=(HOSTILE,),
         region=HOSTILE,
         currency=HOSTILE,
         price_e18_per_device_ms=(1 << 128) - 1,

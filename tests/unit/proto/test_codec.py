@@ -251,6 +251,8 @@ SAMPLES = {
         messages.CheckpointStored(lease=_LEASE, round=1, step=3, checkpoint=_BLOB),
         messages.OutputStored(lease=_LEASE, path="model.npz", blob=_BLOB),
         messages.RunEnded(lease=_LEASE, outcome="failed", kind="stalled", reason="no", outputs=1),
+        messages.RunKept(lease=_LEASE, kind="user-exception", reason="no", until_ms=trading.NOW_MS),
+        messages.LeaseReclaimed(lease=_LEASE, by_ms=trading.NOW_MS, reason="the owner wants to play"),
         messages.RunStopOrdered(lease=_LEASE, reason="enough"),
         messages.DeliveryAccepted(lease=_LEASE),
         messages.ReceiptSent(
