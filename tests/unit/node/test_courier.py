@@ -22,7 +22,7 @@ from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.proto.errors import BadSignature
 from hansa.proto.messages import Hello
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES
+from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES, VERSION
 from hansa.proto.signing import Signed, SigningKey, sign
 
 pytestmark = pytest.mark.trio
@@ -134,15 +134,23 @@ async def test_a_document_that_names_another_signer_is_refused_whoever_signed_it
 
 
 def of_version(number: int) -> bytes:
-    """A message of a version that nobody knows, if it is not 1."""
+    """A message of some other version."""
     whole = msgpack.unpackb(encode(messages.LeaseConfirmed(lease=LEASE)))
-    assert whole[0] == 1, "the version comes first"
+    assert whole[0] == VERSION, "the version comes first"
     return bytes(msgpack.packb([number, *whole[1:]]))
 
 
 async def test_bytes_that_are_no_message_are_refused_with_a_strike_and_the_door_stays_open() -> None:
     sound = encode(messages.LeaseConfirmed(lease=LEASE))
-    junk = (b"", b"\xff\xff", sound[:-1], sound + b"\x00", of_version(1), of_version(3), encode(messages.BookRequested(most=1)))
+    junk = (
+        b"",
+        b"\xff\xff",
+        sound[:-1],
+        sound + b"\x00",
+        of_version(1),
+        of_version(3),
+        encode(messages.BookRequested(most=1)),
+    )
     for data in junk:
         async with door_and_sender() as (door, sender):
             with pytest.raises(RemoteFault):
