@@ -31,6 +31,13 @@ MAX_INT: Final = 2**63 - 1
 
 MAX_PARAMETER_BYTES: Final = 8 << 10
 
+MAX_SHELL_BYTES: Final = 16 << 10
+SHELL_WINDOW_BYTES: Final = 64 << 10
+"""How far each side of a shell may send ahead of what the other has read, in bytes."""
+MAX_ARGUMENTS: Final = 64
+MAX_ARGUMENT_BYTES: Final = 4 << 10
+MAX_TERMINAL_SIDE: Final = 1000
+
 FAILURE_KINDS: Final = frozenset(
     {"user-exception", "worker-died", "out-of-memory", "ray-lost", "bad-entry", "bad-state"}
 )
@@ -87,6 +94,82 @@ class Stop:
     """Daemon → runner: end at the next safe point; after ``grace_ms`` the sandbox is killed."""
 
     grace_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """Daemon → runner: end at the job's next checkpoint; after ``grace_ms`` the sandbox is killed."""
+
+    grace_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Daemon → runner: the run has failed and is kept to be looked at. End the job's processes, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenShell:
+    """Daemon → runner: start a program at a terminal of its own.
+
+    Attributes:
+        shell: its number, counted from 0 over the whole run.
+        argv: the program and its arguments; none means a shell.
+        columns, rows: the size of the terminal.
+    """
+
+    shell: int
+    argv: tuple[str, ...]
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShellInput:
+    """Daemon → runner: bytes typed, never more than `SHELL_WINDOW_BYTES` ahead of the credit."""
+
+    shell: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeShell:
+    """Daemon → runner: the terminal has another size now."""
+
+    shell: int
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseShell:
+    """Daemon → runner: hang up; end the program and what it started at this terminal."""
+
+    shell: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShellCredit:
+    """Either way: so many bytes of a shell were read, and as many more may be sent."""
+
+    shell: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShellOutput:
+    """Runner → daemon: what a program wrote, never more than `SHELL_WINDOW_BYTES` ahead of the credit."""
+
+    shell: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShellEnded:
+    """Runner → daemon: the program ended, after all of its output. 128 and more stand for a signal."""
+
+    shell: int
+    status: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +230,11 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """Runner → daemon: it was to leave, and has ended at a checkpoint that is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """Runner → daemon: the run is over and not well. ``kind`` is one of `FAILURE_KINDS`."""
 
@@ -169,8 +257,14 @@ class Chunk:
     data: bytes
 
 
-FromDaemon = Begin | RoundResult | CheckpointStored | Stop | Chunk
-FromRunner = Ready | Started | Progress | Log | Sync | Checkpoint | Output | Finished | Failed | Heartbeat | Chunk
+FromDaemon = (
+    Begin | RoundResult | CheckpointStored | Stop | Leave | Keep | OpenShell | ShellInput | ResizeShell | CloseShell
+    | ShellCredit | Chunk
+)  # fmt: skip
+FromRunner = (
+    Ready | Started | Progress | Log | Sync | Checkpoint | Output | Finished | Left | Failed | Heartbeat
+    | ShellOutput | ShellCredit | ShellEnded | Chunk
+)  # fmt: skip
 Frame = FromDaemon | FromRunner
 
 _NAMES: Final[Mapping[type, str]] = {t: t.__name__ for t in (*get_args(FromDaemon), *get_args(FromRunner))}
@@ -188,6 +282,10 @@ def _text(longest: int) -> Callable[[Any], bool]:
 
 def _data(longest: int) -> Callable[[Any], bool]:
     return lambda v: type(v) is bytes and len(v) <= longest
+
+
+def _shell_data(value: Any) -> bool:
+    return type(value) is bytes and 0 < len(value) <= MAX_SHELL_BYTES
 
 
 def _is_flag(value: Any) -> bool:
@@ -222,6 +320,15 @@ def _are_parameters(value: Any) -> bool:
         and len(value) <= MAX_PARAMETERS
         and all(type(p) is tuple and len(p) == 2 and _is_name(p[0]) for p in value)
         and all(type(p[1]) is str and len(p[1]) <= MAX_PARAMETER_BYTES for p in value)
+    )
+
+
+def _are_arguments(value: Any) -> bool:
+    return (
+        type(value) is tuple
+        and len(value) <= MAX_ARGUMENTS
+        and all(type(one) is str and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in one) for one in value)
+        and all(len(one.encode()) <= MAX_ARGUMENT_BYTES for one in value)
     )
 
 
@@ -260,6 +367,14 @@ _CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "Log.data": _data(MAX_LOG_BYTES),
     "Chunk.data": lambda v: type(v) is bytes and 0 < len(v) <= MAX_CHUNK_BYTES,
     "path": lambda v: type(v) is str and is_safe_path(v),
+    "shell": _whole(0, 1 << 31),
+    "argv": _are_arguments,
+    "columns": _whole(1, MAX_TERMINAL_SIDE),
+    "rows": _whole(1, MAX_TERMINAL_SIDE),
+    "ShellInput.data": _shell_data,
+    "ShellOutput.data": _shell_data,
+    "ShellCredit.size_bytes": _whole(1, SHELL_WINDOW_BYTES),
+    "status": _whole(0, 255),
     "kind": lambda v: type(v) is str and v in FAILURE_KINDS,
     "message": lambda v: type(v) is str and len(v.encode("utf-8", "surrogatepass")) <= MAX_MESSAGE_BYTES,
 }

@@ -15,7 +15,11 @@ FROM_RUNNER = [
     frames.Checkpoint(round=1, step=7, size_bytes=0),
     frames.Output(path="a/b.txt", size_bytes=3),
     frames.Finished(),
+    frames.Left(),
     frames.Failed(kind="worker-died", message="words"),
+    frames.ShellOutput(shell=0, data=b"\x1b[2J"),
+    frames.ShellCredit(shell=3, size_bytes=1),
+    frames.ShellEnded(shell=0, status=139),
     frames.Heartbeat(progress=9, waiting=True),
     frames.Chunk(data=b"x"),
 ]
@@ -27,6 +31,13 @@ FROM_DAEMON = [
     frames.RoundResult(round=4, size_bytes=5),
     frames.CheckpointStored(round=1, step=2),
     frames.Stop(grace_ms=100),
+    frames.Leave(grace_ms=60_000),
+    frames.Keep(),
+    frames.OpenShell(shell=0, argv=("ls", "-l", ""), columns=80, rows=24),
+    frames.ShellInput(shell=0, data=b"ls\r"),
+    frames.ResizeShell(shell=0, columns=132, rows=50),
+    frames.CloseShell(shell=0),
+    frames.ShellCredit(shell=0, size_bytes=frames.SHELL_WINDOW_BYTES),
     frames.Chunk(data=b"x"),
 ]  # fmt: skip
 
@@ -112,6 +123,19 @@ def test_a_path_that_could_leave_its_directory_is_refused(path):
 def test_a_metric_is_a_finite_float(value):
     with pytest.raises(Malformed):
         read(raw(frame="Progress", step=1, metrics=[["loss", value]]))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"argv": ("a\0b",)}, {"argv": ("\ud800",)}, {"argv": ("x" * 5000,)}, {"argv": ("x",) * 65}, {"argv": (b"ls",)},
+        {"columns": 0}, {"rows": 1001}, {"shell": -1},
+    ],
+)  # fmt: skip
+def test_a_terminal_that_cannot_be_is_refused(facts):
+    usual = {"shell": 0, "argv": (), "columns": 80, "rows": 24}
+    with pytest.raises(Malformed):
+        frames.encode(frames.OpenShell(**{**usual, **facts}))
 
 
 def test_a_length_over_the_limit_is_refused_before_its_bytes_are_there():
