@@ -32,6 +32,7 @@ from hansa.market.sale_events import (
     StartOrdered,
     StopOrdered,
     TimePassed,
+    UseSampled,
 )
 from hansa.proto.documents import MeterLine, channel_id
 from hansa.proto.market_documents import Award, Bid, Evidence, Tender
@@ -70,7 +71,7 @@ class Sale:
         device_ms: metered with evidence.
         seen_ms: the run's own time at the last report of a step.
         steps, rounds, checkpoint: the newest evidence.
-        busy_ms: device time in which the devices computed, as their driver saw it.
+        busy_ms: device time in which the devices computed, as their driver saw it; may run ahead of ``device_ms``.
         evident_ms: when the time that is charged was last worked; a line ends then, however late it is written.
         lined_ms: when the last line was given to the channel.
         lined_steps: the evidence it had.
@@ -151,7 +152,7 @@ TABLE: Table[Sale] = Table(
         ("leased", (LeaseCalledOff, StopOrdered, TimePassed), "lapsed"),
         ("leased", StartOrdered, "running"),
         ("running", (LineVouched, LineRefused, ProgressMade, TimePassed), "running"),
-        ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff), "running"),
+        ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff, UseSampled), "running"),
         ("running", RunOver, "delivering"),
         ("delivering", (LineVouched, LineRefused), "delivering"),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
@@ -226,6 +227,8 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return Step(state=replace(state, unproved_since_ms=0))
         case ProgressMade():
             return _progress(state, event)
+        case UseSampled(busy_ms=busy_ms):
+            return Step(state=replace(state, busy_ms=max(state.busy_ms, busy_ms)))
         case StopOrdered(reason=reason) | LeaseCalledOff(reason=reason) if state.phase == "running":
             stop = RunUnwanted(lease=state.lease, reason=clipped(reason, 256))
             return Step(state=replace(state, stopping=True), effects=(stop,))
@@ -376,7 +379,8 @@ def _meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
             rounds=state.rounds,
             checkpoint=state.checkpoint,
             tier=state.bid.tier,
-            busy_ms=state.busy_ms,
+            # Samples run ahead of the evidence: nobody is told of more use than of metered time.
+            busy_ms=min(state.busy_ms, state.device_ms),
         )
         effects.append(LineMetered(line=line, evidence=evidence, at_ms=at_ms))
         waiting = state.unvouched_since_ms or (at_ms if amount > state.vouched else 0)

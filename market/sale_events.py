@@ -6,7 +6,7 @@ from hansa.market.receipts import LeaseTerms
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Award
-from hansa.proto.units import Amount, Bytes32, DurationMs, Line, Uint32, Uint64, UnixMs
+from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
 
@@ -82,6 +82,13 @@ class ProgressMade:
     rounds: Uint32
     checkpoint: Bytes32
     at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseSampled:
+    """So much device time, all in all, the devices really computed."""
+
+    busy_ms: DeviceMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

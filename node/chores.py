@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from hansa.node import buying, selling
+from hansa.node import buying, selling, selling_runs
 from hansa.node.directory import Stranger
 from hansa.node.keeping import wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
@@ -31,16 +31,16 @@ BLOBS_OF_THE_STATE = "state"
 async def advertise(daemon: "Daemon") -> None:
     """Say what is lent, now and then, and at once when it changes."""
     while True:
-        free = len(daemon.state.capacity.free)
-        await _publish_advert(daemon, free)
+        free = daemon.state.capacity.free
+        await _publish_advert(daemon, len(free))
         await trio.sleep(ADVERT_LEAST_PAUSE_S)
         with trio.move_on_after(ADVERT_EVERY_S):
-            while len(daemon.state.capacity.free) == free:
+            while daemon.state.capacity.free == free:
                 await daemon.changed.wait()
 
 
 async def _publish_advert(daemon: "Daemon", free: int) -> None:
-    config, devices = daemon.config, daemon.state.capacity.devices
+    config, devices = daemon.config, daemon.state.capacity.lent
     if not daemon.lends or not devices:
         return
     advert = Advert(
@@ -81,7 +81,7 @@ async def show_life(daemon: "Daemon") -> None:
     """Tell the buyers of our runs, every few seconds, that they live."""
     while True:
         await trio.sleep(LIFE_SIGN_EVERY_S)
-        for send in selling.life_signs(daemon.state, daemon.now_ms()):
+        for send in selling_runs.life_signs(daemon.state, daemon.now_ms()):
             daemon.perform(send)
 
 

@@ -68,6 +68,7 @@ from hansa.scheduler.run import (
     RunEvent,
     RunFailed,
     RunFinished,
+    RunLeaveWanted,
     RunLogged,
     RunLost,
     RunStopped,
@@ -149,7 +150,7 @@ class Daemon:
         """Hand the engine an event; what becomes of it is not waited for."""
         if isinstance(event, RunLogged):
             self._pass_log_on(event)
-        elif not isinstance(event, RunLost | RunStopWanted):
+        elif not isinstance(event, RunLost | RunStopWanted | RunLeaveWanted):
             self._inbox.send_nowait((event, None, trio.current_time()))
         if isinstance(event, RunFinished | RunFailed | RunStopped):
             provider_tasks.forget_code(self, event.run)

@@ -9,13 +9,14 @@ from hansa.market.pricing import ProviderTerms
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
-from hansa.proto.units import Address, Bytes32, Line, Uint32, UnixMs
+from hansa.proto.units import Address, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, UnixMs
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.rounds import Rejected
 from hansa.scheduler.run import (
     RunCheckpointed,
     RunFailed,
     RunFinished,
+    RunKept,
     RunOutput,
     RunPaused,
     RunProgressed,
@@ -42,6 +43,46 @@ class InventoryChanged:
     """A device came, went or fell ill."""
 
     devices: tuple[Device, ...]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesWithdrawn:
+    """Devices are taken back from the market: by their owner, or because something is wrong with them.
+
+    Whoever computes on one of them leaves at its next checkpoint. What is not a device of this node is passed over.
+
+    Attributes:
+        devices: their ids.
+        notice_ms: how long whoever computes on them may still take.
+        why: in words, for the owner's own eyes and for the buyers'.
+    """
+
+    devices: tuple[Bytes32, ...]
+    notice_ms: DurationMs
+    why: Note
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesReturned:
+    """Devices that were withdrawn are lent again. A run that was told to leave still leaves."""
+
+    devices: tuple[Bytes32, ...]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesUsed:
+    """How much the devices of a lease really computed, as their driver's samples have it.
+
+    Attributes:
+        busy_ms: device-milliseconds in which they computed, a running total over the whole lease: a sampler that
+            begins anew goes on from what the lease's sale has.
+    """
+
+    lease: Bytes32
+    busy_ms: DeviceMs
     at_ms: UnixMs
 
 
@@ -138,12 +179,16 @@ RunNews = (
     | RunStopped
     | RunPaused
     | RunResumed
+    | RunKept
 )
 """What the executor tells of a run and the journal keeps. Logs are not among them: they are for people, and many."""
 
 NodeEvent = (
     Started
     | InventoryChanged
+    | DevicesWithdrawn
+    | DevicesReturned
+    | DevicesUsed
     | MessageArrived
     | JobSubmitted
     | JobCancelled

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from hansa.market.ledger import Post
-from hansa.node import buying, selling
+from hansa.node import buying, selling, selling_runs, withdrawing
 from hansa.node.events import (
     BlobFetched,
+    DevicesReturned,
+    DevicesUsed,
+    DevicesWithdrawn,
     InventoryChanged,
     JobCancelled,
     JobSubmitted,
@@ -65,12 +68,18 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.take_reduction
         case InventoryChanged(devices=devices):
             return lambda state, _: _take_inventory(state, devices)
+        case DevicesWithdrawn():
+            return withdrawing.withdraw
+        case DevicesReturned():
+            return withdrawing.give_back
+        case DevicesUsed():
+            return selling_runs.take_use
         case TimeCame():
             return _pass_time
         case Started():
             return _start
         case _:
-            return selling.take_run_news
+            return selling_runs.take_run_news
 
 
 def _take_inventory(state: NodeState, devices: tuple[Any, ...]) -> Effects:

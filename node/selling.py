@@ -1,16 +1,18 @@
-"""The provider's rooms: devices, bids, leases, runs, and the channels that earn."""
+"""The provider's rooms: what it hears of buyers, how it answers a tender, and what it does when time passes.
+
+How its machines turn is in ``hansa.node.selling_turns``; what it hears of its own runs, in ``hansa.node.selling_runs``.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
-from hansa.market.earning_channel import EarningChannel
 from hansa.market.effects import Send, unsigned
 from hansa.market.pricing import bid_for, decline_for, objection, too_cheap
-from hansa.market.receipts import NOTHING
 from hansa.market.sale import Sale
-from hansa.node.events import MessageArrived, RunNews
+from hansa.node.events import MessageArrived
+from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
@@ -20,19 +22,11 @@ from hansa.proto.typed_data import digest
 from hansa.proto.units import Address, Bytes32, Uint64
 from hansa.scheduler import capacity, run
 from hansa.scheduler.devices import Shortage, choose
-from hansa.scheduler.run import Run
 
 Effects = list[Any]
 
-STOP_GRACE_MS = 3_000
-"""How long a run that is told to stop may take to save what is worth saving."""
-NEWS_KEEP_MS = 60_000
-"""A report or a checkpoint that could not be brought for so long is overtaken."""
-ROUND_KEEP_MS = 3_600_000
 OVERDUE_MS = 20_000
 """A receipt that is out for longer is sent again."""
-LAST_ROUND = (1 << 32) - 1
-"""What a sandbox counts higher is none that the market could ever reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +55,7 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
     why = objection(tender, terms, owed=owed, at_ms=event.at_ms)
     effects: Effects = []
     for number in range(len(tender.shards) if why is None else 0):
-        devices = choose(tender.requirements, state.capacity.free, state.capacity.devices)
+        devices = choose(tender.requirements, state.capacity.free, state.capacity.lent)
         if isinstance(devices, Shortage):
             why = why or (devices.reason, devices.relaxation)
             break
@@ -85,152 +79,6 @@ def _hold(state: NodeState, tender: Tender, bid: Bid, *, grace_ms: int, at_ms: i
     step = sale.open_sale(Sale(tender=tender, bid=bid, bid_digest=bid_digest, grace_ms=grace_ms))
     state.begin("sale", state.sales, bid_digest, step.state)
     return list(step.effects)
-
-
-# How machines hear events, and where their effects go.
-
-
-def _advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
-    before = state.sales.get(key)
-    effects = state.turn("sale", state.sales, key, sale.advance, event)
-    after = state.sales.get(key)
-    if before is None or after is None:
-        return []
-    outward: Effects = []
-    for effect in effects:
-        match effect:
-            case sale_events.LeaseMade(bid=bid, channel=channel, terms=terms):
-                _advance_capacity(state, bid, capacity.HoldAccepted())
-                state.sale_of[terms.lease] = bid
-                channel_key = after.channel_id
-                known = state.earning.get(channel_key)
-                if known is None or (known.phase == "closed" and known.voucher is None):
-                    state.earning[channel_key] = EarningChannel(config=channel, channel_id=channel_key)
-                outward += _advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
-            case sale_events.DevicesFreed(bid=bid):
-                _advance_capacity(state, bid, capacity.Freed())
-            case sale_events.RunWanted(lease=lease, round=number, checkpoint=checkpoint):
-                planned = run.plan_run(lease, checkpoint=checkpoint, round_number=number)
-                state.begin("run", state.runs, lease, planned.state)
-                outward += planned.effects
-            case sale_events.RunUnwanted(lease=lease, reason=reason):
-                wanted = run.RunStopWanted(run=lease, grace_ms=STOP_GRACE_MS, why=reason, at_ms=state.at_ms)
-                outward += _advance_run(state, wanted)
-            case earning_channel.LineMetered():
-                outward += _advance_channel(state, after.channel_id, effect)
-            case _:
-                outward.append(effect)
-    if after.terms is not None and before.phase not in sale.ENDED and after.phase in sale.ENDED:
-        left = earning_channel.LeaseLeft(lease=after.lease, at_ms=state.at_ms)
-        outward += _advance_channel(state, after.channel_id, left)
-    return outward
-
-
-def _advance_capacity(state: NodeState, bid: bytes, event: capacity.HoldAccepted | capacity.Freed) -> None:
-    state.capacity, ignored = capacity.advance(state.capacity, bid, event)
-    state.ignore("capacity", ignored)
-
-
-def _advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
-    outward: Effects = []
-    for effect in state.turn("earning_channel", state.earning, key, earning_channel.advance, event):
-        match effect:
-            case earning_channel.LinesVouched(amounts=amounts, at_ms=at_ms):
-                for lease, amount in sorted(amounts.items()):
-                    vouched = sale_events.LineVouched(amount=amount, at_ms=at_ms)
-                    outward += _advance_sale(state, state.sale_of.get(lease, b""), vouched)
-            case earning_channel.LinesRefused(leases=leases, reason=reason):
-                for lease in leases:
-                    refused = sale_events.LineRefused(reason=reason, at_ms=state.at_ms)
-                    outward += _advance_sale(state, state.sale_of.get(lease, b""), refused)
-            case _:
-                outward.append(effect)
-    return outward
-
-
-def _advance_run(state: NodeState, event: Any) -> Effects:
-    was_live = event.run in state.runs.live
-    outward: Effects = list(state.turn("run", state.runs, event.run, run.advance, event))
-    if was_live and event.run in state.runs.ended:
-        outward += _finish(state, state.runs.ended[event.run], event.at_ms)
-    return outward
-
-
-def _finish(state: NodeState, ended: Run, at_ms: int) -> Effects:
-    """A run is over: the time up to its end counts if it succeeded, and the sale learns of it."""
-    effects: Effects = []
-    if ended.phase == run.SUCCEEDED:
-        # To finish is a step too: without it a job that reports nothing would cost its provider and pay nothing.
-        effects += _advance_sale(state, state.sale_of[ended.run], _progress(ended, at_ms, ended.step + 1))
-    kind = "stopped" if ended.phase == run.STOPPED else ended.end_kind
-    over = sale_events.RunOver(
-        outcome=ended.phase,
-        kind="" if ended.phase == run.SUCCEEDED else kind,
-        reason=ended.end_reason,
-        outputs=len(ended.outputs),
-        at_ms=at_ms,
-    )
-    return effects + _advance_sale(state, state.sale_of[ended.run], over)
-
-
-def _progress(current: Run, at_ms: int, step: int | None) -> sale_events.ProgressMade:
-    return sale_events.ProgressMade(
-        running_ms=run.device_ms(current, at_ms),
-        steps=step,
-        rounds=min(current.round, LAST_ROUND),
-        checkpoint=current.checkpoint.root if current.checkpoint else NOTHING,
-        at_ms=at_ms,
-    )
-
-
-def take_run_news(state: NodeState, event: RunNews) -> Effects:
-    """The executor tells of a run: the run's machine, then the sale's, then the buyer."""
-    entry = state.sale_on(event.run)
-    if entry is None or state.runs.get(event.run) is None:
-        state.ignore("run", "news of no run of ours")
-        return []
-    effects = _advance_run(state, event)
-    current = state.runs.get(event.run)
-    assert current is not None
-    match event:
-        case run.RunStarted(at_ms=at_ms):
-            effects += _advance_sale(state, entry.bid_digest, sale_events.RunBegan(at_ms=at_ms))
-        case run.RunProgressed(step=step):
-            effects += _advance_sale(state, entry.bid_digest, _progress(current, event.at_ms, step))
-        case run.RunSynced() | run.RunCheckpointed():
-            effects += _advance_sale(state, entry.bid_digest, _progress(current, event.at_ms, None))
-    return effects + _tell_buyer(entry, event)
-
-
-def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
-    lease, keep_ms, replaces = event.run, NEWS_KEEP_MS, ""
-    message: Any = None
-    match event:
-        case run.RunStarted():
-            message, replaces = messages.RunReported(lease=lease, step=0, metrics=(), started=True), "started"
-        case run.RunProgressed(step=step, metrics=metrics):
-            named = tuple(messages.Metric(name=name, value=value) for name, value in metrics[: messages.MAX_METRICS])
-            message = messages.RunReported(lease=lease, step=step, metrics=named, started=True)
-            replaces = f"step {step}"
-        case run.RunSynced(round=number, weight_ppm=weight_ppm, state=contribution):
-            # A job's code counts the rounds that it has behind it, the market the one that is being made.
-            message = messages.RoundContributed(
-                lease=lease, round=min(number + 1, LAST_ROUND), weight_milli=weight_ppm // 1000, state=contribution
-            )
-            keep_ms, replaces = ROUND_KEEP_MS, "contribution"
-        case run.RunCheckpointed(round=number, step=step, checkpoint=checkpoint):
-            message = messages.CheckpointStored(
-                lease=lease, round=min(number, LAST_ROUND), step=step, checkpoint=checkpoint
-            )
-            keep_ms, replaces = ROUND_KEEP_MS, "checkpoint"
-        case run.RunOutput(path=path, blob=blob):
-            message = messages.OutputStored(lease=lease, path=path, blob=blob)
-            keep_ms = sale.DELIVERY_MS
-    if message is None:
-        return []
-    keep_until_ms = event.at_ms + keep_ms
-    replaces = replaces and f"{replaces} {lease.hex()}"
-    return [Send(to=entry.buyer, message=message, keep_until_ms=keep_until_ms, replaces=replaces)]
 
 
 # What buyers say. The sender is proven; whether it may say this is asked here.
@@ -267,7 +115,7 @@ def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effe
             news = sale_events.StopOrdered(reason=reason, at_ms=at_ms)
         case messages.DeliveryAccepted():
             news = sale_events.DeliveryTaken(at_ms=at_ms)
-    return _advance_sale(state, entry.bid_digest, news)
+    return advance_sale(state, entry.bid_digest, news)
 
 
 def _hear_round(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
@@ -294,7 +142,7 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
         channel_closed=channel is not None and channel.phase == "closed" and channel.voucher is not None,
         at_ms=event.at_ms,
     )
-    return _advance_sale(state, award.bid, news)
+    return advance_sale(state, award.bid, news)
 
 
 def _hear_release(state: NodeState, event: MessageArrived) -> Effects:
@@ -303,7 +151,7 @@ def _hear_release(state: NodeState, event: MessageArrived) -> Effects:
     if entry is None or entry.buyer != event.sender:
         state.ignore("sale", "a release of a bid that was not made to the sender")
         return []
-    return _advance_sale(state, message.bid, sale_events.BidLost(at_ms=event.at_ms))
+    return advance_sale(state, message.bid, sale_events.BidLost(at_ms=event.at_ms))
 
 
 def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
@@ -322,7 +170,7 @@ def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
     if channel is None or channel.config.payer != event.sender:
         state.ignore("earning_channel", "news of a channel that is not the sender's")
         return []
-    return _advance_channel(state, key, news)
+    return advance_channel(state, key, news)
 
 
 HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
@@ -356,7 +204,7 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
     effects: Effects = []
     for key, entry in list(state.sales.live.items()):
         if (due_ms := sale.deadline_ms(entry)) is not None and due_ms <= at_ms:
-            effects += _advance_sale(state, key, sale_events.TimePassed(at_ms=at_ms))
+            effects += advance_sale(state, key, sale_events.TimePassed(at_ms=at_ms))
     return effects
 
 
@@ -364,8 +212,8 @@ def restart(state: NodeState, at_ms: int) -> Effects:
     """Every sandbox died with the daemon: its run starts again or ends. What waits for a buyer is said again."""
     effects: Effects = []
     for lease in list(state.runs.live):
-        effects += _advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
-        effects += _advance_sale(state, state.sale_of[lease], sale_events.RunInterrupted())
+        effects += advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
+        effects += advance_sale(state, state.sale_of[lease], sale_events.RunInterrupted())
         entry = state.sale_on(lease)
         if entry is not None and entry.phase == "running" and entry.paused_ms:
             effects.append(sale_events.PauseWanted(lease=lease))
@@ -395,14 +243,3 @@ def reminders(state: NodeState, at_ms: int) -> Effects:
         if channel.out is not None and at_ms > channel.out.receipt.period_end_ms + OVERDUE_MS
         for effect in earning_channel.outstanding(channel, at_ms)
     ]
-
-
-def life_signs(state: NodeState, at_ms: int) -> Iterator[Send]:
-    """What tells the buyers that their runs live; said every few seconds, kept nowhere."""
-    for lease, current in state.runs.live.items():
-        entry = state.sale_on(lease)
-        if entry is not None and entry.phase == "running":
-            started = current.phase == run.RUNNING
-            sign = messages.RunReported(lease=lease, step=current.step, metrics=(), started=started)
-            keep_until_ms = at_ms + NEWS_KEEP_MS
-            yield Send(to=entry.buyer, message=sign, keep_until_ms=keep_until_ms, replaces=f"life {lease.hex()}")

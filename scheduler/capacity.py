@@ -10,7 +10,7 @@ from typing import Any
 
 from hansa.market.machine import Step, Table, rows
 from hansa.proto.market_documents import Device
-from hansa.proto.units import Bytes32, UnixMs
+from hansa.proto.units import Bytes32, Note, UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +56,38 @@ def _react(state: Allotment, event: Any) -> Step[Allotment]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawal:
+    """One device taken back from the market.
+
+    Attributes:
+        by_ms: whoever computes on it has left by then.
+        why: in words.
+        since_ms: when that was said.
+    """
+
+    by_ms: UnixMs
+    why: Note
+    since_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """The state: what is owned, and who was promised which of it.
 
     Attributes:
         devices: everything the inventory found fit to lend.
         allotments: by bid; released ones are dropped.
+        withdrawn: devices that are not lent at present, by id. A promise of one of them may still have to end.
     """
 
     devices: tuple[Device, ...] = ()
     allotments: Mapping[bytes, Allotment] = field(default_factory=dict)
+    withdrawn: Mapping[bytes, Withdrawal] = field(default_factory=dict)
+
+    @property
+    def lent(self) -> tuple[Device, ...]:
+        """Devices that anybody may have: all but those that are withdrawn."""
+        return tuple(device for device in self.devices if device.id not in self.withdrawn)
 
     @property
     def promised(self) -> frozenset[bytes]:
@@ -74,16 +96,16 @@ class Capacity:
 
     @property
     def free(self) -> tuple[Device, ...]:
-        """Devices that nobody was promised."""
+        """Devices that are lent and that nobody was promised."""
         promised = self.promised
-        return tuple(device for device in self.devices if device.id not in promised)
+        return tuple(device for device in self.lent if device.id not in promised)
 
     def phase_of(self, device: bytes) -> str:
-        """``"free"``, ``"held"`` or ``"leased"``."""
+        """``"free"``, ``"held"``, ``"leased"`` (a withdrawn device too, until its run has left) or ``"withdrawn"``."""
         for entry in self.allotments.values():
             if device in entry.devices:
                 return "held" if entry.phase == "hold" else "leased"
-        return "free"
+        return "withdrawn" if device in self.withdrawn else "free"
 
 
 def with_inventory(state: Capacity, devices: Iterable[Device]) -> Capacity:
@@ -91,10 +113,33 @@ def with_inventory(state: Capacity, devices: Iterable[Device]) -> Capacity:
     return replace(state, devices=tuple(devices))
 
 
+def withdraw(state: Capacity, devices: Iterable[bytes], *, by_ms: int, why: str, at_ms: int) -> Capacity:
+    """Lend these devices no more. One that is withdrawn already keeps the earlier moment, and gets the newer reason."""
+    withdrawn = dict(state.withdrawn)
+    owned = {device.id for device in state.devices} | state.promised
+    for device in devices:
+        if device in owned:
+            before = withdrawn.get(device)
+            withdrawn[device] = Withdrawal(
+                by_ms=min(by_ms, before.by_ms) if before else by_ms,
+                why=why,
+                since_ms=before.since_ms if before else at_ms,
+            )
+    return replace(state, withdrawn=withdrawn)
+
+
+def give_back(state: Capacity, devices: Iterable[bytes]) -> Capacity:
+    """Lend these devices again. Who was promised one of them still has it."""
+    returned = set(devices)
+    left = {device: entry for device, entry in state.withdrawn.items() if device not in returned}
+    return replace(state, withdrawn=left)
+
+
 def hold(state: Capacity, bid: bytes, devices: Iterable[Device], at_ms: int) -> Capacity:
     """Hold these devices for a bid, in the same instant in which it is made."""
     ids = tuple(device.id for device in devices)
     assert not state.promised & set(ids), "a device would be promised twice"
+    assert not state.withdrawn.keys() & set(ids), "a device that was withdrawn would be promised"
     assert bid not in state.allotments, "a bid would hold devices twice"
     return replace(state, allotments={**state.allotments, bid: Allotment(bid=bid, devices=ids, since_ms=at_ms)})
 

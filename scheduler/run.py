@@ -10,19 +10,22 @@ nobody knows when the sandbox went, so the time counts only to the last thing th
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.proto.blob import BlobRef
 from hansa.proto.units import Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 
 MOST_RESTARTS = 3
 """A run whose sandbox was lost this often is declared failed; the buyer may tender the shard again."""
 
-STAGING, RUNNING, STOPPING = "staging", "running", "stopping"
+STAGING, RUNNING, KEPT, STOPPING = "staging", "running", "kept", "stopping"
 SUCCEEDED, FAILED, STOPPED = "succeeded", "failed", "stopped"
 
 FailureKind = Line
 """``user-exception``, ``bad-entry``, ``bad-state``, ``worker-died``, ``out-of-memory``, ``ray-lost``, ``sandbox-lost``,
-``stalled``, ``wall-limit``, ``silent``, ``protocol``, ``refused``, ``no-room`` or ``lost``."""
+``stalled``, ``wall-limit``, ``silent``, ``protocol``, ``refused``, ``no-room``, ``lost`` or ``reclaimed``."""
+
+RECLAIMED = "reclaimed"
+"""The kind of end of a run whose devices its owner took back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +157,41 @@ class RunStopWanted:
     at_ms: UnixMs
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunKept:
+    """The run has failed and stays as it is for a while, to be looked at. ``RunFailed`` follows when that is over.
+
+    Attributes:
+        kind: what sort of failure.
+        reason: in words.
+        until_ms: when it goes.
+    """
+
+    run: Bytes32
+    kind: FailureKind
+    reason: str
+    until_ms: UnixMs
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLeaveWanted:
+    """The owner takes the devices back: the run is to end at its next checkpoint.
+
+    Attributes:
+        by_ms: when it ends at the latest.
+        why: the owner's reason.
+    """
+
+    run: Bytes32
+    by_ms: UnixMs
+    why: Note
+    at_ms: UnixMs
+
+
 RunEvent = (
     RunStarted | RunProgressed | RunSynced | RunCheckpointed | RunLogged | RunOutput | RunFinished | RunFailed
-    | RunStopped | RunPaused | RunResumed | RunLost | RunStopWanted
+    | RunStopped | RunPaused | RunResumed | RunLost | RunStopWanted | RunKept | RunLeaveWanted
 )  # fmt: skip
 
 
@@ -177,7 +212,18 @@ class StopRun:
     grace_ms: DurationMs
 
 
-RunEffect = StartRun | StopRun
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveRun:
+    """Let the run go on to its next checkpoint and end it there, or at ``by_ms`` if none comes before.
+
+    Its end is told as ``RunFailed`` of kind ``RECLAIMED`` or as ``RunStopped``, which mean the same here.
+    """
+
+    run: Bytes32
+    by_ms: UnixMs
+
+
+RunEffect = StartRun | StopRun | LeaveRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +243,10 @@ class Run:
         heard_ms: when something was last heard of the sandbox.
         counted_ms: device time up to ``running_since_ms``; see `device_ms`.
         round: the round that was last synced, or the checkpoint's if that is later.
+        checkpoint_ms, checkpoint_at_ms: the device time and the moment of the newest checkpoint.
         stop_grace_ms: the grace that was given once a stop was wanted.
+        leave_by_ms, leave_why: until when it has to leave its devices, and why; 0 while it need not.
+        kept_kind, kept_reason, kept_until_ms: how it failed, while it is kept to be looked at.
         end_kind, end_reason: how it ended, in a word and in words; empty before that.
     """
 
@@ -212,10 +261,17 @@ class Run:
     checkpoint: BlobRef | None = None
     checkpoint_round: Uint64 = 0
     checkpoint_step: Uint64 = 0
+    checkpoint_ms: DurationMs = 0
+    checkpoint_at_ms: UnixMs = 0
     outputs: tuple[RunResult, ...] = ()
     restarts: Uint32 = 0
     stop_grace_ms: DurationMs = 0
     stop_why: Note = ""
+    leave_by_ms: UnixMs = 0
+    leave_why: Note = ""
+    kept_kind: Line = ""
+    kept_reason: str = ""
+    kept_until_ms: UnixMs = 0
     end_kind: Line = ""
     end_reason: str = ""
 
@@ -227,15 +283,21 @@ RUN_TABLE: Table[Run] = Table(
     allowed=rows(
         (STAGING, RunStarted, RUNNING),
         (STAGING, (RunLogged, RunPaused, RunResumed), STAGING),
-        ((STAGING, RUNNING), RunStopWanted, STOPPING),
+        ((STAGING, RUNNING, KEPT), RunStopWanted, STOPPING),
         (RUNNING, (RunProgressed, RunSynced, RunCheckpointed, RunLogged, RunOutput, RunPaused, RunResumed), RUNNING),
         (STOPPING, (RunStarted, RunProgressed, RunSynced, RunCheckpointed, RunLogged, RunOutput), STOPPING),
         (STOPPING, (RunPaused, RunResumed, RunStopWanted), STOPPING),
+        ((STAGING, RUNNING), RunKept, KEPT),
+        (KEPT, (RunLogged, RunPaused, RunResumed), KEPT),
+        # Nothing is there yet that could be saved, so it goes at once.
+        (STAGING, RunLeaveWanted, STOPPING),
+        ((RUNNING, KEPT, STOPPING), RunLeaveWanted, SAME),
         (RUNNING, RunFinished, SUCCEEDED),
-        (STOPPING, (RunFinished, RunFailed, RunLost), STOPPED),
-        ((STAGING, RUNNING), RunFailed, FAILED),
-        ((STAGING, RUNNING, STOPPING), RunStopped, STOPPED),
+        (STOPPING, (RunFinished, RunFailed, RunLost), (STOPPED, FAILED)),
+        ((STAGING, RUNNING, KEPT), RunFailed, FAILED),
+        ((STAGING, RUNNING, KEPT, STOPPING), RunStopped, (STOPPED, FAILED)),
         ((STAGING, RUNNING), RunLost, (STAGING, FAILED)),
+        (KEPT, RunLost, FAILED),
     ),
 )
 
@@ -258,6 +320,8 @@ def outstanding(state: Run) -> tuple[RunEffect, ...]:
         return (StartRun(run=state.run, checkpoint=state.checkpoint, round=state.checkpoint_round),)
     if state.phase == STOPPING:
         return (StopRun(run=state.run, grace_ms=state.stop_grace_ms),)
+    if state.leave_by_ms and state.phase not in RUN_TABLE.terminal:
+        return (LeaveRun(run=state.run, by_ms=state.leave_by_ms),)
     return ()
 
 
@@ -270,7 +334,7 @@ def device_ms(state: Run, now_ms: int) -> int:
 
 def _react(before: Run, event: RunEvent) -> Step[Run]:
     state = before
-    if not isinstance(event, (RunLost, RunStopWanted)):
+    if not isinstance(event, (RunLost, RunStopWanted, RunLeaveWanted)):
         state = replace(state, heard_ms=max(state.heard_ms, event.at_ms))
     match event:
         case RunStarted():
@@ -292,20 +356,28 @@ def _react(before: Run, event: RunEvent) -> Step[Run]:
         case RunPaused():
             return Step(state=_stop_counting(state, event.at_ms))
         case RunResumed():
-            known = state.running_since_ms is not None or state.phase == STAGING
+            # What is kept to be looked at may be let go on, and is not paid for.
+            known = state.running_since_ms is not None or state.phase == STAGING or state.kept_kind
             return Step(state=state if known else replace(state, running_since_ms=event.at_ms))
+        case RunKept():
+            kept = replace(state, kept_kind=event.kind, kept_reason=event.reason, kept_until_ms=event.until_ms)
+            return Step(state=replace(_stop_counting(kept, event.at_ms), phase=KEPT))
+        case RunFinished() if state.phase == RUNNING:
+            return _end(state, SUCCEEDED, "finished", "", event.at_ms)
+        case RunFailed() if state.phase != STOPPING:
+            return _end(state, FAILED, event.kind, event.reason, event.at_ms)
         case RunFinished():
-            phase = SUCCEEDED if state.phase == RUNNING else STOPPED
-            return _end(state, phase, "finished", "", event.at_ms)
+            return _end_as_told(state, "finished", "", event.at_ms)
         case RunFailed():
-            phase = STOPPED if state.phase == STOPPING else FAILED
-            return _end(state, phase, event.kind, event.reason, event.at_ms)
+            return _end_as_told(state, event.kind, event.reason, event.at_ms)
         case RunStopped():
-            return _end(state, STOPPED, "stopped", state.stop_why, event.at_ms)
+            return _end_as_told(state, "stopped", state.stop_why, event.at_ms)
         case RunLost():
             return _lost(state)
         case RunStopWanted():
             return _stop_wanted(state, event)
+        case RunLeaveWanted():
+            return _leave_wanted(state, event)
         case _:
             assert_never(event)
 
@@ -318,6 +390,8 @@ def _checkpointed(state: Run, event: RunCheckpointed) -> Step[Run]:
             checkpoint=event.checkpoint,
             checkpoint_round=event.round,
             checkpoint_step=event.step,
+            checkpoint_ms=device_ms(state, event.at_ms),
+            checkpoint_at_ms=event.at_ms,
             round=max(state.round, event.round),
         )
     )
@@ -331,16 +405,36 @@ def _stop_wanted(state: Run, event: RunStopWanted) -> Step[Run]:
     return Step(state=after, effects=outstanding(after))
 
 
+def _leave_wanted(state: Run, event: RunLeaveWanted) -> Step[Run]:
+    """A second wish may only bring the moment nearer."""
+    if state.leave_by_ms and event.by_ms >= state.leave_by_ms:
+        return ignore(state, "leaving already")
+    after = replace(state, leave_by_ms=event.by_ms, leave_why=event.why)
+    if state.phase == STAGING:
+        after = replace(after, phase=STOPPING, stop_grace_ms=0, stop_why=event.why)
+    return Step(state=after, effects=() if state.phase == STOPPING else outstanding(after))
+
+
 def _lost(state: Run) -> Step[Run]:
+    """The sandbox is gone. A run that was to leave has left: it is not started again for what is left of its time."""
     after = _stop_counting(state, state.heard_ms)
-    if state.phase == STOPPING:
-        return _end(after, STOPPED, "stopped", state.stop_why, state.heard_ms)
+    if state.phase in (KEPT, STOPPING) or state.leave_by_ms:
+        return _end_as_told(after, "stopped", state.stop_why, state.heard_ms)
     if state.phase == STAGING and state.heard_ms == 0:
         return Step(state=after, effects=outstanding(after))  # nothing had begun, so nothing was lost
     if state.restarts >= MOST_RESTARTS:
         return _end(after, FAILED, "lost", f"its sandbox was lost {state.restarts + 1} times", state.heard_ms)
     after = replace(after, phase=STAGING, restarts=state.restarts + 1)
     return Step(state=after, effects=outstanding(after))
+
+
+def _end_as_told(state: Run, kind: str, reason: str, at_ms: int) -> Step[Run]:
+    """It ended because it was to end. What its buyer has to know is why: it had failed, or its devices were wanted."""
+    if state.kept_kind:
+        return _end(state, FAILED, state.kept_kind, state.kept_reason, at_ms)
+    if state.leave_by_ms:
+        return _end(state, FAILED, RECLAIMED, state.leave_why, at_ms)
+    return _end(state, STOPPED, kind, reason, at_ms)
 
 
 def _stop_counting(state: Run, at_ms: int) -> Run:

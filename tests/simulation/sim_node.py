@@ -19,7 +19,8 @@ from hansa.market.pricing import ProviderTerms
 from hansa.node import events
 from hansa.node.engine import Engine
 from hansa.node.journal import MemoryJournal
-from hansa.node.selling import DeliverRound, life_signs
+from hansa.node.selling import DeliverRound
+from hansa.node.selling_runs import life_signs
 from hansa.node.state import snapshot
 from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode

@@ -10,12 +10,12 @@ import pytest
 from kit.trading import BUYER, NOW_MS, spec
 
 from hansa.node.engine import Engine
-from hansa.node.events import JobSubmitted, Started, TimeCame
+from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, JobSubmitted, Started, TimeCame
 from hansa.node.faults import OperatorError
 from hansa.node.journal import KEPT_SNAPSHOTS, MemoryJournal, SqliteJournal
 from hansa.node.state import NodeState, snapshot
 from hansa.proto.blob import blob_ref
-from hansa.scheduler.run import RunProgressed
+from hansa.scheduler.run import RunKept, RunProgressed
 
 
 def started(at_ms=NOW_MS):
@@ -46,6 +46,17 @@ def test_events_come_back_in_their_order(journal):
     journal.append([started(), submitted(1)])
     journal.append([submitted(2)])
     assert read(journal) == (None, [started(), submitted(1), submitted(2)])
+
+
+def test_news_of_devices_comes_back_as_it_was(journal):
+    news = [
+        DevicesWithdrawn(devices=(b"d" * 32, b"e" * 32), notice_ms=60_000, why="Xid 79 …", at_ms=NOW_MS),
+        DevicesReturned(devices=(b"d" * 32,), at_ms=NOW_MS + 1),
+        DevicesUsed(lease=b"l" * 32, busy_ms=1 << 40, at_ms=NOW_MS + 2),
+        RunKept(run=b"l" * 32, kind="stalled", reason="no progress", until_ms=NOW_MS + 9, at_ms=NOW_MS + 3),
+    ]
+    journal.append(news)
+    assert read(journal) == (None, news)
 
 
 def test_a_snapshot_stands_for_everything_before_it(journal):

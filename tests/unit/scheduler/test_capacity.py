@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import DEVICE, NOW_MS
 
-from hansa.scheduler.capacity import Capacity, Freed, HoldAccepted, advance, hold, with_inventory
+from hansa.scheduler.capacity import (
+    Capacity,
+    Freed,
+    HoldAccepted,
+    Withdrawal,
+    advance,
+    give_back,
+    hold,
+    with_inventory,
+    withdraw,
+)
 
 DEVICES = tuple(replace(DEVICE, id=bytes([number]) * 32) for number in range(4))
 START = with_inventory(Capacity(), DEVICES)
@@ -60,3 +70,38 @@ def test_free_and_promised_never_overlap_and_make_up_the_whole(story):
         assert len(promised) == len(set(promised))
         assert {device.id for device in state.free} | set(promised) == {device.id for device in DEVICES}
         assert not {device.id for device in state.free} & set(promised)
+
+
+def withdrawn(state, *devices, by_ms=NOW_MS + 60_000, why="the owner plays"):
+    return withdraw(state, [device.id for device in devices], by_ms=by_ms, why=why, at_ms=NOW_MS)
+
+
+def test_a_withdrawn_device_is_neither_free_nor_lent():
+    less = withdrawn(START, DEVICES[0])
+    assert less.free == less.lent == DEVICES[1:]
+    assert less.phase_of(DEVICES[0].id) == "withdrawn"
+    with pytest.raises(AssertionError, match="withdrawn"):
+        hold(less, BID, DEVICES[:1], NOW_MS)
+
+
+def test_a_withdrawn_device_whose_run_has_not_left_is_still_leased_and_free_to_nobody():
+    leased, _ = advance(hold(START, BID, DEVICES[:1], NOW_MS), BID, HoldAccepted())
+    less = withdrawn(leased, DEVICES[0])
+    assert less.phase_of(DEVICES[0].id) == "leased"
+    left, _ = advance(less, BID, Freed())
+    assert left.phase_of(DEVICES[0].id) == "withdrawn"
+    assert give_back(left, [DEVICES[0].id]) == START
+
+
+def test_a_second_withdrawal_can_only_bring_the_moment_nearer():
+    twice = withdrawn(withdrawn(START, DEVICES[0], by_ms=NOW_MS + 5), DEVICES[0], by_ms=NOW_MS + 9, why="it smokes")
+    assert twice.withdrawn == {DEVICES[0].id: Withdrawal(by_ms=NOW_MS + 5, why="it smokes", since_ms=NOW_MS)}
+
+
+def test_what_is_not_a_device_here_is_passed_over():
+    assert withdraw(START, [b"?" * 32], by_ms=1, why="", at_ms=1) == START
+    assert give_back(START, [b"?" * 32]) == START
+
+
+def test_a_device_stays_withdrawn_when_the_daemon_begins_again():
+    assert with_inventory(withdrawn(START, DEVICES[0]), DEVICES).free == DEVICES[1:]

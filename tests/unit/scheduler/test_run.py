@@ -8,17 +8,22 @@ from hansa.proto.blob import BlobRef
 from hansa.proto.codec import decode, encode
 from hansa.scheduler.run import (
     FAILED,
+    KEPT,
     MOST_RESTARTS,
+    RECLAIMED,
     RUN_TABLE,
     STAGING,
     STOPPED,
     STOPPING,
     SUCCEEDED,
+    LeaveRun,
     Run,
     RunCheckpointed,
     RunEvent,
     RunFailed,
     RunFinished,
+    RunKept,
+    RunLeaveWanted,
     RunLogged,
     RunLost,
     RunOutput,
@@ -56,6 +61,14 @@ def checkpointed(round_number, step, at_ms, blob=BLOB):
 
 def stop_wanted(grace_ms, at_ms=2000, why="the owner needs the device"):
     return RunStopWanted(run=RUN, grace_ms=grace_ms, why=why, at_ms=at_ms)
+
+
+def leave_wanted(by_ms, at_ms=2000, why="the owner plays"):
+    return RunLeaveWanted(run=RUN, by_ms=by_ms, why=why, at_ms=at_ms)
+
+
+def kept(at_ms, kind="user-exception"):
+    return RunKept(run=RUN, kind=kind, reason="division by zero", until_ms=at_ms + 60_000, at_ms=at_ms)
 
 
 def play(*events, state=None):
@@ -137,6 +150,63 @@ def test_a_second_wish_may_only_shorten_the_grace():
     assert play(stop_wanted(0), state=state)[1] == (StopRun(run=RUN, grace_ms=0),)
 
 
+def test_a_run_that_is_to_leave_goes_on_and_ends_as_reclaimed_however_its_end_is_told():
+    for end in (
+        RunStopped(run=RUN, at_ms=3000),
+        RunFailed(run=RUN, kind=RECLAIMED, reason="the owner plays", at_ms=3000),
+        RunLost(run=RUN, at_ms=3000),
+    ):
+        state, effects = play(started(), leave_wanted(60_000))
+        assert state.phase == "running"
+        assert effects == (LeaveRun(run=RUN, by_ms=60_000),)
+        assert outstanding(state) == effects
+        ended, _ = play(end, state=state)
+        assert (ended.phase, ended.end_kind, ended.end_reason) == (FAILED, RECLAIMED, "the owner plays")
+
+
+def test_a_run_that_is_to_leave_may_finish_or_fail_by_itself_before():
+    state, _ = play(started(), leave_wanted(60_000))
+    assert play(RunFinished(run=RUN, at_ms=3000), state=state)[0].phase == SUCCEEDED
+    failed, _ = play(RunFailed(run=RUN, kind="user-exception", reason="x", at_ms=3000), state=state)
+    assert (failed.phase, failed.end_kind) == (FAILED, "user-exception")
+
+
+def test_a_run_that_is_still_staged_leaves_at_once():
+    state, effects = play(leave_wanted(60_000))
+    assert effects == (StopRun(run=RUN, grace_ms=0),)
+    ended, _ = play(RunStopped(run=RUN, at_ms=3000), state=state)
+    assert (ended.phase, ended.end_kind) == (FAILED, RECLAIMED)
+
+
+def test_a_run_that_did_not_leave_in_time_and_is_stopped_was_reclaimed_all_the_same():
+    state, _ = play(started(), leave_wanted(60_000), stop_wanted(0, at_ms=60_000))
+    for end in (RunStopped(run=RUN, at_ms=60_100), RunFinished(run=RUN, at_ms=60_100)):
+        ended, _ = play(end, state=state)
+        assert (ended.phase, ended.end_kind) == (FAILED, RECLAIMED)
+
+
+def test_a_second_wish_to_leave_may_only_bring_the_moment_nearer():
+    state, _ = play(started(), leave_wanted(60_000))
+    assert play(leave_wanted(70_000), state=state) == (state, ())
+    assert play(leave_wanted(5_000), state=state)[1] == (LeaveRun(run=RUN, by_ms=5_000),)
+
+
+def test_a_kept_run_is_not_counted_and_ends_as_it_failed_however_its_end_is_told():
+    state, _ = play(started(1000), progressed(1, 1500), kept(2000))
+    assert (state.phase, state.kept_kind, state.kept_until_ms) == (KEPT, "user-exception", 62_000)
+    paused, _ = play(RunPaused(run=RUN, at_ms=3000), RunResumed(run=RUN, at_ms=4000), state=state)
+    assert device_ms(paused, 99_999) == 1000
+    for events in (
+        [RunFailed(run=RUN, kind="user-exception", reason="division by zero", at_ms=9000)],
+        [RunLost(run=RUN, at_ms=9000)],
+        [stop_wanted(0, at_ms=8000), RunStopped(run=RUN, at_ms=9000)],
+        [leave_wanted(8000), RunStopped(run=RUN, at_ms=9000)],
+    ):
+        ended, _ = play(*events, state=state)
+        assert (ended.phase, ended.end_kind, ended.end_reason) == (FAILED, "user-exception", "division by zero")
+        assert device_ms(ended, 99_999) == 1000
+
+
 def test_a_checkpoint_saved_while_stopping_is_kept():
     state, _ = play(started(), stop_wanted(5000), checkpointed(3, 9, 2500), RunStopped(run=RUN, at_ms=2600))
     assert (state.phase, state.checkpoint, state.checkpoint_step) == (STOPPED, BLOB, 9)
@@ -198,6 +268,8 @@ STRAYS = st.sampled_from(
         lambda t: RunLost(run=RUN, at_ms=t),
         lambda t: RunFinished(run=RUN, at_ms=t),
         lambda t: RunStopped(run=RUN, at_ms=t),
+        lambda t: leave_wanted(t + 300, t),
+        kept,
         lambda t: RunFailed(run=RUN, kind="stalled", reason="", at_ms=t),
     ]
 )

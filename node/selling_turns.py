@@ -1,0 +1,117 @@
+"""The provider's machines turn: how each hears an event, and where what it orders goes: to another of them, or outward.
+
+A sale's line is its channel's news, a voucher on the channel is the sale's, and the end of a run is both of theirs.
+"""
+
+from typing import Any
+
+from hansa.market import earning_channel, sale, sale_events
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.receipts import NOTHING
+from hansa.node.state import NodeState
+from hansa.scheduler import capacity, run
+from hansa.scheduler.run import Run
+
+Effects = list[Any]
+
+STOP_GRACE_MS = 3_000
+"""How long a run that is told to stop may take to save what is worth saving."""
+LAST_ROUND = (1 << 32) - 1
+"""What a sandbox counts higher is none that the market could ever reach."""
+
+
+def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
+    """A sale hears an event, and every machine that this is news to hears of it. Answers what goes outward."""
+    before = state.sales.get(key)
+    effects = state.turn("sale", state.sales, key, sale.advance, event)
+    after = state.sales.get(key)
+    if before is None or after is None:
+        return []
+    outward: Effects = []
+    for effect in effects:
+        match effect:
+            case sale_events.LeaseMade(bid=bid, channel=channel, terms=terms):
+                _advance_capacity(state, bid, capacity.HoldAccepted())
+                state.sale_of[terms.lease] = bid
+                channel_key = after.channel_id
+                known = state.earning.get(channel_key)
+                if known is None or (known.phase == "closed" and known.voucher is None):
+                    state.earning[channel_key] = EarningChannel(config=channel, channel_id=channel_key)
+                outward += advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
+            case sale_events.DevicesFreed(bid=bid):
+                _advance_capacity(state, bid, capacity.Freed())
+            case sale_events.RunWanted(lease=lease, round=number, checkpoint=checkpoint):
+                planned = run.plan_run(lease, checkpoint=checkpoint, round_number=number)
+                state.begin("run", state.runs, lease, planned.state)
+                outward += planned.effects
+            case sale_events.RunUnwanted(lease=lease, reason=reason):
+                wanted = run.RunStopWanted(run=lease, grace_ms=STOP_GRACE_MS, why=reason, at_ms=state.at_ms)
+                outward += advance_run(state, wanted)
+            case earning_channel.LineMetered():
+                outward += advance_channel(state, after.channel_id, effect)
+            case _:
+                outward.append(effect)
+    if after.terms is not None and before.phase not in sale.ENDED and after.phase in sale.ENDED:
+        left = earning_channel.LeaseLeft(lease=after.lease, at_ms=state.at_ms)
+        outward += advance_channel(state, after.channel_id, left)
+    return outward
+
+
+def _advance_capacity(state: NodeState, bid: bytes, event: capacity.HoldAccepted | capacity.Freed) -> None:
+    state.capacity, ignored = capacity.advance(state.capacity, bid, event)
+    state.ignore("capacity", ignored)
+
+
+def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
+    """A channel hears an event; what was vouched for or refused is news to its sales."""
+    outward: Effects = []
+    for effect in state.turn("earning_channel", state.earning, key, earning_channel.advance, event):
+        match effect:
+            case earning_channel.LinesVouched(amounts=amounts, at_ms=at_ms):
+                for lease, amount in sorted(amounts.items()):
+                    vouched = sale_events.LineVouched(amount=amount, at_ms=at_ms)
+                    outward += advance_sale(state, state.sale_of.get(lease, b""), vouched)
+            case earning_channel.LinesRefused(leases=leases, reason=reason):
+                for lease in leases:
+                    refused = sale_events.LineRefused(reason=reason, at_ms=state.at_ms)
+                    outward += advance_sale(state, state.sale_of.get(lease, b""), refused)
+            case _:
+                outward.append(effect)
+    return outward
+
+
+def advance_run(state: NodeState, event: Any) -> Effects:
+    """A run hears an event; if that was its end, its sale learns of it."""
+    was_live = event.run in state.runs.live
+    outward: Effects = list(state.turn("run", state.runs, event.run, run.advance, event))
+    if was_live and event.run in state.runs.ended:
+        outward += _finish(state, state.runs.ended[event.run], event.at_ms)
+    return outward
+
+
+def _finish(state: NodeState, ended: Run, at_ms: int) -> Effects:
+    """A run is over: the time up to its end counts if it succeeded, and the sale learns of it."""
+    effects: Effects = []
+    if ended.phase == run.SUCCEEDED:
+        # To finish is a step too: without it a job that reports nothing would cost its provider and pay nothing.
+        effects += advance_sale(state, state.sale_of[ended.run], progress_of(ended, at_ms, ended.step + 1))
+    kind = "stopped" if ended.phase == run.STOPPED else ended.end_kind
+    over = sale_events.RunOver(
+        outcome=ended.phase,
+        kind="" if ended.phase == run.SUCCEEDED else kind,
+        reason=ended.end_reason,
+        outputs=len(ended.outputs),
+        at_ms=at_ms,
+    )
+    return effects + advance_sale(state, state.sale_of[ended.run], over)
+
+
+def progress_of(current: Run, at_ms: int, step: int | None) -> sale_events.ProgressMade:
+    """What a run has delivered up to a moment; ``step`` is None where that is not the report of a step."""
+    return sale_events.ProgressMade(
+        running_ms=run.device_ms(current, at_ms),
+        steps=step,
+        rounds=min(current.round, LAST_ROUND),
+        checkpoint=current.checkpoint.root if current.checkpoint else NOTHING,
+        at_ms=at_ms,
+    )
