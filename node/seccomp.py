@@ -88,7 +88,7 @@ DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "kcmp": (312, 272),
     "personality": (135, 92),
 }
-_CLONE, _SOCKET, _IOCTL, _CLONE3 = (56, 220), (41, 198), (16, 29), (435, 435)
+_CLONE, _SOCKET, _SOCKETPAIR, _IOCTL, _CLONE3 = (56, 220), (41, 198), (53, 199), (16, 29), (435, 435)
 
 
 def build_filter(machine: str) -> bytes:
@@ -121,7 +121,8 @@ def build_filter(machine: str) -> bytes:
     )
     families = [_operation(_EQUALS, family, 0, 1) + _operation(_RETURN, _ALLOW) for family in _FAMILIES.values()]
     refused = _operation(_RETURN, _ERRNO | errno.EAFNOSUPPORT)
-    program += _on_argument(_SOCKET[column], 0, [*_halves(families), refused])
+    for calls in (_SOCKET, _SOCKETPAIR):  # a pair is made by the family's own code, too, even where it then says no
+        program += _on_argument(calls[column], 0, [*_halves(families), refused])
     ioctls = [_operation(_EQUALS, number, 0, 1) + _operation(_RETURN, deny) for number in _FORBIDDEN_IOCTLS.values()]
     program += _on_argument(_IOCTL[column], 1, _halves(ioctls))
     program.append(_operation(_RETURN, _ALLOW))
