@@ -3,26 +3,33 @@
 Exposure is bounded: with more run up than ``max_unpaid``, or with a receipt out for longer than the voucher timeout,
 the run is paused; a pause longer than the owner's grace stops it. Device time counts only up to the newest evidence of
 progress, so what is charged is what was delivered.
+
+An owner may take devices back. A bid on them lapses; a lease that has not started lapses too, and its buyer is told; a
+run leaves at its next checkpoint, and at the latest when the notice is over. Whether the notice was as long as the bid
+promised goes into the kind of the run's end, since only a promise that was kept leaves no mark on the provider.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send, clipped, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
-from hansa.market.receipts import CLOCK_SKEW_MS, NOTHING, LeaseTerms
+from hansa.market.receipts import LeaseTerms
+from hansa.market.sale_award import objection_to
 from hansa.market.sale_events import (
+    RECLAIMED,
+    RECLAIMED_EARLY,
     AwardArrived,
     BidLost,
     DeliveryTaken,
     DevicesFreed,
     LeaseCalledOff,
     LeaseMade,
+    LeaveWanted,
     LineRefused,
     LineVouched,
-    PauseWanted,
     ProgressMade,
+    ReclaimOrdered,
     ResumeWanted,
     RunBegan,
     RunInterrupted,
@@ -34,110 +41,17 @@ from hansa.market.sale_events import (
     TimePassed,
     UseSampled,
 )
-from hansa.proto.documents import MeterLine, channel_id
-from hansa.proto.market_documents import Award, Bid, Evidence, Tender
-from hansa.proto.messages import BidSent, LeaseConfirmed, LeaseRefused, RunEnded
-from hansa.proto.network import DOMAIN, currency_id
+from hansa.market.sale_metering import meter, pause, take_progress
+from hansa.market.sale_state import ENDED, Sale
+from hansa.proto.market_documents import Award
+from hansa.proto.messages import BidSent, LeaseConfirmed, LeaseReclaimed, LeaseRefused, RunEnded
+from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
-from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Uint32, Uint64, UnixMs
-from hansa.proto.workload import Workload
 
-LARGEST_PACKAGE_BYTES = 1 << 30
-LARGEST_STATE_BYTES = 2 << 30
-LARGEST_OUTPUT_BYTES = 4 << 30
-MOST_WORKERS = 256
 DELIVERY_MS = 10 * 60_000
 """How long outputs are kept for a buyer that does not say it has them."""
-LONGEST_WAIT_MS = 2 * 60_000
-"""A lease holds its devices unpaid until the start is ordered; no award may have that take longer than this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sale:
-    """The state.
-
-    Attributes:
-        phase: bid, leased, running, delivering, settling, settled, lapsed, declined, stopped or unpaid.
-        tender: what was answered.
-        bid: the promise.
-        bid_digest: its digest.
-        max_unpaid: see ``Bid``; kept beside it since the owner may change the rules for later bids only.
-        grace_ms: a pause longer than this ends the run.
-        award: the buyer's acceptance, once there.
-        lease: its digest.
-        workload: what is run.
-        terms: what was agreed, as far as money needs it.
-        started_ms: when metering began.
-        device_ms: metered with evidence.
-        seen_ms: the run's own time at the last report of a step.
-        steps, rounds, checkpoint: the newest evidence.
-        busy_ms: device time in which the devices computed, as their driver saw it; may run ahead of ``device_ms``.
-        evident_ms: when the time that is charged was last worked; a line ends then, however late it is written.
-        lined_ms: when the last line was given to the channel.
-        lined_steps: the evidence it had.
-        lined_amount: what it came to.
-        vouched: what the buyer vouched for.
-        unproved_since_ms: since when it computes without a new step; 0 while it does not compute.
-        unvouched_since_ms: when the oldest line that waits for its voucher was written; 0 if none waits.
-        paused_ms: since when the run is paused for want of vouchers; 0 if it is not.
-        outcome, kind, reason, outputs: how the run ended.
-        over_ms: when it ended.
-    """
-
-    phase: str = "bid"
-    tender: Tender
-    bid: Bid
-    bid_digest: Bytes32
-    grace_ms: DurationMs
-    award: Award | None = None
-    lease: Bytes32 = NOTHING
-    channel_id: Bytes32 = NOTHING
-    workload: Workload | None = None
-    terms: LeaseTerms | None = None
-    started_ms: UnixMs = 0
-    device_ms: DeviceMs = 0
-    seen_ms: DurationMs = 0
-    steps: Uint64 = 0
-    evident_ms: UnixMs = 0
-    rounds: Uint32 = 0
-    checkpoint: Bytes32 = NOTHING
-    busy_ms: DeviceMs = 0
-    lined_ms: UnixMs = 0
-    lined_steps: Uint64 = 0
-    lined_amount: Amount = 0
-    vouched: Amount = 0
-    unproved_since_ms: UnixMs = 0
-    unvouched_since_ms: UnixMs = 0
-    paused_ms: UnixMs = 0
-    stopping: bool = False
-    refused: str = ""
-    outcome: Line = ""
-    kind: Line = ""
-    reason: str = ""
-    outputs: Uint32 = 0
-    over_ms: UnixMs = 0
-
-    @property
-    def accrued(self) -> int:
-        """What the evidence until now is worth."""
-        return self.terms.amount(self.device_ms) if self.terms else 0
-
-    @property
-    def exposed_at_ms(self) -> int | None:
-        """When what ran up without a voucher passes ``max_unpaid``, if no step and no voucher comes before; or None."""
-        rate_e18 = self.bid.price_e18_per_device_ms * len(self.bid.devices)
-        if not self.unproved_since_ms or not rate_e18:
-            return None
-        left = max(0, self.bid.max_unpaid - (self.accrued - self.vouched))
-        return self.unproved_since_ms + -(-(left + 1) * 10**18 // rate_e18)
-
-    @property
-    def buyer(self) -> bytes:
-        """Whose job it is."""
-        return self.tender.signer
-
-
-ENDED = ("settled", "lapsed", "declined", "stopped", "unpaid")
+LEAVE_PATIENCE_MS = 2_000
+"""A run that should have left by itself is stopped this much later."""
 
 TABLE: Table[Sale] = Table(
     name="market.sale",
@@ -146,13 +60,15 @@ TABLE: Table[Sale] = Table(
     allowed=rows(
         ("bid", BidLost, "declined"),
         ("bid", AwardArrived, ("bid", "leased")),
-        ("bid", TimePassed, "lapsed"),
+        ("bid", (TimePassed, ReclaimOrdered), "lapsed"),
         (("leased", "running", "delivering", "settling", *ENDED), AwardArrived, SAME),
         # A word to stop may overtake the order to start.
-        ("leased", (LeaseCalledOff, StopOrdered, TimePassed), "lapsed"),
+        ("leased", (LeaseCalledOff, StopOrdered, TimePassed, ReclaimOrdered), "lapsed"),
+        # The order to start may have been on its way when the devices were taken back.
+        ("lapsed", StartOrdered, SAME),
         ("leased", StartOrdered, "running"),
         ("running", (LineVouched, LineRefused, ProgressMade, TimePassed), "running"),
-        ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff, UseSampled), "running"),
+        ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff, UseSampled, ReclaimOrdered), "running"),
         ("running", RunOver, "delivering"),
         ("delivering", (LineVouched, LineRefused), "delivering"),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
@@ -197,6 +113,8 @@ def _running_deadline_ms(state: Sale) -> int | None:
     if state.stopping:
         return None
     times = [state.terms.ends_ms]
+    if state.reclaim_by_ms:
+        times.append(state.reclaim_by_ms + LEAVE_PATIENCE_MS)
     if state.paused_ms:
         times.append(state.paused_ms + state.grace_ms)
     elif state.unvouched_since_ms:
@@ -218,6 +136,11 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return _repeat_confirmation(state, award)
         case LeaseCalledOff(reason=reason) | StopOrdered(reason=reason) if state.phase == "leased":
             return _free(replace(state, phase="lapsed", reason=reason))
+        case ReclaimOrdered():
+            return _reclaim(state, event)
+        case StartOrdered() if state.phase == "lapsed":
+            told = outstanding(state)
+            return Step(state=state, effects=told) if told else ignore(state, "a start that comes too late")
         case StartOrdered():
             order = RunWanted(lease=state.lease, round=event.round, checkpoint=event.checkpoint)
             return Step(state=replace(state, phase="running", lined_ms=event.at_ms), effects=(order,))
@@ -226,7 +149,7 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
         case RunInterrupted():
             return Step(state=replace(state, unproved_since_ms=0))
         case ProgressMade():
-            return _progress(state, event)
+            return take_progress(state, event)
         case UseSampled(busy_ms=busy_ms):
             return Step(state=replace(state, busy_ms=max(state.busy_ms, busy_ms)))
         case StopOrdered(reason=reason) | LeaseCalledOff(reason=reason) if state.phase == "running":
@@ -250,52 +173,9 @@ def _free(state: Sale) -> Step[Sale]:
     return Step(state=state, effects=(DevicesFreed(bid=state.bid_digest),))
 
 
-def _objection(state: Sale, event: AwardArrived) -> str:
-    award, channel = event.award, event.channel
-    if award.signer != state.tender.signer:
-        return "the award is not by the buyer who tendered"
-    if event.at_ms > min(award.confirm_by_ms + CLOCK_SKEW_MS, state.bid.expires_ms):
-        return "the bid or the award has expired"
-    if award.start_by_ms > event.at_ms + LONGEST_WAIT_MS:
-        return "the devices would wait too long for their start"
-    if event.channel_closed:
-        return "the channel is closed"
-    if award.shard not in state.tender.shards:
-        return "the award names a shard that was not tendered"
-    if award.workload != digest(DOMAIN, event.workload):
-        return "the workload is not the one that the award names"
-    if event.workload.job != state.tender.job or event.workload.wall_ms > state.tender.requirements.wall_ms:
-        return "the workload is not the one that was tendered"
-    needs = state.tender.requirements
-    if event.workload.memory_bytes > needs.memory_bytes or event.workload.scratch_bytes > needs.scratch_bytes:
-        return "the workload asks for more than was tendered"
-    if _is_too_large(event.workload):
-        return "the workload is larger than providers take"
-    if award.channel_id != channel_id(DOMAIN, channel):
-        return "the channel is not the one that the award names"
-    parties = (channel.payer, channel.payer_signer, channel.payee, channel.payee_signer)
-    if parties != (award.signer, award.signer, state.bid.signer, state.bid.signer):
-        return "the channel is not between this buyer and this provider"
-    if channel.splits_hash != state.bid.splits_hash or channel.token != currency_id(state.tender.currency):
-        return "the channel pays in another way than the bid says"
-    if award.ends_ms > award.start_by_ms + needs.wall_ms:
-        return "the lease is longer than was tendered"
-    return ""
-
-
-def _is_too_large(workload: Workload) -> bool:
-    """Whether it would fill the provider's memory or disk outside the sandbox, where the job's limits do not hold."""
-    return (
-        workload.package_bytes > LARGEST_PACKAGE_BYTES
-        or workload.state_bytes > LARGEST_STATE_BYTES
-        or workload.output_bytes > LARGEST_OUTPUT_BYTES
-        or workload.workers > MOST_WORKERS
-    )
-
-
 def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
     lease = digest(DOMAIN, event.award)
-    objection = _objection(state, event)
+    objection = objection_to(state, event)
     if objection:
         refusal = LeaseRefused(lease=lease, reason=objection)
         return Step(
@@ -330,80 +210,37 @@ def _repeat_confirmation(state: Sale, award: Award) -> Step[Sale]:
         return Step(state=state, effects=outstanding(state))
     if lease == state.lease:
         return ignore(state, "an award that is known")
-    refusal = LeaseRefused(lease=lease, reason=f"the bid is {state.phase}")
+    why = f": {state.reason}" if state.reason else ""
+    refusal = LeaseRefused(lease=lease, reason=clipped(f"the bid is {state.phase}{why}", 2_000))
     return Step(state=state, effects=(Send(to=state.buyer, message=refusal, keep_until_ms=award.confirm_by_ms),))
-
-
-def _progress(state: Sale, event: ProgressMade) -> Step[Sale]:
-    """Take the evidence in. Time is charged when it led to a new step: work that is done again is not paid again."""
-    assert state.terms is not None
-    after = replace(
-        state,
-        started_ms=state.started_ms or event.at_ms - event.running_ms,
-        rounds=max(state.rounds, event.rounds),
-        checkpoint=event.checkpoint,
-    )
-    if event.steps is not None:
-        worked_ms = max(0, event.running_ms - state.seen_ms) if event.steps > state.steps else 0
-        after = replace(
-            after,
-            seen_ms=event.running_ms,
-            steps=max(state.steps, event.steps),
-            evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
-            unproved_since_ms=event.at_ms if worked_ms and state.unproved_since_ms else state.unproved_since_ms,
-            device_ms=state.device_ms + worked_ms * len(state.bid.devices),
-        )
-    return _meter(after, event.at_ms, final=False)
-
-
-def _meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
-    """Give the channel a line if there is new evidence and the interval is over; pause if too much is unpaid."""
-    effects: list[Any] = []
-    due = final or at_ms >= state.lined_ms + state.bid.meter_interval_ms
-    if due and state.steps > state.lined_steps:
-        assert state.terms is not None
-        amount = state.accrued
-        line = MeterLine(
-            lease=state.lease,
-            shard=state.terms.shard,
-            device=state.terms.device,
-            start_ms=state.started_ms,
-            end_ms=max(state.started_ms, state.evident_ms),
-            device_ms=state.device_ms,
-            amount=amount,
-        )
-        evidence = Evidence(
-            lease=state.lease,
-            shard=state.terms.shard,
-            steps=state.steps,
-            rounds=state.rounds,
-            checkpoint=state.checkpoint,
-            tier=state.bid.tier,
-            # Samples run ahead of the evidence: nobody is told of more use than of metered time.
-            busy_ms=min(state.busy_ms, state.device_ms),
-        )
-        effects.append(LineMetered(line=line, evidence=evidence, at_ms=at_ms))
-        waiting = state.unvouched_since_ms or (at_ms if amount > state.vouched else 0)
-        state = replace(state, lined_ms=at_ms, lined_steps=state.steps, lined_amount=amount, unvouched_since_ms=waiting)
-    if (
-        not final
-        and not state.paused_ms
-        and not state.stopping
-        and state.accrued - state.vouched > state.bid.max_unpaid
-    ):
-        paused = _pause(state, at_ms)
-        return Step(state=paused.state, effects=(*effects, *paused.effects))
-    return Step(state=state, effects=tuple(effects))
-
-
-def _pause(state: Sale, at_ms: int) -> Step[Sale]:
-    paused = replace(state, paused_ms=at_ms, unproved_since_ms=0)
-    return Step(state=paused, effects=(PauseWanted(lease=state.lease),))
 
 
 def _stop(state: Sale, reason: str) -> Step[Sale]:
     stopping = replace(state, stopping=True, reason=reason)
     return Step(state=stopping, effects=(RunUnwanted(lease=state.lease, reason=reason),))
+
+
+def _reclaim(state: Sale, event: ReclaimOrdered) -> Step[Sale]:
+    """The owner wants the devices back. A second word may only bring the moment nearer."""
+    if state.reclaim_by_ms and event.by_ms >= state.reclaim_by_ms:
+        return ignore(state, "taken back already")
+    early = state.reclaim_early or event.by_ms - event.at_ms < state.bid.reclaim_notice_ms
+    told = replace(state, reclaim_by_ms=event.by_ms, reclaim_why=event.reason, reclaim_early=early)
+    if state.phase == "running":
+        leave = LeaveWanted(lease=state.lease, by_ms=event.by_ms, why=event.reason)
+        return Step(state=told, effects=(_reclaimed(told), leave))
+    lapsed = replace(told, phase="lapsed", reason=clipped(f"the devices were taken back: {event.reason}", 2_000))
+    if state.phase == "bid":
+        return _free(lapsed)
+    lapsed = replace(lapsed, outcome="failed", kind=RECLAIMED_EARLY if early else RECLAIMED, over_ms=event.at_ms)
+    freed = _free(lapsed)
+    return Step(state=freed.state, effects=(*freed.effects, *outstanding(lapsed)))
+
+
+def _reclaimed(state: Sale) -> Send:
+    message = LeaseReclaimed(lease=state.lease, by_ms=state.reclaim_by_ms, reason=state.reclaim_why)
+    keep_until_ms = state.reclaim_by_ms + DELIVERY_MS
+    return Send(to=state.buyer, message=message, keep_until_ms=keep_until_ms, replaces=f"back {state.lease.hex()}")
 
 
 def _take_voucher(state: Sale, event: LineVouched) -> Step[Sale]:
@@ -431,13 +268,13 @@ def _finish_run(state: Sale, event: RunOver) -> Step[Sale]:
         state,
         phase="delivering",
         outcome=event.outcome,
-        kind=event.kind,
+        kind=RECLAIMED_EARLY if event.kind == RECLAIMED and state.reclaim_early else event.kind,
         reason=event.reason,
         outputs=event.outputs,
         over_ms=event.at_ms,
         paused_ms=0,
     )
-    metered = _meter(over, event.at_ms, final=True)
+    metered = meter(over, event.at_ms, final=True)
     freed = DevicesFreed(bid=state.bid_digest)
     return Step(state=metered.state, effects=(*metered.effects, freed, *outstanding(metered.state)))
 
@@ -470,6 +307,8 @@ def _pass_running_time(state: Sale, at_ms: int) -> Step[Sale]:
         reason = "the lease is over"
     elif state.paused_ms and at_ms >= state.paused_ms + state.grace_ms:
         reason = "no voucher within the grace period"
+    elif state.reclaim_by_ms and at_ms >= state.reclaim_by_ms + LEAVE_PATIENCE_MS:
+        reason = "its devices were taken back and it did not leave"
     if reason and not state.stopping:
         return _stop(state, reason)
     if not state.paused_ms and not state.stopping:
@@ -479,8 +318,8 @@ def _pass_running_time(state: Sale, at_ms: int) -> Step[Sale]:
             return _stop(state, "it ran up more than may be unpaid without reporting a step")
         late = state.unvouched_since_ms and at_ms >= state.unvouched_since_ms + state.bid.voucher_timeout_ms
         if exposed or late:
-            return _pause(state, at_ms)
-    return _meter(state, at_ms, final=False)
+            return pause(state, at_ms)
+    return meter(state, at_ms, final=False)
 
 
 def outstanding(state: Sale) -> tuple[Any, ...]:
@@ -493,14 +332,23 @@ def outstanding(state: Sale) -> tuple[Any, ...]:
             assert state.award is not None
             message = LeaseConfirmed(lease=state.lease)
             return (Send(to=state.buyer, message=message, keep_until_ms=state.award.start_by_ms),)
+        case "running" if state.reclaim_by_ms:
+            return (_reclaimed(state),)
         case "delivering":
-            message = RunEnded(
-                lease=state.lease,
-                outcome=state.outcome,
-                kind=state.kind,
-                reason=clipped(state.reason, 8_000),
-                outputs=state.outputs,
-            )
-            return (Send(to=state.buyer, message=message, keep_until_ms=state.over_ms + DELIVERY_MS),)
+            return (_run_ended(state),)
+        case "lapsed" if state.kind:
+            # The lease never ran, and its buyer may be about to start it.
+            return (_run_ended(state),)
         case _:
             return ()
+
+
+def _run_ended(state: Sale) -> Send:
+    message = RunEnded(
+        lease=state.lease,
+        outcome=state.outcome,
+        kind=state.kind,
+        reason=clipped(state.reason, 8_000),
+        outputs=state.outputs,
+    )
+    return Send(to=state.buyer, message=message, keep_until_ms=state.over_ms + DELIVERY_MS)

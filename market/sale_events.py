@@ -6,8 +6,13 @@ from hansa.market.receipts import LeaseTerms
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Award
-from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Uint32, Uint64, UnixMs
+from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
+
+RECLAIMED = "reclaimed"
+"""The kind of end of a run whose devices its owner took back, with all the notice that the bid promised."""
+RECLAIMED_EARLY = "reclaimed-early"
+"""The same with less notice than that: a promise broken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,20 @@ class StartOrdered:
 
     round: Uint32
     checkpoint: BlobRef | None
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimOrdered:
+    """The owner takes devices of this bid back.
+
+    Attributes:
+        by_ms: whoever computes on them has left by then.
+        reason: in words.
+    """
+
+    by_ms: UnixMs
+    reason: Note
     at_ms: UnixMs
 
 
@@ -156,6 +175,15 @@ class RunUnwanted:
 
     lease: Bytes32
     reason: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveWanted:
+    """Effect: let the run of this lease end at its next checkpoint, and at ``by_ms`` at the latest."""
+
+    lease: Bytes32
+    by_ms: UnixMs
+    why: Note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

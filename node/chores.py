@@ -41,7 +41,7 @@ async def advertise(daemon: "Daemon") -> None:
 
 async def _publish_advert(daemon: "Daemon", free: int) -> None:
     config, devices = daemon.config, daemon.state.capacity.lent
-    if not daemon.lends or not devices:
+    if not daemon.lends or not daemon.state.capacity.devices:
         return
     advert = Advert(
         signer=daemon.account.address,

@@ -65,6 +65,7 @@ from hansa.proto.signing import SigningKey, checksum_address
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
+    LeaveRun,
     RunEvent,
     RunFailed,
     RunFinished,
@@ -246,6 +247,8 @@ class Daemon:
                 start(self.executor.pause, lease)
             case ResumeWanted(lease=lease):
                 start(self.executor.resume, lease)
+            case LeaveRun():
+                start(provider_tasks.leave_run, self, effect)
             case DeliverRound():
                 start(provider_tasks.deliver_round, self, effect)
             case _:

@@ -15,7 +15,7 @@ from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.selling import DeliverRound
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
-from hansa.scheduler.run import STAGING, RunFailed, RunStopped, StartRun
+from hansa.scheduler.run import STAGING, LeaveRun, RunFailed, RunStopped, StartRun
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
@@ -124,6 +124,12 @@ async def stop_run(daemon: "Daemon", run: bytes, grace_ms: int) -> None:
         await daemon.executor.stop(run, grace_ms)
     else:
         daemon.tell(RunStopped(run=run, at_ms=daemon.now_ms()))
+
+
+async def leave_run(daemon: "Daemon", order: LeaveRun) -> None:
+    """Have a run go when its devices are wanted back."""
+    await trio.sleep(max(0, order.by_ms - daemon.now_ms()) / 1000)
+    await daemon.executor.stop(order.run, 0)
 
 
 async def deliver_round(daemon: "Daemon", order: DeliverRound) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.effects import Send, unsigned
 from hansa.market.pricing import bid_for, decline_for, objection, too_cheap
-from hansa.market.sale import Sale
+from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived
 from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
 from hansa.node.state import NodeState

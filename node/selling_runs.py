@@ -5,7 +5,7 @@ from typing import Any
 
 from hansa.market import sale, sale_events
 from hansa.market.effects import Send
-from hansa.market.sale import Sale
+from hansa.market.sale_state import Sale
 from hansa.node.events import DevicesUsed, RunNews
 from hansa.node.selling_turns import LAST_ROUND, advance_run, advance_sale, progress_of
 from hansa.node.state import NodeState

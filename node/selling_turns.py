@@ -3,11 +3,13 @@
 A sale's line is its channel's news, a voucher on the channel is the sale's, and the end of a run is both of theirs.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.receipts import NOTHING
+from hansa.market.sale_state import ENDED
 from hansa.node.state import NodeState
 from hansa.scheduler import capacity, run
 from hansa.scheduler.run import Run
@@ -47,11 +49,13 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
             case sale_events.RunUnwanted(lease=lease, reason=reason):
                 wanted = run.RunStopWanted(run=lease, grace_ms=STOP_GRACE_MS, why=reason, at_ms=state.at_ms)
                 outward += advance_run(state, wanted)
+            case sale_events.LeaveWanted(lease=lease, by_ms=by_ms, why=why):
+                outward += advance_run(state, run.RunLeaveWanted(run=lease, by_ms=by_ms, why=why, at_ms=state.at_ms))
             case earning_channel.LineMetered():
                 outward += advance_channel(state, after.channel_id, effect)
             case _:
                 outward.append(effect)
-    if after.terms is not None and before.phase not in sale.ENDED and after.phase in sale.ENDED:
+    if after.terms is not None and before.phase not in ENDED and after.phase in ENDED:
         left = earning_channel.LeaseLeft(lease=after.lease, at_ms=state.at_ms)
         outward += advance_channel(state, after.channel_id, left)
     return outward
@@ -95,6 +99,11 @@ def _finish(state: NodeState, ended: Run, at_ms: int) -> Effects:
     if ended.phase == run.SUCCEEDED:
         # To finish is a step too: without it a job that reports nothing would cost its provider and pay nothing.
         effects += advance_sale(state, state.sale_of[ended.run], progress_of(ended, at_ms, ended.step + 1))
+    elif ended.end_kind == sale_events.RECLAIMED and ended.checkpoint_at_ms and ended.checkpoint_step >= ended.step:
+        # It left at this checkpoint, and what was worked for it after the last step is delivered with it.
+        saved = progress_of(ended, ended.checkpoint_at_ms, ended.step + 1)
+        saved = replace(saved, running_ms=ended.checkpoint_ms)
+        effects += advance_sale(state, state.sale_of[ended.run], saved)
     kind = "stopped" if ended.phase == run.STOPPED else ended.end_kind
     over = sale_events.RunOver(
         outcome=ended.phase,

@@ -15,7 +15,7 @@ from hansa.market.machine import Phased, Step
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase import Purchase
-from hansa.market.sale import Sale
+from hansa.market.sale_state import Sale
 from hansa.market.selection import Record
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
 from hansa.scheduler.capacity import Capacity

@@ -10,6 +10,7 @@ nobody knows when the sandbox went, so the time counts only to the last thing th
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from hansa.market import sale_events
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.proto.blob import BlobRef
 from hansa.proto.units import Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
@@ -24,7 +25,7 @@ FailureKind = Line
 """``user-exception``, ``bad-entry``, ``bad-state``, ``worker-died``, ``out-of-memory``, ``ray-lost``, ``sandbox-lost``,
 ``stalled``, ``wall-limit``, ``silent``, ``protocol``, ``refused``, ``no-room``, ``lost`` or ``reclaimed``."""
 
-RECLAIMED = "reclaimed"
+RECLAIMED = sale_events.RECLAIMED
 """The kind of end of a run whose devices its owner took back."""
 
 

@@ -16,7 +16,7 @@ from hansa.market.machine import Step
 class some:  # noqa: N801 - it reads as a word of the transcript
     """Any value of a class whose named fields are as given (values, or ``some`` again)."""
 
-    def __init__(self, kind: type, **wanted: Any) -> None:
+    def __init__(self, kind: type, /, **wanted: Any) -> None:
         """What must be so; whatever is not named may be anything."""
         self.kind, self.wanted = kind, wanted
 

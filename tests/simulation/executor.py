@@ -24,6 +24,7 @@ class Script:
     step: int = 0
     phase: str = "staging"
     paused: bool = False
+    leaving: bool = False
     held: list[Any] = field(default_factory=list)
     waiting_since_ms: int = 0
 
@@ -134,6 +135,8 @@ class ScriptedExecutor:
         self._tell(
             run.RunCheckpointed(run=script.lease, round=number, step=script.step, checkpoint=blob, at_ms=self._now_ms())
         )
+        if script.leaving:
+            self._leave(script)
 
     def _finish(self, script: Script) -> None:
         for number in range(self._world.random.randint(0, 2)):
@@ -152,6 +155,23 @@ class ScriptedExecutor:
                 self._tell(run.RunStopped(run=order.run, at_ms=self._now_ms()))
 
         self._world.after(self._world.random.randint(0, order.grace_ms) if script else 0, stopped)
+
+    def leave(self, order: run.LeaveRun) -> None:
+        """``LeaveRun``: at the next checkpoint, or when there is no time left for one."""
+        script = self.scripts.get(order.run)
+        if script is None:
+            return
+        script.leaving = True
+
+        def late() -> None:
+            if self.scripts.get(order.run) is script:
+                self._leave(script)
+
+        self._world.after(order.by_ms - self._now_ms(), late)
+
+    def _leave(self, script: Script) -> None:
+        del self.scripts[script.lease]
+        self._tell(run.RunFailed(run=script.lease, kind=run.RECLAIMED, reason="as it was told", at_ms=self._now_ms()))
 
     def pause(self, lease: bytes) -> None:
         """``PauseWanted``."""

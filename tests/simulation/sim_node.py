@@ -233,6 +233,8 @@ class SimNode:
                 assert sold is not None
                 steps, number = int(self._parameter(lease, "steps")), int(self._parameter(lease, "rounds"))
                 self.executor.start(effect, devices=sold.bid.devices, rounds=number, steps_a_round=steps)
+            case run.LeaveRun():
+                self.executor.leave(effect)
             case run.StopRun():
                 self.executor.stop(effect)
             case sale_events.PauseWanted(lease=lease):

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from kit.playbook import Playbook, ignored, some
 from kit.trading import BUYER, CHANNEL, DEVICE, NOW_MS, OTHER, award, bid, needs, tender, workload
 
-from hansa.market import sale
+from hansa.market import sale, sale_state
 from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
 from hansa.market.receipts import CLOCK_SKEW_MS
-from hansa.market.sale import Sale, advance
+from hansa.market.sale import advance
 from hansa.market.sale_events import (
     AwardArrived,
     BidLost,
@@ -24,6 +24,7 @@ from hansa.market.sale_events import (
     LineVouched,
     PauseWanted,
     ProgressMade,
+    ReclaimOrdered,
     ResumeWanted,
     RunOver,
     RunUnwanted,
@@ -32,6 +33,7 @@ from hansa.market.sale_events import (
     StopOrdered,
     TimePassed,
 )
+from hansa.market.sale_state import Sale
 from hansa.proto.documents import channel_id
 from hansa.proto.messages import BidSent, LeaseConfirmed, LeaseRefused, RunEnded
 from hansa.proto.network import DOMAIN, currency_id
@@ -185,7 +187,7 @@ def test_devices_are_free_at_once_when_there_is_no_lease_after_all(begin, event,
 
 def test_a_start_that_comes_too_late_starts_nothing():
     playbook = leased() >> passed(34_000) << FREED
-    playbook >> StartOrdered(round=0, checkpoint=None, at_ms=NOW_MS) << ignored("StartOrdered while lapsed")
+    playbook >> StartOrdered(round=0, checkpoint=None, at_ms=NOW_MS) << ignored("a start that comes too late")
 
 
 def test_a_lost_bid_does_not_end_a_lease():
@@ -316,6 +318,7 @@ def test_the_usual_course_with_strays_dropped_in_anywhere(data):
         st.just(LineRefused(reason="no", at_ms=NOW_MS)),
         st.just(DeliveryTaken(at_ms=NOW_MS + 61_000)),
         st.builds(over, st.sampled_from(["succeeded", "failed", "stopped"])),
+        st.builds(lambda by_ms: ReclaimOrdered(by_ms=NOW_MS + by_ms, reason="mine", at_ms=NOW_MS), times),
     )
     state, worked, steps, freed = START, 0, 0, 0
     for _ in range(data.draw(st.integers(1, 12))):
@@ -332,7 +335,7 @@ def test_the_usual_course_with_strays_dropped_in_anywhere(data):
             assert state.lined_amount >= before.lined_amount
             assert state.vouched <= state.lined_amount <= BID.max_total
             assert state.device_ms <= worked * len(BID.devices)
-            assert state.phase not in sale.ENDED or state.phase == before.phase or freed == 1
+            assert state.phase not in sale_state.ENDED or state.phase == before.phase or freed == 1
             if (due_ms := sale.deadline_ms(state)) is not None:
                 assert advance(state, TimePassed(at_ms=due_ms)).state != state, "a deadline came and nothing moved"
     assert freed <= 1

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from kit.playbook import Playbook, some
 from kit.trading import BUYER, CHANNEL, NOW_MS, award, bid, tender, workload
 
-from hansa.market import sale
+from hansa.market import sale, sale_award
 from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
 from hansa.market.pricing import LONGEST_BIDDING_MS, ProviderTerms, objection
-from hansa.market.sale import Sale, advance
+from hansa.market.sale import advance
 from hansa.market.sale_events import (
     AwardArrived,
     LeaseMade,
@@ -27,6 +27,7 @@ from hansa.market.sale_events import (
     StartOrdered,
     TimePassed,
 )
+from hansa.market.sale_state import Sale
 from hansa.proto.messages import LeaseConfirmed, LeaseRefused
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
@@ -126,10 +127,10 @@ def test_whatever_the_price_the_time_allowed_costs_at_most_one_unit_more_than_ma
 @pytest.mark.parametrize(
     "changes",
     [
-        {"package_bytes": sale.LARGEST_PACKAGE_BYTES + 1},
-        {"state_bytes": sale.LARGEST_STATE_BYTES + 1},
-        {"output_bytes": sale.LARGEST_OUTPUT_BYTES + 1},
-        {"workers": sale.MOST_WORKERS + 1},
+        {"package_bytes": sale_award.LARGEST_PACKAGE_BYTES + 1},
+        {"state_bytes": sale_award.LARGEST_STATE_BYTES + 1},
+        {"output_bytes": sale_award.LARGEST_OUTPUT_BYTES + 1},
+        {"workers": sale_award.MOST_WORKERS + 1},
     ],
 )
 def test_a_workload_that_would_fill_the_provider_outside_the_sandbox_is_refused(changes: dict[str, int]) -> None:

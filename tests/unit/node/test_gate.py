@@ -27,7 +27,7 @@ from hansa.market.effects import unsigned
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase import Placement, Purchase
-from hansa.market.sale import Sale
+from hansa.market.sale_state import Sale
 from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns
 from hansa.node.state import NodeState
 from hansa.proto import messages

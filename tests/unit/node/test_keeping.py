@@ -5,7 +5,7 @@ from typing import Any
 
 from kit.trading import BUYER, CHANNEL, JOB, LEASE, NOW_MS, OTHER, OTHER_LEASE, PROVIDER, award, bid, spec, tender
 
-from hansa.market.sale import Sale
+from hansa.market.sale_state import Sale
 from hansa.node import keeping
 from hansa.node.keeping import Grants, blobs_in, wanted_blobs
 from hansa.node.state import NodeState

@@ -11,7 +11,7 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.trading import BUYER, LEASE, award, bid, spec, tender
 
-from hansa.market.sale import Sale
+from hansa.market.sale_state import Sale
 from hansa.node import provider_tasks
 from hansa.node.blobs import NoRoom
 from hansa.node.daemon import Daemon

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hansa.market.sale_events import RECLAIMED
 from hansa.proto.blob import BlobRef
 from hansa.proto.codec import decode, encode
 from hansa.scheduler.run import (
     FAILED,
     KEPT,
     MOST_RESTARTS,
-    RECLAIMED,
     RUN_TABLE,
     STAGING,
     STOPPED,

@@ -1,0 +1,60 @@
+"""Why a provider does not take an award of its bid, in words: what was promised must be what is bought."""
+
+from hansa.market.receipts import CLOCK_SKEW_MS
+from hansa.market.sale_events import AwardArrived
+from hansa.market.sale_state import Sale
+from hansa.proto.documents import channel_id
+from hansa.proto.network import DOMAIN, currency_id
+from hansa.proto.typed_data import digest
+from hansa.proto.workload import Workload
+
+LARGEST_PACKAGE_BYTES = 1 << 30
+LARGEST_STATE_BYTES = 2 << 30
+LARGEST_OUTPUT_BYTES = 4 << 30
+MOST_WORKERS = 256
+LONGEST_WAIT_MS = 2 * 60_000
+"""A lease holds its devices unpaid until the start is ordered; no award may have that take longer than this."""
+
+
+def objection_to(state: Sale, event: AwardArrived) -> str:
+    """What is wrong with it; empty where nothing is."""
+    award, channel = event.award, event.channel
+    if award.signer != state.tender.signer:
+        return "the award is not by the buyer who tendered"
+    if event.at_ms > min(award.confirm_by_ms + CLOCK_SKEW_MS, state.bid.expires_ms):
+        return "the bid or the award has expired"
+    if award.start_by_ms > event.at_ms + LONGEST_WAIT_MS:
+        return "the devices would wait too long for their start"
+    if event.channel_closed:
+        return "the channel is closed"
+    if award.shard not in state.tender.shards:
+        return "the award names a shard that was not tendered"
+    if award.workload != digest(DOMAIN, event.workload):
+        return "the workload is not the one that the award names"
+    if event.workload.job != state.tender.job or event.workload.wall_ms > state.tender.requirements.wall_ms:
+        return "the workload is not the one that was tendered"
+    needs = state.tender.requirements
+    if event.workload.memory_bytes > needs.memory_bytes or event.workload.scratch_bytes > needs.scratch_bytes:
+        return "the workload asks for more than was tendered"
+    if _is_too_large(event.workload):
+        return "the workload is larger than providers take"
+    if award.channel_id != channel_id(DOMAIN, channel):
+        return "the channel is not the one that the award names"
+    parties = (channel.payer, channel.payer_signer, channel.payee, channel.payee_signer)
+    if parties != (award.signer, award.signer, state.bid.signer, state.bid.signer):
+        return "the channel is not between this buyer and this provider"
+    if channel.splits_hash != state.bid.splits_hash or channel.token != currency_id(state.tender.currency):
+        return "the channel pays in another way than the bid says"
+    if award.ends_ms > award.start_by_ms + needs.wall_ms:
+        return "the lease is longer than was tendered"
+    return ""
+
+
+def _is_too_large(workload: Workload) -> bool:
+    """Whether it would fill the provider's memory or disk outside the sandbox, where the job's limits do not hold."""
+    return (
+        workload.package_bytes > LARGEST_PACKAGE_BYTES
+        or workload.state_bytes > LARGEST_STATE_BYTES
+        or workload.output_bytes > LARGEST_OUTPUT_BYTES
+        or workload.workers > MOST_WORKERS
+    )

@@ -1,0 +1,100 @@
+"""What a provider knows of one bid and of the lease that may come of it: the state of ``hansa.market.sale``."""
+
+from dataclasses import dataclass
+
+from hansa.market.receipts import NOTHING, LeaseTerms
+from hansa.proto.market_documents import Award, Bid, Tender
+from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs
+from hansa.proto.workload import Workload
+
+ENDED = ("settled", "lapsed", "declined", "stopped", "unpaid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sale:
+    """The state.
+
+    Attributes:
+        phase: bid, leased, running, delivering, settling, settled, lapsed, declined, stopped or unpaid.
+        tender: what was answered.
+        bid: the promise.
+        bid_digest: its digest.
+        max_unpaid: see ``Bid``; kept beside it since the owner may change the rules for later bids only.
+        grace_ms: a pause longer than this ends the run.
+        award: the buyer's acceptance, once there.
+        lease: its digest.
+        workload: what is run.
+        terms: what was agreed, as far as money needs it.
+        started_ms: when metering began.
+        device_ms: metered with evidence.
+        seen_ms: the run's own time at the last report of a step.
+        steps, rounds, checkpoint: the newest evidence.
+        busy_ms: device time in which the devices computed, as their driver saw it; may run ahead of ``device_ms``.
+        evident_ms: when the time that is charged was last worked; a line ends then, however late it is written.
+        lined_ms: when the last line was given to the channel.
+        lined_steps: the evidence it had.
+        lined_amount: what it came to.
+        vouched: what the buyer vouched for.
+        unproved_since_ms: since when it computes without a new step; 0 while it does not compute.
+        unvouched_since_ms: when the oldest line that waits for its voucher was written; 0 if none waits.
+        paused_ms: since when the run is paused for want of vouchers; 0 if it is not.
+        outcome, kind, reason, outputs: how the run ended.
+        over_ms: when it ended.
+        reclaim_by_ms, reclaim_why: when its devices are wanted back at the latest, and why; 0 while they are not.
+        reclaim_early: whether that leaves less time than the bid promised.
+    """
+
+    phase: str = "bid"
+    tender: Tender
+    bid: Bid
+    bid_digest: Bytes32
+    grace_ms: DurationMs
+    award: Award | None = None
+    lease: Bytes32 = NOTHING
+    channel_id: Bytes32 = NOTHING
+    workload: Workload | None = None
+    terms: LeaseTerms | None = None
+    started_ms: UnixMs = 0
+    device_ms: DeviceMs = 0
+    seen_ms: DurationMs = 0
+    steps: Uint64 = 0
+    evident_ms: UnixMs = 0
+    rounds: Uint32 = 0
+    checkpoint: Bytes32 = NOTHING
+    busy_ms: DeviceMs = 0
+    lined_ms: UnixMs = 0
+    lined_steps: Uint64 = 0
+    lined_amount: Amount = 0
+    vouched: Amount = 0
+    unproved_since_ms: UnixMs = 0
+    unvouched_since_ms: UnixMs = 0
+    paused_ms: UnixMs = 0
+    stopping: bool = False
+    refused: str = ""
+    outcome: Line = ""
+    kind: Line = ""
+    reason: str = ""
+    reclaim_by_ms: UnixMs = 0
+    reclaim_why: Note = ""
+    reclaim_early: bool = False
+    outputs: Uint32 = 0
+    over_ms: UnixMs = 0
+
+    @property
+    def accrued(self) -> int:
+        """What the evidence until now is worth."""
+        return self.terms.amount(self.device_ms) if self.terms else 0
+
+    @property
+    def exposed_at_ms(self) -> int | None:
+        """When what ran up without a voucher passes ``max_unpaid``, if no step and no voucher comes before; or None."""
+        rate_e18 = self.bid.price_e18_per_device_ms * len(self.bid.devices)
+        if not self.unproved_since_ms or not rate_e18:
+            return None
+        left = max(0, self.bid.max_unpaid - (self.accrued - self.vouched))
+        return self.unproved_since_ms + -(-(left + 1) * 10**18 // rate_e18)
+
+    @property
+    def buyer(self) -> bytes:
+        """Whose job it is."""
+        return self.tender.signer

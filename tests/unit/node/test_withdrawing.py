@@ -1,0 +1,158 @@
+"""An owner takes devices back: nothing is sold twice, whoever computes leaves, and a restart forgets nothing of it."""
+
+import pytest
+from kit.small_market import SmallMarket, device
+from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.node import events
+from hansa.node.routing import deadline_ms
+from hansa.proto import messages
+from hansa.proto.blob import blob_ref
+from hansa.scheduler import run
+
+ONE = spec(shards=1)
+FIRST, SECOND = device(PROVIDER[0]).id, device((PROVIDER[0] + 1) & 0xFF).id
+
+
+def market(*, devices=1):
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=devices)
+    made.submit(BUYER, of=ONE)
+    return made
+
+
+def running(**changes):
+    made = market(**changes)
+    made.tender(BUYER, (PROVIDER,))
+    (lease,) = made.engines[PROVIDER].state.sale_of
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    return made, lease
+
+
+def provider(made):
+    return made.engines[PROVIDER].state
+
+
+def withdraw(made, *devices, notice_ms=60_000, why="the owner plays"):
+    made.take(PROVIDER, events.DevicesWithdrawn(devices=devices, notice_ms=notice_ms, why=why, at_ms=made.now_ms))
+
+
+def give_back(made, *devices):
+    made.take(PROVIDER, events.DevicesReturned(devices=devices, at_ms=made.now_ms))
+
+
+def tell(made, event, lease, after_ms=1_000, **fields):
+    made.now_ms += after_ms
+    made.take(PROVIDER, event(run=lease, at_ms=made.now_ms, **fields))
+
+
+def left(made, lease):
+    tell(made, run.RunFailed, lease, kind=run.RECLAIMED, reason="the owner plays")
+
+
+def leaving(made):
+    return [effect for account, effect in made.effects if account == PROVIDER and isinstance(effect, run.LeaveRun)]
+
+
+def test_a_tender_is_declined_in_words_while_every_device_is_withdrawn_and_answered_once_one_is_back():
+    made = market()
+    withdraw(made, FIRST)
+    made.tender(BUYER, (PROVIDER,))
+    (decline,) = made.heard(messages.DeclineSent)
+    assert decline.decline.document.reason == "this provider lends no devices at present"
+    give_back(made, FIRST)
+    made.submit(BUYER, job=b"k" * 32, of=ONE)
+    made.tender(BUYER, (PROVIDER,), job=b"k" * 32)
+    assert len(made.heard(messages.BidSent)) == 1
+
+
+def test_a_bid_on_a_withdrawn_device_lapses_and_the_award_on_it_is_refused():
+    made = market(devices=2)
+    made.lost = lambda _, message: isinstance(message, messages.AwardSent)
+    made.tender(BUYER, (PROVIDER,))
+    withdraw(made, FIRST, SECOND)
+    assert provider(made).capacity.allotments == {}
+    (award,) = made.heard(messages.AwardSent)
+    made.lost = lambda *_: False
+    made.tell(BUYER, PROVIDER, award)
+    (refused,) = made.heard(messages.LeaseRefused)
+    assert refused.reason == "the bid is lapsed: the devices were taken back: the owner plays"
+    assert provider(made).runs.live == {}
+
+
+def test_a_device_is_neither_free_nor_sold_again_until_its_run_has_left():
+    made, lease = running()
+    withdraw(made, FIRST)
+    assert leaving(made) == [run.LeaveRun(run=lease, by_ms=made.now_ms + 60_000)]
+    assert made.heard(messages.LeaseReclaimed)[0].by_ms == made.now_ms + 60_000
+    assert provider(made).capacity.phase_of(FIRST) == "leased"
+    give_back(made, FIRST)
+    assert provider(made).capacity.free == ()
+    withdraw(made, FIRST)
+    left(made, lease)
+    assert provider(made).capacity.phase_of(FIRST) == "withdrawn"
+    assert provider(made).capacity.free == ()
+    give_back(made, FIRST)
+    assert [entry.id for entry in provider(made).capacity.free] == [FIRST]
+
+
+def test_only_leases_on_the_devices_that_are_wanted_leave():
+    made, _ = running(devices=2)
+    withdraw(made, SECOND)
+    assert leaving(made) == []
+    assert made.heard(messages.LeaseReclaimed) == []
+
+
+def test_the_time_up_to_the_last_checkpoint_is_charged_and_no_unit_beyond_it():
+    made, lease = running()
+    tell(made, run.RunProgressed, lease, step=1, metrics=())
+    withdraw(made, FIRST)
+    tell(made, run.RunCheckpointed, lease, 700, round=0, step=1, checkpoint=blob_ref(b"state"))
+    made.now_ms += 5_000
+    left(made, lease)
+    (sold,) = (entry for _, entry in provider(made).sales.all() if entry.lease == lease)
+    assert (sold.device_ms, sold.vouched) == (1_700, 1_700)
+
+
+def test_a_checkpoint_of_work_that_was_charged_before_is_not_charged_again():
+    made, lease = running()
+    for number in (1, 2):
+        tell(made, run.RunProgressed, lease, step=number, metrics=())
+    # The sandbox was lost, and the shard does again what it had done.
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    tell(made, run.RunCheckpointed, lease, 700, round=0, step=1, checkpoint=blob_ref(b"state"))
+    withdraw(made, FIRST)
+    left(made, lease)
+    (sold,) = (entry for _, entry in provider(made).sales.all() if entry.lease == lease)
+    assert sold.device_ms == 2_000
+
+
+def test_a_daemon_that_dies_in_the_middle_of_the_notice_ends_the_run_as_reclaimed_and_keeps_the_device_back():
+    made, lease = running()
+    tell(made, run.RunProgressed, lease, step=1, metrics=())
+    withdraw(made, FIRST)
+    made.restart(PROVIDER, devices=1)
+    (sold,) = (entry for _, entry in provider(made).sales.all() if entry.lease == lease)
+    assert (sold.kind, sold.device_ms) == ("reclaimed", 1_000)
+    assert provider(made).capacity.phase_of(FIRST) == "withdrawn"
+    assert made.heard(messages.RunEnded)[0].kind == "reclaimed"
+
+
+def test_a_run_that_does_not_leave_by_itself_is_stopped_when_its_time_is_over():
+    made, lease = running()
+    tell(made, run.RunProgressed, lease, step=1, metrics=())
+    withdraw(made, FIRST, notice_ms=2_000)
+    made.pass_time(4_000, PROVIDER)
+    assert run.StopRun(run=lease, grace_ms=3_000) in [effect for _, effect in made.effects]
+    tell(made, run.RunStopped, lease)
+    assert made.heard(messages.RunEnded)[0].kind == "reclaimed"
+    assert deadline_ms(provider(made)) is None or deadline_ms(provider(made)) > made.now_ms
+
+
+@pytest.mark.parametrize(("notice_ms", "kind"), [(1_000, "reclaimed"), (999, "reclaimed-early")])
+def test_the_end_says_whether_the_notice_was_what_the_bid_promised(notice_ms, kind):
+    made, lease = running()
+    withdraw(made, FIRST, notice_ms=notice_ms)
+    left(made, lease)
+    assert made.heard(messages.RunEnded)[0].kind == kind
