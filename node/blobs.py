@@ -146,6 +146,15 @@ class BlobStore:
             if wanted != before:
                 self._write_pins()
 
+    def forget_pins(self, prefix: str) -> None:
+        """Take back every reason that begins so: what an earlier process held for things that ended with it."""
+        with self._lock:
+            kept = {name: [why for why in reasons if not why.startswith(prefix)] for name, reasons in self._pins.items()}
+            kept = {name: reasons for name, reasons in kept.items() if reasons}
+            if kept != self._pins:
+                self._pins = kept
+                self._write_pins()
+
     def delete(self, ref: BlobRef) -> None:
         """Forget a blob at once, pinned or not."""
         with self._lock:
@@ -161,6 +170,54 @@ class BlobStore:
         """Keep a copy of this file as it is now."""
         with path.open("rb") as file:
             return self._put(_chunks(file))
+
+    def writer(self, size_bytes: int) -> "BlobWriter":
+        """Begin a blob of this size whose bytes come bit by bit; its room is kept for it. Raises ``NoRoom``."""
+        with self._lock:
+            self._make_room(size_bytes)
+            writer = BlobWriter(self, self._new / secrets.token_hex(16), size_bytes)
+            self._reserved[writer.path.name] = size_bytes
+            return writer
+
+    def finish_writing(self, writer: "BlobWriter", hashes: Sequence[bytes]) -> BlobRef:
+        """All bytes of a writer's file are there: make it a blob."""
+        ref = BlobRef(root=root_of(writer.size_bytes, hashes), size_bytes=writer.size_bytes)
+        with self._lock:
+            self._reserved.pop(writer.path.name, None)
+            if not self.has(ref):
+                self._adopt(ref, writer.path, hashes)
+            self._touch(ref)
+        return ref
+
+    def drop_writing(self, writer: "BlobWriter") -> None:
+        """Forget what was written, unless it became a blob."""
+        with self._lock:
+            self._reserved.pop(writer.path.name, None)
+            writer.path.unlink(missing_ok=True)
+
+    def new_file(self) -> Path:
+        """Where a file may be written that is to become a blob; what is left there goes at the next start."""
+        return self._new / secrets.token_hex(16)
+
+    def take_file(self, path: Path) -> BlobRef:
+        """Make a file that was written at ``new_file()`` a blob without copying it.
+
+        Raises:
+            NoRoom: the quota does not allow it; then it is left where it is.
+        """
+        with path.open("rb") as file:
+            hashes = [chunk_hash(chunk) for chunk in _chunks(file)]
+            size_bytes = file.tell()
+            _sync(file)
+        ref = BlobRef(root=root_of(size_bytes, hashes), size_bytes=size_bytes)
+        with self._lock:
+            if not self.has(ref):
+                self._make_room(size_bytes)
+                self._adopt(ref, path, hashes)
+            else:
+                path.unlink()
+            self._touch(ref)
+        return ref
 
     def _put(self, chunks: Iterator[bytes | memoryview]) -> BlobRef:
         temporary = self._new / secrets.token_hex(16)
@@ -228,6 +285,16 @@ class BlobStore:
         if ref.size_bytes > limit:
             raise ValueError(f"a blob of {ref.size_bytes} bytes, and at most {limit} are to be read")
         return self._read(ref, str(ref), 0, ref.size_bytes)
+
+    def reader(self, ref: BlobRef) -> BinaryIO:
+        """The bytes of a blob as a file, which can be read to its end whatever is evicted. Raises ``BlobMissing``."""
+        path = self.path(ref)
+        try:
+            if path is not None:
+                return path.open("rb")
+        except FileNotFoundError:
+            pass  # evicted between the two steps
+        raise BlobMissing(ref)
 
     def read_chunk(self, ref: BlobRef, index: int) -> bytes:
         """One chunk. Raises ``BlobMissing``."""
@@ -372,6 +439,55 @@ class Partial:
     def close(self) -> None:
         """Stop for now; what was fetched stays for the next time."""
         self._file.close()
+
+
+class BlobWriter:
+    """A blob whose bytes come in order, in pieces of any size. At most one chunk of it is in memory."""
+
+    def __init__(self, store: BlobStore, path: Path, size_bytes: int) -> None:
+        """Made by ``BlobStore.writer``."""
+        self.path = path
+        self.size_bytes = size_bytes
+        self._store = store
+        self._file = _create(path)
+        self._hashes: list[bytes] = []
+        self._chunk = bytearray()
+        self._written_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """The next bytes. Raises ``ValueError`` if they are more than the blob has."""
+        if self._written_bytes + len(data) > self.size_bytes:
+            raise ValueError("more bytes than the blob has")
+        self._written_bytes += len(data)
+        self._file.write(data)
+        view = memoryview(data)
+        while view:
+            piece = view[: CHUNK_BYTES - len(self._chunk)]
+            self._chunk += piece
+            view = view[len(piece) :]
+            if len(self._chunk) == CHUNK_BYTES:
+                self._hash_chunk()
+
+    def finish(self) -> BlobRef:
+        """It is complete: make it a blob. Raises ``ValueError`` if bytes are missing."""
+        if self._written_bytes != self.size_bytes:
+            raise ValueError("fewer bytes than the blob has")
+        if self._chunk:
+            self._hash_chunk()
+        try:
+            _sync(self._file)
+            return self._store.finish_writing(self, self._hashes)
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """It will never be complete, or it is already: leave nothing behind but the blob."""
+        self._file.close()
+        self._store.drop_writing(self)
+
+    def _hash_chunk(self) -> None:
+        self._hashes.append(chunk_hash(bytes(self._chunk)))
+        self._chunk.clear()
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -1,6 +1,9 @@
 """Runs jobs in real sandboxes for the tests: a blob store in memory, an executor, and every event that it told."""
 
-from collections.abc import AsyncIterator, Callable
+import shutil
+import tempfile
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,13 +12,12 @@ from typing import Any
 
 import pytest
 import trio
-from blake3 import blake3
 
 from hansa.node import process_tree
+from hansa.node.blobs import BlobStore
 from hansa.node.executor import Executor
 from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.sandbox import SandboxReport, check_sandbox
-from hansa.proto.blob import BlobRef
 
 LIMITS = RunLimits(
     memory_bytes=1 << 30,
@@ -41,21 +43,30 @@ def need_sandbox() -> None:
         pytest.skip(f"no sandbox on this machine: {report.reason}")
 
 
-class MemoryBlobs:
-    """Keeps blobs in memory; the names are made up."""
+class Kept(Mapping[bytes, bytes]):
+    """The blobs of a store by their roots."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._folder = store.directory / "whole"
+
+    def __getitem__(self, root: bytes) -> bytes:
+        return (self._folder / root.hex()).read_bytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (bytes.fromhex(path.name) for path in self._folder.iterdir() if path.suffix != ".tree")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class HarnessBlobs(BlobStore):
+    """A real store in a directory that goes with it, which also gives what it holds."""
 
     def __init__(self) -> None:
-        self.kept: dict[bytes, bytes] = {}
-
-    def put_bytes(self, data: bytes) -> BlobRef:
-        root = blake3(data).digest()
-        self.kept[root] = data
-        return BlobRef(root=root, size_bytes=len(data))
-
-    def read_bytes(self, ref: BlobRef, limit: int) -> bytes:
-        data = self.kept[ref.root]
-        assert len(data) <= limit
-        return data
+        directory = tempfile.mkdtemp(prefix="hansa-blobs-")
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        super().__init__(Path(directory), quota_bytes=8 << 30)
+        self.kept = Kept(self)
 
 
 @dataclass
@@ -63,7 +74,7 @@ class Room:
     """An executor at work, and what it told."""
 
     executor: Executor
-    blobs: MemoryBlobs
+    blobs: HarnessBlobs
     events: list[Any] = field(default_factory=list)
 
     async def wait_for(self, kind: type | tuple[type, ...], count: int = 1, within_s: float = 60) -> Any:
@@ -85,13 +96,13 @@ class Room:
 
 @asynccontextmanager
 async def a_room(**settings: Any) -> AsyncIterator[Room]:
-    room = Room(executor=None, blobs=MemoryBlobs())  # type: ignore[arg-type]
     clock: Callable[[], int] = lambda: int(trio.current_time() * 1000)  # noqa: E731
-    room.executor = Executor(tell=room.events.append, blobs=room.blobs, now_ms=clock, **settings)
+    blobs, events = HarnessBlobs(), []
+    executor = Executor(tell=events.append, blobs=blobs, now_ms=clock, **settings)
     async with trio.open_nursery() as nursery:
-        await nursery.start(room.executor.serve)
+        await nursery.start(executor.serve)
         try:
-            yield room
+            yield Room(executor=executor, blobs=blobs, events=events)
         finally:
             nursery.cancel_scope.cancel()
 

@@ -5,7 +5,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -214,3 +216,68 @@ def test_a_part_that_nobody_goes_on_with_is_forgotten_after_a_week(tmp_path):
     again = BlobStore(tmp_path, quota_bytes=100)
     assert again.size_bytes == 0
     assert not list((tmp_path / "part").iterdir())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 700_000), max_size=8))
+def test_a_blob_written_bit_by_bit_is_the_same_as_one_kept_at_once(sizes):
+    data = b"".join(bytes([number + 1]) * size for number, size in enumerate(sizes))
+    with tempfile.TemporaryDirectory() as directory:
+        store = BlobStore(Path(directory), quota_bytes=1 << 30)
+        writer = store.writer(len(data))
+        at = 0
+        for size in sizes:
+            writer.write(data[at : at + size])
+            at += size
+        ref = writer.finish()
+        assert ref == blob_ref(data)
+        assert store.read_bytes(ref, len(data)) == data
+        assert store.read_tree(ref, 0, 99) == tuple(chunk_hash(chunk) for chunk in chunks_of(data))
+        assert store.size_bytes == len(data)
+        assert list((Path(directory) / "new").iterdir()) == []
+
+
+def test_a_blob_that_is_being_written_has_its_room_kept_and_gives_it_back(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    writer = store.writer(60)
+    with pytest.raises(NoRoom):
+        store.writer(41)
+    with pytest.raises(NoRoom):
+        store.put_bytes(bytes(41))
+    writer.write(bytes(30))
+    writer.drop()
+    assert store.size_bytes == 0
+    assert list((tmp_path / "new").iterdir()) == []
+    store.writer(100).drop()
+
+
+def test_a_blob_is_neither_longer_nor_shorter_than_was_said(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    writer = store.writer(3)
+    writer.write(b"ab")
+    with pytest.raises(ValueError, match="fewer"):
+        writer.finish()
+    with pytest.raises(ValueError, match="more"):
+        writer.write(b"cd")
+    writer.write(b"c")
+    assert store.has(writer.finish())
+
+
+def test_a_blob_that_is_known_may_be_written_again(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    known = store.put_bytes(b"abc")
+    writer = store.writer(3)
+    writer.write(b"abc")
+    assert writer.finish() == known
+    assert store.size_bytes == 3
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_blob_can_be_read_to_its_end_although_it_is_evicted_meanwhile(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    ref = store.put_bytes(b"abc")
+    with store.reader(ref) as file:
+        store.delete(ref)
+        assert file.read() == b"abc"
+    with pytest.raises(BlobMissing):
+        store.reader(ref)

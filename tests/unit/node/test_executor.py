@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import socket
+import tracemalloc
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order
 
-from hansa.node.blobs import BlobMissing, NoRoom
-from hansa.node.executor import ExecutorSettings
+from hansa.node.executor_clock import ExecutorSettings
 from hansa.node.launcher_protocol import (
     MAX_PACKET_BYTES,
     Ended,
@@ -191,7 +191,7 @@ async def test_a_launcher_that_is_being_restarted_is_awaited(tmp_path):
         async with a_room(launch=launch) as room:
             first[1].close()
             await trio.sleep(0.1)
-            while room.executor._control is None:  # noqa: ASYNC110 - nothing tells it
+            while not room.executor._launcher.connected:  # noqa: ASYNC110 - nothing tells it
                 await trio.sleep(0.05)
             await room.executor.start(an_order(tmp_path, ""))
             assert isinstance(unpack(await trio.to_thread.run_sync(second[1].recv, MAX_PACKET_BYTES)), Start)
@@ -350,7 +350,7 @@ async def test_progress_is_told_in_moderation(tmp_path):
 
 async def test_a_store_without_room_fails_the_run_and_not_the_daemon(tmp_path):
     async with a_stage() as stage:
-        stage.room.blobs.put_bytes = no_room
+        stage.room.blobs.quota_bytes = 0
         await stage.room.executor.start(an_order(tmp_path, ""))
         await stage.furnish()
         await stage.say_with(frames.Output(path="a", size_bytes=1), b"x")
@@ -359,7 +359,6 @@ async def test_a_store_without_room_fails_the_run_and_not_the_daemon(tmp_path):
 
 async def test_a_checkpoint_that_is_not_there_fails_the_run_and_not_the_daemon(tmp_path):
     async with a_stage() as stage:
-        stage.room.blobs.read_bytes = missing
         ref = BlobRef(root=b"x" * 32, size_bytes=1)
         await stage.room.executor.start(an_order(tmp_path, "", checkpoint=ref))
         while not stage.room.events:  # noqa: ASYNC110
@@ -367,9 +366,76 @@ async def test_a_checkpoint_that_is_not_there_fails_the_run_and_not_the_daemon(t
     assert stage.room.events[0].kind == "refused"
 
 
-def no_room(data):
-    raise NoRoom(len(data), 0)
+async def test_a_state_is_never_in_memory_whole(tmp_path):
+    size_bytes = 48 << 20
+    limits = dataclasses.replace(LIMITS, state_bytes=size_bytes)
+    chunk = frames.encode(frames.Chunk(data=bytes(frames.MAX_CHUNK_BYTES)))
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=limits))
+        await stage.furnish()
+        tracemalloc.start()
+        try:
+            await stage.say(frames.Sync(round=0, weight=1.0, size_bytes=size_bytes))
+            for _ in range(size_bytes // frames.MAX_CHUNK_BYTES):
+                await stage.say(chunk)
+            synced = await stage.room.wait_for(RunSynced)
+            await stage.room.executor.deliver_round(RUN, 0, synced.state)
+            left = size_bytes
+            while left:
+                stage.heard.clear()
+                frame = await stage.next_frame()
+                left -= len(frame.data) if isinstance(frame, frames.Chunk) else 0
+                for other in stage.heard:
+                    left -= len(other.data)
+            _now, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < 8 << 20, f"{peak_bytes >> 20} MiB"
 
 
-def missing(ref, limit):
-    raise BlobMissing(ref)
+async def test_a_state_that_was_broken_off_leaves_nothing_behind(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Sync(round=0, weight=1.0, size_bytes=3 << 20), frames.Chunk(data=bytes(1 << 19)))
+        await trio.sleep(0.2)
+        assert stage.room.blobs.size_bytes == 3 << 20, "its room is kept"
+        await stage.say(frames.Finished())
+        assert isinstance(await stage.end(), RunFinished)
+        assert stage.room.blobs.size_bytes == 0
+        assert list((stage.room.blobs.directory / "new").iterdir()) == []
+
+
+async def test_what_is_said_to_a_run_before_it_has_begun_comes_after_its_beginning(tmp_path):
+    async with a_stage() as stage:
+        checkpoint = stage.room.blobs.put_bytes(bytes(2 << 20))
+        await stage.room.executor.start(an_order(tmp_path, "", checkpoint=checkpoint))
+        await stage.room.executor.deliver_round(RUN, 3, checkpoint)
+        await stage.room.executor.leave(RUN, 60_000, "the owner needs it")
+        begin = await stage.furnish()
+        assert (begin.has_checkpoint, begin.size_bytes) == (True, 2 << 20)
+        said = [await stage.next_frame() for _ in range(10)]
+    kinds = [type(frame) for frame in said]
+    assert kinds.count(frames.Chunk) == 8
+    assert kinds.index(frames.RoundResult) >= 4, "a state at a time"
+    assert kinds.index(frames.Leave) == 0, "a word does not wait for a state"
+
+
+async def test_a_state_goes_on_whoever_wanted_it_sent_is_cancelled(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        state = stage.room.blobs.put_bytes(bytes(8 << 20))  # more than a socket holds
+        with trio.move_on_after(0.2):
+            await stage.room.executor.deliver_round(RUN, 0, state)
+            await trio.sleep_forever()
+        said = [await stage.next_frame() for _ in range(17)]
+    assert [type(frame) for frame in said] == [frames.RoundResult] + [frames.Chunk] * 16
+
+
+async def test_a_state_larger_than_the_runs_own_is_not_passed_on(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        with pytest.raises(ValueError, match="smaller"):
+            await stage.room.executor.deliver_round(RUN, 0, BlobRef(root=b"x" * 32, size_bytes=LIMITS.state_bytes + 1))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hansa.node import process_tree
 from hansa.node.cgroups import GroupLimits, GroupV2, make_group
 from hansa.node.confine import ClaimedUid, staged
-from hansa.node.executor import printable
+from hansa.node.executor_end import printable
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
 from hansa.node.sandbox import SandboxSpec, build_command, take_inventory
 from hansa.node.seccomp import ARCHITECTURES, DENIED, build_filter
