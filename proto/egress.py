@@ -41,6 +41,14 @@ _NOT_PUBLIC = tuple(
 )
 
 
+class PrivateAddress(ValueError):
+    """An address that is written out, and that no job may ever reach."""
+
+    def __init__(self) -> None:
+        """There is one thing to say."""
+        super().__init__("private addresses can never be reached")
+
+
 def normalise(text: str) -> str:
     """The one way to write a pattern: ``"*.Example.org"`` is ``"*.example.org:443"``.
 
@@ -112,7 +120,7 @@ def _public(kind: type[IpAddress], text: str) -> str:
     except ValueError:
         raise ValueError("that is no address") from None
     if not is_public(address):
-        raise ValueError("private addresses can never be reached")
+        raise PrivateAddress
     return str(address)
 
 

@@ -60,6 +60,8 @@ ONE_PLACE = {
     "hypercorn": ("node/http_server.py",),
     "httpx": ("node/cli_client.py",),
     "click": ("node/cli",),
+    "h11": ("node/egress_",),
+    "idna": ("proto/egress.py",),
 }
 WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
