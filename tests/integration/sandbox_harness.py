@@ -39,6 +39,8 @@ def sandbox_report() -> SandboxReport:
 
 def need_sandbox() -> None:
     report = sandbox_report()
+    # A machine that cannot make a sandbox is one thing; a sandbox that can be made and leaks must never pass as that.
+    assert "leaks" not in report.reason, report.reason
     if not report.available:
         pytest.skip(f"no sandbox on this machine: {report.reason}")
 
