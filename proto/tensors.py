@@ -24,6 +24,7 @@ MAX_HEADER_BYTES: Final = 4 << 20
 MAX_TENSORS: Final = 20_000
 MAX_DEPTH: Final = 32
 MAX_DIMENSIONS: Final = 16
+MEAN_BLOCK: Final = 1 << 18
 OUTLINE_KEY: Final = "hansa"
 
 _DTYPES: Final[Mapping[str, str]] = {
@@ -86,7 +87,7 @@ def encode_state(tree: Any) -> bytes:
     return write_tensors(take_apart(tree))
 
 
-def decode_state(data: bytes) -> Any:
+def decode_state(data: bytes | memoryview) -> Any:
     """The state that these bytes are. Arrays are read-only views into ``data``.
 
     Raises:
@@ -97,28 +98,33 @@ def decode_state(data: bytes) -> Any:
 
 def write_tensors(tensors: Tensors) -> bytes:
     """A safetensors file of these arrays, byte for byte the same every time."""
+    return b"".join(tensor_parts(tensors))
+
+
+def tensor_parts(tensors: Tensors) -> list[bytes | memoryview]:
+    """The same file in parts, which are views of the arrays as far as that can be: nothing is in memory twice."""
     header: dict[str, Any] = {"__metadata__": {OUTLINE_KEY: tensors.outline}}
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     at = 0
     # Wide elements first keeps every tensor aligned without padding, as the reference implementation has it.
     for name, array in sorted(tensors.arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         plain = _plain(array)
-        raw = plain.tobytes()
+        raw = plain.reshape(-1).view(np.uint8).data
         header[name] = {
             "dtype": _NAMES[plain.dtype.str],
             "shape": list(array.shape),
-            "data_offsets": [at, at + len(raw)],
+            "data_offsets": [at, at + raw.nbytes],
         }
         parts.append(raw)
-        at += len(raw)
+        at += raw.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise TooLarge("state", "its names and nesting take more than 4 MiB")
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    return [len(text).to_bytes(8, "little") + text, *parts]
 
 
-def read_tensors(data: bytes) -> Tensors:
+def read_tensors(data: bytes | memoryview) -> Tensors:
     """The arrays and the outline in a safetensors file that `write_tensors` could have written.
 
     Raises:
@@ -132,7 +138,7 @@ def read_tensors(data: bytes) -> Tensors:
     if 8 + size > len(data):
         raise Malformed("state", "the header reaches past the end")
     try:
-        text = data[8 : 8 + size].decode("utf-8")
+        text = bytes(data[8 : 8 + size]).decode("utf-8")
         refuse_deep_nesting(text)
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -177,13 +183,24 @@ def weighted_mean(states: Sequence[Mapping[str, Array]], weights: Sequence[float
         if first.dtype.kind == "b":
             mean[name] = first
             continue
-        summed = np.zeros(first.shape, dtype=np.float64)
-        for state, weight in zip(states, weights, strict=True):
-            summed += state[name].astype(np.float64) * (weight / total)
+        mean[name] = _mean_of([state[name] for state in states], [weight / total for weight in weights])
+    return mean
+
+
+def _mean_of(arrays: Sequence[Array], shares: Sequence[float]) -> Array:
+    """The mean of one array, block by block: the sums are wider than the arrays and must not be in memory whole."""
+    first = arrays[0]
+    mean = np.empty(first.shape, dtype=first.dtype)
+    flat, sources = mean.reshape(-1), [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    for start in range(0, flat.size, MEAN_BLOCK):
+        stop = min(flat.size, start + MEAN_BLOCK)
+        summed = np.zeros(stop - start, dtype=np.float64)
+        for source, share in zip(sources, shares, strict=True):
+            summed += source[start:stop].astype(np.float64) * share
         if first.dtype.kind in "iu":
             limits = np.iinfo(first.dtype)
             summed = np.clip(np.rint(summed), float(limits.min), float(limits.max))
-        mean[name] = summed.astype(first.dtype)
+        flat[start:stop] = summed.astype(first.dtype)
     return mean
 
 
