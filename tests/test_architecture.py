@@ -60,6 +60,7 @@ ONE_PLACE = {
     "hypercorn": ("node/http_server.py",),
     "httpx": ("node/cli_client.py",),
     "click": ("node/cli",),
+    "cryptography": ("node/agent_keys.py",),
     "h11": ("node/egress_",),
     "idna": ("proto/egress.py",),
 }

@@ -1,0 +1,126 @@
+"""Who belongs to a provider: join lines, invitations that work once, and certificates of one form only."""
+
+import datetime as dt
+import os
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.node.agent_keys import (
+    Enrolled,
+    Invitation,
+    Register,
+    check_certificate,
+    check_name,
+    load_identity,
+    parse_line,
+    write_invitation_key,
+)
+from hansa.node.faults import ConfigError
+from hansa.proto.errors import Malformed
+
+SECRET = bytes(range(32))
+
+
+@given(
+    st.sampled_from(["192.0.2.7", "node.example", "fd00::1"]),
+    st.integers(1, 65535),
+    st.binary(min_size=32, max_size=32),
+)
+def test_a_join_line_says_what_went_into_it(host, port, secret):
+    invitation = Invitation(host=host, port=port, pin=secret[::-1], secret=secret)
+    assert parse_line(f"  {invitation.line}\n") == invitation
+
+
+@given(st.text(max_size=200))
+def test_any_other_text_is_no_join_line(text):
+    with pytest.raises(ConfigError):
+        parse_line(text)
+
+
+def test_a_key_is_made_once_and_read_by_its_owner_only(tmp_path):
+    first = load_identity(tmp_path / "data")
+    assert load_identity(tmp_path / "data") == first
+    assert first.file.stat().st_mode & 0o777 == 0o600
+    assert check_certificate(first.certificate) == first.certificate
+    first.file.chmod(0o644)
+    with pytest.raises(ConfigError):
+        load_identity(tmp_path / "data")
+
+
+def test_a_secret_always_stands_for_the_same_key(tmp_path):
+    register = Register(tmp_path / "cluster")
+    register.invite(SECRET, expires_ms=1000)
+    made = write_invitation_key(SECRET, tmp_path / "invitation.pem")
+    assert register.invitations(999) == {made.pin: made.certificate}
+    assert SECRET.hex() not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+
+
+def test_an_invitation_ends_with_its_time(tmp_path):
+    register = Register(tmp_path)
+    register.invite(SECRET, expires_ms=1000)
+    assert register.invitations(1000) == {}
+    assert register.invitations(0) == {}, "it does not come back with a clock that was set back"
+
+
+def test_an_invitation_admits_one_machine_and_no_second(tmp_path):
+    register = Register(tmp_path)
+    register.invite(SECRET, expires_ms=1000)
+    (pin,) = register.invitations(0)
+    one, two = (
+        Enrolled(name=name, certificate=load_identity(tmp_path / name).certificate, since_ms=1) for name in "ab"
+    )
+    assert register.enrol(pin, one) is None
+    assert register.enrol(pin, two) == "the invitation was used already"
+    assert register.machines() == {one.pin: one}
+    assert register.remove("a")
+    assert not register.remove("a")
+    assert register.machines() == {}
+
+
+def test_two_machines_cannot_share_a_name_and_the_invitation_stays(tmp_path):
+    register = Register(tmp_path)
+    machines = [Enrolled(name="a", certificate=load_identity(tmp_path / key).certificate, since_ms=1) for key in "xy"]
+    for machine, secret in zip(machines, (SECRET, SECRET[::-1]), strict=True):
+        register.invite(secret, expires_ms=1000)
+        (pin,) = register.invitations(0)
+        why = register.enrol(pin, machine)
+    assert why == "another machine is called a"
+    assert len(register.invitations(0)) == 1
+
+
+def test_only_certificates_as_machines_make_them_are_taken(tmp_path):
+    ours = load_identity(tmp_path / "a").certificate
+    key = generate_private_key(SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hansa")])
+    now = dt.datetime.now(dt.UTC)
+    other = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+    for data in (
+        b"",
+        b"0",
+        ours[:-1],
+        ours[:-1] + b"\0",
+        ours + b"\0",
+        other.sign(key, SHA256()).public_bytes(Encoding.DER),
+    ):
+        with pytest.raises(Malformed):
+            check_certificate(data)
+
+
+@pytest.mark.parametrize("name", ["", "-", "a-", "A", "a" * 33, "a b", "ä", "../x", "a\n"])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(ConfigError):
+        check_name(name)
+
+
+def test_what_is_none_of_ours_in_the_register_is_passed_over(tmp_path):
+    register = Register(tmp_path)
+    (tmp_path / "machines" / "x.json").write_text("[1")
+    (tmp_path / "machines" / "y.json").write_bytes(os.urandom(20000))
+    assert register.machines() == {}
