@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.config import ProviderConfig
+from hansa.node.driver_process import ask_once
 from hansa.node.faults import ConfigError
-from hansa.node.nvml import Gpu, GpuReport, read_gpus
+from hansa.node.gpus import AMD, NVIDIA, Gpu, GpuReport
 from hansa.node.quantities import format_size
 from hansa.proto.keccak import keccak256
 from hansa.proto.market_documents import KIND_CPU, KIND_GPU, Device
@@ -46,7 +47,7 @@ class Inventory:
 
     Attributes:
         devices: as they stand in adverts and bids.
-        gpus: the GPU behind a device's id, for the executor (its ``minor``) and for metering (its ``uuid``).
+        gpus: the GPU behind a device's id, for the executor (its nodes) and for metering (its ``uuid``).
         note: what is lent and what is not, in one line.
         driver_version: empty without an NVIDIA driver.
     """
@@ -58,7 +59,24 @@ class Inventory:
 
     def gpu_minors(self, leased: tuple[Bytes32, ...]) -> tuple[int, ...]:
         """Minor numbers of the device nodes that a run on these devices is given. CPU slots have none."""
-        return tuple(sorted(self.gpus[device].minor for device in leased if device in self.gpus))
+        minors = {self.gpus[device].minor for device in leased if device in self.gpus}
+        return tuple(sorted(minor for minor in minors if minor is not None))
+
+    def device_nodes(self, leased: tuple[Bytes32, ...]) -> tuple[str, ...]:
+        """Device nodes beside those of ``gpu_minors``: of slices, and of other makes than NVIDIA's."""
+        return tuple(sorted({node for device in leased if device in self.gpus for node in self.gpus[device].nodes}))
+
+    def cuda_devices(self, leased: tuple[Bytes32, ...]) -> tuple[str, ...]:
+        """What CUDA calls the leased GPUs."""
+        return self._uuids(leased, NVIDIA)
+
+    def rocm_devices(self, leased: tuple[Bytes32, ...]) -> tuple[str, ...]:
+        """What ROCm calls the leased GPUs."""
+        return self._uuids(leased, AMD)
+
+    def _uuids(self, leased: tuple[Bytes32, ...], vendor: str) -> tuple[str, ...]:
+        gpus = [self.gpus[device] for device in leased if device in self.gpus]
+        return tuple(gpu.uuid for gpu in sorted(gpus, key=lambda gpu: (gpu.index, gpu.uuid)) if gpu.vendor == vendor)
 
 
 def take_inventory(
@@ -77,7 +95,7 @@ def take_inventory(
     """
     if not provider.enabled:
         return Inventory(devices=(), gpus={}, note="this node lends nothing", driver_version="")
-    report = read_gpus() if report is None else report
+    report = ask_once() if report is None else report
     machine = read_machine() if machine is None else machine
     lent = _chosen_gpus(provider, report)
     slots = _slot_count(provider, machine)
@@ -113,7 +131,8 @@ def _chosen_gpus(provider: ProviderConfig, report: GpuReport) -> tuple[Gpu, ...]
         return report.gpus
     chosen: list[Gpu] = []
     for wanted in provider.gpus:
-        found = [gpu for gpu in report.gpus if wanted in (gpu.uuid, str(gpu.index))]
+        # A card that is cut into slices is named by itself, and means all of them.
+        found = [gpu for gpu in report.gpus if wanted in (gpu.uuid, gpu.card, str(gpu.index))]
         if not found:
             why = "; ".join(report.notes) or f"this machine has {', '.join(gpu.uuid for gpu in report.gpus)}"
             raise ConfigError(f"provider.gpus names {wanted}, which cannot be lent: {why}", "see nvidia-smi -L")
@@ -142,7 +161,9 @@ def _slot_count(provider: ProviderConfig, machine: Machine) -> int:
 
 
 def _note(report: GpuReport, lent: tuple[Gpu, ...], slots: int) -> str:
-    lends = [f"{len(lent)} GPU{'s' * (len(lent) != 1)}"] if lent else []
+    cards, slices = (len([gpu for gpu in lent if bool(gpu.profile) == cut]) for cut in (False, True))
+    lends = [f"{cards} GPU{'s' * (cards != 1)}"] if cards else []
+    lends += [f"{slices} MIG slice{'s' * (slices != 1)}"] if slices else []
     lends += [f"{slots} CPU slot{'s' * (slots != 1)}, sold as what it is"] if slots else []
     notes = [*report.notes, "lends " + " and ".join(lends) if lends else "nothing is lent"]
     return "; ".join(notes)

@@ -1,19 +1,15 @@
-"""GPUs come from the driver through the real bindings, CPU capacity from the kernel, and nothing is pretended."""
+"""GPUs are lent as their driver names them, CPU capacity as the kernel does, and nothing is pretended."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hansa.node.config import ProviderConfig, parse_config
+from hansa.node.driver_process import ask_once
 from hansa.node.faults import ConfigError
+from hansa.node.gpus import Gpu, GpuReport
 from hansa.node.inventory import Machine, read_machine, take_inventory
-from hansa.node.nvml import Gpu, GpuReport, read_gpus
 from hansa.proto.keccak import keccak256
 
 ACCOUNT = bytes(range(20))
@@ -106,130 +102,39 @@ def test_a_containers_memory_limit_counts(tmp_path: Path) -> None:
     assert read_machine(tmp_path, tmp_path).memory_bytes == 1 << 30
 
 
-# ---- the real bindings on a stand-in driver --------------------------------------------------------------------------
-
-DRIVER = r"""
-#include <stdlib.h>
-#include <string.h>
-static int number(const char *name, int otherwise) { char *v = getenv(name); return v ? atoi(v) : otherwise; }
-int nvmlInitWithFlags(unsigned flags) { return number("INIT", 0); }
-int nvmlShutdown(void) { char *path = getenv("CLOSED"); if (path) fclose_marker(path); return 0; }
-const char *nvmlErrorString(int code) { return code == 9 ? "Driver Not Loaded" : "An Error"; }
-int nvmlSystemGetDriverVersion(char *out, unsigned size) { strncpy(out, "580.00", size); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = number("GPUS", 2); return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
-  if ((int)index == number("LOST", -1)) return 15;
-  *device = (void *)(long)(index + 1); return 0; }
-int nvmlDeviceGetUUID(void *device, char *out, unsigned size) {
-  memset(out, 0, size); strcpy(out, "GPU-stand-in-"); out[13] = '0' + (long)device - 1; return 0; }
-int nvmlDeviceGetName(void *device, char *out, unsigned size) { strncpy(out, "NVIDIA Stand-in", size); return 0; }
-struct memory { unsigned long long total, free, used; };
-int nvmlDeviceGetMemoryInfo(void *device, struct memory *out) {
-  if (getenv("NO_MEMORY")) return 3;
-  out->total = 80ull << 30; out->free = out->total; out->used = 0; return 0; }
-int nvmlDeviceGetMinorNumber(void *device, unsigned *minor) {
-  if (getenv("NO_MINOR")) return 3;
-  *minor = (long)device + 6; return 0; }
-#ifdef WITH_MIG
-int nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *later) {
-  *now = *later = (long)device == 1; return 0; }
-#endif
-"""
-MARKER = r"""
-#include <stdio.h>
-static void fclose_marker(const char *path) { FILE *f = fopen(path, "w"); if (f) fclose(f); }
-"""
-PROGRAM = """
-import json, dataclasses
-from hansa.node.nvml import read_gpus
-print(json.dumps(dataclasses.asdict(read_gpus())))
-"""
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the stand-in for the NVIDIA driver's library")
-    directory = tmp_path_factory.mktemp("driver")
-    (directory / "nvml.c").write_text(MARKER + DRIVER)
-    for name, flags in (("plain", []), ("mig", ["-DWITH_MIG"])):
-        (directory / name).mkdir()
-        out = directory / name / "libnvidia-ml.so.1"
-        soname = "-Wl,-soname,libnvidia-ml.so.1"
-        command = [compiler, "-shared", "-fPIC", soname, *flags, "-o", str(out), str(directory / "nvml.c")]
-        subprocess.run(command, check=True, capture_output=True)
-    return directory
-
-
-def asked(libraries: Path, **environment: str) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "LD_LIBRARY_PATH": str(libraries), **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
+SLICES = tuple(
+    replace(
+        gpu(0), uuid=f"MIG-{place}", card="GPU-0", profile="1g.18gb", nodes=(f"/dev/nvidia-caps/nvidia-cap{place}",)
     )
-    report: dict[str, object] = json.loads(done.stdout)
-    return report
+    for place in (3, 4)
+)
 
 
-def test_the_driver_names_its_gpus_and_is_closed_again(driver: Path, tmp_path: Path) -> None:
-    report = asked(driver / "plain", CLOSED=str(tmp_path / "closed"))
-    assert report == {
-        "gpus": [
-            {
-                "index": index,
-                "uuid": f"GPU-stand-in-{index}",
-                "model": "NVIDIA Stand-in",
-                "memory_bytes": 80 << 30,
-                "minor": 7 + index,
-            }
-            for index in (0, 1)
-        ],
-        "driver_version": "580.00",
-        "notes": [],
-    }
-    assert (tmp_path / "closed").exists()
+def test_slices_are_devices_of_their_own_with_their_cards_node_and_theirs() -> None:
+    report = replace(TWO, gpus=(*SLICES, gpu(1)))
+    found = take_inventory(ACCOUNT, PROVIDER, report=report, machine=MACHINE)
+    first, second, whole = found.devices
+    assert len({device.id for device in found.devices}) == 3
+    assert found.note == "lends 1 GPU and 2 MIG slices"
+    assert found.gpu_minors((first.id, second.id)) == (4,)
+    assert found.device_nodes((second.id, first.id)) == ("/dev/nvidia-caps/nvidia-cap3", "/dev/nvidia-caps/nvidia-cap4")
+    assert found.device_nodes((whole.id,)) == ()
+    assert found.cuda_devices((whole.id, second.id, first.id)) == ("MIG-3", "MIG-4", "GPU-1")
+    assert found.rocm_devices((whole.id,)) == ()
 
 
-def test_a_gpu_that_fell_off_the_bus_does_not_take_the_others_along(driver: Path) -> None:
-    report = asked(driver / "plain", LOST="0")
-    assert [found["index"] for found in report["gpus"]] == [1]  # type: ignore[attr-defined]
-    assert report["notes"] == ["GPU 0 is not lent: GPU is lost"]
-
-
-def test_memory_is_optional_but_a_device_node_is_not(driver: Path) -> None:
-    assert [found["memory_bytes"] for found in asked(driver / "plain", NO_MEMORY="1")["gpus"]] == [0, 0]  # type: ignore[attr-defined]
-    report = asked(driver / "plain", NO_MINOR="1")
-    assert report["gpus"] == []
-    assert "device node" in str(report["notes"])
-
-
-def test_a_gpu_in_slices_is_not_lent_whole(driver: Path) -> None:
-    report = asked(driver / "mig")
-    assert [found["index"] for found in report["gpus"]] == [1]  # type: ignore[attr-defined]
-    assert "MIG" in str(report["notes"])
-
-
-def test_a_driver_that_does_not_start_is_told_in_its_own_words(driver: Path) -> None:
-    assert asked(driver / "plain", INIT="9")["notes"] == ["the NVIDIA driver does not answer: Driver Not Loaded"]
-
-
-def test_a_driver_without_gpus_is_said(driver: Path) -> None:
-    assert asked(driver / "plain", GPUS="0")["notes"] == ["the NVIDIA driver knows no GPU"]
+def test_a_card_that_is_named_stands_for_its_slices() -> None:
+    report = replace(TWO, gpus=(*SLICES, gpu(1)))
+    found = take_inventory(ACCOUNT, lend(gpus=("GPU-0",)), report=report, machine=MACHINE)
+    assert [one.uuid for one in found.gpus.values()] == ["MIG-3", "MIG-4"]
 
 
 @pytest.mark.gpu
-def test_a_real_gpu_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    report = read_gpus()
+def test_a_real_gpu_is_lent_by_what_its_driver_calls_it(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ask_once()
     if not report.gpus:
         pytest.skip("; ".join(report.notes))
     found = take_inventory(ACCOUNT, PROVIDER, report=report)
     with capsys.disabled():
-        print(f"\ndriver {report.driver_version}: {report.gpus}\n{found.note}")
-    for device, seen in zip(found.devices, report.gpus, strict=False):
-        assert device.kind == "gpu"
-        assert device.memory_bytes > 1 << 30
-        assert Path(f"/dev/nvidia{seen.minor}").exists()
+        print(f"\n{found.note}: {[device.model for device in found.devices]}")
+    assert [device.model for device in found.devices][: len(report.gpus)] == [one.model for one in report.gpus]
