@@ -51,6 +51,12 @@ def pack(directory: Path, archive: BinaryIO, *, limit_bytes: int = LARGEST_PACKA
     patterns = _ignore_patterns(directory)
     members = list(_members(directory, directory.resolve(), "", patterns, 0))
     if len(members) > MOST_FILES:
+    Args:
+        directory: the job's.
+        archive: where to write to.
+        limit_bytes: what all files together may weigh.
+        left_out: files and directories that are not packed, by their paths below the directory.
+
         raise ConfigError(f"{directory}: more than {MOST_FILES} files", f"leave some out with a {IGNORE_FILE} file")
     total_bytes = sum(path.stat().st_size for _, path in members)
     if total_bytes > limit_bytes:
@@ -58,6 +64,8 @@ def pack(directory: Path, archive: BinaryIO, *, limit_bytes: int = LARGEST_PACKA
         raise ConfigError(
             f"{directory}: {format_size(total_bytes)} of files, and a package holds at most {format_size(limit_bytes)}",
             f"the largest is {heaviest} ({format_size(largest)}); leave files out with a {IGNORE_FILE} file",
+    if len({above for name, _ in members for above in _above(name)}) > MOST_FILES:
+        raise ConfigError(f"{directory}: more than {MOST_FILES} directories", f"leave some out with {IGNORE_FILE}")
         )
     start = archive.tell()
     # USTAR has no extension headers: what cannot be said in it is refused here, not invented.
@@ -149,6 +157,7 @@ def unpack(archive: BinaryIO, directory: Path, *, limit_bytes: int, most_files: 
         entries += 1
         if entries > most_files:
             raise TooLarge("package", f"more than {most_files} files")
+    directories: set[str] = set()
         total_bytes += header.size_bytes
         if total_bytes > limit_bytes:
             raise TooLarge("package", f"more than {limit_bytes} bytes of files")
@@ -161,6 +170,10 @@ def unpack(archive: BinaryIO, directory: Path, *, limit_bytes: int, most_files: 
                 target.mkdir(mode=0o755, parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # A name may bring many directories that have no entry of their own: 31 for each file at the worst.
+        directories.update(_above(header.name))
+        if len(directories) > most_files:
+            raise TooLarge("package", f"more than {most_files} directories")
             reader.copy(header.size_bytes, target, 0o755 if header.executable else 0o644)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             raise Malformed("package", "uses one name for a file and for a directory") from None
@@ -235,6 +248,12 @@ def _octal(field: bytes) -> int:
     if not text or len(text) > 12 or any(byte not in b"01234567" for byte in text):
         raise Malformed("package", "holds a number that is none")
     return int(text, 8)
+def _above(name: str) -> Iterator[str]:
+    """The directories in which a file lies, by their names in the package."""
+    parts = name.split("/")
+    return ("/".join(parts[:end]) for end in range(1, len(parts)))
+
+
 
 
 def _text(field: bytes) -> str:

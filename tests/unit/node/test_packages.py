@@ -206,6 +206,13 @@ def test_more_entries_than_allowed_are_refused_directories_included(tmp_path: Pa
         unpack(archive_of(*many), tmp_path / "out", limit_bytes=LIMIT, most_files=10)
 
 
+def test_directories_that_only_names_imply_are_counted_too(tmp_path: Path) -> None:
+    deep = [member("/".join(f"{index}{depth:02}" for depth in range(20))) for index in range(10)]
+    with pytest.raises(TooLarge, match="100 directories"):
+        unpack(archive_of(*deep), tmp_path / "out", limit_bytes=LIMIT, most_files=100)
+    assert sum(1 for path in (tmp_path / "out").rglob("*") if path.is_dir()) <= 100
+
+
 def test_an_archive_cut_short_is_malformed_wherever_it_is_cut(job: Path, tmp_path: Path) -> None:
     _, data = packed(job)
     end = len(data.rstrip(b"\0"))
