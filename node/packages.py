@@ -51,21 +51,15 @@ def pack(directory: Path, archive: BinaryIO, *, limit_bytes: int = LARGEST_PACKA
     patterns = _ignore_patterns(directory)
     members = list(_members(directory, directory.resolve(), "", patterns, 0))
     if len(members) > MOST_FILES:
-    Args:
-        directory: the job's.
-        archive: where to write to.
-        limit_bytes: what all files together may weigh.
-        left_out: files and directories that are not packed, by their paths below the directory.
-
         raise ConfigError(f"{directory}: more than {MOST_FILES} files", f"leave some out with a {IGNORE_FILE} file")
+    if len({above for name, _ in members for above in _above(name)}) > MOST_FILES:
+        raise ConfigError(f"{directory}: more than {MOST_FILES} directories", f"leave some out with {IGNORE_FILE}")
     total_bytes = sum(path.stat().st_size for _, path in members)
     if total_bytes > limit_bytes:
         largest, heaviest = max((path.stat().st_size, name) for name, path in members)
         raise ConfigError(
             f"{directory}: {format_size(total_bytes)} of files, and a package holds at most {format_size(limit_bytes)}",
             f"the largest is {heaviest} ({format_size(largest)}); leave files out with a {IGNORE_FILE} file",
-    if len({above for name, _ in members for above in _above(name)}) > MOST_FILES:
-        raise ConfigError(f"{directory}: more than {MOST_FILES} directories", f"leave some out with {IGNORE_FILE}")
         )
     start = archive.tell()
     # USTAR has no extension headers: what cannot be said in it is refused here, not invented.
@@ -151,29 +145,29 @@ def unpack(archive: BinaryIO, directory: Path, *, limit_bytes: int, most_files: 
     reader = _Reader(archive)
     names: list[str] = []
     seen: set[str] = set()
+    directories: set[str] = set()
     total_bytes = 0
     entries = 0
     while (header := reader.next_header()) is not None:
         entries += 1
         if entries > most_files:
             raise TooLarge("package", f"more than {most_files} files")
-    directories: set[str] = set()
         total_bytes += header.size_bytes
         if total_bytes > limit_bytes:
             raise TooLarge("package", f"more than {limit_bytes} bytes of files")
         if header.name in seen:
             raise Malformed("package", "holds a name twice")
         seen.add(header.name)
+        # A name may bring many directories that have no entry of their own: 31 for each file at the worst.
+        directories.update(_above(header.name))
+        if len(directories) > most_files:
+            raise TooLarge("package", f"more than {most_files} directories")
         target = directory / header.name
         try:
             if header.is_directory:
                 target.mkdir(mode=0o755, parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        # A name may bring many directories that have no entry of their own: 31 for each file at the worst.
-        directories.update(_above(header.name))
-        if len(directories) > most_files:
-            raise TooLarge("package", f"more than {most_files} directories")
             reader.copy(header.size_bytes, target, 0o755 if header.executable else 0o644)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             raise Malformed("package", "uses one name for a file and for a directory") from None
@@ -242,18 +236,18 @@ class _Reader:
             raise Malformed("package", "ends in the middle")
 
 
-def _octal(field: bytes) -> int:
-    """A number of a header. GNU's binary form for giants has its first bit set and is no digit here."""
-    text = field.rstrip(b"\0 ")
-    if not text or len(text) > 12 or any(byte not in b"01234567" for byte in text):
-        raise Malformed("package", "holds a number that is none")
-    return int(text, 8)
 def _above(name: str) -> Iterator[str]:
     """The directories in which a file lies, by their names in the package."""
     parts = name.split("/")
     return ("/".join(parts[:end]) for end in range(1, len(parts)))
 
 
+def _octal(field: bytes) -> int:
+    """A number of a header. GNU's binary form for giants has its first bit set and is no digit here."""
+    text = field.rstrip(b"\0 ")
+    if not text or len(text) > 12 or any(byte not in b"01234567" for byte in text):
+        raise Malformed("package", "holds a number that is none")
+    return int(text, 8)
 
 
 def _text(field: bytes) -> str:
