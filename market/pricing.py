@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hansa.market.effects import derived_nonce
+from hansa.market.effects import clipped, derived_nonce
 from hansa.market.receipts import CLOCK_SKEW_MS
+from hansa.proto.egress import covers
 from hansa.proto.market_documents import Bid, Decline, Device, Tender
 from hansa.proto.units import (
     Address,
@@ -21,6 +22,7 @@ LONGEST_BIDDING_MS = 60_000
 """Devices are held while a bid stands, and nobody pays for that: no tender may keep bids open for longer."""
 LONGEST_WINDOW_MS = 10 * 60_000
 """A bid holds devices until bidding closes; nobody may have them held for longer than this."""
+LONGEST_NOTE_BYTES = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,10 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
     lacking = [feature for feature in tender.requirements.features if feature not in terms.features]
     if lacking:
         return f"jobs cannot have {', '.join(lacking)} here", f"features without {', '.join(lacking)}"
+    closed = [host for host in tender.requirements.egress if not covers(terms.egress, host)]
+    if closed:
+        hosts = ", ".join(closed)
+        return f"jobs cannot reach {hosts} from here", f"no network, or a network without {hosts}"
     return None
 
 
@@ -131,8 +137,9 @@ def decline_for(tender: Tender, tender_digest: bytes, account: bytes, why: tuple
     return Decline(
         signer=account,
         tender=tender_digest,
-        reason=reason,
-        relaxation=relaxation,
+        # They may hold the tender's own words, of which there may be many.
+        reason=clipped(reason, LONGEST_NOTE_BYTES),
+        relaxation=clipped(relaxation, LONGEST_NOTE_BYTES),
         expires_ms=tender.expires_ms,
         nonce=derived_nonce(b"decline", tender_digest, account),
     )

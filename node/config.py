@@ -4,6 +4,7 @@ Nothing is guessed: an unknown key, a wrong type or a negative price is a ``Conf
 ``hansa.node.first_setup`` writes the file in the first place.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from hansa.node.faults import ConfigError
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
+from hansa.proto.egress import normalise
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
 from hansa.proto.signing import parse_address
@@ -105,6 +107,23 @@ class SandboxConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EgressConfig:
+    """Where jobs may be let out to.
+
+    Attributes:
+        allow: patterns of hosts as in ``hansa.proto.egress``; none means that no job has any network.
+        deny: networks that no job reaches, public or not.
+        bytes_per_s: of all jobs together, both ways together.
+        bytes_per_run: what one run may exchange at most, both ways together.
+    """
+
+    allow: tuple[str, ...]
+    deny: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    bytes_per_s: int
+    bytes_per_run: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementConfig:
     """How vouchers become final money.
 
@@ -135,6 +154,7 @@ class Config:
     buyer: BuyerConfig
     metrics: MetricsConfig
     sandbox: SandboxConfig
+    egress: EgressConfig
     settlement: SettlementConfig
 
     @property
@@ -212,6 +232,7 @@ def _config(top: TomlTable) -> Config:
         buyer=_buyer(top.table("buyer")),
         metrics=_metrics(top.table("metrics")),
         sandbox=_sandbox(top.table("sandbox"), provider),
+        egress=_egress(top.table("egress")),
         settlement=_settlement(top.table("settlement")),
     )
     top.finish()
@@ -316,6 +337,32 @@ def _sandbox(table: TomlTable, provider: ProviderConfig) -> SandboxConfig:
         raise table.fault("require", 'cannot hold with provider.tier = "none"', 'set provider.tier = "sandbox"')
     table.finish()
     return sandbox
+
+
+def _egress(table: TomlTable) -> EgressConfig:
+    egress = EgressConfig(
+        allow=_hosts(table, "allow"),
+        deny=_networks(table, "deny"),
+        bytes_per_s=table.size_bytes("rate", "16 MiB", least=16 << 10),
+        bytes_per_run=table.size_bytes("max_per_run", "20 GiB", least=1),
+    )
+    table.finish()
+    return egress
+
+
+def _hosts(table: TomlTable, key: str) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(normalise(text) for text in table.texts(key, ())))
+    except ValueError as fault:
+        hint = f'for example {key} = ["*.huggingface.co", "pypi.org:443"], or ["*"] for every public host'
+        raise table.fault(key, f"holds something that is no host: {fault}", hint) from None
+
+
+def _networks(table: TomlTable, key: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(text) for text in table.texts(key, ()))
+    except ValueError as fault:
+        raise table.fault(key, f"holds something that is no network: {fault}", f'{key} = ["11.22.0.0/16"]') from None
 
 
 def _settlement(table: TomlTable) -> SettlementConfig:

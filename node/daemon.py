@@ -32,6 +32,8 @@ from hansa.node.config import Config
 from hansa.node.courier import Courier
 from hansa.node.desk import NodeDesk
 from hansa.node.directory import Directory
+from hansa.node.egress import EgressProxy
+from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
 from hansa.node.events import MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
@@ -57,7 +59,7 @@ from hansa.node.selling import DeliverRound
 from hansa.node.state import NodeState
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import TIER_NONE, Advert
+from hansa.proto.market_documents import FEATURE_EGRESS, TIER_NONE, Advert
 from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
@@ -116,6 +118,15 @@ class Daemon:
         self.engine.state.turns.clear()
         self.inventory = take_inventory(account.address, config.provider)
         self.grants = Grants()
+        self.egress = EgressProxy(
+            self.runs_dir,
+            allow=config.egress.allow,
+            say=self._say_of_run,
+            bytes_per_s=config.egress.bytes_per_s,
+            bytes_per_run=config.egress.bytes_per_run,
+            # Where others reach this node is its own doorstep too, also when a router holds the address.
+            dialler=Dialler(denied=(*config.egress.deny, *networks_of(config.network.announce))),
+        )
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
@@ -154,6 +165,7 @@ class Daemon:
         elif not isinstance(event, RunLost | RunStopWanted | RunLeaveWanted):
             self._inbox.send_nowait((event, None, trio.current_time()))
         if isinstance(event, RunFinished | RunFailed | RunStopped):
+            self.egress.close(event.run)
             provider_tasks.forget_code(self, event.run)
 
     async def take(self, event: NodeEvent) -> None:
@@ -177,6 +189,7 @@ class Daemon:
             **self.state.ignored,
             **self.net.counters(),
             **self.outbox.counters,
+            **self.egress.counters(),
             **self._drops,
         }
 
@@ -272,6 +285,10 @@ class Daemon:
             else:
                 self.outbox.put(Send(to=sale.buyer, message=message, keep_until_ms=now_ms() + 30_000))
 
+    def _say_of_run(self, run: bytes, text: str) -> None:
+        """A line of this node's own in a run's log."""
+        self.tell(RunLogged(run=run, text=f"[provider] {text}", at_ms=now_ms()))
+
     def _keep_log(self, sender: bytes, message: RunLogSent) -> None:
         bought = self.state.purchase_on(message.lease)
         if bought is None:
@@ -293,6 +310,7 @@ class Daemon:
             self._furnish()
             await nursery.start(self.outbox.serve)
             if self.lends:
+                await nursery.start(self.egress.serve)
                 await nursery.start(self._serve_executor)
             await nursery.start(serve_api, self._api(), self.config.api_socket)
             metrics = Metrics()
@@ -360,6 +378,8 @@ class Daemon:
                 account=self.account.address,
                 currency=self.config.currency,
                 tier=provider.tier,
+                features=self._features(),
+                egress=self.config.egress.allow,
                 price_e18_per_device_ms=provider.price_e18_per_device_ms,
                 buyers=provider.accept_buyers or frozenset(),
                 voucher_timeout_ms=provider.voucher_timeout_ms,
@@ -374,6 +394,11 @@ class Daemon:
         return Started(
             account=self.account.address, peer_id=self.net.peer_id, terms=terms, devices=devices, at_ms=now_ms()
         )
+
+    def _features(self) -> tuple[str, ...]:
+        """What jobs can have here beside devices, sorted."""
+        has = {FEATURE_EGRESS: bool(self.config.egress.allow)}
+        return tuple(sorted(feature for feature, here in has.items() if here))
 
     def _say_ready(self) -> None:
         facts = {

@@ -118,7 +118,7 @@ class EgressProxy:
         self._ways[run] = way
         self._nursery.start_soon(self._serve_way, way, listener)
         hosts = ", ".join(granted) or "no hosts"
-        self._say(run, f"[network: {hosts}; at most {limit_bytes} bytes both ways together]\n")
+        self._say(run, f"network: {hosts}; at most {limit_bytes} bytes both ways together\n")
         return directory / SOCKET_NAME
 
     def close(self, run: bytes) -> None:
@@ -198,7 +198,7 @@ class EgressProxy:
             return
         way.told.add(words)
         last = "; more of these are not shown" if len(way.told) > MOST_LINES else ""
-        self._say(way.run, f"[network: {words}{last}]\n")
+        self._say(way.run, f"network: {words}{last}\n")
 
 
 async def _read_head(reader: RequestReader, client: trio.SocketStream) -> Wanted:

@@ -4,6 +4,7 @@ Between the check of an address and the connection to it no name is looked up ag
 (DNS rebinding) gains nothing. Nothing of the daemon's own environment is used: no proxy, no search domain.
 """
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -68,6 +69,17 @@ def is_ours(address: IpAddress) -> bool:
         # Not ours, or of a family that this machine does not speak; in any other doubt it counts as ours.
         return fault.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
     return True
+
+
+def networks_of(multiaddrs: Collection[str]) -> tuple[IpNetwork, ...]:
+    """The addresses that stand in multiaddrs, each as a network of its own."""
+    found: list[IpNetwork] = []
+    for each in multiaddrs:
+        kind, _, rest = each.removeprefix("/").partition("/")
+        if kind in ("ip4", "ip6"):
+            with contextlib.suppress(ValueError):  # whoever opens the network complains of it
+                found.append(ipaddress.ip_network(rest.partition("/")[0]))
+    return tuple(found)
 
 
 class Dialler:

@@ -20,7 +20,7 @@ import trio
 
 from hansa.node import egress, egress_relay
 from hansa.node.egress import EgressProxy
-from hansa.node.egress_dial import Dialler, is_ours
+from hansa.node.egress_dial import Dialler, is_ours, networks_of
 from hansa.proto.egress import IpAddress, is_public
 
 RUN = bytes(range(32))
@@ -304,7 +304,7 @@ async def test_what_the_owner_does_not_allow_is_not_granted_whatever_was_asked(t
         path = world.open("data.example.org")
         status, _, _ = await call(path, connect("data.example.org", world.port))
         assert status == 403
-        assert world.log[0].startswith("[network: no hosts;")
+        assert world.log[0].startswith("network: no hosts;")
 
 
 @pytest.mark.parametrize(
@@ -371,6 +371,11 @@ async def test_a_machine_is_no_public_host_to_its_own_jobs(tmp_path: Path) -> No
     dialler = Dialler(resolve=Names({"data.example.org": [["127.0.0.2"]]}), public=plays_the_internet)
     with pytest.raises(Exception, match="at no public address"):
         await dialler.dial("data.example.org", 443)
+
+
+def test_the_addresses_that_a_node_announces_are_denied_to_its_jobs() -> None:
+    announced = ("/ip4/11.22.33.44/tcp/4001", "/dns4/node.example/tcp/4001", "/ip6/2606:4700::1/tcp/4001/p2p/16Uiu2")
+    assert [str(each) for each in networks_of(announced)] == ["11.22.33.44/32", "2606:4700::1/128"]
 
 
 def test_only_this_machines_addresses_are_ours() -> None:
@@ -530,7 +535,7 @@ async def test_a_log_is_told_of_each_refusal_once_and_of_so_many_only(tmp_path: 
             for _ in range(2):
                 await (await call(path, connect(f"h{number}.example", 443)))[2].aclose()
         assert len(world.log) == egress.MOST_LINES + 2
-        assert world.log[1] == "[network: the job may not speak to h0.example:443]\n"
+        assert world.log[1] == "network: the job may not speak to h0.example:443\n"
         assert "not shown" in world.log[-1]
         assert world.refusals == {"not-granted": 4 * egress.MOST_LINES}
 

@@ -77,6 +77,10 @@ def test_every_key_of_the_template_is_explained() -> None:
         ("[settlement]\nbackend = 'escrows'\n", "settlement.backend", "ledger"),
         ("[sandbox]\nrequire = false\n", "sandbox.require: may not be false while anybody", "accept_buyers"),
         ("[provider]\ntier = 'none'\n", "sandbox.require: cannot hold", "sandbox"),
+        ("[egress]\nallow = ['10.0.0.1:80']\n", "egress.allow: holds something that is no host: private", "pypi.org"),
+        ("[egress]\nallow = ['https://pypi.org']\n", "egress.allow: holds something that is no host", "pypi.org"),
+        ("[egress]\ndeny = ['pypi.org']\n", "egress.deny: holds something that is no network", "/16"),
+        ("[egress]\nrate = '1 KiB'\n", "egress.rate: is too small", "MiB"),
         ("[buyer]\nmax_job_budget = '1.0000001'\n", "buyer.max_job_budget: an amount has at most 6", "1.25"),
     ],
 )
@@ -93,6 +97,15 @@ def test_the_owner_may_run_his_own_jobs_without_a_sandbox(tmp_path: Path) -> Non
     )
     config = load_config(written(tmp_path, text))
     assert config.provider.accept_buyers == {bytes.fromhex("52908400098527886e0f7030069857d2e4169ee7")}
+
+
+def test_hosts_are_read_in_their_one_form_and_none_are_allowed_unasked(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "")).egress.allow == ()
+    allow = "allow = ['*.HuggingFace.co', 'pypi.org:443', 'pypi.org']"
+    deny = "deny = ['11.22.0.0/16', '2606:4700::/32']"
+    egress = load_config(written(tmp_path, f"[egress]\n{allow}\n{deny}\n")).egress
+    assert egress.allow == ("*.huggingface.co:443", "pypi.org:443")
+    assert [str(network) for network in egress.deny] == ["11.22.0.0/16", "2606:4700::/32"]
 
 
 def test_a_directory_without_a_node_says_how_to_make_one(tmp_path: Path) -> None:
