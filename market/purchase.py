@@ -28,6 +28,7 @@ START_MS = 30_000
 CHALLENGE_PERIOD_S = 86_400
 SILENT = "did not confirm in time"
 ENDED_BADLY = "ended badly"
+TAKEN_BACK = "its devices were taken back in time"
 MOST_BIDS = 1_000
 """More are not read: a tender needs the best few, and a flood must not fill the memory."""
 
@@ -67,10 +68,15 @@ class RefusalOfLeaseArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseEnded:
-    """Nothing more will run under the lease, and nothing more is owed for it that a receipt could still claim."""
+    """Nothing more will run under the lease, and nothing more is owed for it that a receipt could still claim.
+
+    Attributes:
+        blameless: it did not end well, and its provider did all that it had promised.
+    """
 
     lease: Bytes32
     well: bool
+    blameless: bool = False
     at_ms: UnixMs
 
 
@@ -467,7 +473,8 @@ def _withdraw(state: Purchase, event: Withdrawn) -> Step[Purchase]:
 def _end(state: Purchase, event: LeaseEnded) -> Step[Purchase]:
     if not any(entry.lease == event.lease and entry.phase == "confirmed" for entry in state.placements):
         return ignore(state, "the end of no lease that lives")
-    ended = _with_phase(state, event.lease, "ended", "" if event.well else ENDED_BADLY)
+    why = TAKEN_BACK if event.blameless else ENDED_BADLY
+    ended = _with_phase(state, event.lease, "ended", "" if event.well else why)
     return Step(state=replace(ended, phase=state.phase if ended.live else "settled"))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hansa.market.effects import clipped
-from hansa.market.purchase import ENDED_BADLY
+from hansa.market.purchase import ENDED_BADLY, TAKEN_BACK
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
@@ -15,8 +15,8 @@ from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Tender
-from hansa.scheduler.job import Job
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
+from hansa.scheduler.job_state import Job
 from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
 
 if TYPE_CHECKING:
@@ -67,17 +67,27 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
 
 
 def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
-    """Who already failed this job. Others are invited first: the cheapest of all may be one that never works.
+    """Who already failed this job, or took its devices back: others are invited first.
 
-    If the tender before this one found nobody else, those are welcome again, but who deserts is not.
+    The cheapest of all may be one that never works. If the tender before this one found nobody else, they are welcome
+    again, but who deserts is not, nor who lost one of these shards if the job says so.
     """
     ours = [bought for _, bought in state.purchases.all() if bought.tender.job == wanted.job]
     same = [bought for bought in ours if bought.tender.shards == wanted.shards]
     deserters = {account for bought in ours for account in bought.deserters}
     latest = max(same, key=lambda bought: bought.tender.bids_close_ms, default=None)
+    of = state.jobs.get(wanted.job)
+    if of is not None and not of.spec.retry_same_provider:
+        deserters |= {
+            entry.provider
+            for bought in ours
+            for entry in bought.placements
+            if entry.why == ENDED_BADLY and entry.shard in wanted.shards
+        }
     if latest is not None and latest.phase == "unfilled":
         return deserters
-    return deserters | {entry.provider for bought in ours for entry in bought.placements if entry.why == ENDED_BADLY}
+    left = (ENDED_BADLY, TAKEN_BACK)
+    return deserters | {entry.provider for bought in ours for entry in bought.placements if entry.why in left}
 
 
 async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:

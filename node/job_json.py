@@ -56,5 +56,7 @@ def _read(hint: Any, raw: object, where: str) -> Any:
         return tuple(_read(element, item, f"{where}[{index}]") for index, item in enumerate(raw))
     if bare is int and type(raw) is str:
         raw = read_decimal(raw, where)
+    if bare is bool and type(raw) is not bool:
+        raise Malformed(where, "is neither true nor false")
     check_value(rules, raw, where)
     return raw

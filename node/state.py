@@ -19,7 +19,7 @@ from hansa.market.sale_state import Sale
 from hansa.market.selection import Record
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
 from hansa.scheduler.capacity import Capacity
-from hansa.scheduler.job import Job
+from hansa.scheduler.job_state import Job
 from hansa.scheduler.rounds import Rounds
 from hansa.scheduler.run import Run
 

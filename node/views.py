@@ -11,7 +11,7 @@ from hansa.node.state import NodeState
 from hansa.proto.market_documents import Advert
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import e18_to_price_per_hour, format_amount
-from hansa.scheduler.job import Job, Shard
+from hansa.scheduler.job_state import Job, Shard
 
 Json = dict[str, Any]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hansa.proto.blob import BlobRef
 from hansa.proto.messages import Metric
-from hansa.proto.units import Address, Bytes32, Line, Uint32, Uint64, UnixMs
+from hansa.proto.units import Address, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +15,7 @@ class Granted:
     lease: Bytes32
     provider: Address
     ends_ms: UnixMs
+    reclaim_notice_ms: DurationMs = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,27 @@ class RunEndArrived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeepingArrived:
+    """The provider says that the run has failed, and stays for a while to be looked at."""
+
+    lease: Bytes32
+    kind: Line
+    reason: str
+    until_ms: UnixMs
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimArrived:
+    """The provider says that the devices are taken back, and that the run has left them by then."""
+
+    lease: Bytes32
+    by_ms: UnixMs
+    reason: Note
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelWanted:
     """The user wants the job to end."""
 
@@ -154,10 +176,15 @@ class FetchWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseOver:
-    """Effect to the purchase: nothing more will run under the lease."""
+    """Effect to the purchase: nothing more will run under the lease.
+
+    Attributes:
+        blameless: it did not end well, and its provider did all that it had promised.
+    """
 
     lease: Bytes32
     well: bool
+    blameless: bool = False
     at_ms: UnixMs
 
 

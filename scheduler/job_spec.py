@@ -10,6 +10,9 @@ from hansa.proto.market_documents import Requirements
 from hansa.proto.units import Amount, Bytes32, DurationMs, Line, PriceE18, Uint32, Uint64
 from hansa.proto.workload import Parameter, Workload
 
+WORTH_RETRYING = ("lost", "ray-lost", "refused", "sandbox-lost", "silent", "stalled", "stopped", "worker-died")
+"""Kinds of failure that another attempt, perhaps elsewhere, may not have; ``hansa.scheduler.job_losses`` says why."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
@@ -30,7 +33,9 @@ class JobSpec:
         round_timeout_ms: after the first contribution, the others of a round are waited for this long.
         stall_ms: a run without progress for this long has failed.
         silence_ms: a provider that says nothing for this long has lost its lease.
-        retries: how often one shard may be tendered again.
+        retries: how often one shard may be tendered again. A shard whose devices were taken back does not count.
+        retry_on: the kinds of failure after which it is, sorted.
+        retry_same_provider: whether a provider that lost a shard may have it again if nobody else will.
         output_bytes: the most that one shard's outputs may weigh.
         state_bytes: the most that one shard's state or checkpoint may weigh.
         fetch_bytes: what the files beside the package weigh for one shard.
@@ -60,6 +65,8 @@ class JobSpec:
     shared_memory_bytes: Uint64
     egress_bytes: Uint64
     keep_failed_ms: DurationMs
+    retry_on: tuple[Line, ...] = WORTH_RETRYING
+    retry_same_provider: bool = True
 
     def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""

@@ -27,7 +27,8 @@ from hansa.proto.protocols import BLOB
 from hansa.proto.signing import SigningKey
 from hansa.proto.tensors import encode_state
 from hansa.proto.typed_data import digest
-from hansa.scheduler.job import Job, Shard, TenderWanted
+from hansa.scheduler.job_events import TenderWanted
+from hansa.scheduler.job_state import Job, Shard
 from hansa.scheduler.rounds import Contribution, ReductionWanted
 
 WANTED = TenderWanted(job=JOB, shards=(0,), attempt=1, at_ms=0)

@@ -192,6 +192,7 @@ def test_integers_that_json_would_round_travel_as_text(job: Path) -> None:
     "change",
     [
         {"shards": -1},
+        {"retry_same_provider": 1},
         {"shards": 1.5},
         {"shards": True},
         {"budget": "x"},

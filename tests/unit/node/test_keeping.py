@@ -14,7 +14,7 @@ from hansa.proto.blob import BlobRef, blob_ref
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed
 from hansa.proto.typed_data import digest
-from hansa.scheduler.job import Checkpoint, Job, Output, Shard
+from hansa.scheduler.job_state import Checkpoint, Job, Output, Shard
 from hansa.scheduler.rounds import Rounds
 from hansa.scheduler.run import Run, RunResult
 

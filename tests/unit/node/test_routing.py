@@ -25,7 +25,7 @@ from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import next_statement
 from hansa.market.selection import Record
 from hansa.node import buying, events, selling
-from hansa.node.buying import funds_left
+from hansa.node.buying_turns import funds_left
 from hansa.node.engine import Engine
 from hansa.node.state import restored, snapshot
 from hansa.proto import messages

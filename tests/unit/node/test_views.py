@@ -22,7 +22,7 @@ from hansa.proto.messages import Metric
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import checksum_address
 from hansa.proto.typed_data import digest
-from hansa.scheduler.job import Job, Output, Point, Shard
+from hansa.scheduler.job_state import Job, Output, Point, Shard
 
 HOSTILE = "\x00\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e\u2028\U0001f4a3'\"\\\n\ud7ff"
 SEEDS = (3, 5, 8, 13)

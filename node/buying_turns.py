@@ -1,0 +1,198 @@
+"""The buyer's machines turn: how each hears an event, and where what it orders goes: to another of them, or outward.
+
+A purchase's gang is the job's news and opens channels; the end of a lease is the purchase's and closes them.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from hansa.market import paying_channel, purchase
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.purchase import Placement, Purchase
+from hansa.market.receipts import LeaseTerms
+from hansa.market.selection import Record
+from hansa.node.state import NodeState
+from hansa.proto.documents import channel_id
+from hansa.proto.network import DOMAIN
+from hansa.scheduler import job, job_events, rounds
+from hansa.scheduler.job_events import Granted
+from hansa.scheduler.job_state import Job
+
+Effects = list[Any]
+
+GATHERS = ("tendering", "awarding")
+"""Phases in which a purchase may still promise money."""
+
+
+def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
+    """What is left of a job's budget: what is spent is gone, and a lease that may still cost something costs its most.
+
+    Args:
+        state: the node's.
+        of: the job.
+        besides: the tender whose own awards are not counted, since it is the one that asks.
+    """
+    left = of.spec.budget - state.ledger.balance(f"spend:{of.job.hex()}")
+    for channel in state.paying.live.values():
+        for lease, terms in channel.terms.items():
+            if terms.job == of.job:
+                left -= terms.most - channel.vouched(lease)
+    for tender, bought in state.purchases.live.items():
+        if bought.tender.job == of.job and tender != besides and bought.phase in GATHERS:
+            left -= sum(bought.bids[placement.bid].max_total for placement in bought.live)
+    return max(0, left)
+
+
+def advance_job(state: NodeState, key: bytes, event: Any) -> Effects:
+    """A job hears an event. Answers what goes outward."""
+    return follow(state, key, state.turn("job", state.jobs, key, job.advance, event))
+
+
+def advance_rounds(state: NodeState, key: bytes, event: Any) -> Effects:
+    """A job's rounds hear an event."""
+    return list(state.turn("rounds", state.rounds, key, rounds.advance, event))
+
+
+def advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
+    """A purchase hears an event, with what is left of its job's budget."""
+    bought = state.purchases.get(key)
+    if bought is None:
+        state.ignore("purchase", "news of no tender of ours")
+        return []
+    of = state.jobs.get(bought.tender.job)
+    if of is not None and bought.phase in GATHERS:
+        # What was left when the tender went out may since have gone to another shard of the same job.
+        bought = replace(bought, funds=funds_left(state, of, besides=key))
+        state.purchases[key] = bought
+    effects = state.turn("purchase", state.purchases, key, purchase.advance, event)
+    return follow_purchase(state, key, effects)
+
+
+def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
+    """A channel that pays hears an event."""
+    effects = state.turn("paying_channel", state.paying, key, paying_channel.advance, event)
+    return [effect for effect in effects if not isinstance(effect, paying_channel.Vouched)]
+
+
+def follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
+    """A job's effects: some are news for its other machines, the rest are orders to the world."""
+    outward: Effects = []
+    for effect in effects:
+        match effect:
+            case rounds.MemberJoined() | rounds.MemberLeft():
+                outward += advance_rounds(state, key, effect)
+            case job_events.JobOver():
+                outward += advance_rounds(state, key, rounds.JobEnded())
+            case job_events.LeaseOver():
+                outward += _end_lease(state, effect)
+            case job_events.TendersUnwanted(reason=reason, at_ms=at_ms):
+                for tender, bought in list(state.purchases.live.items()):
+                    if bought.tender.job == key:
+                        outward += advance_purchase(state, tender, purchase.Withdrawn(reason=reason, at_ms=at_ms))
+            case _:
+                outward.append(effect)
+    return outward
+
+
+def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
+    """What a purchase ordered: its gang is news for the job, and opens channels."""
+    bought = state.purchases.get(key)
+    assert bought is not None, "a purchase gave these orders"
+    for placement in bought.placements:
+        state.placed[placement.lease] = bought.tender_digest
+    outward: Effects = []
+    for effect in effects:
+        match effect:
+            case purchase.Gathered(placements=placements, at_ms=at_ms):
+                for placement in placements:
+                    outward += _open_channel(state, bought, placement, at_ms)
+                granted = tuple(
+                    Granted(
+                        shard=entry.shard,
+                        lease=entry.lease,
+                        provider=entry.provider,
+                        ends_ms=entry.award.ends_ms,
+                        reclaim_notice_ms=bought.bids[entry.bid].reclaim_notice_ms,
+                    )
+                    for entry in placements
+                )
+                outward += advance_job(state, bought.tender.job, job_events.GangCame(granted=granted, at_ms=at_ms))
+            case purchase.Unfilled(reason=reason, deserted=deserted, at_ms=at_ms):
+                news = job_events.TenderFailed(
+                    shards=bought.tender.shards, reason=reason, deserted=deserted, at_ms=at_ms
+                )
+                outward += advance_job(state, bought.tender.job, news)
+            case _:
+                outward.append(effect)
+    if bought.phase in ("unfilled", "cancelled"):
+        outward += _close_idle_channels(state, state.at_ms)
+    return outward
+
+
+def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:
+    key, bid = placement.award.channel_id, bought.bids[placement.bid]
+    if state.paying.get(key) is None:
+        state.paying[key] = PayingChannel(config=placement.channel, channel_id=key)
+    terms = LeaseTerms(
+        lease=placement.lease,
+        job=bought.tender.job,
+        shard=placement.shard,
+        devices=bid.devices,
+        price_e18_per_device_ms=bid.price_e18_per_device_ms,
+        max_total=bid.max_total,
+        begins_ms=at_ms,
+        ends_ms=placement.award.ends_ms,
+    )
+    return [
+        *advance_channel(state, key, paying_channel.ChannelConfirmed()),
+        *advance_channel(state, key, paying_channel.LeaseOpened(terms=terms)),
+    ]
+
+
+def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
+    """Nothing more runs under a lease: remember how it went, pay for nothing later, and close a channel left idle."""
+    bought = state.purchase_on(over.lease)
+    placement = placement_of(bought, over.lease)
+    if bought is None or placement is None or placement.phase != "confirmed":
+        return []
+    if not over.blameless:
+        record = state.records.get(placement.provider, Record())
+        state.records[placement.provider] = (
+            replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
+        )
+    ended = purchase.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
+    effects = advance_purchase(state, bought.tender_digest, ended)
+    key = placement.award.channel_id
+    channel = state.paying.live.get(key)
+    assert channel is not None, "a channel ended before its leases"
+    terms = channel.terms[over.lease]
+    shorter = replace(terms, ends_ms=min(terms.ends_ms, over.at_ms))
+    effects += advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
+    return effects + _close_idle_channels(state, over.at_ms)
+
+
+def _close_idle_channels(state: NodeState, at_ms: int) -> Effects:
+    """Close every channel on which no lease lives, and on which no purchase that still gathers could put one."""
+    wanted = {
+        channel_id(DOMAIN, config)
+        for bought in state.purchases.live.values()
+        if bought.phase in GATHERS
+        for config in bought.channels.values()
+    }
+    effects: Effects = []
+    for key, channel in list(state.paying.live.items()):
+        idle = channel.phase == "open" and key not in wanted
+        if idle and not any(_is_live(state, lease) for lease in channel.terms):
+            effects += advance_channel(state, key, paying_channel.CloseWanted(at_ms=at_ms))
+    return effects
+
+
+def placement_of(bought: Purchase | None, lease: bytes) -> Placement | None:
+    """The award of a purchase that became this lease, or may yet."""
+    placements = bought.placements if bought else ()
+    return next((entry for entry in placements if entry.lease == lease), None)
+
+
+def _is_live(state: NodeState, lease: bytes) -> bool:
+    placement = placement_of(state.purchase_on(lease), lease)
+    return placement is not None and placement.phase == "confirmed"

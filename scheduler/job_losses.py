@@ -1,0 +1,124 @@
+"""What a job does about an attempt that came to nothing: who is at fault, whether another one can help, and from where.
+
+Another attempt is worth making where it may end differently: a worker died, a provider was lost, nothing moved any
+more. A fault in the job's own code would recur. So would ``out-of-memory``, which says that the run went over the
+memory that it had itself asked for: the next one has no more. That kind is tried again only where ``job.toml`` names it
+(a run's need may depend on chance). A worker that dies within its memory, under whatever pressure of the machine around
+it, is told as ``worker-died``, which is tried again by default.
+
+A lease whose devices are taken back is nobody's failure and costs no retry. The shard is tendered again when its run
+has ended and the newest checkpoint that was announced is here, and not already when the notice comes: until then the
+old run may finish by itself, a lease bought early would hold devices that nobody pays for (and that a tight budget
+cannot cover twice), and the place where the next run begins is not known. What that costs is one bidding, which closes
+as soon as everybody invited has answered, and one start: ``tests/simulation/simulate.py`` prints how long shards stood
+still. It cannot go on for ever either: a shard is moved ``MOST_RECLAIMS`` times at the most, and within its budget.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hansa.market.effects import Send, clipped
+from hansa.market.machine import Step
+from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
+from hansa.proto.messages import RunStopOrdered
+from hansa.scheduler.job_events import JobOver, LeaseOver, TendersUnwanted, TenderWanted
+from hansa.scheduler.job_state import Job, Shard, with_shards
+from hansa.scheduler.rounds import MemberLeft
+
+KEEP_MS = 3_600_000
+MOST_RECLAIMS = 50
+"""A shard whose devices were taken back so often is not offered to yet another owner."""
+
+WORDS = {
+    "lost": "its provider was lost",
+    "worker-died": "a worker died",
+    "out-of-memory": "it went over its memory",
+    "ray-lost": "Ray was lost in its sandbox",
+    "sandbox-lost": "its sandbox was lost",
+    "stalled": "it hung: there was no progress",
+    "silent": "its sandbox fell silent",
+    "refused": "its provider could not start it",
+    "stopped": "its provider stopped it",
+    "no-room": "what it made found no room",
+    "user-exception": "its code ended with an error",
+    "bad-entry": "its code could not be started",
+    "bad-state": "its state could not be used",
+    "wall-limit": "it took longer than it may",
+    "protocol": "its sandbox said what it must not",
+    RECLAIMED: "its devices were taken back, with the notice that was promised",
+    RECLAIMED_EARLY: "its devices were taken back with less notice than was promised",
+}
+"""Each kind of end that is not a success, for people. A provider may say others; those stand for themselves."""
+
+
+def in_words(kind: str, reason: str) -> str:
+    """How an attempt ended: the kind in words, then what its provider said."""
+    words = WORDS.get(kind, kind)
+    return clipped(f"{words}: {reason}" if reason else words, 2_000)
+
+
+def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step[Job]:
+    """These shards' attempts came to nothing: tender them again, or fail the job where that cannot help."""
+    effects: list[Any] = []
+    for shard, kind, reason in lost:
+        blameless = kind == RECLAIMED
+        if shard.phase not in ("kept", "leaving"):
+            effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
+        effects += stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless)
+        moved = kind in (RECLAIMED, RECLAIMED_EARLY)
+        waiting = replace(
+            shard,
+            phase="waiting",
+            copying=None,
+            waiting_ms=at_ms,
+            kind=kind,
+            reason=in_words(kind, reason),
+            losses=shard.losses + (not moved),
+            reclaims=shard.reclaims + moved,
+        )
+        state = with_shards(state, waiting)
+        why = _why_not_again(state, waiting)
+        if why:
+            failed = end(state, "failed", why, at_ms)
+            return Step(state=failed.state, effects=(*effects, *failed.effects))
+        effects.append(tender_for(state, waiting, at_ms))
+    return Step(state=state, effects=tuple(effects))
+
+
+def is_worth_another(state: Job, kind: str) -> bool:
+    """Whether an attempt that ended like this may be followed by another, as far as its kind goes."""
+    return kind in (RECLAIMED, RECLAIMED_EARLY) or kind in state.spec.retry_on
+
+
+def _why_not_again(state: Job, shard: Shard) -> str:
+    if not is_worth_another(state, shard.kind):
+        return f"shard {shard.shard} failed ({shard.kind}): {shard.reason}"
+    if shard.reclaims > MOST_RECLAIMS:
+        return f"the devices of shard {shard.shard} were taken back {shard.reclaims} times"
+    if shard.losses > state.spec.retries:
+        return f"shard {shard.shard} was lost {shard.losses} times, the last time because: {shard.reason}"
+    return ""
+
+
+def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
+    """The job is over: whoever works for it stops."""
+    effects: list[Any] = [TendersUnwanted(job=state.job, reason=reason, at_ms=at_ms)]
+    for shard in state.shards:
+        if state.on(shard.lease) is shard:
+            effects += stop(shard.provider, shard.lease, reason, at_ms)
+    shards = tuple(replace(shard, phase="lost" if shard.phase != "finished" else shard.phase) for shard in state.shards)
+    ended = replace(state, phase=phase, reason=reason, ended_ms=at_ms, shards=shards)
+    return Step(state=ended, effects=(*effects, JobOver(job=state.job)))
+
+
+def stop(provider: bytes, lease: bytes, reason: str, at_ms: int, *, blameless: bool = False) -> list[Any]:
+    """Tell a provider that its run is not wanted any more, and the purchase that the lease is over."""
+    message = RunStopOrdered(lease=lease, reason=clipped(reason, 256))
+    told = Send(to=provider, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=f"stop {lease.hex()}")
+    return [told, LeaseOver(lease=lease, well=False, blameless=blameless, at_ms=at_ms)]
+
+
+def tender_for(state: Job, shard: Shard, at_ms: int) -> TenderWanted:
+    """The call for another lease of one shard."""
+    return TenderWanted(job=state.job, shards=(shard.shard,), attempt=shard.attempts, at_ms=at_ms)

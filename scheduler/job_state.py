@@ -1,0 +1,139 @@
+"""What a buyer knows of one job and its shards: the state of ``hansa.scheduler.job``."""
+
+from dataclasses import dataclass, field, replace
+
+from hansa.proto.blob import BlobRef
+from hansa.proto.messages import Metric
+from hansa.proto.units import Address, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
+from hansa.scheduler.job_spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A state from which a shard can go on."""
+
+    round: Uint32
+    step: Uint64
+    blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One file of a shard's outputs."""
+
+    path: Line
+    blob: BlobRef
+    here: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One shard of the job.
+
+    Attributes:
+        shard: its number.
+        phase: waiting, starting, running, kept (it failed and stays to be looked at), leaving (it has ended, and its
+            newest checkpoint is on its way), ending (its outputs are on their way), finished or lost.
+        lease: the newest lease it had.
+        provider: whose that is.
+        step: the newest step that was reported.
+        metrics: what was reported with it.
+        attempts: how many leases it had.
+        checkpoint: the newest one that is here.
+        copying: the newest one that is announced and not here yet.
+        outputs: files announced by the newest run.
+        expected: how many files the run announced in all, once it ended.
+        heard_ms: when its provider was last heard.
+        ends_ms: when its lease ends.
+        waiting_ms: since when it looks for another provider; 0 while it has one.
+        retry_ms: when it is tendered again; 0 while a tender is out.
+        losses: how many of its leases came to nothing, those left out whose devices were taken back.
+        reclaims: how many of those there were.
+        reclaim_notice_ms: the notice that the newest lease promises.
+        reclaim_by_ms, reclaim_why: when its devices are taken back at the latest, and why; 0 while they are not.
+        reclaim_early: whether that was said later than promised.
+        kept_until_ms: how long the run that failed is kept.
+        kind: what sort of end the last attempt had, the present one while it is kept or leaving.
+        reason: the same in words.
+    """
+
+    shard: Uint32
+    phase: str = "waiting"
+    lease: Bytes32 = bytes(32)
+    provider: Address = bytes(20)
+    step: Uint64 = 0
+    metrics: tuple[Metric, ...] = ()
+    attempts: Uint32 = 0
+    checkpoint: Checkpoint | None = None
+    copying: Checkpoint | None = None
+    outputs: tuple[Output, ...] = ()
+    expected: Uint32 = 0
+    heard_ms: UnixMs = 0
+    ends_ms: UnixMs = 0
+    waiting_ms: UnixMs = 0
+    retry_ms: UnixMs = 0
+    losses: Uint32 = 0
+    reclaims: Uint32 = 0
+    reclaim_notice_ms: DurationMs = 0
+    reclaim_by_ms: UnixMs = 0
+    reclaim_why: Note = ""
+    reclaim_early: bool = False
+    kept_until_ms: UnixMs = 0
+    kind: Line = ""
+    reason: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that the ended run announced is here."""
+        return self.phase == "ending" and sum(output.here for output in self.outputs) >= self.expected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """The metrics of one step, as the first shard that reached it reported them."""
+
+    step: Uint64
+    metrics: tuple[Metric, ...]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The state.
+
+    Attributes:
+        phase: gathering, running, succeeded, failed or cancelled.
+        job: its id.
+        spec: what the developer asked for.
+        package: the job's directory as a blob.
+        files: the list of the files beside it, if there are any.
+        shards: one entry each.
+        desertions: how often the first gang failed because winners did not confirm.
+        history: metrics by step, in the order of steps.
+        submitted_ms: when it came.
+        ended_ms: when it ended; 0 before.
+        reason: why it failed or was cancelled.
+    """
+
+    phase: str = "gathering"
+    job: Bytes32
+    spec: JobSpec
+    package: BlobRef
+    shards: tuple[Shard, ...]
+    desertions: Uint32 = 0
+    history: tuple[Point, ...] = field(default=())
+    submitted_ms: UnixMs
+    ended_ms: UnixMs = 0
+    reason: str = ""
+    files: BlobRef | None = None
+
+    def on(self, lease: bytes) -> Shard | None:
+        """The shard whose newest lease this is, while it lives."""
+        alive = ("starting", "running", "kept", "leaving", "ending")
+        return next((shard for shard in self.shards if shard.lease == lease and shard.phase in alive), None)
+
+
+def with_shards(state: Job, *changed: Shard) -> Job:
+    """The job with these of its shards changed."""
+    by_number = {shard.shard: shard for shard in changed}
+    return replace(state, shards=tuple(by_number.get(shard.shard, shard) for shard in state.shards))
