@@ -14,7 +14,8 @@ import pwd
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 FIRST_UID, LAST_UID = 64_000, 64_999
@@ -78,20 +79,46 @@ def staged(sources: Sequence[str]) -> Callable[[str], str]:
     return place
 
 
-def stage(sources: Sequence[str]) -> None:
-    """In a new mount namespace, bind these paths read-only where `staged` says. Needs root.
+def hold(path: str, owner_uid: int | None = None) -> int:
+    """A descriptor of what a path names at this moment, for `stage`; it cannot be exchanged any more.
+
+    Args:
+        path: a directory or a socket.
+        owner_uid: whom it must belong to, if that matters.
 
     Raises:
-        OSError: the kernel refused.
+        OSError: there is nothing, or it is a link or another kind of thing.
+        PermissionError: it belongs to somebody else.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    facts = os.fstat(descriptor)
+    if owner_uid is not None and facts.st_uid != owner_uid:
+        os.close(descriptor)
+        raise PermissionError(f"{path} does not belong to the daemon")
+    if not (stat.S_ISDIR(facts.st_mode) or stat.S_ISSOCK(facts.st_mode)):
+        os.close(descriptor)
+        raise NotADirectoryError(f"{path} is neither a directory nor a socket")
+    return descriptor
+
+
+def stage(sources: Sequence[str], held: Mapping[str, int]) -> None:
+    """In a new mount namespace, bind these paths read-only where `staged` says. Needs root.
+
+    Args:
+        sources: the paths.
+        held: what some of them named when they were looked at (`hold`); they must name the same now.
+
+    Raises:
+        OSError: the kernel refused, or a path names something else by now.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _call(libc.unshare(_CLONE_NEWNS), "a mount namespace of its own")
     # Nothing that follows may be seen outside.
     _mount(libc, None, "/", None, _MS_REC | _MS_PRIVATE)
     # Mounted over what is there, so first hold on to sources that lie below.
-    held = [os.open(source, os.O_PATH | os.O_CLOEXEC) for source in sources]
+    opened = [_open_again(source, held.get(source)) for source in sources]
     _mount(libc, "hansa", STAGE, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=64k")
-    for number, descriptor in enumerate(held):
+    for number, descriptor in enumerate(opened):
         at = Path(STAGE, str(number))
         if Path(f"/proc/self/fd/{descriptor}").is_dir():
             at.mkdir()
@@ -100,6 +127,16 @@ def stage(sources: Sequence[str]) -> None:
         _mount(libc, f"/proc/self/fd/{descriptor}", str(at), None, _MS_BIND)
         _mount(libc, None, str(at), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
         os.close(descriptor)
+
+
+def _open_again(path: str, held: int | None) -> int:
+    """A descriptor in our own mount namespace; the kernel binds nothing that was opened in another."""
+    if held is None:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not os.path.samestat(os.fstat(descriptor), os.fstat(held)):
+        raise PermissionError(f"{path} was exchanged while the sandbox was made")
+    return descriptor
 
 
 def drop_to(uid: int) -> None:

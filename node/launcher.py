@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from hansa.node import confine, process_tree
 from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
 from hansa.node.launcher_guard import TOLD, end_children, serve_guarded, told_later
 from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
-from hansa.node.sandbox import Inventory, SandboxSpec, SandboxUnavailable, build_command, take_inventory
+from hansa.node.sandbox import Places, SandboxSpec, build_command
+from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 from hansa.node.seccomp import open_filter
 from hansa.proto.errors import ProtocolError
 
@@ -137,8 +138,11 @@ class Launcher:
     def _start(self, message: Start) -> None:
         try:
             inventory = take_inventory()
-            self._check_request(message, inventory)
-            room, runner_end = self._make_room(message, inventory)
+            with contextlib.ExitStack() as holding:
+                held = self._hold_named(message, inventory)
+                for descriptor in held.values():
+                    holding.callback(os.close, descriptor)
+                room, runner_end = self._make_room(message, inventory, held)
         except (OSError, SandboxUnavailable, KeyError) as error:
             self._tell(Refused(run=message.run, reason=f"{type(error).__name__}: {error}"[:500]))
             return
@@ -150,16 +154,22 @@ class Launcher:
         self._tell(Started(run=message.run, pid=room.pid, limits=limits), (runner_end,))
         os.close(runner_end)
 
-    def _check_request(self, message: Start, inventory: Inventory) -> None:
-        """A root launcher must not open for a daemon what the daemon could not open by itself."""
+    def _hold_named(self, message: Start, inventory: Inventory) -> dict[str, int]:
+        """Descriptors of what the daemon names: a root launcher opens nothing that the daemon could not by itself."""
         if message.run in self._rooms:
             raise SandboxUnavailable("this run has a sandbox already", "a fault of the daemon's")
         furnished = {host for host, _inside in inventory.binds}  # every sandbox is shown these anyway
-        for path in filter(None, (message.spec.code, message.spec.inputs)):
-            if path not in furnished and self._peer_uid is not None and os.lstat(path).st_uid != self._peer_uid:
-                raise PermissionError(f"{path} does not belong to the daemon")
+        held: dict[str, int] = {}
+        try:
+            for path in message.spec.paths:
+                held[path] = confine.hold(path, None if path in furnished else self._peer_uid)
+        except OSError:
+            for descriptor in held.values():
+                os.close(descriptor)
+            raise
+        return held
 
-    def _make_room(self, message: Start, inventory: Inventory) -> tuple[Room, int]:
+    def _make_room(self, message: Start, inventory: Inventory, held: Mapping[str, int]) -> tuple[Room, int]:
         spec = message.spec
         ours, theirs = socket.socketpair()
         words_out, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -169,9 +179,12 @@ class Launcher:
         self._counter += 1
         limits = GroupLimits(memory_bytes=spec.memory_bytes, cpu_millis=spec.cpu_millis, processes=spec.processes)
         group = self._group_maker(f"{os.getpid()}-{self._counter}", limits)
-        sources = [path for path, _inside in inventory.binds] + [spec.code, inventory.bwrap_root]
-        sources += [spec.inputs] if spec.inputs else []
-        place = confine.staged(sources) if is_root else str
+        sources = [path for path, _inside in (*inventory.binds, *inventory.system_binds)]
+        sources += [inventory.bwrap_root, *spec.paths]
+        places = Places(
+            reach=confine.staged(sources) if is_root else str,
+            look=lambda path: f"/proc/self/fd/{held[path]}",
+        )
         open_fds = [theirs.fileno()]
 
         def open_data(name: str, data: bytes) -> int:
@@ -181,14 +194,14 @@ class Launcher:
             open_fds.append(descriptor)
             return descriptor
 
-        command = build_command(inventory, spec, theirs.fileno(), open_data, place)
+        command = build_command(inventory, spec, theirs.fileno(), open_data, places)
         open_fds.append(open_filter())
         command[1:1] = ["--seccomp", str(open_fds[-1])]
         us = os.getpid()
         with told_later():
             pid = os.fork()
             if pid == 0:
-                _become(command, open_fds, words_in, us, lambda: self._confine(spec, group, uid, sources))
+                _become(command, open_fds, words_in, us, lambda: self._confine(spec, group, uid, sources, held))
         for descriptor in open_fds[1:]:
             os.close(descriptor)
         theirs.close()
@@ -199,13 +212,18 @@ class Launcher:
         return room, ours.detach()
 
     def _confine(
-        self, spec: SandboxSpec, group: Group | None, uid: confine.ClaimedUid | None, sources: list[str]
+        self,
+        spec: SandboxSpec,
+        group: Group | None,
+        uid: confine.ClaimedUid | None,
+        sources: Sequence[str],
+        held: Mapping[str, int],
     ) -> None:
         """In the forked process: everything that must be done before bubblewrap."""
         if group is not None:
             group.add(os.getpid())
         if uid is not None:
-            confine.stage(sources)
+            confine.stage(sources, held)
         confine.set_limits(scratch_bytes=spec.scratch_bytes, processes=None if group else spec.processes)
         if uid is not None:
             confine.drop_to(uid.uid)

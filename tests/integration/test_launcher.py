@@ -20,7 +20,7 @@ from hansa.node.sandbox import SandboxSpec, check_sandbox
 
 SPEC = SandboxSpec(
     program="hansa.worker.probe",
-    code=str(Path(hansa.__file__).resolve().parent / "worker"),
+    code=str((Path(hansa.__file__).resolve().parent / "worker").resolve()),
     inputs=None,
     memory_bytes=512 << 20,
     cpu_millis=1000,

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node import process_tree
+from hansa.node import process_tree, sandbox_image
 from hansa.node.cgroups import GroupLimits, GroupV2, make_group
-from hansa.node.confine import ClaimedUid, staged
+from hansa.node.confine import ClaimedUid, hold, stage, staged
 from hansa.node.executor_end import printable
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
-from hansa.node.sandbox import SandboxSpec, build_command, take_inventory
+from hansa.node.sandbox import SandboxSpec, build_command
+from hansa.node.sandbox_image import find_inside
+from hansa.node.sandbox_inventory import SandboxUnavailable, take_inventory
 from hansa.node.seccomp import ARCHITECTURES, DENIED, build_filter
 from hansa.proto.errors import Malformed
 
@@ -38,7 +40,7 @@ SPEC = SandboxSpec(
 
 
 def command_for(spec):
-    return build_command(take_inventory(), spec, 7, lambda _name, _data: 9, str)
+    return build_command(take_inventory(), spec, 7, lambda _name, _data: 9)
 
 
 def test_every_namespace_is_unshared_and_everything_ends_with_its_parent():
@@ -66,6 +68,121 @@ def test_every_tmpfs_has_a_size_but_the_empty_covers():
     for at, flag in enumerate(command):
         if flag == "--tmpfs" and not command[at + 1].startswith("/opt/"):
             assert command[at - 2] == "--size", command[at + 1]
+
+
+def test_a_job_that_brings_nothing_gets_nothing():
+    assert not {"/opt/environment", "/run/hansa/egress.sock", "/opt/driver"} & set(command_for(SPEC))
+
+
+def test_a_job_with_gpus_on_an_image_gets_the_drivers_libraries_from_this_machine(tmp_path, monkeypatch):
+    image, driver = tmp_path / "image", tmp_path / "driver"
+    for path in (image / "lib64/ld-linux-x86-64.so.2", image / "lib/ld-linux-aarch64.so.1", image / "usr/x"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (image / "usr/bin").mkdir()
+    (image / "usr/bin" / version).touch(mode=0o755)
+    driver.mkdir()
+    for name in ("libcuda.so.1", "libnvidia-gpucomp.so.570.1", "libnvidia-ml.so.1", "libGL.so.1"):
+        (driver / name).touch()
+    monkeypatch.setattr(sandbox_image, "DRIVER_DIRECTORIES", (str(driver),))
+    command = command_for(dataclasses.replace(SPEC, image=str(image), gpu_minors=(0,)))
+    shown = {command[at + 2] for at, flag in enumerate(command) if flag == "--ro-bind-try"}
+    assert {path for path in shown if path.startswith("/opt/driver/")} == {
+        "/opt/driver/libcuda.so.1", "/opt/driver/libnvidia-gpucomp.so.570.1", "/opt/driver/libnvidia-ml.so.1",
+    }  # fmt: skip
+    libraries = command[command.index("LD_LIBRARY_PATH") + 1]
+    assert libraries.startswith("/opt/driver")
+    without = command_for(dataclasses.replace(SPEC, image=str(image)))
+    assert not any(word.startswith("/opt/driver") for word in without)
+
+
+def an_image(directory):
+    loader = directory / "lib64/ld-linux-x86-64.so.2"
+    for path in (loader, directory / "lib/ld-linux-aarch64.so.1", directory / "srv/data"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return directory
+
+
+def test_of_an_image_everything_is_shown_but_what_every_sandbox_has_of_its_own(tmp_path):
+    image = an_image(tmp_path)
+    for name in ("proc", "dev", "job", "run", "tmp", "etc", "opt/hansa", "opt/site0", "opt/tool"):
+        (image / name).mkdir(parents=True)
+    for name in ("etc/passwd", "etc/hosts", "etc/os-release"):
+        (image / name).touch()
+    (image / "home").symlink_to("/var/home")
+    inventory = dataclasses.replace(take_inventory(), is_movable=True)
+    command = build_command(inventory, dataclasses.replace(SPEC, image=str(image)), 7, lambda _name, _data: 9)
+    assert "/usr" not in [command[at + 1] for at, flag in enumerate(command) if flag == "--ro-bind"]
+    shown = {command[at + 1] for at, word in enumerate(command) if word.startswith(str(image))}
+    assert shown == {"/lib", "/lib64", "/srv", "/etc/os-release", "/opt/tool"}
+    at = command.index("--symlink")
+    assert command[at + 1 : at + 3] == ["/var/home", "/home"]
+
+
+def test_an_image_on_which_nothing_can_run_the_runner_is_refused_in_words(tmp_path):
+    spec, inventory = dataclasses.replace(SPEC, image=str(tmp_path)), take_inventory()
+    for is_movable, words in ((True, "no glibc"), (False, "the image has no python3")):
+        with pytest.raises(SandboxUnavailable, match=words):
+            build_command(dataclasses.replace(inventory, is_movable=is_movable), spec, 7, lambda _name, _data: 9)
+
+
+def test_an_images_own_python_of_our_version_is_used_where_ours_cannot_leave_its_system(tmp_path):
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (tmp_path / "usr/local/bin").mkdir(parents=True)
+    (tmp_path / "usr/local/bin" / name).touch(mode=0o755)
+    (tmp_path / "usr/local/lib" / name / "site-packages").mkdir(parents=True)
+    inventory = dataclasses.replace(take_inventory(), is_movable=False, system_binds=(("/usr/p", "/opt/site7"),))
+    command = build_command(inventory, dataclasses.replace(SPEC, image=str(tmp_path)), 7, lambda _name, _data: 9)
+    assert command[command.index("--") + 1] == f"/usr/local/bin/{name}"
+    path = command[command.index("PYTHONPATH") + 1].split(":")
+    assert path[:3] == ["/opt/hansa", f"/usr/local/lib/{name}/site-packages", "/opt/site7"]
+
+
+def test_links_in_an_image_never_lead_out_of_it(tmp_path):
+    root = tmp_path / "root"
+    (root / "usr/lib64").mkdir(parents=True)
+    (root / "usr/lib64/loader").touch()
+    (root / "lib64").symlink_to("/usr/lib64")
+    (root / "up").symlink_to("../../../../../etc/passwd")
+    (root / "loop").symlink_to("loop")
+    (root / "deep").symlink_to("lib64/../lib64/./loader")
+    assert find_inside(str(root), "/lib64/loader") == f"{root}/usr/lib64/loader"
+    assert find_inside(str(root), "/deep") == f"{root}/usr/lib64/loader"
+    assert find_inside(str(root), "/up") is None
+    assert find_inside(str(root), "/loop") is None
+
+
+def test_what_was_held_is_what_is_shown_or_nothing(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "link").symlink_to("one")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        hold(str(tmp_path / "link"))
+    with pytest.raises(NotADirectoryError):
+        hold(str(tmp_path / "file"))
+    with pytest.raises(PermissionError, match="does not belong"):
+        hold(str(tmp_path / "one"), os.getuid() + 1)
+    os.close(hold(str(tmp_path / "one"), os.getuid()))
+    if os.getuid() != 0:
+        pytest.skip("only a root launcher binds what it holds")
+    held = hold(str(tmp_path / "one"))
+    (tmp_path / "one").rename(tmp_path / "other")
+    (tmp_path / "one").mkdir()
+    out, into = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            stage([str(tmp_path / "one")], {str(tmp_path / "one"): held})
+        except OSError as error:
+            os.write(into, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(into)
+    assert "exchanged" in os.read(out, 1000).decode()
+    os.close(out)
+    os.close(held)
 
 
 def interpret(program, number, arguments=(0, 0), *, architecture):
@@ -163,6 +280,15 @@ def test_launcher_messages_come_out_as_they_went_in(message):
         {"cpu_millis": True},
         {"gpu_minors": (-1,)},
         {"gpu_minors": ("0 --bind / /",)},
+        {"environment": "packages"},
+        {"image": "/image/../etc"},
+        {"egress": "/a\0b"},
+        {"egress": 7},
+        {"inputs": ""},
+        {"shared_memory_bytes": 0},
+        {"shared_memory_bytes": "1"},
+        {"tier": "none"},
+        {"tier": ["sandbox"]},
     ],
 )
 def test_a_request_out_of_range_is_refused(change):
