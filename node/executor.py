@@ -3,7 +3,7 @@
 States, checkpoints and files go into the blob store as they arrive, and the engine is told their names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -41,6 +41,7 @@ class Executor:
         """
         self._tell = tell
         self._runs: dict[bytes, Supervision] = {}
+        self._pids: dict[bytes, int] = {}
         self._launcher = LauncherService(launch, hear=self._hear, lost=self._lose)
         self._around = Surroundings(
             tell=tell,
@@ -56,6 +57,11 @@ class Executor:
     def running(self) -> frozenset[bytes]:
         """The runs that have not ended."""
         return frozenset(self._runs)
+
+    @property
+    def pids(self) -> Mapping[bytes, int]:
+        """The outermost process of each run that has a sandbox, as the machine sees it whose launcher this is."""
+        return dict(self._pids)
 
     async def serve(self, task_status: Starting = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a launcher and supervise runs until cancelled."""
@@ -122,11 +128,14 @@ class Executor:
     async def _supervise(self, run: bytes, supervision: Supervision) -> None:
         await supervision.supervise()
         del self._runs[run]
+        self._pids.pop(run, None)
         self._tell(supervision.last_event())
 
     async def _hear(self, message: Message, descriptors: list[int]) -> None:
         supervision = self._runs.get(message.run)
         if supervision is not None:
+            if isinstance(message, Started):
+                self._pids[message.run] = message.pid
             supervision.hear(message, descriptors)
             return
         close_all(descriptors)
