@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.faults import ConfigError
+from hansa.node.rules_config import RulesConfig, read_rules
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.errors import Malformed
@@ -156,6 +157,7 @@ class Config:
     sandbox: SandboxConfig
     egress: EgressConfig
     settlement: SettlementConfig
+    rules: RulesConfig
 
     @property
     def api_socket(self) -> Path:
@@ -234,6 +236,7 @@ def _config(top: TomlTable) -> Config:
         sandbox=_sandbox(top.table("sandbox"), provider),
         egress=_egress(top.table("egress")),
         settlement=_settlement(top.table("settlement")),
+        rules=read_rules(top.table("rules")),
     )
     top.finish()
     return config

@@ -35,8 +35,8 @@ HARDWARE_XIDS = {
     143: "it could not be brought up",
     158: "a timeout that it does not recover from",
 }
-"""Error events that are the card's and not the program's, by their numbers in NVIDIA's list. The others, such as 13, 31,
-43 and 45, are made by what a job does."""
+"""Error events that are the card's and not the program's, by their numbers in NVIDIA's list. The others, such as 13,
+31, 43 and 45, are made by what a job does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

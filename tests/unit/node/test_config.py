@@ -10,6 +10,7 @@ from hansa.node.config import default_data_dir, load_config
 from hansa.node.faults import ConfigError
 from hansa.node.first_setup import Wishes, config_text, set_up
 from hansa.proto.units import parse_amount, price_per_hour_to_e18
+from hansa.scheduler.owner_rules import OwnerRules, parse_window
 
 
 def written(directory: Path, text: str) -> Path:
@@ -81,6 +82,14 @@ def test_every_key_of_the_template_is_explained() -> None:
         ("[egress]\nallow = ['https://pypi.org']\n", "egress.allow: holds something that is no host", "pypi.org"),
         ("[egress]\ndeny = ['pypi.org']\n", "egress.deny: holds something that is no network", "/16"),
         ("[egress]\nrate = '1 KiB'\n", "egress.rate: is too small", "MiB"),
+        ("[rules]\nhours = '22-7'\n", "rules.hours: holds something that is no hours", "22:00-07:00"),
+        ("[rules]\nhours = ['1:00-2:00', 'xyz 1:00-2:00']\n", "rules.hours: holds something", "mon"),
+        ("[rules]\nhours = 7\n", "rules.hours: must be a list", "hours"),
+        ("[rules]\ntime_zone = 'Mars/North'\n", "rules.time_zone: is none that", "Europe/Berlin"),
+        ("[rules]\ntime_zone = '../../etc/passwd'\n", "rules.time_zone: is none that", "Europe/Berlin"),
+        ("[rules]\nmax_temperature_c = 500\n", "rules.max_temperature_c: is 500", "120"),
+        ("[rules]\nused_within = '1 ms'\n", "rules.used_within: is too", "s"),
+        ("[rules]\nmax_price = '1'\n", "rules.max_price: unknown key", "hours"),
         ("[buyer]\nmax_job_budget = '1.0000001'\n", "buyer.max_job_budget: an amount has at most 6", "1.25"),
     ],
 )
@@ -106,6 +115,18 @@ def test_hosts_are_read_in_their_one_form_and_none_are_allowed_unasked(tmp_path:
     egress = load_config(written(tmp_path, f"[egress]\n{allow}\n{deny}\n")).egress
     assert egress.allow == ("*.huggingface.co:443", "pypi.org:443")
     assert [str(network) for network in egress.deny] == ["11.22.0.0/16", "2606:4700::/32"]
+
+
+def test_the_owners_hours_are_those_of_his_own_clock(tmp_path: Path) -> None:
+    text = '[rules]\nhours = "mon-fri 22:00-07:00"\ntime_zone = "Europe/Berlin"\n'
+    text += "max_temperature_c = 80\npower_limit_w = 250\n"
+    rules = load_config(written(tmp_path, text)).rules
+    assert rules.owner.windows == (parse_window("mon-fri 22:00-07:00"),)
+    winter_ms, summer_ms = 1_767_225_600_000, 1_782_864_000_000
+    assert (rules.utc_offset_s(winter_ms), rules.utc_offset_s(summer_ms)) == (3600, 7200)
+    assert (rules.health.max_temperature_c, rules.power_limit_w) == (80, 250)
+    plain = load_config(written(tmp_path, "")).rules
+    assert (plain.owner, plain.health.max_temperature_c, plain.power_limit_w) == (OwnerRules(), None, None)
 
 
 def test_a_directory_without_a_node_says_how_to_make_one(tmp_path: Path) -> None:
