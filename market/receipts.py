@@ -14,7 +14,7 @@ from hansa.proto.market_documents import Evidence
 from hansa.proto.merkle import merkle_root
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest, struct_hash
-from hansa.proto.units import Amount, Bytes32, PriceE18, Uint32, UnixMs, amount_for
+from hansa.proto.units import Amount, Bytes32, Line, PriceE18, Uint32, UnixMs, amount_for
 
 CLOCK_SKEW_MS = 30_000
 """How far two honest clocks may be apart."""
@@ -30,6 +30,7 @@ class LeaseTerms:
         job: the job that pays.
         shard: the shard that it runs.
         devices: ids of the devices that work on it.
+        tier: the isolation that the bid promised.
         price_e18_per_device_ms: the agreed price.
         max_total: the most that the lease can ever cost.
         begins_ms: the start was not ordered before this.
@@ -40,6 +41,7 @@ class LeaseTerms:
     job: Bytes32
     shard: Uint32
     devices: tuple[Bytes32, ...]
+    tier: Line
     price_e18_per_device_ms: PriceE18
     max_total: Amount
     begins_ms: UnixMs
@@ -145,7 +147,7 @@ def _fault_in_lines(statement: Statement, *, last: Statement | None, terms: Mapp
         if agreed is None:
             return "a line names a lease that is not on this channel"
         fault = _fault_in_line(line, agreed, before.get(line.lease), statement.receipt.period_end_ms)
-        fault = fault or _fault_in_evidence(line, proof, before.get(line.lease), proved.get(line.lease))
+        fault = fault or _fault_in_evidence(line, proof, agreed, before.get(line.lease), proved.get(line.lease))
         if fault is not None:
             return fault
     return None
@@ -172,12 +174,18 @@ def _fault_in_line(line: MeterLine, agreed: LeaseTerms, before: MeterLine | None
 
 
 def _fault_in_evidence(
-    line: MeterLine, proof: Evidence, before: MeterLine | None, proved: Evidence | None
+    line: MeterLine, proof: Evidence, agreed: LeaseTerms, before: MeterLine | None, proved: Evidence | None
 ) -> str | None:
     if proof.shard != line.shard:
         return "evidence names another shard than its line"
+    if proof.tier != agreed.tier:
+        return "evidence names another isolation than the bid promised"
+    if proof.busy_ms > line.device_ms:
+        return "evidence claims that devices computed for longer than is metered"
     if proved is not None and (proof.steps < proved.steps or proof.rounds < proved.rounds):
         return "evidence went back"
+    if proved is not None and proof.busy_ms < proved.busy_ms:
+        return "the time that devices computed went back"
     grew = line.device_ms > (before.device_ms if before else 0)
     progressed = proof.steps > (proved.steps if proved else 0)
     return "device time is charged without evidence of progress" if grew and not progressed else None

@@ -186,6 +186,7 @@ def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
         job=state.tender.job,
         shard=event.award.shard,
         devices=state.bid.devices,
+        tier=state.bid.tier,
         price_e18_per_device_ms=state.bid.price_e18_per_device_ms,
         max_total=state.bid.max_total,
         begins_ms=event.at_ms,

@@ -138,6 +138,7 @@ def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_m
         job=bought.tender.job,
         shard=placement.shard,
         devices=bid.devices,
+        tier=bid.tier,
         price_e18_per_device_ms=bid.price_e18_per_device_ms,
         max_total=bid.max_total,
         begins_ms=at_ms,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hansa.market import sale, sale_events
-from hansa.market.effects import Send
+from hansa.market.effects import Send, clipped
 from hansa.market.sale_state import Sale
 from hansa.node.events import DevicesUsed, RunNews
 from hansa.node.selling_turns import LAST_ROUND, advance_run, advance_sale, progress_of
@@ -44,6 +44,8 @@ def take_run_news(state: NodeState, event: RunNews) -> Effects:
             effects += advance_sale(state, entry.bid_digest, progress_of(current, event.at_ms, step))
         case run.RunSynced() | run.RunCheckpointed():
             effects += advance_sale(state, entry.bid_digest, progress_of(current, event.at_ms, None))
+    if isinstance(event, run.RunKept) and current.phase != run.KEPT:
+        return effects  # it was told to stop before, and goes
     return effects + _tell_buyer(entry, event)
 
 
@@ -71,6 +73,9 @@ def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
         case run.RunOutput(path=path, blob=blob):
             message = messages.OutputStored(lease=lease, path=path, blob=blob)
             keep_ms = sale.DELIVERY_MS
+        case run.RunKept(kind=kind, reason=reason, until_ms=until_ms):
+            message = messages.RunKept(lease=lease, kind=kind, reason=clipped(reason, 8_000), until_ms=until_ms)
+            keep_ms, replaces = ROUND_KEEP_MS, "kept"
     if message is None:
         return []
     keep_until_ms = event.at_ms + keep_ms

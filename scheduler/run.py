@@ -222,6 +222,7 @@ class LeaveRun:
 
     run: Bytes32
     by_ms: UnixMs
+    why: Note
 
 
 RunEffect = StartRun | StopRun | LeaveRun
@@ -322,7 +323,7 @@ def outstanding(state: Run) -> tuple[RunEffect, ...]:
     if state.phase == STOPPING:
         return (StopRun(run=state.run, grace_ms=state.stop_grace_ms),)
     if state.leave_by_ms and state.phase not in RUN_TABLE.terminal:
-        return (LeaveRun(run=state.run, by_ms=state.leave_by_ms),)
+        return (LeaveRun(run=state.run, by_ms=state.leave_by_ms, why=state.leave_why),)
     return ()
 
 

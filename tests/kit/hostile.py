@@ -174,6 +174,7 @@ class HostileProvider:
             job=bytes(32),
             shard=award.award.document.shard,
             devices=self.bid.devices,
+            tier=self.bid.tier,
             price_e18_per_device_ms=self.bid.price_e18_per_device_ms,
             max_total=self.bid.max_total,
             begins_ms=now_ms(),

@@ -180,6 +180,7 @@ def terms(**changes: Any) -> LeaseTerms:
             job=JOB,
             shard=0,
             devices=(DEVICE.id,),
+            tier="sandbox",
             price_e18_per_device_ms=PRICE,
             max_total=600_001,
             begins_ms=NOW_MS,

@@ -190,6 +190,25 @@ def test_evidence_never_goes_back(proof):
     assert fault(later, last=last) == "evidence went back"
 
 
+def test_evidence_of_another_isolation_than_the_bid_promised_is_refused():
+    weaker = recommitted(FIRST, evidence=(evidence(1, tier="none"),))
+    assert fault(weaker) == "evidence names another isolation than the bid promised"
+
+
+def test_evidence_of_more_use_than_metered_time_is_refused():
+    busy = statement((line(2_000), evidence(1, busy_ms=2_000)))
+    assert fault(busy) is None
+    busier = recommitted(busy, evidence=(evidence(1, busy_ms=2_001),))
+    assert fault(busier) == "evidence claims that devices computed for longer than is metered"
+
+
+def test_the_time_that_devices_computed_never_goes_back():
+    last = statement((line(1_000), evidence(1, busy_ms=700)))
+    assert fault(statement((line(2_000), evidence(2, busy_ms=700)), last=last), last=last) is None
+    less = statement((line(2_000), evidence(2, busy_ms=699)), last=last)
+    assert fault(less, last=last) == "the time that devices computed went back"
+
+
 @pytest.mark.parametrize("last", [None, FIRST])
 def test_device_time_without_progress_earns_nothing(last):
     grown = statement((line(2_000), evidence(1 if last else 0)), last=last)

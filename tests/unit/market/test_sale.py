@@ -32,6 +32,7 @@ from hansa.market.sale_events import (
     StartOrdered,
     StopOrdered,
     TimePassed,
+    UseSampled,
 )
 from hansa.market.sale_state import Sale
 from hansa.proto.documents import channel_id
@@ -212,6 +213,14 @@ def test_a_line_ends_when_its_work_did_however_late_it_is_written():
     assert metered.line.end_ms == NOW_MS + 10_700
     assert metered.line.device == DEVICE.id
     assert metered.line.amount == 700
+
+
+def test_use_is_told_as_far_as_it_is_metered_and_never_goes_back():
+    playbook = running() >> UseSampled(busy_ms=900) >> UseSampled(busy_ms=400)
+    (metered,) = advance((playbook >> progress(700, 1)).reaches("running", busy_ms=900), passed(99_000)).effects
+    assert (metered.evidence.busy_ms, metered.evidence.tier) == (700, BID.tier)
+    (later,) = advance(playbook.reaches("running"), progress(1_500, 2)).effects
+    assert later.evidence.busy_ms == 900
 
 
 def test_nothing_is_charged_for_a_run_that_made_no_step():

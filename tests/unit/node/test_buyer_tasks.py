@@ -12,7 +12,7 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import party
 from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec, tender, workload
 
-from hansa.market.purchase import ENDED_BADLY, SILENT, Placement, Purchase
+from hansa.market.purchase import ENDED_BADLY, SILENT, TAKEN_BACK, Placement, Purchase
 from hansa.node import buyer_tasks
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.daemon import now_ms
@@ -86,6 +86,17 @@ def test_once_nobody_else_was_found_everybody_is_asked() -> None:
     filled_later = tender(nonce=b"3" * 32, bids_close_ms=AGAIN.bids_close_ms + 1)
     state.purchases[b"3" * 32] = purchase(filled_later, placed(filled_later, OTHER_KEY))
     assert unwelcome(state, WANTED) == {PROVIDER_KEY.address, OTHER_KEY.address}
+
+
+def test_a_job_may_want_a_lost_shard_never_to_go_to_the_same_provider_again() -> None:
+    lost = purchase(GANG, placed(GANG, PROVIDER_KEY), placed(GANG, OTHER_KEY, why=TAKEN_BACK))
+    state = after(lost, purchase(AGAIN, phase="unfilled"))
+    for same_provider, shard, expected in ((True, 0, set()), (False, 0, {PROVIDER_KEY.address}), (False, 1, set())):
+        of = spec(retry_same_provider=same_provider)
+        state.jobs[JOB] = Job(job=JOB, spec=of, package=blob_ref(b"p"), shards=(), submitted_ms=0)
+        never = replace(AGAIN, shards=(shard,), nonce=bytes([shard]) * 32)
+        state.purchases[digest(DOMAIN, never)] = purchase(never, phase="unfilled")
+        assert unwelcome(state, replace(WANTED, shards=(shard,))) == expected
 
 
 def test_another_job_s_failures_do_not_count() -> None:

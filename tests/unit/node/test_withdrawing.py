@@ -2,15 +2,17 @@
 
 import pytest
 from kit.small_market import SmallMarket, device
-from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
+from hansa.market.selection import Record
 from hansa.node import events
+from hansa.node.buyer_tasks import unwelcome
 from hansa.node.routing import deadline_ms
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
-from hansa.scheduler import run
+from hansa.scheduler import job_events, run
 
-ONE = spec(shards=1)
+ONE = spec(shards=1, keep_failed_ms=60_000)
 FIRST, SECOND = device(PROVIDER[0]).id, device((PROVIDER[0] + 1) & 0xFF).id
 
 
@@ -84,7 +86,7 @@ def test_a_bid_on_a_withdrawn_device_lapses_and_the_award_on_it_is_refused():
 def test_a_device_is_neither_free_nor_sold_again_until_its_run_has_left():
     made, lease = running()
     withdraw(made, FIRST)
-    assert leaving(made) == [run.LeaveRun(run=lease, by_ms=made.now_ms + 60_000)]
+    assert leaving(made) == [run.LeaveRun(run=lease, by_ms=made.now_ms + 60_000, why="the owner plays")]
     assert made.heard(messages.LeaseReclaimed)[0].by_ms == made.now_ms + 60_000
     assert provider(made).capacity.phase_of(FIRST) == "leased"
     give_back(made, FIRST)
@@ -156,3 +158,66 @@ def test_the_end_says_whether_the_notice_was_what_the_bid_promised(notice_ms, ki
     withdraw(made, FIRST, notice_ms=notice_ms)
     left(made, lease)
     assert made.heard(messages.RunEnded)[0].kind == kind
+
+
+def kept(made, lease, for_ms=60_000):
+    tell(made, run.RunKept, lease, kind="user-exception", reason="division by zero", until_ms=made.now_ms + for_ms)
+
+
+def test_the_buyer_hears_of_a_kept_run_and_pays_nothing_for_the_keeping():
+    made, lease = running()
+    tell(made, run.RunProgressed, lease, step=1, metrics=())
+    kept(made, lease)
+    assert made.engines[BUYER].state.jobs.get(JOB).shards[0].phase == "kept"
+    made.pass_time(1_900)
+    tell(made, run.RunFailed, lease, kind="user-exception", reason="division by zero")
+    (sold,) = (entry for _, entry in provider(made).sales.all() if entry.lease == lease)
+    assert (sold.device_ms, sold.vouched) == (1_000, 1_000)
+    assert made.engines[BUYER].state.jobs.get(JOB).phase == "failed"
+
+
+def test_a_kept_run_is_unpaid_up_to_the_owners_limit_and_then_stopped():
+    made, lease = running()
+    kept(made, lease)
+    made.pass_time(3_000, PROVIDER)  # max_unpaid is 3,000 at one unit for a millisecond
+    assert run.StopRun(run=lease, grace_ms=3_000) in [effect for _, effect in made.effects]
+
+
+def test_a_run_that_was_told_to_stop_is_not_said_to_be_kept():
+    made, lease = running()
+    made.take(BUYER, events.JobCancelled(job=JOB, reason="enough", at_ms=made.now_ms))
+    kept(made, lease)
+    assert made.heard(messages.RunKept) == []
+
+
+def test_the_use_of_devices_is_told_as_evidence():
+    made, lease = running()
+    made.take(PROVIDER, events.DevicesUsed(lease=lease, busy_ms=600, at_ms=made.now_ms + 900))
+    tell(made, run.RunProgressed, lease, step=1, metrics=())
+    (receipt,) = made.heard(messages.ReceiptSent)
+    assert receipt.evidence[0].busy_ms == 600
+    made.take(PROVIDER, events.DevicesUsed(lease=b"?" * 32, busy_ms=600, at_ms=made.now_ms))
+    assert provider(made).ignored == {"sale: the use of devices without a lease": 1}
+
+
+def test_a_shard_that_is_moved_goes_on_elsewhere_and_its_provider_keeps_its_name():
+    made, lease = running()
+    made.add(OTHER_KEY, devices=1)
+    tell(made, run.RunCheckpointed, lease, round=0, step=0, checkpoint=blob_ref(b"state"))
+    made.take(BUYER, events.BlobFetched(job=JOB, lease=lease, blob=blob_ref(b"state"), at_ms=made.now_ms))
+    withdraw(made, FIRST)
+    left(made, lease)
+    wanted = [effect for account, effect in made.effects if isinstance(effect, job_events.TenderWanted)]
+    assert [effect.attempt for effect in wanted] == [0, 1]
+    assert unwelcome(made.engines[BUYER].state, wanted[-1]) == {PROVIDER}
+    made.tender(BUYER, (OTHER,), nonce=b"2" * 32)
+    assert made.heard(messages.RunOrdered)[-1].checkpoint == blob_ref(b"state")
+    assert made.engines[BUYER].state.records == {}
+    assert made.engines[BUYER].state.jobs.get(JOB).shards[0].losses == 0
+
+
+def test_a_provider_that_breaks_its_promise_of_notice_is_remembered_for_it():
+    made, lease = running()
+    withdraw(made, FIRST, notice_ms=0)
+    left(made, lease)
+    assert made.engines[BUYER].state.records == {PROVIDER: Record(bad=1)}

@@ -158,7 +158,7 @@ def test_a_run_that_is_to_leave_goes_on_and_ends_as_reclaimed_however_its_end_is
     ):
         state, effects = play(started(), leave_wanted(60_000))
         assert state.phase == "running"
-        assert effects == (LeaveRun(run=RUN, by_ms=60_000),)
+        assert effects == (LeaveRun(run=RUN, by_ms=60_000, why="the owner plays"),)
         assert outstanding(state) == effects
         ended, _ = play(end, state=state)
         assert (ended.phase, ended.end_kind, ended.end_reason) == (FAILED, RECLAIMED, "the owner plays")
@@ -188,7 +188,7 @@ def test_a_run_that_did_not_leave_in_time_and_is_stopped_was_reclaimed_all_the_s
 def test_a_second_wish_to_leave_may_only_bring_the_moment_nearer():
     state, _ = play(started(), leave_wanted(60_000))
     assert play(leave_wanted(70_000), state=state) == (state, ())
-    assert play(leave_wanted(5_000), state=state)[1] == (LeaveRun(run=RUN, by_ms=5_000),)
+    assert play(leave_wanted(5_000), state=state)[1] == (LeaveRun(run=RUN, by_ms=5_000, why="the owner plays"),)
 
 
 def test_a_kept_run_is_not_counted_and_ends_as_it_failed_however_its_end_is_told():
