@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from hansa.market.effects import clipped, derived_nonce
 from hansa.market.receipts import CLOCK_SKEW_MS
+from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.egress import covers
 from hansa.proto.market_documents import Bid, Decline, Device, Tender
 from hansa.proto.units import (
@@ -13,6 +14,7 @@ from hansa.proto.units import (
     DurationMs,
     Line,
     PriceE18,
+    Uint64,
     amount_for,
     e18_to_price_per_hour,
 )
@@ -45,6 +47,7 @@ class ProviderTerms:
         bid_ms: how long a bid stands.
         reclaim_notice_ms: how long before taking a device back the owner says so.
         meter_interval_ms: receipts are never closer together than this, whatever a tender wishes.
+        max_fetch_bytes: what the files of one shard may weigh.
     """
 
     account: Address
@@ -62,6 +65,7 @@ class ProviderTerms:
     bid_ms: DurationMs
     reclaim_notice_ms: DurationMs
     meter_interval_ms: DurationMs = 0
+    max_fetch_bytes: Uint64 = MAX_FETCH_BYTES
 
     def price(self, devices: Sequence[Device]) -> int:
         """The price of one device-millisecond, times 1e18: of the dearest of the very devices that would be given."""

@@ -6,7 +6,7 @@ from hansa.market.sale_state import Sale
 from hansa.proto.documents import channel_id
 from hansa.proto.network import DOMAIN, currency_id
 from hansa.proto.typed_data import digest
-from hansa.proto.workload import Workload
+from hansa.proto.workload import MAX_FILE_LIST_BYTES, Workload
 
 LARGEST_PACKAGE_BYTES = 1 << 30
 LARGEST_STATE_BYTES = 2 << 30
@@ -36,8 +36,12 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
     needs = state.tender.requirements
     if event.workload.memory_bytes > needs.memory_bytes or event.workload.scratch_bytes > needs.scratch_bytes:
         return "the workload asks for more than was tendered"
+    if event.workload.shared_memory_bytes > event.workload.memory_bytes:
+        return "the workload asks for more shared memory than memory"
     if _is_too_large(event.workload):
         return "the workload is larger than providers take"
+    if event.workload.fetch_bytes > state.max_fetch_bytes:
+        return f"the files of a shard weigh more than is fetched here, which is {state.max_fetch_bytes >> 20} MiB"
     if award.channel_id != channel_id(DOMAIN, channel):
         return "the channel is not the one that the award names"
     parties = (channel.payer, channel.payer_signer, channel.payee, channel.payee_signer)
@@ -57,4 +61,5 @@ def _is_too_large(workload: Workload) -> bool:
         or workload.state_bytes > LARGEST_STATE_BYTES
         or workload.output_bytes > LARGEST_OUTPUT_BYTES
         or workload.workers > MOST_WORKERS
+        or workload.files_bytes > MAX_FILE_LIST_BYTES
     )

@@ -7,6 +7,8 @@ from hansa.proto.market_documents import Award, Bid, Tender
 from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
+MAX_FETCH_BYTES = 100 << 30
+"""What one shard may bring beside its package where the owner says nothing else."""
 ENDED = ("settled", "lapsed", "declined", "stopped", "unpaid")
 
 
@@ -21,6 +23,7 @@ class Sale:
         bid_digest: its digest.
         max_unpaid: see ``Bid``; kept beside it since the owner may change the rules for later bids only.
         grace_ms: a pause longer than this ends the run.
+        max_fetch_bytes: what the shard's files may weigh, by the owner's rules when the bid was made.
         award: the buyer's acceptance, once there.
         lease: its digest.
         workload: what is run.
@@ -49,6 +52,7 @@ class Sale:
     bid: Bid
     bid_digest: Bytes32
     grace_ms: DurationMs
+    max_fetch_bytes: Uint64 = MAX_FETCH_BYTES
     award: Award | None = None
     lease: Bytes32 = NOTHING
     channel_id: Bytes32 = NOTHING

@@ -5,7 +5,8 @@ there is known to the last byte before it is asked for.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,30 @@ class FetchFailed(Exception):
         self.reasons = reasons
 
 
+@dataclass(slots=True, eq=False)
+class _Fetch:
+    """A fetch that goes on, and who wants to know how far it is."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    hearers: list[Callable[[int], None]] = field(default_factory=list)
+
+    def tell(self, size_bytes: int) -> None:
+        """So many more bytes are here."""
+        for hear in self.hearers:
+            hear(size_bytes)
+
+    @contextmanager
+    def heard_by(self, hear: Callable[[int], None] | None) -> Iterator[None]:
+        """Tell this one too, for as long as the context lasts."""
+        if hear is not None:
+            self.hearers.append(hear)
+        try:
+            yield
+        finally:
+            if hear is not None:
+                self.hearers.remove(hear)
+
+
 @dataclass(slots=True)
 class _Sources:
     """Who may still be asked, and why the others may not."""
@@ -77,6 +102,10 @@ class _Sources:
         self.reasons.setdefault(peer_id, why)
 
 
+Moved = Callable[[int], None]
+"""Told of every chunk that has come, by its size in bytes."""
+
+
 class BlobExchange:
     """Serves this node's blobs to those who may have them, and fetches others'."""
 
@@ -85,7 +114,7 @@ class BlobExchange:
         self._net = net
         self._store = store
         self._allow = allow
-        self._fetching: dict[BlobRef, trio.Event] = {}
+        self._fetching: dict[BlobRef, _Fetch] = {}
 
     def serve(self) -> None:
         """Answer from now on."""
@@ -106,23 +135,35 @@ class BlobExchange:
         except BlobMissing:
             raise Refused("no such blob for you") from None
 
-    async def fetch(self, ref: BlobRef, sources: Sequence[str], *, chunk_timeout_ms: int = CHUNK_TIMEOUT_MS) -> Path:
+    async def fetch(
+        self,
+        ref: BlobRef,
+        sources: Sequence[str],
+        *,
+        chunk_timeout_ms: int = CHUNK_TIMEOUT_MS,
+        moved: Moved | None = None,
+    ) -> Path:
         """The blob's file, fetched from the named peers unless it is here. Two fetches of the same blob are one.
+
+        ``moved`` is told of every chunk that comes, also when it is the other fetch that brings it.
 
         Raises:
             FetchFailed: no source gave it.
             NoRoom: the quota does not allow it.
         """
         while ref in self._fetching:
-            await self._fetching[ref].wait()
+            other = self._fetching[ref]
+            with other.heard_by(moved):
+                await other.done.wait()
         path = self._store.path(ref)
         if path is not None:
             return path
-        self._fetching[ref] = trio.Event()
+        self._fetching[ref] = _Fetch()
         try:
-            return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), chunk_timeout_ms)
+            with self._fetching[ref].heard_by(moved):
+                return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), chunk_timeout_ms)
         finally:
-            self._fetching.pop(ref).set()
+            self._fetching.pop(ref).done.set()
 
     async def _fetch(self, ref: BlobRef, sources: _Sources, timeout_ms: int) -> Path:
         if ref.size_bytes > MAX_BLOB_BYTES:
@@ -176,6 +217,8 @@ class BlobExchange:
             except ValueError:
                 self._lied(sources, peer_id)
                 todo.appendleft(index)
+            else:
+                self._fetching[partial.ref].tell(len(chunk))
 
     async def _ask(
         self, sources: _Sources, peer_id: str, message: TreeWanted | ChunkWanted, limit: int, timeout_ms: int

@@ -149,7 +149,9 @@ class BlobStore:
     def forget_pins(self, prefix: str) -> None:
         """Take back every reason that begins so: what an earlier process held for things that ended with it."""
         with self._lock:
-            kept = {name: [why for why in reasons if not why.startswith(prefix)] for name, reasons in self._pins.items()}
+            kept = {
+                name: [why for why in reasons if not why.startswith(prefix)] for name, reasons in self._pins.items()
+            }
             kept = {name: reasons for name, reasons in kept.items() if reasons}
             if kept != self._pins:
                 self._pins = kept
@@ -195,6 +197,11 @@ class BlobStore:
             self._reserved.pop(writer.path.name, None)
             writer.path.unlink(missing_ok=True)
 
+    def check_quota(self, size_bytes: int) -> None:
+        """Raise ``NoRoom`` for what could never fit."""
+        if size_bytes > self.quota_bytes:
+            raise NoRoom(size_bytes, self.quota_bytes)
+
     def new_file(self) -> Path:
         """Where a file may be written that is to become a blob; what is left there goes at the next start."""
         return self._new / secrets.token_hex(16)
@@ -227,8 +234,7 @@ class BlobStore:
                 for chunk in chunks:
                     hashes.append(chunk_hash(bytes(chunk)))
                     size_bytes += len(chunk)
-                    if size_bytes > self.quota_bytes:
-                        raise NoRoom(size_bytes, self.quota_bytes)
+                    self.check_quota(size_bytes)
                     file.write(chunk)
                 _sync(file)
             ref = BlobRef(root=root_of(size_bytes, hashes), size_bytes=size_bytes)

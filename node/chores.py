@@ -97,7 +97,8 @@ async def remind(daemon: "Daemon") -> None:
 async def keep_blobs(daemon: "Daemon") -> None:
     """Pin what the state needs, unpin what it no longer needs."""
     while True:
-        wanted = wanted_blobs(daemon.state)
+        wanted = wanted_blobs(daemon.state, daemon.file_lists)
+        daemon.file_lists.keep_only(job.files for job in daemon.state.jobs.live.values() if job.files is not None)
         await trio.to_thread.run_sync(daemon.store.pin_exactly, wanted, BLOBS_OF_THE_STATE)
         await trio.sleep(KEEP_EVERY_S)
 

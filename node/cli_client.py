@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -19,7 +19,16 @@ from hansa.proto.blob import CHUNK_BYTES, BlobRef
 Json = dict[str, Any]
 ENDED = ("succeeded", "failed", "cancelled")
 ANSWER_TIMEOUT_S = 30.0
+SYNC_TIMEOUT_S = 1800.0
+"""A large upload is hashed and written through to a disk that may be slow, before it is answered."""
 RETRY_S = 0.5
+
+
+class Readable(Protocol):
+    """What is uploaded: a file, or what reads from one."""
+
+    def read(self, size_bytes: int, /) -> bytes:
+        """The next piece; empty at the end."""
 
 
 class DaemonAway(OperatorError):
@@ -82,10 +91,12 @@ class Daemon:
         with self._answered():
             return _checked(self._http.post(path, json={} if body is None else body))
 
-    def put_blob(self, content: IO[bytes]) -> Json:
-        """Upload bytes; the answer names them."""
+    def put_blob(self, content: Readable) -> Json:
+        """Upload bytes; the answer names them, once they are on the daemon's disk."""
+        patient = httpx.Timeout(ANSWER_TIMEOUT_S, read=SYNC_TIMEOUT_S)
+        pieces = iter(lambda: content.read(CHUNK_BYTES), b"")
         with self._answered():
-            return _checked(self._http.post("/v1/blobs", content=iter(lambda: content.read(CHUNK_BYTES), b"")))
+            return _checked(self._http.post("/v1/blobs", content=pieces, timeout=patient))
 
     def blob(self, blob: BlobRef) -> Iterator[bytes]:
         """The bytes of a blob, piece by piece. The caller checks them against the blob's name."""

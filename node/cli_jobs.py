@@ -1,8 +1,8 @@
 """The commands of a job's life: submit, jobs, watch, logs, results, cancel."""
 
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,16 @@ SHORT_ID = 12
 @click.command()
 @click.argument("jobfile", type=click.Path(path_type=Path))
 @click.option("--watch", "and_watch", is_flag=True, help="Follow the job until it has ended.")
+@click.option("--keep-failed", metavar="TIME", help='Keep a run that failed for so long, e.g. "1h", to look at it.')
 @with_data
 @with_json
-def submit(jobfile: Path, and_watch: bool, data_dir: Path, as_json: bool) -> int:
+def submit(jobfile: Path, and_watch: bool, keep_failed: str | None, data_dir: Path, as_json: bool) -> int:
     """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
     from hansa.node.cli_client import Daemon
 
+    keep_failed_ms = None if keep_failed is None else _duration_ms(keep_failed)
     with closing(Daemon(data_dir)) as daemon:
-        job = submit_job(daemon, jobfile)
+        job = submit_job(daemon, jobfile, keep_failed_ms=keep_failed_ms)
         if as_json:
             print_json({"job": job})
         else:
@@ -42,21 +44,44 @@ def submit(jobfile: Path, and_watch: bool, data_dir: Path, as_json: bool) -> int
     return 0
 
 
-def submit_job(daemon: "Daemon", jobfile: Path) -> str:
-    """Check a job file, pack its directory, upload it and put the job on the market; answer the job's id."""
+def _say(line: str) -> None:
+    """To the error stream: what is printed may be JSON that somebody reads."""
+    click.echo(line, err=True)
+
+
+def submit_job(
+    daemon: "Daemon", jobfile: Path, *, keep_failed_ms: int | None = None, say: Callable[[str], None] = _say
+) -> str:
+    """Check a job file, pack its directory, upload it and put the job on the market; answer the job's id.
+
+    Args:
+        daemon: the node that buys.
+        jobfile: the file, or its directory.
+        keep_failed_ms: how long a run that failed is kept, if that is not to be as the file says.
+        say: told what is done, one line at a time.
+    """
     from hansa.node.job_file import read_job_file
     from hansa.node.job_json import spec_to_json
-    from hansa.node.packages import IGNORE_FILE, pack
+    from hansa.node.job_upload import upload_files, upload_package
 
     found = read_job_file(jobfile)
-    entry_file = found.spec.entry.partition(":")[0]
-    with tempfile.TemporaryFile() as archive:
-        packed = pack(found.directory, archive)
-        if entry_file not in packed.files:
-            raise ConfigError(f"{entry_file} is left out of the package", f"correct {found.directory / IGNORE_FILE}")
-        archive.seek(0)
-        package = daemon.put_blob(archive)
-    return str(daemon.post("/v1/jobs", {"spec": spec_to_json(found.spec), "package": package})["job"])
+    if keep_failed_ms is not None:
+        found = replace(found, spec=replace(found.spec, keep_failed_ms=keep_failed_ms))
+    files, spec = upload_files(daemon, found, say)
+    package = upload_package(daemon, found)
+    for left_out in sorted(found.left_out):
+        say(f"kept out of the package: {left_out}")
+    body = {"spec": spec_to_json(spec), "package": package, "files": files}
+    return str(daemon.post("/v1/jobs", body)["job"])
+
+
+def _duration_ms(text: str) -> int:
+    from hansa.node.quantities import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as fault:
+        raise ConfigError(f"--keep-failed: {fault}", "for example --keep-failed 1h") from None
 
 
 def _follow(views: Iterable[dict[str, Any]], as_json: bool) -> int:

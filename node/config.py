@@ -55,6 +55,7 @@ class ProviderConfig:
         max_unpaid: a run is paused with more than this run up and not vouched for.
         grace_ms: a run that has been paused for this long is stopped.
         reclaim_notice_ms: how long before taking a device back the buyer is told.
+        max_fetch_bytes: what one shard may bring beside its package at most.
     """
 
     enabled: bool
@@ -70,6 +71,7 @@ class ProviderConfig:
     max_unpaid: Amount
     grace_ms: DurationMs
     reclaim_notice_ms: DurationMs
+    max_fetch_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +147,13 @@ class Config:
         data_dir: where config, keys, journal, blobs and socket lie.
         region: where the machine stands, in the owner's words.
         currency: the unit of account.
+        blob_bytes: room for code, files, states and outputs, this node's own and those of jobs.
     """
 
     data_dir: Path
     region: str
     currency: str
+    blob_bytes: int
     network: NetworkConfig
     provider: ProviderConfig
     buyer: BuyerConfig
@@ -223,12 +227,14 @@ def _config(top: TomlTable) -> Config:
     currency = node.text("currency", "USD")
     if not _CURRENCY.fullmatch(currency):
         raise node.fault("currency", "must be 2 to 12 capital letters", 'for example currency = "USD"')
+    blob_bytes = node.size_bytes("blobs", "50 GiB", least=1 << 30)
     node.finish()
     provider = _provider(top.table("provider"))
     config = Config(
         data_dir=data_dir,
         region=region,
         currency=currency,
+        blob_bytes=blob_bytes,
         network=_network(top.table("network")),
         provider=provider,
         buyer=_buyer(top.table("buyer")),
@@ -280,6 +286,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         max_unpaid=table.amount("max_unpaid", "0.25", least=1),
         grace_ms=table.duration_ms("grace", "2 min"),
         reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
+        max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
     )
     table.finish()
     return provider

@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Post
 from hansa.market.pricing import ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
-from hansa.node import buyer_tasks, chores, provider_tasks
+from hansa.node import buyer_tasks, chores, provider_tasks, staging
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
@@ -38,6 +38,7 @@ from hansa.node.engine import Engine
 from hansa.node.events import MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
+from hansa.node.file_lists import FileLists
 from hansa.node.gate import TenderRate, concerns
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_server import serve_api, serve_loopback
@@ -84,7 +85,6 @@ BATCH = 256
 BINDING_LIFE_MS = 30 * 24 * 3_600_000
 BID_MS = 20_000
 """Long enough that the second and third choice still stand when the first ones do not confirm."""
-BLOB_QUOTA_BYTES = 50 << 30
 LOG_PIECE_CHARS = 500
 STUCK_S = 10.0
 PR_SET_PDEATHSIG = 1
@@ -109,7 +109,7 @@ class Daemon:
         self.runs_dir = data / "runs"
         shutil.rmtree(self.runs_dir, ignore_errors=True)
         self.runs_dir.mkdir(mode=0o711)
-        self.store = BlobStore(data / "blobs", quota_bytes=BLOB_QUOTA_BYTES)
+        self.store = BlobStore(data / "blobs", quota_bytes=config.blob_bytes)
         self.job_logs = JobLogs(data / "jobs")
         self.journal = SqliteJournal(data / "journal.sqlite")
         self.ledger_store = LedgerStore(data / "ledger.sqlite")
@@ -117,7 +117,13 @@ class Daemon:
         self.ledger_store.post(self.engine.recovered)
         self.engine.state.turns.clear()
         self.inventory = take_inventory(account.address, config.provider)
-        self.grants = Grants()
+        self.store.forget_pins(staging.PIN)
+        self.staging: dict[bytes, trio.CancelScope] = {}
+        self.file_lists = FileLists(self.store)
+        for job in self.state.jobs.live.values():
+            if job.files is not None:
+                self.file_lists.load(job.files, job.spec.shards)
+        self.grants = Grants(self.file_lists)
         self.egress = EgressProxy(
             self.runs_dir,
             allow=config.egress.allow,
@@ -166,7 +172,7 @@ class Daemon:
             self._inbox.send_nowait((event, None, trio.current_time()))
         if isinstance(event, RunFinished | RunFailed | RunStopped):
             self.egress.close(event.run)
-            provider_tasks.forget_code(self, event.run)
+            staging.forget_run(self, event.run)
 
     async def take(self, event: NodeEvent) -> None:
         """Hand the engine an event and return when it is in the journal and has happened."""
@@ -192,6 +198,11 @@ class Daemon:
             **self.egress.counters(),
             **self._drops,
         }
+
+    def later(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Have something that blocks done in a thread; nobody waits for it."""
+        assert self._tasks is not None
+        self._tasks.start_soon(trio.to_thread.run_sync, work, *arguments)
 
     # The engine's loop.
 
@@ -253,7 +264,7 @@ class Daemon:
             case ReductionWanted():
                 start(buyer_tasks.reduce, self, effect)
             case StartRun():
-                start(provider_tasks.start_run, self, effect)
+                start(staging.start_run, self, effect)
             case StopRun(run=run, grace_ms=grace_ms):
                 start(provider_tasks.stop_run, self, run, grace_ms)
             case PauseWanted(lease=lease):
@@ -388,6 +399,7 @@ class Daemon:
                 credit_limit=self.config.settlement.credit_limit,
                 bid_ms=BID_MS,
                 reclaim_notice_ms=provider.reclaim_notice_ms,
+                max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
                 meter_interval_ms=provider.meter_interval_ms,
             )
         devices = self.inventory.devices if self.lends else ()

@@ -1,22 +1,23 @@
 """The daemon as its own user sees it: what the local API asks, answered from the state."""
 
 import secrets
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from hansa.node import views
+from hansa.node.blobs import BlobMissing, NoRoom
 from hansa.node.events import JobCancelled, JobSubmitted
 from hansa.node.faults import OperatorError
+from hansa.node.file_lists import heaviest_bytes, read_file_list
 from hansa.node.http_api import Json
 from hansa.proto.blob import BlobRef, chunk_count
 from hansa.proto.signing import checksum_address
-from hansa.scheduler.job import Job
+from hansa.proto.workload import MAX_FILE_LIST_BYTES, FileList
 from hansa.scheduler.job_spec import JobSpec
+from hansa.scheduler.job_state import Job
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
@@ -85,7 +86,7 @@ class NodeDesk:
         account = self._daemon.directory.account_of(peer_id)
         return checksum_address(account) if account is not None else None
 
-    async def submit(self, spec: JobSpec, package: BlobRef) -> bytes:
+    async def submit(self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None) -> bytes:
         """See ``Desk``."""
         if not self._daemon.store.has(package):
             raise OperatorError("the job's package is not here", "upload it first, as `hansa submit` does")
@@ -94,9 +95,32 @@ class NodeDesk:
                 f"the job pays in {spec.currency}, this node in {self._daemon.config.currency}",
                 "change budget.currency in the job file, or currency in config.toml",
             )
+        listed = None
+        if files is not None:
+            listed = await trio.to_thread.run_sync(self._checked_files, spec, files)
+        elif spec.fetch_bytes:
+            raise OperatorError("the job has files to fetch, and no list of them", "use the daemon's own version")
         job = secrets.token_bytes(32)
-        await self._daemon.take(JobSubmitted(job=job, spec=spec, package=package, at_ms=self._daemon.now_ms()))
+        at_ms = self._daemon.now_ms()
+        await self._daemon.take(JobSubmitted(job=job, spec=spec, package=package, files=files, at_ms=at_ms))
+        if files is not None and listed is not None:
+            self._daemon.file_lists.keep(files, listed)
         return job
+
+    def _checked_files(self, spec: JobSpec, files: BlobRef) -> FileList:
+        """Take a list of files only whole: a provider that cannot have one of them would fail the run for it."""
+        store = self._daemon.store
+        try:
+            listed = read_file_list(store.read_bytes(files, MAX_FILE_LIST_BYTES), spec.shards)
+        except (BlobMissing, ValueError):
+            raise OperatorError("the list of the job's files is not here", "submit the job again") from None
+        lacking = sum(not store.has(file.blob) for file in listed.files)
+        if lacking:
+            hint = "submit the job again; if that does not help, make the store larger: node.blobs in config.toml"
+            raise OperatorError(f"{lacking} of the job's files are not here", hint)
+        if heaviest_bytes(listed, spec.shards) != spec.fetch_bytes:
+            raise OperatorError("the job's files have another size than it says", "use the daemon's own version")
+        return listed
 
     def job_views(self) -> list[Json]:
         """See ``Desk``."""
@@ -170,12 +194,24 @@ class NodeDesk:
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         """See ``Desk``. The bytes go to disk as they come, so an upload may be larger than memory."""
-        folder = self._daemon.store.directory
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".upload-") as file:
-            async for chunk in chunks:
-                await trio.to_thread.run_sync(file.write, chunk)
-            file.flush()
-            return await trio.to_thread.run_sync(self._daemon.store.put_file, Path(file.name))
+        store = self._daemon.store
+        path, size_bytes = store.new_file(), 0
+        try:
+            with path.open("xb") as file:
+                async for chunk in chunks:
+                    size_bytes += len(chunk)
+                    store.check_quota(size_bytes)
+                    await trio.to_thread.run_sync(file.write, chunk)
+            return await trio.to_thread.run_sync(store.take_file, path)
+        except NoRoom as fault:
+            hint = "make the job smaller, or this node's store larger: node.blobs in config.toml"
+            raise OperatorError(f"this node has no room for it: {fault}", hint) from None
+        finally:
+            path.unlink(missing_ok=True)
+
+    def missing_blobs(self, blobs: Sequence[BlobRef]) -> list[int]:
+        """See ``Desk``."""
+        return [index for index, blob in enumerate(blobs) if self._daemon.store.path(blob) is None]
 
     def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
         """See ``Desk``."""

@@ -53,8 +53,11 @@ class Desk(Protocol):
     def node_view(self) -> Json:
         """This node: who it is, what it lends, whom it knows, how its engine does."""
 
-    async def submit(self, spec: JobSpec, package: BlobRef) -> bytes:
-        """Take a job and answer its id, once that is in the journal. Raises ``OperatorError`` to refuse it."""
+    async def submit(self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None) -> bytes:
+        """Take a job and answer its id, once that is in the journal. Raises ``OperatorError`` to refuse it.
+
+        ``files`` is the blob with the ``FileList`` of what it brings beside the package, if there is any.
+        """
 
     def job_views(self) -> list[Json]:
         """Every job of this buyer, newest first, without tenders and history."""
@@ -85,6 +88,9 @@ class Desk(Protocol):
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         """Store bytes and answer their name."""
+
+    def missing_blobs(self, blobs: Sequence[BlobRef]) -> list[int]:
+        """The places in the list of those that this node does not have."""
 
     def open_blob(self, blob: BlobRef) -> Flow[bytes] | None:
         """The bytes of a blob, verified, or nothing when this node does not have it."""
@@ -201,21 +207,25 @@ class _Routes:
             raise _Answer(404, "this node does not have that blob", "it may not have been delivered yet")
         return _Stream(content, _bytes_of(content), "application/octet-stream", size)
 
+    async def missing_blobs(self, request: Request) -> Response:
+        body = read_exact_keys(await _json_body(request), ("blobs",), "request")
+        if type(body["blobs"]) is not list:
+            raise Malformed("blobs", "is not a JSON array")
+        return JSONResponse({"missing": self._desk.missing_blobs([_blob(raw, "blobs") for raw in body["blobs"]])})
+
     async def submit(self, request: Request) -> Response:
-        body = read_exact_keys(await _json_body(request), ("spec", "package"), "job")
-        package = read_exact_keys(body["package"], ("root", "size_bytes"), "package")
-        root, size_bytes = package["root"], package["size_bytes"]
-        if type(root) is not str or not _ROOT.fullmatch(root):
-            raise Malformed("package.root", "is not 64 hex digits")
-        if type(size_bytes) is not int or not 0 < size_bytes <= MAX_BLOB_BYTES:
-            raise Malformed("package.size_bytes", "is not the size of a blob")
+        raw = await _json_body(request)
+        files_key = ("files",) if type(raw) is dict and "files" in raw else ()
+        body = read_exact_keys(raw, ("spec", "package", *files_key), "job")
+        package = _blob(body["package"], "package")
+        files = _blob(body["files"], "files") if body.get("files") is not None else None
         spec = spec_from_json(body["spec"])
         if self._max_job_budget is not None and spec.budget > self._max_job_budget:
             most = format_amount(self._max_job_budget)
             raise _Answer(
                 409, f"the budget is above {most}, the most for one job here", "lower it, or raise buyer.max_job_budget"
             )
-        job = await self._desk.submit(spec, BlobRef(root=bytes.fromhex(root), size_bytes=size_bytes))
+        job = await self._desk.submit(spec, package, files)
         return JSONResponse({"job": job.hex()}, status_code=201)
 
     async def jobs(self, _request: Request) -> Response:
@@ -246,6 +256,17 @@ class _Routes:
 
     async def entries(self, _request: Request) -> Response:
         return JSONResponse({"entries": self._desk.entries()})
+
+
+def _blob(raw: object, where: str) -> BlobRef:
+    """A blob's name in a request."""
+    named = read_exact_keys(raw, ("root", "size_bytes"), where)
+    root, size_bytes = named["root"], named["size_bytes"]
+    if type(root) is not str or not _ROOT.fullmatch(root):
+        raise Malformed(f"{where}.root", "is not 64 hex digits")
+    if type(size_bytes) is not int or not 0 <= size_bytes <= MAX_BLOB_BYTES:
+        raise Malformed(f"{where}.size_bytes", "is not the size of a blob")
+    return BlobRef(root=bytes.fromhex(root), size_bytes=size_bytes)
 
 
 async def _bounded(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -281,6 +302,7 @@ def build_api(desk: Desk, *, max_job_budget: Amount | None = None) -> Starlette:
         routes=[
             Route("/v1/node", routes.node),
             Route("/v1/blobs", routes.put_blob, methods=["POST"]),
+            Route("/v1/blobs/missing", routes.missing_blobs, methods=["POST"]),
             Route("/v1/blobs/{root}", routes.get_blob),
             Route("/v1/jobs", routes.submit, methods=["POST"]),
             Route("/v1/jobs", routes.jobs),

@@ -7,14 +7,26 @@ write instead; the entry's file is looked into, so that a misspelt function is f
 import ast
 import difflib
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hansa.node.faults import ConfigError
+from hansa.node.job_inputs import JobInput, read_inputs
+from hansa.node.quantities import format_size
 from hansa.node.toml_reader import TomlTable, read_toml
+from hansa.proto.egress import normalise
 from hansa.proto.frames import is_safe_path
-from hansa.proto.market_documents import KIND_CPU, KIND_GPU, TIER_NONE, TIER_SANDBOX, Requirements
+from hansa.proto.market_documents import (
+    FEATURE_EGRESS,
+    KIND_CPU,
+    KIND_GPU,
+    TIER_NONE,
+    TIER_SANDBOX,
+    Requirements,
+)
 from hansa.proto.units import Amount, DurationMs, PriceE18, amount_for, format_amount
 from hansa.proto.workload import Parameter
 from hansa.scheduler.job_spec import JobSpec
@@ -23,7 +35,9 @@ FILE_NAME = "job.toml"
 LARGEST_PARAMETER_BYTES = 2048
 MOST_PARAMETERS = 64
 LONGEST_PARAMETER_NAME = 64
-SHARED_MEMORY_BYTES = 192 << 20
+LEAST_SHARED_MEMORY_BYTES = 128 << 20
+"""Ray's object store takes at least 75 MiB, and with less than this nothing is left beside it."""
+MOST_HOSTS = 256
 MOST_SHARDS = 1024
 MOST_WORKERS = 64
 
@@ -34,11 +48,15 @@ class JobFile:
 
     Attributes:
         directory: what is packed and sent.
-        spec: what is asked of the market.
+        spec: what is asked of the market; what the files beside the package weigh is known once they are uploaded.
+        inputs: files that are sent beside the package.
+        left_out: what lies in the directory and is none of the package, relative to it.
     """
 
     directory: Path
     spec: JobSpec
+    inputs: tuple[JobInput, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,12 @@ class _Limits:
     output_bytes: int
     state_bytes: int
     keep_failed_ms: DurationMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Network:
+    hosts: tuple[str, ...]
+    most_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +104,14 @@ def read_job_file(path: Path) -> JobFile:
     workers = top.integer("workers", 1, least=1, most=MOST_WORKERS)
     parameters = _parameters(top.table("parameters"))
     limits = _limits(top.table("limits"))
-    requirements = _requirements(top.table("resources"), limits.wall_ms)
+    inputs = read_inputs(top.table("inputs"), directory, shards)
+    network = _network(top.table("network"))
+    resources = top.table("resources")
+    shared_memory_bytes = resources.size_bytes("shared_memory", "192 MiB", least=LEAST_SHARED_MEMORY_BYTES)
+    requirements = _requirements(resources, limits.wall_ms, network)
+    if shared_memory_bytes > requirements.memory_bytes:
+        hint = f"it counts against memory, which is {format_size(requirements.memory_bytes)}"
+        raise resources.fault("shared_memory", "is more than the memory", hint)
     tender = top.table("tender")
     bid_window_ms = tender.duration_ms("bids", "5 s", least=100)
     meter_interval_ms = tender.duration_ms("meter", "10 s", least=100)
@@ -106,11 +137,17 @@ def read_job_file(path: Path) -> JobFile:
         output_bytes=limits.output_bytes,
         state_bytes=limits.state_bytes,
         fetch_bytes=0,
-        shared_memory_bytes=SHARED_MEMORY_BYTES,
-        egress_bytes=0,
+        shared_memory_bytes=shared_memory_bytes,
+        egress_bytes=network.most_bytes,
         keep_failed_ms=limits.keep_failed_ms,
     )
-    return JobFile(directory=directory, spec=spec)
+    return JobFile(directory=directory, spec=spec, inputs=inputs.files, left_out=_inside(directory, inputs.sources))
+
+
+def _inside(directory: Path, sources: Iterable[Path]) -> frozenset[str]:
+    """Those of some paths that lie in the job's directory, as its package would name them."""
+    normal = [Path(os.path.normpath(source)) for source in sources]
+    return frozenset(str(path.relative_to(directory)) for path in normal if path.is_relative_to(directory))
 
 
 def _entry(top: TomlTable, directory: Path) -> str:
@@ -197,7 +234,22 @@ def _limits(table: TomlTable) -> _Limits:
     return limits
 
 
-def _requirements(table: TomlTable, wall_ms: DurationMs) -> Requirements:
+def _network(table: TomlTable) -> _Network:
+    """Which hosts the code may speak to, in the one way in which the market writes them."""
+    hosts: set[str] = set()
+    for text in table.texts("allow", (), most=MOST_HOSTS):
+        try:
+            hosts.add(normalise(text))
+        except ValueError as fault:
+            raise table.fault(
+                "allow", f"{text!r:.80}: {fault}", 'for example ["pypi.org:443", "*.example.org"]'
+            ) from None
+    most_bytes = table.size_bytes("bytes", "1 GiB", least=1)
+    table.finish()
+    return _Network(hosts=tuple(sorted(hosts)), most_bytes=most_bytes if hosts else 0)
+
+
+def _requirements(table: TomlTable, wall_ms: DurationMs, network: _Network) -> Requirements:
     kind = table.choice("kind", "any", ("any", KIND_CPU, KIND_GPU))
     models = table.texts("gpu_models", (), most=64)
     if models and kind != KIND_GPU:
@@ -211,8 +263,8 @@ def _requirements(table: TomlTable, wall_ms: DurationMs) -> Requirements:
         memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),
         scratch_bytes=table.size_bytes("disk", "2 GiB", least=1 << 20),
         tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
-        features=(),
-        egress=(),
+        features=(FEATURE_EGRESS,) if network.hosts else (),
+        egress=network.hosts,
         wall_ms=wall_ms,
     )
     table.finish()

@@ -4,17 +4,21 @@ from collections import OrderedDict
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from hansa.node.file_lists import FileLists
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 
 MOST_GRANTS = 20_000
 
 
-def wanted_blobs(state: NodeState) -> set[BlobRef]:
-    """Everything that must not be evicted."""
+def wanted_blobs(state: NodeState, lists: FileLists | None = None) -> set[BlobRef]:
+    """Everything that must not be evicted. What a run of ours was given is held by whoever staged it."""
     wanted: set[BlobRef] = set()
     for job in state.jobs.live.values():
         wanted.add(job.package)
+        if job.files is not None:
+            wanted.add(job.files)
+            wanted.update(lists.blobs(job.files) if lists is not None else ())
         wanted.update(shard.checkpoint.blob for shard in job.shards if shard.checkpoint)
     for _, job in state.jobs.all():
         wanted.update(output.blob for shard in job.shards for output in shard.outputs if output.here)
@@ -50,8 +54,9 @@ def blobs_in(message: Any) -> set[BlobRef]:
 class Grants:
     """Who was told of which blob, and may therefore fetch it."""
 
-    def __init__(self) -> None:
-        """Begin with nobody."""
+    def __init__(self, lists: FileLists | None = None) -> None:
+        """Begin with nobody. ``lists`` knows the files of this buyer's jobs."""
+        self._lists = lists
         self._told: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
 
     def give(self, account: bytes, message: Any) -> None:
@@ -64,7 +69,20 @@ class Grants:
 
     def allow(self, state: NodeState, account: bytes, blob: BlobRef) -> bool:
         """Whether an account may have a blob: it was told of it since the start, or its lease says so."""
-        return (account, blob.root) in self._told or blob in _by_lease(state, account)
+        told = (account, blob.root) in self._told
+        return told or blob in _by_lease(state, account) or self._is_file_of_lease(state, account, blob)
+
+    def _is_file_of_lease(self, state: NodeState, account: bytes, blob: BlobRef) -> bool:
+        """Whether one of the account's shards needs this file: a shard's own files are no business of another's."""
+        for job in state.jobs.live.values():
+            if job.files is None or self._lists is None:
+                continue
+            for shard in job.shards:
+                if shard.provider != account or job.on(shard.lease) is not shard:
+                    continue
+                if blob == job.files or self._lists.is_for(job.files, blob, shard.shard):
+                    return True
+        return False
 
 
 def _by_lease(state: NodeState, account: bytes) -> set[BlobRef]:

@@ -10,7 +10,7 @@ import fnmatch
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -42,14 +42,26 @@ class Packed:
     size_bytes: int
 
 
-def pack(directory: Path, archive: BinaryIO, *, limit_bytes: int = LARGEST_PACKAGE_BYTES) -> Packed:
+def pack(
+    directory: Path,
+    archive: BinaryIO,
+    *,
+    limit_bytes: int = LARGEST_PACKAGE_BYTES,
+    left_out: Collection[str] = (),
+) -> Packed:
     """Write a job's directory to ``archive`` as an uncompressed tar. What it holds is looked at before it is read.
+
+    Args:
+        directory: the job's.
+        archive: where to write to.
+        limit_bytes: what all files together may weigh.
+        left_out: files and directories that are not packed, by their paths below the directory.
 
     Raises:
         ConfigError: the directory holds a link that leads out of it, something that is no file, or too much.
     """
     patterns = _ignore_patterns(directory)
-    members = list(_members(directory, directory.resolve(), "", patterns, 0))
+    members = list(_members(directory, directory.resolve(), "", (patterns, frozenset(left_out)), 0))
     if len(members) > MOST_FILES:
         raise ConfigError(f"{directory}: more than {MOST_FILES} files", f"leave some out with a {IGNORE_FILE} file")
     if len({above for name, _ in members for above in _above(name)}) > MOST_FILES:
@@ -105,14 +117,14 @@ def _is_ignored(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _members(
-    directory: Path, root: Path, prefix: str, patterns: tuple[str, ...], depth: int
+    directory: Path, root: Path, prefix: str, without: tuple[tuple[str, ...], frozenset[str]], depth: int
 ) -> Iterator[tuple[str, Path]]:
     """Every file to be packed with its name, sorted. Links are followed only while they stay inside the directory."""
     if depth > DEEPEST:
         raise ConfigError(f"{directory}: more than {DEEPEST} directories deep", "a link may lead into itself")
     for path in sorted(directory.iterdir(), key=lambda found: found.name):
         name = prefix + path.name
-        if _is_ignored(name, patterns):
+        if name in without[1] or _is_ignored(name, without[0]):
             continue
         if not is_safe_path(name):
             raise ConfigError(f"{path!s:.200}: such a name cannot be packed", f"rename it, or name it in {IGNORE_FILE}")
@@ -124,7 +136,7 @@ def _members(
         if not target.is_relative_to(root):
             raise ConfigError(f"{path}: leads out of the job's directory", "copy the file in: nothing else is sent")
         if stat.S_ISDIR(found.st_mode):
-            yield from _members(path, root, name + "/", patterns, depth + 1)
+            yield from _members(path, root, name + "/", without, depth + 1)
         elif stat.S_ISREG(found.st_mode):
             yield name, path
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.effects import Send, unsigned
-from hansa.market.pricing import bid_for, decline_for, objection, too_cheap
+from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived
 from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
@@ -63,7 +63,7 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
         if why is not None:
             break
         bid = bid_for(tender, tender_digest, devices, terms, number=number, at_ms=event.at_ms)
-        effects += _hold(state, tender, bid, grace_ms=terms.grace_ms, at_ms=event.at_ms)
+        effects += _hold(state, tender, bid, terms, at_ms=event.at_ms)
     if why is None:
         return effects
     decline = decline_for(tender, tender_digest, state.account, why)
@@ -71,12 +71,19 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
     return [*effects, Send(to=tender.signer, message=message_out, keep_until_ms=tender.bids_close_ms)]
 
 
-def _hold(state: NodeState, tender: Tender, bid: Bid, *, grace_ms: int, at_ms: int) -> Effects:
+def _hold(state: NodeState, tender: Tender, bid: Bid, terms: ProviderTerms, *, at_ms: int) -> Effects:
     bid_digest = digest(DOMAIN, bid)
     by_id = {device.id: device for device in state.capacity.devices}
     devices = [by_id[device] for device in bid.devices]
     state.capacity = capacity.hold(state.capacity, bid_digest, devices, at_ms)
-    step = sale.open_sale(Sale(tender=tender, bid=bid, bid_digest=bid_digest, grace_ms=grace_ms))
+    begun = Sale(
+        tender=tender,
+        bid=bid,
+        bid_digest=bid_digest,
+        grace_ms=terms.grace_ms,
+        max_fetch_bytes=terms.max_fetch_bytes,
+    )
+    step = sale.open_sale(begun)
     state.begin("sale", state.sales, bid_digest, step.state)
     return list(step.effects)
 

@@ -101,6 +101,7 @@ class MemoryDesk:
         self.lines: list[Json] = []
         self.blobs: dict[bytes, bytes] = {}
         self.submitted: list[tuple[JobSpec, BlobRef]] = []
+        self.files: list[BlobRef | None] = []
         self.closed_flows = 0
         self.open_flows = 0
 
@@ -118,10 +119,11 @@ class MemoryDesk:
     def node_view(self) -> Json:
         return {"version": "0.1.0", "peer_id": "16Uiu2", "account": PROVIDERS[0], "peers": [], "provides": False}
 
-    async def submit(self, spec: JobSpec, package: BlobRef) -> bytes:
+    async def submit(self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None) -> bytes:
         if package.root not in self.blobs:
             raise ConfigError("the job's package is not here", "upload it first")
         self.submitted.append((spec, package))
+        self.files.append(files)
         job = hashlib.sha256(spec.name.encode()).digest()
         self.add(job_view(job.hex(), name=spec.name), job_view(job.hex(), name=spec.name, phase="succeeded"))
         return job
@@ -209,6 +211,9 @@ class MemoryDesk:
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         data = b"".join([chunk async for chunk in chunks])
         return self.add_blob(data)
+
+    def missing_blobs(self, blobs: Sequence[BlobRef]) -> list[int]:
+        return [index for index, blob in enumerate(blobs) if blob.root not in self.blobs]
 
     def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
         data = self.blobs.get(blob.root)

@@ -12,7 +12,7 @@ from kit.memory_net import MemoryHub
 from kit.trading import BUYER, LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import provider_tasks
+from hansa.node import provider_tasks, staging
 from hansa.node.blobs import NoRoom
 from hansa.node.daemon import Daemon
 from hansa.node.packages import pack
@@ -58,7 +58,7 @@ def with_run(daemon: Daemon, package: BlobRef) -> None:
 async def test_a_run_that_was_told_to_stop_while_its_code_came_is_never_started(tmp_path: Path, packed: bytes) -> None:
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as nursery:
         with_run(daemon, blob_ref(packed))
-        nursery.start_soon(provider_tasks.start_run, daemon, ORDER)
+        nursery.start_soon(staging.start_run, daemon, ORDER)
         await trio.sleep(0.05)
         daemon.state.runs[LEASE] = replace(daemon.state.runs.live[LEASE], phase=STOPPING)
         daemon.store.put_bytes(packed)
@@ -73,7 +73,7 @@ async def test_a_package_that_is_none_fails_the_run_and_not_the_daemon(tmp_path:
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
         junk = daemon.store.put_bytes(b"no archive")
         with_run(daemon, junk)
-        await provider_tasks.start_run(daemon, ORDER)
+        await staging.start_run(daemon, ORDER)
         with trio.fail_after(5):
             while LEASE in daemon.state.runs.live:
                 await daemon.changed.wait()
@@ -93,7 +93,7 @@ async def test_no_room_for_a_round_waits_for_room_and_the_daemon_lives(
         nonlocal tried
         await trio.lowlevel.checkpoint()
         tried += 1
-        raise provider_tasks.Unstageable(str(NoRoom(2, 1)))
+        raise staging.Unstageable(str(NoRoom(2, 1)))
 
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as nursery:
         daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at

@@ -1,0 +1,320 @@
+"""Before a run: bring its code, its files and its checkpoint here, lay them out, and order the sandbox.
+
+What a job brings comes from a stranger, so it is bounded before it is fetched and checked before it is used. Fetching
+may take as long as bytes move, within a floor of speed: whoever hands them out one by one holds devices without paying.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from hansa.market.effects import clipped
+from hansa.market.sale_state import Sale
+from hansa.node.blob_exchange import FetchFailed, Moved
+from hansa.node.blobs import BlobStore, NoRoom
+from hansa.node.directory import Stranger
+from hansa.node.file_lists import files_of, read_file_list
+from hansa.node.packages import unpack
+from hansa.node.quantities import format_size
+from hansa.node.run_order import RunLimits, RunOrder
+from hansa.proto.blob import BlobRef
+from hansa.proto.errors import ProtocolError
+from hansa.proto.workload import FILE_INPUT, MAX_FILE_LIST_BYTES, FileList, ListedFile, Workload
+from hansa.scheduler.run import STAGING, RunFailed, RunLogged, StartRun
+
+if TYPE_CHECKING:
+    from hansa.node.daemon import Daemon
+
+PROCESSES = 4096
+LOG_BYTES = 8 << 20
+LARGEST_UNPACKED_BYTES = 1 << 30
+STAGE_PATIENCE_S = 120.0
+"""Without a single byte for so long, a fetch is given up."""
+SLOWEST_BYTES_PER_S = 256 << 10
+"""A job's files come at least this fast on the whole, or devices would be held for nothing."""
+FILES_AT_ONCE = 3
+RETRY_S = 1.0
+SAY_EVERY_S = 5.0
+LONGEST_REASON_BYTES = 2_000
+PIN = "run "
+
+
+class Unstageable(Exception):
+    """A run that cannot be started here, and why, in words for its buyer.
+
+    Attributes:
+        kind: what sort of failure that is to the buyer: its job's fault, or this provider's.
+    """
+
+    def __init__(self, why: str, kind: str = "bad-entry") -> None:
+        """Keep both."""
+        super().__init__(why)
+        self.kind = kind
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Fetching:
+    """What one run waits for, how much of it has come, and for how long it is still waited for."""
+
+    total_bytes: int
+    came_bytes: int = 0
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    latest: float = 0.0
+
+    def begin(self) -> None:
+        """The clock runs from now on."""
+        now = trio.current_time()
+        self.latest = now + STAGE_PATIENCE_S + self.total_bytes / SLOWEST_BYTES_PER_S
+        self.scope.deadline = now + STAGE_PATIENCE_S
+
+    def moved(self, size_bytes: int) -> None:
+        """So many more bytes are here."""
+        self.came_bytes += size_bytes
+        self.scope.deadline = min(trio.current_time() + STAGE_PATIENCE_S, self.latest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """What lies ready for a run."""
+
+    code: Path
+    inputs: Path | None = None
+    environment: Path | None = None
+    image: Path | None = None
+
+
+async def start_run(daemon: "Daemon", order: StartRun) -> None:
+    """Bring everything here, lay it out, and start the sandbox."""
+    entry = daemon.state.sale_on(order.run)
+    assert entry is not None
+    assert entry.workload is not None
+    assert entry.award is not None
+    try:
+        with trio.CancelScope() as daemon.staging[order.run]:
+            staged = await _stage(daemon, order, entry)
+    except Unstageable as fault:
+        # The words may hold a file's name out of the buyer's package.
+        why = clipped(str(fault), LONGEST_REASON_BYTES)
+        daemon.tell(RunFailed(run=order.run, kind=fault.kind, reason=why, at_ms=daemon.now_ms()))
+        return
+    finally:
+        scope = daemon.staging.pop(order.run)
+    current = daemon.state.runs.live.get(order.run)
+    if scope.cancelled_caught or current is None or current.phase != STAGING:
+        # It was told to stop while its code was on the way, and its devices may be somebody else's by now.
+        forget_run(daemon, order.run)
+        return
+    await daemon.executor.start(_run_order(daemon, order, entry, staged))
+
+
+def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -> RunOrder:
+    workload, award = entry.workload, entry.award
+    assert workload is not None
+    assert award is not None
+    by_id = {device.id: device for device in daemon.state.capacity.devices}
+    cpu_millis = sum(by_id[device].cores_milli for device in entry.bid.devices if device in by_id)
+    limits = RunLimits(
+        memory_bytes=workload.memory_bytes,
+        cpu_millis=max(cpu_millis, 100),
+        processes=PROCESSES,
+        scratch_bytes=workload.scratch_bytes,
+        wall_ms=workload.wall_ms,
+        stall_ms=workload.stall_ms,
+        state_bytes=workload.state_bytes,
+        output_bytes=workload.output_bytes,
+        log_bytes=LOG_BYTES,
+        shared_memory_bytes=workload.shared_memory_bytes,
+        keep_failed_ms=workload.keep_failed_ms,
+    )
+    return RunOrder(
+        run=order.run,
+        entry=workload.entry,
+        code=staged.code,
+        inputs=staged.inputs,
+        environment=staged.environment,
+        image=staged.image,
+        shard=award.shard,
+        shards=workload.shards,
+        workers=workload.workers,
+        parameters=workload.parameters,
+        limits=limits,
+        egress=_way_out(daemon, order.run, entry),
+        gpu_minors=daemon.inventory.gpu_minors(entry.bid.devices),
+        checkpoint=order.checkpoint,
+        round=order.round,
+    )
+
+
+def _way_out(daemon: "Daemon", run: bytes, entry: Sale) -> Path | None:
+    """The socket of the proxy through which the run reaches the hosts that its tender asked for, if it did."""
+    hosts = entry.tender.requirements.egress
+    if not hosts or entry.workload is None or run in daemon.executor.running:
+        return None
+    return daemon.egress.open(run, wanted=hosts, limit_bytes=entry.workload.egress_bytes)
+
+
+async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
+    workload, award = entry.workload, entry.award
+    assert workload is not None
+    assert award is not None
+    folder = run_folder(daemon, order.run)
+    wanted = [workload.package, *([order.checkpoint] if order.checkpoint else [])]
+    listed: list[ListedFile] = []
+    if workload.files is not None:
+        await _fetch(daemon, order.run, entry.buyer, [workload.files])
+        _, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard)
+        wanted += [file.blob for file in listed]
+    await trio.to_thread.run_sync(daemon.store.pin_exactly, set(wanted), PIN + order.run.hex())
+    await _fetch(daemon, order.run, entry.buyer, wanted)
+    await trio.to_thread.run_sync(_unpack, daemon.store, workload.package, folder)
+    inputs = [file for file in listed if file.kind == FILE_INPUT]
+    if inputs:
+        await trio.to_thread.run_sync(_lay_out, daemon.store, inputs, folder / "inputs")
+    return Staged(code=folder / "code", inputs=folder / "inputs" if inputs else None)
+
+
+def run_folder(daemon: "Daemon", run: bytes) -> Path:
+    """Where everything lies that belongs to one run only; it goes with the run."""
+    return daemon.runs_dir / run.hex()
+
+
+# Fetching.
+
+
+async def _fetch(daemon: "Daemon", run: bytes, owner: bytes, blobs: Sequence[BlobRef]) -> None:
+    """Bring blobs here, some at a time, and tell the buyer how far it is while that takes long."""
+    missing = [blob for blob in dict.fromkeys(blobs) if not daemon.store.has(blob)]
+    fetching = Fetching(total_bytes=sum(blob.size_bytes for blob in missing))
+    if fetching.total_bytes > daemon.store.quota_bytes:
+        raise Unstageable(f"this provider has no room for {format_size(fetching.total_bytes)}", "no-room")
+    fetching.begin()
+    faults: list[Unstageable] = []
+    with fetching.scope:
+        async with trio.open_nursery() as nursery:
+            queue = iter(missing)
+            nursery.start_soon(_say_how_far, daemon, run, fetching)
+            async with trio.open_nursery() as fetchers:
+                for _ in range(min(FILES_AT_ONCE, len(missing))):
+                    fetchers.start_soon(_fetch_each, daemon, owner, queue, fetching, faults)
+            nursery.cancel_scope.cancel()
+    if faults:
+        raise faults[0]
+    if fetching.scope.cancelled_caught:
+        came = f"{format_size(fetching.came_bytes)} of {format_size(fetching.total_bytes)}"
+        raise Unstageable(f"the job's code and files could not be fetched in time: {came} came", "refused")
+
+
+async def _fetch_each(
+    daemon: "Daemon", owner: bytes, queue: Iterator[BlobRef], fetching: Fetching, faults: list[Unstageable]
+) -> None:
+    for blob in queue:
+        if faults:
+            return
+        try:
+            await bring(daemon, blob, owner, fetching.moved)
+        except Unstageable as fault:
+            faults.append(fault)
+
+
+async def _say_how_far(daemon: "Daemon", run: bytes, fetching: Fetching) -> None:
+    while True:
+        await trio.sleep(SAY_EVERY_S)
+        text = f"fetching: {format_size(fetching.came_bytes)} of {format_size(fetching.total_bytes)}\n"
+        say(daemon, run, text)
+
+
+def say(daemon: "Daemon", run: bytes, text: str) -> None:
+    """A line of this provider's own in the run's log."""
+    daemon.tell(RunLogged(run=run, text=f"[provider] {text}", at_ms=daemon.now_ms()))
+
+
+async def bring(daemon: "Daemon", blob: BlobRef, owner: bytes, moved: Moved | None = None) -> None:
+    """Fetch a blob from the account that has it, trying again until cancelled."""
+    while not daemon.store.has(blob):
+        try:
+            peer_id = await daemon.directory.reach(owner)
+            await daemon.exchange.fetch(blob, [peer_id], moved=moved)
+        except NoRoom as fault:
+            raise Unstageable(f"this provider has no room for it: {fault}", "no-room") from fault
+        except (FetchFailed, Stranger):
+            await trio.sleep(RETRY_S)
+
+
+# Laying out.
+
+
+def _read_list(store: BlobStore, workload: Workload, shard: int) -> tuple[FileList, list[ListedFile]]:
+    """The list, and what of it this shard needs; never more than the award was for."""
+    assert workload.files is not None
+    try:
+        found = read_file_list(store.read_bytes(workload.files, MAX_FILE_LIST_BYTES), workload.shards)
+    except (ProtocolError, ValueError) as fault:
+        raise Unstageable(f"the list of the job's files cannot be read: {fault}") from fault
+    listed = list(files_of(found, shard))
+    if sum(file.blob.size_bytes for file in listed) > workload.fetch_bytes:
+        raise Unstageable("the job's files are larger than it said")
+    return found, listed
+
+
+def _unpack(store: BlobStore, package: BlobRef, folder: Path) -> None:
+    path = store.path(package)
+    if path is None:
+        raise Unstageable("the job's code was fetched and is gone again: this provider's blob quota is too small")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, mode=0o711)
+        with path.open("rb") as archive:
+            unpack(archive, folder / "code", limit_bytes=LARGEST_UNPACKED_BYTES)
+    except (ProtocolError, OSError) as fault:
+        raise Unstageable(f"the job's package cannot be unpacked: {fault}") from fault
+
+
+def _lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path) -> None:
+    """A directory of hard links to the store's own files: nothing is copied, and nothing can be written through it.
+
+    The sandbox mounts it read-only and runs as another user; the mode says so too.
+    """
+    directory.mkdir(mode=0o755)
+    for file in files:
+        target = directory / file.path
+        source = store.path(file.blob)
+        if source is None:
+            raise Unstageable(
+                "a file was fetched and is gone again: this provider's blob quota is too small", "no-room"
+            )
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        link_or_copy(source, target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file at another place, sharing its bytes where the file system can, and let everyone read it there."""
+    source.chmod(0o444)
+    try:
+        os.link(source, target)
+    except OSError as fault:
+        if fault.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
+
+
+def forget_run(daemon: "Daemon", run: bytes) -> None:
+    """Remove what was laid out for a run that ended, and let go of what it held. Nothing here waits."""
+    folder = run_folder(daemon, run)
+    gone = folder.with_name(f"gone-{secrets.token_hex(8)}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+    daemon.later(_remove, daemon.store, run, gone)
+
+
+def _remove(store: BlobStore, run: bytes, folder: Path) -> None:
+    store.pin_exactly((), PIN + run.hex())
+    shutil.rmtree(folder, ignore_errors=True)

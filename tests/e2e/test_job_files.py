@@ -1,0 +1,95 @@
+"""Jobs that bring more than code, over real daemons and real sandboxes."""
+
+import json
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from kit.market import await_job, job_of, running_market
+
+from hansa.node.cli_jobs import submit_job
+from hansa.node.demo_nodes import DemoNodes
+
+JOB = """
+name = "reading"
+entry = "read.py:read"
+shards = {shards}
+
+[resources]
+kind = "cpu"
+cores = 0.5
+memory = "600 MiB"
+disk = "64 MiB"
+
+[limits]
+wall = "5 min"
+
+[tender]
+bids = "2 s"
+meter = "1 s"
+"""
+
+
+def write_job(directory: Path, code: str, more: str, shards: int = 1) -> Path:
+    directory.mkdir()
+    (directory / "job.toml").write_text(JOB.format(shards=shards) + textwrap.dedent(more))
+    (directory / "read.py").write_text(textwrap.dedent(code))
+    return directory
+
+
+def result(nodes: DemoNodes, job: str, shard: int) -> Any:
+    """What a shard wrote to result.json."""
+    from hansa.proto.blob import BlobRef
+
+    (output,) = [entry for entry in job_of(nodes, job)["outputs"] if entry["shard"] == shard]
+    ref = BlobRef(root=bytes.fromhex(output["root"]), size_bytes=output["size_bytes"])
+    return json.loads(b"".join(nodes.buyer.daemon.blob(ref)))
+
+
+READ = """
+import json
+import os
+
+
+def read(ctx):
+    found = {}
+    for folder, _, names in os.walk(ctx.inputs):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                data = file.read()
+            found[os.path.relpath(path, ctx.inputs)] = [len(data), data[:4].hex()]
+    try:
+        open(os.path.join(ctx.inputs, "common/a"), "wb")
+        found["writable"] = True
+    except OSError:
+        pass
+    found["package"] = sorted(os.listdir("/job/code"))
+    ctx.report(step=1)
+    (ctx.outputs / "result.json").write_text(json.dumps(found))
+"""
+
+
+def test_each_shard_reads_its_own_inputs_and_they_are_sent_once(tmp_path: Path) -> None:
+    with running_market("0.30", "0.35") as nodes:
+        inputs = '\n[inputs]\ncommon = "data/common"\n"own.bin" = "data/part-{shard}.bin"\n'
+        directory = write_job(tmp_path / "job", READ, inputs, shards=2)
+        (directory / "data" / "common").mkdir(parents=True)
+        (directory / "data" / "common" / "a").write_bytes(b"aaaa")
+        large = os.urandom(5 << 20)
+        (directory / "data" / "part-0.bin").write_bytes(large)
+        (directory / "data" / "part-1.bin").write_bytes(b"1111")
+        said: list[str] = []
+        job = submit_job(nodes.buyer.daemon, directory, say=said.append)
+        assert await_job(nodes, job, 120)["phase"] == "succeeded"
+        assert result(nodes, job, 0) == {
+            "common/a": [4, b"aaaa".hex()],
+            "own.bin": [len(large), large[:4].hex()],
+            "package": ["job.toml", "read.py"],
+        }
+        assert result(nodes, job, 1)["own.bin"] == [4, b"1111".hex()]
+        assert said[0] == "3 files beside the package, 5 MiB"
+        assert "kept out of the package: data/common" in said
+        submit_job(nodes.buyer.daemon, directory, say=said.append)
+        assert "3 files beside the package, 5 MiB, 5 MiB of it there already" in said

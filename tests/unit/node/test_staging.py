@@ -1,0 +1,356 @@
+"""What a run needs is brought here: within its limits, in its place, held while the run lives, and gone after it."""
+# ruff: noqa: ASYNC110 - a task that ends tells no event, and a test may look at files
+
+import io
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
+from kit.memory_party import key
+from kit.trading import LEASE, award, bid, spec, tender
+
+from hansa.market.sale_state import Sale
+from hansa.node import staging
+from hansa.node.daemon import Daemon
+from hansa.node.desk import NodeDesk
+from hansa.node.executor import Executor
+from hansa.node.faults import OperatorError
+from hansa.node.packages import pack
+from hansa.node.run_order import RunOrder
+from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
+from hansa.proto.codec import encode
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.proto.workload import FileList, ListedFile
+from hansa.scheduler.job_state import Job, Shard
+from hansa.scheduler.run import STAGING, Run, RunStopWanted, StartRun
+
+pytestmark = pytest.mark.trio
+ORDER = StartRun(run=LEASE, checkpoint=None, round=0)
+JOB = b"j" * 32
+
+
+class Started:
+    """What the executor was ordered to start; nothing is."""
+
+    def __init__(self) -> None:
+        self.orders: list[RunOrder] = []
+
+    async def start(self, _executor: Executor, order: RunOrder) -> None:
+        await trio.lowlevel.checkpoint()
+        self.orders.append(order)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    found = Started()
+
+    async def start(executor: Executor, order: RunOrder) -> None:
+        await found.start(executor, order)
+
+    monkeypatch.setattr(Executor, "start", start)
+    monkeypatch.setattr(staging, "RETRY_S", 0.05)
+    return found
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> bytes:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "a.py").write_text("def main(ctx): ...\n")
+    archive = io.BytesIO()
+    pack(code, archive)
+    return archive.getvalue()
+
+
+class Pair:
+    """A buyer with a job of two shards and a provider with the lease of one of them."""
+
+    def __init__(self, buyer: Daemon, provider: Daemon, package: bytes) -> None:
+        self.buyer, self.provider = buyer, provider
+        self.package = buyer.store.put_bytes(package)
+
+    def listed(self, *files: tuple[str, bytes, tuple[int, ...]]) -> FileList:
+        entries = [
+            ListedFile(kind="input", path=path, blob=self.buyer.store.put_bytes(data), shards=shards)
+            for path, data, shards in files
+        ]
+        return FileList(image="", files=tuple(sorted(entries, key=lambda file: (file.path, file.shards))))
+
+    def lease(self, files: FileList, *, fetch_bytes: int = 1 << 30, shard: int = 0) -> None:
+        """Both sides know of the lease and of its files; its run is being staged."""
+        ref = self.buyer.store.put_bytes(encode(files))
+        self.buyer.file_lists.keep(ref, files)
+        wanted = spec(fetch_bytes=fetch_bytes)
+        provider = self.provider.account.address
+        shards = tuple(
+            Shard(shard=number, phase="starting", lease=LEASE, provider=provider if number == shard else bytes(20))
+            for number in range(2)
+        )
+        self.buyer.state.jobs[JOB] = Job(
+            phase="running", job=JOB, spec=wanted, package=self.package, files=ref, shards=shards, submitted_ms=1
+        )
+        called = tender(signer=self.buyer.account.address, shards=(shard,))
+        made = bid(called).document
+        bid_digest = digest(DOMAIN, made)
+        self.provider.state.sales[bid_digest] = Sale(
+            phase="settled",
+            tender=called,
+            bid=made,
+            bid_digest=bid_digest,
+            grace_ms=1,
+            award=award(made, shard=shard),
+            lease=LEASE,
+            workload=wanted.workload(JOB, self.package, ref),
+        )
+        self.provider.state.sale_of[LEASE] = bid_digest
+        self.provider.state.runs[LEASE] = Run(run=LEASE, phase=STAGING)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, package: bytes, started: Started) -> AsyncIterator[Pair]:
+    hub = MemoryHub()
+    async with a_daemon(tmp_path, hub, 1) as buyer, a_daemon(tmp_path, hub, 2, lends=True) as provider:
+        provider.net.learn(buyer.net.peer_id, buyer.net.addrs())
+        provider.directory.hint(buyer.account.address, buyer.net.peer_id)
+        yield Pair(buyer, provider, package)
+
+
+async def failure(daemon: Daemon) -> Run:
+    with trio.fail_after(10):
+        while LEASE in daemon.state.runs.live:
+            await daemon.changed.wait()
+    ended = daemon.state.runs.get(LEASE)
+    assert ended is not None
+    return ended
+
+
+def pins(daemon: Daemon) -> set[str]:
+    return {name for name, reasons in daemon.store._pins.items() if any(why.startswith("run ") for why in reasons)}
+
+
+async def test_a_shard_gets_its_files_as_links_to_the_store_and_no_others(pair: Pair, started: Started) -> None:
+    mine, others, all_ = b"mine" * 9, b"others", bytes(CHUNK_BYTES + 7)
+    pair.lease(pair.listed(("part", mine, (0,)), ("part", others, (1,)), ("set/deep/all", all_, ())))
+    await staging.start_run(pair.provider, ORDER)
+    (order,) = started.orders
+    assert order.inputs is not None
+    assert (order.inputs / "part").read_bytes() == mine
+    assert (order.inputs / "set/deep/all").read_bytes() == all_
+    store = pair.provider.store
+    assert not store.has(blob_ref(others)), "what other shards need is not even fetched"
+    path = store.path(blob_ref(all_))
+    assert path is not None
+    assert path.stat().st_ino == (order.inputs / "set/deep/all").stat().st_ino, "a link, no copy"
+    assert (order.inputs / "part").stat().st_mode & 0o777 == 0o444
+    assert (order.code / "a.py").exists()
+
+
+async def test_nobody_may_have_another_shards_files(pair: Pair) -> None:
+    listed = pair.listed(("part", b"mine", (0,)), ("part", b"others", (1,)))
+    pair.lease(listed)
+    allow, account = pair.buyer.grants.allow, pair.provider.account.address
+    state = pair.buyer.state
+    assert allow(state, account, blob_ref(b"mine"))
+    assert not allow(state, account, blob_ref(b"others"))
+    assert not allow(state, b"\x09" * 20, blob_ref(b"mine"))
+    files = state.jobs.live[JOB].files
+    assert files is not None
+    assert allow(state, account, files)
+    assert not allow(state, b"\x09" * 20, files)
+
+
+async def test_files_are_held_while_the_run_lives_and_let_go_with_all_that_was_laid_out(
+    pair: Pair, started: Started
+) -> None:
+    pair.lease(pair.listed(("x", b"some data", ())))
+    await staging.start_run(pair.provider, ORDER)
+    assert str(blob_ref(b"some data")) in pins(pair.provider)
+    assert str(pair.package) in pins(pair.provider)
+    staging.forget_run(pair.provider, LEASE)
+    assert not staging.run_folder(pair.provider, LEASE).exists()
+    with trio.fail_after(5):
+        while pins(pair.provider) or list(pair.provider.runs_dir.iterdir()):
+            await trio.sleep(0.02)
+    assert pair.provider.store.has(blob_ref(b"some data")), "it may serve the next run"
+
+
+async def test_more_than_the_award_was_for_is_not_fetched(pair: Pair, started: Started) -> None:
+    pair.lease(pair.listed(("x", bytes(100), ())), fetch_bytes=99)
+    await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert (ended.end_kind, ended.end_reason) == ("bad-entry", "the job's files are larger than it said")
+    assert not pair.provider.store.has(blob_ref(bytes(100)))
+    assert not started.orders
+
+
+async def test_a_list_that_leads_elsewhere_fails_the_run_before_anything_is_fetched(pair: Pair) -> None:
+    blob = pair.buyer.store.put_bytes(b"evil")
+    pair.lease(FileList(image="", files=(ListedFile(kind="input", path="../../x", blob=blob, shards=()),)))
+    await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert ended.end_kind == "bad-entry"
+    assert "leads elsewhere" in ended.end_reason
+    assert not pair.provider.store.has(blob)
+
+
+async def test_what_can_never_fit_is_said_at_once(pair: Pair) -> None:
+    huge = BlobRef(root=b"h" * 32, size_bytes=pair.provider.store.quota_bytes + 1)
+    listed = FileList(image="", files=(ListedFile(kind="input", path="x", blob=huge, shards=()),))
+    pair.lease(listed, fetch_bytes=1 << 50)
+    await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert ended.end_kind == "no-room"
+
+
+async def test_a_fetch_goes_on_while_bytes_move_and_is_given_up_when_none_do(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(staging, "SLOWEST_BYTES_PER_S", 1_000)
+    monkeypatch.setattr(staging, "FILES_AT_ONCE", 1)
+    pair.lease(pair.listed(*((f"{number}", bytes([number]) * 50_000, ()) for number in range(5))))
+    honest = pair.buyer.exchange._allow
+    allowed: set[BlobRef] = set()
+    pair.buyer.exchange._allow = lambda context, blob: blob in allowed and honest(context, blob)
+
+    async def dole_out(blobs: list[BlobRef]) -> None:
+        for blob in blobs:
+            allowed.add(blob)
+            await trio.sleep(0.3)
+
+    files = pair.buyer.state.jobs.live[JOB].files
+    assert files is not None
+    numbered = [blob_ref(bytes([number]) * 50_000) for number in range(5)]
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dole_out, [files, pair.package, *numbered])
+            await staging.start_run(pair.provider, ORDER)
+    assert len(started.orders) == 1, "seven pieces at 0.3 s each are more than 0.5 s, but something always moved"
+
+    pair.provider.store.delete(numbered[4])
+    allowed.discard(numbered[4])
+    pair.provider.state.runs[LEASE] = Run(run=LEASE, phase=STAGING)
+    with trio.fail_after(5):
+        await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert ended.end_kind == "refused"
+    assert "0 B of 48.8 KiB came" in ended.end_reason
+
+
+async def test_a_trickle_is_not_waited_for_for_ever(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.4)
+    monkeypatch.setattr(staging, "SLOWEST_BYTES_PER_S", 1 << 40)
+    fetching = staging.Fetching(total_bytes=1 << 30)
+    fetching.begin()
+    with trio.fail_after(5), fetching.scope:
+        while True:
+            await trio.sleep(0.1)
+            fetching.moved(1)
+    assert fetching.scope.cancelled_caught
+    assert fetching.came_bytes < 10
+
+
+async def test_a_long_fetch_is_told_to_the_buyer(pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "SAY_EVERY_S", 0.05)
+    pair.lease(pair.listed(("x", bytes(3 * CHUNK_BYTES), ())))
+    told: list[Any] = []
+    monkeypatch.setattr(pair.provider, "_pass_log_on", told.append)
+    honest = pair.buyer.exchange._allow
+    until = trio.current_time() + 0.4
+    pair.buyer.exchange._allow = lambda context, blob: trio.current_time() > until and honest(context, blob)
+    await staging.start_run(pair.provider, ORDER)
+    assert len(started.orders) == 1
+    assert any("fetching: 0 B of" in event.text for event in told)
+
+
+async def test_a_run_that_is_stopped_while_it_is_staged_stops_fetching_at_once(pair: Pair, started: Started) -> None:
+    pair.lease(pair.listed(("x", b"never given", ())))
+    pair.buyer.exchange._allow = lambda _context, _blob: False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(staging.start_run, pair.provider, ORDER)
+        await trio.sleep(0.2)
+        pair.provider.tell(RunStopWanted(run=LEASE, grace_ms=0, why="enough", at_ms=1))
+        from hansa.node import provider_tasks
+
+        await provider_tasks.stop_run(pair.provider, LEASE, 0)
+        with trio.fail_after(2):
+            while nursery.child_tasks:
+                await trio.sleep(0.02)
+    assert not started.orders
+    assert not pair.provider.staging
+
+
+async def test_pins_of_runs_that_ended_with_an_earlier_daemon_are_taken_back(
+    pair: Pair, started: Started, tmp_path: Path
+) -> None:
+    from hansa.node.blobs import BlobStore
+
+    store = BlobStore(tmp_path / "other", quota_bytes=1 << 20)
+    kept, left = store.put_bytes(b"kept"), store.put_bytes(b"left")
+    store.pin(kept, "state")
+    store.pin_exactly({kept, left}, "run 00")
+    again = BlobStore(tmp_path / "other", quota_bytes=1 << 20)
+    again.forget_pins("run ")
+    assert again._pins == {str(kept): ["state"]}
+    assert BlobStore(tmp_path / "other", quota_bytes=1 << 20)._pins == {str(kept): ["state"]}
+
+
+async def test_a_file_that_cannot_be_linked_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_file_system(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(staging.os, "link", other_file_system)
+    source = tmp_path / "source"
+    source.write_bytes(b"data")
+    staging.link_or_copy(source, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b"data"
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o444
+
+
+async def test_a_job_is_taken_with_all_its_files_or_not_at_all(pair: Pair) -> None:
+    desk, store = NodeDesk(pair.buyer), pair.buyer.store
+    listed = pair.listed(("x", b"a file", ()))
+    files = store.put_bytes(encode(listed))
+    sound = spec(fetch_bytes=len(b"a file"))
+    with pytest.raises(OperatorError, match="another size"):
+        await desk.submit(replace(sound, fetch_bytes=5), pair.package, files)
+    with pytest.raises(OperatorError, match="no list"):
+        await desk.submit(sound, pair.package)
+    with pytest.raises(OperatorError, match="list of the job's files is not here"):
+        await desk.submit(sound, pair.package, blob_ref(b"elsewhere"))
+    job = await desk.submit(sound, pair.package, files)
+    assert pair.buyer.state.jobs.live[job].files == files
+    assert pair.buyer.file_lists.blobs(files) == {blob_ref(b"a file")}
+    store.delete(blob_ref(b"a file"))
+    with pytest.raises(OperatorError, match="1 of the job's files are not here"):
+        await desk.submit(sound, pair.package, files)
+
+
+async def test_a_buyers_daemon_knows_its_jobs_files_again_after_a_restart(tmp_path: Path, package: bytes) -> None:
+    hub = MemoryHub()
+    async with a_daemon(tmp_path, hub, 1) as daemon:
+        store = daemon.store
+        blob = store.put_bytes(b"a file")
+        listed = FileList(image="", files=(ListedFile(kind="input", path="x", blob=blob, shards=()),))
+        files = store.put_bytes(encode(listed))
+        job = await NodeDesk(daemon).submit(
+            spec(fetch_bytes=blob.size_bytes, bid_window_ms=60_000), store.put_bytes(package), files
+        )
+    from hansa.node.config import FILE_NAME, parse_config
+    from hansa.node.first_setup import Wishes, config_text
+
+    text = config_text(Wishes(provides=False, cpu_slots=0, cpu_cores_per_slot=1, gpus=(), metrics_port=0))
+    again = Daemon(parse_config(text, tmp_path / "node-1" / FILE_NAME), key(1), key(1001), None)
+    try:
+        assert again.state.jobs.live[job].files == files
+        assert again.file_lists.blobs(files) == {blob}
+    finally:
+        again.close()
