@@ -22,7 +22,7 @@ from hansa.worker.states import back_into, to_arrays
 
 
 class Stopping(BaseException):
-    """The run is to end. Raised by ``ctx.sync`` and ``ctx.report``.
+    """The run is to end. Raised by ``ctx.sync`` and ``ctx.report``, and by ``ctx.checkpoint`` in a run that leaves.
 
     A `BaseException`, so that a job's ``except Exception`` lets it by.
     """
@@ -34,6 +34,9 @@ class Line(Protocol):
     def tell(self, *message: Any) -> None:
         """Pass a message on; waits while too many lie unread."""
 
+    def hand_over(self, kind: str, data: bytes, *facts: Any) -> None:
+        """Keep these bytes until they are fetched, and say that they are there."""
+
     def wait_for_round(self, at_least: int) -> tuple[int, Any]:
         """Wait for the result of this round or a later one.
 
@@ -41,9 +44,16 @@ class Line(Protocol):
             Stopping: the run is to end.
         """
 
+    def wait_for_end(self) -> None:
+        """Wait until the run is to end."""
+
     @property
     def stopping(self) -> bool:
         """Whether the run is to end."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is to end at the next checkpoint."""
 
 
 class Context:
@@ -71,7 +81,7 @@ class Context:
         inputs: Path,
         outputs: Path,
         round_number: int,
-        checkpoint: bytes | None,
+        checkpoint: bytes | memoryview | None,
         line: Line,
     ) -> None:
         self.shard = shard
@@ -96,6 +106,15 @@ class Context:
         """Whether the run was asked to end: save what is worth saving and return."""
         return self._line.stopping
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the provider takes its devices back: the next ``ctx.checkpoint`` of worker 0 ends the run.
+
+        There is time until then, which is limited: checkpoint as soon as the state is worth it, and in any case do not
+        return because of this, since a job that returns has finished.
+        """
+        return self._line.leaving
+
     def share(self, count: int) -> slice:
         """Which of ``count`` items belong to this worker of this shard; all shares together are all items, once."""
         position = self.shard * self.workers + self.worker
@@ -114,17 +133,31 @@ class Context:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError("a weight must be a finite number above zero")
-        self._line.tell("sync", self.round, float(weight), to_arrays(state))
+        if self._line.stopping:
+            raise Stopping
+        self._line.hand_over("sync", encode_state(to_arrays(state)), self.round, float(weight))
         published, result = self._line.wait_for_round(self.round)
         self.round = published + 1
         return back_into(state, result)
 
     def checkpoint(self, state: Any) -> None:
-        """Keep a state from which this shard can go on, on this machine or another. Only worker 0's is sent."""
+        """Keep a state from which this shard can go on, on this machine or another. Only worker 0's is sent.
+
+        In a run that leaves this is the end of it, once the state is stored; another provider goes on from there.
+
+        Raises:
+            Stopping: the run is to leave, and its last state is stored.
+        """
+        if self._line.leaving and self._line.stopping:
+            raise Stopping
         if self.worker != 0:
             return
+        leaving = self._line.leaving
         saved = {"round": self.round, "step": self._step, "state": _for_keeping(state)}
-        self._line.tell("checkpoint", self.round, self._step, encode_state(saved))
+        self._line.hand_over("checkpoint", encode_state(saved), self.round, self._step)
+        if leaving:
+            self._line.wait_for_end()
+            raise Stopping
 
     def restore(self) -> Any | None:
         """The state of the last checkpoint, with numpy arrays for tensors, or ``None`` in a run that starts fresh."""

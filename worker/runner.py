@@ -9,98 +9,92 @@ that matters: limits are held outside, since the job's code could replace this p
 import json
 import os
 import socket
-import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hansa.proto.errors import Malformed, ProtocolError
+from hansa.proto.errors import ProtocolError
 from hansa.proto.frames import (
     MAX_LOG_BYTES,
-    MAX_MESSAGE_BYTES,
-    Assembler,
     Begin,
-    Checkpoint,
     CheckpointStored,
-    Failed,
+    Chunk,
+    CloseShell,
     Finished,
-    Frame,
-    FrameReader,
     Heartbeat,
+    Keep,
+    Leave,
+    Left,
     Log,
-    Output,
+    OpenShell,
     Progress,
     Ready,
+    ResizeShell,
     RoundResult,
+    ShellCredit,
+    ShellInput,
     Started,
     Stop,
-    Sync,
-    Whole,
-    encode,
-    encode_with,
-    is_safe_path,
 )
-from hansa.worker.cluster import prepare_environment, ray_processes, start_cluster
-from hansa.worker.hub import Contribute, Deliver, Hub, Report, Uneven
+from hansa.worker.averaging import Uneven
+from hansa.worker.checkpoints import Checkpoints, DropSaved, LeaveNow, Saved, SendSaved
+from hansa.worker.cluster import (
+    end_processes,
+    place_options,
+    prepare_environment,
+    ray_processes,
+    read_own_gang,
+    start_cluster,
+)
+from hansa.worker.deaths import Deaths
+from hansa.worker.hub import Contribute, Deliver, Hub, Report
+from hansa.worker.outputs import Unsteady, send_outputs
+from hansa.worker.shard_worker import CHECKPOINT, ShardWorker, crash_path
+from hansa.worker.shell_host import ShellHost, session_of
+from hansa.worker.transfers import Incoming, Outgoing
+from hansa.worker.way_out import WAY_OUT, start_way_out
+from hansa.worker.wire import Wire
 
-CODE, INPUTS, OUTPUTS = Path("/job/code"), Path("/job/inputs"), Path("/job/outputs")
+CODE, INPUTS, OUTPUTS, WORK = Path("/job/code"), Path("/job/inputs"), Path("/job/outputs"), Path("/job/work")
 BEAT_S = 1.0
 TAKE_S = 20.0
-MAX_FILES = 1000
 STORE_S = 10.0
-
-
-class Wire:
-    """The socket to the daemon. Many threads write, one reads."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        """Frames of several threads must not mix, nor chunks of two states."""
-        self._connection = connection
-        self._frame_lock = threading.Lock()
-        self._whole_lock = threading.Lock()
-
-    def send(self, frame: Frame) -> None:
-        """One frame; it may come between the chunks of a state."""
-        self._write(encode(frame))
-
-    def send_with(self, header: Frame, data: bytes) -> None:
-        """A header and its bytes, with no other header in between."""
-        with self._whole_lock:
-            for piece in encode_with(header, data):
-                self._write(piece)
-
-    def frames(self) -> Iterator[Any]:
-        """What the daemon says, until it hangs up."""
-        reader = FrameReader(from_runner=False)
-        while data := self._connection.recv(256 << 10):
-            yield from reader.feed(data)
-
-    def _write(self, data: bytes) -> None:
-        with self._frame_lock:
-            self._connection.sendall(data)
+LAST_WORDS_S = 5.0
+CRASH_CHARS = 2000
+SWEEPS = 3
+SWEEP_S = 0.3
 
 
 class Run:
-    """One run, from `Begin` to `Finished` or `Failed`."""
+    """One run, from `Begin` to `Finished`, `Left` or `Failed`."""
 
-    def __init__(self, wire: Wire, begin: Begin, checkpoint: bytes | None) -> None:
+    def __init__(self, wire: Wire, begin: Begin) -> None:
         """Nothing has happened yet."""
         self._wire = wire
         self._begin = begin
-        self._checkpoint = checkpoint
         self._hub = Hub(begin.workers)
-        self._hub_lock = threading.Lock()
-        self._actors: list[Any] = []
+        self._checkpoints = Checkpoints()
+        self._lock = threading.Lock()
+        self._shells = ShellHost(wire.send, WORK)
+        self._deaths = Deaths(self._took_death)
         self._ray: Any = None
+        self._actors: list[Any] = []
+        self._worker_pids: dict[int, int] = {}
+        self._outgoing: Outgoing | None = None
+        self._up = threading.Event()
+        self._ready_to_work = threading.Event()
+        self._incoming: tuple[int | None, Incoming | None] = (None, None)
+        self._newest_result = -1
+        self._synced: dict[int, tuple[int, int]] = {}
         self._progress = 0
         self._started = False
         self._stop_asked = False
-        self._saved: tuple[int, int, bytes] | None = None
-        self._unsaved: tuple[int, int] | None = None
+        self._leaving = False
+        self._left = False
         self._stored = threading.Event()
+        self.kept = threading.Event()
 
     def beat(self) -> None:
         """Tell the daemon every second how far the job is; a run whose figure stands still is stuck."""
@@ -112,54 +106,97 @@ class Run:
         """Start Ray, run the job's code in every worker, and say how it ended."""
         prepare_environment(self._begin.threads)
         try:
+            if WAY_OUT.exists():
+                start_way_out()
             self._ray = start_cluster(self._begin.workers, self._begin.gpus)
             self._actors = self._start_workers()
+            self._outgoing = Outgoing(self._ray, self._actors, self._wire, self._begin.state_bytes)
+            self._up.set()
+            if self._begin.has_checkpoint:
+                self._ready_to_work.wait()
+            if self._leaving:
+                self.leave()
             if self._stop_asked:
                 self.stop()
             ending = self._follow([actor.work.remote() for actor in self._actors])
+            if ending is None:
+                self._conclude()
         except Uneven as error:
             ending = ("bad-state", str(error))
         except ProtocolError as error:
             ending = ("bad-state", error.why)
+        except Unsteady as error:
+            ending = ("user-exception", str(error))
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds; any of them is the end of this run
-            ending = (self._whose_fault(error), f"{type(error).__name__}: {error}")
+            ending = self._whose_fault(error)
         if ending is not None:
-            words = ending[1].encode("utf-8", "replace")[: MAX_MESSAGE_BYTES - 8].decode("utf-8", "ignore")
-            self._wire.send(Failed(kind=ending[0], message=words))
-            return
-        for report in self._hub.flush_reports():
-            self._wire.send(Progress(step=report.step, metrics=report.metrics))
-        self._send_last_checkpoint()
-        self._send_outputs()
-        self._wire.send(Finished())
+            self._wire.fail(*ending)
 
     def take_frame(self, frame: Any) -> None:
         """Something the daemon said after `Begin`; called from the thread that reads."""
-        if isinstance(frame, Whole) and isinstance(frame.header, RoundResult):
-            with self._hub_lock:
-                self._act(self._hub.took_result(frame.header.round, frame.data))
-        elif isinstance(frame, CheckpointStored):
-            with self._hub_lock:
-                self._unsaved = None
-                if self._saved is not None:
-                    self._send_checkpoint()
+        match frame:
+            case RoundResult():
+                self._up.wait()
+                wanted = frame.round > self._newest_result
+                coming = Incoming(self._ray, self._actors, frame.round, frame.size_bytes) if wanted else None
+                self._incoming = (frame.round, coming)
+                self._newest_result = max(self._newest_result, frame.round)
+            case Chunk():
+                self._take_piece(frame.data)
+            case CheckpointStored():
+                with self._lock:
+                    self._keep_in_order(self._checkpoints.stored())
                 self._stored.set()
-        elif isinstance(frame, Stop):
-            self.stop()
+            case Stop():
+                self._stop_asked = True
+                self.stop()
+            case Leave():
+                self._leaving = True
+                self.leave()
+            case Keep():
+                self.end_job()
+            case OpenShell() | ShellInput() | ResizeShell() | ShellCredit() | CloseShell():
+                self._shells.take(frame)
 
     def stop(self) -> None:
         """Let every worker end at its next call."""
-        self._stop_asked = True
         for actor in self._actors:
             actor.stop.remote()
 
-    def _start_workers(self) -> list[Any]:
-        from hansa.worker.shard_worker import ShardWorker  # noqa: PLC0415 - Ray must be up before its workers are
+    def leave(self) -> None:
+        """Let the run end at its next checkpoint."""
+        for actor in self._actors:
+            actor.leave.remote()
 
+    def end_job(self) -> None:
+        """End all that the job's code runs in, so that its devices are free, and leave the rest to be looked at."""
+        self.kept.set()
+        for actor in self._actors:
+            self._ray.kill(actor)  # on whichever machine it is; what it started beside itself ends below
+        rays, shells = set(ray_processes().values()), self._shells.sessions()
+        for _ in range(SWEEPS):
+            end_processes(lambda pid: pid in rays or session_of(pid) in shells)
+            time.sleep(SWEEP_S)
+
+    def _take_piece(self, data: bytes) -> None:
+        label, coming = self._incoming
+        if coming is None or not coming.feed(data):
+            return
+        self._incoming = (None, None)
+        if label == CHECKPOINT:
+            self._ready_to_work.set()
+        elif label is not None:
+            with self._lock:
+                self._act(self._hub.took_result(label))
+
+    def expect_checkpoint(self) -> None:
+        """The checkpoint that `Begin` announced comes next, and the workers are not there yet. Waits for them."""
+        self._up.wait()
+        self._incoming = (CHECKPOINT, Incoming(self._ray, self._actors, CHECKPOINT, self._begin.size_bytes))
+
+    def _start_workers(self) -> list[Any]:
         begin = self._begin
-        actor_class = self._ray.remote(
-            num_cpus=1, num_gpus=begin.gpus / begin.workers if begin.gpus else 0, max_concurrency=4
-        )(ShardWorker)
+        actor_class = self._ray.remote(max_concurrency=6)(ShardWorker)
         settings = {
             "entry": begin.entry,
             "code": str(CODE),
@@ -170,24 +207,37 @@ class Run:
             "inputs": INPUTS,
             "outputs": OUTPUTS,
             "round_number": begin.round,
-            "checkpoint": self._checkpoint,
+            "has_checkpoint": begin.has_checkpoint,
         }
-        actors = [actor_class.remote({**settings, "worker": number}) for number in range(begin.workers)]
-        self._ray.get([actor.process_id.remote() for actor in actors])
+        actors = [
+            actor_class.options(**place_options(number, begin.workers, begin.gpus)).remote(
+                {**settings, "worker": number}
+            )
+            for number in range(begin.workers)
+        ]
+        gang = read_own_gang()
+        for number, pid in enumerate(self._ray.get([actor.process_id.remote() for actor in actors])):
+            if gang is None or gang.place_of(number) == gang.place:  # elsewhere it is somebody else's number
+                self._worker_pids[number] = pid
+                self._deaths.watch(f"worker {number}", pid)
+        for name, pid in ray_processes().items():
+            self._deaths.watch(name, pid)
         return actors
+
+    def _took_death(self, name: str, how: str) -> None:
+        """Without one of Ray's own processes everything just hangs, silently. A worker's end Ray tells by itself."""
+        if not name.startswith("worker "):
+            self._wire.fail("ray-lost", f"Ray's {name} {how}")
 
     def _follow(self, working: list[Any]) -> tuple[str, str] | None:
         """Pass on what the workers say until all have returned: ``None``, or the kind and words of a failure."""
-        servers = ray_processes()
-        looked_s = time.monotonic()
+        assert self._outgoing is not None, "the workers are up"
         taking = {actor.take.remote(TAKE_S): number for number, actor in enumerate(self._actors)}
         living = set(taking.values())
         while living:
-            ready, _ = self._ray.wait([*taking, *working], num_returns=1, timeout=1.0)
-            if time.monotonic() - looked_s > BEAT_S:  # without the GCS everything just hangs, silently
-                looked_s = time.monotonic()
-                if ray_processes() != servers:
-                    return "ray-lost", "one of Ray's servers died"
+            ready, _ = self._ray.wait([*taking, *working], num_returns=1, timeout=BEAT_S)
+            if self._outgoing.fault is not None:
+                raise self._outgoing.fault
             for done in ready:
                 if done in working:
                     self._ray.get(done)  # it returns nothing; it raises if the worker died
@@ -199,11 +249,29 @@ class Run:
                     taking[self._actors[number].take.remote(TAKE_S)] = number
                     continue
                 living.discard(number)
-                if ended[0] in ("bad-entry", "user-exception"):
+                if ended[0] not in ("finished", "stopped"):
                     return ended
-                with self._hub_lock:
+                if ended[0] == "stopped" and self._leaving:
+                    self._left = True
+                with self._lock:
                     self._act(self._hub.took_end(number))
         return None
+
+    def _conclude(self) -> None:
+        """All workers have returned: send what is still to be sent, and say so."""
+        assert self._outgoing is not None, "the workers were up"
+        for report in self._hub.flush_reports():
+            self._wire.send(Progress(step=report.step, metrics=report.metrics))
+        deadline = time.monotonic() + STORE_S
+        while self._checkpoints.waiting and time.monotonic() < deadline:
+            self._stored.clear()
+            self._stored.wait(BEAT_S)  # the newest may still wait for the one before it to be stored
+        self._outgoing.flush()
+        if self._left and not self._stop_asked:
+            self._wire.send(Left())
+            return
+        send_outputs(self._wire, OUTPUTS, self._begin.output_bytes)
+        self._wire.send(Finished())
 
     def _take_messages(self, worker: int, messages: list[tuple[Any, ...]]) -> tuple[str, str] | None:
         """Pass on what one worker said; gives the kind and words of its end if that was among it."""
@@ -218,16 +286,16 @@ class Run:
                     for start in range(0, len(data), MAX_LOG_BYTES):
                         self._wire.send(Log(stream=stream, data=data[start : start + MAX_LOG_BYTES]))
                 case ("report", step, metrics):
-                    with self._hub_lock:
+                    with self._lock:
                         self._act(self._hub.took_report(worker, step, metrics))
-                case ("sync", number, weight, tree):
-                    with self._hub_lock:
-                        self._act(self._hub.took_sync(worker, number, weight, tree))
-                case ("checkpoint", number, step, state):
-                    with self._hub_lock:
-                        self._saved = (number, step, state)
-                        if self._unsaved is None:
-                            self._send_checkpoint()
+                case ("sync", held, size_bytes, number, weight):
+                    with self._lock:
+                        self._synced[worker] = (held, size_bytes)
+                        self._act(self._hub.took_sync(worker, number, weight))
+                case ("checkpoint", held, size_bytes, number, step):
+                    with self._lock:
+                        saved = Saved(number=held, size_bytes=size_bytes, round=number, step=step, last=self._leaving)
+                        self._keep_in_order(self._checkpoints.took(saved))
                 case ("ended", how, words):
                     return how, words
         return None
@@ -238,52 +306,53 @@ class Run:
                 case Report():
                     self._wire.send(Progress(step=order.step, metrics=order.metrics))
                 case Contribute():
-                    if len(order.state) > self._begin.state_bytes:
-                        raise Malformed("state", f"{len(order.state)} bytes are over the limit of the run")
-                    header = Sync(round=order.round, weight=order.weight, size_bytes=len(order.state))
-                    self._wire.send_with(header, order.state)
+                    assert self._outgoing is not None, "the workers are up"
+                    self._outgoing.contribute(order, {worker: self._synced.pop(worker) for worker in order.weights})
                 case Deliver():
-                    kept = self._ray.put(order.state)
+                    assert self._outgoing is not None, "the workers are up"
+                    while self._synced:  # nobody wants these any more
+                        worker, (held, _size_bytes) = self._synced.popitem()
+                        self._outgoing.drop(worker, held)
                     for actor in self._actors:
-                        actor.deliver.remote(order.round, kept)
+                        actor.go_on.remote(order.round)
 
-    def _send_checkpoint(self) -> None:
-        """The newest checkpoint; while one is on its way, a newer one replaces the one that waits."""
-        assert self._saved is not None, "there is one to send"
-        number, step, state = self._saved
-        self._saved = None
-        self._unsaved = (number, step)
-        if len(state) > self._begin.state_bytes:
-            raise Malformed("checkpoint", f"{len(state)} bytes are over the limit of the run")
-        self._wire.send_with(Checkpoint(round=number, step=step, size_bytes=len(state)), state)
+    def _keep_in_order(self, orders: list[Any]) -> None:
+        for order in orders:
+            assert self._outgoing is not None, "the workers are up"
+            match order:
+                case SendSaved(saved=saved):
+                    self._outgoing.save(saved)
+                case DropSaved(saved=saved):
+                    self._outgoing.drop(0, saved.number)
+                case LeaveNow():
+                    self.stop()
 
-    def _send_last_checkpoint(self) -> None:
-        """The newest may still wait for the one before it to be stored."""
-        deadline = time.monotonic() + STORE_S
-        while self._saved is not None and time.monotonic() < deadline:
-            self._stored.clear()
-            self._stored.wait(BEAT_S)
-
-    def _send_outputs(self) -> None:
-        files = sorted(path for path in OUTPUTS.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
-        left = self._begin.output_bytes
-        for path in files[:MAX_FILES]:
-            name = path.relative_to(OUTPUTS).as_posix()
-            size = path.stat().st_size
-            if not is_safe_path(name) or size > left:
-                self._wire.send(Log(stream="stderr", data=f"output left out: {name[:200]}, {size} bytes\n".encode()))
-                continue
-            data = path.read_bytes()
-            left -= len(data)
-            self._wire.send_with(Output(path=name, size_bytes=len(data)), data)
-
-    def _whose_fault(self, error: Exception) -> str:
+    def _whose_fault(self, error: Exception) -> tuple[str, str]:
+        """The kind and words of a failure that Ray told, with what the system knows of it."""
         names = {kind.__name__ for kind in type(error).__mro__}
         if "OutOfMemoryError" in names:
-            return "out-of-memory"
+            return "out-of-memory", str(error)
         if names & {"ActorDiedError", "WorkerCrashedError", "RayActorError", "ActorUnavailableError"}:
-            return "worker-died"
-        return "ray-lost"
+            return "worker-died", self._how_workers_died() or f"{type(error).__name__}: {error}"
+        return "ray-lost", f"{type(error).__name__}: {error}"
+
+    def _how_workers_died(self) -> str:
+        words = []
+        for number, pid in self._worker_pids.items():
+            how = self._deaths.how(f"worker {number}")
+            if how is not None:
+                crash = read_crash(pid)
+                words.append(f"worker {number} {how}" + (f"\n{crash}" if crash else ""))
+        return "\n".join(words)
+
+
+def read_crash(pid: int) -> str:
+    """What a worker that a signal ended could still say, as far as it is the job's own lines."""
+    try:
+        with crash_path(pid).open(encoding="utf-8", errors="replace") as file:
+            return file.read(CRASH_CHARS).strip()
+    except OSError:
+        return ""
 
 
 def main() -> None:
@@ -291,24 +360,23 @@ def main() -> None:
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     wire.send(Ready())
     frames = wire.frames()
-    assembler = Assembler(lambda header: header.size_bytes)  # the daemon is trusted here
-    whole = next(filter(None, (assembler.feed(frame) for frame in frames)))
-    begin = whole.header
-    run = Run(wire, begin, whole.data if begin.has_checkpoint else None)
+    begin = next(frames)
+    run = Run(wire, begin)
     threading.Thread(target=run.beat, daemon=True, name="hansa-heartbeat").start()
 
     def listen() -> None:
+        if begin.has_checkpoint:
+            run.expect_checkpoint()
         for frame in frames:
-            complete = assembler.feed(frame)
-            if complete is not None:
-                run.take_frame(complete)
+            run.take_frame(frame)
         os._exit(0)  # the daemon hung up: nobody is left to work for
 
     threading.Thread(target=listen, daemon=True, name="hansa-frames").start()
     run.execute()
     # Ray's own way out takes two seconds; the end of this process is the end of the sandbox anyway. The daemon closes
     # the socket when it has read everything, so wait for that rather than cut off the last frames.
-    time.sleep(5)
+    if run.kept.wait(LAST_WORDS_S):
+        threading.Event().wait()  # until the daemon hangs up
     os._exit(0)
 
 

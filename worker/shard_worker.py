@@ -1,10 +1,10 @@
 """The Ray actor in which one worker's share of a job's code runs.
 
 The job's function runs in one thread of the actor while others take what it said and bring it what it waits for. Both
-are ordinary actor calls, so arrays go through Ray's object store and it makes no difference on which machine the actor
-is.
+are ordinary actor calls, and states come and go in pieces, so it makes no difference on which machine the actor is.
 """
 
+import faulthandler
 import importlib.util
 import os
 import queue
@@ -18,11 +18,14 @@ from types import ModuleType
 from typing import Any
 
 from hansa.proto.frames import MAX_MESSAGE_BYTES
+from hansa.proto.tensors import decode_state
 from hansa.worker.context import Context, Stopping
 
 MAX_UNREAD = 256
 LOG_PIECE_BYTES = 32 << 10
 LINGER_S = 0.05
+CHECKPOINT = -1
+"""The label of the checkpoint that a run goes on from, among the numbers of rounds."""
 
 
 class ShardWorker:
@@ -33,8 +36,16 @@ class ShardWorker:
         self._settings = settings
         self._unread: queue.Queue[tuple[Any, ...]] = queue.Queue(MAX_UNREAD)
         self._changed = threading.Condition()
-        self._result: tuple[int, Any] | None = None
         self._stopping = False
+        self._leaving = False
+        self._lock = threading.Lock()
+        self._handed_over = 0
+        self._held: dict[int, bytes] = {}
+        self._coming: dict[int, tuple[bytearray, list[int]]] = {}
+        self._due: int | None = None
+        # What a signal did to this process could not be told by it; the runner reads this then.
+        self._crash = crash_path(os.getpid()).open("w", encoding="utf-8")
+        faulthandler.enable(self._crash, all_threads=False)
         self._readers = [self._catch(1, "stdout"), self._catch(2, "stderr")]
 
     def process_id(self) -> int:
@@ -52,17 +63,22 @@ class ShardWorker:
         code = Path(settings.pop("code"))
         try:
             function = load_entry(code, entry)
-        except Exception:  # noqa: BLE001 - importing a stranger's module may raise anything
-            self._ended("bad-entry", last_words(code))
+        except BaseException as error:  # noqa: BLE001 - importing a stranger's module may raise anything
+            kind, words = fault_of(error, code)
+            self._ended("bad-entry" if kind == "user-exception" else kind, words)
             return
         try:
-            context = Context(**settings, line=self)
+            begun = self._arrived(CHECKPOINT) if settings.pop("has_checkpoint") else None
+            context = Context(**settings, checkpoint=begun, line=self)
             self.tell("started")
             function(context)
         except Stopping:
             self._ended("stopped", "")
-        except BaseException:  # noqa: BLE001 - the same, and SystemExit is an end like any other
-            self._ended("user-exception", last_words(code))
+        except BaseException as error:  # noqa: BLE001 - the same, and SystemExit is an end like any other
+            if isinstance(error, SystemExit) and error.code in (None, 0):
+                self._ended("finished", "")
+            else:
+                self._ended(*fault_of(error, code))
         else:
             self._ended("finished", "")
 
@@ -77,10 +93,29 @@ class ShardWorker:
             pass
         return messages
 
-    def deliver(self, round_number: int, state: Any) -> None:
-        """The result of a round."""
+    def take_piece(self, label: int, size_bytes: int, at: int, piece: bytes) -> None:
+        """A piece of a state that comes: the result of a round, by its number, or `CHECKPOINT`."""
+        with self._lock:
+            if label not in self._coming:
+                for other in [other for other in self._coming if other != self._due]:
+                    del self._coming[other]  # overtaken before anybody needed it
+                self._coming[label] = bytearray(size_bytes), [0]
+            buffer, got = self._coming[label]
+            buffer[at : at + len(piece)] = piece
+            got[0] += len(piece)
+
+    def give_piece(self, number: int, at: int, most_bytes: int) -> bytes:
+        """A piece of what was handed over."""
+        return self._held[number][at : at + most_bytes]
+
+    def drop(self, number: int) -> None:
+        """What was handed over is not needed any more."""
+        self._held.pop(number, None)
+
+    def go_on(self, round_number: int) -> None:
+        """The result of a round, which is here, is the one to go on from."""
         with self._changed:
-            self._result = (round_number, state)
+            self._due = round_number
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -89,6 +124,16 @@ class ShardWorker:
             self._stopping = True
             self._changed.notify_all()
 
+    def leave(self) -> None:
+        """The run is to end at its next checkpoint."""
+        self._leaving = True
+
+    def hand_over(self, kind: str, data: bytes, *facts: Any) -> None:
+        """Keep bytes until they are fetched, and say that they are there."""
+        self._handed_over += 1
+        self._held[self._handed_over] = data
+        self.tell(kind, self._handed_over, len(data), *facts)
+
     def tell(self, *message: Any) -> None:
         """Pass a message on; waits while too many lie unread, which slows a job that prints without end."""
         self._unread.put(message)
@@ -96,15 +141,33 @@ class ShardWorker:
     def wait_for_round(self, at_least: int) -> tuple[int, Any]:
         """Wait as long as it takes: how long a round may last is not this side's business."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or (self._result is not None and self._result[0] >= at_least))
-            if self._result is None or self._result[0] < at_least:
+            self._changed.wait_for(lambda: self._stopping or (self._due is not None and self._due >= at_least))
+            if self._due is None or self._due < at_least:
                 raise Stopping
-            return self._result
+            due = self._due
+        return due, decode_state(self._arrived(due))
+
+    def wait_for_end(self) -> None:
+        """Wait until the run is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping)
 
     @property
     def stopping(self) -> bool:
         """Whether the run is to end."""
         return self._stopping
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is to end at the next checkpoint."""
+        return self._leaving
+
+    def _arrived(self, label: int) -> memoryview:
+        """The bytes of a state of which every piece is here; they are not kept any longer."""
+        with self._lock:
+            buffer, got = self._coming.pop(label)
+        assert got[0] == len(buffer), "a state is used when it is complete"
+        return memoryview(buffer).toreadonly()
 
     def _ended(self, how: str, words: str) -> None:
         sys.stdout.flush()
@@ -145,6 +208,25 @@ def load_entry(code: Path, entry: str) -> Callable[[Context], object]:
     if not callable(function):
         raise TypeError(f"{entry} is no function")
     return function
+
+
+def crash_path(pid: int) -> Path:
+    """Where a worker leaves word of a signal that ends it."""
+    return Path(f"/tmp/hansa-crash-{pid}")  # noqa: S108 - the sandbox's own
+
+
+def fault_of(error: BaseException, code: Path) -> tuple[str, str]:
+    """Which kind of failure an exception out of the job's code is, and the words for it."""
+    words = last_words(code)
+    if isinstance(error, SystemExit):
+        code_given = 0 if error.code is None else error.code
+        status, said = (code_given, "") if isinstance(code_given, int) else (1, f": {code_given}")
+        return "user-exception", f"exited with status {status}{said}\n{words}"
+    if isinstance(error, MemoryError):
+        return "out-of-memory", f"there was not the memory that it asked for\n{words}"
+    if isinstance(error, Exception) and "out of memory" in str(error).lower().replace("_", " "):
+        return "out-of-memory", f"a device had not the memory that it asked for\n{words}"  # as CUDA's libraries put it
+    return "user-exception", words
 
 
 def last_words(code: Path) -> str:

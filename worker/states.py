@@ -13,7 +13,7 @@ import numpy as np
 
 
 def to_arrays(tree: Any) -> Any:
-    """The same tree with arrays in place of everything that has numbers; arrays are copied, so the job may go on."""
+    """The same tree with arrays in place of everything that has numbers. They may be the job's own memory."""
     if isinstance(tree, dict):
         return {str(key): to_arrays(value) for key, value in tree.items()}
     if isinstance(tree, tuple):
@@ -56,10 +56,10 @@ def _array_of(leaf: Any) -> Any:
         leaf = leaf.detach()
         if str(leaf.dtype) == "torch.bfloat16":  # numpy has no such type; float32 holds every bfloat16 exactly
             leaf = leaf.float()
-        return np.array(leaf.cpu().numpy())
+        return np.asarray(leaf.cpu().numpy())
     if hasattr(leaf, "detach"):
-        return np.array(leaf.detach().cpu().numpy())
-    array = np.array(leaf)
+        return np.asarray(leaf.detach().cpu().numpy())
+    array = np.asarray(leaf)
     if array.dtype.kind not in "bfiu":
         raise TypeError(f"a state may hold arrays and numbers; {type(leaf).__name__} is neither")
     return array

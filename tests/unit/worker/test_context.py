@@ -16,18 +16,27 @@ from hansa.worker.states import back_into, to_arrays
 class Line:
     """Keeps what was told and answers every round at once."""
 
-    def __init__(self, stopping=False):
+    def __init__(self, *, stopping=False, leaving=False):
         self.told = []
+        self.data = []
         self.stopping = stopping
+        self.leaving = leaving
+        self.waited = False
 
     def tell(self, *message):
         self.told.append(message)
 
+    def hand_over(self, kind, data, *facts):
+        self.told.append((kind, *facts))
+        self.data.append(data)
+
     def wait_for_round(self, at_least):
         if self.stopping:
             raise Stopping
-        state = next(message[3] for message in reversed(self.told) if message[0] == "sync")
-        return at_least + 2, state
+        return at_least + 2, decode_state(self.data[-1])
+
+    def wait_for_end(self):
+        self.waited = True
 
 
 def a_context(line=None, **changes):
@@ -71,9 +80,8 @@ def test_a_checkpoint_knows_its_round_and_step_and_restores():
     ctx = a_context(line, round_number=3)
     ctx.report(step=9, loss=0.5)
     ctx.checkpoint({"w": np.arange(3), "epoch": 4, "rate": 0.1, "name": "x", "list": [1]})
-    kind, round_number, step, data = line.told[-1]
-    assert (kind, round_number, step) == ("checkpoint", 3, 9)
-    again = a_context(checkpoint=data)
+    assert line.told[-1] == ("checkpoint", 3, 9)
+    again = a_context(checkpoint=memoryview(line.data[-1]))
     assert again.round == 3
     restored = again.restore()
     assert restored["w"].tolist() == [0, 1, 2]
@@ -85,7 +93,7 @@ def test_a_checkpoint_knows_its_round_and_step_and_restores():
 def test_a_run_that_joins_later_than_its_checkpoint_is_in_the_later_round():
     line = Line()
     a_context(line, round_number=3).checkpoint({})
-    assert a_context(checkpoint=line.told[-1][3], round_number=8).round == 8
+    assert a_context(checkpoint=line.data[-1], round_number=8).round == 8
 
 
 def test_only_worker_0_sends_checkpoints():
@@ -106,6 +114,41 @@ def test_a_run_that_is_to_end_ends_at_the_next_call_and_no_except_exception_keep
     for call in (lambda ctx: ctx.sync({}), lambda ctx: ctx.report(step=1)):
         with pytest.raises(Stopping):
             call(a_context(Line(stopping=True)))
+
+
+def test_a_run_that_is_stopped_may_still_save():
+    line = Line(stopping=True)
+    a_context(line).checkpoint({"w": np.ones(1)})
+    assert line.told == [("checkpoint", 0, 0)]
+    assert not line.waited
+
+
+def test_a_run_that_leaves_ends_at_its_checkpoint_once_that_is_stored():
+    line = Line(leaving=True)
+    ctx = a_context(line)
+    assert ctx.leaving
+    ctx.report(step=1)
+    with pytest.raises(Stopping):
+        ctx.checkpoint({"w": np.ones(1)})
+    assert line.told[-1] == ("checkpoint", 0, 1)
+    assert line.waited
+
+
+def test_a_run_that_left_ends_in_every_worker_at_its_next_call_and_saves_no_more():
+    for worker in (0, 1):
+        line = Line(leaving=True, stopping=True)
+        ctx = a_context(line, worker=worker, workers=2)
+        for call in (lambda ctx: ctx.checkpoint({}), lambda ctx: ctx.report(step=2), lambda ctx: ctx.sync({})):
+            with pytest.raises(Stopping):
+                call(ctx)
+        assert line.told == []
+
+
+def test_a_state_is_what_it_was_when_it_was_given():
+    line, state = Line(), {"w": np.ones(2)}
+    a_context(line).checkpoint(state)
+    state["w"][:] = 7
+    assert decode_state(line.data[0])["state"]["w"].tolist() == [1, 1]
 
 
 class Tensor:
@@ -155,7 +198,7 @@ def test_what_has_no_numbers_is_refused():
 def test_a_state_of_plain_arrays_survives_the_checkpoint_file():
     line = Line()
     a_context(line).checkpoint(np.arange(4))
-    assert decode_state(line.told[0][3])["state"].tolist() == [0, 1, 2, 3]
+    assert decode_state(line.data[0])["state"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

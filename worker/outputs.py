@@ -1,0 +1,48 @@
+"""A run's results: the files below its output directory, read while they are sent."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from hansa.proto.frames import MAX_CHUNK_BYTES, Log, Output, is_safe_path
+from hansa.worker.wire import Wire
+
+MAX_FILES = 1000
+
+
+class Unsteady(Exception):
+    """A file became shorter while it was being sent, so something of the job's still writes to it."""
+
+
+def send_outputs(wire: Wire, directory: Path, limit_bytes: int) -> None:
+    """Send every file that fits, and say of the others that they were left out.
+
+    Raises:
+        Unsteady: see there.
+    """
+    files = sorted(path for path in directory.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
+    left_bytes = limit_bytes
+    for path in files[:MAX_FILES]:
+        name = path.relative_to(directory).as_posix()
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if not is_safe_path(name) or size_bytes > left_bytes:
+                words = f"output left out: {name[:200]}, {size_bytes} bytes\n"
+                wire.send(Log(stream="stderr", data=words.encode("utf-8", "replace")))
+                continue
+            left_bytes -= size_bytes
+            wire.send_with(Output(path=name, size_bytes=size_bytes), _pieces(file.fileno(), size_bytes, name))
+    if len(files) > MAX_FILES:
+        words = f"{len(files) - MAX_FILES} outputs left out: at most {MAX_FILES} files are sent\n"
+        wire.send(Log(stream="stderr", data=words.encode()))
+
+
+def _pieces(descriptor: int, size_bytes: int, name: str) -> Iterator[bytes]:
+    at = 0
+    while at < size_bytes:
+        piece = os.pread(descriptor, min(MAX_CHUNK_BYTES, size_bytes - at), at)
+        if not piece:
+            raise Unsteady(f"the output {name[:200]} became shorter while it was being sent")
+        at += len(piece)
+        yield piece
