@@ -52,6 +52,8 @@ FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 REAP_S: Final = 20.0
 TREES_BYTES: Final = 50 << 30
+MOST_WAYS_OUT: Final = 64
+"""Connections of one run to the outside, at one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,7 @@ class Agent:
         identity: Identity,
         daemon: DaemonPlace,
         trees: TreeStore,
+        sockets: Path,
         launch: Launch,
         report: Callable[[bytes], Report],
         log: Callable[[str], None],
@@ -124,6 +127,7 @@ class Agent:
             identity: its key.
             daemon: host, port and pin of the daemon.
             trees: directories that were brought here.
+            sockets: directory for the sockets of runs' ways out.
             launch: gives a launcher; called in the main thread.
             report: what the machine has, for the provider of this account. Called in a thread: it asks the driver.
             log: one line for the owner.
@@ -132,6 +136,7 @@ class Agent:
         self._identity = identity
         self._daemon = daemon
         self.trees = trees
+        self.sockets = sockets
         self.launch = launch
         self.report = report
         self._log = log
@@ -248,6 +253,8 @@ class _Session:
             for tree in order.trees:
                 held.enter_context(self._agent.trees.used(tree.digest))
                 places[tree.field] = str(await self._bring(tree.digest, tree.token))
+            if order.way_out != NO_TOKEN:
+                places["egress"] = str(await self._make_way_out(message.run, order.way_out, held))
             spec = replace(message.spec, **places)
         except (*BROKEN, Gone, ProtocolError, ExceptionGroup, TypeError) as error:
             self._in_use.pop(message.run).close()
@@ -255,7 +262,7 @@ class _Session:
             packet = launcher_protocol.pack(Refused(run=message.run, reason=words[:500]))
             await self._wire.send(FromLauncher(packet=packet, streams=()))
             return
-        if getattr(spec, "overlay", None) is not None:
+        if spec.gang is not None:
             self._with_overlay.add(message.run)
         await self._control.send(launcher_protocol.pack(Start(run=message.run, spec=spec)))
 
@@ -265,6 +272,39 @@ class _Session:
             return found
         async with self._agent.dial("stream", token) as wire:
             return await self._agent.trees.receive(digest, wire.stream)
+
+    async def _make_way_out(self, run: bytes, token: bytes, held: contextlib.ExitStack) -> Path:
+        """A socket here that leads to the proxy on the daemon's machine, for as long as the run is here."""
+        folder = self._agent.sockets
+        folder.mkdir(mode=0o711, exist_ok=True)
+        path = folder / run.hex()[:32]
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        path.chmod(0o666)  # the sandbox runs as another user; the directories above keep everybody else out
+        listener.listen()
+        listener.setblocking(False)
+        scope = trio.CancelScope()
+        held.callback(path.unlink, missing_ok=True)
+        held.callback(listener.close)
+        held.callback(scope.cancel)
+        self._nursery.start_soon(self._lead_out, trio.socket.from_stdlib_socket(listener), token, scope)
+        return path
+
+    async def _lead_out(self, listener: trio.socket.SocketType, token: bytes, scope: trio.CancelScope) -> None:
+        with scope, contextlib.suppress(OSError):
+            async with trio.open_nursery() as nursery:
+                room = trio.Semaphore(MOST_WAYS_OUT)
+                while True:
+                    await room.acquire()
+                    near, _address = await listener.accept()
+                    nursery.start_soon(self._lead_one_out, near, token, room)
+
+    async def _lead_one_out(self, near: trio.socket.SocketType, token: bytes, room: trio.Semaphore) -> None:
+        try:
+            await self._carry(near.detach(), token)
+        finally:
+            room.release()
 
     async def _carry(self, descriptor: int, token: bytes) -> None:
         with socket.socket(fileno=descriptor) as local, contextlib.suppress(Gone):

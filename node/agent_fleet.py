@@ -18,6 +18,7 @@ import trio
 from hansa.node import launcher_protocol
 from hansa.node.agent_keys import Enrolled, Register
 from hansa.node.agent_messages import (
+    NO_TOKEN,
     Beat,
     FromAgent,
     FromLauncher,
@@ -98,6 +99,7 @@ class Machine:
     Attributes:
         arrivals: streams that are waited for, or that nobody has taken yet, by token.
         trees: directories that it may fetch, by token.
+        ways_out: sockets of the runs' ways out, by token.
         gone: its connection has ended.
         scope: cancelled to end the connection.
         why: why it was ended, if it was.
@@ -108,6 +110,7 @@ class Machine:
     report: Report
     arrivals: dict[bytes, Arrival] = field(default_factory=dict)
     trees: dict[bytes, Path] = field(default_factory=dict)
+    ways_out: dict[bytes, tuple[bytes, str]] = field(default_factory=dict)
     gone: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     why: str = "its connection ended"
@@ -232,6 +235,8 @@ class Fleet:
                 with contextlib.suppress(OSError):
                     await send_tree(tree, stream)
                     await stream.aclose()
+            elif token in machine.ways_out:
+                await _lead_out(machine.ways_out[token][1], stream)
             else:
                 await self._wait_until_used(machine, token, stream)
             nursery.cancel_scope.cancel()
@@ -244,7 +249,7 @@ class Fleet:
             return
         arrival.stream = stream
         arrival.came.set()
-        with trio.move_on_after(CLAIM_S):
+        with trio.move_on_after(min(CLAIM_S, self._settings.silence_s)):
             await arrival.taken.wait()
         if arrival.taken.is_set():
             await arrival.done.wait()
@@ -268,7 +273,12 @@ class Fleet:
             token = os.urandom(32)
             machine.trees[token] = Path(path)
             trees.append(Tree(field=field_name, digest=digest, token=token))
-        await machine.wire.send(StartThere(packet=launcher_protocol.pack(message), trees=tuple(trees)))
+        way_out = NO_TOKEN
+        if message.spec.egress is not None:
+            way_out = os.urandom(32)
+            machine.ways_out[way_out] = (message.run, message.spec.egress)
+        packet = launcher_protocol.pack(message)
+        await machine.wire.send(StartThere(packet=packet, trees=tuple(trees), way_out=way_out))
 
     async def tell(self, name: str, message: Message) -> None:
         """Hand a machine's launcher a message; one that is gone has nothing left to be told."""
@@ -277,12 +287,11 @@ class Fleet:
             with contextlib.suppress(Gone):
                 await machine.wire.send(ToLauncher(packet=launcher_protocol.pack(message)))
 
-    def forget_trees(self, paths: Iterable[str]) -> None:
-        """Nobody will fetch these directories any more."""
-        gone = {Path(path) for path in paths}
+    def forget(self, run: bytes) -> None:
+        """Nothing of this run will be asked for any more."""
         for machine in self.machines.values():
-            for token in [token for token, path in machine.trees.items() if path in gone]:
-                del machine.trees[token]
+            for token in [token for token, (of, _) in machine.ways_out.items() if of == run]:
+                del machine.ways_out[token]
 
     def _here(self, name: str) -> Machine:
         machine = self.machines.get(name)
@@ -411,3 +420,14 @@ async def _carry(local: socket.socket, arrival: Arrival) -> None:
     finally:
         local.close()
         arrival.done.set()
+
+
+async def _lead_out(path: str, stream: trio.abc.Stream) -> None:
+    """Join a stream with this machine's socket of a run's way out."""
+    local = socket.socket(socket.AF_UNIX)
+    try:
+        local.connect(path)
+    except OSError:
+        local.close()  # it was closed with its run
+        return
+    await bridge(local, stream)

@@ -121,10 +121,12 @@ class StartThere:
     Attributes:
         packet: a packet of the launcher's protocol.
         trees: what stands in it for directories of the daemon's machine.
+        way_out: the token of all streams that carry the run's way out; `NO_TOKEN` if it has none.
     """
 
     packet: Packet
     trees: tuple[Tree, ...]
+    way_out: Bytes32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from hansa.node import confine, process_tree
 from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
 from hansa.node.launcher_guard import TOLD, end_children, serve_guarded, told_later
 from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
+from hansa.node.overlay_device import Overlay, can_make_overlay, make_overlay
 from hansa.node.sandbox import Places, SandboxSpec, build_command
 from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 from hansa.node.seccomp import open_filter
@@ -86,6 +87,7 @@ class Launcher:
         self._rooms: dict[bytes, Room] = {}
         self._counter = 0
         self._told = False
+        self._makes_overlays = can_make_overlay() is None
 
     def serve(self, told_fd: int) -> None:
         """Do what is asked; return once the daemon is gone, or ``told_fd`` is readable, and nothing is left."""
@@ -142,7 +144,11 @@ class Launcher:
                 held = self._hold_named(message, inventory)
                 for descriptor in held.values():
                     holding.callback(os.close, descriptor)
-                room, runner_end = self._make_room(message, inventory, held)
+                overlay = None if message.spec.gang is None else make_overlay(message.spec.gang.place)
+                if overlay is not None:
+                    holding.callback(overlay.close)
+                room, runner_end = self._make_room(message, inventory, held, overlay)
+                given = (runner_end,) if overlay is None else (runner_end, os.dup(overlay.packets))
         except (OSError, SandboxUnavailable, KeyError) as error:
             self._tell(Refused(run=message.run, reason=f"{type(error).__name__}: {error}"[:500]))
             return
@@ -151,8 +157,11 @@ class Launcher:
         self._selector.register(room.words_fd, selectors.EVENT_READ, lambda: self._hear(room))
         watched = {"memory": "counting every 0.5 s", "processes": "rlimit and counting", "pause": "signals"}
         limits = {**(room.group.held if room.group else watched), "disk": "tmpfs size", "wall": "the daemon's clock"}
-        self._tell(Started(run=message.run, pid=room.pid, limits=limits), (runner_end,))
-        os.close(runner_end)
+        if self._makes_overlays:
+            limits["gangs"] = "interfaces of their own"
+        self._tell(Started(run=message.run, pid=room.pid, limits=limits), given)
+        for descriptor in given:
+            os.close(descriptor)
 
     def _hold_named(self, message: Start, inventory: Inventory) -> dict[str, int]:
         """Descriptors of what the daemon names: a root launcher opens nothing that the daemon could not by itself."""
@@ -169,7 +178,9 @@ class Launcher:
             raise
         return held
 
-    def _make_room(self, message: Start, inventory: Inventory, held: Mapping[str, int]) -> tuple[Room, int]:
+    def _make_room(
+        self, message: Start, inventory: Inventory, held: Mapping[str, int], overlay: Overlay | None
+    ) -> tuple[Room, int]:
         spec = message.spec
         ours, theirs = socket.socketpair()
         words_out, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -201,7 +212,13 @@ class Launcher:
         with told_later():
             pid = os.fork()
             if pid == 0:
-                _become(command, open_fds, words_in, us, lambda: self._confine(spec, group, uid, sources, held))
+
+                def confine_us() -> None:
+                    if overlay is not None:
+                        overlay.enter()
+                    self._confine(spec, group, uid, sources, held)
+
+                _become(command, open_fds, words_in, us, confine_us)
         for descriptor in open_fds[1:]:
             os.close(descriptor)
         theirs.close()

@@ -14,9 +14,10 @@ import msgpack
 
 from hansa.node.sandbox import SandboxSpec
 from hansa.proto.errors import Malformed
+from hansa.proto.gang import read_gang
 
 MAX_PACKET_BYTES = 64 << 10
-PROGRAMS = frozenset({"hansa.worker.runner", "hansa.worker.probe"})
+PROGRAMS = frozenset({"hansa.worker.runner", "hansa.worker.member", "hansa.worker.probe"})
 TIERS = ("sandbox", "gvisor")
 """The walls that a launcher can make."""
 
@@ -124,7 +125,8 @@ def unpack(packet: bytes) -> Message:
 
 
 def _spec(value: Any) -> SandboxSpec:
-    spec = SandboxSpec(**value)
+    gang = value.pop("gang")
+    spec = SandboxSpec(**value, gang=None if gang is None else read_gang(gang))
     numbers = (
         spec.memory_bytes,
         spec.shared_memory_bytes,

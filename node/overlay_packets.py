@@ -15,18 +15,13 @@ from typing import Final, Protocol
 import trio
 
 from hansa.node.agent_streams import BROKEN
+from hansa.proto.gang import MOST_MEMBERS
 
 MTU_BYTES: Final = 32 << 10
 LARGEST_PACKET_BYTES: Final = MTU_BYTES
 BATCH_BYTES: Final = 256 << 10
 HEADER_BYTES: Final = 20
 NETWORK: Final = bytes((10, 77, 0))
-MOST_MEMBERS: Final = 64
-
-
-def address_of(place: int) -> str:
-    """The address of a run's member, by its place from 0."""
-    return f"10.77.0.{place + 1}"
 
 
 class Line(Protocol):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hansa
 from hansa.node.sandbox_image import ImageRoot, driver_flags, furnish_from_image
 from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
+from hansa.proto.gang import GANG_FILE, Gang, address_of, gang_text
 
 if TYPE_CHECKING:
     from hansa.node.launcher import Launch
@@ -35,7 +36,7 @@ class SandboxSpec:
     """What one run gets.
 
     Attributes:
-        program: the module inside that is started, ``hansa.worker.runner`` or ``hansa.worker.probe``.
+        program: the module inside that is started, ``hansa.worker.runner``, ``.member`` or ``.probe``.
         code: host directory of the job's code.
         inputs: host directory of the job's inputs, if it has any.
         environment: host directory with the job's own Python packages, if it has any.
@@ -49,6 +50,7 @@ class SandboxSpec:
         output_bytes: size of /job/outputs.
         gpu_minors: minor numbers of the leased GPUs' device nodes.
         tier: how strongly it is walled in, ``"sandbox"`` or one of the stronger ones that preflight found.
+        gang: its place among the sandboxes of a run on several machines, if it is one of these.
     """
 
     program: str
@@ -65,12 +67,19 @@ class SandboxSpec:
     scratch_bytes: int
     output_bytes: int
     gpu_minors: tuple[int, ...]
+    gang: Gang | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Everything of the host that it names."""
         named = (self.code, self.inputs, self.environment, self.image, self.egress)
         return tuple(path for path in named if path is not None)
+
+
+    @property
+    def disk_sizes(self) -> dict[str, int]:
+        """The directories that the job may fill, and how far."""
+        return {"/job/work": self.scratch_bytes, "/job/outputs": min(self.output_bytes, self.scratch_bytes)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +142,9 @@ def build_command(
         *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)),  # a user namespace, and nobody in it
         *("--disable-userns", "--assert-userns-disabled"),  # no second one inside: most kernel exploits begin there
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-        "--unshare-net",  # Ray listens on every interface; here there is only a loopback of its own
+        # Ray listens on every interface; here there is only a loopback of its own. A gang's launcher has made a
+        # network with one interface more, and has entered it.
+        *(("--unshare-net",) if spec.gang is None else ()),
         "--die-with-parent",  # the launcher's end is the sandbox's end
         "--new-session",  # no terminal to push characters into
         *("--hostname", "job", "--cap-drop", "ALL"),
@@ -161,14 +172,13 @@ def build_command(
     if spec.egress is not None:
         # Whether one may connect is said by the socket's own mode; a read-only mount does not forbid it.
         flags += ["--ro-bind", reach(spec.egress), EGRESS_SOCKET]
-    sizes = {"/job/work": spec.scratch_bytes, "/job/outputs": min(spec.output_bytes, spec.scratch_bytes)}
-    for inside, size_bytes in sizes.items():
+    for inside, size_bytes in spec.disk_sizes.items():
         disk = places.disk.get(inside)
         flags += ["--bind", disk, inside] if disk is not None else _tmpfs(inside, size_bytes, "0700")
     flags.append("--clearenv")
     for name, value in _environment(inventory, spec, image).items():
         flags += ["--setenv", name, value]
-    for path, text in _ETC.items():
+    for path, text in {**_ETC, **_gang_files(spec.gang)}.items():
         flags += ["--perms", "0644", "--ro-bind-data", str(open_data(path, text.encode())), path]
     flags += [
         *("--chdir", "/job/work"),
@@ -185,6 +195,13 @@ _ETC: Mapping[str, str] = {
     "/etc/hosts": "127.0.0.1 localhost job\n",  # gloo resolves its own host name
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
+
+
+def _gang_files(gang: Gang | None) -> dict[str, str]:
+    if gang is None:
+        return {}
+    hosts = f"127.0.0.1 localhost\n{address_of(gang.place)} job\n"  # others must find what gloo says that it is
+    return {GANG_FILE: gang_text(gang), "/etc/hosts": hosts}
 
 
 def _environment(inventory: Inventory, spec: SandboxSpec, image: ImageRoot | None) -> dict[str, str]:

@@ -5,128 +5,20 @@ import os
 import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from integration.agent_house import ACCOUNT, a_house, a_report
 
-from hansa.node.agent import Agent, AgentSettings, WrongDaemon, dialled
-from hansa.node.agent_config import DaemonPlace
-from hansa.node.agent_fleet import Fleet, FleetSettings
-from hansa.node.agent_gate import Gate
-from hansa.node.agent_keys import Enrolled, Register, load_identity, write_invitation_key
-from hansa.node.agent_messages import NO_TOKEN, Enrol, EnrolmentAnswer, Gone, LentGpu, Report, TurnedAway, Welcome
-from hansa.node.agent_trees import TreeStore
+from hansa.node.agent import WrongDaemon, dialled
+from hansa.node.agent_keys import load_identity, write_invitation_key
+from hansa.node.agent_messages import NO_TOKEN, Enrol, EnrolmentAnswer, Gone, LentGpu, TurnedAway, Welcome
 from hansa.node.launcher_protocol import MAX_PACKET_BYTES, Ended, Kill, Refused, Start, Started, pack, send, unpack
 from hansa.node.sandbox import SandboxSpec
-from hansa.proto.market_documents import Device
 
 pytestmark = pytest.mark.trio
-ACCOUNT = b"a" * 20
 RUN = b"r" * 32
 SECRET = bytes(range(32))
-
-
-def a_report(*numbers, **changes):
-    devices = tuple(
-        Device(id=bytes([number]) * 32, kind="cpu", model="m", memory_bytes=1 << 30, cores_milli=1000)
-        for number in numbers
-    )
-    facts = {"devices": devices, "gpus": (), "tier": "sandbox", "features": (), "overlay": False}
-    return Report(**{**facts, "note": f"lends {len(numbers)}", "reason": "", **changes})
-
-
-class Ear:
-    """Hears what the launchers of other machines say."""
-
-    def __init__(self):
-        self.said, self.lost_machines = [], []
-
-    async def heard(self, machine, message, descriptors, packets):
-        self.said.append((machine, message, descriptors, packets))
-
-    async def lost(self, machine, why):
-        self.lost_machines.append((machine, why))
-
-
-class House:
-    """A daemon's side of it, listening on loopback."""
-
-    def __init__(self, tmp_path, **settings):
-        self.identity = load_identity(tmp_path / "cluster")
-        self.register = Register(tmp_path / "cluster")
-        self.log, self.ear, self.changes = [], Ear(), 0
-        self.fleet = Fleet(
-            register=self.register,
-            account=ACCOUNT,
-            objection=lambda report: None if report.tier == "sandbox" else "its sandbox is too weak",
-            changed=self.count,
-            log=self.log.append,
-            settings=FleetSettings(**settings),
-        )
-        self.fleet.ear = self.ear
-        self.gate = Gate(
-            register=self.register,
-            identity=self.identity,
-            now_ms=lambda: time.time_ns() // 1_000_000,
-            serve_control=self.fleet.serve_control,
-            serve_stream=self.fleet.serve_stream,
-        )
-        self.tmp_path = tmp_path
-
-    def count(self):
-        self.changes += 1
-
-    def place(self, name="a"):
-        return DaemonPlace(name=name, host="127.0.0.1", port=self.port, pin=self.identity.pin)
-
-    def enrol(self, name):
-        """As if it had joined already; gives the machine's key."""
-        identity = load_identity(self.tmp_path / name)
-        self.register.invite(os.urandom(32), time.time_ns() // 1_000_000 + 60_000)
-        (pin,) = self.register.invitations(0)
-        assert self.register.enrol(pin, Enrolled(name=name, certificate=identity.certificate, since_ms=1)) is None
-        return identity
-
-    def agent(self, name, identity, report, launches=None, **settings):
-        """An agent whose launcher the test plays; its sockets are put into ``launches``."""
-
-        def launch():
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.setblocking(False)
-            (launches if launches is not None else self.spare).append(trio.socket.from_stdlib_socket(ours))
-            return None, theirs
-
-        return Agent(
-            identity=identity,
-            daemon=self.place(name),
-            trees=TreeStore(self.tmp_path / f"trees-{name}", quota_bytes=1 << 30),
-            launch=launch,
-            report=lambda _account: report,
-            log=self.log.append,
-            settings=AgentSettings(**settings),
-        )
-
-    async def until(self, true):
-        with trio.fail_after(20):
-            while not true():  # noqa: ASYNC110 - nothing tells it
-                await trio.sleep(0.01)
-
-
-@asynccontextmanager
-async def a_house(tmp_path, **settings):
-    house = House(tmp_path, **settings)
-    house.spare = []
-    async with trio.open_nursery() as nursery:
-        await nursery.start(house.fleet.serve)
-        house.port = await nursery.start(house.gate.serve, "127.0.0.1", 0)
-        house.nursery = nursery
-        try:
-            yield house
-        finally:
-            nursery.cancel_scope.cancel()
-    for control in house.spare:
-        control.close()
 
 
 async def first_answer(house, identity, purpose="control"):
@@ -338,6 +230,42 @@ async def test_a_run_is_started_there_with_its_files_and_its_bytes_come_here(tmp
         await launches[0].send(pack(Ended(run=RUN, status=0, memory_kills=0, peak_bytes=5, words="")))
         await house.until(lambda: house.ear.said)
         assert house.ear.said[0][1].peak_bytes == 5
+        nursery.cancel_scope.cancel()
+    launches[0].close()
+
+
+async def test_a_runs_way_out_leads_to_the_daemons_machine(tmp_path):
+    async with a_house(tmp_path, silence_s=1.5, beat_s=0.2) as house, trio.open_nursery() as nursery:
+        launches = []
+        nursery.start_soon(house.agent("a", house.enrol("a"), a_report(1), launches, beat_s=0.2).serve)
+        await house.until(lambda: "a" in house.fleet.machines)
+        start = a_start(tmp_path)
+        proxy = socket.socket(socket.AF_UNIX)
+        proxy.bind(str(tmp_path / "proxy"))
+        proxy.listen()
+        await house.fleet.start(
+            "a", Start(run=RUN, spec=dataclasses.replace(start.spec, egress=str(tmp_path / "proxy")))
+        )
+        order = unpack(await launches[0].recv(MAX_PACKET_BYTES))
+        assert order.spec.egress.startswith(str(tmp_path / "sockets-a"))
+        for _ in range(2):
+            job = await trio.open_unix_socket(order.spec.egress)
+            await job.send_all(b"CONNECT")
+            there, _ = await trio.to_thread.run_sync(proxy.accept)
+            assert await trio.to_thread.run_sync(there.recv, 100) == b"CONNECT"
+            there.sendall(b"200")
+            there.close()
+            assert await job.receive_some() == b"200"
+            assert await job.receive_some() == b""
+            await job.aclose()
+        proxy.close()
+        house.fleet.forget(RUN)
+        job = await trio.open_unix_socket(order.spec.egress)
+        assert await job.receive_some() == b"", "the run is over here"
+        await job.aclose()
+        await launches[0].send(pack(Ended(run=RUN, status=0, memory_kills=0, peak_bytes=5, words="")))
+        await house.until(lambda: house.ear.said)
+        await house.until(lambda: not (tmp_path / "sockets-a" / RUN.hex()[:32]).exists())
         nursery.cancel_scope.cancel()
     launches[0].close()
 

@@ -6,7 +6,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.overlay_packets import LARGEST_PACKET_BYTES, Afar, Switch, address_of
+from hansa.node.overlay_packets import LARGEST_PACKET_BYTES, Afar, Switch
+from hansa.proto.gang import address_of
 
 pytestmark = pytest.mark.trio
 
