@@ -24,6 +24,7 @@ from hansa.node.launcher_protocol import (
     send,
     unpack,
 )
+from hansa.node.run_shell import LOST_STATUS, ShellRefused
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.tensors import encode_state
@@ -32,6 +33,7 @@ from hansa.scheduler.run import (
     RunCheckpointed,
     RunFailed,
     RunFinished,
+    RunKept,
     RunLogged,
     RunOutput,
     RunPaused,
@@ -439,3 +441,205 @@ async def test_a_state_larger_than_the_runs_own_is_not_passed_on(tmp_path):
         await stage.furnish()
         with pytest.raises(ValueError, match="smaller"):
             await stage.room.executor.deliver_round(RUN, 0, BlobRef(root=b"x" * 32, size_bytes=LIMITS.state_bytes + 1))
+
+
+# Runs that are to leave, runs that are kept, and terminals in them.
+
+
+async def test_a_run_that_is_to_leave_and_says_that_it_left_ends_as_reclaimed(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Started())
+        await stage.room.executor.leave(RUN, 60_000, "the owner needs it")
+        assert await stage.next_frame() == frames.Leave(grace_ms=60_000)
+        before_s = trio.current_time()
+        await stage.say_with(frames.Checkpoint(round=0, step=3, size_bytes=1), b"x")
+        assert await stage.next_frame() == frames.CheckpointStored(round=0, step=3)
+        assert trio.current_time() - before_s < 0.5, "the last one is not made to wait"
+        await stage.say(frames.Left())
+        failed = await stage.end()
+    assert (failed.kind, failed.reason) == ("reclaimed", "the owner needs it")
+
+
+async def test_a_run_that_does_not_leave_in_time_is_ended_as_reclaimed(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Started())
+        await stage.room.executor.leave(RUN, 60_000, "the owner needs it")
+        await stage.room.executor.leave(RUN, 300, "the owner needs it now")
+        with trio.fail_after(3):
+            failed = await stage.end()
+    assert (failed.kind, failed.reason) == ("reclaimed", "the owner needs it now")
+
+
+async def test_a_run_that_was_not_told_to_leave_cannot_say_that_it_left(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Left())
+        await trio.sleep(0.3)
+        assert stage.room.executor.running
+        await stage.say(frames.Finished())
+        assert isinstance(await stage.end(), RunFinished)
+
+
+async def test_a_run_that_finishes_or_fails_while_it_is_to_leave_ends_like_that(tmp_path):
+    for last, kind in (
+        (frames.Finished(), None),
+        (frames.Failed(kind="user-exception", message="x"), "user-exception"),
+    ):
+        async with a_stage() as stage:
+            limits = dataclasses.replace(LIMITS, keep_failed_ms=60_000)
+            await stage.room.executor.start(an_order(tmp_path, "", limits=limits))
+            await stage.furnish()
+            await stage.say(frames.Started())
+            await stage.room.executor.leave(RUN, 60_000, "the owner needs it")
+            await stage.say(last)
+            ended = await stage.end()
+        assert getattr(ended, "kind", None) == kind
+
+
+async def test_a_paused_run_that_is_to_leave_stays_paused(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.room.executor.pause(RUN)
+        await stage.room.executor.leave(RUN, 300, "the owner needs it")
+        assert (await stage.end()).kind == "reclaimed"
+        assert not any(isinstance(message, Resume) for message in stage.asked)
+
+
+def keeping(**changes):
+    return dataclasses.replace(LIMITS, **{"keep_failed_ms": 60_000, **changes})
+
+
+async def test_a_run_that_failed_by_its_own_fault_is_kept_and_then_ends_as_it_would_have(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=keeping(keep_failed_ms=500, stall_ms=100)))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Progress(step=4, metrics=()))
+        await stage.say(frames.Failed(kind="user-exception", message="ValueError"))
+        kept = await stage.room.wait_for(RunKept)
+        assert (kept.kind, kept.reason, kept.until_ms - kept.at_ms) == ("user-exception", "ValueError", 500)
+        assert await stage.next_frame() == frames.Keep()
+        # It is over for the engine, whatever its sandbox still says.
+        await stage.say(frames.Progress(step=5, metrics=()), frames.Finished(), frames.Left())
+        await stage.say(frames.Failed(kind="worker-died", message="the job was ended"))
+        await stage.say_with(frames.Sync(round=0, weight=1.0, size_bytes=1), b"x")
+        await stage.say_with(frames.Output(path="a", size_bytes=1), b"x")
+        await stage.say(frames.Log(stream="stdout", data=b"seen"))
+        failed = await stage.end()
+    assert (failed.kind, failed.reason) == ("user-exception", "ValueError")
+    kinds = [type(event) for event in stage.room.events]
+    assert kinds == [RunStarted, RunProgressed, RunKept, RunLogged, RunFailed]
+
+
+async def test_a_job_that_hangs_is_kept_too(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=keeping(stall_ms=300)))
+        await stage.furnish()
+        await stage.say(frames.Started())
+        kept = await stage.room.wait_for(RunKept)
+        assert kept.kind == "stalled"
+        assert kept.reason.endswith("before its first step")
+        await stage.room.executor.stop(RUN, 60_000)
+        with trio.fail_after(3):
+            assert (await stage.end()).kind == "stalled"
+
+
+@pytest.mark.parametrize("kind", ["ray-lost"])
+async def test_a_run_that_failed_by_no_fault_of_the_jobs_is_not_kept(tmp_path, kind):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=keeping()))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Failed(kind=kind, message="x"))
+        assert (await stage.end()).kind == kind
+        assert not any(isinstance(event, RunKept) for event in stage.room.events)
+
+
+async def test_a_run_is_kept_no_longer_than_its_time_on_the_whole(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=keeping(wall_ms=800)))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Failed(kind="bad-state", message="x"))
+        kept = await stage.room.wait_for(RunKept)
+        assert kept.until_ms - kept.at_ms <= 800
+        with trio.fail_after(3):
+            assert (await stage.end()).kind == "bad-state"
+
+
+async def test_a_run_that_is_stopped_is_not_kept_and_one_that_is_kept_does_not_wait_to_leave(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=keeping()))
+        await stage.furnish()
+        await stage.say(frames.Started())
+        await stage.room.executor.stop(RUN, 60_000)
+        await stage.say(frames.Failed(kind="user-exception", message="x"))
+        assert isinstance(await stage.end(), RunStopped)
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=keeping()))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Failed(kind="user-exception", message="x"))
+        await stage.room.wait_for(RunKept)
+        await stage.room.executor.leave(RUN, 60_000, "the owner needs it")
+        with trio.fail_after(3):
+            assert (await stage.end()).kind == "user-exception"
+
+
+async def test_memory_that_was_used_up_while_a_run_was_kept_is_not_how_it_failed(tmp_path):
+    for kind, told in (("user-exception", "user-exception"), ("worker-died", "out-of-memory")):
+        async with a_stage() as stage:
+            await stage.room.executor.start(an_order(tmp_path, "", limits=keeping(keep_failed_ms=200)))
+            await stage.furnish()
+            await stage.say(frames.Started(), frames.Failed(kind=kind, message="x"))
+            assert (await stage.end(memory_kills=1)).kind == told
+
+
+async def test_a_terminal_in_a_run_types_hears_and_ends(tmp_path):
+    async with a_stage() as stage:
+        with pytest.raises(ShellRefused):
+            await stage.room.executor.open_shell(RUN, (), 80, 24)
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        with pytest.raises(ShellRefused):
+            await stage.room.executor.open_shell(RUN, (), 80, 24)
+        await stage.furnish()
+        shell = await stage.room.executor.open_shell(RUN, ("ls",), 80, 24)
+        assert await stage.next_frame() == frames.OpenShell(shell=0, argv=("ls",), columns=80, rows=24)
+        await shell.send(b"q")
+        assert await stage.next_frame() == frames.ShellInput(shell=0, data=b"q")
+        await stage.say(frames.ShellOutput(shell=0, data=b"a.txt"), frames.ShellEnded(shell=0, status=0))
+        assert await shell.receive(5) == b"a.txt"
+        other = await stage.room.executor.open_shell(RUN, (), 80, 24)
+        await stage.room.executor.pause(RUN)
+        with pytest.raises(ShellRefused, match="paused"):
+            await stage.room.executor.open_shell(RUN, (), 80, 24)
+        await stage.room.executor.resume(RUN)
+        await stage.say(frames.Finished())
+        await stage.end()
+    assert shell.ended == 0
+    assert other.ended == LOST_STATUS
+
+
+async def test_a_sandbox_that_writes_beyond_a_terminals_window_is_ended(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.room.executor.open_shell(RUN, (), 80, 24)
+        piece = frames.encode(frames.ShellOutput(shell=0, data=bytes(frames.MAX_SHELL_BYTES)))
+        await stage.say(*[piece] * (frames.SHELL_WINDOW_BYTES // frames.MAX_SHELL_BYTES + 1))
+        assert (await stage.end()).kind == "protocol"
+
+
+async def test_a_sandbox_that_reads_nothing_holds_up_nobody_who_speaks_to_it_for_long(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        shell = await stage.room.executor.open_shell(RUN, (), 80, 24)
+        with trio.move_on_after(1):
+            while True:  # more than the socket and the queue take
+                await shell.resize(80, 24)
+        with trio.fail_after(1):
+            await stage.room.executor.stop(RUN, 100)
+        assert isinstance(await stage.end(), RunStopped)
