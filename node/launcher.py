@@ -257,6 +257,7 @@ class Launcher:
                 room.memory_kills += 1
                 self._kill(room)
             elif process_tree.thread_count(pids) > room.spec.processes:
+                room.words += f"\nended for having more than {room.spec.processes} processes and threads".encode()
                 self._kill(room)
 
     def _set_paused(self, room: Room, *, paused: bool) -> None:

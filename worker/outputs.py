@@ -1,11 +1,11 @@
 """A run's results: the files below its output directory, read while they are sent."""
 
+import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from hansa.proto.frames import MAX_CHUNK_BYTES, Log, Output, is_safe_path
+from hansa.proto.frames import MAX_CHUNK_BYTES, MAX_PATH_CHARS, Log, Output, is_safe_path
 from hansa.worker.wire import Wire
 
 MAX_FILES = 1000
@@ -21,7 +21,7 @@ def send_outputs(wire: Wire, directory: Path, limit_bytes: int) -> None:
     Raises:
         Unsteady: see there.
     """
-    files = sorted(path for path in directory.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
+    files = _files_below(directory)
     left_bytes = limit_bytes
     for path in files[:MAX_FILES]:
         name = path.relative_to(directory).as_posix()
@@ -36,6 +36,20 @@ def send_outputs(wire: Wire, directory: Path, limit_bytes: int) -> None:
     if len(files) > MAX_FILES:
         words = f"{len(files) - MAX_FILES} outputs left out: at most {MAX_FILES} files are sent\n"
         wire.send(Log(stream="stderr", data=words.encode()))
+
+
+def _files_below(directory: Path) -> list[Path]:
+    """Every plain file whose name is not too long, by a walk that does not recurse: a job may nest without end."""
+    longest = len(str(directory)) + 1 + MAX_PATH_CHARS
+    found, waiting = [], [str(directory)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    found.append(Path(entry.path))
+                elif entry.is_dir(follow_symlinks=False) and len(entry.path) <= longest:
+                    waiting.append(entry.path)
+    return sorted(found)
 
 
 def _pieces(descriptor: int, size_bytes: int, name: str) -> Iterator[bytes]:

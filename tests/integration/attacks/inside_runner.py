@@ -27,7 +27,9 @@ def say(*payloads):
     packed = b""
     for payload in payloads:
         packed += payload if isinstance(payload, bytes) else _framed(payload)
-    wire()._write(packed)
+    mine = wire()
+    with mine._frame_lock:
+        mine._connection.sendall(packed)
 
 
 def frame(name, **fields):
