@@ -20,10 +20,13 @@ from pathlib import Path
 
 FIRST_UID, LAST_UID = 64_000, 64_999
 STAGE = "/mnt"
+DISK_OPTIONS = "noinit_itable,barrier=0"
+"""For what is empty at first and never needed after a crash."""
 OOM_SCORE = 500
 
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+_MS_NOATIME = 1024
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -101,12 +104,13 @@ def hold(path: str, owner_uid: int | None = None) -> int:
     return descriptor
 
 
-def stage(sources: Sequence[str], held: Mapping[str, int]) -> None:
+def stage(sources: Sequence[str], held: Mapping[str, int], *, writable: str | None = None) -> None:
     """In a new mount namespace, bind these paths read-only where `staged` says. Needs root.
 
     Args:
         sources: the paths.
         held: what some of them named when they were looked at (`hold`); they must name the same now.
+        writable: the one among them that may be written to, if there is one.
 
     Raises:
         OSError: the kernel refused, or a path names something else by now.
@@ -118,15 +122,35 @@ def stage(sources: Sequence[str], held: Mapping[str, int]) -> None:
     # Mounted over what is there, so first hold on to sources that lie below.
     opened = [_open_again(source, held.get(source)) for source in sources]
     _mount(libc, "hansa", STAGE, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=64k")
-    for number, descriptor in enumerate(opened):
+    for number, (source, descriptor) in enumerate(zip(sources, opened, strict=True)):
         at = Path(STAGE, str(number))
         if Path(f"/proc/self/fd/{descriptor}").is_dir():
             at.mkdir()
         else:
             at.touch()
         _mount(libc, f"/proc/self/fd/{descriptor}", str(at), None, _MS_BIND)
-        _mount(libc, None, str(at), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+        flags = _MS_BIND | _MS_REMOUNT | _MS_NOSUID | _MS_NODEV
+        _mount(libc, None, str(at), None, flags if source == writable else flags | _MS_RDONLY)
         os.close(descriptor)
+
+
+def staged_disk(name: str) -> str:
+    """Where a disk's directory for the job will be found after `mount_disk`."""
+    return f"{STAGE}/disk-{name}/files"
+
+
+def mount_disk(name: str, device: str, uid: int) -> None:
+    """After `stage`, mount a device where `staged_disk` says, for this uid. Needs root.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    files = Path(staged_disk(name))
+    files.parent.mkdir()
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+    _mount(ctypes.CDLL(None, use_errno=True), device, str(files.parent), "ext4", flags, DISK_OPTIONS)
+    files.mkdir(mode=0o700)
+    os.chown(files, uid, uid)
 
 
 def _open_again(path: str, held: int | None) -> int:

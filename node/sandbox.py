@@ -148,7 +148,7 @@ def build_command(
         "--die-with-parent",  # the launcher's end is the sandbox's end
         "--new-session",  # no terminal to push characters into
         *("--hostname", "job", "--cap-drop", "ALL"),
-        *(_system_flags() if image is None else image.flags),
+        *(system_flags() if image is None else image.flags),
     ]
     for host, inside in (*inventory.binds, *(() if image is None else inventory.system_binds)):
         flags += ["--ro-bind", reach(host), inside]
@@ -225,7 +225,8 @@ def _environment(inventory: Inventory, spec: SandboxSpec, image: ImageRoot | Non
     return variables
 
 
-def _system_flags() -> list[str]:
+def system_flags() -> list[str]:
+    """This machine's own programs and libraries, read-only, at the places where they are known."""
     flags = ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         path = Path("/") / name

