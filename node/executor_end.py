@@ -12,6 +12,8 @@ from hansa.proto.errors import ProtocolError
 from hansa.scheduler.run import RECLAIMED, RunEvent, RunFailed, RunFinished, RunStopped
 
 LARGEST_REASON_CHARS: Final = 4000
+FIRST_CHARS: Final = 500
+OMITTED: Final = "\n[…]\n"
 OF_THE_JOB: Final = frozenset({"user-exception", "bad-entry", "bad-state", "worker-died", "out-of-memory", "stalled"})
 """Failures of the job's own, for whose sake a run is kept: there is something to look at, and it is the buyer's."""
 PERHAPS_MEMORY: Final = frozenset({"worker-died", "ray-lost", "sandbox-lost", "silent", "stalled", "user-exception"})
@@ -86,8 +88,11 @@ def reclaimed(reason: str) -> Over:
 
 
 def clipped_reason(reason: str) -> str:
-    """A reason fit for an event."""
-    return printable(reason)[:LARGEST_REASON_CHARS]
+    """A reason fit for an event: of a long one its beginning, which says what it is, and its end, where it happened."""
+    text = printable(reason)
+    if len(text) <= LARGEST_REASON_CHARS:
+        return text
+    return f"{text[:FIRST_CHARS]}{OMITTED}{text[len(text) - LARGEST_REASON_CHARS + FIRST_CHARS + len(OMITTED) :]}"
 
 
 def printable(text: str) -> str:

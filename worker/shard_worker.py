@@ -217,10 +217,10 @@ def crash_path(pid: int) -> Path:
 
 def fault_of(error: BaseException, code: Path) -> tuple[str, str]:
     """Which kind of failure an exception out of the job's code is, and the words for it."""
-    words = last_words(code)
+    words = last_words(error, code)
     if isinstance(error, SystemExit):
         code_given = 0 if error.code is None else error.code
-        status, said = (code_given, "") if isinstance(code_given, int) else (1, f": {code_given}")
+        status, said = (code_given, "") if isinstance(code_given, int) else (1, f": {str(code_given)[:256]}")
         return "user-exception", f"exited with status {status}{said}\n{words}"
     if isinstance(error, MemoryError):
         return "out-of-memory", f"there was not the memory that it asked for\n{words}"
@@ -229,10 +229,10 @@ def fault_of(error: BaseException, code: Path) -> tuple[str, str]:
     return "user-exception", words
 
 
-def last_words(code: Path) -> str:
-    """The traceback of what is being handled, less the frames that are ours, cut to its end if it is long."""
-    kind, error, trace = sys.exc_info()
+def last_words(error: BaseException, code: Path) -> str:
+    """The traceback of an exception, less the frames that are ours, cut to its end if it is long."""
+    trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith(str(code)):
         trace = trace.tb_next
-    text = "".join(traceback.format_exception(kind, error, trace))
-    return text.encode("utf-8", "replace")[-(MAX_MESSAGE_BYTES - 64) :].decode("utf-8", "ignore")
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    return text.encode("utf-8", "replace")[-(MAX_MESSAGE_BYTES - 512) :].decode("utf-8", "ignore")
