@@ -10,6 +10,7 @@ from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
 from hansa.proto.units import Address, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, UnixMs
+from hansa.scheduler.devices import ONE_MACHINE, Topology
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.rounds import Rejected
 from hansa.scheduler.run import (
@@ -40,9 +41,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InventoryChanged:
-    """A device came, went or fell ill."""
+    """A device came, went or fell ill, or a machine did.
+
+    Attributes:
+        devices: of all machines.
+        topology: which of them share a machine.
+    """
 
     devices: tuple[Device, ...]
+    topology: Topology = ONE_MACHINE
     at_ms: UnixMs
 
 

@@ -66,8 +66,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.take_blob
         case RoundReduced() | RoundNotReduced():
             return buying.take_reduction
-        case InventoryChanged(devices=devices):
-            return lambda state, _: _take_inventory(state, devices)
+        case InventoryChanged():
+            return _take_inventory
         case DevicesWithdrawn():
             return withdrawing.withdraw
         case DevicesReturned():
@@ -82,8 +82,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return selling_runs.take_run_news
 
 
-def _take_inventory(state: NodeState, devices: tuple[Any, ...]) -> Effects:
-    state.capacity = with_inventory(state.capacity, devices)
+def _take_inventory(state: NodeState, event: InventoryChanged) -> Effects:
+    state.capacity = with_inventory(state.capacity, event.devices, event.topology)
     return []
 
 

@@ -55,7 +55,8 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
     why = objection(tender, terms, owed=owed, at_ms=event.at_ms)
     effects: Effects = []
     for number in range(len(tender.shards) if why is None else 0):
-        devices = choose(tender.requirements, state.capacity.free, state.capacity.lent)
+        owned = state.capacity
+        devices = choose(tender.requirements, owned.free, owned.lent, owned.topology)
         if isinstance(devices, Shortage):
             why = why or (devices.reason, devices.relaxation)
             break

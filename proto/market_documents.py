@@ -31,7 +31,9 @@ FEATURE_IMAGE = "image"
 """A container image as the sandbox's root file system."""
 FEATURE_EGRESS = "egress"
 """Connections to hosts outside, through an allow-listing proxy."""
-FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE)
+FEATURE_SEVERAL_MACHINES = "several-machines"
+"""One shard's devices may be on several machines of the provider, as one Ray cluster over a network of their own."""
+FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE, FEATURE_SEVERAL_MACHINES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

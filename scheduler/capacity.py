@@ -11,6 +11,7 @@ from typing import Any
 from hansa.market.machine import Step, Table, rows
 from hansa.proto.market_documents import Device
 from hansa.proto.units import Bytes32, Note, UnixMs
+from hansa.scheduler.devices import ONE_MACHINE, Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +79,13 @@ class Capacity:
         devices: everything the inventory found fit to lend.
         allotments: by bid; released ones are dropped.
         withdrawn: devices that are not lent at present, by id. A promise of one of them may still have to end.
+        topology: which devices share a machine.
     """
 
     devices: tuple[Device, ...] = ()
     allotments: Mapping[bytes, Allotment] = field(default_factory=dict)
     withdrawn: Mapping[bytes, Withdrawal] = field(default_factory=dict)
+    topology: Topology = ONE_MACHINE
 
     @property
     def lent(self) -> tuple[Device, ...]:
@@ -108,9 +111,9 @@ class Capacity:
         return "withdrawn" if device in self.withdrawn else "free"
 
 
-def with_inventory(state: Capacity, devices: Iterable[Device]) -> Capacity:
+def with_inventory(state: Capacity, devices: Iterable[Device], topology: Topology = ONE_MACHINE) -> Capacity:
     """The inventory changed. Promises already made stand; their runs find out for themselves."""
-    return replace(state, devices=tuple(devices))
+    return replace(state, devices=tuple(devices), topology=topology)
 
 
 def withdraw(state: Capacity, devices: Iterable[bytes], *, by_ms: int, why: str, at_ms: int) -> Capacity:

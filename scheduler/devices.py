@@ -1,9 +1,10 @@
 """Which of a provider's own devices a shard could run on, and in words what is missing when none could."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from hansa.proto.market_documents import Device, Requirements
+from hansa.proto.market_documents import FEATURE_SEVERAL_MACHINES, Device, Requirements
+from hansa.proto.units import Bytes32, Line
 
 GIB = 1 << 30
 
@@ -16,14 +17,99 @@ class Shortage:
     relaxation: str
 
 
-def choose(needs: Requirements, free: Sequence[Device], owned: Sequence[Device]) -> tuple[Device, ...] | Shortage:
-    """The devices for one shard: the smallest that fit, so that large ones stay free for who needs them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Which devices share a machine.
+
+    Attributes:
+        machine_of: the machine of each device that is not on the daemon's own.
+        apart: machines that can have no part in a run on several.
+    """
+
+    machine_of: Mapping[Bytes32, Line] = field(default_factory=dict)
+    apart: frozenset[Line] = frozenset()
+
+    def machine(self, device: Device) -> str:
+        """The machine of a device; empty for the daemon's own."""
+        return self.machine_of.get(device.id, "")
+
+
+ONE_MACHINE = Topology()
+
+
+def choose(
+    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], topology: Topology = ONE_MACHINE
+) -> tuple[Device, ...] | Shortage:
+    """The devices for one shard, on one machine if any has enough of them; on several only if the job says that it may.
 
     Args:
         needs: what the shard requires.
         free: devices that nobody holds.
         owned: all devices, to tell "not here" from "not now".
+        topology: which of them share a machine.
     """
+    machines = sorted({topology.machine(device) for device in owned})
+    if len(machines) <= 1:
+        return _choose_among(needs, free, owned)
+    found: list[tuple[int, str, tuple[Device, ...]]] = []
+    shortages: list[Shortage] = []
+    for machine in machines:
+        there = [device for device in owned if topology.machine(device) == machine]
+        left = [device for device in free if topology.machine(device) == machine]
+        chosen = _choose_among(needs, left, there)
+        if isinstance(chosen, Shortage):
+            shortages.append(chosen)
+        else:
+            found.append((len(left), machine, chosen))
+    if found:
+        return min(found)[2]  # where the least is left free: whole machines stay whole
+    return _choose_over_several(needs, free, owned, topology, shortages)
+
+
+def _choose_over_several(
+    needs: Requirements,
+    free: Sequence[Device],
+    owned: Sequence[Device],
+    topology: Topology,
+    shortages: Sequence[Shortage],
+) -> tuple[Device, ...] | Shortage:
+    """No machine has enough for itself."""
+    joined = [device for device in owned if topology.machine(device) not in topology.apart]
+    left = [device for device in free if topology.machine(device) not in topology.apart]
+    # In the order of machines, the fullest first, so that a run is on as few of them as can be.
+    count = {topology.machine(device): 0 for device in left}
+    for device in left:
+        count[topology.machine(device)] += not unmet(needs, device)
+    left.sort(key=lambda device: (-count[topology.machine(device)], topology.machine(device)))
+    fitting = [device for device in left if not unmet(needs, device)]
+    enough = _choose_among(needs, left, joined)
+    if isinstance(enough, Shortage):
+        return enough if len(joined) == len(owned) else _choose_least_short(shortages)
+    if FEATURE_SEVERAL_MACHINES not in needs.features:
+        most = max(count.values(), default=0)
+        return Shortage(
+            reason=f"{len(fitting)} fitting devices are free here, at most {most} of them on one machine",
+            relaxation=f"devices ≤ {most}, or several_machines = true",
+        )
+    chosen = tuple(fitting[: needs.devices])
+    return enough if _is_too_small(needs, chosen) else chosen
+
+
+def _choose_least_short(shortages: Sequence[Shortage]) -> Shortage:
+    """Of several reasons the one that a buyer can do something about."""
+    return next((one for one in shortages if one.relaxation), shortages[0])
+
+
+def _is_too_small(needs: Requirements, chosen: Sequence[Device]) -> bool:
+    memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == "cpu")
+    too_little = needs.kind == "cpu" and memory_bytes < needs.memory_bytes
+    return too_little or sum(device.cores_milli for device in chosen) < needs.cores_milli
+
+
+def _choose_among(
+    needs: Requirements, free: Sequence[Device], owned: Sequence[Device]
+) -> tuple[Device, ...] | Shortage:
+    """The smallest that fit, so that large ones stay free for who needs them."""
     fitting = [device for device in owned if not unmet(needs, device)]
     if len(fitting) < needs.devices:
         return _missing(needs, owned, len(fitting))
