@@ -24,6 +24,7 @@ from typing import Any
 
 from hansa.node import confine, process_tree
 from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
+from hansa.node.disk import IN_MEMORY, ON_DISK, Disk, close_disks, make_disks, scratch_directory
 from hansa.node.launcher_guard import TOLD, end_children, serve_guarded, told_later
 from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
 from hansa.node.overlay_device import Overlay, can_make_overlay, make_overlay
@@ -48,7 +49,7 @@ class Room:
         pid: bubblewrap's outer process.
         ended_fd: readable when it has ended.
         words_fd: its standard error.
-        watched: whether this process must count its memory, for want of a cgroup.
+        disk: by which means what it writes is kept.
     """
 
     run: bytes
@@ -58,10 +59,48 @@ class Room:
     group: Group | None
     uid: confine.ClaimedUid | None
     spec: SandboxSpec
+    disk: str
     words: bytes = b""
     paused: bool = False
     memory_kills: int = 0
     peak_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """What a forked process does to itself before it becomes bubblewrap.
+
+    Attributes:
+        group: the control group that it enters, if there is one.
+        uid: whom it becomes, if it is root.
+        sources: paths of the host that the sandbox is furnished with.
+        held: what some of these named when they were looked at.
+        disks: what is mounted for the job to write on, by the directory's name inside.
+        overlay: the network with an interface of its own that it enters, if it is one of a gang.
+    """
+
+    spec: SandboxSpec
+    group: Group | None
+    uid: confine.ClaimedUid | None
+    sources: Sequence[str]
+    held: Mapping[str, int]
+    disks: dict[str, Disk]
+    overlay: Overlay | None
+
+    def enter(self) -> None:
+        """Do it. It cannot be undone."""
+        if self.overlay is not None:
+            self.overlay.enter()
+        if self.group is not None:
+            self.group.add(os.getpid())
+        if self.uid is not None:
+            confine.stage(self.sources, self.held)
+            for inside, disk in self.disks.items():
+                confine.mount_disk(Path(inside).name, disk.device, self.uid.uid)
+        spec = self.spec
+        confine.set_limits(scratch_bytes=spec.scratch_bytes, processes=None if self.group else spec.processes)
+        if self.uid is not None:
+            confine.drop_to(self.uid.uid)
 
 
 class Launcher:
@@ -156,7 +195,7 @@ class Launcher:
         self._selector.register(room.ended_fd, selectors.EVENT_READ, lambda: self._bury(room))
         self._selector.register(room.words_fd, selectors.EVENT_READ, lambda: self._hear(room))
         watched = {"memory": "counting every 0.5 s", "processes": "rlimit and counting", "pause": "signals"}
-        limits = {**(room.group.held if room.group else watched), "disk": "tmpfs size", "wall": "the daemon's clock"}
+        limits = {**(room.group.held if room.group else watched), "disk": room.disk, "wall": "the daemon's clock"}
         if self._makes_overlays:
             limits["gangs"] = "interfaces of their own"
         self._tell(Started(run=message.run, pid=room.pid, limits=limits), given)
@@ -181,25 +220,63 @@ class Launcher:
     def _make_room(
         self, message: Start, inventory: Inventory, held: Mapping[str, int], overlay: Overlay | None
     ) -> tuple[Room, int]:
-        spec = message.spec
-        ours, theirs = socket.socketpair()
-        words_out, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(words_in, True)
+        with contextlib.ExitStack() as done_with, contextlib.ExitStack() as undo:
+            way = self._prepare(message.spec, inventory, held, overlay, undo)
+            done_with.callback(close_disks, way.disks)  # the run's own process has them open until it has mounted them
+            made = self._furnish_and_fork(message, inventory, way, done_with, undo)
+            undo.pop_all()
+        return made
+
+    def _prepare(
+        self,
+        spec: SandboxSpec,
+        inventory: Inventory,
+        held: Mapping[str, int],
+        overlay: Overlay | None,
+        undo: contextlib.ExitStack,
+    ) -> Confinement:
+        """Whom the sandbox runs as, and within which limits; ``undo`` takes it back if it cannot be made."""
         is_root = os.getuid() == 0
         uid = confine.ClaimedUid() if is_root else None
+        if uid is not None:
+            undo.callback(uid.release)
         self._counter += 1
         limits = GroupLimits(memory_bytes=spec.memory_bytes, cpu_millis=spec.cpu_millis, processes=spec.processes)
         group = self._group_maker(f"{os.getpid()}-{self._counter}", limits)
+        if group is not None:
+            undo.callback(group.remove)
         sources = [path for path, _inside in (*inventory.binds, *inventory.system_binds)]
         sources += [inventory.bwrap_root, *spec.paths]
+        disks = make_disks(spec.disk_sizes, scratch_directory()) if is_root else {}
+        return Confinement(spec=spec, group=group, uid=uid, sources=sources, held=held, disks=disks, overlay=overlay)
+
+    def _furnish_and_fork(
+        self,
+        message: Start,
+        inventory: Inventory,
+        way: Confinement,
+        done_with: contextlib.ExitStack,
+        undo: contextlib.ExitStack,
+    ) -> tuple[Room, int]:
+        """Make a sandbox. ``done_with`` is closed once it is there; ``undo``, too, if it could not be made."""
+        spec = message.spec
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        done_with.callback(theirs.close)
+        words_out, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        undo.callback(os.close, words_out)
+        done_with.callback(os.close, words_in)
+        os.set_blocking(words_in, True)
         places = Places(
-            reach=confine.staged(sources) if is_root else str,
-            look=lambda path: f"/proc/self/fd/{held[path]}",
+            reach=confine.staged(way.sources) if way.uid is not None else str,
+            look=lambda path: f"/proc/self/fd/{way.held[path]}",
+            disk={inside: confine.staged_disk(Path(inside).name) for inside in way.disks},
         )
         open_fds = [theirs.fileno()]
 
         def open_data(name: str, data: bytes) -> int:
             descriptor = os.memfd_create(name.rpartition("/")[2], os.MFD_CLOEXEC)
+            done_with.callback(os.close, descriptor)
             os.write(descriptor, data)
             os.lseek(descriptor, 0, os.SEEK_SET)
             open_fds.append(descriptor)
@@ -207,43 +284,24 @@ class Launcher:
 
         command = build_command(inventory, spec, theirs.fileno(), open_data, places)
         open_fds.append(open_filter())
+        done_with.callback(os.close, open_fds[-1])
         command[1:1] = ["--seccomp", str(open_fds[-1])]
         us = os.getpid()
         with told_later():
             pid = os.fork()
             if pid == 0:
-
-                def confine_us() -> None:
-                    if overlay is not None:
-                        overlay.enter()
-                    self._confine(spec, group, uid, sources, held)
-
-                _become(command, open_fds, words_in, us, confine_us)
-        for descriptor in open_fds[1:]:
-            os.close(descriptor)
-        theirs.close()
-        os.close(words_in)
+                _become(command, open_fds, words_in, us, way.enter)
         room = Room(
-            run=message.run, pid=pid, ended_fd=os.pidfd_open(pid), words_fd=words_out, group=group, uid=uid, spec=spec
+            run=message.run,
+            pid=pid,
+            ended_fd=os.pidfd_open(pid),
+            words_fd=words_out,
+            group=way.group,
+            uid=way.uid,
+            spec=spec,
+            disk=ON_DISK if way.disks else IN_MEMORY,
         )
         return room, ours.detach()
-
-    def _confine(
-        self,
-        spec: SandboxSpec,
-        group: Group | None,
-        uid: confine.ClaimedUid | None,
-        sources: Sequence[str],
-        held: Mapping[str, int],
-    ) -> None:
-        """In the forked process: everything that must be done before bubblewrap."""
-        if group is not None:
-            group.add(os.getpid())
-        if uid is not None:
-            confine.stage(sources, held)
-        confine.set_limits(scratch_bytes=spec.scratch_bytes, processes=None if group else spec.processes)
-        if uid is not None:
-            confine.drop_to(uid.uid)
 
     def _watch(self) -> None:
         """Count what runs without a cgroup, and end what is over its limits."""

@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 
 TMPFS_INSIDE = ("dev/shm", "tmp", "job/work", "job/outputs")
+INODE_BYTES = 1024
+"""What the kernel keeps in memory for each file of a tmpfs, however short it is: some 700 bytes and its name."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -111,5 +113,8 @@ def _tmpfs_bytes(pids: list[int]) -> int:
 
 
 def _used_bytes(mount: Path) -> int:
+    """What the files of a tmpfs take, the kernel's own record of each among it; files on a disk are no memory."""
+    if os.major(mount.stat().st_dev) != 0:
+        return 0
     usage = os.statvfs(mount)
-    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize + (usage.f_files - usage.f_ffree) * INODE_BYTES

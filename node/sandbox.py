@@ -75,7 +75,6 @@ class SandboxSpec:
         named = (self.code, self.inputs, self.environment, self.image, self.egress)
         return tuple(path for path in named if path is not None)
 
-
     @property
     def disk_sizes(self) -> dict[str, int]:
         """The directories that the job may fill, and how far."""

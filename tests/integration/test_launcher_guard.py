@@ -112,8 +112,9 @@ USES = {
 
 @pytest.mark.trio
 @pytest.mark.parametrize("use", USES)
-async def test_a_run_that_does_not_fit_is_ended_by_counting(tmp_path, use):
+async def test_a_run_that_does_not_fit_is_ended_by_counting(tmp_path, monkeypatch, use):
     need_sandbox()
+    monkeypatch.setenv("HANSA_SCRATCH", str(tmp_path / "absent"))  # so that no file is on a disk
     code = (
         f"import time\ndef main(ctx):\n    ctx.report(step=1)\n    time.sleep(1)\n    {USES[use]}\n    time.sleep(30)\n"
     )
