@@ -91,6 +91,12 @@ class Daemon:
         with self._answered():
             return _checked(self._http.post(path, json={} if body is None else body))
 
+    def post_bytes(self, path: str, content: bytes, **parameters: str) -> Json:
+        """Hand in bytes; returns when they were taken, however long that takes."""
+        patient = httpx.Timeout(ANSWER_TIMEOUT_S, read=None)
+        with self._answered():
+            return _checked(self._http.post(path, content=content, params=parameters, timeout=patient))
+
     def put_blob(self, content: Readable) -> Json:
         """Upload bytes; the answer names them, once they are on the daemon's disk."""
         patient = httpx.Timeout(ANSWER_TIMEOUT_S, read=SYNC_TIMEOUT_S)
@@ -110,8 +116,15 @@ class Daemon:
 
     def lines(self, path: str, **parameters: str) -> Generator[Json, None, None]:
         """A stream of JSON lines, for as long as the daemon has some."""
+        yield from self._stream("GET", path, params=parameters)
+
+    def post_lines(self, path: str, body: Json) -> Generator[Json, None, None]:
+        """Order something whose answer is a stream of JSON lines."""
+        yield from self._stream("POST", path, json=body)
+
+    def _stream(self, method: str, path: str, **what: Any) -> Generator[Json, None, None]:
         patient = httpx.Timeout(ANSWER_TIMEOUT_S, read=None)
-        with self._answered(), self._http.stream("GET", path, params=parameters, timeout=patient) as answer:
+        with self._answered(), self._http.stream(method, path, timeout=patient, **what) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 _checked(answer)

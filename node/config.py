@@ -55,6 +55,7 @@ class ProviderConfig:
         max_unpaid: a run is paused with more than this run up and not vouched for.
         grace_ms: a run that has been paused for this long is stopped.
         reclaim_notice_ms: how long before taking a device back the buyer is told.
+        shells: whether buyers may open shells in their own runs.
         max_fetch_bytes: what one shard may bring beside its package at most.
     """
 
@@ -71,6 +72,7 @@ class ProviderConfig:
     max_unpaid: Amount
     grace_ms: DurationMs
     reclaim_notice_ms: DurationMs
+    shells: bool
     max_fetch_bytes: int
 
 
@@ -286,6 +288,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         max_unpaid=table.amount("max_unpaid", "0.25", least=1),
         grace_ms=table.duration_ms("grace", "2 min"),
         reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
+        shells=table.boolean("shells", True),
         max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
     )
     table.finish()

@@ -42,6 +42,7 @@ from hansa.node.file_lists import FileLists
 from hansa.node.gate import TenderRate, concerns
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_server import serve_api, serve_loopback
+from hansa.node.http_shell import shell_routes
 from hansa.node.inventory import take_inventory
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
@@ -57,6 +58,8 @@ from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.sandbox import SandboxReport, check_sandbox
 from hansa.node.selling import DeliverRound
+from hansa.node.shell_desk import ShellDesk
+from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
@@ -323,6 +326,7 @@ class Daemon:
             if self.lends:
                 await nursery.start(self.egress.serve)
                 await nursery.start(self._serve_executor)
+                await nursery.start(self.shells.serve)
             await nursery.start(serve_api, self._api(), self.config.api_socket)
             metrics = Metrics()
             self.turned_at = trio.current_time()
@@ -338,7 +342,8 @@ class Daemon:
             self._say_ready()
 
     def _api(self) -> Starlette:
-        return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget)
+        more = shell_routes(ShellDesk(self))
+        return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
 
     async def _drain_gossip(self) -> None:
         # The book took what it wanted from each message while it validated it.
@@ -368,11 +373,17 @@ class Daemon:
         Courier(self.net, self.directory, take=self.take_message, log=self._keep_log, now_ms=now_ms).serve()
         launch = launch_with(self.config.sandbox.launcher)
         self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)
+        allowed = self.config.provider.shells
+        self.shells = ShellService(self.net, self.directory, self.executor, buyer_of=self._buyer_of, allowed=allowed)
 
     def _learn_advert(self, advert: Advert) -> None:
         if advert.signer != self.account.address:
             self.directory.hint(advert.signer, advert.peer_id)
             self.net.learn(advert.peer_id, advert.addresses)
+
+    def _buyer_of(self, lease: bytes) -> bytes | None:
+        sale = self.state.sale_on(lease)
+        return sale.buyer if sale is not None else None
 
     async def _serve_executor(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         await self.executor.serve(task_status)

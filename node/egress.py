@@ -20,8 +20,9 @@ from typing import Any
 import trio
 
 from hansa.node.egress_dial import Dialler, Refusal
-from hansa.node.egress_relay import Meter, Pace, UsedUp, forward, tunnel
+from hansa.node.egress_relay import Meter, UsedUp, forward, tunnel
 from hansa.node.egress_request import RequestReader, Unreadable, Wanted, refusal
+from hansa.node.pace import Pace
 from hansa.proto.egress import covers, matches
 
 SOCKET_NAME = "egress.sock"

@@ -8,32 +8,17 @@ import trio
 
 from hansa.node.egress_dial import Refusal
 from hansa.node.egress_request import LARGEST_HEAD_BYTES, end_to_end
+from hansa.node.pace import Pace
 
 CHUNK_BYTES = 64 << 10
 IDLE_S = 300.0
 """A connection on which nothing passes for so long is closed."""
-BURST_S = 0.25
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class UsedUp(Exception):
     """The run has no bytes left; in words for its log."""
-
-
-class Pace:
-    """How fast all runs together may send and receive. Whoever asks first goes first."""
-
-    def __init__(self, bytes_per_s: int) -> None:
-        """0 is no limit."""
-        self._bytes_per_s = bytes_per_s
-        self._free_at = 0.0
-
-    async def wait(self, size_bytes: int) -> None:
-        """Return when so many bytes may pass."""
-        if self._bytes_per_s:
-            self._free_at = max(self._free_at, trio.current_time()) + size_bytes / self._bytes_per_s
-            await trio.sleep_until(self._free_at - BURST_S)
 
 
 class Meter:

@@ -133,7 +133,8 @@ async def _answer_wrong_method(request: Request, _mistake: Exception) -> Respons
     return _error(405, f"{request.method} is not possible here", "use the hansa command of the same version")
 
 
-async def _json_body(request: Request) -> Any:
+async def json_body(request: Request) -> Any:
+    """A request's body as JSON, of a bounded size."""
     body = bytearray()
     async with aclosing(request.stream()) as pieces:
         async for piece in pieces:
@@ -166,7 +167,8 @@ async def _lines_of(views: Flow[Json]) -> AsyncGenerator[bytes, None]:
         yield json.dumps(view, separators=(",", ":")).encode() + b"\n"
 
 
-def _stream(views: Flow[Json]) -> Response:
+def stream_lines(views: Flow[Json]) -> Response:
+    """An answer of JSON lines, for as long as there are some."""
     return _Stream(views, _lines_of(views), "application/x-ndjson", None)
 
 
@@ -208,13 +210,13 @@ class _Routes:
         return _Stream(content, _bytes_of(content), "application/octet-stream", size)
 
     async def missing_blobs(self, request: Request) -> Response:
-        body = read_exact_keys(await _json_body(request), ("blobs",), "request")
+        body = read_exact_keys(await json_body(request), ("blobs",), "request")
         if type(body["blobs"]) is not list:
             raise Malformed("blobs", "is not a JSON array")
         return JSONResponse({"missing": self._desk.missing_blobs([_blob(raw, "blobs") for raw in body["blobs"]])})
 
     async def submit(self, request: Request) -> Response:
-        raw = await _json_body(request)
+        raw = await json_body(request)
         files_key = ("files",) if type(raw) is dict and "files" in raw else ()
         body = read_exact_keys(raw, ("spec", "package", *files_key), "job")
         package = _blob(body["package"], "package")
@@ -235,7 +237,7 @@ class _Routes:
         return JSONResponse(self._desk.job_view(self._job(request)))
 
     async def watch(self, request: Request) -> Response:
-        return _stream(self._desk.watch(self._job(request)))
+        return stream_lines(self._desk.watch(self._job(request)))
 
     async def logs(self, request: Request) -> Response:
         follow = request.query_params.get("follow", "0")
@@ -243,7 +245,7 @@ class _Routes:
         if follow not in ("0", "1") or (shard is not None and not _NUMBER.fullmatch(shard)):
             raise _Answer(400, "follow is 0 or 1, and shard is a number", "for example ?follow=1&shard=0")
         job = self._job(request)
-        return _stream(self._desk.logs(job, None if shard is None else int(shard), follow == "1"))
+        return stream_lines(self._desk.logs(job, None if shard is None else int(shard), follow == "1"))
 
     async def cancel(self, request: Request) -> Response:
         return JSONResponse(await self._desk.cancel(self._job(request)))
@@ -283,12 +285,13 @@ async def _bounded(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         raise _Answer(400, "the upload broke off", "send it again") from None
 
 
-def build_api(desk: Desk, *, max_job_budget: Amount | None = None) -> Starlette:
+def build_api(desk: Desk, *, max_job_budget: Amount | None = None, more: Sequence[Route] = ()) -> Starlette:
     """The application for ``hansa.node.http_server.serve_api``.
 
     Args:
         desk: the daemon.
         max_job_budget: jobs with a larger budget are refused (``buyer.max_job_budget``).
+        more: routes of other rooms.
     """
     routes = _Routes(desk, max_job_budget)
     handlers: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
@@ -313,6 +316,7 @@ def build_api(desk: Desk, *, max_job_budget: Amount | None = None) -> Starlette:
             Route("/v1/providers", routes.providers),
             Route("/v1/balance", routes.balance),
             Route("/v1/entries", routes.entries),
+            *more,
         ],
         exception_handlers=handlers,
     )

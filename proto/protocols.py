@@ -8,6 +8,7 @@ MARKET = "/hansa/market/1"
 BOOK = "/hansa/book/1"
 PEERS = "/hansa/peers/1"
 BLOB = "/hansa/blob/1"
+SHELL = "/hansa/shell/1"
 
 ADVERT_TOPIC = "/hansa/adverts/1"
 
