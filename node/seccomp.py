@@ -88,11 +88,21 @@ DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "kcmp": (312, 272),
     "personality": (135, 92),
 }
+# Memory that no process has mapped and no file system knows: where nobody but we count memory, it would not be seen.
+UNCOUNTED: Final[dict[str, tuple[int, int]]] = {
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+}
 _CLONE, _SOCKET, _SOCKETPAIR, _IOCTL, _CLONE3 = (56, 220), (41, 198), (53, 199), (16, 29), (435, 435)
 
 
-def build_filter(machine: str) -> bytes:
+def build_filter(machine: str, *, uncounted: bool = True) -> bytes:
     """The filter for this machine type (as `platform.machine` says it) in the form the kernel takes.
+
+    Args:
+        machine: its name.
+        uncounted: whether calls are allowed that take memory which only a control group counts.
 
     Raises:
         KeyError: there is no table for such a machine, so it must not run strangers' code.
@@ -110,7 +120,7 @@ def build_filter(machine: str) -> bytes:
     ]
     if machine == "x86_64":  # and so would the x32 numbers
         program += [_operation(_AT_LEAST, _X32_BIT, 0, 1), _operation(_RETURN, deny)]
-    for numbers in DENIED.values():
+    for numbers in (*DENIED.values(), *(() if uncounted else UNCOUNTED.values())):
         number = numbers[column]
         if number is not None:
             program += [_operation(_EQUALS, number, 0, 1), _operation(_RETURN, deny)]
@@ -129,10 +139,10 @@ def build_filter(machine: str) -> bytes:
     return b"".join(program)
 
 
-def open_filter() -> int:
-    """A file descriptor from which bubblewrap can read the filter for this machine."""
+def open_filter(*, uncounted: bool = True) -> int:
+    """A file descriptor from which bubblewrap can read the filter for this machine; see `build_filter`."""
     descriptor = os.memfd_create("hansa-seccomp", os.MFD_CLOEXEC)
-    os.write(descriptor, build_filter(platform.machine()))
+    os.write(descriptor, build_filter(platform.machine(), uncounted=uncounted))
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import trio
 from integration.attack_scene import an_attack, ended, found_by, outputs_of
+from integration.launcher_without_groups import start_launcher_without_groups
 from integration.sandbox_harness import LIMITS, a_room, need_sandbox, sandbox_report
 
 from hansa.scheduler.run import RunFailed, RunLogged
@@ -81,6 +82,12 @@ def test_of_the_results_only_plain_files_with_plain_names_arrive(scene, found):
     assert "\x1b" not in text
 
 
+def as_bombs(order):
+    """Have the entry be one of the functions at the end of the module, which need none of the attempts' machinery."""
+    (order.code / "attempt.py").write_text("def attempt(f): return f\ndef outcome(*_): return None\n")
+    (order.code / "appetites.py").rename(order.code / "bombs.py")
+
+
 @pytest.mark.slow
 def test_memory_that_belongs_to_no_process_counts_all_the_same(tmp_path):
     need_sandbox()
@@ -94,8 +101,7 @@ def test_memory_that_belongs_to_no_process_counts_all_the_same(tmp_path):
                 entry = f"bombs.py:{name}"
                 limits = dataclasses.replace(LIMITS, memory_bytes=640 << 20)
                 order = an_attack(tmp_path / name, [], {}, run=name.encode().ljust(32), entry=entry, limits=limits)
-                (order.code / "attempt.py").write_text("def attempt(f): return f\ndef outcome(*_): return None\n")
-                (order.code / "appetites.py").rename(order.code / "bombs.py")
+                as_bombs(order)
                 await room.executor.start(order)
             return {name: await ended(room, name.encode().ljust(32), 90) for name in BOMBS}
 
@@ -104,3 +110,20 @@ def test_memory_that_belongs_to_no_process_counts_all_the_same(tmp_path):
         BOMBS, "out-of-memory"
     )
     assert all(isinstance(event, RunFailed) for event in last.values())
+
+
+@pytest.mark.parametrize("name", ["nameless_files", "shared_segments"])
+def test_where_nobody_counts_such_memory_it_cannot_be_had(tmp_path, name):
+    need_sandbox()
+
+    async def act():
+        async with a_room(launch=start_launcher_without_groups) as room:
+            order = an_attack(tmp_path, [], {}, run=RUN, entry=f"bombs.py:{name}")
+            as_bombs(order)
+            await room.executor.start(order)
+            return await ended(room, RUN, 60)
+
+    last = trio.run(act)
+    assert isinstance(last, RunFailed)
+    assert last.kind == "user-exception"
+    assert "PermissionError" in last.reason

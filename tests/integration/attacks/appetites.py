@@ -108,21 +108,22 @@ def _touch_for(folder, seconds):
     return [count, "done"]
 
 
-# Bombs: each is the whole of a run's code. The memory belongs to no process, and most of it to no file.
+# Bombs: each is the whole of a run's code. The memory belongs to no process, and most of it to no file. They end at a
+# size that the machine can bear, where nothing else ends them.
+
+MOST_MIB = 3072
 
 
 def inodes(_ctx):
     folder = Path("/job/work/many")
     folder.mkdir()
-    number = 0
-    while True:
+    for number in range(MOST_MIB << 10):
         os.close(os.open(folder / f"{number:0200}", os.O_CREAT | os.O_WRONLY))
-        number += 1
 
 
 def nameless_files(_ctx):
     kept = []
-    while True:
+    for _ in range(MOST_MIB // 16):
         kept.append(os.memfd_create("bomb"))
         os.write(kept[-1], bytes(16 << 20))
 
@@ -131,22 +132,24 @@ def shared_segments(_ctx):
     """System V: written to, then let go; nobody has them mapped."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
-    while True:
+    for _ in range(MOST_MIB // 16):
         segment = libc.shmget(0, 16 << 20, 0o1600)
+        if segment == -1:
+            raise OSError(ctypes.get_errno(), "no segment")
         place = libc.shmat(segment, None, 0)
         ctypes.memset(place, 1, 16 << 20)
         libc.shmdt(ctypes.c_void_p(place))
 
 
 def full_sockets(_ctx):
-    kept = []
-    while True:
+    kept, sent_bytes = [], 0
+    while sent_bytes < MOST_MIB << 20:
         one, other = socket.socketpair()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         one.setblocking(False)
         kept.append((one, other))
         try:
             while True:
-                one.send(bytes(60_000))
+                sent_bytes += one.send(bytes(60_000))
         except BlockingIOError:
             continue

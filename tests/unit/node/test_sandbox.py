@@ -23,7 +23,7 @@ from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, p
 from hansa.node.sandbox import SandboxSpec, build_command
 from hansa.node.sandbox_image import find_inside
 from hansa.node.sandbox_inventory import SandboxUnavailable, take_inventory
-from hansa.node.seccomp import ARCHITECTURES, DENIED, build_filter
+from hansa.node.seccomp import ARCHITECTURES, DENIED, UNCOUNTED, build_filter
 from hansa.proto.errors import Malformed
 
 SPEC = SandboxSpec(
@@ -241,6 +241,17 @@ def test_the_filter_looks_at_arguments(machine):
     assert act(ioctl, 0, 0x5412) == (ERRNO, errno.EPERM)
     assert act(ioctl, 0, 0xFFFFFFFF_00005412) == (ERRNO, errno.EPERM), "the kernel looks at the low half only"
     assert act(ioctl, 0, 0x5401) == (ALLOW, 0)
+
+
+@pytest.mark.parametrize("machine", list(ARCHITECTURES))
+def test_memory_that_nobody_could_count_is_refused_where_there_are_no_groups(machine):
+    column = list(ARCHITECTURES).index(machine)
+    for number in (numbers[column] for numbers in UNCOUNTED.values()):
+        outcomes = [
+            interpret(build_filter(machine, uncounted=uncounted), number, architecture=ARCHITECTURES[machine])
+            for uncounted in (True, False)
+        ]
+        assert outcomes == [(ALLOW, 0), (ERRNO, errno.EPERM)]
 
 
 def test_the_filter_knows_one_architecture_and_no_x32():
