@@ -12,6 +12,7 @@ from hansa.market.effects import Send, unsigned
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived
+from hansa.node.selling_runs import tell_checkpoint
 from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
 from hansa.node.state import NodeState
 from hansa.proto import messages
@@ -219,7 +220,9 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
 def restart(state: NodeState, at_ms: int) -> Effects:
     """Every sandbox died with the daemon: its run starts again or ends. What waits for a buyer is said again."""
     effects: Effects = []
-    for lease in list(state.runs.live):
+    for lease, current in list(state.runs.live.items()):
+        # Before its end is told, if that comes of it now: the shard goes on from there.
+        effects += tell_checkpoint(state, current, at_ms)
         effects += advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
         effects += advance_sale(state, state.sale_of[lease], sale_events.RunInterrupted())
         entry = state.sale_on(lease)

@@ -11,6 +11,7 @@ from hansa.node.selling_turns import LAST_ROUND, advance_run, advance_sale, prog
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.scheduler import run
+from hansa.scheduler.run import Run
 
 Effects = list[Any]
 
@@ -81,6 +82,21 @@ def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
     keep_until_ms = event.at_ms + keep_ms
     replaces = replaces and f"{replaces} {lease.hex()}"
     return [Send(to=entry.buyer, message=message, keep_until_ms=keep_until_ms, replaces=replaces)]
+
+
+def tell_checkpoint(state: NodeState, current: Run, at_ms: int) -> Effects:
+    """The newest checkpoint of a run, said again to its buyer: the word of it may have died with the daemon."""
+    entry = state.sale_on(current.run)
+    if entry is None or current.checkpoint is None or not current.checkpoint_at_ms:
+        return []
+    told = run.RunCheckpointed(
+        run=current.run,
+        round=current.checkpoint_round,
+        step=current.checkpoint_step,
+        checkpoint=current.checkpoint,
+        at_ms=at_ms,
+    )
+    return _tell_buyer(entry, told)
 
 
 def life_signs(state: NodeState, at_ms: int) -> Iterator[Send]:

@@ -4,6 +4,8 @@ While the world runs it holds every honest node to what must hold at every insta
 channel from the signed documents alone, and the device time from the executors' own news.
 """
 
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from hansa.market.ledger import Ledger, fold
@@ -23,6 +25,8 @@ ENDED_SALE = ("settled", "lapsed", "declined", "stopped", "unpaid")
 ENDED_PURCHASE = ("settled", "unfilled", "cancelled")
 LONGEST_STEP_MS = 1_600
 STOP_GRACE_MS = 3_000
+LEAVE_SLACK_MS = 3_000
+FETCH_PATIENCE = 3
 
 
 def floor_amount(device_ms: int, price_e18: int) -> int:
@@ -46,6 +50,12 @@ class Auditor:
         self.receipt_of: dict[tuple[bytes, int], bytes] = {}
         self.voucher_of: dict[bytes, tuple[int, bytes]] = {}
         self.unpaid_between_honest = 0
+        self.orders: dict[bytes, messages.RunOrdered] = {}
+        self.given_up: dict[bytes, tuple[int, int]] = {}
+        self.began_ms: dict[bytes, int] = {}
+        self.gone_ms: dict[bytes, int] = {}
+        self.moves: Counter[str] = Counter()
+        self.standstills_ms: list[int] = []
 
     def _honest(self, account: bytes) -> bool:
         return bool(self.market.nodes[account].honest)
@@ -76,6 +86,20 @@ class Auditor:
                 )
                 self.voucher_of[document.channel_id] = (document.cumulative, document.statement)
 
+            case messages.RunOrdered(lease=lease) if node.honest:
+                self.orders.setdefault(lease, message)
+            case messages.RunStopOrdered(lease=lease) if node.honest:
+                self.given_up.setdefault(lease, (len(node.journal._events), node.now_ms()))
+
+    def note_run(self, event: Any) -> None:
+        """An executor tells of a run, whether or not its daemon lives to write it down."""
+        if isinstance(event, run.RunStarted):
+            self.began_ms.setdefault(event.run, self.market.world.now_ms)
+        elif isinstance(event, run.RunFailed | run.RunStopped | run.RunFinished):
+            self.gone_ms[event.run] = self.market.world.now_ms
+        elif isinstance(event, run.RunKept):
+            self.moves["runs kept"] += 1
+
     def check_state(self, node: Any) -> None:
         """After every batch of an honest node."""
         if not node.honest:
@@ -84,6 +108,16 @@ class Auditor:
         assert state.ledger.total() == 0, "the books do not sum to zero"
         promised = [device for entry in state.capacity.allotments.values() for device in entry.devices]
         assert len(promised) == len(set(promised)), "a device is promised twice"
+        withdrawn = state.capacity.withdrawn.keys()
+        assert not withdrawn & {device.id for device in state.capacity.free}, "a withdrawn device would be sold"
+        for bid, entry in state.capacity.allotments.items():
+            if withdrawn & set(entry.devices):
+                held = state.sales.get(bid)
+                assert held is not None
+                assert held.phase == "running", "a withdrawn device is promised to who does not compute on it"
+                assert held.reclaim_by_ms, "who computes on a withdrawn device was not told to leave"
+                late_ms = state.at_ms - held.reclaim_by_ms
+                assert late_ms <= LEAVE_SLACK_MS + STOP_GRACE_MS, f"a run is {late_ms} ms too long on its devices"
         for sold in state.sales.live.values():
             if sold.phase == "running":
                 price = sold.bid.price_e18_per_device_ms * len(sold.bid.devices)
@@ -141,6 +175,7 @@ class Auditor:
                 self._check_ends(node)
                 self._check_vouchers(node)
                 self._check_meters(node)
+                self._check_moves(node)
 
     def _check_ends(self, node: Any) -> None:
         state: NodeState = node.engine.state
@@ -205,6 +240,72 @@ class Auditor:
                 continue
             assert line.device_ms <= worked.get(lease, 0) * len(sold.bid.devices), "charged for more than was worked"
             assert sold.vouched <= line.amount, "vouched for more than was metered"
+
+    def _check_moves(self, node: Any) -> None:
+        """A shard whose devices were taken back goes on from the newest checkpoint that its buyer could get.
+
+        Read from the buyer's journal and from what it said, for leases with honest providers. Where the newest one
+        that was announced had not come when the lease was given up, it was waited for.
+        """
+        told: dict[bytes, list[tuple[int, Any]]] = {}
+        for index, body in enumerate(node.journal._events):
+            event = decode(body, events.NodeEvent, limit_bytes=1 << 22)
+            about = event.message if isinstance(event, events.MessageArrived) else event
+            if isinstance(about, messages.CheckpointStored | messages.RunEnded | messages.LeaseReclaimed):
+                told.setdefault(about.lease, []).append((index, event))
+            elif isinstance(event, events.BlobFetched):
+                told.setdefault(event.lease, []).append((index, event))
+        for lease, follower in self._followers(node):
+            if lease in told and self._honest(self.bids[self.awards[lease].bid].signer):
+                self._check_move(lease, follower, told[lease])
+
+    def _followers(self, node: Any) -> list[tuple[bytes, bytes]]:
+        """Leases of this buyer that were ordered to start, each with the one that came after it on its shard."""
+        by_shard: dict[tuple[bytes, int], list[bytes]] = {}
+        for lease in self.orders:
+            award = self.awards.get(lease)
+            if award is not None and award.signer == node.account:
+                job = self.tenders[self.bids[award.bid].tender].job
+                by_shard.setdefault((job, award.shard), []).append(lease)
+        return [pair for leases in by_shard.values() for pair in pairwise(leases)]
+
+    def _check_move(self, lease: bytes, follower: bytes, told: list[tuple[int, Any]]) -> None:
+        given_up, given_up_ms = self.given_up[lease]
+        before = [(index, event) for index, event in told if index < given_up]
+        ends = [(index, event) for index, event in before if _says(event, messages.RunEnded)]
+        if not ends or not ends[0][1].message.kind.startswith("reclaimed"):
+            return
+        ended, end = ends[0]
+        self.moves["shards moved after a reclaim"] += 1
+        self.moves[f"of these, {end.message.kind}"] += 1
+        stored = [(index, event.message) for index, event in before if _says(event, messages.CheckpointStored)]
+        # What overtook the word of the end was still to be waited for; what was overtaken by it may have come too late.
+        in_time = [message for index, message in stored if index < ended]
+        late = {message.checkpoint for index, message in stored if index > ended}
+        here = {event.blob for _, event in before if isinstance(event, events.BlobFetched)}
+        order = self.orders[follower]
+        if order.checkpoint in late & here:
+            self.moves["of these, from a checkpoint that came after the word of the end"] += 1
+        elif not in_time:
+            assert order.checkpoint == self.orders[lease].checkpoint, "a shard lost a checkpoint that it had"
+            self.moves["of these, without a checkpoint of the last lease"] += 1
+        else:
+            newest = max(in_time, key=lambda message: (message.round, message.step)).checkpoint
+            if newest in here:
+                assert order.checkpoint == newest, "a reclaimed shard does not go on from its newest checkpoint"
+                self.moves["of these, from the newest checkpoint of the last lease"] += 1
+            else:
+                job = self.tenders[self.bids[self.awards[lease].bid].tender].job
+                waited_ms = given_up_ms - end.at_ms
+                patience_ms = FETCH_PATIENCE * self.jobs[job][1].silence_ms
+                assert waited_ms >= patience_ms, f"the newest checkpoint was waited for {waited_ms} ms only"
+                self.moves["of these, without the newest checkpoint, which never came"] += 1
+        if lease in self.gone_ms and follower in self.began_ms:
+            self.standstills_ms.append(self.began_ms[follower] - self.gone_ms[lease])
+
+
+def _says(event: Any, kind: type) -> bool:
+    return isinstance(event, events.MessageArrived) and isinstance(event.message, kind)
 
 
 def _worked_ms(node: Any) -> dict[bytes, int]:

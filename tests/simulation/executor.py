@@ -25,10 +25,12 @@ class Script:
     phase: str = "staging"
     paused: bool = False
     leaving: bool = False
+    keep_failed_ms: int = 0
     held: list[Any] = field(default_factory=list)
     waiting_since_ms: int = 0
 
 
+KEPT_FAILURES = ("worker-died", "out-of-memory", "user-exception", "stalled")
 FAILURES = ("worker-died", "out-of-memory", "ray-lost", "sandbox-lost", "user-exception", "stalled")
 
 
@@ -43,6 +45,7 @@ class ScriptedExecutor:
 
     def _tell(self, event: Any) -> None:
         if not self.dead:
+            self._node.market.auditor.note_run(event)
             self._node.hear(event)
 
     def _later(self, script: Script, delay_ms: int, action: Any) -> None:
@@ -56,7 +59,9 @@ class ScriptedExecutor:
 
         self._world.after(delay_ms, act)
 
-    def start(self, order: run.StartRun, *, devices: tuple[bytes, ...], rounds: int, steps_a_round: int) -> None:
+    def start(
+        self, order: run.StartRun, *, devices: tuple[bytes, ...], rounds: int, steps_a_round: int, keep_failed_ms: int
+    ) -> None:
         """``StartRun``: a fresh sandbox, from the checkpoint's round."""
         if order.run in self.scripts:
             return
@@ -65,9 +70,19 @@ class ScriptedExecutor:
         chance = self._world.random
         fails = chance.choice(FAILURES) if self._world.chance(self._world.faults.run_failure) else ""
         script = Script(
-            lease=order.run, devices=devices, rounds=rounds, steps_a_round=steps_a_round, fails=fails, round=order.round
+            lease=order.run,
+            devices=devices,
+            rounds=rounds,
+            steps_a_round=steps_a_round,
+            fails=fails,
+            round=order.round,
+            keep_failed_ms=keep_failed_ms,
         )
         script.step = script.round * steps_a_round
+        if order.checkpoint is not None:
+            script.round, script.step = self._node.market.progress_in.get(
+                order.checkpoint.root, (script.round, script.step)
+            )
         self.scripts[order.run] = script
         self._later(script, chance.randint(100, 2_500), self._started)
 
@@ -87,8 +102,10 @@ class ScriptedExecutor:
 
     def _stepped(self, script: Script) -> None:
         if script.fails and self._world.chance(0.3):
-            del self.scripts[script.lease]
-            self._tell(run.RunFailed(run=script.lease, kind=script.fails, reason="as scripted …", at_ms=self._now_ms()))
+            if script.keep_failed_ms and script.fails in KEPT_FAILURES and not script.leaving:
+                self._keep(script)
+            else:
+                self._fail(script)
             return
         script.step += 1
         metrics = (("loss", 1.0 / script.step),)
@@ -101,6 +118,25 @@ class ScriptedExecutor:
             script.round += 1
             self._checkpoint(script)
             self._work(script)
+
+    def _keep(self, script: Script) -> None:
+        """A failed run stays to be looked at, and goes when nobody looks any more."""
+        script.phase = "kept"
+        at_ms = self._now_ms()
+        until_ms = at_ms + script.keep_failed_ms
+        self._tell(
+            run.RunKept(run=script.lease, kind=script.fails, reason="as scripted …", until_ms=until_ms, at_ms=at_ms)
+        )
+
+        def forgotten() -> None:
+            if self.scripts.get(script.lease) is script:
+                self._fail(script)
+
+        self._world.after(script.keep_failed_ms, forgotten)
+
+    def _fail(self, script: Script) -> None:
+        del self.scripts[script.lease]
+        self._tell(run.RunFailed(run=script.lease, kind=script.fails, reason="as scripted …", at_ms=self._now_ms()))
 
     def _sync(self, script: Script) -> None:
         script.phase, script.waiting_since_ms = "waiting", self._world.now_ms
@@ -131,6 +167,7 @@ class ScriptedExecutor:
 
     def _checkpoint(self, script: Script) -> None:
         blob = blob_ref(b"checkpoint" + script.lease + script.step.to_bytes(8, "big"))
+        self._node.market.progress_in[blob.root] = (script.round, script.step)
         number = script.round if self._node.is_training(script.lease) else 0
         self._tell(
             run.RunCheckpointed(run=script.lease, round=number, step=script.step, checkpoint=blob, at_ms=self._now_ms())
@@ -160,6 +197,9 @@ class ScriptedExecutor:
         """``LeaveRun``: at the next checkpoint, or when there is no time left for one."""
         script = self.scripts.get(order.run)
         if script is None:
+            return
+        if script.phase == "kept":
+            self._fail(script)
             return
         script.leaving = True
 

@@ -74,6 +74,24 @@ class LyingNode(SimNode):
         changed = replace(order, message=replace(order.message, evidence=proofs))
         return self._changed_receipt(changed, evidence=root_of(proofs))
 
+    def _boastful(self, order: Send) -> list[Send]:
+        """Devices that computed for longer than they were there, or behind walls that were never promised."""
+        if not isinstance(order.message, messages.ReceiptSent):
+            return [order]
+        change: dict[str, Any] = self.world.random.choice(({"busy_ms": (1 << 60)}, {"tier": "vault"}))
+        proofs = tuple(replace(proof, **change) for proof in order.message.evidence)
+        changed = replace(order, message=replace(order.message, evidence=proofs))
+        return self._changed_receipt(changed, evidence=root_of(proofs))
+
+    def _fickle(self, order: Send) -> list[Send]:
+        """It takes back whatever it has leased, for ever, and calls that a promise kept."""
+        if isinstance(order.message, messages.RunReported):
+            lease = order.message.lease
+            end = messages.RunEnded(lease=lease, outcome="failed", kind="reclaimed", reason="mine again", outputs=0)
+            word = messages.LeaseReclaimed(lease=lease, by_ms=self.now_ms() + LATER_MS, reason="mine again")
+            return [self._say(order.to, word), self._say(order.to, end)]
+        return [order]
+
     def _dear(self, order: Send) -> list[Send]:
         """Bids above the ceiling, or with a limit that is no product of time and price."""
         if not isinstance(order.message, messages.BidSent):
@@ -131,6 +149,8 @@ class LyingNode(SimNode):
         strangers = [
             messages.RunEnded(lease=theirs, outcome="failed", kind="lost", reason="gone", outputs=0),
             messages.LeaseConfirmed(lease=theirs),
+            messages.LeaseReclaimed(lease=theirs, by_ms=0, reason="mine"),
+            messages.RunKept(lease=theirs, kind="lost", reason="look", until_ms=(1 << 63) - 1),
             messages.LeaseRefused(lease=theirs, reason="no"),
             messages.RunStopOrdered(lease=theirs, reason="stop"),
             messages.RunOrdered(lease=theirs, round=0, checkpoint=None),
@@ -158,6 +178,8 @@ class LyingNode(SimNode):
                 messages.OutputStored(lease=lease, path=str(chance.random()), blob=BLOB),
                 messages.LeaseConfirmed(lease=lease),
                 messages.LeaseRefused(lease=lease, reason="no, after all"),
+                messages.LeaseReclaimed(lease=lease, by_ms=number, reason="mine again"),
+                messages.RunKept(lease=lease, kind="lost", reason="look", until_ms=(1 << 63) - 1),
                 messages.LeaseCancelled(lease=lease, reason="no, after all"),
                 messages.RunOrdered(lease=lease, round=number, checkpoint=chance.choice((None, BLOB))),
                 messages.RunStopOrdered(lease=lease, reason="stop"),
@@ -257,6 +279,8 @@ PROVIDERS_LIES = (
     "forged_total",
     "out_of_order",
     "free_of_evidence",
+    "boastful",
+    "fickle",
     "dear",
     "phantom",
     "silent",

@@ -35,6 +35,8 @@ class Verdict:
     packets: int
     simulated_ms: int
     ignored: dict[str, int]
+    moves: dict[str, int]
+    standstills_ms: tuple[int, ...]
 
 
 class Market:
@@ -48,6 +50,7 @@ class Market:
         self.world.faults = faults if faults is not None else draw_faults(chance)
         self.auditor = Auditor(self)
         self.nodes: dict[bytes, SimNode] = {}
+        self.progress_in: dict[bytes, tuple[int, int]] = {}
         self._providers: list[bytes] = []
         self.buyers: list[bytes] = []
         for _ in range(chance.randint(3, 6)):
@@ -63,6 +66,8 @@ class Market:
             self._plan_job(number)
         for at_ms in range(10_000, CHAOS_MS, 10_000):
             self.world.after(at_ms, self._maybe_cut)
+        for at_ms in range(4_000, CHAOS_MS, 4_000):
+            self.world.after(at_ms, self._maybe_reclaim)
 
     def _add_node(self, *, provides: bool) -> None:
         chance = self.world.random
@@ -84,7 +89,7 @@ class Market:
             grace_ms=chance.choice((5_000, 60_000)),
             credit_limit=10**12,
             bid_ms=10_000,
-            reclaim_notice_ms=1_000,
+            reclaim_notice_ms=chance.choice((2_000, 20_000, 60_000)),
         )
         kind: Any = LyingNode if lies else SimNode
         skew_ms = chance.randint(-self.world.faults.skew_ms, self.world.faults.skew_ms)
@@ -138,7 +143,7 @@ class Market:
             fetch_bytes=0,
             shared_memory_bytes=192 << 20,
             egress_bytes=0,
-            keep_failed_ms=0,
+            keep_failed_ms=chance.choice((0, 4_000, 40_000)),
         )
         job, package = chance.randbytes(32), blob_ref(b"package")
         at_ms = chance.randint(1_000, CHAOS_MS // 2)
@@ -169,6 +174,51 @@ class Market:
         if self.world.chance(self.world.faults.partition):
             one, other = self.world.random.sample(sorted(self.nodes), 2)
             self.world.cut(one, other, self.world.random.randint(1_000, self.world.faults.partition_ms))
+
+    # Owners who want their devices back.
+
+    def _maybe_reclaim(self) -> None:
+        """Half of the time it is a device that computes, since that is the one whose loss matters."""
+        if not self.world.chance(self.world.faults.reclaim):
+            return
+        chance = self.world.random
+        leased = sorted(
+            (account, device)
+            for account in self._providers
+            if (engine := self.nodes[account].engine) is not None
+            for entry in engine.state.capacity.allotments.values()
+            if entry.phase == "lease"
+            for device in entry.devices
+        )
+        if leased and chance.random() < 0.5:
+            account, device = chance.choice(leased)
+            node, devices = self.nodes[account], (device,)
+        else:
+            node = self.nodes[chance.choice(self._providers)]
+            devices = tuple(device.id for device in node.devices if chance.random() < 0.5)
+        assert node.terms is not None
+        promised_ms = node.terms.reclaim_notice_ms
+        notice_ms = chance.choice((0, promised_ms // 2, promised_ms, promised_ms, promised_ms * 2))
+        back_after_ms = chance.randint(2_000, 60_000)
+        self._withdraw(node, devices, notice_ms, self.world.now_ms + back_after_ms)
+
+    def _withdraw(self, node: SimNode, devices: tuple[bytes, ...], notice_ms: int, back_ms: int) -> None:
+        """The owner tries until the daemon has it, and then until it has them back on the market."""
+        returned = self.world.now_ms >= back_ms
+        if node.engine is not None:
+            withdrawn = node.engine.state.capacity.withdrawn
+            open_ones = tuple(device for device in devices if (device in withdrawn) == returned)
+            if returned and not open_ones:
+                return
+            if returned:
+                node.hear(events.DevicesReturned(devices=open_ones, at_ms=node.now_ms()))
+            elif open_ones:
+                node.hear(
+                    events.DevicesWithdrawn(
+                        devices=open_ones, notice_ms=notice_ms, why="ich selbst … ", at_ms=node.now_ms()
+                    )
+                )
+        self.world.after(1_000, self._withdraw, node, devices, notice_ms, back_ms)
 
     # What nodes may ask.
 
@@ -219,4 +269,6 @@ class Market:
             packets=self.world.packets,
             simulated_ms=self.world.now_ms - EPOCH_MS,
             ignored=ignored,
+            moves=dict(self.auditor.moves),
+            standstills_ms=tuple(self.auditor.standstills_ms),
         )

@@ -17,6 +17,7 @@ from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Entry, Post, fold
 from hansa.market.pricing import ProviderTerms
 from hansa.node import events
+from hansa.node.buyer_tasks import unwelcome
 from hansa.node.engine import Engine
 from hansa.node.journal import MemoryJournal
 from hansa.node.selling import DeliverRound
@@ -231,8 +232,19 @@ class SimNode:
                 assert self.engine is not None
                 sold = self.engine.state.sale_on(lease)
                 assert sold is not None
+                current = self.engine.state.runs.get(lease)
+                assert current is not None
+                gone = self.engine.state.capacity.withdrawn.keys() & set(sold.bid.devices)
+                assert not gone or current.phase != run.STAGING, "a run would start on devices that are taken back"
+                assert sold.workload is not None
                 steps, number = int(self._parameter(lease, "steps")), int(self._parameter(lease, "rounds"))
-                self.executor.start(effect, devices=sold.bid.devices, rounds=number, steps_a_round=steps)
+                self.executor.start(
+                    effect,
+                    devices=sold.bid.devices,
+                    rounds=number,
+                    steps_a_round=steps,
+                    keep_failed_ms=sold.workload.keep_failed_ms,
+                )
             case run.LeaveRun():
                 self.executor.leave(effect)
             case run.StopRun():
@@ -270,7 +282,9 @@ class SimNode:
             expires_ms=self.now_ms() + 60_000,
             nonce=self.world.random.randbytes(32),
         )
-        self.hear(events.TenderPrepared(tender=tender, invited=self.market.providers(), at_ms=self.now_ms()))
+        left_out = unwelcome(self.engine.state, wanted)
+        invited = tuple(account for account in self.market.providers() if account not in left_out)
+        self.hear(events.TenderPrepared(tender=tender, invited=invited, at_ms=self.now_ms()))
 
     def _fetch(self, wanted: job_events.FetchWanted, tries: int) -> None:
         if self.world.chance(self.world.faults.fetch_failure) or not self.market.has_blobs(wanted.provider):

@@ -37,6 +37,8 @@ def main() -> int:
     jobs: collections.Counter[str] = collections.Counter()
     sales: collections.Counter[str] = collections.Counter()
     ignored: collections.Counter[str] = collections.Counter()
+    moves: collections.Counter[str] = collections.Counter()
+    standstills_ms: list[int] = []
     crashes = packets = simulated_ms = 0
     began = time.monotonic()
     for seed in range(chosen.first, chosen.first + chosen.seeds):
@@ -54,6 +56,8 @@ def main() -> int:
         jobs.update(verdict.jobs)
         sales.update(verdict.sales)
         ignored.update(verdict.ignored)
+        moves.update(verdict.moves)
+        standstills_ms += verdict.standstills_ms
         crashes, packets = crashes + verdict.crashes, packets + verdict.packets
         simulated_ms += verdict.simulated_ms
     took_s = time.monotonic() - began
@@ -61,6 +65,12 @@ def main() -> int:
     print(
         f"jobs {dict(jobs)}\nsales {dict(sales)}\n{crashes} crashes, {packets} packets, {simulated_ms // 1000} s played"
     )
+    for name, count in moves.most_common():
+        print(f"  {count:7} {name}")
+    if standstills_ms:
+        standstills_ms.sort()
+        middle, most = standstills_ms[len(standstills_ms) // 2], standstills_ms[len(standstills_ms) * 9 // 10]
+        print(f"a moved shard stood still for {middle / 1000:.1f} s, nine of ten for less than {most / 1000:.1f} s")
     for name, count in ignored.most_common(60):
         print(f"  ignored {count:7} {name}")
     return 1 if failed else 0

@@ -29,6 +29,7 @@ class Faults:
         fetch_failure: share of attempts to fetch a blob that fail.
         reduction_failure: share of reductions that come to nothing.
         run_failure: share of runs that fail by themselves.
+        reclaim: chance in each four seconds that some owner takes devices back, with notice or without.
         skew_ms: how far a clock may be off, either way.
         liars: share of nodes that lie.
         cancel: share of jobs that the user takes back.
@@ -45,6 +46,7 @@ class Faults:
     fetch_failure: float = 0.0
     reduction_failure: float = 0.0
     run_failure: float = 0.0
+    reclaim: float = 0.0
     skew_ms: int = 0
     liars: float = 0.0
     cancel: float = 0.0
@@ -71,6 +73,7 @@ def draw_faults(random: Random) -> Faults:
         fetch_failure=some(0.1, 0.5),
         reduction_failure=some(0.1, 0.5),
         run_failure=some(0.05, 0.3),
+        reclaim=some(0.3, 1.0),
         skew_ms=int(some(1_000, 12_000)),
         liars=some(0.2, 0.5),
         cancel=some(0.1, 0.4),

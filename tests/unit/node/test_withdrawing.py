@@ -141,6 +141,20 @@ def test_a_daemon_that_dies_in_the_middle_of_the_notice_ends_the_run_as_reclaime
     assert made.heard(messages.RunEnded)[0].kind == "reclaimed"
 
 
+def test_a_checkpoint_whose_word_died_with_the_daemon_is_told_before_the_end():
+    made, lease = running()
+    made.lost = lambda _, message: isinstance(message, messages.CheckpointStored)
+    tell(made, run.RunCheckpointed, lease, round=0, step=1, checkpoint=blob_ref(b"state"))
+    withdraw(made, FIRST)
+    made.lost = lambda *_: False
+    made.said.clear()
+    made.restart(PROVIDER, devices=1)
+    words = [type(message) for _, to, message in made.said if to == BUYER]
+    assert words.index(messages.CheckpointStored) < words.index(messages.RunEnded)
+    (shard,) = made.engines[BUYER].state.jobs.get(JOB).shards
+    assert (shard.phase, shard.copying.blob) == ("leaving", blob_ref(b"state"))
+
+
 def test_a_run_that_does_not_leave_by_itself_is_stopped_when_its_time_is_over():
     made, lease = running()
     tell(made, run.RunProgressed, lease, step=1, metrics=())
