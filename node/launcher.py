@@ -283,7 +283,7 @@ class Launcher:
             return descriptor
 
         command = build_command(inventory, spec, theirs.fileno(), open_data, places)
-        open_fds.append(open_filter(uncounted=group is not None))
+        open_fds.append(open_filter(uncounted=way.group is not None))
         done_with.callback(os.close, open_fds[-1])
         command[1:1] = ["--seccomp", str(open_fds[-1])]
         us = os.getpid()
