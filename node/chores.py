@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from hansa.node import buying, selling, selling_runs
+from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
 from hansa.node.keeping import wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
@@ -134,4 +135,5 @@ def _snapshot(daemon: "Daemon") -> Snapshot:
         engine_lag_ms=daemon.lag_ms,
         peers=Counter(peer.phase for peer in daemon.net.peers()),
         drops_total=daemon.counters(),
+        seen=seen_devices(daemon),
     )

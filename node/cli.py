@@ -17,6 +17,7 @@ from hansa.node.cli_jobs import JOB_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
 from hansa.node.cli_shell import SHELL_COMMANDS
+from hansa.node.cli_status import status
 from hansa.node.faults import OperatorError
 
 EXIT_MISTAKE = 2
@@ -124,6 +125,9 @@ def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
     from hansa.node import daemon
 
     daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
+
+
+node.add_command(status)
 
 
 @cli.command(hidden=True)

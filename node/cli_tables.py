@@ -54,6 +54,26 @@ def print_jobs(jobs: Rows) -> None:
     _print_table(("job", "name", "phase", "progress", "vouched", "submitted (UTC)", ""), rows)
 
 
+def print_devices(devices: Rows) -> None:
+    """One line for each device, with all that holds it back."""
+    rows = []
+    for device in devices:
+        now = fields_of(device.get("now"))
+        memory = device.get("memory_bytes")
+        figures = (("busy_percent", "%"), ("temperature_c", " °C"), ("power_w", " W"))
+        rows.append(
+            (
+                plain(device.get("id"), 64)[:12],
+                device.get("model"),
+                format_size(memory) if isinstance(memory, int) else "",
+                device.get("state"),
+                ", ".join(f"{now[name]}{unit}" for name, unit in figures if isinstance(now.get(name), int)),
+                "; ".join(plain(reason, 200) for reason in device.get("withheld", [])),
+            )
+        )
+    _print_table(("device", "model", "memory", "state", "now", "why it is not lent"), rows)
+
+
 def print_providers(providers: Rows) -> None:
     """One line for each provider."""
     if not providers:

@@ -31,6 +31,7 @@ from hansa.node.book import Book
 from hansa.node.config import Config
 from hansa.node.courier import Courier
 from hansa.node.desk import NodeDesk
+from hansa.node.device_watch import DeviceWatch, watch_devices
 from hansa.node.directory import Directory
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
@@ -43,7 +44,7 @@ from hansa.node.gate import TenderRate, concerns
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.http_shell import shell_routes
-from hansa.node.inventory import take_inventory
+from hansa.node.inventory import Inventory
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
@@ -119,7 +120,7 @@ class Daemon:
         self.engine = Engine(self.journal)
         self.ledger_store.post(self.engine.recovered)
         self.engine.state.turns.clear()
-        self.inventory = take_inventory(account.address, config.provider)
+        self.watch = DeviceWatch(account=account.address, provider=config.provider, rules=config.rules, now_ms=now_ms)
         self.store.forget_pins(staging.PIN)
         self.staging: dict[bytes, trio.CancelScope] = {}
         self.file_lists = FileLists(self.store)
@@ -150,6 +151,11 @@ class Daemon:
     def state(self) -> NodeState:
         """Everything the node must not forget. Only the engine changes it."""
         return self.engine.state
+
+    @property
+    def inventory(self) -> Inventory:
+        """What this machine has to lend."""
+        return self.watch.inventory
 
     @property
     def lends(self) -> bool:
@@ -321,11 +327,16 @@ class Daemon:
             self._tasks = nursery
             # Before anybody is answered: what peers say must find a state that knows who it is.
             self.tell(self._started())
+            if self.lends:
+                # And no device that is ill, or that its owner uses, is promised before anybody has looked.
+                for event in self.watch.judge(self.watch.look(), self.state.capacity):
+                    self.tell(event)
             self._furnish()
             await nursery.start(self.outbox.serve)
             if self.lends:
                 await nursery.start(self.egress.serve)
                 await nursery.start(self._serve_executor)
+                nursery.start_soon(watch_devices, self)
                 await nursery.start(self.shells.serve)
             await nursery.start(serve_api, self._api(), self.config.api_socket)
             metrics = Metrics()
@@ -443,6 +454,7 @@ class Daemon:
 
     def close(self) -> None:
         """Write the state down and give the files back."""
+        self.watch.close()
         self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
         self.ledger_store.close()

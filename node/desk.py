@@ -9,6 +9,7 @@ import trio
 
 from hansa.node import views
 from hansa.node.blobs import BlobMissing, NoRoom
+from hansa.node.device_views import device_views
 from hansa.node.events import JobCancelled, JobSubmitted
 from hansa.node.faults import OperatorError
 from hansa.node.file_lists import heaviest_bytes, read_file_list
@@ -51,17 +52,7 @@ class NodeDesk:
             "region": config.region,
             "currency": config.currency,
             "provides": state.terms is not None,
-            "devices": [
-                {
-                    "id": device.id.hex(),
-                    "kind": device.kind,
-                    "model": device.model,
-                    "memory_bytes": device.memory_bytes,
-                    "cores_milli": device.cores_milli,
-                    "state": state.capacity.phase_of(device.id),
-                }
-                for device in state.capacity.devices
-            ],
+            "devices": device_views(daemon),
             "inventory_note": daemon.inventory.note,
             "sandbox": daemon.sandbox_view,
             "peers": [

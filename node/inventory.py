@@ -95,7 +95,9 @@ def take_inventory(
     """
     if not provider.enabled:
         return Inventory(devices=(), gpus={}, note="this node lends nothing", driver_version="")
-    report = ask_once() if report is None else report
+    if report is None:
+        nothing = GpuReport(gpus=(), driver_version="", notes=())
+        report = nothing if provider.gpus == () else ask_once()
     machine = read_machine() if machine is None else machine
     lent = _chosen_gpus(provider, report)
     slots = _slot_count(provider, machine)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from hansa.node.gpu_metrics import Figure, SeenDevice, gpu_figures
 from hansa.proto.units import CURRENCY_DECIMALS, Amount
 
 Counts = Mapping[str, int]
@@ -40,6 +41,7 @@ class Snapshot:
         engine_lag_ms: how long the newest event waited.
         peers: how many, by phase.
         drops_total: strikes, drops, refusals and ignored events, by reason.
+        seen: every device of this node, as it was seen last.
     """
 
     devices: Counts = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Snapshot:
     engine_lag_ms: float = 0.0
     peers: Counts = field(default_factory=dict)
     drops_total: Counts = field(default_factory=dict)
+    seen: tuple[SeenDevice, ...] = ()
 
 
 class _Exposition(Collector):
@@ -81,6 +84,8 @@ class _Exposition(Collector):
         yield GaugeMetricFamily("hansa_engine_lag_seconds", "How long the newest event waited.", value=lag_s)
         yield _gauge("hansa_peers", "Peers that this node knows.", "phase", now.peers)
         yield _counter("hansa_drops", "Strikes, drops, refusals and ignored events.", "reason", now.drops_total)
+        for figure in gpu_figures(now.seen):
+            yield _family(figure)
 
 
 def _gauge(name: str, words: str, label: str, counts: Counts) -> Metric:
@@ -94,6 +99,15 @@ def _counter(name: str, words: str, label: str, counts: Counts) -> Metric:
     family = CounterMetricFamily(name, words, labels=[label])
     for value, count in sorted(counts.items()):
         family.add_metric([value], count)
+    return family
+
+
+def _family(figure: Figure) -> Metric:
+    # The exporter's counters carry no "_total", which this library would add to one: here they are of unknown type.
+    kind = UnknownMetricFamily if figure.counts else GaugeMetricFamily
+    family = kind(figure.name, figure.words, labels=figure.labels)
+    for labels, value in figure.values:
+        family.add_metric(labels, value)
     return family
 
 
