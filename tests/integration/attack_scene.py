@@ -27,8 +27,7 @@ def an_attack(directory: Path, modules: list[str], facts: dict[str, Any], **chan
         Parameter(name="modules", value=json.dumps(modules)),
         Parameter(name="facts", value=json.dumps(facts)),
     )
-    limits = dataclasses.replace(order.limits, output_bytes=4 << 20)
-    return dataclasses.replace(order, parameters=parameters, limits=limits)
+    return dataclasses.replace(order, parameters=parameters)
 
 
 async def what_came_of(room: Room, order: RunOrder, within_s: float = 120) -> dict[str, Any]:

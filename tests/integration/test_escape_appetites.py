@@ -31,7 +31,7 @@ def came_of(directory, module, **limits):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    return came_of(tmp_path_factory.mktemp("appetites"), "appetites")
+    return came_of(tmp_path_factory.mktemp("appetites"), "appetites", output_bytes=LIMITS.scratch_bytes)
 
 
 @pytest.fixture(scope="module")

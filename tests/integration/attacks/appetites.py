@@ -115,7 +115,7 @@ MOST_MIB = 3072
 
 
 def inodes(_ctx):
-    folder = Path("/job/work/many")
+    folder = Path("/tmp/many")
     folder.mkdir()
     for number in range(MOST_MIB << 10):
         os.close(os.open(folder / f"{number:0200}", os.O_CREAT | os.O_WRONLY))
