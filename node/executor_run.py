@@ -27,7 +27,7 @@ from hansa.node.executor_launcher import KILL_WAIT_S, close_all
 from hansa.node.executor_line import RunnerLine
 from hansa.node.executor_news import RunNewsDesk
 from hansa.node.launcher_protocol import Ended, Kill, Message, Pause, Refused, Resume, Start
-from hansa.node.run_order import RunOrder, open_to_readers, spec_of
+from hansa.node.run_order import RunOrder, gpu_count, open_to_readers, spec_of
 from hansa.node.run_shell import RunShell, RunShells, ShellRefused
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
@@ -233,7 +233,7 @@ class Supervision:
             state_bytes=limits.state_bytes,
             output_bytes=limits.output_bytes,
             threads=max(1, limits.cpu_millis // 1000 // order.workers),
-            gpus=len(order.gpu_minors),
+            gpus=gpu_count(order),
         )
         return begin, file
 

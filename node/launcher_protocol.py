@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 
 from hansa.node.sandbox import SandboxSpec
+from hansa.node.sandbox_devices import devices_fault
 from hansa.proto.errors import Malformed
 from hansa.proto.gang import read_gang
 
@@ -141,8 +142,11 @@ def _spec(value: Any) -> SandboxSpec:
         raise Malformed("launcher packet", "a path that is not absolute")
     if spec.tier not in TIERS:
         raise Malformed("launcher packet", "an unknown tier")
-    if spec.program not in PROGRAMS or not all(type(m) is int and 0 <= m < 1024 for m in spec.gpu_minors):
-        raise Malformed("launcher packet", "an unknown program or device")
+    if spec.program not in PROGRAMS:
+        raise Malformed("launcher packet", "an unknown program")
+    fault = devices_fault(spec.gpu_minors, spec.device_nodes, spec.cuda_devices, spec.rocm_devices)
+    if fault is not None:
+        raise Malformed("launcher packet", fault)
     return spec
 
 

@@ -52,6 +52,9 @@ class RunOrder:
         tier: how strongly it is walled in.
         workers: Ray workers that share the shard.
         gpu_minors: minor numbers of the leased GPUs' device nodes.
+        device_nodes: further nodes of theirs.
+        cuda_devices: what CUDA calls them.
+        rocm_devices: what ROCm calls them.
         checkpoint: where to go on from.
         round: the round in which it joins the others.
     """
@@ -70,8 +73,16 @@ class RunOrder:
     egress: Path | None = None
     tier: str = "sandbox"
     gpu_minors: tuple[int, ...] = ()
+    device_nodes: tuple[str, ...] = ()
+    cuda_devices: tuple[str, ...] = ()
+    rocm_devices: tuple[str, ...] = ()
     checkpoint: BlobRef | None = None
     round: int = 0
+
+
+def gpu_count(order: RunOrder) -> int:
+    """How many GPUs it has: several slices share one node, and AMD's have no minor number."""
+    return max(len(order.gpu_minors), len(order.cuda_devices) + len(order.rocm_devices))
 
 
 def spec_of(order: RunOrder) -> SandboxSpec:
@@ -92,6 +103,9 @@ def spec_of(order: RunOrder) -> SandboxSpec:
         scratch_bytes=limits.scratch_bytes,
         output_bytes=limits.output_bytes,
         gpu_minors=order.gpu_minors,
+        device_nodes=order.device_nodes,
+        cuda_devices=order.cuda_devices,
+        rocm_devices=order.rocm_devices,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hansa
+from hansa.node.sandbox_devices import gpu_flags, gpu_variables
 from hansa.node.sandbox_image import ImageRoot, driver_flags, furnish_from_image
 from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 from hansa.proto.gang import GANG_FILE, Gang, address_of, gang_text
@@ -49,6 +50,9 @@ class SandboxSpec:
         scratch_bytes: size of /job/work.
         output_bytes: size of /job/outputs.
         gpu_minors: minor numbers of the leased GPUs' device nodes.
+        device_nodes: further nodes that the leased GPUs have: of MIG slices, and of AMD's.
+        cuda_devices: what CUDA calls the leased GPUs.
+        rocm_devices: what ROCm calls the leased GPUs.
         tier: how strongly it is walled in, ``"sandbox"`` or one of the stronger ones that preflight found.
         gang: its place among the sandboxes of a run on several machines, if it is one of these.
     """
@@ -67,6 +71,9 @@ class SandboxSpec:
     scratch_bytes: int
     output_bytes: int
     gpu_minors: tuple[int, ...]
+    device_nodes: tuple[str, ...] = ()
+    cuda_devices: tuple[str, ...] = ()
+    rocm_devices: tuple[str, ...] = ()
     gang: Gang | None = None
 
     @property
@@ -158,7 +165,7 @@ def build_command(
         *("--proc", "/proc"),
         *("--ro-bind", "/proc/sys", "/proc/sys"),  # second lock on core_pattern; the first is never being uid 0
         *("--dev", "/dev"),
-        *_gpu_flags(spec.gpu_minors),
+        *gpu_flags(spec.gpu_minors, spec.device_nodes),
         *(driver_flags() if spec.gpu_minors and image is not None else ()),
         *_tmpfs("/dev/shm", spec.shared_memory_bytes, "1777"),  # noqa: S108 - Ray's object store
         *_tmpfs("/tmp", TEMPORARY_BYTES, "1777"),  # noqa: S108 - the sandbox's own
@@ -218,6 +225,7 @@ def _environment(inventory: Inventory, spec: SandboxSpec, image: ImageRoot | Non
         "PYTHONPATH": ":".join([*packages, *inventory.site_path]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        **gpu_variables(spec.cuda_devices, spec.rocm_devices),
     }
     if libraries:
         variables["LD_LIBRARY_PATH"] = ":".join(libraries)
@@ -236,23 +244,6 @@ def system_flags() -> list[str]:
     flags += ["--ro-bind-try", "/nix/store", "/nix/store", "--dir", "/etc"]
     for path_text in ("/etc/ld.so.cache", "/etc/ssl/certs", "/etc/alternatives"):
         flags += ["--ro-bind-try", path_text, path_text]
-    return flags
-
-
-def _gpu_flags(minors: tuple[int, ...]) -> list[str]:
-    """Only the leased devices' nodes; CUDA_VISIBLE_DEVICES is a hint, the node is the boundary.
-
-    A plain ``--bind`` of a device node gives EACCES (nodev), hence ``--dev-bind``. Never modeset nor /dev/dri.
-    """
-    if not minors:
-        return []
-    flags = []
-    for node in ("/dev/nvidiactl", *(f"/dev/nvidia{minor}" for minor in minors)):
-        flags += ["--dev-bind", node, node]
-    for node in ("/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"):
-        flags += ["--dev-bind-try", node, node]
-    for path in ("/sys/bus/pci", "/sys/devices"):  # NCCL reads the topology there
-        flags += ["--ro-bind-try", path, path]
     return flags
 
 

@@ -148,6 +148,9 @@ def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -
         limits=limits,
         egress=_way_out(daemon, order.run, entry),
         gpu_minors=daemon.inventory.gpu_minors(entry.bid.devices),
+        device_nodes=daemon.inventory.device_nodes(entry.bid.devices),
+        cuda_devices=daemon.inventory.cuda_devices(entry.bid.devices),
+        rocm_devices=daemon.inventory.rocm_devices(entry.bid.devices),
         checkpoint=order.checkpoint,
         round=order.round,
     )

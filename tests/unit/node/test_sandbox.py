@@ -55,6 +55,22 @@ def test_nothing_of_the_host_is_bound_writable():
     assert "--bind" not in command_for(dataclasses.replace(SPEC, inputs="/srv/inputs"))
 
 
+def test_slices_and_gpus_of_amd_have_their_own_nodes_and_their_names_in_the_environment():
+    slices = ("/dev/nvidia-caps/nvidia-cap12", "/dev/nvidia-caps/nvidia-cap13")
+    sliced = command_for(dataclasses.replace(SPEC, gpu_minors=(0,), device_nodes=slices, cuda_devices=("MIG-1",)))
+    nodes = [sliced[at + 1] for at, flag in enumerate(sliced) if flag == "--dev-bind"]
+    assert nodes == ["/dev/nvidiactl", "/dev/nvidia0", *slices]
+    variables = {sliced[at + 1]: sliced[at + 2] for at, flag in enumerate(sliced) if flag == "--setenv"}
+    assert variables["CUDA_VISIBLE_DEVICES"] == "MIG-1"
+    radeon = ("/dev/dri/renderD128", "/dev/kfd")
+    other = command_for(dataclasses.replace(SPEC, device_nodes=radeon, rocm_devices=("GPU-a", "GPU-b")))
+    assert [other[at + 1] for at, flag in enumerate(other) if flag == "--dev-bind"] == list(radeon)
+    variables = {other[at + 1]: other[at + 2] for at, flag in enumerate(other) if flag == "--setenv"}
+    assert variables["ROCR_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    assert "CUDA_VISIBLE_DEVICES" not in variables
+    assert not [word for word in command_for(SPEC) if "VISIBLE_DEVICES" in word or word.startswith("/sys")]
+
+
 def test_only_the_leased_devices_are_there_and_after_dev():
     command = command_for(dataclasses.replace(SPEC, gpu_minors=(3,)))
     nodes = [command[at + 1] for at, flag in enumerate(command) if flag == "--dev-bind"]
@@ -291,6 +307,15 @@ def test_launcher_messages_come_out_as_they_went_in(message):
         {"cpu_millis": True},
         {"gpu_minors": (-1,)},
         {"gpu_minors": ("0 --bind / /",)},
+        {"device_nodes": ("/dev/sda",)},
+        {"device_nodes": ("/dev/dri/card0",)},
+        {"device_nodes": ("/dev/nvidia-modeset",)},
+        {"device_nodes": ("/dev/nvidia-caps/../sda",)},
+        {"device_nodes": ("/dev/kfd\n",)},
+        {"device_nodes": (7,)},
+        {"cuda_devices": ("0",)},
+        {"cuda_devices": ("GPU-1,GPU-2",)},
+        {"rocm_devices": ("MIG-1",)},
         {"environment": "packages"},
         {"image": "/image/../etc"},
         {"egress": "/a\0b"},
