@@ -179,6 +179,10 @@ class Fleet:
         """What all of them lend."""
         return tuple(device for machine in self.machines.values() for device in machine.report.devices)
 
+    def enrolled(self) -> list[Enrolled]:
+        """Everybody who may connect."""
+        return list(self._register.machines().values())
+
     def machine_of(self) -> dict[bytes, str]:
         """On which machine each of these devices is."""
         return {device.id: name for name, machine in self.machines.items() for device in machine.report.devices}

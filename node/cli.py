@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from hansa import __version__
+from hansa.node.cli_agent import AGENT_COMMANDS
 from hansa.node.cli_jobs import JOB_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
@@ -167,7 +168,7 @@ def doctor(data_dir: Path, as_json: bool) -> int:
     return 0 if all(ok for _, ok, _ in findings) else 1
 
 
-for _command in (*JOB_COMMANDS, *SHELL_COMMANDS, *MONEY_COMMANDS):
+for _command in (*AGENT_COMMANDS, *JOB_COMMANDS, *SHELL_COMMANDS, *MONEY_COMMANDS):
     cli.add_command(_command)
 
 

@@ -129,6 +129,19 @@ class EgressConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Where this node meets the other machines of its owner.
+
+    Attributes:
+        listen: address and port; ``None`` if there are no other machines.
+        announce: what they are told instead.
+    """
+
+    listen: tuple[str, int] | None
+    announce: tuple[str, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementConfig:
     """How vouchers become final money.
 
@@ -162,6 +175,7 @@ class Config:
     metrics: MetricsConfig
     sandbox: SandboxConfig
     egress: EgressConfig
+    cluster: ClusterConfig
     settlement: SettlementConfig
     rules: RulesConfig
 
@@ -243,6 +257,7 @@ def _config(top: TomlTable) -> Config:
         metrics=_metrics(top.table("metrics")),
         sandbox=_sandbox(top.table("sandbox"), provider),
         egress=_egress(top.table("egress")),
+        cluster=_cluster(top.table("cluster")),
         settlement=_settlement(top.table("settlement")),
         rules=read_rules(top.table("rules")),
     )
@@ -376,6 +391,22 @@ def _networks(table: TomlTable, key: str) -> tuple[ipaddress.IPv4Network | ipadd
         return tuple(ipaddress.ip_network(text) for text in table.texts(key, ()))
     except ValueError as fault:
         raise table.fault(key, f"holds something that is no network: {fault}", f'{key} = ["11.22.0.0/16"]') from None
+
+
+def _cluster(table: TomlTable) -> ClusterConfig:
+    cluster = ClusterConfig(listen=_host_and_port(table, "listen"), announce=_host_and_port(table, "announce"))
+    table.finish()
+    return cluster
+
+
+def _host_and_port(table: TomlTable, key: str) -> tuple[str, int] | None:
+    text = table.text(key, "", empty=True)
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise table.fault(key, "must be an address and a port", f'for example {key} = "192.0.2.7:4011"')
+    return host.strip("[]"), int(port)
 
 
 def _settlement(table: TomlTable) -> SettlementConfig:

@@ -25,6 +25,7 @@ from hansa.market.ledger import Post
 from hansa.market.pricing import ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, provider_tasks, staging
+from hansa.node.agent_cluster import Cluster, makes_gangs
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
@@ -36,7 +37,7 @@ from hansa.node.directory import Directory
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
-from hansa.node.events import MessageArrived, NodeEvent, Started, TimeCame
+from hansa.node.events import InventoryChanged, MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
@@ -49,10 +50,10 @@ from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
 from hansa.node.keys import load_account, load_node_key, read_password
-from hansa.node.launcher import launch_with
+from hansa.node.launcher import Launch, launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
-from hansa.node.logs import log_turns, start_logging
+from hansa.node.logs import log_line, log_turns, start_logging
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
@@ -64,7 +65,7 @@ from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import FEATURE_EGRESS, TIER_NONE, Advert
+from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
 from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
@@ -137,6 +138,7 @@ class Daemon:
             # Where others reach this node is its own doorstep too, also when a router holds the address.
             dialler=Dialler(denied=(*config.egress.deny, *networks_of(config.network.announce))),
         )
+        self.cluster: Cluster | None = None
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
@@ -175,6 +177,8 @@ class Daemon:
 
     def tell(self, event: NodeEvent | RunEvent) -> None:
         """Hand the engine an event; what becomes of it is not waited for."""
+        if isinstance(event, InventoryChanged) and self.cluster is not None:
+            event = self.cluster.complete(event)
         if isinstance(event, RunLogged):
             self._pass_log_on(event)
         elif not isinstance(event, RunLost | RunStopWanted | RunLeaveWanted):
@@ -335,6 +339,8 @@ class Daemon:
             await nursery.start(self.outbox.serve)
             if self.lends:
                 await nursery.start(self.egress.serve)
+                if self.cluster is not None and self.config.cluster.listen is not None:
+                    await nursery.start(self.cluster.serve, *self.config.cluster.listen)
                 await nursery.start(self._serve_executor)
                 nursery.start_soon(watch_devices, self)
                 await nursery.start(self.shells.serve)
@@ -382,7 +388,19 @@ class Daemon:
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
         self.exchange.serve()
         Courier(self.net, self.directory, take=self.take_message, log=self._keep_log, now_ms=now_ms).serve()
-        launch = launch_with(self.config.sandbox.launcher)
+        launch: Launch = launch_with(self.config.sandbox.launcher)
+        if self.lends and self.config.cluster.listen is not None:
+            self.cluster = Cluster(
+                data_dir=self.config.data_dir,
+                account=self.account.address,
+                tier=self.config.provider.tier,
+                own=lambda: self.inventory,
+                launch=launch,
+                tell=self.tell,
+                log=log_line,
+                now_ms=now_ms,
+            )
+            launch = self.cluster.switchboard.launch
         self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)
         allowed = self.config.provider.shells
         self.shells = ShellService(self.net, self.directory, self.executor, buyer_of=self._buyer_of, allowed=allowed)
@@ -431,7 +449,8 @@ class Daemon:
 
     def _features(self) -> tuple[str, ...]:
         """What jobs can have here beside devices, sorted."""
-        has = {FEATURE_EGRESS: bool(self.config.egress.allow)}
+        spread = self.config.cluster.listen is not None and makes_gangs(self.sandbox)
+        has = {FEATURE_EGRESS: bool(self.config.egress.allow), FEATURE_SEVERAL_MACHINES: spread}
         return tuple(sorted(feature for feature, here in has.items() if here))
 
     def _say_ready(self) -> None:

@@ -55,6 +55,7 @@ class NodeDesk:
             "devices": device_views(daemon),
             "inventory_note": daemon.inventory.note,
             "sandbox": daemon.sandbox_view,
+            "machines": daemon.cluster.view() if daemon.cluster is not None else [],
             "peers": [
                 {
                     "peer_id": peer.peer_id,

@@ -21,6 +21,7 @@ from hansa.proto.egress import normalise
 from hansa.proto.frames import is_safe_path
 from hansa.proto.market_documents import (
     FEATURE_EGRESS,
+    FEATURE_SEVERAL_MACHINES,
     KIND_CPU,
     KIND_GPU,
     TIER_NONE,
@@ -254,6 +255,7 @@ def _requirements(table: TomlTable, wall_ms: DurationMs, network: _Network) -> R
     models = table.texts("gpu_models", (), most=64)
     if models and kind != KIND_GPU:
         raise table.fault("gpu_models", f'makes no sense with kind = "{kind}"', 'set kind = "gpu", or remove the line')
+    several = (FEATURE_SEVERAL_MACHINES,) if table.boolean("several_machines", False) else ()
     requirements = Requirements(
         kind=kind,
         models=models,
@@ -263,7 +265,7 @@ def _requirements(table: TomlTable, wall_ms: DurationMs, network: _Network) -> R
         memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),
         scratch_bytes=table.size_bytes("disk", "2 GiB", least=1 << 20),
         tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
-        features=(FEATURE_EGRESS,) if network.hosts else (),
+        features=tuple(sorted((*((FEATURE_EGRESS,) if network.hosts else ()), *several))),
         egress=network.hosts,
         wall_ms=wall_ms,
     )

@@ -48,6 +48,11 @@ def start_logging(*, as_json: bool) -> None:
     LOGGER.propagate = False
 
 
+def log_line(text: str) -> None:
+    """One line for the owner."""
+    LOGGER.info("%s", plain(text))
+
+
 def log_turns(turns: Iterable[Turn]) -> None:
     """One line for each machine that went from one phase to another."""
     for turn in turns:

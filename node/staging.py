@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import trio
 
 from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
+from hansa.node.agent_cluster import Unplaceable
 from hansa.node.blob_exchange import FetchFailed, Moved
 from hansa.node.blobs import BlobStore, NoRoom
 from hansa.node.directory import Stranger
@@ -100,6 +101,11 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
     try:
         with trio.CancelScope() as daemon.staging[order.run]:
             staged = await _stage(daemon, order, entry)
+            if daemon.cluster is not None:
+                await daemon.cluster.wait_for(entry.bid.devices)
+    except Unplaceable as fault:
+        daemon.tell(RunFailed(run=order.run, kind="refused", reason=str(fault), at_ms=daemon.now_ms()))
+        return
     except Unstageable as fault:
         # The words may hold a file's name out of the buyer's package.
         why = clipped(str(fault), LONGEST_REASON_BYTES)
@@ -112,7 +118,17 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
         # It was told to stop while its code was on the way, and its devices may be somebody else's by now.
         forget_run(daemon, order.run)
         return
-    await daemon.executor.start(_run_order(daemon, order, entry, staged))
+    run_order = _run_order(daemon, order, entry, staged)
+    if daemon.cluster is not None:
+        try:
+            minors = daemon.cluster.place(
+                order.run, entry.bid.devices, run_order.workers, run_order.limits.memory_bytes
+            )
+        except Unplaceable as fault:
+            daemon.tell(RunFailed(run=order.run, kind="refused", reason=str(fault), at_ms=daemon.now_ms()))
+            return
+        run_order = replace(run_order, gpu_minors=minors)
+    await daemon.executor.start(run_order)
 
 
 def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -> RunOrder:
@@ -148,9 +164,6 @@ def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -
         limits=limits,
         egress=_way_out(daemon, order.run, entry),
         gpu_minors=daemon.inventory.gpu_minors(entry.bid.devices),
-        device_nodes=daemon.inventory.device_nodes(entry.bid.devices),
-        cuda_devices=daemon.inventory.cuda_devices(entry.bid.devices),
-        rocm_devices=daemon.inventory.rocm_devices(entry.bid.devices),
         checkpoint=order.checkpoint,
         round=order.round,
     )
