@@ -14,7 +14,7 @@ from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.codec import decode
 from hansa.proto.documents import MeterLine, Receipt, channel_id
-from hansa.proto.market_documents import Award, Bid, Tender
+from hansa.proto.market_documents import Award, Bid, Evidence, Tender
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.scheduler import run
@@ -46,7 +46,7 @@ class Auditor:
         self.bids: dict[bytes, Bid] = {}
         self.awards: dict[bytes, Award] = {}
         self.channels: dict[bytes, Any] = {}
-        self.receipts: dict[bytes, tuple[Receipt, tuple[MeterLine, ...]]] = {}
+        self.receipts: dict[bytes, tuple[Receipt, tuple[MeterLine, ...], tuple[Evidence, ...]]] = {}
         self.receipt_of: dict[tuple[bytes, int], bytes] = {}
         self.voucher_of: dict[bytes, tuple[int, bytes]] = {}
         self.unpaid_between_honest = 0
@@ -72,9 +72,9 @@ class Auditor:
             case messages.AwardSent(award=award, channel=channel):
                 self.awards[digest(DOMAIN, award.document)] = award.document
                 self.channels[channel_id(DOMAIN, channel)] = channel
-            case messages.ReceiptSent(receipt=receipt, lines=lines):
+            case messages.ReceiptSent(receipt=receipt, lines=lines, evidence=evidence):
                 found = digest(DOMAIN, receipt.document)
-                self.receipts[found] = (receipt.document, lines)
+                self.receipts[found] = (receipt.document, lines, evidence)
                 key = (receipt.document.channel_id, receipt.document.seq)
                 assert not node.honest or self.receipt_of.setdefault(key, found) == found, "two receipts of one number"
             case messages.VoucherSent(voucher=voucher) if node.honest:
@@ -200,12 +200,14 @@ class Auditor:
             channel = self.channels[key]
             if channel.payer != node.account:
                 continue
-            receipt, lines = self.receipts[statement]
+            receipt, lines, evidence = self.receipts[statement]
             assert receipt.channel_id == key
             assert receipt.amount_total == cumulative == sum(line.amount for line in lines), "a sum is wrong"
             owed[channel.payee] = owed.get(channel.payee, 0) + cumulative
-            for line in lines:
+            for line, proof in zip(lines, evidence, strict=True):
                 award = self.awards[line.lease]
+                assert proof.busy_ms <= line.device_ms, "paid for use that was not metered"
+                assert proof.tier == self.bids[award.bid].tier, "paid for another isolation than was promised"
                 bid = self.bids[award.bid]
                 tender = self.tenders[bid.tender]
                 assert award.channel_id == key
@@ -228,7 +230,7 @@ class Auditor:
         """What an honest provider charged is never more than its executor's own news say that it worked."""
         worked = _worked_ms(node)
         latest: dict[bytes, MeterLine] = {}
-        for receipt, lines in self.receipts.values():
+        for receipt, lines, _ in self.receipts.values():
             if self.channels[receipt.channel_id].payee == node.account:
                 for line in lines:
                     if line.device_ms >= getattr(latest.get(line.lease), "device_ms", 0):

@@ -30,6 +30,8 @@ class Script:
     waiting_since_ms: int = 0
 
 
+DEAF = 0.15
+"""Share of runs that do not leave when they are told to, and have to be stopped."""
 KEPT_FAILURES = ("worker-died", "out-of-memory", "user-exception", "stalled")
 FAILURES = ("worker-died", "out-of-memory", "ray-lost", "sandbox-lost", "user-exception", "stalled")
 
@@ -196,7 +198,7 @@ class ScriptedExecutor:
     def leave(self, order: run.LeaveRun) -> None:
         """``LeaveRun``: at the next checkpoint, or when there is no time left for one."""
         script = self.scripts.get(order.run)
-        if script is None:
+        if script is None or self._world.chance(DEAF):
             return
         if script.phase == "kept":
             self._fail(script)
