@@ -6,7 +6,7 @@ devices of each lease computed. What the owner and a scraper are shown of device
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, In
 from hansa.node.gpu_users import own_processes, strangers
 from hansa.node.gpus import Gpu, GpuReport, GpuSample
 from hansa.node.inventory import Inventory, Machine, read_machine, take_inventory
+from hansa.node.logs import LOGGER
 from hansa.node.owner_presence import OwnerPresence, on_battery
 from hansa.node.rules_config import RulesConfig
 from hansa.proto.units import Address
@@ -101,6 +102,9 @@ class DeviceWatch:
         self._silences = 0
         self._told: dict[bytes, tuple[str, bool]] | None = None
         self._limits_mw: Mapping[str, int] = {}
+        self._meter = UseMeter()
+        self._measured_s: float | None = None
+        self._told_use_s: float | None = None
         self.machine = read_machine() if machine is None else machine
         self.report = NOTHING
         self.reasons: Mapping[bytes, tuple[str, ...]] = {}
@@ -235,6 +239,17 @@ class DeviceWatch:
             self._health[gpu.uuid] = health
         return health.reasons
 
+    def measure(self, sight: Sight, leases: Sequence[Leased]) -> list[NodeEvent]:
+        """What the engine has to be told of how much the devices of these leases computed."""
+        step_ms = round((sight.at_s - self._measured_s) * 1000) if self._measured_s is not None else 0
+        self._measured_s = sight.at_s
+        self._meter.add(leases, self.samples() if sight.report is not None else {}, sight.cpu_ms, step_ms)
+        if self._told_use_s is not None and sight.at_s - self._told_use_s < TELL_USE_EVERY_S:
+            return []
+        self._told_use_s = sight.at_s
+        at_ms = sight.facts.at_ms
+        return [DevicesUsed(lease=lease, busy_ms=busy_ms, at_ms=at_ms) for lease, busy_ms in self._meter.news()]
+
     def samples(self) -> dict[bytes, GpuSample]:
         """How each GPU that is lent did at the last look, by its device's id."""
         by_uuid = {sample.uuid: sample for sample in self.report.samples}
@@ -282,24 +297,25 @@ def _told_as(reasons: Iterable[Reason]) -> tuple[str, bool]:
 
 
 async def watch_devices(daemon: "Daemon") -> None:
-    """Look every second; tell the engine what it must know."""
-    watch, meter = daemon.watch, UseMeter()
-    seen_s, told_s = trio.current_time(), trio.current_time()
+    """Look every second; tell the engine what it must know, and the owner's log what was withdrawn and returned."""
+    watch = daemon.watch
     while True:
         await trio.sleep(LOOK_EVERY_S)
         leases = _leases(daemon)
         runs = {entry.lease: entry.pid for entry in leases if entry.pid is not None}
         leased = {device.id for entry in leases for device in entry.devices}
         sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs))
-        for event in watch.judge(sight, daemon.state.capacity):
+        for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, leases)):
             daemon.tell(event)
-        step_ms = round((sight.at_s - seen_s) * 1000)
-        seen_s = sight.at_s
-        meter.add(leases, watch.samples() if sight.report is not None else {}, sight.cpu_ms, step_ms)
-        if sight.at_s - told_s >= TELL_USE_EVERY_S:
-            told_s = sight.at_s
-            for lease, busy_ms in meter.news():
-                daemon.tell(DevicesUsed(lease=lease, busy_ms=busy_ms, at_ms=sight.facts.at_ms))
+            _log(event)
+
+
+def _log(event: NodeEvent) -> None:
+    match event:
+        case DevicesWithdrawn(devices=devices, why=why):
+            LOGGER.warning("withdrawn: %s", why, extra={"facts": {"devices": [device.hex() for device in devices]}})
+        case DevicesReturned(devices=devices):
+            LOGGER.info("lent again: devices", extra={"facts": {"devices": [device.hex() for device in devices]}})
 
 
 def _leases(daemon: "Daemon") -> list[Leased]:

@@ -10,6 +10,7 @@ import pytest
 from kit.scripted_gpus import ScriptedGpus
 
 from hansa.node.config import ProviderConfig, parse_config
+from hansa.node.device_use import Leased
 from hansa.node.device_watch import NO_DRIVER_S, DeviceWatch
 from hansa.node.driver_process import DriverProcess
 from hansa.node.events import DevicesReturned, DevicesWithdrawn, InventoryChanged, NodeEvent
@@ -330,6 +331,27 @@ def test_a_power_limit_that_is_refused_is_told_the_owner(machine: ScriptedGpus) 
     world.step()
     assert "cannot be held to 300 W: Insufficient Permissions" in world.watch.inventory.note
     world.watch.close()
+
+
+def test_what_a_leases_gpus_computed_is_told_every_few_seconds_and_goes_on_from_before(world: World) -> None:
+    first = next(device for device in world.capacity.devices if device.id == FIRST)
+    lease = Leased(lease=b"l" * 32, devices=(first,), pid=None, busy_ms=7_000)
+    world.machine.set({"gpu0.busy": 75})
+    told = []
+    for _ in range(12):
+        world.now_ms += 1000
+        sight = world.watch.look((FIRST,))
+        world.watch.judge(sight, world.capacity)
+        told += world.watch.measure(sight, [lease])
+    assert [(event.lease, event.busy_ms) for event in told] == [
+        (b"l" * 32, 7_000 + 750 * 5),
+        (b"l" * 32, 7_000 + 7_500),
+    ]
+    world.now_ms += 60_000  # nobody looked
+    world.watch.measure(world.watch.look((FIRST,)), [lease])
+    world.now_ms += 5_000
+    (late,) = world.watch.measure(world.watch.look((FIRST,)), [lease])
+    assert late.busy_ms <= 7_000 + 7_500 + 750 + 1_500 + 1_500
 
 
 def test_a_node_that_lends_no_gpu_asks_no_driver(machine: ScriptedGpus) -> None:
