@@ -1,4 +1,4 @@
-"""A room for tools that handle strangers' files outside a run: uv, which installs packages, and umoci, which unpacks images.
+"""A room for tools that handle strangers' files outside a run: uv, which installs packages, and umoci.
 
 No code of a stranger's runs in it, but a stranger's archives are taken apart, and those have fooled better programs. So
 the tool sits in a bubblewrap with a read-only system, one directory to write to, no capabilities, the sandboxes' own
@@ -164,7 +164,7 @@ def make_work(directory: Path) -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove whatever a tool left, also directories that it made unreadable to its own user."""
+    """Remove whatever a tool left: a file, a link, or a directory, also if its own user may not enter it."""
 
     def open_up(function: Any, path: str, _error: Any) -> None:
         with contextlib.suppress(OSError):
@@ -176,6 +176,9 @@ def remove_tree(directory: Path) -> None:
             else:
                 function(path)
 
+    if directory.is_symlink() or not directory.is_dir():
+        directory.unlink(missing_ok=True)
+        return
     for _ in range(3):  # what was opened up is entered the next time
         shutil.rmtree(directory, onerror=open_up)
         if not directory.exists():

@@ -99,6 +99,26 @@ def _follow(views: Iterable[dict[str, Any]], as_json: bool) -> int:
 
 
 @click.command()
+@click.argument("jobfile", type=click.Path(path_type=Path))
+def lock(jobfile: Path) -> None:
+    """Write hansa.lock: exact versions of a job's dependencies. JOBFILE is a job.toml or its directory.
+
+    hansa submit does so too when the lock is missing or the dependencies have changed. This command takes the newest
+    versions that fit, and needs no daemon.
+    """
+    from hansa.node.job_file import read_job_file
+    from hansa.node.job_lock import write_lock
+    from hansa.node.locks import parse_lock
+
+    found = read_job_file(jobfile)
+    if not found.environment.dependencies:
+        raise ConfigError(f"{jobfile}: has no dependencies to lock", 'add [environment] dependencies = ["einops>=0.8"]')
+    packages = parse_lock(write_lock(found.environment, found.directory))
+    for package in packages:
+        click.echo(f"{package.name} {package.version}")
+
+
+@click.command()
 @with_data
 @with_json
 def jobs(data_dir: Path, as_json: bool) -> None:
@@ -222,4 +242,4 @@ def job_path_part(job: str) -> str:
     return wanted
 
 
-JOB_COMMANDS = (submit, jobs, watch, logs, results, cancel)
+JOB_COMMANDS = (submit, lock, jobs, watch, logs, results, cancel)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
 from hansa.node.rules_config import RulesConfig, read_rules
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
@@ -175,6 +176,7 @@ class Config:
     metrics: MetricsConfig
     sandbox: SandboxConfig
     egress: EgressConfig
+    environments: EnvironmentsConfig
     cluster: ClusterConfig
     settlement: SettlementConfig
     rules: RulesConfig
@@ -257,6 +259,7 @@ def _config(top: TomlTable) -> Config:
         metrics=_metrics(top.table("metrics")),
         sandbox=_sandbox(top.table("sandbox"), provider),
         egress=_egress(top.table("egress")),
+        environments=read_environments(top.table("environments")),
         cluster=_cluster(top.table("cluster")),
         settlement=_settlement(top.table("settlement")),
         rules=read_rules(top.table("rules")),

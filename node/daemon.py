@@ -37,6 +37,7 @@ from hansa.node.directory import Directory
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
+from hansa.node.environments import Environments, find_furnishings, python_version
 from hansa.node.events import InventoryChanged, MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
@@ -63,6 +64,7 @@ from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
+from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
@@ -123,6 +125,9 @@ class Daemon:
         self.engine.state.turns.clear()
         self.watch = DeviceWatch(account=account.address, provider=config.provider, rules=config.rules, now_ms=now_ms)
         self.store.forget_pins(staging.PIN)
+        self.trees = Trees(data / "environments", quota_bytes=config.environments.quota_bytes)
+        self.environments = Environments(self.trees, config.environments)
+        self.furnishings: frozenset[str] = frozenset()
         self.staging: dict[bytes, trio.CancelScope] = {}
         self.file_lists = FileLists(self.store)
         for job in self.state.jobs.live.values():
@@ -451,7 +456,8 @@ class Daemon:
         """What jobs can have here beside devices, sorted."""
         spread = self.config.cluster.listen is not None and makes_gangs(self.sandbox)
         has = {FEATURE_EGRESS: bool(self.config.egress.allow), FEATURE_SEVERAL_MACHINES: spread}
-        return tuple(sorted(feature for feature, here in has.items() if here))
+        has[f"python{python_version()}"] = True
+        return tuple(sorted({*self.furnishings, *(feature for feature, here in has.items() if here)}))
 
     def _say_ready(self) -> None:
         facts = {
@@ -498,6 +504,8 @@ def _open(config: Config) -> Iterator[Daemon]:
         hint = "strangers' jobs are refused until this is mended; set provider.enabled = false to only buy"
         raise NoSandbox(f"no sandbox can be made here: {sandbox.reason}", hint)
     daemon = Daemon(config, account, node, sandbox)
+    if daemon.lends and sandbox is not None:
+        daemon.furnishings = find_furnishings(daemon.trees, config.environments)
     try:
         yield daemon
     finally:

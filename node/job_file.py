@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.node.faults import ConfigError
+from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
 from hansa.node.quantities import format_size
 from hansa.node.toml_reader import TomlTable, read_toml
@@ -51,13 +52,15 @@ class JobFile:
         directory: what is packed and sent.
         spec: what is asked of the market; what the files beside the package weigh is known once they are uploaded.
         inputs: files that are sent beside the package.
+        environment: what the code is to run on.
         left_out: what lies in the directory and is none of the package, relative to it.
     """
 
     directory: Path
     spec: JobSpec
-    inputs: tuple[JobInput, ...] = ()
-    left_out: frozenset[str] = frozenset()
+    inputs: tuple[JobInput, ...]
+    environment: JobEnvironment
+    left_out: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,8 @@ def read_job_file(path: Path) -> JobFile:
     network = _network(top.table("network"))
     resources = top.table("resources")
     shared_memory_bytes = resources.size_bytes("shared_memory", "192 MiB", least=LEAST_SHARED_MEMORY_BYTES)
-    requirements = _requirements(resources, limits.wall_ms, network)
+    environment = read_environment(top.table("environment"), directory)
+    requirements = _requirements(resources, limits.wall_ms, network, environment)
     if shared_memory_bytes > requirements.memory_bytes:
         hint = f"it counts against memory, which is {format_size(requirements.memory_bytes)}"
         raise resources.fault("shared_memory", "is more than the memory", hint)
@@ -142,7 +146,13 @@ def read_job_file(path: Path) -> JobFile:
         egress_bytes=network.most_bytes,
         keep_failed_ms=limits.keep_failed_ms,
     )
-    return JobFile(directory=directory, spec=spec, inputs=inputs.files, left_out=_inside(directory, inputs.sources))
+    return JobFile(
+        directory=directory,
+        spec=spec,
+        inputs=inputs.files,
+        environment=environment,
+        left_out=_inside(directory, (*inputs.sources, *environment.sources)),
+    )
 
 
 def _inside(directory: Path, sources: Iterable[Path]) -> frozenset[str]:
@@ -250,7 +260,9 @@ def _network(table: TomlTable) -> _Network:
     return _Network(hosts=tuple(sorted(hosts)), most_bytes=most_bytes if hosts else 0)
 
 
-def _requirements(table: TomlTable, wall_ms: DurationMs, network: _Network) -> Requirements:
+def _requirements(
+    table: TomlTable, wall_ms: DurationMs, network: _Network, environment: JobEnvironment
+) -> Requirements:
     kind = table.choice("kind", "any", ("any", KIND_CPU, KIND_GPU))
     models = table.texts("gpu_models", (), most=64)
     if models and kind != KIND_GPU:
@@ -265,7 +277,7 @@ def _requirements(table: TomlTable, wall_ms: DurationMs, network: _Network) -> R
         memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),
         scratch_bytes=table.size_bytes("disk", "2 GiB", least=1 << 20),
         tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
-        features=tuple(sorted((*((FEATURE_EGRESS,) if network.hosts else ()), *several))),
+        features=tuple(sorted((*environment.features, *((FEATURE_EGRESS,) if network.hosts else ()), *several))),
         egress=network.hosts,
         wall_ms=wall_ms,
     )

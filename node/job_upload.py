@@ -4,6 +4,7 @@ Every file is hashed here first, and only what the daemon does not have is sent:
 every job.
 """
 
+import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,19 +14,23 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hansa.node.faults import ConfigError
 from hansa.node.file_lists import heaviest_bytes, read_file_list
+from hansa.node.job_environment import LOCK_NAME
 from hansa.node.job_file import JobFile
+from hansa.node.job_lock import lock_of
 from hansa.node.packages import IGNORE_FILE, pack
 from hansa.node.quantities import format_size
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, chunk_hash, root_of
 from hansa.proto.codec import encode
 from hansa.proto.errors import ProtocolError
-from hansa.proto.workload import FILE_INPUT, FileList, ListedFile
+from hansa.proto.workload import FILE_IMAGE, FILE_INPUT, FILE_LOCK, FILE_WHEEL, FileList, ListedFile
 from hansa.scheduler.job_spec import JobSpec
 
 if TYPE_CHECKING:
     from hansa.node.cli_client import Daemon
 
 ASKED_AT_ONCE = 2_000
+IMAGE_NAME = "image.tar"
+LARGEST_IMAGE_BYTES = 64 << 30
 SHOWN_FROM_BYTES = 32 << 20
 """What is smaller is there before a bar would be seen."""
 
@@ -46,32 +51,47 @@ def upload_package(daemon: "Daemon", found: JobFile) -> dict[str, Any]:
 
 def upload_files(daemon: "Daemon", found: JobFile, say: Say) -> tuple[dict[str, Any] | None, JobSpec]:
     """Send what the job brings beside its package; answer the list's blob and the spec with what a shard fetches."""
-    sources = files_beside(found)
-    if not sources:
-        return None, found.spec
-    blobs = _upload(daemon, sorted({source for _, source in sources}), say)
-    # The place of each blob is taken by an empty one until all of them are known.
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = _files_beside(found, Path(scratch), say)
+        if not sources and not found.environment.reference:
+            return None, found.spec
+        blobs = _upload(daemon, sorted({source for _, source in sources}), say) if sources else {}
+    # The place of each blob was taken by an empty one until all of them are known.
     listed = [replace(file, blob=blobs[source]) for file, source in sources]
-    files = FileList(image="", files=tuple(sorted(listed, key=lambda file: (file.kind, file.path, file.shards))))
+    files = FileList(
+        image=found.environment.reference,
+        files=tuple(sorted(listed, key=lambda file: (file.kind, file.path, file.shards))),
+    )
     data = encode(files)
     try:
         read_file_list(data, found.spec.shards)
     except ProtocolError as fault:
         raise ConfigError(f"the job's files cannot be listed: the list {fault.why}", "see [inputs]") from None
-    with tempfile.TemporaryFile() as written:
-        written.write(data)
-        written.seek(0)
-        blob = daemon.put_blob(written)
+    blob = daemon.put_blob(io.BytesIO(data))
     return blob, replace(found.spec, fetch_bytes=heaviest_bytes(files, found.spec.shards))
 
 
-def files_beside(found: JobFile) -> list[tuple[ListedFile, Path]]:
+def _files_beside(found: JobFile, scratch: Path, say: Say) -> list[tuple[ListedFile, Path]]:
     """What goes beside the package, each with where it lies here; the blobs are not known yet."""
-    unknown = BlobRef(root=bytes(32), size_bytes=0)
-    return [
-        (ListedFile(kind=FILE_INPUT, path=file.path, blob=unknown, shards=file.shards), file.source)
-        for file in found.inputs
-    ]
+    files = [(_listed(FILE_INPUT, file.path, file.shards), file.source) for file in found.inputs]
+    environment = found.environment
+    lock = lock_of(environment, found.directory, say)
+    if lock is not None:
+        (scratch / LOCK_NAME).write_text(lock.text)
+        files.append((_listed(FILE_LOCK, LOCK_NAME), scratch / LOCK_NAME))
+        files += [(_listed(FILE_WHEEL, wheel.name), wheel) for wheel in lock.wheels]
+    if environment.archive is not None:
+        archive = environment.archive
+        if archive.is_dir():
+            archive = scratch / IMAGE_NAME
+            with archive.open("xb") as written:
+                pack(environment.archive, written, limit_bytes=LARGEST_IMAGE_BYTES)
+        files.append((_listed(FILE_IMAGE, IMAGE_NAME), archive))
+    return files
+
+
+def _listed(kind: str, path: str, shards: tuple[int, ...] = ()) -> ListedFile:
+    return ListedFile(kind=kind, path=path, blob=BlobRef(root=bytes(32), size_bytes=0), shards=shards)
 
 
 def _upload(daemon: "Daemon", sources: list[Path], say: Say) -> dict[Path, BlobRef]:

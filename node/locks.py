@@ -1,8 +1,8 @@
 """A job's lock of Python packages: exact versions with the hashes of their files, and nothing else.
 
-The text is what ``uv pip compile --generate-hashes`` writes, but it comes from a stranger. In the format that pip and uv
-read, a line may also name an index, a URL, a path, a directory to install, another file to include or an environment
-variable; so it never reaches either of them. It is read here into names, versions, markers and hashes, and a
+The text is what ``uv pip compile --generate-hashes`` writes, but it comes from a stranger. In the format of such files,
+a line may also name an index, a URL, a path, a directory to install, another file to include or an environment
+variable; so it never reaches uv. It is read here into names, versions, markers and hashes, and a
 requirements file of our own is written from those.
 """
 

@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +21,27 @@ from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
 from hansa.node.agent_cluster import Unplaceable
 from hansa.node.blob_exchange import FetchFailed, Moved
-from hansa.node.blobs import BlobStore, NoRoom
+from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
+from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
+from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
 from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
+from hansa.node.trees import Trees
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
-from hansa.proto.workload import FILE_INPUT, MAX_FILE_LIST_BYTES, FileList, ListedFile, Workload
+from hansa.proto.market_documents import FEATURE_DEPENDENCIES
+from hansa.proto.workload import (
+    FILE_INPUT,
+    FILE_LOCK,
+    FILE_WHEEL,
+    MAX_FILE_LIST_BYTES,
+    FileList,
+    ListedFile,
+    Workload,
+)
 from hansa.scheduler.run import STAGING, RunFailed, RunLogged, StartRun
 
 if TYPE_CHECKING:
@@ -121,13 +134,13 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
     run_order = _run_order(daemon, order, entry, staged)
     if daemon.cluster is not None:
         try:
-            minors = daemon.cluster.place(
+            nodes = daemon.cluster.place(
                 order.run, entry.bid.devices, run_order.workers, run_order.limits.memory_bytes
             )
         except Unplaceable as fault:
             daemon.tell(RunFailed(run=order.run, kind="refused", reason=str(fault), at_ms=daemon.now_ms()))
             return
-        run_order = replace(run_order, gpu_minors=minors)
+        run_order = replace(run_order, **nodes)
     await daemon.executor.start(run_order)
 
 
@@ -164,6 +177,9 @@ def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -
         limits=limits,
         egress=_way_out(daemon, order.run, entry),
         gpu_minors=daemon.inventory.gpu_minors(entry.bid.devices),
+        device_nodes=daemon.inventory.device_nodes(entry.bid.devices),
+        cuda_devices=daemon.inventory.cuda_devices(entry.bid.devices),
+        rocm_devices=daemon.inventory.rocm_devices(entry.bid.devices),
         checkpoint=order.checkpoint,
         round=order.round,
     )
@@ -194,7 +210,44 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     inputs = [file for file in listed if file.kind == FILE_INPUT]
     if inputs:
         await trio.to_thread.run_sync(_lay_out, daemon.store, inputs, folder / "inputs")
-    return Staged(code=folder / "code", inputs=folder / "inputs" if inputs else None)
+    return Staged(
+        code=folder / "code",
+        inputs=folder / "inputs" if inputs else None,
+        environment=await _environment(daemon, order.run, listed),
+    )
+
+
+async def _environment(daemon: "Daemon", run: bytes, listed: Sequence[ListedFile]) -> Path | None:
+    """The job's own packages, if it names any."""
+    locks = [file for file in listed if file.kind == FILE_LOCK]
+    if not locks:
+        return None
+    if FEATURE_DEPENDENCIES not in daemon.furnishings:
+        raise Unstageable("this provider installs no packages for jobs", "refused")
+    if locks[0].blob.size_bytes > LARGEST_LOCK_BYTES:
+        raise Unstageable("the job's lock is larger than any lock")
+    since = trio.current_time()
+    try:
+        text = (await trio.to_thread.run_sync(daemon.store.read_bytes, locks[0].blob, LARGEST_LOCK_BYTES)).decode()
+        wheels = [
+            ShippedWheel(name=file.path, path=_stored(daemon.store, file.blob))
+            for file in listed
+            if file.kind == FILE_WHEEL
+        ]
+        ready = await daemon.environments.bring(text, wheels, run, version(PINNED))
+    except (ProtocolError, UnicodeDecodeError) as fault:
+        raise Unstageable(f"the job's lock cannot be used: {fault}") from fault
+    except (NotBuilt, BlobMissing) as fault:
+        raise Unstageable(str(fault), "refused") from fault
+    say(daemon, run, f"the job's packages are ready after {trio.current_time() - since:.1f} s\n")
+    return ready
+
+
+def _stored(store: BlobStore, blob: BlobRef) -> Path:
+    path = store.path(blob)
+    if path is None:
+        raise BlobMissing(blob)
+    return path
 
 
 def run_folder(daemon: "Daemon", run: bytes) -> Path:
@@ -328,9 +381,10 @@ def forget_run(daemon: "Daemon", run: bytes) -> None:
     gone = folder.with_name(f"gone-{secrets.token_hex(8)}")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(gone)
-    daemon.later(_remove, daemon.store, run, gone)
+    daemon.later(_remove, daemon.store, daemon.trees, run, gone)
 
 
-def _remove(store: BlobStore, run: bytes, folder: Path) -> None:
+def _remove(store: BlobStore, trees: Trees, run: bytes, folder: Path) -> None:
     store.pin_exactly((), PIN + run.hex())
+    trees.let_go(run)
     shutil.rmtree(folder, ignore_errors=True)

@@ -183,6 +183,7 @@ def advert_view(advert: Advert, *, connected: bool) -> Json:
         "peer_id": advert.peer_id,
         "region": advert.region,
         "tier": advert.tier,
+        "features": list(advert.features),
         "devices": [
             {
                 "kind": device.kind,

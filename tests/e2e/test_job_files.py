@@ -6,7 +6,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from kit.market import await_job, job_of, running_market
+import pytest
+from kit.market import asked, await_job, job_of, running_market
+from kit.wheels import a_wheel, an_index
 
 from hansa.node.cli_jobs import submit_job
 from hansa.node.demo_nodes import DemoNodes
@@ -93,3 +95,52 @@ def test_each_shard_reads_its_own_inputs_and_they_are_sent_once(tmp_path: Path) 
         assert "kept out of the package: data/common" in said
         submit_job(nodes.buyer.daemon, directory, say=said.append)
         assert "3 files beside the package, 5 MiB, 5 MiB of it there already" in said
+
+
+IMPORT = """
+import json
+
+
+def read(ctx):
+    import fetched
+    import shipped
+
+    ctx.report(step=1)
+    found = {"fetched": fetched.NAME, "shipped": shipped.NAME, "where": fetched.__file__}
+    try:
+        open(fetched.__file__, "w")
+        found["writable"] = True
+    except OSError:
+        pass
+    (ctx.outputs / "result.json").write_text(json.dumps(found))
+"""
+
+
+def test_a_job_runs_with_its_own_packages_and_the_second_time_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = a_wheel(tmp_path / "w", "fetched", "1.2", {"fetched.py": "NAME = 'from the index'\n"})
+    index = an_index(tmp_path / "index", fetched)
+    monkeypatch.setenv("UV_DEFAULT_INDEX", index)
+    settings = {'index = "https://pypi.org/simple"': f'index = "{index}"'}
+    with running_market("0.30", settings=settings) as nodes:
+        features = asked(nodes.buyer, "/v1/providers")["providers"][0].get("features")
+        if features is not None and "dependencies" not in features:
+            pytest.skip("no room for tools on this machine: hansa doctor says why")
+        environment = '\n[environment]\ndependencies = ["fetched>=1", "shipped"]\nwheels = "wheels"\n'
+        directory = write_job(tmp_path / "job", IMPORT, environment)
+        a_wheel(directory / "wheels", "shipped", "0.1", {"shipped.py": "NAME = 'from the job'\n"})
+        said: list[str] = []
+        for number in range(2):
+            job = submit_job(nodes.buyer.daemon, directory, say=said.append)
+            assert await_job(nodes, job, 120)["phase"] == "succeeded"
+            found = result(nodes, job, 0)
+            assert (found["fetched"], found["shipped"]) == ("from the index", "from the job")
+            assert "writable" not in found
+            lines = [line["text"] for line in nodes.buyer.daemon.lines(f"/v1/jobs/{job}/logs", follow="0")]
+            (ready,) = [line for line in lines if "packages are ready" in line]
+            took_s = float(ready.split()[-2])
+            print(f"packages ready after {took_s} s, submission {number + 1}")
+            assert number == 0 or took_s < 1.0
+        assert said[0].startswith("locked 2 packages in")
+        assert not any(line.startswith("locked") for line in said[1:])

@@ -3,23 +3,34 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hansa.node.cli_client import DaemonAway
 from hansa.node.cli_jobs import submit_job
+from hansa.node.config import FILE_NAME
 from hansa.node.demo_nodes import DemoNode, DemoNodes
 
 POLL_S = 0.1
 
 
 @contextmanager
-def running_market(*prices: str) -> Iterator[DemoNodes]:
-    """Providers at these prices and one buyer, all started, all knowing each other."""
+def running_market(*prices: str, settings: Mapping[str, str] | None = None) -> Iterator[DemoNodes]:
+    """Providers at these prices and one buyer, all started, all knowing each other.
+
+    ``settings`` are lines of the providers' ``config.toml`` and what stands there instead.
+    """
     with DemoNodes(prices=prices) as nodes:
         nodes.make()
+        for node in nodes.providers:
+            file = node.made.config.data_dir / FILE_NAME
+            text = file.read_text()
+            for before, after in (settings or {}).items():
+                assert before in text, f"{before} is no line of the config"
+                text = text.replace(before, after)
+            file.write_text(text)
         nodes.start()
         await_that(lambda: len(providers_known(nodes)) == len(prices), 90, "the buyer knows every provider")
         yield nodes
