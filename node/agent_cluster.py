@@ -30,6 +30,7 @@ from hansa.scheduler.devices import Topology
 FOLDER: Final = "cluster"
 TIERS: Final = (TIER_NONE, TIER_SANDBOX, "gvisor")
 """From the weakest to the strongest."""
+NODE_FIELDS: Final = ("gpu_minors", "device_nodes", "cuda_devices", "rocm_devices")
 WAIT_S: Final = 60.0
 """For a machine that a run was leased on to come back, after a restart of the daemon for example."""
 
@@ -122,15 +123,15 @@ class Cluster:
         if patience.cancelled_caught:
             raise Unplaceable("the machine that its devices are on is not connected")
 
-    def place(self, run: bytes, devices: Sequence[bytes], workers: int, memory_bytes: int) -> tuple[int, ...]:
-        """Say where a run will be, before it is started. Answers the device nodes of all its GPUs, wherever they are.
+    def place(self, run: bytes, devices: Sequence[bytes], workers: int, memory_bytes: int) -> dict[str, Any]:
+        """Say where a run will be, before it is started. Answers what its GPUs are called, wherever they are.
 
         Raises:
             Unplaceable: it cannot be there.
         """
         parts = self._parts(devices, workers, memory_bytes)
         self.switchboard.place(run, parts)
-        return tuple(minor for part in parts for minor in part.gpu_minors)
+        return {name: tuple(each for part in parts for each in getattr(part, name)) for name in NODE_FIELDS}
 
     def _parts(self, devices: Sequence[bytes], workers: int, memory_bytes: int) -> list[Part]:
         """The run's share of each machine, the daemon's own first, then the fullest."""
@@ -151,12 +152,7 @@ class Cluster:
         parts = []
         for name, share in zip(order, shares, strict=True):
             there = tuple(groups[name])
-            inventory = self._own() if name == HERE else None
-            minors = (
-                inventory.gpu_minors(there)
-                if inventory is not None
-                else tuple(sorted(minor for id_, minor in self.fleet.minors(name).items() if id_ in there))
-            )
+            nodes = nodes_here(self._own(), there) if name == HERE else self.fleet.nodes(name, there)
             cpu_millis = sum(known[device].cores_milli for device in there)
             memory = memory_bytes * len(there) // len(devices)
             if memory < MIN_MEMORY_BYTES and len(order) > 1:
@@ -164,7 +160,7 @@ class Cluster:
             parts.append(
                 Part(
                     machine=name,
-                    gpu_minors=minors,
+                    **nodes,
                     cpu_millis=max(cpu_millis, 100),
                     memory_bytes=memory,
                     workers=share,
@@ -209,6 +205,11 @@ class Cluster:
         if lacking:
             return f"runs here are made for {' and '.join(own_features())}, and this machine has no {lacking[0]}"
         return None
+
+
+def nodes_here(own: Inventory, devices: tuple[bytes, ...]) -> dict[str, tuple[Any, ...]]:
+    """As `Fleet.nodes`, of the daemon's own machine."""
+    return {name: getattr(own, name)(devices) for name in NODE_FIELDS}
 
 
 def share_out(workers: int, devices: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ the same on its side at the same time, so a run is never going on at a machine t
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -187,9 +187,15 @@ class Fleet:
         """On which machine each of these devices is."""
         return {device.id: name for name, machine in self.machines.items() for device in machine.report.devices}
 
-    def minors(self, machine: str) -> Mapping[bytes, int]:
-        """Device nodes of a machine's GPUs."""
-        return {gpu.device: gpu.minor for gpu in self.machines[machine].report.gpus}
+    def nodes(self, machine: str, devices: Collection[bytes]) -> dict[str, tuple[Any, ...]]:
+        """What a sandbox there is given for these of its GPUs, by the names of ``SandboxSpec``'s fields."""
+        gpus = [gpu for gpu in self.machines[machine].report.gpus if gpu.device in devices]
+        return {
+            "gpu_minors": tuple(sorted({minor for gpu in gpus for minor in gpu.gpu_minors})),
+            "device_nodes": tuple(sorted({node for gpu in gpus for node in gpu.device_nodes})),
+            "cuda_devices": tuple(name for gpu in gpus for name in gpu.cuda_devices),
+            "rocm_devices": tuple(name for gpu in gpus for name in gpu.rocm_devices),
+        }
 
     async def wait_for(self, devices: Iterable[bytes], own: Inventory) -> None:
         """Return when every one of these devices is on a machine that is here."""

@@ -18,6 +18,7 @@ from hansa.proto.units import Address, AtMost, Bytes32, DurationMs, Line, Note, 
 
 LARGEST_FRAME_BYTES = 512 << 10
 MOST_DEVICES = 1024
+MOST_NODES = 16
 Packet = Annotated[bytes, AtMost(64 << 10)]
 
 
@@ -66,11 +67,13 @@ class TurnedAway:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LentGpu:
-    """The device node behind a GPU."""
+    """What a sandbox is given for a GPU; see the fields of ``SandboxSpec`` with the same names."""
 
     device: Bytes32
-    minor: Uint32
-    uuid: Line
+    gpu_minors: Annotated[tuple[Uint32, ...], AtMost(MOST_NODES)]
+    device_nodes: Annotated[tuple[Line, ...], AtMost(MOST_NODES)]
+    cuda_devices: Annotated[tuple[Line, ...], AtMost(MOST_NODES)]
+    rocm_devices: Annotated[tuple[Line, ...], AtMost(MOST_NODES)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

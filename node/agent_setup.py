@@ -182,9 +182,14 @@ def report_of(config: AgentConfig, account: bytes, sandbox: SandboxReport) -> Re
     return Report(
         devices=inventory.devices,
         gpus=tuple(
-            LentGpu(device=device, minor=minor, uuid=gpu.uuid)
-            for device, gpu in inventory.gpus.items()
-            for minor in inventory.gpu_minors((device,))
+            LentGpu(
+                device=device,
+                gpu_minors=inventory.gpu_minors((device,)),
+                device_nodes=inventory.device_nodes((device,)),
+                cuda_devices=inventory.cuda_devices((device,)),
+                rocm_devices=inventory.rocm_devices((device,)),
+            )
+            for device in inventory.gpus
         ),
         tier=sandbox.tier,
         features=own_features(),

@@ -42,13 +42,22 @@ class Part:
     Attributes:
         machine: its name, or `HERE`.
         workers: Ray workers there.
+        gpu_minors: as in ``SandboxSpec``, and so the other three.
     """
 
     machine: str
-    gpu_minors: tuple[int, ...]
+    gpu_minors: tuple[int, ...] = ()
+    device_nodes: tuple[str, ...] = ()
+    cuda_devices: tuple[str, ...] = ()
+    rocm_devices: tuple[str, ...] = ()
     cpu_millis: int
     memory_bytes: int
     workers: int
+
+    @property
+    def gpus(self) -> int:
+        """How many it has."""
+        return max(len(self.gpu_minors), len(self.cuda_devices) + len(self.rocm_devices))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -313,13 +322,19 @@ def _specs(message: Start, parts: Sequence[Part]) -> list[SandboxSpec]:
     gang = Gang(
         place=0,
         workers=tuple(part.workers for part in parts),
-        gpus=tuple(len(part.gpu_minors) for part in parts),
+        gpus=tuple(part.gpus for part in parts),
         token=secrets.token_hex(32),
     )
     specs = []
     for place, part in enumerate(parts):
         spec = replace(
-            message.spec, gpu_minors=part.gpu_minors, cpu_millis=part.cpu_millis, memory_bytes=part.memory_bytes
+            message.spec,
+            gpu_minors=part.gpu_minors,
+            device_nodes=part.device_nodes,
+            cuda_devices=part.cuda_devices,
+            rocm_devices=part.rocm_devices,
+            cpu_millis=part.cpu_millis,
+            memory_bytes=part.memory_bytes,
         )
         if part.machine != HERE:
             # These are names of this machine's devices.
@@ -336,6 +351,9 @@ def _all_here(message: Start) -> Part:
     return Part(
         machine=HERE,
         gpu_minors=spec.gpu_minors,
+        device_nodes=spec.device_nodes,
+        cuda_devices=spec.cuda_devices,
+        rocm_devices=spec.rocm_devices,
         cpu_millis=spec.cpu_millis,
         memory_bytes=spec.memory_bytes,
         workers=1,

@@ -21,7 +21,7 @@ def send_outputs(wire: Wire, directory: Path, limit_bytes: int) -> None:
     Raises:
         Unsteady: see there.
     """
-    files = _files_below(directory)
+    files = files_below(directory)
     left_bytes = limit_bytes
     for path in files[:MAX_FILES]:
         name = path.relative_to(directory).as_posix()
@@ -38,7 +38,7 @@ def send_outputs(wire: Wire, directory: Path, limit_bytes: int) -> None:
         wire.send(Log(stream="stderr", data=words.encode()))
 
 
-def _files_below(directory: Path) -> list[Path]:
+def files_below(directory: Path) -> list[Path]:
     """Every plain file whose name is not too long, by a walk that does not recurse: a job may nest without end."""
     longest = len(str(directory)) + 1 + MAX_PATH_CHARS
     found, waiting = [], [str(directory)]

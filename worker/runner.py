@@ -49,6 +49,7 @@ from hansa.worker.cluster import (
     start_cluster,
 )
 from hansa.worker.deaths import Deaths
+from hansa.worker.gang_outputs import bring_outputs
 from hansa.worker.hub import Contribute, Deliver, Hub, Report
 from hansa.worker.outputs import Unsteady, send_outputs
 from hansa.worker.shard_worker import CHECKPOINT, ShardWorker, crash_path
@@ -270,8 +271,15 @@ class Run:
         if self._left and not self._stop_asked:
             self._wire.send(Left())
             return
+        gang = read_own_gang()
+        if gang is not None:
+            bring_outputs(self._ray, self._actors, gang, OUTPUTS, self._say)
         send_outputs(self._wire, OUTPUTS, self._begin.output_bytes)
         self._wire.send(Finished())
+
+    def _say(self, text: str) -> None:
+        """A line of ours in the run's log."""
+        self._wire.send(Log(stream="stderr", data=text.encode("utf-8", "replace")))
 
     def _take_messages(self, worker: int, messages: list[tuple[Any, ...]]) -> tuple[str, str] | None:
         """Pass on what one worker said; gives the kind and words of its end if that was among it."""

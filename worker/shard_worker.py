@@ -20,6 +20,7 @@ from typing import Any
 from hansa.proto.frames import MAX_MESSAGE_BYTES
 from hansa.proto.tensors import decode_state
 from hansa.worker.context import Context, Stopping
+from hansa.worker.outputs import files_below
 
 MAX_UNREAD = 256
 LOG_PIECE_BYTES = 32 << 10
@@ -117,6 +118,16 @@ class ShardWorker:
         with self._changed:
             self._due = round_number
             self._changed.notify_all()
+
+    def list_outputs(self) -> list[tuple[str, int]]:
+        """The files of results on this actor's machine, with their sizes; for a run on several."""
+        directory = Path(self._settings["outputs"])
+        return [(path.relative_to(directory).as_posix(), path.lstat().st_size) for path in files_below(directory)]
+
+    def read_output(self, name: str, at: int, most_bytes: int) -> bytes:
+        """A piece of one of them."""
+        with Path(self._settings["outputs"], name).open("rb") as file:
+            return os.pread(file.fileno(), most_bytes, at)
 
     def stop(self) -> None:
         """The run is to end at the job's next call."""

@@ -83,6 +83,9 @@ def main(ctx):
     for step in range(3):
         state = ctx.sync(state, weight=1)
         ctx.report(step=ctx.round, mean=float(state["w"][0]))
+    (ctx.outputs / "sub").mkdir(exist_ok=True)
+    (ctx.outputs / "sub" / f"of-{ctx.worker}.txt").write_text(str(ctx.worker) * 1_000_000)
+    (ctx.outputs / "same.txt").write_text(address())
 """
 
 HOLD = """
@@ -137,6 +140,11 @@ async def test_a_gang_on_two_machines_is_one_run(tmp_path):
                 assert f"worker {worker} of 3 is at {address}" in room.log
             steps = [event for event in room.events if isinstance(event, RunProgressed)]
             assert dict(steps[-1].metrics)["mean"] == 1.0
+            outputs = {one.path: one.blob for one in room.events if type(one).__name__ == "RunOutput"}
+            assert set(outputs) == {"sub/of-0.txt", "sub/of-1.txt", "sub/of-2.txt", "same.txt"}
+            assert room.blobs.kept[outputs["sub/of-2.txt"].root] == b"2" * 1_000_000
+            assert room.blobs.kept[outputs["same.txt"].root] == b"10.77.0.1"
+            assert "output left out: same.txt of another machine" in room.log
             nursery.cancel_scope.cancel()
 
 

@@ -89,7 +89,9 @@ async def test_an_invitation_lets_one_machine_in_and_then_nobody(tmp_path):
 
 async def test_what_machines_have_is_one_inventory_until_they_are_lost(tmp_path):
     async with a_house(tmp_path) as house, trio.open_nursery() as nursery:
-        gpu = LentGpu(device=b"\x02" * 32, minor=3, uuid="GPU-1")
+        gpu = LentGpu(
+            device=b"\x02" * 32, gpu_minors=(3,), device_nodes=("/dev/kfd",), cuda_devices=("GPU-1",), rocm_devices=()
+        )
         scopes = {}
         for name, report in (("a", a_report(1)), ("b", a_report(2, 3, gpus=(gpu,)))):
             scopes[name] = trio.CancelScope()
@@ -101,7 +103,9 @@ async def test_what_machines_have_is_one_inventory_until_they_are_lost(tmp_path)
             nursery.start_soon(serve)
             await house.until(lambda name=name: name in house.fleet.machines)
         assert house.fleet.machine_of() == {b"\x01" * 32: "a", b"\x02" * 32: "b", b"\x03" * 32: "b"}
-        assert house.fleet.minors("b") == {b"\x02" * 32: 3}
+        nodes = {"gpu_minors": (3,), "device_nodes": ("/dev/kfd",), "cuda_devices": ("GPU-1",), "rocm_devices": ()}
+        assert house.fleet.nodes("b", {b"\x02" * 32}) == nodes
+        assert house.fleet.nodes("b", {b"\x03" * 32}) == dict.fromkeys(nodes, ())
         changes = house.changes
         scopes["b"].cancel()
         await house.until(lambda: "b" not in house.fleet.machines)
