@@ -28,6 +28,7 @@ from hansa.proto.units import Address
 from hansa.scheduler.capacity import Capacity
 from hansa.scheduler.device_health import Health, Reason, Vitals, judge
 from hansa.scheduler.owner_rules import OwnerFacts, objections
+from hansa.scheduler.run import RUNNING
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
@@ -305,9 +306,16 @@ async def watch_devices(daemon: "Daemon") -> None:
         runs = {entry.lease: entry.pid for entry in leases if entry.pid is not None}
         leased = {device.id for entry in leases for device in entry.devices}
         sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs))
-        for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, leases)):
+        computing = [entry for entry in leases if _computes(daemon, entry.lease)]
+        for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, computing)):
             daemon.tell(event)
             _log(event)
+
+
+def _computes(daemon: "Daemon", lease: bytes) -> bool:
+    """Whether a run's time is being metered: what its devices do before that is not its doing."""
+    current = daemon.state.runs.live.get(lease)
+    return current is not None and current.phase == RUNNING
 
 
 def _log(event: NodeEvent) -> None:
