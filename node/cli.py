@@ -15,6 +15,7 @@ import click
 from hansa import __version__
 from hansa.node.cli_agent import AGENT_COMMANDS
 from hansa.node.cli_jobs import JOB_COMMANDS
+from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
 from hansa.node.cli_shell import SHELL_COMMANDS
@@ -168,7 +169,7 @@ def doctor(data_dir: Path, as_json: bool) -> int:
     return 0 if all(ok for _, ok, _ in findings) else 1
 
 
-for _command in (*AGENT_COMMANDS, *JOB_COMMANDS, *SHELL_COMMANDS, *MONEY_COMMANDS):
+for _command in (*AGENT_COMMANDS, *JOB_COMMANDS, *SHELL_COMMANDS, *METRICS_COMMANDS, *MONEY_COMMANDS):
     cli.add_command(_command)
 
 
