@@ -178,7 +178,7 @@ def report_of(config: AgentConfig, account: bytes, sandbox: SandboxReport) -> Re
     """What this machine has to lend under this account."""
     # Machines that were copied from one image share the serial that the kernel knows; their keys they do not.
     machine = replace(read_machine(), serial=config.identity.pin.hex())
-    inventory = take_inventory(account, config.provider, machine=machine, whole_only=True)
+    inventory = take_inventory(account, config.provider, machine=machine)
     return Report(
         devices=inventory.devices,
         gpus=tuple(

@@ -336,9 +336,6 @@ def _specs(message: Start, parts: Sequence[Part]) -> list[SandboxSpec]:
             cpu_millis=part.cpu_millis,
             memory_bytes=part.memory_bytes,
         )
-        if part.machine != HERE:
-            # These are names of this machine's devices.
-            spec = replace(spec, device_nodes=(), cuda_devices=(), rocm_devices=())
         if len(parts) > 1:
             program = spec.program if place == 0 else MEMBER
             spec = replace(spec, program=program, gang=replace(gang, place=place))

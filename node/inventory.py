@@ -7,7 +7,7 @@ name; and more slots than the machine has cores or memory for are refused at sta
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.config import ProviderConfig
@@ -85,7 +85,6 @@ def take_inventory(
     *,
     report: GpuReport | None = None,
     machine: Machine | None = None,
-    whole_only: bool = False,
 ) -> Inventory:
     """What this node lends under this account and these settings.
 
@@ -94,7 +93,6 @@ def take_inventory(
         provider: which GPUs and how many CPU slots.
         report: what the driver said; asked if not given.
         machine: what the kernel said; asked if not given.
-        whole_only: lend no GPU that needs more than its own ``/dev/nvidiaN``, where nobody could give a run more.
 
     Raises:
         ConfigError: the settings name a GPU that is not there, or more CPU capacity than there is.
@@ -104,10 +102,6 @@ def take_inventory(
     if report is None:
         nothing = GpuReport(gpus=(), driver_version="", notes=())
         report = nothing if provider.gpus == () else ask_once()
-    if whole_only:
-        others = tuple(f"{gpu.model} is not lent from here" for gpu in report.gpus if gpu.nodes)
-        whole = tuple(gpu for gpu in report.gpus if not gpu.nodes)
-        report = replace(report, gpus=whole, notes=(*report.notes, *dict.fromkeys(others)))
     machine = read_machine() if machine is None else machine
     lent = _chosen_gpus(provider, report)
     slots = _slot_count(provider, machine)

@@ -129,13 +129,6 @@ def test_a_card_that_is_named_stands_for_its_slices() -> None:
     assert [one.uuid for one in found.gpus.values()] == ["MIG-3", "MIG-4"]
 
 
-def test_where_slices_cannot_be_given_to_a_run_they_are_not_lent() -> None:
-    report = replace(TWO, gpus=(*SLICES, gpu(1)))
-    found = take_inventory(ACCOUNT, PROVIDER, report=report, machine=MACHINE, whole_only=True)
-    assert [one.uuid for one in found.gpus.values()] == ["GPU-1"]
-    assert found.note == "NVIDIA H200 is not lent from here; lends 1 GPU"
-
-
 @pytest.mark.gpu
 def test_a_real_gpu_is_lent_by_what_its_driver_calls_it(capsys: pytest.CaptureFixture[str]) -> None:
     report = ask_once()
