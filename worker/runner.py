@@ -6,6 +6,7 @@ It starts a cluster, lets the job's entry function run in every worker, and pass
 that matters: limits are held outside, since the job's code could replace this process at will.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -173,7 +174,8 @@ class Run:
         """End all that the job's code runs in, so that its devices are free, and leave the rest to be looked at."""
         self.kept.set()
         for actor in self._actors:
-            self._ray.kill(actor)  # on whichever machine it is; what it started beside itself ends below
+            with contextlib.suppress(Exception):  # Ray may be broken; whoever looks at this run is to be heard still
+                self._ray.kill(actor)  # on whichever machine it is; what it started beside itself ends below
         rays, shells = set(ray_processes().values()), self._shells.sessions()
         for _ in range(SWEEPS):
             end_processes(lambda pid: pid in rays or session_of(pid) in shells)

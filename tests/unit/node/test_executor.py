@@ -203,6 +203,13 @@ GARBAGE = {
     "no frame": b"GET / HTTP/1.1\r\n\r\n",
     "too long": b"\xff\xff\xff\xff",
     "a chunk alone": frames.encode(frames.Chunk(data=b"x")),
+    "more bytes than declared": b"".join(
+        frames.encode(frame) for frame in (frames.Output(path="a", size_bytes=1), frames.Chunk(data=b"xy"))
+    ),
+    "a header within a header": b"".join(
+        frames.encode(frame)
+        for frame in (frames.Sync(round=0, weight=1.0, size_bytes=9), frames.Output(path="a", size_bytes=9))
+    ),
     "a state over the limit": frames.encode(frames.Sync(round=0, weight=1.0, size_bytes=LIMITS.state_bytes + 1)),
     "an output over the limit": frames.encode(frames.Output(path="a", size_bytes=LIMITS.output_bytes + 1)),
     "two states without an answer": b"".join(
