@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hansa.market.effects import clipped, derived_nonce
+from hansa.market.isolation import is_served
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.egress import covers
@@ -89,7 +90,7 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return "this provider serves only buyers of its own list", ""
     if owed >= terms.credit_limit:
         return "you owe this provider as much as it lends to one buyer", "settle what you owe"
-    if tender.requirements.tier not in ("", "none", terms.tier):
+    if not is_served(tender.requirements.tier, terms.tier):
         return f"the isolation here is {terms.tier!r}", f"tier = {terms.tier!r}"
     lacking = [feature for feature in tender.requirements.features if feature not in terms.features]
     if lacking:

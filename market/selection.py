@@ -7,6 +7,7 @@ with us that ended well (Laplace's rule, so a newcomer counts as one good and on
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hansa.market.isolation import is_served
 from hansa.proto.market_documents import Bid, Tender
 from hansa.proto.units import Address, Amount, Bytes32, Line, Uint32, amount_for, e18_to_price_per_hour
 
@@ -75,7 +76,7 @@ def _exclusion(tender: Tender, bid: Bid, at_ms: int) -> str:
         return "above the price ceiling"
     if len(bid.devices) != needs.devices or len(set(bid.devices)) != len(bid.devices):
         return "not the number of devices that was tendered for"
-    if needs.tier not in ("", "none", bid.tier):
+    if not is_served(needs.tier, bid.tier):
         return f"not the isolation that was tendered for ({needs.tier})"
     if bid.max_total > amount_for(needs.wall_ms * needs.devices, bid.price_e18_per_device_ms) + 1:
         return "its limit is above price times time"

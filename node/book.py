@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from hansa.market.isolation import is_served
 from hansa.node.net import Context, Net, NetError, Verdict
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
@@ -70,7 +71,7 @@ class Book:
             for known in self.standing()
             if known.advert.currency == currency
             and known.advert.price_e18_per_device_ms <= ceiling_e18
-            and needs.tier in ("", "none", known.advert.tier)
+            and is_served(needs.tier, known.advert.tier)
             and not isinstance(choose(needs, known.advert.devices, known.advert.devices), Shortage)
         )
         return tuple(islice(fitting, MOST_INVITED))

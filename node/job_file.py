@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hansa.market.isolation import STRENGTH
 from hansa.node.faults import ConfigError
 from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
@@ -25,7 +26,6 @@ from hansa.proto.market_documents import (
     FEATURE_SEVERAL_MACHINES,
     KIND_CPU,
     KIND_GPU,
-    TIER_NONE,
     TIER_SANDBOX,
     Requirements,
 )
@@ -276,7 +276,7 @@ def _requirements(
         cores_milli=table.cores_milli("cores", 1),
         memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),
         scratch_bytes=table.size_bytes("disk", "2 GiB", least=1 << 20),
-        tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
+        tier=table.choice("tier", TIER_SANDBOX, STRENGTH),
         features=tuple(sorted((*environment.features, *((FEATURE_EGRESS,) if network.hosts else ()), *several))),
         egress=network.hosts,
         wall_ms=wall_ms,
