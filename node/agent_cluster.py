@@ -23,7 +23,8 @@ from hansa.node.events import InventoryChanged
 from hansa.node.faults import ConfigError
 from hansa.node.inventory import Inventory
 from hansa.node.launcher import Launch
-from hansa.node.sandbox import MIN_MEMORY_BYTES, SandboxReport
+from hansa.node.preflight import SandboxReport
+from hansa.node.sandbox import MIN_MEMORY_BYTES
 from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
 from hansa.scheduler.devices import Topology
 

@@ -33,8 +33,8 @@ from hansa.node.faults import ConfigError, NoSandbox, OperatorError
 from hansa.node.inventory import read_machine, take_inventory
 from hansa.node.launcher import launch_with
 from hansa.node.logs import start_logging
+from hansa.node.preflight import SandboxReport, check_sandbox
 from hansa.node.quantities import parse_duration
-from hansa.node.sandbox import SandboxReport, check_sandbox
 
 ANSWER_S: Final = 15.0
 NOTE_BYTES: Final = 2000

@@ -17,7 +17,7 @@ from hansa.node.rules_config import RulesConfig, read_rules
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
+from hansa.proto.market_documents import TIER_GVISOR, TIER_NONE, TIER_SANDBOX
 from hansa.proto.signing import parse_address
 from hansa.proto.units import Address, Amount, DurationMs, PriceE18
 
@@ -300,7 +300,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         cpu_cores_milli_per_slot=table.cores_milli("cpu_cores_per_slot", 2),
         memory_bytes_per_slot=table.size_bytes("memory_per_slot", "4 GiB", least=1 << 20),
         accept_buyers=_accept_buyers(table),
-        tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_NONE)),
+        tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_GVISOR, TIER_NONE)),
         meter_interval_ms=table.duration_ms("meter_interval", "10 s", least=100),
         voucher_timeout_ms=table.duration_ms("voucher_timeout", "60 s", least=1_000),
         max_unpaid=table.amount("max_unpaid", "0.25", least=1),
@@ -309,6 +309,8 @@ def _provider(table: TomlTable) -> ProviderConfig:
         shells=table.boolean("shells", True),
         max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
     )
+    if provider.tier == TIER_GVISOR and provider.gpus != ():
+        raise table.fault("gpus", 'must be empty with tier = "gvisor"', "runs in gVisor get no GPU here: gpus = []")
     table.finish()
     return provider
 

@@ -153,6 +153,19 @@ def mount_disk(name: str, device: str, uid: int) -> None:
     os.chown(files, uid, uid)
 
 
+def mount_empty(path: str) -> None:
+    """After `stage`, a small directory in memory for what only the run's own processes may see. Needs root.
+
+    Unlike all else it is not mounted nosuid: a user namespace could not remount it read-only then, as gVisor does. All
+    that lies in it is root's.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    Path(path).mkdir()
+    _mount(ctypes.CDLL(None, use_errno=True), "hansa", path, "tmpfs", 0, "mode=0755,size=4m")
+
+
 def _open_again(path: str, held: int | None) -> int:
     """A descriptor in our own mount namespace; the kernel binds nothing that was opened in another."""
     if held is None:
@@ -171,13 +184,14 @@ def drop_to(uid: int) -> None:
     assert os.getuid() == uid, "still somebody else"
 
 
-def set_limits(*, scratch_bytes: int, processes: int | None) -> None:
+def set_limits(*, file_bytes: int | None, processes: int | None) -> None:
     """Limits that hold per process, and the number of a uid's processes where no cgroup counts them.
 
     RLIMIT_AS is not among them: Ray, torch and CUDA reserve tens of GB that they never touch.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max(scratch_bytes, 1 << 28),) * 2)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(file_bytes, 1 << 28),) * 2)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 65_536 if most == resource.RLIM_INFINITY else min(65_536, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

@@ -26,6 +26,7 @@ from hansa.market.pricing import ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, provider_tasks, staging
 from hansa.node.agent_cluster import Cluster, makes_gangs
+from hansa.node.attestation import NoQuote, request_quote
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
@@ -59,7 +60,7 @@ from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
-from hansa.node.sandbox import SandboxReport, check_sandbox
+from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
 from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
@@ -72,6 +73,7 @@ from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
 from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
@@ -105,13 +107,22 @@ def now_ms() -> int:
 class Daemon:
     """A running node: the engine and everything around it. Made by ``run``."""
 
-    def __init__(self, config: Config, account: SigningKey, node: SigningKey, sandbox: SandboxReport | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        account: SigningKey,
+        node: SigningKey,
+        sandbox: SandboxReport | None,
+        tiers: tuple[TierReport, ...] = (),
+    ) -> None:
         """Open everything that lies on disk and fold the journal."""
         self.config = config
         self.account = account
         self.node = node
         self.now_ms = now_ms
         self.sandbox = sandbox
+        self.tiers = tiers
+        self.attestation: Json = {}
         data = config.data_dir
         self.runs_dir = data / "runs"
         shutil.rmtree(self.runs_dir, ignore_errors=True)
@@ -384,6 +395,7 @@ class Daemon:
             not_after_ms=now_ms() + BINDING_LIFE_MS,
             epoch=now_ms(),
         )
+        self.attestation = _attest(digest(DOMAIN, hello.binding))
         self.directory = Directory(self.net, hello, now_ms)
         self.directory.serve()
         self.book = Book(self.net, now_ms, self._learn_advert)
@@ -492,18 +504,27 @@ def _die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _attest(binding_digest: bytes) -> Json:
+    """What this machine can prove of itself about this node, or why it cannot."""
+    try:
+        return dict(request_quote(binding_digest).view())
+    except NoQuote as error:
+        return {"none": str(error)}
+
+
 @contextlib.contextmanager
 def _open(config: Config) -> Iterator[Daemon]:
     node = load_node_key(config.node_key)
     password_file: Path | None = config.password_file if config.password_file.exists() else None
     account = load_account(config.keystore, read_password(password_file))
-    sandbox = None
+    sandbox, launch = None, launch_with(config.sandbox.launcher)
     if config.provider.enabled and config.provider.tier != TIER_NONE:
-        sandbox = check_sandbox(launch=launch_with(config.sandbox.launcher))
+        sandbox = check_sandbox(launch=launch, tier=config.provider.tier)
     if sandbox is not None and not sandbox.available and config.sandbox.require:
         hint = "strangers' jobs are refused until this is mended; set provider.enabled = false to only buy"
         raise NoSandbox(f"no sandbox can be made here: {sandbox.reason}", hint)
-    daemon = Daemon(config, account, node, sandbox)
+    tiers = () if sandbox is None else check_tiers(sandbox, launch=launch)
+    daemon = Daemon(config, account, node, sandbox, tiers)
     if daemon.lends and sandbox is not None:
         daemon.furnishings = find_furnishings(daemon.trees, config.environments)
     try:

@@ -56,6 +56,8 @@ class NodeDesk:
             "inventory_note": daemon.inventory.note,
             "sandbox": daemon.sandbox_view,
             "machines": daemon.cluster.view() if daemon.cluster is not None else [],
+            "tiers": [{"tier": tier.tier, "available": tier.available, "reason": tier.reason} for tier in daemon.tiers],
+            "attestation": daemon.attestation,
             "peers": [
                 {
                     "peer_id": peer.peer_id,

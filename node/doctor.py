@@ -7,6 +7,7 @@ from pathlib import Path
 from hansa.node.cli_client import Daemon
 from hansa.node.config import Config, load_config
 from hansa.node.faults import OperatorError
+from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
 
 Finding = tuple[str, bool, str]
 
@@ -23,7 +24,7 @@ def examine(data_dir: Path) -> list[Finding]:
     except OperatorError as fault:
         findings.append(("config", False, f"{fault.what}: {fault.hint}"))
     findings.append(_daemon(data_dir))
-    findings.append(_sandbox(config))
+    findings += _sandbox(config)
     if config is not None:
         findings.append(_devices(config))
     return findings
@@ -41,12 +42,19 @@ def _daemon(data_dir: Path) -> Finding:
     return "daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers"
 
 
-def _sandbox(config: Config | None) -> Finding:
+def _sandbox(config: Config | None) -> list[Finding]:
+    """Whether runs can be made in this node's tier; beside it, without blame, every tier that has a name."""
     from hansa.node.launcher import launch_with  # noqa: PLC0415  # late, as below
-    from hansa.node.sandbox import check_sandbox  # noqa: PLC0415  # late: it brings the sandbox's own libraries in
+    from hansa.node.preflight import check_sandbox, check_tiers  # noqa: PLC0415  # late: it brings the sandbox's parts in
 
-    report = check_sandbox(launch=launch_with(config.sandbox.launcher if config else None))
-    return "sandbox", report.available, report.reason
+    launch = launch_with(config.sandbox.launcher if config else None)
+    wanted = config.provider.tier if config else TIER_SANDBOX
+    report = check_sandbox(launch=launch, tier=TIER_SANDBOX if wanted == TIER_NONE else wanted)
+    findings: list[Finding] = [("sandbox", report.available, report.reason)]
+    for tier in check_tiers(report, launch=launch):
+        means = "can be had" if tier.available else "cannot be had"
+        findings.append((f"tier {tier.tier}", True, f"{means}: {tier.reason}"))
+    return findings
 
 
 def _devices(config: Config) -> Finding:

@@ -12,19 +12,22 @@ and so a daemon that started bubblewrap by itself lost its jobs after exactly 10
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hansa.node import confine, process_tree
 from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
 from hansa.node.disk import IN_MEMORY, ON_DISK, Disk, close_disks, make_disks, scratch_directory
+from hansa.node.gvisor import PREFIX, STDIN, Bundle, furnish_gvisor, remove_bundles, run_command, write_bundle
 from hansa.node.launcher_guard import TOLD, end_children, serve_guarded, told_later
 from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
 from hansa.node.overlay_device import Overlay, can_make_overlay, make_overlay
@@ -50,6 +53,7 @@ class Room:
         ended_fd: readable when it has ended.
         words_fd: its standard error.
         disk: by which means what it writes is kept.
+        bundle_dir: what is to be removed with it, if it is in gVisor.
     """
 
     run: bytes
@@ -60,6 +64,7 @@ class Room:
     uid: confine.ClaimedUid | None
     spec: SandboxSpec
     disk: str
+    bundle_dir: Path | None = None
     words: bytes = b""
     paused: bool = False
     memory_kills: int = 0
@@ -77,6 +82,8 @@ class Confinement:
         held: what some of these named when they were looked at.
         disks: what is mounted for the job to write on, by the directory's name inside.
         overlay: the network with an interface of its own that it enters, if it is one of a gang.
+        bundle: what gVisor is given, if the run is to be in it.
+        bundle_dir: where that is written down.
     """
 
     spec: SandboxSpec
@@ -86,6 +93,8 @@ class Confinement:
     held: Mapping[str, int]
     disks: dict[str, Disk]
     overlay: Overlay | None
+    bundle: Bundle | None = None
+    bundle_dir: Path | None = None
 
     def enter(self) -> None:
         """Do it. It cannot be undone."""
@@ -97,8 +106,16 @@ class Confinement:
             confine.stage(self.sources, self.held)
             for inside, disk in self.disks.items():
                 confine.mount_disk(Path(inside).name, disk.device, self.uid.uid)
+        if self.bundle is not None and self.bundle_dir is not None:
+            if self.uid is None:
+                self.bundle_dir.mkdir(mode=0o700)
+            else:
+                confine.mount_empty(str(self.bundle_dir))
+            write_bundle(self.bundle, self.bundle_dir, None if self.uid is None else self.uid.uid)
         spec = self.spec
-        confine.set_limits(scratch_bytes=spec.scratch_bytes, processes=None if self.group else spec.processes)
+        # All of a run's memory is one file of gVisor's.
+        file_bytes = spec.scratch_bytes if self.bundle is None else None
+        confine.set_limits(file_bytes=file_bytes, processes=None if self.group else spec.processes)
         if self.uid is not None:
             confine.drop_to(self.uid.uid)
 
@@ -132,6 +149,7 @@ class Launcher:
         """Do what is asked; return once the daemon is gone, or ``told_fd`` is readable, and nothing is left."""
         with contextlib.suppress(OSError):
             remove_leftovers()
+            remove_bundles(Path(tempfile.gettempdir()))
         # A daemon that has not read for so long is as good as gone, and must not hold us up when we are told to end.
         self._control.settimeout(SEND_PATIENCE_S)
         self._selector.register(self._control, selectors.EVENT_READ, self._take_request)
@@ -248,6 +266,11 @@ class Launcher:
         sources = [path for path, _inside in (*inventory.binds, *inventory.system_binds)]
         sources += [inventory.bwrap_root, *spec.paths]
         disks = make_disks(spec.disk_sizes, scratch_directory()) if is_root else {}
+        if spec.tier == "gvisor" and group is None:
+            raise SandboxUnavailable(
+                "gVisor keeps files in memory that is no process's, and there are no control groups to count it",
+                "run the launcher as root, or with a delegated control group",
+            )
         return Confinement(spec=spec, group=group, uid=uid, sources=sources, held=held, disks=disks, overlay=overlay)
 
     def _furnish_and_fork(
@@ -282,15 +305,21 @@ class Launcher:
             open_fds.append(descriptor)
             return descriptor
 
-        command = build_command(inventory, spec, theirs.fileno(), open_data, places)
-        open_fds.append(open_filter(uncounted=way.group is not None))
-        done_with.callback(os.close, open_fds[-1])
-        command[1:1] = ["--seccomp", str(open_fds[-1])]
+        stdin = None
+        if spec.tier == "gvisor":
+            way = self._with_bundle(way, furnish_gvisor(inventory, spec, places))
+            command = run_command(str(way.bundle_dir), with_egress=spec.egress is not None)
+            stdin = theirs.fileno()
+        else:
+            command = build_command(inventory, spec, theirs.fileno(), open_data, places)
+            open_fds.append(open_filter(uncounted=way.group is not None))
+            done_with.callback(os.close, open_fds[-1])
+            command[1:1] = ["--seccomp", str(open_fds[-1])]
         us = os.getpid()
         with told_later():
             pid = os.fork()
             if pid == 0:
-                _become(command, open_fds, words_in, us, way.enter)
+                _become(command, open_fds, (stdin, words_in), us, way.enter)
         room = Room(
             run=message.run,
             pid=pid,
@@ -300,8 +329,14 @@ class Launcher:
             uid=way.uid,
             spec=spec,
             disk=ON_DISK if way.disks else IN_MEMORY,
+            bundle_dir=way.bundle_dir if way.uid is None else None,  # root's goes with its mount namespace
         )
         return room, ours.detach()
+
+    def _with_bundle(self, way: Confinement, bundle: Bundle) -> Confinement:
+        """The same, with a bundle: root's is written where only the run's own processes see it."""
+        own = Path(tempfile.gettempdir(), f"{PREFIX}{os.getpid()}-{self._counter}")
+        return replace(way, bundle=bundle, bundle_dir=own if way.uid is None else Path(confine.STAGE, "gvisor"))
 
     def _watch(self) -> None:
         """Count what runs without a cgroup, and end what is over its limits."""
@@ -359,6 +394,8 @@ class Launcher:
             with contextlib.suppress(OSError):
                 kills, peak = room.group.memory_kills(), room.group.peak_bytes()
             room.group.remove()
+        if room.bundle_dir is not None:
+            shutil.rmtree(room.bundle_dir, ignore_errors=True)
         if room.uid is not None:
             room.uid.release()
         self._tell(
@@ -377,12 +414,25 @@ class Launcher:
 
 
 def _become(
-    command: list[str], descriptors: list[int], words: int, parent: int, confine_us: Callable[[], None]
+    command: list[str],
+    descriptors: list[int],
+    standard: tuple[int | None, int],
+    parent: int,
+    confine_us: Callable[[], None],
 ) -> None:
-    """In the forked process: turn into bubblewrap, or say why not and leave. Never returns."""
+    """In the forked process: turn into the sandbox, or say why not and leave. Never returns.
+
+    Args:
+        command: what to turn into.
+        descriptors: what it inherits.
+        standard: its standard input, if it has any, and its standard error.
+        parent: the launcher.
+        confine_us: what is done before.
+    """
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 0)
+        stdin, words = standard
+        os.dup2(nothing if stdin is None else stdin, STDIN)
         os.dup2(nothing, 1)
         os.dup2(words, 2)
         for number in (*TOLD, signal.SIGPIPE):
@@ -394,7 +444,7 @@ def _become(
             os.set_inheritable(descriptor, True)
         os.execve(command[0], command, {})  # noqa: S606 - there is no shell here, on purpose
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as a second launcher
-        os.write(2, f"before bubblewrap: {type(error).__name__}: {error}\n".encode())
+        os.write(2, f"before the sandbox: {type(error).__name__}: {error}\n".encode())
     os._exit(126)
 
 

@@ -8,21 +8,14 @@ Modules are looked for in this order: Hansa and Ray, which are always the provid
 the provider's packages.
 """
 
-import socket
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import hansa
 from hansa.node.sandbox_devices import gpu_flags, gpu_variables
 from hansa.node.sandbox_image import ImageRoot, driver_flags, furnish_from_image
-from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
+from hansa.node.sandbox_inventory import Inventory
 from hansa.proto.gang import GANG_FILE, Gang, address_of, gang_text
-
-if TYPE_CHECKING:
-    from hansa.node.launcher import Launch
 
 INSIDE_UID = 1000
 ENVIRONMENT = "/opt/environment"
@@ -86,23 +79,6 @@ class SandboxSpec:
     def disk_sizes(self) -> dict[str, int]:
         """The directories that the job may fill, and how far."""
         return {"/job/work": self.scratch_bytes, "/job/outputs": min(self.output_bytes, self.scratch_bytes)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxReport:
-    """What kind of room this machine can offer.
-
-    Attributes:
-        available: whether strangers' jobs may be run at all.
-        tier: ``"sandbox"`` or ``"none"``, as it goes into adverts.
-        reason: one sentence for the owner: why not, or what was found.
-        limits: by which means each limit is held, e.g. ``{"memory": "cgroup v1", …}``.
-    """
-
-    available: bool
-    tier: str
-    reason: str
-    limits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,95 +225,3 @@ def system_flags() -> list[str]:
 
 def _tmpfs(path: str, size_bytes: int, mode: str) -> list[str]:
     return ["--perms", mode, "--size", str(max(size_bytes, 1 << 20)), "--tmpfs", path]
-
-
-def check_sandbox(timeout_s: float = 30.0, *, launch: "Launch | None" = None) -> SandboxReport:
-    """Start one sandbox with a small program in it that looks around, and judge what it saw.
-
-    Args:
-        timeout_s: how long each answer may take.
-        launch: gives the launcher that will make this node's sandboxes; without it one is started for the occasion.
-    """
-    try:
-        take_inventory()
-        facts, limits = _probe(timeout_s, launch)
-    except SandboxUnavailable as error:
-        return SandboxReport(available=False, tier="none", reason=f"{error}; {error.hint}")
-    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        return SandboxReport(available=False, tier="none", reason=f"starting a sandbox failed: {error}")
-    faults = _faults_in(facts)
-    if faults:
-        return SandboxReport(
-            available=False, tier="none", reason=f"the sandbox leaks: {', '.join(faults)}", limits=limits
-        )
-    held = ", ".join(f"{name} by {means}" for name, means in sorted(limits.items()))
-    return SandboxReport(available=True, tier="sandbox", reason=f"bubblewrap works; {held}", limits=limits)
-
-
-def _faults_in(facts: Mapping[str, Any]) -> list[str]:
-    """What the probe saw that it should not have."""
-    wanted = {
-        "uid": INSIDE_UID,
-        "capabilities": 0,
-        "no_new_privileges": True,
-        "seccomp": True,
-        "interfaces": ["lo"],
-        "readable": [],
-        "writable": [],
-        "missing": [],
-    }
-    return [f"{name} is {facts.get(name)!r}" for name, value in wanted.items() if facts.get(name) != value]
-
-
-def _probe(timeout_s: float, launch: "Launch | None") -> tuple[dict[str, Any], dict[str, str]]:
-    from hansa.node import launcher  # noqa: PLC0415 - the launcher builds on this module
-    from hansa.node.launcher_protocol import Start, Started, receive, send  # noqa: PLC0415
-
-    process, control = (launch or launcher.start_launcher)()
-    try:
-        control.settimeout(timeout_s)
-        # As the inventory names it: whoever asks, a launcher shows this to every sandbox.
-        code = str((Path(hansa.__file__).resolve().parent / "worker").resolve())
-        spec = SandboxSpec(
-            program="hansa.worker.probe",
-            code=code,
-            inputs=None,
-            memory_bytes=MIN_MEMORY_BYTES,
-            cpu_millis=1000,
-            processes=64,
-            scratch_bytes=1 << 20,
-            output_bytes=1 << 20,
-            gpu_minors=(),
-        )
-        send(control, Start(run=b"probe", spec=spec))
-        reply, descriptors = receive(control)
-        if not isinstance(reply, Started):
-            raise SandboxUnavailable(
-                getattr(reply, "reason", "the launcher did not answer"), "the message says what it lacks"
-            )
-        with socket.socket(fileno=descriptors[0]) as line:
-            line.settimeout(timeout_s)
-            said = b""
-            while piece := line.recv(65536):
-                said += piece
-        if not said:
-            ended, _ = receive(control)
-            words = getattr(ended, "words", "")
-            raise SandboxUnavailable(f"bubblewrap failed: {words.strip()[-300:]}", _hint_for(words))
-        import msgpack  # noqa: PLC0415 - only needed here
-
-        facts: dict[str, Any] = msgpack.unpackb(said)
-        return facts, dict(reply.limits)
-    finally:
-        control.close()
-        if process is not None:
-            process.wait(timeout_s)
-
-
-def _hint_for(words: str) -> str:
-    if "uid map" in words or "namespace" in words:
-        return (
-            "allow unprivileged user namespaces (kernel.unprivileged_userns_clone=1, "
-            "kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap)"
-        )
-    return "the message says what it lacks"

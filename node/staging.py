@@ -32,7 +32,7 @@ from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.trees import Trees
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
-from hansa.proto.market_documents import FEATURE_DEPENDENCIES
+from hansa.proto.market_documents import FEATURE_DEPENDENCIES, TIER_NONE, TIER_SANDBOX
 from hansa.proto.workload import (
     FILE_INPUT,
     FILE_LOCK,
@@ -134,9 +134,7 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
     run_order = _run_order(daemon, order, entry, staged)
     if daemon.cluster is not None:
         try:
-            nodes = daemon.cluster.place(
-                order.run, entry.bid.devices, run_order.workers, run_order.limits.memory_bytes
-            )
+            nodes = daemon.cluster.place(order.run, entry.bid.devices, run_order.workers, run_order.limits.memory_bytes)
         except Unplaceable as fault:
             daemon.tell(RunFailed(run=order.run, kind="refused", reason=str(fault), at_ms=daemon.now_ms()))
             return
@@ -176,6 +174,8 @@ def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -
         parameters=workload.parameters,
         limits=limits,
         egress=_way_out(daemon, order.run, entry),
+        # No promise means no other walls than there are.
+        tier=TIER_SANDBOX if entry.bid.tier == TIER_NONE else entry.bid.tier,
         gpu_minors=daemon.inventory.gpu_minors(entry.bid.devices),
         device_nodes=daemon.inventory.device_nodes(entry.bid.devices),
         cuda_devices=daemon.inventory.cuda_devices(entry.bid.devices),

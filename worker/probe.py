@@ -19,8 +19,9 @@ def look_around() -> dict[str, object]:
     return {
         "uid": os.getuid(),
         "capabilities": int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapBnd"], 16),
-        "no_new_privileges": status["NoNewPrivs"].strip() == "1",
-        "seccomp": status["Seccomp"].strip() == "2",
+        "no_new_privileges": status.get("NoNewPrivs", "").strip() == "1",
+        "seccomp": status.get("Seccomp", "").strip() == "2",
+        "kernel": f"{os.uname().release} {os.uname().version}",
         "interfaces": [name for _number, name in socket.if_nameindex()],
         "readable": [path for path in READABLE if _has_content(Path(path))],
         "writable": [path for path in WRITABLE if os.access(path, os.W_OK)],

@@ -15,7 +15,7 @@ import pytest
 from hansa.node import process_tree
 from hansa.node.cli_client import Daemon
 from hansa.node.overlay_device import can_make_overlay
-from hansa.node.sandbox import check_sandbox
+from hansa.node.preflight import check_sandbox
 
 pytestmark = pytest.mark.slow
 JOB = """

@@ -16,8 +16,8 @@ import trio
 from hansa.node import process_tree
 from hansa.node.blobs import BlobStore
 from hansa.node.executor import Executor
+from hansa.node.preflight import SandboxReport, check_sandbox
 from hansa.node.run_order import RunLimits, RunOrder
-from hansa.node.sandbox import SandboxReport, check_sandbox
 
 LIMITS = RunLimits(
     memory_bytes=1 << 30,

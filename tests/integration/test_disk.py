@@ -18,7 +18,7 @@ from integration.test_launcher import SPEC
 from hansa.node.disk import IN_MEMORY, ON_DISK, close_disks, make_disk
 from hansa.node.launcher import start_launcher
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
-from hansa.node.sandbox import check_sandbox
+from hansa.node.preflight import check_sandbox
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput
 
 RUNNER = dataclasses.replace(SPEC, program="hansa.worker.runner", memory_bytes=1 << 30, scratch_bytes=32 << 20)

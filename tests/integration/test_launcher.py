@@ -16,7 +16,8 @@ import hansa
 from hansa.node import process_tree
 from hansa.node.launcher import connect_launcher, launch_with
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
-from hansa.node.sandbox import SandboxSpec, check_sandbox
+from hansa.node.preflight import check_sandbox
+from hansa.node.sandbox import SandboxSpec
 
 SPEC = SandboxSpec(
     program="hansa.worker.probe",
