@@ -1,4 +1,4 @@
-"""Run by test_egress_proxy.py in a network namespace of its own: a proxy here, a host with a public address behind a wire.
+"""Run by test_egress_proxy.py in a network namespace of its own: a proxy here, a public host behind a wire.
 
 Prints what the proxy answers when a job asks for that host, for this machine's own public address, for the local
 network at the end of the wire, and for a cloud's metadata service. Nothing of the proxy's policy is widened.
@@ -73,7 +73,8 @@ def be_far_end(wire: int) -> None:
 
 
 async def ask(path: Path, host: str) -> str:
-    async with await trio.open_unix_socket(path) as stream:
+    os.chdir(path.parent)  # an address of a unix socket holds 108 bytes
+    async with await trio.open_unix_socket(path.name) as stream:
         await stream.send_all(f"CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         return (await stream.receive_some()).split(b" ")[1].decode()
 
