@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ KEPT_OUTPUT_BYTES = 16 << 10
 WATCH_S = 0.25
 MOST_MEMORY_BYTES = 8 << 30
 """Of address space: the tools reserve more than they use."""
+PASSED_ON = (
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy", "no_proxy"),
+)
+"""How this machine reaches the outside, as its owner set it for the daemon."""
 NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf")
 
 
@@ -120,6 +125,29 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
     return Outcome(ok=not why and status == 0, words=why or output.decode("utf-8", "replace").strip())
 
 
+async def run_in_thread(work: Callable[[threading.Event], None]) -> None:
+    """Have something with tools in it done in a thread, which gives up as soon as nobody waits any more."""
+    import trio  # noqa: PLC0415 - the process that becomes bubblewrap starts faster without it
+
+    given_up = threading.Event()
+    try:
+        await trio.to_thread.run_sync(
+            work,
+            given_up,
+            abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs are older than trio
+        )
+    finally:
+        given_up.set()
+
+
+def ways_out() -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Variables and certificates for a tool that downloads."""
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    certificates = {variables[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in variables}
+    hidden = [path for path in sorted(certificates) if not path.startswith("/etc/ssl/certs")]
+    return variables, [(os.path.realpath(path), path) for path in hidden]
+
+
 def _too_much(tool: Tool) -> str:
     size_bytes, files = tree_size(Path(tool.work), enough_files=tool.most_files)
     if size_bytes > tool.most_bytes:
@@ -158,7 +186,8 @@ def tree_size(
 
 def make_work(directory: Path) -> None:
     """Make a directory that a tool may write to."""
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o755)
     if os.getuid() == 0:
         os.chown(directory, BUILDER_UID, BUILDER_UID)
 

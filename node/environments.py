@@ -8,7 +8,6 @@ without the network. The result is known by what went into it and shared by all 
 
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -16,16 +15,18 @@ import sysconfig
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import trio
 from uv import find_uv_bin
 
-from hansa.node.build_room import WORK, Outcome, Tool, run_tool
+from hansa.node.build_room import WORK, Outcome, Tool, run_in_thread, run_tool, ways_out
 from hansa.node.environments_config import EnvironmentsConfig
+from hansa.node.images import check_images
 from hansa.node.locks import (
     Locked,
     check_wheel_name,
@@ -36,15 +37,10 @@ from hansa.node.locks import (
     without_provided,
 )
 from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
-from hansa.node.trees import Trees
-from hansa.proto.market_documents import FEATURE_DEPENDENCIES
+from hansa.node.trees import Trees, open_to_everybody
+from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE
 
 UV = "/opt/uv"
-PASSED_ON = (
-    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
-    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy", "no_proxy"),
-)
-"""How this machine reaches the index, as its owner set it for the daemon."""
 PROBE_WHEEL = "hansa_probe-1-py3-none-any.whl"
 MOST_S = 20 * 60.0
 MOST_BYTES = 20 << 30
@@ -91,7 +87,6 @@ class Environments:
         """``trees`` keeps them; the owner says where packages come from."""
         self._trees = trees
         self._config = config
-        self._building = trio.Lock()
 
     async def bring(self, lock: str, wheels: Sequence[ShippedWheel], run: bytes, pinned_version: str) -> Path | None:
         """The directory with everything that a lock names; ``None`` if that is nothing.
@@ -107,10 +102,10 @@ class Environments:
             return None
         if (ready := await trio.to_thread.run_sync(self._trees.take, plan.key, run)) is not None:
             return ready
-        async with self._building:
+        async with self._trees.building:
             if (ready := await trio.to_thread.run_sync(self._trees.take, plan.key, run)) is not None:
                 return ready
-            await _in_thread(self._build, plan)
+            await run_in_thread(partial(self._build, plan))
             ready = await trio.to_thread.run_sync(self._trees.take, plan.key, run)
             await trio.to_thread.run_sync(self._trees.make_room)
         if ready is None:
@@ -121,8 +116,9 @@ class Environments:
         made = self._trees.begin()
         try:
             with tempfile.TemporaryDirectory(dir=self._trees.directory, prefix="input-") as given:
-                Path(given).chmod(0o755)
-                for tool in self._tools(plan, made, Path(given)):
+                tools = self._tools(plan, made, Path(given))
+                open_to_everybody(Path(given))
+                for tool in tools:
                     # One tool may not lead the next one elsewhere, whatever it made of its directory.
                     if made.is_symlink() or not made.is_dir():
                         raise NotBuilt("the job's packages cannot be installed here: the first of them broke the rest")
@@ -163,15 +159,13 @@ class Environments:
         for place in self._config.find_links:
             command += ["--find-links", place]
         read += [(local, local) for local in _local_places(self._config)]
-        variables = _variables(inventory)
-        variables |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        certificates = {variables[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in variables}
-        read += [(os.path.realpath(path), path) for path in certificates if not path.startswith("/etc/ssl/certs")]
+        outward, certificates = ways_out()
+        read += certificates
         return Tool(
             command=tuple(command),
             work=str(self._trees.work),
             read=tuple(read),
-            variables=variables,
+            variables={**_variables(inventory), **outward},
             network=True,
             most_bytes=2 * self._config.quota_bytes,
             most_files=4 * MOST_FILES,
@@ -239,10 +233,10 @@ def check_environments(trees: Trees) -> str:
     try:
         with tempfile.TemporaryDirectory(dir=trees.directory, prefix="input-") as given:
             folder = Path(given)
-            folder.chmod(0o755)
             digest = _write_probe(folder / PROBE_WHEEL)
             probe = Locked(name="hansa-probe", version="1", marker="", hashes=(digest,))
             (folder / "requirements.txt").write_text(requirements_text([probe]))
+            open_to_everybody(folder)
             outcome = run_tool(from_job(take_inventory(), made, folder))
         if outcome.ok and not (made / "hansa_probe.py").is_file():
             return "uv said that it installed a package, and did not"
@@ -259,9 +253,13 @@ def find_furnishings(trees: Trees, config: EnvironmentsConfig) -> frozenset[str]
     if config.enabled:
         why = check_environments(trees)
         if why:
-            logging.getLogger(__name__).warning("no packages are installed for jobs: %s", why)
+            logging.getLogger("hansa.furnish").warning("no packages are installed for jobs: %s", why)
         else:
             found.add(FEATURE_DEPENDENCIES)
+    why = check_images(trees)
+    if not why:
+        found.add(FEATURE_IMAGE)
+    logging.getLogger("hansa.furnish").info("images for jobs: %s", why or "as they ask for them")
     return frozenset(found)
 
 
@@ -309,12 +307,3 @@ def _local_places(config: EnvironmentsConfig) -> list[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def _in_thread(work: Callable[[Plan, threading.Event], None], plan: Plan) -> None:
-    """Have it done in a thread, which gives up as soon as nobody waits any more."""
-    given_up = threading.Event()
-    try:
-        await trio.to_thread.run_sync(work, plan, given_up, abandon_on_cancel=True)  # type: ignore[call-arg]  # the stubs are older than trio
-    finally:
-        given_up.set()

@@ -25,6 +25,7 @@ from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
+from hansa.node.images import NoImage, pulled, shipped
 from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
 from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
@@ -32,13 +33,13 @@ from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.trees import Trees
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
-from hansa.proto.market_documents import FEATURE_DEPENDENCIES, TIER_NONE, TIER_SANDBOX
+from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE, TIER_NONE, TIER_SANDBOX
 from hansa.proto.workload import (
+    FILE_IMAGE,
     FILE_INPUT,
     FILE_LOCK,
     FILE_WHEEL,
     MAX_FILE_LIST_BYTES,
-    FileList,
     ListedFile,
     Workload,
 )
@@ -199,10 +200,10 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     assert award is not None
     folder = run_folder(daemon, order.run)
     wanted = [workload.package, *([order.checkpoint] if order.checkpoint else [])]
-    listed: list[ListedFile] = []
+    reference, listed = "", list[ListedFile]()
     if workload.files is not None:
         await _fetch(daemon, order.run, entry.buyer, [workload.files])
-        _, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard)
+        reference, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard)
         wanted += [file.blob for file in listed]
     await trio.to_thread.run_sync(daemon.store.pin_exactly, set(wanted), PIN + order.run.hex())
     await _fetch(daemon, order.run, entry.buyer, wanted)
@@ -214,6 +215,7 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
         code=folder / "code",
         inputs=folder / "inputs" if inputs else None,
         environment=await _environment(daemon, order.run, listed),
+        image=await _image(daemon, order.run, reference, listed),
     )
 
 
@@ -240,6 +242,25 @@ async def _environment(daemon: "Daemon", run: bytes, listed: Sequence[ListedFile
     except (NotBuilt, BlobMissing) as fault:
         raise Unstageable(str(fault), "refused") from fault
     say(daemon, run, f"the job's packages are ready after {trio.current_time() - since:.1f} s\n")
+    return ready
+
+
+async def _image(daemon: "Daemon", run: bytes, reference: str, listed: Sequence[ListedFile]) -> Path | None:
+    """The root of the job's image, if it has one."""
+    archives = [file for file in listed if file.kind == FILE_IMAGE]
+    if not archives and not reference:
+        return None
+    if FEATURE_IMAGE not in daemon.furnishings:
+        raise Unstageable("this provider runs no images", "refused")
+    since = trio.current_time()
+    try:
+        wanted = pulled(reference)
+        if archives:
+            wanted = shipped(archives[0].blob.root, _stored(daemon.store, archives[0].blob))
+        ready = await daemon.images.bring(wanted, run)
+    except (NoImage, BlobMissing) as fault:
+        raise Unstageable(str(fault), "refused") from fault
+    say(daemon, run, f"the job's image is ready after {trio.current_time() - since:.1f} s\n")
     return ready
 
 
@@ -320,8 +341,8 @@ async def bring(daemon: "Daemon", blob: BlobRef, owner: bytes, moved: Moved | No
 # Laying out.
 
 
-def _read_list(store: BlobStore, workload: Workload, shard: int) -> tuple[FileList, list[ListedFile]]:
-    """The list, and what of it this shard needs; never more than the award was for."""
+def _read_list(store: BlobStore, workload: Workload, shard: int) -> tuple[str, list[ListedFile]]:
+    """The image to pull, and what of the list this shard needs; never more than the award was for."""
     assert workload.files is not None
     try:
         found = read_file_list(store.read_bytes(workload.files, MAX_FILE_LIST_BYTES), workload.shards)
@@ -330,7 +351,7 @@ def _read_list(store: BlobStore, workload: Workload, shard: int) -> tuple[FileLi
     listed = list(files_of(found, shard))
     if sum(file.blob.size_bytes for file in listed) > workload.fetch_bytes:
         raise Unstageable("the job's files are larger than it said")
-    return found, listed
+    return found.image, listed
 
 
 def _unpack(store: BlobStore, package: BlobRef, folder: Path) -> None:

@@ -19,6 +19,8 @@ import stat
 import threading
 from pathlib import Path
 
+import trio
+
 from hansa.node.build_room import make_work, remove_tree, tree_size
 
 EVERYBODY_READS, EVERYBODY_ENTERS = 0o444, 0o555
@@ -34,6 +36,8 @@ class Trees:
         self.work = directory / "work"
         self.cache = self.work / "cache"
         self._ready = directory / "ready"
+        self.building = trio.Lock()
+        """Held while tools work: some see all of ``work``, and are not to see what another is making."""
         self._lock = threading.Lock()
         self._users: dict[str, set[bytes]] = {}
         directory.mkdir(mode=0o711, parents=True, exist_ok=True)
