@@ -72,6 +72,11 @@ class RunClock:
         """It said something."""
         self._heard_s = self.spent_s
 
+    def begin(self) -> None:
+        """The job's code begins. How long its cluster took to come up is not time in which the job did nothing."""
+        self.started = True
+        self._moved_s = self.spent_s
+
     def beat(self, progress: int, *, waiting: bool) -> None:
         """It said how far it is, and whether it waits for the others."""
         self.waiting = waiting

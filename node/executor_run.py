@@ -303,7 +303,7 @@ class Supervision:
         match frame:
             case frames.Started():
                 if not self._clock.started:
-                    self._clock.started = True
+                    self._clock.begin()
                     self._tell(RunStarted(run=run, at_ms=at_ms))
             case frames.Progress():
                 self._clock.step = max(self._clock.step or 0, frame.step)

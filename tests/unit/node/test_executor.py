@@ -260,6 +260,20 @@ async def test_time_that_runs_out_is_told_by_its_kind(tmp_path, kind, limits, se
         assert (await stage.end()).kind == kind
 
 
+async def test_a_start_that_takes_longer_than_a_job_may_stall_is_no_stall(tmp_path):
+    async with a_stage() as stage:
+        limits = dataclasses.replace(LIMITS, stall_ms=600)
+        await stage.room.executor.start(an_order(tmp_path, "", limits=limits))
+        await stage.furnish()
+        await stage.say(frames.Heartbeat(progress=0, waiting=False))
+        await trio.sleep(1)  # Ray comes up
+        await stage.say(frames.Started())
+        await trio.sleep(0.35)
+        assert [type(event) for event in stage.room.events] == [RunStarted]
+        failed = await stage.end()
+    assert failed.kind == "stalled"
+
+
 async def test_a_job_that_waits_for_the_others_has_not_stalled(tmp_path):
     async with a_stage() as stage:
         await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, stall_ms=300)))
