@@ -14,6 +14,7 @@ import click
 
 from hansa import __version__
 from hansa.node.cli_agent import AGENT_COMMANDS
+from hansa.node.cli_devices import DEVICE_COMMANDS
 from hansa.node.cli_jobs import JOB_COMMANDS
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
@@ -129,7 +130,8 @@ def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
     daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
 
 
-node.add_command(status)
+for _node_command in (status, *DEVICE_COMMANDS):
+    node.add_command(_node_command)
 
 
 @cli.command(hidden=True)

@@ -66,12 +66,20 @@ def print_devices(devices: Rows) -> None:
                 plain(device.get("id"), 64)[:12],
                 device.get("model"),
                 format_size(memory) if isinstance(memory, int) else "",
-                device.get("state"),
+                _device_state(device),
                 ", ".join(f"{now[name]}{unit}" for name, unit in figures if isinstance(now.get(name), int)),
                 "; ".join(plain(reason, 200) for reason in device.get("withheld", [])),
             )
         )
     _print_table(("device", "model", "memory", "state", "now", "why it is not lent"), rows)
+
+
+def _device_state(device: dict[str, Any]) -> str:
+    """Who has it; of a device that is wanted back, by when it is left."""
+    leaves_ms = device.get("leaves_by_ms")
+    if not isinstance(leaves_ms, int):
+        return plain(device.get("state"), 16)
+    return f"{plain(device.get('state'), 16)}, left by {datetime.fromtimestamp(leaves_ms / 1000, UTC):%H:%M:%S} UTC"
 
 
 def print_providers(providers: Rows) -> None:

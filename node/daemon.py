@@ -33,6 +33,7 @@ from hansa.node.book import Book
 from hansa.node.config import Config
 from hansa.node.courier import Courier
 from hansa.node.desk import NodeDesk
+from hansa.node.device_desk import DeviceDesk, device_routes
 from hansa.node.device_watch import DeviceWatch, watch_devices
 from hansa.node.directory import Directory
 from hansa.node.egress import EgressProxy
@@ -375,7 +376,7 @@ class Daemon:
             self._say_ready()
 
     def _api(self) -> Starlette:
-        more = shell_routes(ShellDesk(self))
+        more = [*shell_routes(ShellDesk(self)), *device_routes(DeviceDesk(self))]
         return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
 
     async def _drain_gossip(self) -> None:

@@ -17,13 +17,13 @@ def seen_devices(daemon: "Daemon") -> tuple[SeenDevice, ...]:
     samples = watch.samples()
     found = []
     for device in capacity.devices:
-        withdrawal = capacity.withdrawn.get(device.id)
+        withdrawal = capacity.claimed.get(device.id)
         gpu = watch.inventory.gpus.get(device.id)
         found.append(
             SeenDevice(
                 device=device.id.hex(),
                 state=capacity.phase_of(device.id),
-                reasons=watch.reasons.get(device.id) or ((withdrawal.why,) if withdrawal else ()),
+                reasons=(*((withdrawal.why,) if withdrawal else ()), *_own_reasons(daemon, device.id)),
                 gpu=gpu,
                 sample=samples.get(device.id),
                 xid=watch.xids.get(gpu.uuid, 0) if gpu is not None else 0,
@@ -32,11 +32,18 @@ def seen_devices(daemon: "Daemon") -> tuple[SeenDevice, ...]:
     return tuple(found)
 
 
+def _own_reasons(daemon: "Daemon", device: bytes) -> tuple[str, ...]:
+    """Why the node itself does not lend a device: what the watch saw last, or what it once said of it."""
+    withdrawal = daemon.state.capacity.withdrawn.get(device)
+    return daemon.watch.reasons.get(device) or ((withdrawal.why,) if withdrawal else ())
+
+
 def device_views(daemon: "Daemon") -> list[Json]:
     """Every device of this node, as JSON."""
     seen = {one.device: one for one in seen_devices(daemon)}
     views = []
-    for device in daemon.state.capacity.devices:
+    capacity = daemon.state.capacity
+    for device in capacity.devices:
         one = seen[device.id.hex()]
         view: Json = {
             "id": one.device,
@@ -47,6 +54,9 @@ def device_views(daemon: "Daemon") -> list[Json]:
             "state": one.state,
             "withheld": list(one.reasons),
         }
+        withdrawal = capacity.withheld.get(device.id)
+        if withdrawal is not None and one.state == "leased":
+            view["leaves_by_ms"] = withdrawal.by_ms
         if one.gpu is not None:
             view["gpu"] = _gpu_view(one.gpu)
         if one.sample is not None:

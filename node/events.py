@@ -63,19 +63,22 @@ class DevicesWithdrawn:
         devices: their ids.
         notice_ms: how long whoever computes on them may still take.
         why: in words, for the owner's own eyes and for the buyers'.
+        by_owner: it is the owner's own word, which stands until the owner takes it back.
     """
 
     devices: tuple[Bytes32, ...]
     notice_ms: DurationMs
     why: Note
+    by_owner: bool = False
     at_ms: UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicesReturned:
-    """Devices that were withdrawn are lent again. A run that was told to leave still leaves."""
+    """Devices that were withdrawn, by the same word, are lent again. A run that was told to leave still leaves."""
 
     devices: tuple[Bytes32, ...]
+    by_owner: bool = False
     at_ms: UnixMs
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.market.isolation import STRENGTH
+from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.node.faults import ConfigError
 from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
@@ -31,7 +32,8 @@ from hansa.proto.market_documents import (
 )
 from hansa.proto.units import Amount, DurationMs, PriceE18, amount_for, format_amount
 from hansa.proto.workload import Parameter
-from hansa.scheduler.job_spec import JobSpec
+from hansa.scheduler.job_losses import WORDS
+from hansa.scheduler.job_spec import WORTH_RETRYING, JobSpec
 
 FILE_NAME = "job.toml"
 LARGEST_PARAMETER_BYTES = 2048
@@ -40,6 +42,8 @@ LONGEST_PARAMETER_NAME = 64
 LEAST_SHARED_MEMORY_BYTES = 128 << 20
 """Ray's object store takes at least 75 MiB, and with less than this nothing is left beside it."""
 MOST_HOSTS = 256
+RETRIABLE = tuple(sorted(WORDS.keys() - {RECLAIMED, RECLAIMED_EARLY}))
+"""A lease whose devices are taken back is moved in any case."""
 MOST_SHARDS = 1024
 MOST_WORKERS = 64
 
@@ -82,6 +86,13 @@ class _Network:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Retry:
+    on: tuple[str, ...]
+    most: int
+    same_provider: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Budget:
     total: Amount
     ceiling_e18: PriceE18
@@ -108,6 +119,7 @@ def read_job_file(path: Path) -> JobFile:
     workers = top.integer("workers", 1, least=1, most=MOST_WORKERS)
     parameters = _parameters(top.table("parameters"))
     limits = _limits(top.table("limits"))
+    retry = _retry(top.table("retry"), limits.retries)
     inputs = read_inputs(top.table("inputs"), directory, shards)
     network = _network(top.table("network"))
     resources = top.table("resources")
@@ -138,13 +150,15 @@ def read_job_file(path: Path) -> JobFile:
         round_timeout_ms=limits.round_ms,
         stall_ms=limits.stall_ms,
         silence_ms=limits.silence_ms,
-        retries=limits.retries,
+        retries=retry.most,
         output_bytes=limits.output_bytes,
         state_bytes=limits.state_bytes,
         fetch_bytes=0,
         shared_memory_bytes=shared_memory_bytes,
         egress_bytes=network.most_bytes,
         keep_failed_ms=limits.keep_failed_ms,
+        retry_on=retry.on,
+        retry_same_provider=retry.same_provider,
     )
     return JobFile(
         directory=directory,
@@ -258,6 +272,23 @@ def _network(table: TomlTable) -> _Network:
     most_bytes = table.size_bytes("bytes", "1 GiB", least=1)
     table.finish()
     return _Network(hosts=tuple(sorted(hosts)), most_bytes=most_bytes if hosts else 0)
+
+
+def _retry(table: TomlTable, most: int) -> _Retry:
+    """What is tried again. How often may stand in ``limits.retries`` as well, where it stood before there was this."""
+    on = table.texts("on", WORTH_RETRYING, most=len(WORDS))
+    for kind in on:
+        if kind not in RETRIABLE:
+            near = difflib.get_close_matches(kind, RETRIABLE, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"kinds of failure are {', '.join(RETRIABLE)}"
+            raise table.fault("on", f"{kind!r} is no kind of failure that could be tried again", hint)
+    retry = _Retry(
+        on=tuple(sorted(set(on))),
+        most=table.integer("most", most, least=0, most=100),
+        same_provider=table.boolean("same_provider", default=True),
+    )
+    table.finish()
+    return retry
 
 
 def _requirements(

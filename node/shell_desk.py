@@ -11,8 +11,7 @@ from hansa.node.faults import OperatorError
 from hansa.node.http_api import Json
 from hansa.node.shell_line import Ask, ShellFault, ShellLine, ask_provider
 from hansa.proto.shell_messages import MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_SHELL_REQUEST_BYTES
-from hansa.scheduler.job import Job
-from hansa.scheduler.job_state import Shard
+from hansa.scheduler.job_state import Job, Shard
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon

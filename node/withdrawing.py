@@ -14,7 +14,9 @@ Effects = list[Any]
 def withdraw(state: NodeState, event: DevicesWithdrawn) -> Effects:
     """Lend these devices no more: bids on them lapse, and whoever computes on them leaves."""
     by_ms = event.at_ms + event.notice_ms
-    state.capacity = capacity.withdraw(state.capacity, event.devices, by_ms=by_ms, why=event.why, at_ms=event.at_ms)
+    state.capacity = capacity.withdraw(
+        state.capacity, event.devices, by_ms=by_ms, why=event.why, at_ms=event.at_ms, by_owner=event.by_owner
+    )
     taken = set(event.devices)
     effects: Effects = []
     for bid, entry in list(state.sales.live.items()):
@@ -26,5 +28,5 @@ def withdraw(state: NodeState, event: DevicesWithdrawn) -> Effects:
 
 def give_back(state: NodeState, event: DevicesReturned) -> Effects:
     """Lend these devices again, once whoever still computes on them has left."""
-    state.capacity = capacity.give_back(state.capacity, event.devices)
+    state.capacity = capacity.give_back(state.capacity, event.devices, by_owner=event.by_owner)
     return []

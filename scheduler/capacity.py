@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hansa.market.effects import clipped
 from hansa.market.machine import Step, Table, rows
 from hansa.proto.market_documents import Device
 from hansa.proto.units import Bytes32, Note, UnixMs
@@ -78,7 +79,9 @@ class Capacity:
     Attributes:
         devices: everything the inventory found fit to lend.
         allotments: by bid; released ones are dropped.
-        withdrawn: devices that are not lent at present, by id. A promise of one of them may still have to end.
+        withdrawn: devices that the node itself does not lend at present (they are ill, or a rule of the owner holds), by
+            id. A promise of one of them may still have to end.
+        claimed: devices that the owner said they want back, by id; only the owner's word lends them again.
         topology: which devices share a machine.
     """
 
@@ -86,11 +89,26 @@ class Capacity:
     allotments: Mapping[bytes, Allotment] = field(default_factory=dict)
     withdrawn: Mapping[bytes, Withdrawal] = field(default_factory=dict)
     topology: Topology = ONE_MACHINE
+    claimed: Mapping[bytes, Withdrawal] = field(default_factory=dict)
+
+    @property
+    def withheld(self) -> Mapping[bytes, Withdrawal]:
+        """Devices that are not lent, whoever says so, by id; where both do, the earlier moment and both reasons."""
+        found = {**self.withdrawn, **self.claimed}
+        for device in self.withdrawn.keys() & self.claimed.keys():
+            own, said = self.withdrawn[device], self.claimed[device]
+            found[device] = Withdrawal(
+                by_ms=min(own.by_ms, said.by_ms),
+                why=clipped(f"{said.why}; {own.why}", 2_000),
+                since_ms=min(own.since_ms, said.since_ms),
+            )
+        return found
 
     @property
     def lent(self) -> tuple[Device, ...]:
-        """Devices that anybody may have: all but those that are withdrawn."""
-        return tuple(device for device in self.devices if device.id not in self.withdrawn)
+        """Devices that anybody may have: all but those that are withheld."""
+        withheld = self.withheld
+        return tuple(device for device in self.devices if device.id not in withheld)
 
     @property
     def promised(self) -> frozenset[bytes]:
@@ -108,7 +126,7 @@ class Capacity:
         for entry in self.allotments.values():
             if device in entry.devices:
                 return "held" if entry.phase == "hold" else "leased"
-        return "withdrawn" if device in self.withdrawn else "free"
+        return "withdrawn" if device in self.withheld else "free"
 
 
 def with_inventory(state: Capacity, devices: Iterable[Device], topology: Topology = ONE_MACHINE) -> Capacity:
@@ -116,9 +134,11 @@ def with_inventory(state: Capacity, devices: Iterable[Device], topology: Topolog
     return replace(state, devices=tuple(devices), topology=topology)
 
 
-def withdraw(state: Capacity, devices: Iterable[bytes], *, by_ms: int, why: str, at_ms: int) -> Capacity:
+def withdraw(
+    state: Capacity, devices: Iterable[bytes], *, by_ms: int, why: str, at_ms: int, by_owner: bool = False
+) -> Capacity:
     """Lend these devices no more. One that is withdrawn already keeps the earlier moment, and gets the newer reason."""
-    withdrawn = dict(state.withdrawn)
+    withdrawn = dict(state.claimed if by_owner else state.withdrawn)
     owned = {device.id for device in state.devices} | state.promised
     for device in devices:
         if device in owned:
@@ -128,21 +148,25 @@ def withdraw(state: Capacity, devices: Iterable[bytes], *, by_ms: int, why: str,
                 why=why,
                 since_ms=before.since_ms if before else at_ms,
             )
-    return replace(state, withdrawn=withdrawn)
+    return replace(state, claimed=withdrawn) if by_owner else replace(state, withdrawn=withdrawn)
 
 
-def give_back(state: Capacity, devices: Iterable[bytes]) -> Capacity:
-    """Lend these devices again. Who was promised one of them still has it."""
+def give_back(state: Capacity, devices: Iterable[bytes], *, by_owner: bool = False) -> Capacity:
+    """Lend these devices again, as far as that goes: the node and its owner each take back only their own word.
+
+    Who was promised one of them still has it.
+    """
     returned = set(devices)
-    left = {device: entry for device, entry in state.withdrawn.items() if device not in returned}
-    return replace(state, withdrawn=left)
+    said = state.claimed if by_owner else state.withdrawn
+    left = {device: entry for device, entry in said.items() if device not in returned}
+    return replace(state, claimed=left) if by_owner else replace(state, withdrawn=left)
 
 
 def hold(state: Capacity, bid: bytes, devices: Iterable[Device], at_ms: int) -> Capacity:
     """Hold these devices for a bid, in the same instant in which it is made."""
     ids = tuple(device.id for device in devices)
     assert not state.promised & set(ids), "a device would be promised twice"
-    assert not state.withdrawn.keys() & set(ids), "a device that was withdrawn would be promised"
+    assert not state.withheld.keys() & set(ids), "a device that was withdrawn would be promised"
     assert bid not in state.allotments, "a bid would hold devices twice"
     return replace(state, allotments={**state.allotments, bid: Allotment(bid=bid, devices=ids, since_ms=at_ms)})
 

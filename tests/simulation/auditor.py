@@ -108,7 +108,7 @@ class Auditor:
         assert state.ledger.total() == 0, "the books do not sum to zero"
         promised = [device for entry in state.capacity.allotments.values() for device in entry.devices]
         assert len(promised) == len(set(promised)), "a device is promised twice"
-        withdrawn = state.capacity.withdrawn.keys()
+        withdrawn = state.capacity.withheld.keys()
         assert not withdrawn & {device.id for device in state.capacity.free}, "a withdrawn device would be sold"
         for bid, entry in state.capacity.allotments.items():
             if withdrawn & set(entry.devices):

@@ -206,16 +206,21 @@ class Market:
         """The owner tries until the daemon has it, and then until it has them back on the market."""
         returned = self.world.now_ms >= back_ms
         if node.engine is not None:
-            withdrawn = node.engine.state.capacity.withdrawn
+            withdrawn = node.engine.state.capacity.withheld
             open_ones = tuple(device for device in devices if (device in withdrawn) == returned)
+            by_owner = bool(devices) and devices[0][0] % 2 == 0
             if returned and not open_ones:
                 return
             if returned:
-                node.hear(events.DevicesReturned(devices=open_ones, at_ms=node.now_ms()))
+                node.hear(events.DevicesReturned(devices=open_ones, by_owner=by_owner, at_ms=node.now_ms()))
             elif open_ones:
                 node.hear(
                     events.DevicesWithdrawn(
-                        devices=open_ones, notice_ms=notice_ms, why="ich selbst … ", at_ms=node.now_ms()
+                        devices=open_ones,
+                        notice_ms=notice_ms,
+                        why="ich selbst … ",
+                        by_owner=by_owner,
+                        at_ms=node.now_ms(),
                     )
                 )
         self.world.after(1_000, self._withdraw, node, devices, notice_ms, back_ms)

@@ -234,7 +234,7 @@ class SimNode:
                 assert sold is not None
                 current = self.engine.state.runs.get(lease)
                 assert current is not None
-                gone = self.engine.state.capacity.withdrawn.keys() & set(sold.bid.devices)
+                gone = self.engine.state.capacity.withheld.keys() & set(sold.bid.devices)
                 assert not gone or current.phase != run.STAGING, "a run would start on devices that are taken back"
                 assert sold.workload is not None
                 steps, number = int(self._parameter(lease, "steps")), int(self._parameter(lease, "rounds"))

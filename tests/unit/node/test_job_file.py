@@ -10,6 +10,7 @@ from hansa.node.job_file import read_job_file
 from hansa.node.job_json import spec_from_json, spec_to_json
 from hansa.proto.errors import Malformed
 from hansa.proto.units import parse_amount, price_per_hour_to_e18
+from hansa.scheduler.job_spec import WORTH_RETRYING
 
 LEAST = 'name = "digits"\nentry = "train.py:train"\n'
 FULL = """
@@ -37,9 +38,13 @@ wall = "10 min"
 stall = "90 s"
 silence = "20 s"
 round = "30 s"
-retries = 2
 outputs = "10 MiB"
 state = "5 MiB"
+
+[retry]
+on = ["worker-died", "out-of-memory", "worker-died"]
+most = 2
+same_provider = false
 
 [budget]
 total = "2.50"
@@ -92,6 +97,7 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
     assert (needs.cores_milli, needs.memory_bytes, needs.scratch_bytes) == (1500, 512 << 20, 10**9)
     assert (needs.wall_ms, spec.stall_ms, spec.silence_ms, spec.round_timeout_ms) == (600_000, 90_000, 20_000, 30_000)
     assert (spec.retries, spec.output_bytes, spec.state_bytes) == (2, 10 << 20, 5 << 20)
+    assert (spec.retry_on, spec.retry_same_provider) == (("out-of-memory", "worker-died"), False)
     assert spec.budget == parse_amount("2.50")
     assert spec.price_ceiling_e18_per_device_ms == price_per_hour_to_e18("0.80")
     assert (spec.bid_window_ms, spec.meter_interval_ms) == (3_000, 2_000)
@@ -129,6 +135,10 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         ('name = "a\nentry = "b"', "is no valid TOML", "toml.io"),
         ('name = ""\nentry = "train.py:train"\n', "job.toml:1: name: must not be empty", "name"),
         ('name = "a\\u001b[2J"\nentry = "train.py:train"\n', "name: must be one line of printable", "control"),
+        (LEAST + '[retry]\non = ["worker-dies"]\n', "'worker-dies' is no kind of", 'did you mean "worker-died"?'),
+        (LEAST + '[retry]\non = ["reclaimed"]\n', "retry.on: 'reclaimed' is no kind", "kinds of failure are bad-entry"),
+        (LEAST + "[retry]\nmost = 101\n", "retry.most: is 101", "100"),
+        (LEAST + "[retry]\nsame_provider = 1\n", "retry.same_provider: must be true or false", "true"),
         ("budget = 3\n" + LEAST, "job.toml:1: budget: must be a table", "[budget]"),
     ],
 )
@@ -136,6 +146,13 @@ def test_a_mistake_is_named_with_its_place_and_a_way_out(job: Path, text: str, p
     fault = refused(job, text)
     assert place in fault.what
     assert hint in fault.hint
+
+
+def test_what_is_tried_again_without_a_word_about_it(job: Path) -> None:
+    spec = read_job_file(job).spec
+    assert (spec.retry_on, spec.retries, spec.retry_same_provider) == (WORTH_RETRYING, 3, True)
+    (job / "job.toml").write_text(LEAST + "[limits]\nretries = 5\n")
+    assert read_job_file(job).spec.retries == 5
 
 
 def test_code_that_does_not_parse_is_named_with_its_line(job: Path) -> None:

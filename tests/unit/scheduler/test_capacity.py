@@ -98,6 +98,20 @@ def test_a_second_withdrawal_can_only_bring_the_moment_nearer():
     assert twice.withdrawn == {DEVICES[0].id: Withdrawal(by_ms=NOW_MS + 5, why="it smokes", since_ms=NOW_MS)}
 
 
+def test_the_node_and_its_owner_each_take_back_only_their_own_word():
+    owner = {"by_ms": NOW_MS + 9, "why": "mine", "at_ms": NOW_MS, "by_owner": True}
+    both = withdraw(withdrawn(START, DEVICES[0], by_ms=NOW_MS + 5, why="it smokes"), [DEVICES[0].id], **owner)
+    assert both.withheld[DEVICES[0].id] == Withdrawal(by_ms=NOW_MS + 5, why="mine; it smokes", since_ms=NOW_MS)
+    cooled = give_back(both, [DEVICES[0].id])
+    assert cooled.withheld[DEVICES[0].id].why == "mine"
+    assert cooled.free == DEVICES[1:]
+    assert cooled.phase_of(DEVICES[0].id) == "withdrawn"
+    with pytest.raises(AssertionError, match="withdrawn"):
+        hold(cooled, BID, DEVICES[:1], NOW_MS)
+    assert give_back(cooled, [DEVICES[0].id], by_owner=True) == START
+    assert give_back(both, [DEVICES[0].id], by_owner=True).withheld[DEVICES[0].id].why == "it smokes"
+
+
 def test_what_is_not_a_device_here_is_passed_over():
     assert withdraw(START, [b"?" * 32], by_ms=1, why="", at_ms=1) == START
     assert give_back(START, [b"?" * 32]) == START
