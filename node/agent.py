@@ -117,7 +117,7 @@ class Agent:
         trees: TreeStore,
         sockets: Path,
         launch: Launch,
-        report: Callable[[bytes], Report],
+        report: Callable[[Welcome], Report],
         log: Callable[[str], None],
         settings: AgentSettings | None = None,
     ) -> None:
@@ -129,7 +129,7 @@ class Agent:
             trees: directories that were brought here.
             sockets: directory for the sockets of runs' ways out.
             launch: gives a launcher; called in the main thread.
-            report: what the machine has, for the provider of this account. Called in a thread: it asks the driver.
+            report: what the machine has, for a provider that says this. Called in a thread: it asks the driver.
             log: one line for the owner.
             settings: how patient it is.
         """
@@ -170,7 +170,7 @@ class Agent:
             raise Gone(f"the daemon says: {welcome.reason}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_beat, wire, self.settings.beat_s)  # trying the sandbox takes a while
-            report = await trio.to_thread.run_sync(self.report, welcome.account)
+            report = await trio.to_thread.run_sync(self.report, welcome)
             await wire.send(report)
             nursery.cancel_scope.cancel()
         return _Session(self, wire, welcome, report)
@@ -182,7 +182,7 @@ class _Session:
     def __init__(self, agent: Agent, wire: Wire, welcome: Welcome, report: Report) -> None:
         self._agent = agent
         self._wire = wire
-        self._account = welcome.account
+        self._welcome = welcome
         self._silence_s = welcome.silence_ms / 1000
         self._reported = report
         self._control: trio.socket.SocketType
@@ -323,7 +323,7 @@ class _Session:
         """Say so when the devices are other ones than before."""
         while True:
             await trio.sleep(self._agent.settings.look_s)
-            report = await trio.to_thread.run_sync(self._agent.report, self._account)
+            report = await trio.to_thread.run_sync(self._agent.report, self._welcome)
             if report != self._reported:
                 self._reported = report
                 await self._wire.send(report)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import trio
 
+from hansa.market.isolation import is_served
 from hansa.node.agent_fleet import Fleet
 from hansa.node.agent_gate import Gate
 from hansa.node.agent_keys import Register, load_identity
@@ -25,12 +26,10 @@ from hansa.node.inventory import Inventory
 from hansa.node.launcher import Launch
 from hansa.node.preflight import SandboxReport
 from hansa.node.sandbox import MIN_MEMORY_BYTES
-from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
+from hansa.proto.market_documents import TIER_SANDBOX
 from hansa.scheduler.devices import Topology
 
 FOLDER: Final = "cluster"
-TIERS: Final = (TIER_NONE, TIER_SANDBOX, "gvisor")
-"""From the weakest to the strongest."""
 NODE_FIELDS: Final = ("gpu_minors", "device_nodes", "cuda_devices", "rocm_devices")
 WAIT_S: Final = 60.0
 """For a machine that a run was leased on to come back, after a restart of the daemon for example."""
@@ -82,7 +81,9 @@ class Cluster:
         except ssl.SSLError as fault:
             raise ConfigError(f"the key in {data_dir / FOLDER} cannot be read", "remove it, and enrol anew") from fault
         register = Register(data_dir / FOLDER)
-        self.fleet = Fleet(register=register, account=account, objection=self._objection, changed=self._change, log=log)
+        self.fleet = Fleet(
+            register=register, account=account, tier=tier, objection=self._objection, changed=self._change, log=log
+        )
         self.switchboard = Switchboard(launch, self.fleet)
         self._gate = Gate(
             register=register,
@@ -199,8 +200,7 @@ class Cluster:
 
     def _objection(self, report: Report) -> str | None:
         """Why a machine that reports this cannot be lent under this provider's name."""
-        strength = TIERS.index(report.tier) if report.tier in TIERS else -1
-        if strength < TIERS.index(self._tier):
+        if not is_served(self._tier, report.tier):
             return f"this provider promises the tier {self._tier}, and this machine has {report.tier}: {report.reason}"
         lacking = [feature for feature in own_features() if feature not in report.features]
         if lacking:
@@ -226,4 +226,5 @@ def share_out(workers: int, devices: Sequence[int]) -> list[int]:
 
 def makes_gangs(sandbox: SandboxReport | None) -> bool:
     """Whether this machine's launcher gives sandboxes interfaces of their own."""
-    return sandbox is not None and "gangs" in sandbox.limits
+    # gVisor brings a network of its own into the namespace, for which nobody has tried this.
+    return sandbox is not None and sandbox.tier == TIER_SANDBOX and "gangs" in sandbox.limits

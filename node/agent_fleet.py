@@ -134,6 +134,7 @@ class Fleet:
         *,
         register: Register,
         account: bytes,
+        tier: str,
         objection: Callable[[Report], str | None],
         changed: Callable[[], None],
         log: Callable[[str], None],
@@ -144,6 +145,7 @@ class Fleet:
         Args:
             register: who is enrolled; looked at again every second.
             account: the provider's.
+            tier: what the provider promises.
             objection: why a machine that reports this is not taken, in words.
             changed: called when a machine came or went; must not block.
             log: one line for the owner.
@@ -151,6 +153,7 @@ class Fleet:
         """
         self._register = register
         self._account = account
+        self._tier = tier
         self._objection = objection
         self._changed = changed
         self._log = log
@@ -211,7 +214,7 @@ class Fleet:
             while self.machines.get(enrolled.name) is older:
                 await self._news.wait()
         silence_ms = round(self._settings.silence_s * 1000)
-        await wire.send(Welcome(name=enrolled.name, account=self._account, silence_ms=silence_ms))
+        await wire.send(Welcome(name=enrolled.name, account=self._account, tier=self._tier, silence_ms=silence_ms))
         report = await self._first_report(wire)
         why = self._fault_in(enrolled.name, report)
         if why is not None:

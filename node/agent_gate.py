@@ -117,4 +117,4 @@ class Gate:
         if why is not None:
             await wire.send(TurnedAway(reason=why))
             return
-        await wire.send(Welcome(name=machine.name, account=bytes(20), silence_ms=0))
+        await wire.send(Welcome(name=machine.name, account=bytes(20), tier="", silence_ms=0))

@@ -50,11 +50,13 @@ class Welcome:
     Attributes:
         name: what the machine is called here.
         account: the provider's account, to which the devices' ids are bound.
+        tier: how strongly the provider's runs are walled in; what the machine is to try.
         silence_ms: who hears nothing for so long takes the other for gone.
     """
 
     name: Line
     account: Address
+    tier: Line
     silence_ms: DurationMs
 
 

@@ -25,7 +25,7 @@ from hansa.node.agent_config import (
     write_daemon,
 )
 from hansa.node.agent_keys import Invitation, Register, check_name, load_identity, parse_line, write_invitation_key
-from hansa.node.agent_messages import Enrol, EnrolmentAnswer, Gone, LentGpu, Report, TurnedAway
+from hansa.node.agent_messages import Enrol, EnrolmentAnswer, Gone, LentGpu, Report, TurnedAway, Welcome
 from hansa.node.agent_trees import TreeStore
 from hansa.node.cli_client import Daemon
 from hansa.node.config import load_config
@@ -35,6 +35,7 @@ from hansa.node.launcher import launch_with
 from hansa.node.logs import start_logging
 from hansa.node.preflight import SandboxReport, check_sandbox
 from hansa.node.quantities import parse_duration
+from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
 
 ANSWER_S: Final = 15.0
 NOTE_BYTES: Final = 2000
@@ -157,9 +158,17 @@ def run_agent(data_dir: Path) -> None:
     config = load_agent_config(data_dir)
     start_logging(as_json=False)
     launch = launch_with(config.launcher)
-    sandbox = check_sandbox(launch=launch)
-    if not sandbox.available:
-        raise NoSandbox(f"no sandbox can be made here: {sandbox.reason}", "the line says what is missing")
+    # The walls of every provider stand on these; what this one promises beside them is tried when it has said so.
+    trials = {TIER_SANDBOX: check_sandbox(launch=launch)}
+    if not trials[TIER_SANDBOX].available:
+        raise NoSandbox(f"no sandbox can be made here: {trials[TIER_SANDBOX].reason}", "the line says what is missing")
+
+    def report(welcome: Welcome) -> Report:
+        tier = TIER_SANDBOX if welcome.tier == TIER_NONE else welcome.tier
+        if tier not in trials:
+            trials[tier] = check_sandbox(launch=launch, tier=tier)
+        return report_of(config, welcome.account, trials[tier])
+
     trees = TreeStore(config.data_dir / "trees", quota_bytes=TREES_BYTES)
     agent = Agent(
         identity=config.identity,
@@ -167,10 +176,10 @@ def run_agent(data_dir: Path) -> None:
         trees=trees,
         sockets=config.data_dir / "sockets",
         launch=launch,
-        report=lambda account: report_of(config, account, sandbox),
+        report=report,
         log=_say,
     )
-    _say(f"machine {config.daemon.name}: {sandbox.tier}, {sandbox.reason}")
+    _say(f"machine {config.daemon.name}: {trials[TIER_SANDBOX].reason}")
     trio.run(_serve_until_told, agent)
 
 

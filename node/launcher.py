@@ -35,6 +35,7 @@ from hansa.node.sandbox import Places, SandboxSpec, build_command
 from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 from hansa.node.seccomp import open_filter
 from hansa.proto.errors import ProtocolError
+from hansa.proto.market_documents import TIER_SANDBOX
 
 SEND_PATIENCE_S = 30.0
 WATCH_S = 0.5
@@ -201,7 +202,7 @@ class Launcher:
                 held = self._hold_named(message, inventory)
                 for descriptor in held.values():
                     holding.callback(os.close, descriptor)
-                overlay = None if message.spec.gang is None else make_overlay(message.spec.gang.place)
+                overlay = _overlay_for(message.spec)
                 if overlay is not None:
                     holding.callback(overlay.close)
                 room, runner_end = self._make_room(message, inventory, held, overlay)
@@ -411,6 +412,15 @@ class Launcher:
     def _tell(self, message: Any, descriptors: tuple[int, ...] = ()) -> None:
         with contextlib.suppress(OSError):  # a daemon that is gone need not be told
             send(self._control, message, descriptors)
+
+
+def _overlay_for(spec: SandboxSpec) -> Overlay | None:
+    """The network of a gang's sandbox; every other's has none that is made here."""
+    if spec.gang is None:
+        return None
+    if spec.tier != TIER_SANDBOX:
+        raise SandboxUnavailable(f"runs on several machines cannot be had in {spec.tier}", "lend them one by one")
+    return make_overlay(spec.gang.place)
 
 
 def _become(

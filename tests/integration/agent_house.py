@@ -51,6 +51,7 @@ class House:
         self.fleet = Fleet(
             register=self.register,
             account=ACCOUNT,
+            tier="sandbox",
             objection=lambda report: None if report.tier == "sandbox" else "its sandbox is too weak",
             changed=self.count,
             log=self.log.append,
@@ -95,7 +96,7 @@ class House:
             trees=TreeStore(self.tmp_path / f"trees-{name}", quota_bytes=1 << 30),
             sockets=self.tmp_path / f"sockets-{name}",
             launch=launch or play,
-            report=lambda _account: report,
+            report=lambda _welcome: report,
             log=self.log.append,
             settings=AgentSettings(**settings),
         )

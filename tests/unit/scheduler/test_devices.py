@@ -119,6 +119,9 @@ def test_a_machine_that_cannot_be_joined_has_no_part_in_a_spread():
     spread = needs(devices=4, features=("several-machines",))
     assert isinstance(choose(spread, owned, owned, topology_of(here, a, apart="a")), Shortage)
     assert where(choose(needs(devices=3), owned, owned, topology_of(here, a, apart="a"))) == ["a"]
+    b = on("b", 2)
+    owned = [*here, *a, *b]
+    assert where(choose(spread, owned, owned, topology_of(here, a, b, apart="a"))) == ["b", "h"]
 
 
 @given(st.lists(st.sampled_from("hab"), max_size=8), st.integers(1, 8), st.booleans(), st.data())
