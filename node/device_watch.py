@@ -163,7 +163,7 @@ class DeviceWatch:
             report = self._driver.ask(self._limits_mw, timeout_s=DRIVER_PATIENCE_S)
         except DriverSilent as silence:
             return None, str(silence)
-        if not report.gpus and not report.driver_version:
+        if report.absent:
             self._driver.close()
             self._driver_back_s = self._clock() + NO_DRIVER_S
         return report, ""
@@ -269,7 +269,7 @@ def _with_pinned_gpus(provider: ProviderConfig, report: GpuReport) -> ProviderCo
     pinned = []
     for wanted in provider.gpus:
         named = any(wanted in (gpu.uuid, gpu.card) for gpu in report.gpus)
-        pinned += [wanted] if named else [gpu.card or gpu.uuid for gpu in report.gpus if str(gpu.index) == wanted]
+        pinned += [wanted] if named else [gpu.card or gpu.uuid for gpu in report.gpus if gpu.place == wanted]
     return replace(provider, gpus=tuple(dict.fromkeys(pinned)))
 
 

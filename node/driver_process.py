@@ -138,19 +138,21 @@ def ask_once(*, proc: Path = PROC, timeout_s: float = PATIENCE_S) -> GpuReport:
 
 
 def _serve(proc: Path) -> None:
-    from hansa.node.nvml import NvidiaDriver  # noqa: PLC0415  # only this process may come near a driver's library
+    from hansa.node.amd import AmdDriver  # noqa: PLC0415  # only this process may come near a driver's library
+    from hansa.node.nvml import NvidiaDriver  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no report
-    nvidia = NvidiaDriver(proc)
+    nvidia, amd = NvidiaDriver(proc), AmdDriver()
     try:
         for line in sys.stdin.buffer:
             wanted: dict[str, Any] = json.loads(line)
-            report = joined((nvidia.read(wanted["power_limits_mw"]),))
+            report = joined((nvidia.read(wanted["power_limits_mw"]), amd.read()))
             answers.write(json.dumps(report_to_json(report)).encode() + b"\n")
             answers.flush()
     finally:
+        amd.close()
         nvidia.close()
 
 

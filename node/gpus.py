@@ -65,6 +65,11 @@ class Gpu:
     pcie_width_most: int | None = None
     links: tuple[Link, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Its place in its driver's list, as an owner may name it: ``"0"``, or ``"amd0"`` for AMD's."""
+        return str(self.index) if self.vendor == NVIDIA else f"{self.vendor}{self.index}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
@@ -142,6 +147,7 @@ class GpuReport:
         notes: in words, why a GPU, or all of them, cannot be lent.
         samples: how each GPU does, where that was asked for.
         cuda_version: the newest CUDA that the driver can serve, e.g. ``"13.0"``; empty without a driver.
+        absent: there is no such driver here, so nothing is wrong with it either.
     """
 
     gpus: tuple[Gpu, ...]
@@ -149,18 +155,20 @@ class GpuReport:
     notes: tuple[str, ...]
     samples: tuple[GpuSample, ...] = ()
     cuda_version: str = ""
+    absent: bool = False
 
 
 def joined(reports: tuple[GpuReport, ...]) -> GpuReport:
-    """What several drivers found, as one. A make that is not there is not worth a word beside one that is."""
-    there = [report for report in reports if report.gpus or report.driver_version]
-    notes = tuple(note for report in (there or reports) for note in report.notes)
+    """What several drivers found, as one. A make whose driver is absent is worth a word only where all are."""
+    there = tuple(report for report in reports if not report.absent)
+    notes = tuple(note for report in (there or reports[:1]) for note in report.notes)
     return GpuReport(
         gpus=tuple(gpu for report in there for gpu in report.gpus),
         driver_version=" and ".join(report.driver_version for report in there if report.driver_version),
         notes=notes,
         samples=tuple(sample for report in there for sample in report.samples),
         cuda_version="".join(report.cuda_version for report in there),
+        absent=not there,
     )
 
 

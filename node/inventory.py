@@ -138,7 +138,7 @@ def _chosen_gpus(provider: ProviderConfig, report: GpuReport) -> tuple[Gpu, ...]
     chosen: list[Gpu] = []
     for wanted in provider.gpus:
         # A card that is cut into slices is named by itself, and means all of them.
-        found = [gpu for gpu in report.gpus if wanted in (gpu.uuid, gpu.card, str(gpu.index))]
+        found = [gpu for gpu in report.gpus if wanted in (gpu.uuid, gpu.card, gpu.place)]
         if not found:
             why = "; ".join(report.notes) or f"this machine has {', '.join(gpu.uuid for gpu in report.gpus)}"
             raise ConfigError(f"provider.gpus names {wanted}, which cannot be lent: {why}", "see nvidia-smi -L")

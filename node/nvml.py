@@ -86,7 +86,7 @@ class NvidiaDriver:
             self._limit_power(power_limits_mw or {})
             samples = self._samples()
         except pynvml.NVMLError_LibraryNotFound:
-            return _nothing("no NVIDIA driver on this machine")
+            return replace(_nothing("no NVIDIA driver on this machine"), absent=True)
         except pynvml.NVMLError as fault:
             words = "does not answer" if not self._open else "failed"
             self._shut()

@@ -35,6 +35,11 @@ def devices_fault(
     return None
 
 
+def rocm_names(uuid: str) -> bool:
+    """Whether ROCm can tell a GPU by this name. Cards without a serial number of their own are all ``"GPU-XX"``."""
+    return _ROCM.fullmatch(uuid) is not None and uuid != "GPU-XX"
+
+
 def gpu_flags(minors: Sequence[int], nodes: Sequence[str]) -> list[str]:
     """The flags of bubblewrap for the leased devices, and no others.
 

@@ -52,6 +52,7 @@ ONE_PLACE = {
     "multiaddr": ("node/libp2p_",),
     "ray": ("worker/",),
     "pynvml": ("node/nvml.py",),
+    "amdsmi": ("node/amd.py",),
     "sqlite3": ("node/journal.py", "node/ledger_store.py"),
     "web3": ("node/evm_",),
     "eth_account": ("node/keys.py",),
