@@ -18,14 +18,13 @@ Header = Begin | RoundResult
 
 
 class RunnerLine:
-    """Everything that goes to one runner. What is sent before its `Begin` waits for that."""
+    """Everything that goes to one runner. What is sent before it is served waits."""
 
     def __init__(self) -> None:
         """Nobody is there yet."""
         self._frames: deque[bytes] = deque()
         self._states: deque[tuple[Header, BinaryIO | None]] = deque()
         self._changed = trio.Event()
-        self._begun = False
         self._closed = False
 
     async def send(self, frame: Any) -> None:
@@ -52,16 +51,13 @@ class RunnerLine:
     def post_first(self, begin: Begin, file: BinaryIO | None) -> None:
         """Have `Begin` sent before all that was wanted so far."""
         self._states.appendleft((begin, file))
-        self._begun = True
         self._wake()
 
     async def serve(self, stream: trio.abc.SendStream) -> None:
         """Send what comes until cancelled. A stream that breaks is for the listener to notice."""
         try:
             while True:
-                if not self._begun:
-                    await self._changed.wait()
-                elif self._states:
+                if self._states:
                     await self._send_state(stream, *self._states.popleft())
                 elif self._frames:
                     await self._send_frames(stream)

@@ -6,6 +6,7 @@ used instead. Never ``ray.init()`` without an address: that joins whatever clust
 """
 
 import contextlib
+import importlib
 import os
 import secrets
 import signal
@@ -23,6 +24,7 @@ OBJECT_STORE_BYTES = 80 << 20
 PORT = 6379
 GANG_PORT = 6379
 JOIN_S = 60.0
+STAND_INS = Path("/tmp/hansa-stand-ins")  # noqa: S108 - the sandbox's own
 RAY_NAMES = {
     "gcs_server": "gcs_server",
     "raylet": "raylet",
@@ -42,6 +44,7 @@ def read_own_gang() -> Gang | None:
 
 def prepare_environment(threads: int) -> None:
     """What Ray and numeric libraries read from the environment; must happen before ``import ray``."""
+    hide_broken_library()
     gang = read_own_gang()
     interface = "lo" if gang is None else INTERFACE
     if WAY_OUT.exists():
@@ -65,6 +68,22 @@ def prepare_environment(threads: int) -> None:
     )
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = str(threads)
+
+
+def hide_broken_library() -> None:
+    """Where AMD's library is installed and its driver is not, importing it raises what Ray is not prepared for.
+
+    Every process of the run then finds a module in its place that says, as Ray expects it, that there is none.
+    """
+    try:
+        importlib.import_module("amdsmi")
+    except ImportError:
+        return
+    except Exception:  # noqa: BLE001 - a KeyError in version 7
+        STAND_INS.mkdir(exist_ok=True)
+        (STAND_INS / "amdsmi.py").write_text('raise ImportError("no driver of AMD is here")\n')
+        sys.path.insert(0, str(STAND_INS))
+        os.environ["PYTHONPATH"] = f"{STAND_INS}:{os.environ.get('PYTHONPATH', '')}"
 
 
 def start_cluster(workers: int, gpus: int) -> Any:
