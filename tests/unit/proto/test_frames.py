@@ -138,6 +138,12 @@ def test_a_terminal_that_cannot_be_is_refused(facts):
         frames.encode(frames.OpenShell(**{**usual, **facts}))
 
 
+@pytest.mark.parametrize("status", [-1, 256, True, "0"])
+def test_a_status_is_one_that_a_program_can_have(status):
+    with pytest.raises(Malformed):
+        read(raw(frame="ShellEnded", shell=0, status=status))
+
+
 def test_a_length_over_the_limit_is_refused_before_its_bytes_are_there():
     with pytest.raises(TooLarge):
         read((frames.MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
