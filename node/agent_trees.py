@@ -68,7 +68,8 @@ class TreeWriter:
 
     def __init__(self, target: Path, *, limit_bytes: int) -> None:
         """Write below ``target``, which must not be there yet."""
-        target.mkdir(mode=0o755)
+        target.mkdir()
+        target.chmod(0o755)  # whatever our umask: a sandbox reads it as another user; those above keep others out
         self._target = target
         self._limit_bytes = limit_bytes
         self._waiting = bytearray()

@@ -1,0 +1,124 @@
+"""`hansa agent` as its owner meets it: what it says to mistakes, and whether the page about it names what there is."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from hansa.node.agent_keys import parse_line
+from hansa.node.agent_setup import invite
+from hansa.node.cli import cli
+from hansa.node.config import load_config
+from hansa.node.faults import ConfigError
+from hansa.node.first_setup import Wishes, set_up
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "clusters.md").read_text()
+
+
+def hansa(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "hansa", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A node that listens for machines."""
+    set_up(tmp_path / "node", Wishes(metrics_port=0))
+    file = tmp_path / "node" / "config.toml"
+    file.write_text(file.read_text().replace('\nlisten = ""', '\nlisten = "127.0.0.1:4011"'))
+    return tmp_path / "node"
+
+
+def test_a_node_that_does_not_listen_for_machines_invites_none(tmp_path):
+    set_up(tmp_path / "node", Wishes(metrics_port=0))
+    said = hansa("agent", "invite", "--data", str(tmp_path / "node"))
+    assert said.returncode == 2
+    assert "does not listen for other machines" in said.stderr
+    assert "[cluster]" in said.stderr
+
+
+def test_an_invitation_names_the_place_where_machines_reach_the_node(node):
+    assert parse_line(invite(node, address="", lasts="15 min")).host == "127.0.0.1"
+    line = parse_line(invite(node, address="[fd00::7]:99", lasts="1 min"))
+    assert (line.host, line.port) == ("fd00::7", 99)
+    for address, lasts in (("x", "1 min"), ("x:0", "1 min"), (":9", "1 min"), ("x:y", "1 min"), ("x:9", "soon")):
+        with pytest.raises(ConfigError):
+            invite(node, address=address, lasts=lasts)
+
+
+def test_joining_with_a_mistake_is_one_line_and_a_hint(node, tmp_path):
+    line = invite(node, address="127.0.0.1:1", lasts="15 min")  # nobody listens there
+    for arguments, words in (
+        (["x"], "no join line"),
+        ([line], "nobody answers"),
+        ([line, "--name", "../x"], "a machine's name"),
+        ([line, "--cpu-cores-per-slot", "none"], "cpu_cores_per_slot"),
+    ):
+        said = hansa("agent", "join", *arguments, "--data", str(tmp_path / "agent"))
+        assert said.returncode == 2, said
+        assert words in said.stderr
+        assert "hint:" in said.stderr
+        assert "Traceback" not in said.stderr
+    assert not list((tmp_path / "agent").glob("invitation*")), "the invitation's key does not stay"
+
+
+def test_running_where_nothing_was_joined_says_how_to(tmp_path):
+    said = hansa("agent", "run", "--data", str(tmp_path))
+    assert said.returncode == 2
+    assert "hansa agent join LINE" in said.stderr
+
+
+def test_machines_are_listed_and_removed_without_a_daemon(node):
+    assert hansa("agent", "list", "--data", str(node)).stdout.startswith("No machine is enrolled")
+    said = hansa("agent", "remove", "rack-2", "--data", str(node))
+    assert (said.returncode, "no machine is called rack-2" in said.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("value", ["x", "1.2.3.4", ":1", "h:0", "h:70000", "h:x"])
+def test_a_place_to_listen_that_is_none_is_refused(node, value):
+    file = node / "config.toml"
+    file.write_text(file.read_text().replace("127.0.0.1:4011", value))
+    with pytest.raises(ConfigError, match="listen"):
+        load_config(node)
+
+
+def commands_of(page):
+    """Every command of ours that the page shows, with what stands for a value put in."""
+    found = re.findall(r"^ {4}hansa (agent [^#\n]+)", page, re.MULTILINE)
+    found += [found for found in re.findall(r"hansa (agent join .*)$", page, re.MULTILINE) if "/lines" in found]
+    found += [" ".join(re.split(r",\s*", one)[1:]) for one in re.findall(r"command: \[(hansa.*)\]", page)]
+    return found
+
+
+def test_the_page_shows_commands_that_there_are():
+    shown = commands_of(PAGE)
+    assert len(shown) >= 7
+    for line in shown:
+        words = shlex.split(line)
+        command: click.Command = cli
+        while isinstance(command, click.Group):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        command.make_context(command.name, words, resilient_parsing=False).close()
+
+
+def test_the_manifest_on_the_page_is_one():
+    yaml = pytest.importorskip("yaml")
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    spec = yaml.safe_load(text)["spec"]
+    pod = spec["template"]["spec"]
+    claims = {claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]}
+    volumes = {volume["name"] for volume in pod["volumes"]} | claims
+    for container in (*pod["initContainers"], *pod["containers"]):
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    # What the agent keeps must outlive its pod, and what the first container writes the second one reads.
+    (agent,) = pod["containers"]
+    data = agent["command"][agent["command"].index("--data") + 1]
+    assert {"name": "data", "mountPath": data} in agent["volumeMounts"]
+    assert f"--data {data}" in pod["initContainers"][0]["command"][-1]
