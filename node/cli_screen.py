@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hansa.node.cli_tables import clock, use_text
 from hansa.node.plain_text import fields_of, number, plain, short_account
 
 View = Mapping[str, Any]
@@ -102,6 +103,7 @@ def _shard_table(view: View) -> Table:
         phase = _phase(shard.get("phase"))
         if isinstance(shard.get("attempts"), int) and shard["attempts"] > 1:
             phase.append(f" (attempt {shard['attempts']})", style="yellow")
+        phase.append(_until(shard), style="yellow")
         if shard.get("reason"):
             phase.append(f" {plain(shard['reason'], 120)}")
         table.add_row(
@@ -113,6 +115,14 @@ def _shard_table(view: View) -> Table:
             Text(metrics_text(shard.get("metrics"))),
         )
     return table
+
+
+def _until(shard: View) -> str:
+    """How long a run that failed is kept, or by when one whose devices are taken back has left them."""
+    kept, leaves = clock(shard.get("kept_until_ms")), clock(shard.get("leaves_by_ms"))
+    if kept:
+        return f" until {kept}"
+    return f" moves by {leaves}: {plain(shard.get('leaves_why', ''), 120)}" if leaves else ""
 
 
 def _progress(view: View) -> list[RenderableType]:
@@ -138,7 +148,9 @@ def _money_line(view: View) -> Text:
     line.append(_money(spend.get("vouched", "")), style="bold")
     line.append(f" of {_money(spend.get('budget', ''))}")
     for share in spend.get("by_provider", [])[:8]:
-        line.append(f"   {short_account(share.get('provider'))} {_money(share.get('vouched'))}", style="dim")
+        about = use_text(share)
+        told = f" ({about})" if about else ""
+        line.append(f"   {short_account(share.get('provider'))} {_money(share.get('vouched'))}{told}", style="dim")
     return line
 
 
@@ -189,11 +201,14 @@ def _tender_news(before: View, tender: View) -> Iterator[str]:
 
 
 def _shard_news(before: View, shard: View) -> Iterator[str]:
+    if shard.get("leaves_by_ms") and not before.get("leaves_by_ms"):
+        yield f"shard {plain(shard.get('shard'), 8)}{_until(shard)}"
     if shard.get("phase") == before.get("phase") and shard.get("provider") == before.get("provider"):
         return
+    kept = _until(shard) if shard.get("kept_until_ms") else ""
     where = f" on {short_account(shard['provider'])}" if shard.get("provider") else ""
     reason = f": {plain(shard['reason'], 200)}" if shard.get("reason") else ""
-    yield f"shard {plain(shard.get('shard'), 8)} {plain(shard.get('phase'), 20)}{where}{reason}"
+    yield f"shard {plain(shard.get('shard'), 8)} {plain(shard.get('phase'), 20)}{kept}{where}{reason}"
 
 
 def follow(views: Iterable[View], out: IO[str] | None = None) -> View | None:

@@ -1,6 +1,6 @@
 """Lists on the terminal: jobs, providers, money. A stranger's words are shown as plain text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,12 @@ def _when(at_ms: object) -> str:
     return datetime.fromtimestamp(at_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock(at_ms: object) -> str:
+    """A time of today for the eye, in UTC; empty where there is none."""
+    when = _when(at_ms)
+    return f"{when[-8:]} UTC" if when else ""
+
+
 def print_jobs(jobs: Rows) -> None:
     """One line for each job."""
     if not jobs:
@@ -47,11 +53,18 @@ def print_jobs(jobs: Rows) -> None:
                 job.get("phase"),
                 f"round {job.get('round')}",
                 f"{spend.get('vouched')} of {spend.get('budget')}",
+                _uses(spend.get("by_provider")),
                 _when(job.get("submitted_ms")),
                 job.get("reason", ""),
             )
         )
-    _print_table(("job", "name", "phase", "progress", "vouched", "submitted (UTC)", ""), rows)
+    _print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)
+
+
+def _uses(leases: object) -> str:
+    """What ``use_text`` says of a job's leases, each thing once."""
+    known = leases if isinstance(leases, list) else []
+    return ", ".join(dict.fromkeys(use_text(fields_of(lease)) for lease in known[:16]))
 
 
 def print_devices(devices: Rows) -> None:
@@ -76,10 +89,33 @@ def print_devices(devices: Rows) -> None:
 
 def _device_state(device: dict[str, Any]) -> str:
     """Who has it; of a device that is wanted back, by when it is left."""
-    leaves_ms = device.get("leaves_by_ms")
-    if not isinstance(leaves_ms, int):
-        return plain(device.get("state"), 16)
-    return f"{plain(device.get('state'), 16)}, left by {datetime.fromtimestamp(leaves_ms / 1000, UTC):%H:%M:%S} UTC"
+    leaves = clock(device.get("leaves_by_ms"))
+    return plain(device.get("state"), 16) + (f", left by {leaves}" if leaves else "")
+
+
+def print_leases(leases: Rows) -> None:
+    """One line for each lease that this node has out."""
+    rows = []
+    for lease in leases:
+        leaves = clock(lease.get("leaves_by_ms"))
+        rows.append(
+            (
+                plain(lease.get("lease"), 64)[:12],
+                short_account(lease.get("buyer")),
+                plain(lease.get("phase"), 16) + (f", leaves by {leaves}" if leaves else ""),
+                lease.get("step"),
+                len(lease.get("devices", [])),
+                use_text(lease),
+                f"{lease.get('vouched')} of {lease.get('accrued')}",
+            )
+        )
+    _print_table(("lease", "buyer", "phase", "step", "devices", "isolation and use", "vouched"), rows)
+
+
+def use_text(lease: Mapping[str, Any]) -> str:
+    """``sandbox 87 %``: a lease's isolation, and how much of its time the devices computed, where that is known."""
+    used = lease.get("used_percent")
+    return plain(lease.get("tier", ""), 32) + (f" {used} %" if isinstance(used, int) else "")
 
 
 def print_providers(providers: Rows) -> None:

@@ -53,6 +53,7 @@ class NodeDesk:
             "currency": config.currency,
             "provides": state.terms is not None,
             "devices": device_views(daemon),
+            "leases": views.lease_views(state),
             "inventory_note": daemon.inventory.note,
             "sandbox": daemon.sandbox_view,
             "machines": daemon.cluster.view() if daemon.cluster is not None else [],

@@ -6,11 +6,14 @@ from typing import Any
 
 from hansa.market.ledger import Entry
 from hansa.market.purchase import Purchase
+from hansa.market.receipts import Statement
 from hansa.market.selection import explain_choice
 from hansa.node.state import NodeState
 from hansa.proto.market_documents import Advert
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import e18_to_price_per_hour, format_amount
+from hansa.scheduler import run
+from hansa.scheduler.job_losses import in_words
 from hansa.scheduler.job_state import Job, Shard
 
 Json = dict[str, Any]
@@ -83,6 +86,8 @@ def _is_settled(state: NodeState, purchases: list[Purchase]) -> bool:
 
 def _shard_view(shard: Shard) -> Json:
     has_lease = shard.attempts > 0
+    is_over = shard.phase in ("kept", "leaving")
+    leaves = shard.phase in ("starting", "running", "kept") and shard.reclaim_by_ms > 0
     return {
         "shard": shard.shard,
         "phase": SHARD_PHASES.get(shard.phase, shard.phase),
@@ -91,8 +96,14 @@ def _shard_view(shard: Shard) -> Json:
         "step": shard.step,
         "metrics": {metric.name: metric.value for metric in shard.metrics},
         "attempts": shard.attempts,
+        "losses": shard.losses,
+        "moves": shard.reclaims,
         "checkpoint": {"round": shard.checkpoint.round, "step": shard.checkpoint.step} if shard.checkpoint else None,
-        "reason": shard.reason,
+        "kind": shard.kind,
+        "reason": in_words(shard.kind, shard.reason) if is_over else shard.reason,
+        "kept_until_ms": shard.kept_until_ms if shard.phase == "kept" else None,
+        "leaves_by_ms": shard.reclaim_by_ms if leaves else None,
+        "leaves_why": shard.reclaim_why if leaves else "",
     }
 
 
@@ -161,6 +172,7 @@ def _spend_view(state: NodeState, job: Job, purchases: list[Purchase]) -> Json:
             if channel is None or placement.phase in ("failed", "awarded"):
                 continue
             vouched = format_amount(channel.vouched(placement.lease))
+            device_ms, busy_ms = _evidence_of(channel.accepted, placement.lease)
             by_provider.append(
                 {
                     "provider": checksum_address(placement.provider),
@@ -168,12 +180,52 @@ def _spend_view(state: NodeState, job: Job, purchases: list[Purchase]) -> Json:
                     "lease": placement.lease.hex(),
                     "vouched": vouched,
                     "metered": vouched,
+                    "tier": bought.bids[placement.bid].tier,
+                    **_use_view(device_ms, busy_ms),
                     "channel_id": placement.award.channel_id.hex(),
                     "channel_phase": channel.phase,
                 }
             )
     spent = state.ledger.balance(f"spend:{job.job.hex()}")
     return {"vouched": format_amount(spent), "budget": format_amount(job.spec.budget), "by_provider": by_provider}
+
+
+def _evidence_of(accepted: Statement | None, lease: bytes) -> tuple[int, int]:
+    """Metered device time of a lease, and how much of it the devices computed, as the provider's last receipt says."""
+    pairs = zip(accepted.lines, accepted.evidence, strict=True) if accepted else ()
+    return next(((line.device_ms, proof.busy_ms) for line, proof in pairs if line.lease == lease), (0, 0))
+
+
+def _use_view(device_ms: int, busy_ms: int) -> Json:
+    """How much of its time a lease's devices computed. Where nobody measures it, nothing is said."""
+    used = min(100, busy_ms * 100 // device_ms) if device_ms and busy_ms else None
+    return {"device_ms": device_ms, "busy_ms": busy_ms, "used_percent": used}
+
+
+def lease_views(state: NodeState) -> list[Json]:
+    """The leases that this provider has out, the oldest first."""
+    found = [entry for entry in state.sales.live.values() if entry.terms is not None]
+    views = []
+    for entry in sorted(found, key=lambda entry: (entry.terms.begins_ms if entry.terms else 0, entry.lease)):
+        assert entry.terms is not None
+        current = state.runs.get(entry.lease)
+        views.append(
+            {
+                "lease": entry.lease.hex(),
+                "buyer": checksum_address(entry.buyer),
+                "phase": "kept" if current is not None and current.phase == run.KEPT else entry.phase,
+                "shard": entry.terms.shard,
+                "devices": [device.hex() for device in entry.bid.devices],
+                "tier": entry.bid.tier,
+                "step": entry.steps,
+                **_use_view(entry.device_ms, min(entry.busy_ms, entry.device_ms)),
+                "accrued": format_amount(entry.accrued),
+                "vouched": format_amount(entry.vouched),
+                "ends_ms": entry.terms.ends_ms,
+                "leaves_by_ms": (entry.reclaim_by_ms or None) if entry.phase == "running" else None,
+            }
+        )
+    return views
 
 
 def advert_view(advert: Advert, *, connected: bool) -> Json:

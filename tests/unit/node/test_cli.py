@@ -19,6 +19,7 @@ from rich.console import Console
 from hansa.node.cli import cli
 from hansa.node.cli_results import write_output
 from hansa.node.cli_screen import follow, news, render
+from hansa.node.cli_tables import print_jobs
 from hansa.node.faults import OperatorError
 from hansa.node.http_api import build_api
 from hansa.node.http_server import serve_api
@@ -348,6 +349,39 @@ def test_news_are_told_once_and_in_order() -> None:
     assert list(news(first, first)) == []
     second = first["history"] + [{"round": 2, "metrics": {}, "rejected": [{"shard": 1, "reason": "late"}]}]
     assert list(news(first, first | {"history": second}))[1] == "  rejected shard 1: late"
+
+
+def test_a_shard_that_is_kept_or_moves_is_shown_with_its_time_and_reason() -> None:
+    first = job_view(JOB)
+    running, other = first["shards"]
+    moves = running | {"leaves_by_ms": 1_700_000_060_000, "leaves_why": "the owner plays" + HOSTILE}
+    kept = other | {"phase": "kept", "kept_until_ms": 1_700_000_060_000, "reason": "its code ended with an error: x"}
+    after = first | {"shards": [moves, kept]}
+    told = list(news(first, after))
+    assert told[0].startswith("shard 0 moves by 22:14:20 UTC: the owner plays")
+    assert told[1].startswith("shard 1 kept until 22:14:20 UTC on 0x")
+    assert told[1].endswith(": its code ended with an error: x")
+    assert all(line.isprintable() for line in told)
+    assert list(news(after, after)) == []
+    shown = drawn(after)
+    assert "moves by 22:14:20 UTC" in shown
+    assert shown.count("22:14:20 UTC") == 2
+    assert "\x1b[2J" not in shown
+
+
+def test_isolation_and_use_of_each_lease_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = {"provider": PROVIDERS[0], "vouched": "0.100000", "tier": "sandbox", "used_percent": 87}
+    unmeasured = lease | {"tier": "vault" + HOSTILE, "used_percent": None}
+    spend = {"vouched": "0.200000", "budget": "1.000000", "by_provider": [lease, unmeasured, lease]}
+    view = job_view(JOB, spend=spend)
+    assert "(sandbox 87 %)" in drawn(view)
+    monkeypatch.setenv("COLUMNS", "220")
+    print_jobs([view])
+    listed = capsys.readouterr().out
+    assert "sandbox 87 %, vault" in listed
+    assert "\x1b[2J" not in listed
 
 
 def poisoned(value: Any) -> Any:
