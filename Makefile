@@ -56,6 +56,7 @@ $(VENV)/installed-dev: pyproject.toml
 	@echo "Installing Hansa and what its tests need into $(VENV) (the first time takes a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -e '.[dev]'
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/amd 'amdsmi>=7.0'  # apart: Ray fails where it is and AMD's library is not
 	@touch $(VENV)/installed $@
 
 clean:

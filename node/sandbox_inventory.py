@@ -94,6 +94,9 @@ def take_inventory() -> Inventory:
             site_path.append(inside)
         if (Path(site) / "hansa").is_dir():
             hidden.append(f"{inside}/hansa")  # an installed Hansa lies beside its dependencies
+        if (Path(site) / "amdsmi").is_dir():
+            # It fails while it is imported where AMD's library is not, as in every sandbox, and Ray imports it.
+            hidden.append(f"{inside}/amdsmi")
     return Inventory(
         bwrap_root=bwrap_root,
         bwrap=bwrap,

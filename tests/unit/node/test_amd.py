@@ -1,9 +1,10 @@
 """AMD's GPUs, through the real Python package, from a stand-in for its library. No real one has been seen."""
 
-import importlib.util
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from hansa.node.driver_process import DriverProcess
 from hansa.node.gpus import Gpu, GpuProcess, GpuSample
 from hansa.node.inventory import Machine, take_inventory
 
+PACKAGE = Path(sys.prefix) / "amd"
+"""Apart from everything else, since Ray fails where this package is and AMD's library is not."""
 SOURCE = Path(__file__).parents[2] / "kit" / "amd_stand_in.c"
 PROVIDER = parse_config("[provider]\nenabled = true\n", Path("/x/config.toml")).provider
 MACHINE = Machine(model="Some CPU", cores_milli=8_000, memory_bytes=32 << 30, serial="m1")
@@ -23,10 +26,10 @@ MACHINE = Machine(model="Some CPU", cores_milli=8_000, memory_bytes=32 << 30, se
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
-    package = importlib.util.find_spec("amdsmi")
-    if compiler is None or package is None or package.origin is None:
-        pytest.skip("no C compiler, or no amdsmi package, to play AMD's library with")
-    wrapper = Path(package.origin).with_name("amdsmi_wrapper.py").read_text(encoding="utf-8")
+    source_of_names = PACKAGE / "amdsmi" / "amdsmi_wrapper.py"
+    if compiler is None or not source_of_names.exists():
+        pytest.skip(f"no C compiler, or no amdsmi package in {PACKAGE}, to play AMD's library with")
+    wrapper = source_of_names.read_text(encoding="utf-8")
     wanted = set(re.findall(r"_libraries\['libamd_smi\.so'\]\.(\w+)", wrapper))
     source = SOURCE.read_text()
     played = set(re.findall(r"^int (amdsmi_\w+)\(", source, re.MULTILINE))
@@ -47,7 +50,12 @@ def machine(tmp_path: Path) -> ScriptedGpus:
 
 @pytest.fixture
 def driver(machine: ScriptedGpus, library: Path) -> Iterator[DriverProcess]:
-    environment = {"LD_LIBRARY_PATH": str(library), "AMD_SCRIPT": str(machine.script), "ROCM_PATH": str(library)}
+    environment = {
+        "LD_LIBRARY_PATH": str(library),
+        "AMD_SCRIPT": str(machine.script),
+        "ROCM_PATH": str(library),
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     process = DriverProcess(proc=machine.proc, environment=environment)
     yield process
     process.close()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node import process_tree, sandbox_image
+from hansa.node import process_tree, sandbox_image, sandbox_inventory
 from hansa.node.cgroups import GroupLimits, GroupV2, make_group
 from hansa.node.confine import ClaimedUid, hold, stage, staged
 from hansa.node.executor_end import printable
@@ -53,6 +53,14 @@ def test_every_namespace_is_unshared_and_everything_ends_with_its_parent():
 
 def test_nothing_of_the_host_is_bound_writable():
     assert "--bind" not in command_for(dataclasses.replace(SPEC, inputs="/srv/inputs"))
+
+
+def test_a_package_that_fails_where_amds_library_is_not_is_kept_from_ray(tmp_path, monkeypatch):
+    site = tmp_path / "site-packages"
+    (site / "amdsmi").mkdir(parents=True)
+    sites = sandbox_inventory._find_sites()
+    monkeypatch.setattr(sandbox_inventory, "_find_sites", lambda: {**sites, "numpy": str(site)})
+    assert [inside.rpartition("/")[2] for inside in take_inventory().hidden].count("amdsmi") == 1
 
 
 def test_slices_and_gpus_of_amd_have_their_own_nodes_and_their_names_in_the_environment():
