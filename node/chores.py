@@ -132,6 +132,7 @@ def _snapshot(daemon: "Daemon") -> Snapshot:
         vouched_out_total=state.ledger.total("spend:"),
         currency=daemon.config.currency,
         engine_events_total=daemon.engine.events,
+        egress_bytes_total=daemon.egress.passed_bytes,
         engine_lag_ms=daemon.lag_ms,
         peers=Counter(peer.phase for peer in daemon.net.peers()),
         drops_total=daemon.counters(),

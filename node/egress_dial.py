@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
+from typing import Any
 
 import trio
 
@@ -45,6 +46,7 @@ class Refusal(Exception):
 
 
 _lookups = trio.CapacityLimiter(LOOKUPS)
+_ABANDON: Any = {"abandon_on_cancel": True}  # the type stubs that come with py-libp2p's dependencies do not know it
 
 
 async def resolve_name(name: str) -> Collection[str]:
@@ -56,7 +58,7 @@ async def resolve_name(name: str) -> Collection[str]:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     # A resolver that hangs must not hold threads that the daemon's other rooms wait for.
-    return await trio.to_thread.run_sync(look_up, limiter=_lookups, abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(look_up, limiter=_lookups, **_ABANDON)
 
 
 def is_ours(address: IpAddress) -> bool:

@@ -148,11 +148,10 @@ async def forward(
                 if event is h11.NEED_DATA:
                     asked.receive_data(bytes(await client.receive_some(CHUNK_BYTES)))
                     continue
-                over = not isinstance(event, h11.Data)
-                piece = asking.send(h11.EndOfMessage() if over else event)
+                piece = asking.send(event if isinstance(event, h11.Data) else h11.EndOfMessage())
                 await meter.pass_on(piece or b"", upstream)
                 link.touch()
-                if over:
+                if not isinstance(event, h11.Data):
                     return
         except (h11.RemoteProtocolError, h11.LocalProtocolError):
             raise _broken(asked, HTTPStatus.BAD_REQUEST, "the request's body is no HTTP") from None

@@ -38,6 +38,7 @@ class Snapshot:
         vouched_out_total: promised by this buyer.
         currency: the unit of account of both.
         engine_events_total: events that the engine has taken.
+        egress_bytes_total: what runs have exchanged with hosts outside, both ways together.
         engine_lag_ms: how long the newest event waited.
         peers: how many, by phase.
         drops_total: strikes, drops, refusals and ignored events, by reason.
@@ -53,6 +54,7 @@ class Snapshot:
     vouched_out_total: Amount = 0
     currency: str = "USD"
     engine_events_total: int = 0
+    egress_bytes_total: int = 0
     engine_lag_ms: float = 0.0
     peers: Counts = field(default_factory=dict)
     drops_total: Counts = field(default_factory=dict)
@@ -80,6 +82,7 @@ class _Exposition(Collector):
         vouched.add_metric(["out", now.currency], now.vouched_out_total / 10**CURRENCY_DECIMALS)
         yield vouched
         yield CounterMetricFamily("hansa_engine_events", "Events taken by the engine.", value=now.engine_events_total)
+        yield CounterMetricFamily("hansa_egress_bytes", "Bytes between runs and hosts.", value=now.egress_bytes_total)
         lag_s = now.engine_lag_ms / 1000
         yield GaugeMetricFamily("hansa_engine_lag_seconds", "How long the newest event waited.", value=lag_s)
         yield _gauge("hansa_peers", "Peers that this node knows.", "phase", now.peers)

@@ -193,7 +193,7 @@ async def test_a_granted_host_is_reached_through_a_tunnel(tmp_path: Path) -> Non
         await stream.send_all(b"and late")
         await stream.send_eof()
         assert rest + await rest_of(stream) == b"early and late"
-        assert world.proxy.counters()["egress.bytes"] == 2 * len(b"early and late")
+        assert world.proxy.passed_bytes == 2 * len(b"early and late")
         assert world.refusals == {}
 
 
@@ -426,7 +426,7 @@ async def test_the_last_byte_that_may_pass_is_the_last(tmp_path: Path, limits: t
         assert await rest_of(stream) == b""
         await all_came.wait()
         assert len(received) == 1000
-        assert world.proxy.counters()["egress.bytes"] == 1000
+        assert world.proxy.passed_bytes == 1000
         status, rest, _ = await call(path, connect("data.example.org", world.port))
         assert status == 403
         assert rest.startswith(b"hansa: the job has used the 1000 bytes")
@@ -444,7 +444,7 @@ async def test_bytes_from_outside_count_too(tmp_path: Path) -> None:
         _, rest, stream = await call(path, connect("data.example.org", world.port))
         got = len(rest) + len(await rest_of(stream))
         assert got <= 100_000
-        assert world.proxy.counters()["egress.bytes"] == 100_000
+        assert world.proxy.passed_bytes == 100_000
 
 
 @pytest.mark.trio
@@ -594,7 +594,7 @@ async def test_a_way_that_is_opened_again_begins_anew(tmp_path: Path) -> None:
         again = world.open("data.example.org", limit_bytes=10)
         assert again == first
         assert (await call(again, connect("data.example.org", world.port)))[0] == 200
-        assert world.proxy.counters()["egress.bytes"] == 10
+        assert world.proxy.passed_bytes == 10
 
 
 # Nothing widened: two network namespaces, and a public address in one of them.
