@@ -204,7 +204,7 @@ def runsc_processes(pids):
     return {pid for pid in pids if alive(pid)}
 
 
-@pytest.mark.parametrize("delay_ms", [0, 30, 100, 300, 1500])
+@pytest.mark.parametrize("delay_ms", [0, 100, 1500])
 @pytest.mark.parametrize("victims", [("launcher",), ("guard",), ("sandbox",)], ids="+".join)
 def test_whatever_is_killed_nothing_of_it_is_left(victims, delay_ms):
     need_gvisor()
