@@ -118,7 +118,7 @@ def scene(tmp_path_factory):
 def test_the_run_beside_finishes_undisturbed(scene):
     check_the_victim(scene.room, scene.victim)
     steps = [event for event in scene.room.events if event.run == VICTIM and isinstance(event, RunProgressed)]
-    assert max(after.at_ms - before.at_ms for before, after in itertools.pairwise(steps)) < 10_000
+    assert max(after.at_ms - before.at_ms for before, after in itertools.pairwise(steps)) < 30_000
 
 
 @pytest.mark.parametrize("name", DEADLY)
@@ -162,8 +162,8 @@ def test_a_flood_of_everything_that_is_allowed_ends_as_a_run_like_any_other(scen
 
 def test_what_is_told_of_a_flooding_log_is_bounded_and_harmless(scene):
     text = "".join(event.text for event in scene.of("floods", RunLogged))
-    assert len(text) <= LIMITS.log_bytes + 200
-    assert "dropped" in text
+    assert len(text) <= LIMITS.log_bytes
+    assert text.count("the rest is dropped") == 1
     assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e", "\ufeff"} & set(text)
 
 
