@@ -17,7 +17,8 @@ from hansa.node.cli_options import with_data
 from hansa.node.faults import OperatorError
 
 EXIT_HUNG_UP = 255
-PIECE_BYTES = 8 << 10
+PIECE_BYTES = 16_000
+"""With the head of its frame it has to fit into one request."""
 
 
 @click.command("exec")
