@@ -9,6 +9,7 @@ without the network. The result is known by what went into it and shared by all 
 import hashlib
 import logging
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -46,6 +47,9 @@ MOST_S = 20 * 60.0
 MOST_BYTES = 20 << 30
 MOST_FILES = 500_000
 LONGEST_WORDS = 1_500
+
+
+_ADDRESS = re.compile(r"(https?|file)://[^\s`'\"]+")
 
 
 class NotBuilt(Exception):
@@ -174,9 +178,9 @@ class Environments:
 
     def _words(self, outcome: Outcome) -> str:
         """What uv said, without where this owner's packages come from: an address may hold a password."""
-        words = outcome.words
-        for secret in (self._config.index, *self._config.find_links):
-            words = words.replace(secret, "(this provider's index)")
+        words = _ADDRESS.sub("(an address of this provider's)", outcome.words)
+        for place in self._config.find_links:
+            words = words.replace(place, "(a place of this provider's)")
         return words[-LONGEST_WORDS:]
 
 

@@ -22,7 +22,7 @@ import trio
 from hansa.node.build_room import WORK, Tool, run_in_thread, run_tool, ways_out
 from hansa.node.environments_config import EnvironmentsConfig
 from hansa.node.sandbox_inventory import SandboxUnavailable
-from hansa.node.trees import Trees, open_to_everybody
+from hansa.node.trees import Trees, link_or_copy, open_to_everybody
 
 PROGRAMS = ("skopeo", "umoci")
 MOST_S = 20 * 60.0
@@ -96,6 +96,8 @@ class Images:
         try:
             with tempfile.TemporaryDirectory(dir=self._trees.directory, prefix="input-") as given:
                 (Path(given) / "policy.json").write_text(json.dumps(policy_for(wanted)))
+                if wanted.archive is not None:
+                    link_or_copy(wanted.archive, Path(given) / "image.tar")
                 open_to_everybody(Path(given))
                 self._run(self._copy(wanted, layout, Path(given)), given_up)
             if layout.is_symlink() or not layout.is_dir():
@@ -121,7 +123,7 @@ class Images:
         variables = {"TMPDIR": WORK}
         source = f"docker://{wanted.reference}"
         if wanted.archive is not None:
-            read.append((str(wanted.archive), "/opt/image.tar"))
+            read.append((str(given / "image.tar"), "/opt/image.tar"))
             source = "oci-archive:/opt/image.tar"
         else:
             outward, certificates = ways_out()

@@ -5,8 +5,6 @@ may take as long as bytes move, within a floor of speed: whoever hands them out 
 """
 
 import contextlib
-import errno
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +28,7 @@ from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
 from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
-from hansa.node.trees import Trees
+from hansa.node.trees import Trees, link_or_copy
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE, TIER_NONE, TIER_SANDBOX
@@ -382,18 +380,6 @@ def _lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path) -> 
             )
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         link_or_copy(source, target)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file at another place, sharing its bytes where the file system can, and let everyone read it there."""
-    source.chmod(0o444)
-    try:
-        os.link(source, target)
-    except OSError as fault:
-        if fault.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
-            raise
-        shutil.copyfile(source, target)
-        target.chmod(0o444)
 
 
 def forget_run(daemon: "Daemon", run: bytes) -> None:

@@ -13,8 +13,10 @@ at the next start. Over the quota the cache goes first, then the longest unused 
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -130,6 +132,18 @@ class Trees:
             remove_tree(gone)
             return True
         return False
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file at another place, sharing its bytes where the file system can, and let everyone read it there."""
+    source.chmod(0o444)
+    try:
+        os.link(source, target)
+    except OSError as fault:
+        if fault.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
 
 
 def open_to_everybody(directory: Path) -> None:

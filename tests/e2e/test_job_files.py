@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.test_furnishing import an_image
+from kit.images import an_archive, layer_of
 from kit.market import asked, await_job, job_of, running_market
 from kit.wheels import a_wheel, an_index
 
@@ -52,6 +55,7 @@ def result(nodes: DemoNodes, job: str, shard: int) -> Any:
 READ = """
 import json
 import os
+import shutil
 
 
 def read(ctx):
@@ -84,7 +88,8 @@ def test_each_shard_reads_its_own_inputs_and_they_are_sent_once(tmp_path: Path) 
         (directory / "data" / "part-1.bin").write_bytes(b"1111")
         said: list[str] = []
         job = submit_job(nodes.buyer.daemon, directory, say=said.append)
-        assert await_job(nodes, job, 120)["phase"] == "succeeded"
+        ended = await_job(nodes, job, 120)
+        assert ended["phase"] == "succeeded", ended["reason"]
         assert result(nodes, job, 0) == {
             "common/a": [4, b"aaaa".hex()],
             "own.bin": [len(large), large[:4].hex()],
@@ -124,8 +129,7 @@ def test_a_job_runs_with_its_own_packages_and_the_second_time_they_are_there(
     monkeypatch.setenv("UV_DEFAULT_INDEX", index)
     settings = {'index = "https://pypi.org/simple"': f'index = "{index}"'}
     with running_market("0.30", settings=settings) as nodes:
-        features = asked(nodes.buyer, "/v1/providers")["providers"][0].get("features")
-        if features is not None and "dependencies" not in features:
+        if "dependencies" not in asked(nodes.buyer, "/v1/providers")["providers"][0]["features"]:
             pytest.skip("no room for tools on this machine: hansa doctor says why")
         environment = '\n[environment]\ndependencies = ["fetched>=1", "shipped"]\nwheels = "wheels"\n'
         directory = write_job(tmp_path / "job", IMPORT, environment)
@@ -133,7 +137,8 @@ def test_a_job_runs_with_its_own_packages_and_the_second_time_they_are_there(
         said: list[str] = []
         for number in range(2):
             job = submit_job(nodes.buyer.daemon, directory, say=said.append)
-            assert await_job(nodes, job, 120)["phase"] == "succeeded"
+            ended = await_job(nodes, job, 120)
+            assert ended["phase"] == "succeeded", ended["reason"]
             found = result(nodes, job, 0)
             assert (found["fetched"], found["shipped"]) == ("from the index", "from the job")
             assert "writable" not in found
@@ -144,3 +149,42 @@ def test_a_job_runs_with_its_own_packages_and_the_second_time_they_are_there(
             assert number == 0 or took_s < 1.0
         assert said[0].startswith("locked 2 packages in")
         assert not any(line.startswith("locked") for line in said[1:])
+
+
+IN_IMAGE = """
+import json
+
+
+def read(ctx):
+    import numpy
+
+    ctx.report(step=1)
+    with open("/etc/image-release") as file:
+        found = {"release": file.read(), "numpy": numpy.__file__}
+    try:
+        open("/etc/image-release", "w")
+        found["writable"] = True
+    except OSError:
+        pass
+    (ctx.outputs / "result.json").write_text(json.dumps(found))
+"""
+
+
+def test_a_job_runs_on_the_image_that_it_ships(tmp_path: Path) -> None:
+    with running_market("0.30") as nodes:
+        if "image" not in asked(nodes.buyer, "/v1/providers")["providers"][0]["features"]:
+            pytest.skip("images cannot be unpacked on this machine: skopeo and umoci are needed")
+        directory = write_job(tmp_path / "job", IN_IMAGE, '\n[environment]\nimage = "image.tar"\n')
+        (tmp_path / "root").mkdir()
+        root = an_image(tmp_path / "root")
+        an_archive(directory / "image.tar", [layer_of(root)])
+        shutil.rmtree(directory / "image.layout")
+        said: list[str] = []
+        job = submit_job(nodes.buyer.daemon, directory, say=said.append)
+        ended = await_job(nodes, job, 120)
+        assert ended["phase"] == "succeeded", ended["reason"]
+        found = result(nodes, job, 0)
+        assert found["release"] == "an image"
+        assert found["numpy"].startswith("/usr/local/lib/")
+        assert "writable" not in found
+        assert "kept out of the package: image.tar" in said

@@ -15,7 +15,7 @@ from kit.memory_party import key
 from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import staging
+from hansa.node import staging, trees
 from hansa.node.daemon import Daemon
 from hansa.node.desk import NodeDesk
 from hansa.node.executor import Executor
@@ -315,10 +315,10 @@ async def test_a_file_that_cannot_be_linked_is_copied(tmp_path: Path, monkeypatc
     def other_file_system(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(staging.os, "link", other_file_system)
+    monkeypatch.setattr(trees.os, "link", other_file_system)
     source = tmp_path / "source"
     source.write_bytes(b"data")
-    staging.link_or_copy(source, tmp_path / "target")
+    trees.link_or_copy(source, tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == b"data"
     assert (tmp_path / "target").stat().st_mode & 0o777 == 0o444
 
