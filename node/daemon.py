@@ -48,6 +48,7 @@ from hansa.node.gate import TenderRate, concerns
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.http_shell import shell_routes
+from hansa.node.images import Images
 from hansa.node.inventory import Inventory
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
@@ -139,6 +140,7 @@ class Daemon:
         self.store.forget_pins(staging.PIN)
         self.trees = Trees(data / "environments", quota_bytes=config.environments.quota_bytes)
         self.environments = Environments(self.trees, config.environments)
+        self.images = Images(self.trees, config.environments)
         self.furnishings: frozenset[str] = frozenset()
         self.staging: dict[bytes, trio.CancelScope] = {}
         self.file_lists = FileLists(self.store)
