@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -13,7 +14,15 @@ from pathlib import Path
 import pytest
 import trio
 from integration.launcher_without_groups import start_launcher_without_groups
-from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher
+from integration.sandbox_harness import (
+    LIMITS,
+    a_room,
+    alive,
+    an_order,
+    guard_and_launcher,
+    need_sandbox,
+    sandbox_report,
+)
 from integration.test_launcher import SPEC, Service, connect_as
 
 from hansa.node import process_tree
@@ -37,8 +46,13 @@ def report():
 
 
 def need_gvisor():
-    if not report().available:
-        pytest.skip(f"no gVisor on this machine: {report().reason}")
+    """Skip where it cannot be had, and fail where it could be and was found wanting."""
+    need_sandbox()
+    if report().available:
+        return
+    could = shutil.which("runsc") and os.getuid() == 0 and "cgroup" in sandbox_report().limits["memory"]
+    assert not could, report().reason
+    pytest.skip(f"no gVisor on this machine: {report().reason}")
 
 
 LOOK = """

@@ -165,6 +165,30 @@ def connect_as(uid, path):
     return socket.socket(fileno=descriptor)
 
 
+def test_a_sandbox_that_cannot_be_made_leaves_nothing(tmp_path):
+    need_sandbox()
+    (tmp_path / "image").mkdir()
+    spec = dataclasses.replace(SPEC, image=str(tmp_path / "image"))
+    with Service(tmp_path) as service, connect_launcher(service.path) as control:
+        control.settimeout(20)
+        for _ in range(3):
+            send(control, Start(run=b"run", spec=spec))
+            refused, _ = receive(control)
+            assert isinstance(refused, Refused)
+            assert "the image has no" in refused.reason
+        pids = process_tree.descendants(service.process.pid)
+        groups = [path for pid in pids for path in Path("/sys/fs/cgroup").rglob(f"hansa-{pid}-*")]
+        send(control, Start(run=b"run", spec=SPEC))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        serving = pids[-1]
+        open_files = [str(path.readlink()) for path in Path(f"/proc/{serving}/fd").iterdir()]
+    assert groups == []
+    assert len([name for name in open_files if name.startswith("socket:")]) <= 4, open_files
+
+
 def test_a_directory_that_is_not_there_is_refused_in_words(tmp_path):
     need_sandbox()
     spec = dataclasses.replace(SPEC, code=str(tmp_path / "absent"))

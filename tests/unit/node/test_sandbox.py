@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node import process_tree, sandbox_image, sandbox_inventory
+from hansa.node import confine, process_tree, sandbox_image, sandbox_inventory
 from hansa.node.cgroups import GroupLimits, GroupV2, make_group
 from hansa.node.confine import ClaimedUid, hold, stage, staged
 from hansa.node.executor_end import printable
@@ -371,6 +371,13 @@ def test_a_uid_is_claimed_by_one_at_a_time_and_is_nobodys():
     assert again.uid != other.uid
     other.release()
     again.release()
+
+
+def test_a_uid_that_a_user_has_is_never_claimed(monkeypatch):
+    monkeypatch.setattr(confine, "FIRST_UID", 1)
+    monkeypatch.setattr(confine, "LAST_UID", 1)  # Debian's and everybody else's "daemon" or "bin"
+    with pytest.raises(OSError, match="every uid for sandboxes is in use"):
+        ClaimedUid()
 
 
 def test_a_uid_under_which_something_lives_is_not_claimed_even_if_nobody_claims_it():
