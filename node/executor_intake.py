@@ -84,30 +84,33 @@ class Intake:
             raise Malformed(name, "came before the bytes of the header in front of it")
         if header.size_bytes > self._admit(header):
             raise TooLarge(name, f"{header.size_bytes} bytes are over the limit of the run")
-        self._writer = await _on_disk(self._blobs.writer, header.size_bytes)
         self._header, self._left = header, header.size_bytes
-        return await self._finish() if self._left == 0 else None
+        return await self._keep(b"") if self._left == 0 else None
 
     async def _take(self, data: bytes) -> Stored | None:
-        if self._writer is None:
+        if self._header is None:
             raise Malformed("Chunk", "belongs to no header")
         if len(data) > self._left:
             raise TooLarge("Chunk", "more bytes than the header declared")
-        await _on_disk(self._writer.write, data)
         self._left -= len(data)
-        return await self._finish() if self._left == 0 else None
+        return await self._keep(data)
 
-    async def _finish(self) -> Stored:
-        assert self._writer is not None, "something was begun"
-        assert self._header is not None, "by a header"
-        blob = await _on_disk(self._writer.finish)
+    async def _keep(self, data: bytes) -> Stored | None:
+        """Write the next bytes; one turn in a worker thread is all that a small state takes."""
+        try:
+            blob = await trio.to_thread.run_sync(self._write, data)
+        except (NoRoom, OSError) as error:
+            raise Over("no-room", f"the provider has no room for what the run made: {error}") from error
+        if blob is None:
+            return None
+        assert self._header is not None, "what was written has a header"
         stored = Stored(header=self._header, blob=blob)
         self._writer = self._header = None
         return stored
 
-
-async def _on_disk(work: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return await trio.to_thread.run_sync(work, *arguments)
-    except (NoRoom, OSError) as error:
-        raise Over("no-room", f"the provider has no room for what the run made: {error}") from error
+    def _write(self, data: bytes) -> BlobRef | None:
+        assert self._header is not None, "what is written has a header"
+        if self._writer is None:
+            self._writer = self._blobs.writer(self._header.size_bytes)
+        self._writer.write(data)
+        return self._writer.finish() if self._left == 0 else None

@@ -6,18 +6,19 @@ forget what was replaced. When the run is to leave, the first checkpoint that wa
 
 from dataclasses import dataclass
 
+from hansa.worker.handed_over import HandedOver
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """A checkpoint that worker 0 holds.
 
     Attributes:
-        number: by which the worker knows its bytes.
+        given: its bytes, or where they are.
         last: whether the run ends when it is stored.
     """
 
-    number: int
-    size_bytes: int
+    given: HandedOver
     round: int
     step: int
     last: bool

@@ -51,6 +51,7 @@ from hansa.worker.cluster import (
 )
 from hansa.worker.deaths import Deaths
 from hansa.worker.gang_outputs import bring_outputs
+from hansa.worker.handed_over import SMALL_BYTES, HandedOver
 from hansa.worker.hub import Contribute, Deliver, Hub, Report
 from hansa.worker.outputs import Unsteady, send_outputs
 from hansa.worker.shard_worker import CHECKPOINT, ShardWorker, crash_path
@@ -89,7 +90,8 @@ class Run:
         self._ready_to_work = threading.Event()
         self._incoming: tuple[int | None, Incoming | None] = (None, None)
         self._newest_result = -1
-        self._synced: dict[int, tuple[int, int]] = {}
+        self._result: bytes | None = None
+        self._synced: dict[int, HandedOver] = {}
         self._progress = 0
         self._started = False
         self._stop_asked = False
@@ -140,8 +142,9 @@ class Run:
             case RoundResult():
                 self._up.wait()
                 wanted = frame.round > self._newest_result
-                coming = Incoming(self._ray, self._actors, frame.round, frame.size_bytes) if wanted else None
-                self._incoming = (frame.round, coming)
+                large = wanted and frame.size_bytes > SMALL_BYTES
+                coming = Incoming(self._ray, self._actors, frame.round, frame.size_bytes) if large else None
+                self._incoming = (frame.round if wanted else None, coming)
                 self._newest_result = max(self._newest_result, frame.round)
             case Chunk():
                 self._take_piece(frame.data)
@@ -183,14 +186,15 @@ class Run:
 
     def _take_piece(self, data: bytes) -> None:
         label, coming = self._incoming
-        if coming is None or not coming.feed(data):
+        if label is None or (coming is not None and not coming.feed(data)):
             return
         self._incoming = (None, None)
         if label == CHECKPOINT:
             self._ready_to_work.set()
-        elif label is not None:
-            with self._lock:
-                self._act(self._hub.took_result(label))
+            return
+        with self._lock:
+            self._result = data if coming is None else None  # what is small is one chunk, and needs no way of its own
+            self._act(self._hub.took_result(label))
 
     def expect_checkpoint(self) -> None:
         """The checkpoint that `Begin` announced comes next, and the workers are not there yet. Waits for them."""
@@ -298,13 +302,13 @@ class Run:
                 case ("report", step, metrics):
                     with self._lock:
                         self._act(self._hub.took_report(worker, step, metrics))
-                case ("sync", held, size_bytes, number, weight):
+                case ("sync", given, number, weight):
                     with self._lock:
-                        self._synced[worker] = (held, size_bytes)
+                        self._synced[worker] = given
                         self._act(self._hub.took_sync(worker, number, weight))
-                case ("checkpoint", held, size_bytes, number, step):
+                case ("checkpoint", given, number, step):
                     with self._lock:
-                        saved = Saved(number=held, size_bytes=size_bytes, round=number, step=step, last=self._leaving)
+                        saved = Saved(given=given, round=number, step=step, last=self._leaving)
                         self._keep_in_order(self._checkpoints.took(saved))
                 case ("ended", how, words):
                     return how, words
@@ -321,10 +325,9 @@ class Run:
                 case Deliver():
                     assert self._outgoing is not None, "the workers are up"
                     while self._synced:  # nobody wants these any more
-                        worker, (held, _size_bytes) = self._synced.popitem()
-                        self._outgoing.drop(worker, held)
+                        self._outgoing.drop(*self._synced.popitem())
                     for actor in self._actors:
-                        actor.go_on.remote(order.round)
+                        actor.go_on.remote(order.round, self._result)
 
     def _keep_in_order(self, orders: list[Any]) -> None:
         for order in orders:
@@ -333,7 +336,7 @@ class Run:
                 case SendSaved(saved=saved):
                     self._outgoing.save(saved)
                 case DropSaved(saved=saved):
-                    self._outgoing.drop(0, saved.number)
+                    self._outgoing.drop(0, saved.given)
                 case LeaveNow():
                     self.stop()
 

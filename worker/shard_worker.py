@@ -20,6 +20,7 @@ from typing import Any
 from hansa.proto.frames import MAX_MESSAGE_BYTES
 from hansa.proto.tensors import decode_state
 from hansa.worker.context import Context, Stopping
+from hansa.worker.handed_over import SMALL_BYTES, HandedOver
 from hansa.worker.outputs import files_below
 
 MAX_UNREAD = 256
@@ -106,15 +107,20 @@ class ShardWorker:
             got[0] += len(piece)
 
     def give_piece(self, number: int, at: int, most_bytes: int) -> bytes:
-        """A piece of what was handed over."""
-        return self._held[number][at : at + most_bytes]
+        """A piece of what was handed over; with the last of them it is forgotten."""
+        data = self._held[number]
+        if at + most_bytes >= len(data):
+            self.drop(number)
+        return data[at : at + most_bytes]
 
     def drop(self, number: int) -> None:
         """What was handed over is not needed any more."""
         self._held.pop(number, None)
 
-    def go_on(self, round_number: int) -> None:
-        """The result of a round, which is here, is the one to go on from."""
+    def go_on(self, round_number: int, data: bytes | None) -> None:
+        """The result of a round is the one to go on from: these bytes, or else those that are here already."""
+        if data is not None:
+            self.take_piece(round_number, len(data), 0, data)
         with self._changed:
             self._due = round_number
             self._changed.notify_all()
@@ -140,10 +146,13 @@ class ShardWorker:
         self._leaving = True
 
     def hand_over(self, kind: str, data: bytes, *facts: Any) -> None:
-        """Keep bytes until they are fetched, and say that they are there."""
+        """Say that these bytes are there, and keep them until they are fetched, unless they are few."""
         self._handed_over += 1
-        self._held[self._handed_over] = data
-        self.tell(kind, self._handed_over, len(data), *facts)
+        small = len(data) <= SMALL_BYTES
+        if not small:
+            self._held[self._handed_over] = data
+        given = HandedOver(number=self._handed_over, size_bytes=len(data), data=data if small else None)
+        self.tell(kind, given, *facts)
 
     def tell(self, *message: Any) -> None:
         """Pass a message on; waits while too many lie unread, which slows a job that prints without end."""

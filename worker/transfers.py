@@ -8,13 +8,14 @@ several workers needs their states side by side.)
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hansa.proto.errors import Malformed
 from hansa.proto.frames import MAX_CHUNK_BYTES, Checkpoint, Sync
 from hansa.worker.averaging import mean_parts, pieces_of, size_of
 from hansa.worker.checkpoints import Saved
+from hansa.worker.handed_over import HandedOver
 from hansa.worker.hub import Contribute
 from hansa.worker.wire import Wire
 
@@ -45,11 +46,6 @@ class Incoming:
         self._settle(0 if complete else MOST_ON_THE_WAY)
         return complete
 
-    def feed_nothing(self) -> None:
-        """A state without bytes is complete at once."""
-        self._on_the_way = [actor.take_piece.remote(self._label, 0, 0, b"") for actor in self._actors]
-        self._settle(0)
-
     def _settle(self, most: int) -> None:
         while len(self._on_the_way) > most:
             done, self._on_the_way = self._ray.wait(self._on_the_way, num_returns=1)
@@ -73,17 +69,18 @@ class Outgoing:
         self._work: queue.Queue[Callable[[], None]] = queue.Queue()
         threading.Thread(target=self._serve, daemon=True, name="hansa-outgoing").start()
 
-    def contribute(self, order: Contribute, held: dict[int, tuple[int, int]]) -> None:
-        """Send the mean of the states that these workers hold: the number and size of each by the worker's number."""
-        self._work.put(lambda: self._send_contribution(order, held))
+    def contribute(self, order: Contribute, given: Mapping[int, HandedOver]) -> None:
+        """Send the mean of the states that these workers have handed over."""
+        self._work.put(lambda: self._send_contribution(order, given))
 
     def save(self, saved: Saved) -> None:
         """Send a checkpoint."""
         self._work.put(lambda: self._send_checkpoint(saved))
 
-    def drop(self, worker: int, number: int) -> None:
-        """A worker may forget what it holds under this number."""
-        self._actors[worker].drop.remote(number)
+    def drop(self, worker: int, given: HandedOver) -> None:
+        """Nobody wants this any more."""
+        if given.data is None:
+            self._actors[worker].drop.remote(given.number)
 
     def flush(self) -> None:
         """Wait until everything was sent, or something could not be. Raises what went wrong."""
@@ -104,36 +101,38 @@ class Outgoing:
                 self.fault = fault
                 return
 
-    def _send_contribution(self, order: Contribute, held: dict[int, tuple[int, int]]) -> None:
+    def _send_contribution(self, order: Contribute, given: Mapping[int, HandedOver]) -> None:
         weight = sum(order.weights.values())
         if len(order.weights) == 1:
             (worker,) = order.weights
-            number, size_bytes = held[worker]
-            pieces: Iterator[bytes] = self._fetch(worker, number, size_bytes)
+            size_bytes = given[worker].size_bytes
+            pieces: Iterator[bytes] = self._fetch(worker, given[worker])
         else:
-            states = [memoryview(b"".join(self._fetch(worker, *held[worker]))) for worker in order.weights]
+            states = [memoryview(b"".join(self._fetch(worker, given[worker]))) for worker in order.weights]
             parts = mean_parts(states, list(order.weights.values()))
             size_bytes, pieces = size_of(parts), pieces_of(parts, MAX_CHUNK_BYTES)
         self._hold_limit("state", size_bytes)
         self._wire.send_with(Sync(round=order.round, weight=weight, size_bytes=size_bytes), pieces)
 
     def _send_checkpoint(self, saved: Saved) -> None:
-        self._hold_limit("checkpoint", saved.size_bytes)
-        pieces = self._fetch(0, saved.number, saved.size_bytes)
-        header = Checkpoint(round=saved.round, step=saved.step, size_bytes=saved.size_bytes)
-        self._wire.send_with(header, pieces)
+        size_bytes = saved.given.size_bytes
+        self._hold_limit("checkpoint", size_bytes)
+        header = Checkpoint(round=saved.round, step=saved.step, size_bytes=size_bytes)
+        self._wire.send_with(header, self._fetch(0, saved.given))
 
     def _hold_limit(self, what: str, size_bytes: int) -> None:
         if size_bytes > self._state_bytes:
             raise Malformed(what, f"{size_bytes} bytes are over the limit of the run, {self._state_bytes}")
 
-    def _fetch(self, worker: int, number: int, size_bytes: int) -> Iterator[bytes]:
-        """The bytes that a worker holds, which it then forgets. The next piece is fetched while one is sent."""
+    def _fetch(self, worker: int, given: HandedOver) -> Iterator[bytes]:
+        """The bytes that were handed over, in pieces. The next ones are fetched while some are sent."""
+        if given.data is not None:
+            yield given.data
+            return
         actor = self._actors[worker]
-        coming = actor.give_piece.remote(number, 0, FETCH_BYTES)
-        for at in range(0, size_bytes, FETCH_BYTES):
+        coming = actor.give_piece.remote(given.number, 0, FETCH_BYTES)
+        for at in range(0, given.size_bytes, FETCH_BYTES):
             piece = self._ray.get(coming)
-            if at + FETCH_BYTES < size_bytes:
-                coming = actor.give_piece.remote(number, at + FETCH_BYTES, FETCH_BYTES)
+            if at + FETCH_BYTES < given.size_bytes:
+                coming = actor.give_piece.remote(given.number, at + FETCH_BYTES, FETCH_BYTES)
             yield from pieces_of([piece], MAX_CHUNK_BYTES)
-        self.drop(worker, number)

@@ -26,14 +26,21 @@ def start_way_out(target: Path = WAY_OUT, port: int = PORT) -> int:
 
 async def _serve(listener: socket.socket, target: Path) -> None:
     room = asyncio.Semaphore(MOST_CONNECTIONS)
+    living: set[asyncio.Task[None] | None] = set()
 
     async def forward(near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
-        async with room:
-            with contextlib.suppress(OSError):
-                far_reader, far_writer = await asyncio.open_unix_connection(str(target), limit=PIECE_BYTES)
-                await asyncio.gather(_pump(near_reader, far_writer), _pump(far_reader, near_writer))
-                far_writer.close()
-            near_writer.close()
+        task = asyncio.current_task()
+        # asyncio holds a connection whose other side is done too weakly to keep it from being collected as garbage.
+        living.add(task)
+        try:
+            async with room:
+                with contextlib.suppress(OSError):
+                    far_reader, far_writer = await asyncio.open_unix_connection(str(target), limit=PIECE_BYTES)
+                    await asyncio.gather(_pump(near_reader, far_writer), _pump(far_reader, near_writer))
+                    far_writer.close()
+                near_writer.close()
+        finally:
+            living.discard(task)
 
     server = await asyncio.start_server(forward, sock=listener, limit=PIECE_BYTES)
     await server.serve_forever()

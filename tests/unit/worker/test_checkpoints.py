@@ -1,8 +1,10 @@
 from hansa.worker.checkpoints import Checkpoints, DropSaved, LeaveNow, Saved, SendSaved
+from hansa.worker.handed_over import HandedOver
 
 
 def saved(number, *, last=False):
-    return Saved(number=number, size_bytes=1, round=0, step=number, last=last)
+    given = HandedOver(number=number, size_bytes=1, data=None)
+    return Saved(given=given, round=0, step=number, last=last)
 
 
 def test_a_checkpoint_is_sent_at_once_and_the_next_when_it_is_stored():
