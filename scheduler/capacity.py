@@ -79,8 +79,8 @@ class Capacity:
     Attributes:
         devices: everything the inventory found fit to lend.
         allotments: by bid; released ones are dropped.
-        withdrawn: devices that the node itself does not lend at present (they are ill, or a rule of the owner holds), by
-            id. A promise of one of them may still have to end.
+        withdrawn: devices that the node itself does not lend at present, by id: they are ill, or a rule of the owner
+            holds. A promise of one of them may still have to end.
         claimed: devices that the owner said they want back, by id; only the owner's word lends them again.
         topology: which devices share a machine.
     """

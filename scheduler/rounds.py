@@ -133,6 +133,7 @@ class Rounds:
         phase: collecting, reducing or published (the job is over).
         job: the job.
         shards: how many the job has that are not finished, lost ones included: a quorum is half of these.
+        finished: which shards are finished. One whose results were lost joins again, and is to be finished again.
         timeout_ms: how long after the first contribution the others are waited for.
         published: number of the newest published round; 0 before the first.
         state: what it came to.
@@ -152,6 +153,7 @@ class Rounds:
     contributions: Mapping[int, Contribution] = field(default_factory=dict)
     deadline: UnixMs = 0
     history: tuple[Past, ...] = ()
+    finished: frozenset[Uint32] = frozenset()
 
     @property
     def quorum(self) -> int:
@@ -190,12 +192,15 @@ def _react(state: Rounds, event: Any) -> Step[Rounds]:
     match event:
         case MemberJoined(member=member):
             others = {lease: entry for lease, entry in state.members.items() if entry.shard != member.shard}
-            return Step(state=replace(state, members={**others, member.lease: member}))
+            again = member.shard in state.finished
+            rejoined = replace(state, shards=state.shards + again, finished=state.finished - {member.shard})
+            return Step(state=replace(rejoined, members={**others, member.lease: member}))
         case MemberLeft(lease=lease, finished=finished, at_ms=at_ms):
             if lease not in state.members:
                 return ignore(state, "the leaving of no member")
             members = {key: entry for key, entry in state.members.items() if key != lease}
-            left = replace(state, members=members, shards=state.shards - finished)
+            done = state.finished | {state.members[lease].shard} if finished else state.finished
+            left = replace(state, members=members, shards=state.shards - finished, finished=done)
             return _reduce_if_complete(left, at_ms)
         case ContributionArrived():
             return _collect(state, event)

@@ -112,6 +112,17 @@ def test_when_all_are_lost_nothing_is_published_until_enough_come_back():
     playbook >> joined(0) >> gives(0) << Reduces((0,))
 
 
+def test_a_shard_that_finished_and_whose_results_were_lost_counts_again_until_it_has_finished_again():
+    """However often its results are lost: a shard that finished four times of two shards once made less than none."""
+    playbook = of(2)
+    for _ in range(4):
+        playbook >> left(1, finished=True)
+        playbook.reaches("collecting", shards=1)
+        playbook >> joined(1)
+        playbook.reaches("collecting", shards=2)
+    (playbook >> gives(0) >> left(1, finished=True) << Reduces((0,))).reaches("reducing", shards=1)
+
+
 def test_a_finished_shard_is_not_waited_for():
     (of(2) >> gives(0) >> left(1, finished=True) << Reduces((0,))).reaches("reducing", shards=1)
 
