@@ -136,6 +136,15 @@ for _node_command in (status, *DEVICE_COMMANDS):
 
 @cli.command(hidden=True)
 @click.argument("socket")
+def builder(socket: str) -> None:
+    """Run tools in rooms for a daemon that may not make any: listens at a path."""
+    from hansa.node.builder import main as serve_builder
+
+    serve_builder([socket])
+
+
+@cli.command(hidden=True)
+@click.argument("socket")
 def launcher(socket: str) -> None:
     """Make sandboxes for a daemon: on an inherited socket (its number), or listening at a path."""
     from hansa.node.launcher import main as serve_launcher

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 from hansa.node.cli_client import Daemon
@@ -26,6 +27,7 @@ def examine(data_dir: Path) -> list[Finding]:
     findings.append(_daemon(data_dir))
     findings += _sandbox(config)
     if config is not None:
+        findings += _furnishings(config)
         findings.append(_devices(config))
     return findings
 
@@ -55,6 +57,32 @@ def _sandbox(config: Config | None) -> list[Finding]:
         means = "can be had" if tier.available else "cannot be had"
         findings.append((f"tier {tier.tier}", True, f"{means}: {tier.reason}"))
     return findings
+
+
+def _furnishings(config: Config) -> list[Finding]:
+    """Whether jobs can bring packages and images. A node that lends nothing, or no packages, needs neither."""
+    from hansa.node.builder import tool_runner  # noqa: PLC0415  # late, as above
+    from hansa.node.environments import check_environments  # noqa: PLC0415
+    from hansa.node.images import check_images  # noqa: PLC0415
+    from hansa.node.trees import Trees  # noqa: PLC0415
+
+    if not config.provider.enabled:
+        return []
+    run = tool_runner(config.environments.builder)
+    # Beside the daemon's own, which it may be filling at this moment; a builder sees only what lies below that.
+    place = config.data_dir / "environments"
+    with tempfile.TemporaryDirectory(dir=place if place.exists() else None, prefix="hansa-doctor-") as scratch:
+        Path(scratch).chmod(0o755)
+        trees = Trees(Path(scratch) / "trees", quota_bytes=config.environments.quota_bytes)
+        packages = "off, by environments.enabled"
+        if config.environments.enabled:
+            packages = check_environments(trees, run)
+        images = check_images(trees, run)
+    works = not packages or not config.environments.enabled
+    return [
+        ("packages", works, packages or f"jobs can have their own, from {config.environments.index}"),
+        ("images", True, f"jobs cannot bring any: {images}" if images else "jobs can bring their own"),
+    ]
 
 
 def _devices(config: Config) -> Finding:

@@ -26,6 +26,7 @@ import trio
 from uv import find_uv_bin
 
 from hansa.node.build_room import WORK, Outcome, Tool, run_in_thread, run_tool, ways_out
+from hansa.node.builder import RunTool, tool_runner
 from hansa.node.environments_config import EnvironmentsConfig
 from hansa.node.images import check_images
 from hansa.node.locks import (
@@ -91,6 +92,7 @@ class Environments:
         """``trees`` keeps them; the owner says where packages come from."""
         self._trees = trees
         self._config = config
+        self._run_tool = tool_runner(config.builder)
 
     async def bring(self, lock: str, wheels: Sequence[ShippedWheel], run: bytes, pinned_version: str) -> Path | None:
         """The directory with everything that a lock names; ``None`` if that is nothing.
@@ -126,7 +128,7 @@ class Environments:
                     # One tool may not lead the next one elsewhere, whatever it made of its directory.
                     if made.is_symlink() or not made.is_dir():
                         raise NotBuilt("the job's packages cannot be installed here: the first of them broke the rest")
-                    outcome = run_tool(tool, given_up)
+                    outcome = self._run_tool(tool, given_up)
                     if not outcome.ok:
                         raise NotBuilt(f"the job's packages cannot be installed here: {self._words(outcome)}")
             self._trees.publish(made, plan.key)
@@ -231,7 +233,7 @@ def from_job(inventory: Inventory, made: Path, wheels: Path) -> Tool:
     )
 
 
-def check_environments(trees: Trees) -> str:
+def check_environments(trees: Trees, run: RunTool = run_tool) -> str:
     """Install a package in a room, as a job's would be; answers why that does not work, or nothing. Blocks."""
     made = trees.begin()
     try:
@@ -241,7 +243,7 @@ def check_environments(trees: Trees) -> str:
             probe = Locked(name="hansa-probe", version="1", marker="", hashes=(digest,))
             (folder / "requirements.txt").write_text(requirements_text([probe]))
             open_to_everybody(folder)
-            outcome = run_tool(from_job(take_inventory(), made, folder))
+            outcome = run(from_job(take_inventory(), made, folder), None)
         if outcome.ok and not (made / "hansa_probe.py").is_file():
             return "uv said that it installed a package, and did not"
     except (SandboxUnavailable, OSError) as fault:
@@ -254,13 +256,14 @@ def check_environments(trees: Trees) -> str:
 def find_furnishings(trees: Trees, config: EnvironmentsConfig) -> frozenset[str]:
     """What jobs can bring to run on, by what works on this machine when it is tried. Blocks for a moment."""
     found = set()
+    run = tool_runner(config.builder)
     if config.enabled:
-        why = check_environments(trees)
+        why = check_environments(trees, run)
         if why:
             logging.getLogger("hansa.furnish").warning("no packages are installed for jobs: %s", why)
         else:
             found.add(FEATURE_DEPENDENCIES)
-    why = check_images(trees)
+    why = check_images(trees, run)
     if not why:
         found.add(FEATURE_IMAGE)
     logging.getLogger("hansa.furnish").info("images for jobs: %s", why or "as they ask for them")

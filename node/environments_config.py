@@ -1,6 +1,7 @@
 """``[environments]`` of ``config.toml``: what jobs may bring to run on, and where it comes from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hansa.node.toml_reader import TomlTable
 
@@ -14,6 +15,7 @@ class EnvironmentsConfig:
         index: where packages come from; a job cannot name another place.
         find_links: further places, each a directory or a page of links.
         quota_bytes: room for packages, images and what was downloaded for them.
+        builder: the unix socket of a builder that runs as a service of its own; ``None`` where this daemon needs none.
         images: patterns of the images that are pulled for jobs, such as ``"docker.io/library/*"``.
     """
 
@@ -22,6 +24,7 @@ class EnvironmentsConfig:
     find_links: tuple[str, ...]
     quota_bytes: int
     images: tuple[str, ...]
+    builder: Path | None = None
 
 
 def read_environments(table: TomlTable) -> EnvironmentsConfig:
@@ -36,12 +39,16 @@ def read_environments(table: TomlTable) -> EnvironmentsConfig:
     if any(image.startswith(("*", "?", "[")) or "/" not in image for image in images):
         hint = 'for example images = ["docker.io/library/*"]'
         raise table.fault("images", "holds a pattern that does not begin with a registry and a slash", hint)
+    builder = table.text("builder", "", empty=True)
+    if builder and not builder.startswith("/"):
+        raise table.fault("builder", "must be an absolute path", 'for example builder = "/run/hansa-builder/socket"')
     environments = EnvironmentsConfig(
         enabled=table.boolean("enabled", True),
         index=index,
         find_links=find_links,
         quota_bytes=table.size_bytes("quota", "20 GiB", least=1 << 30),
         images=images,
+        builder=Path(builder) if builder else None,
     )
     table.finish()
     return environments

@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from hansa.node.build_room import WORK, Tool, run_in_thread, run_tool, ways_out
+from hansa.node.builder import RunTool, tool_runner
 from hansa.node.environments_config import EnvironmentsConfig
 from hansa.node.sandbox_inventory import SandboxUnavailable
 from hansa.node.trees import Trees, link_or_copy, open_to_everybody
@@ -68,6 +69,7 @@ class Images:
         """``trees`` keeps them; the owner says which are pulled."""
         self._trees = trees
         self._config = config
+        self._run_tool = tool_runner(config.builder)
 
     async def bring(self, wanted: Wanted, run: bytes) -> Path:
         """The image's root directory; it stays until ``Trees.let_go``.
@@ -113,7 +115,7 @@ class Images:
             self._trees.discard(made)
 
     def _run(self, tool: Tool, given_up: threading.Event) -> None:
-        outcome = run_tool(tool, given_up)
+        outcome = self._run_tool(tool, given_up)
         if not outcome.ok:
             raise NoImage(f"the image cannot be unpacked here: {outcome.words[-LONGEST_WORDS:]}")
 
@@ -163,13 +165,13 @@ def policy_for(wanted: Wanted) -> dict[str, object]:
     return {"default": [{"type": "reject"}], "transports": {"docker": {wanted.reference.partition("@")[0]: accept}}}
 
 
-def check_images(trees: Trees) -> str:
+def check_images(trees: Trees, run: RunTool = run_tool) -> str:
     """Start both programs in a room; answers why images cannot be unpacked here, or nothing. Blocks."""
     made = trees.begin()
     try:
         for name in PROGRAMS:
             tool = Tool(command=(_program(name), "--version"), work=str(made), most_bytes=1 << 20, most_s=30.0)
-            outcome = run_tool(tool)
+            outcome = run(tool, None)
             if not outcome.ok:
                 return f"{name}: {outcome.words[-LONGEST_WORDS:]}"
     except (SandboxUnavailable, OSError) as fault:

@@ -16,7 +16,7 @@ import trio
 from kit.wheels import a_wheel, an_index, lock_line, sha256
 
 from hansa.node import environments
-from hansa.node.build_room import Tool, make_work, run_tool
+from hansa.node.build_room import Outcome, Tool, make_work, run_tool
 from hansa.node.environments import Environments, NotBuilt, ShippedWheel, check_environments
 from hansa.node.environments_config import EnvironmentsConfig
 from hansa.node.trees import Trees
@@ -88,16 +88,16 @@ def test_a_lock_of_nothing_is_no_environment(tmp_path: Path) -> None:
     assert shop.bring("") is None
 
 
-def test_two_runs_that_need_the_same_wait_for_one_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_that_need_the_same_wait_for_one_build(tmp_path: Path) -> None:
     wheel = a_wheel(tmp_path / "w", "one", "1.0", {"one.py": ""})
     shop = Workshop(tmp_path / "t")
     built: list[Tool] = []
 
-    def counted(tool: Tool, given_up: threading.Event | None = None) -> object:
+    def counted(tool: Tool, given_up: threading.Event | None) -> Outcome:
         built.append(tool)
         return run_tool(tool, given_up)
 
-    monkeypatch.setattr(environments, "run_tool", counted)
+    shop.environments._run_tool = counted
     found: list[Path | None] = []
 
     async def both() -> None:

@@ -74,15 +74,15 @@ def test_layers_lie_over_each_other_and_whiteouts_take_away(tmp_path: Path) -> N
     assert list(shop.trees.work.iterdir()) == [shop.trees.cache]
 
 
-def test_an_image_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_unpacked_once(tmp_path: Path) -> None:
     used: list[Tool] = []
 
     def counted(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
         used.append(tool)
         return run_tool(tool, given_up)
 
-    monkeypatch.setattr(images, "run_tool", counted)
     shop = Workshop(tmp_path / "t")
+    shop.images._run_tool = counted
     archive = an_archive(tmp_path / "image.tar", [a_layer(entry("a", b"1"))])
     archive.chmod(0o600)  # as a store keeps it: readable by nobody but the daemon
     assert shop.bring(archive) == shop.bring(archive)

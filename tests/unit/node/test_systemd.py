@@ -9,8 +9,9 @@ import pytest
 UNITS = sorted((Path(__file__).resolve().parents[3] / "systemd").glob("*.service"))
 
 
-def test_there_are_three_units() -> None:
-    assert [unit.name for unit in UNITS] == ["hansa-agent.service", "hansa-launcher.service", "hansa.service"]
+def test_there_are_four_units() -> None:
+    names = ["hansa-agent.service", "hansa-builder.service", "hansa-launcher.service", "hansa.service"]
+    assert [unit.name for unit in UNITS] == names
 
 
 def test_systemd_accepts_the_units() -> None:
@@ -28,7 +29,7 @@ def test_a_broken_unit_would_be_seen(tmp_path: Path) -> None:
     if tool is None:
         pytest.skip("systemd-analyze is not installed")
     broken = tmp_path / "hansa.service"
-    broken.write_text(UNITS[2].read_text().replace("ProtectSystem=strict", "ProtectSystem=sometimes"))
+    broken.write_text(UNITS[3].read_text().replace("ProtectSystem=strict", "ProtectSystem=sometimes"))
     done = subprocess.run([tool, "verify", str(broken)], capture_output=True, text=True, check=False, timeout=60)
     assert "protect system" in done.stderr
 
@@ -51,8 +52,9 @@ def test_every_paragraph_of_hardening_begins_with_its_reason(unit: Path) -> None
             assert explained, f"nothing explains {line}"
 
 
-def test_the_unit_that_makes_sandboxes_has_none_of_the_directives_that_break_them() -> None:
-    text = UNITS[1].read_text()
+@pytest.mark.parametrize("unit", UNITS[1:3], ids=lambda unit: unit.name)
+def test_a_unit_that_makes_sandboxes_has_none_of_the_directives_that_break_them(unit: Path) -> None:
+    text = unit.read_text()
     directives = {line.partition("=")[0]: line.partition("=")[2] for line in text.splitlines() if line[:1].isalpha()}
     for broken in ("ProtectKernelTunables", "ProtectKernelLogs", "ProcSubset", "ProtectHostname", "PrivateDevices"):
         assert broken not in directives
