@@ -179,3 +179,14 @@ def test_hansa_lock_takes_the_newest_that_fit(job: Path, index: object) -> None:
     assert shown.exit_code == 0, shown.output
     assert "one 1.5" in shown.output
     assert (job / LOCK_NAME).exists()
+
+
+def test_the_examples_lock_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails after a new Ray: ``hansa lock examples/patches``."""
+    directory = Path(__file__).resolve().parents[3] / "examples" / "patches"
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    found = read_job_file(directory)
+    said: list[str] = []
+    assert lock_of(found.environment, found.directory, said.append)
+    assert not said
+    assert [file.path for file in found.inputs] == ["digits.csv.gz"]
