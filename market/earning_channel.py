@@ -249,10 +249,13 @@ def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
         return Step(state=state, effects=(_acceptance(state, at_ms),))
     if state.live:
         return Step(state=state)
+    closed = replace(state, phase="closed", closed_ms=at_ms)
+    if state.voucher is None:
+        # Nothing moved. Such a channel may open again for another lease, and its entry must be the only one of its id.
+        return Step(state=closed, effects=(_acceptance(closed, at_ms),))
     entry = closed_to_provider(
         channel_id=state.channel_id, buyer=state.config.payer, cumulative=state.cumulative, at_ms=at_ms
     )
-    closed = replace(state, phase="closed", closed_ms=at_ms)
     return Step(state=closed, effects=(Post(entry=entry), _acceptance(closed, at_ms)))
 
 

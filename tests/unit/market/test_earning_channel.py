@@ -139,6 +139,10 @@ def test_no_end_at_another_sum_than_the_vouchers(cumulative):
     (paid() >> LEFT >> proposal(cumulative)).reaches("open", cumulative=1_000)
 
 
+def test_an_end_at_nothing_moves_nothing_so_that_the_channel_may_open_again_and_end_once_more():
+    (Playbook(advance, START) >> JOINED >> LEFT >> proposal(0) << ACCEPTED).reaches("closed", voucher=None)
+
+
 def test_the_end_asked_for_again_is_answered_again_and_posted_once():
     playbook = paid() >> LEFT >> proposal(1_000) << some(Post) << ACCEPTED >> proposal(1_000) << ACCEPTED
     playbook.reaches("closed")
