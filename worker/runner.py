@@ -362,7 +362,9 @@ class Run:
 def read_crash(pid: int) -> str:
     """What a worker that a signal ended could still say, as far as it is the job's own lines."""
     try:
-        with crash_path(pid).open(encoding="utf-8", errors="replace") as file:
+        # The job could have put anything there; a pipe that nobody writes to must not hold up the news of its end.
+        descriptor = os.open(crash_path(pid), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
             return file.read(CRASH_CHARS).strip()
     except OSError:
         return ""

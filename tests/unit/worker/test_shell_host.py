@@ -91,7 +91,7 @@ def test_without_a_program_it_is_a_shell_that_can_be_spoken_to_and_interrupted(r
 
 def test_a_signal_is_told_as_a_shell_would_and_a_program_that_is_not_there_as_well(room):
     room.open("sh", "-c", "kill -9 $$", shell=0)
-    room.open("no-such-program", shell=1)
+    room.open("/no/such/program", shell=1)
     assert room.wait_for_end(0) == 128 + 9
     assert room.wait_for_end(1) == 127
     assert b"No such file" in room.output(1)
