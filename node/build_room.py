@@ -10,11 +10,11 @@ uid that owns nothing else.
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
 import select
-import shutil
 import signal
 import stat
 import subprocess
@@ -149,10 +149,17 @@ def ways_out() -> tuple[dict[str, str], list[tuple[str, str]]]:
 
 
 def _too_much(tool: Tool) -> str:
-    size_bytes, files = tree_size(Path(tool.work), enough_files=tool.most_files)
+    try:
+        size_bytes, files = tree_size(Path(tool.work), enough_files=tool.most_files)
+    except TooDeep:
+        return "it left directories that are nested too deeply to be counted"
     if size_bytes > tool.most_bytes:
         return f"it left more than {tool.most_bytes >> 20} MiB"
     return f"it left more than {tool.most_files} files" if files > tool.most_files else ""
+
+
+class TooDeep(Exception):
+    """A directory whose path is longer than any that can be looked at, so that nobody knows what lies in it."""
 
 
 def tree_size(
@@ -164,15 +171,20 @@ def tree_size(
         directory: where to look; what vanishes meanwhile is passed over.
         enough_files: stop counting there.
         seen: files that were counted elsewhere, by device and inode; those found here are added.
+
+    Raises:
+        TooDeep: what lies there cannot be counted. (A tool's own paths are shorter than ours to the same place.)
     """
     seen = set() if seen is None else seen
     size_bytes = files = 0
     waiting = [str(directory)]
     while waiting and files <= enough_files:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    found = _facts_of(entry)
+                    if found is None:
+                        continue
                     files += 1
                     if stat.S_ISDIR(found.st_mode):
                         waiting.append(entry.path)
@@ -181,7 +193,23 @@ def tree_size(
                     elif (found.st_dev, found.st_ino) not in seen:
                         seen.add((found.st_dev, found.st_ino))
                         size_bytes += found.st_blocks * 512
+        except OSError as fault:
+            _pass_over(fault)
     return size_bytes, files
+
+
+def _facts_of(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except OSError as fault:
+        _pass_over(fault)
+        return None
+
+
+def _pass_over(fault: OSError) -> None:
+    """What vanishes or cannot be looked at does not count, unless its path alone is in the way."""
+    if fault.errno == errno.ENAMETOOLONG:
+        raise TooDeep from fault
 
 
 def make_work(directory: Path) -> None:
@@ -190,28 +218,6 @@ def make_work(directory: Path) -> None:
     directory.chmod(0o755)
     if os.getuid() == 0:
         os.chown(directory, BUILDER_UID, BUILDER_UID)
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove whatever a tool left: a file, a link, or a directory, also if its own user may not enter it."""
-
-    def open_up(function: Any, path: str, _error: Any) -> None:
-        with contextlib.suppress(OSError):
-            for blocked in (Path(path).parent, Path(path)):
-                if not blocked.is_symlink() and blocked.is_dir():
-                    blocked.chmod(0o700)
-            if function in (os.open, os.scandir, os.lstat):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                function(path)
-
-    if directory.is_symlink() or not directory.is_dir():
-        directory.unlink(missing_ok=True)
-        return
-    for _ in range(3):  # what was opened up is entered the next time
-        shutil.rmtree(directory, onerror=open_up)
-        if not directory.exists():
-            return
 
 
 # From here on in the process of its own.

@@ -23,9 +23,12 @@ from pathlib import Path
 
 import trio
 
-from hansa.node.build_room import make_work, remove_tree, tree_size
+from hansa.node.build_room import TooDeep, make_work, tree_size
+from hansa.node.tree_removal import remove_tree
 
 EVERYBODY_READS, EVERYBODY_ENTERS = 0o444, 0o555
+DEEPEST = 200
+"""More directories inside each other than any package has, and fewer than trouble Python's own functions."""
 
 
 class Trees:
@@ -100,16 +103,23 @@ class Trees:
     def discard(self, made: Path) -> None:
         """Nothing of it is wanted any more, if there is anything left."""
         remove_tree(made)
+        try:
+            tree_size(self.cache)
+        except TooDeep:  # the next tool would be ended for it
+            self._empty_cache()
 
     def make_room(self) -> None:
         """Come below the quota again, as far as what is in use allows."""
         if self.used_bytes() <= self.quota_bytes:
             return
-        for left in self.cache.iterdir():
-            remove_tree(left)
+        self._empty_cache()
         while self.used_bytes() > self.quota_bytes:
             if not self._evict_one():
                 return
+
+    def _empty_cache(self) -> None:
+        for left in self.cache.iterdir():
+            remove_tree(left)
 
     def used_bytes(self) -> int:
         """What all this weighs. Trees and the cache share files, which count once."""
@@ -150,16 +160,21 @@ def open_to_everybody(directory: Path) -> None:
     """Let every user read what lies below, and nobody run it as its owner: a sandbox is another user than the tool was.
 
     Links are left alone and never followed.
+
+    Raises:
+        OSError: a directory in it is nested too deeply.
     """
-    waiting = [str(directory)]
+    waiting = [(str(directory), 0)]
     while waiting:
-        path = waiting.pop()
+        path, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise OSError(errno.ENAMETOOLONG, f"directories are nested more than {DEEPEST} deep")
         _set_mode(path, os.lstat(path).st_mode)
         with os.scandir(path) as entries:
             for entry in entries:
                 mode = entry.stat(follow_symlinks=False).st_mode
                 if stat.S_ISDIR(mode):
-                    waiting.append(entry.path)
+                    waiting.append((entry.path, depth + 1))
                 elif stat.S_ISREG(mode):
                     _set_mode(entry.path, mode)
                 elif not stat.S_ISLNK(mode):

@@ -225,6 +225,21 @@ def test_a_bomb_is_stopped_by_its_size(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(shop.trees.work.iterdir()) == [shop.trees.cache]
 
 
+@pytest.mark.parametrize("levels", [600, 1900])
+def test_a_wheel_of_directories_in_each_other_harms_nobody_after_it(tmp_path: Path, levels: int) -> None:
+    deep = a_wheel(tmp_path / "w", "deep", "1.0", {"d/" * levels + "x.py": ""})
+    one = a_wheel(tmp_path / "w", "one", "1.0", {"one.py": ""})
+    shop = Workshop(tmp_path / "t", an_index(tmp_path / "index", deep, one))
+    for wheels in ((deep,), ()):
+        with pytest.raises(NotBuilt, match="cannot be installed here"):
+            shop.bring(lock_line(deep), *wheels)
+    assert Trees(tmp_path / "t", quota_bytes=1 << 30).names() == []
+    assert shop.bring(lock_line(one)) is not None
+    shop.trees.quota_bytes = 0
+    shop.trees.make_room()
+    assert list(shop.trees.cache.iterdir()) == []
+
+
 def test_a_bomb_of_files_is_stopped_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "MOST_FILES", 300)
     wheel = a_wheel(tmp_path / "w", "bomb", "1.0", {f"bomb/{n}.txt": "" for n in range(1000)})

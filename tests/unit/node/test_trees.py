@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.build_room import remove_tree, tree_size
+from hansa.node.build_room import TooDeep, tree_size
+from hansa.node.tree_removal import remove_tree
 from hansa.node.trees import Trees
 
 ME, OTHER = b"me", b"other"
@@ -51,6 +52,7 @@ def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing_that_is_taken_for_
     code = """
 import sys
 from pathlib import Path
+from hansa.node.tree_removal import remove_tree
 from hansa.node.trees import Trees
 trees = Trees(Path(sys.argv[1]), quota_bytes=1 << 30)
 print("begun", flush=True)
@@ -179,3 +181,45 @@ def test_counting_stops_when_there_are_enough(tmp_path: Path) -> None:
         (tmp_path / str(number) / "x").touch()
     assert tree_size(tmp_path)[1] == 100
     assert tree_size(tmp_path, enough_files=60)[1] <= 62
+
+
+def _deep(directory: Path, levels: int) -> None:
+    """As an archive of a few kilobytes makes it. Each level is made from within, so that no path is too long."""
+    directory.mkdir()
+    here = os.open(directory, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+def test_directories_of_any_depth_are_removed_also_when_a_node_starts_anew(tmp_path: Path) -> None:
+    _deep(tmp_path / "deep", 3000)
+    remove_tree(tmp_path / "deep")
+    assert not (tmp_path / "deep").exists()
+    trees = Trees(tmp_path / "t", quota_bytes=1 << 30)
+    _deep(trees.work / "new-left", 3000)
+    assert list(Trees(tmp_path / "t", quota_bytes=1 << 30).work.iterdir()) == [trees.cache]
+
+
+def test_a_tree_that_is_nested_too_deeply_is_not_published_and_goes(tmp_path: Path) -> None:
+    trees = Trees(tmp_path / "t", quota_bytes=1 << 30)
+    place = trees.begin()
+    _deep(place / "deep", 1500)
+    with pytest.raises(OSError, match="nested more than 200 deep"):
+        trees.publish(place, "a")
+    trees.discard(place)
+    assert trees.names() == []
+    assert not list((tmp_path / "t" / "ready").iterdir())
+
+
+def test_what_lies_too_deep_to_be_counted_is_never_taken_for_nothing(tmp_path: Path) -> None:
+    trees = Trees(tmp_path / "t", quota_bytes=1 << 30)
+    _deep(trees.cache / "archive", 2500)
+    with pytest.raises(TooDeep):
+        tree_size(trees.work)
+    trees.discard(trees.begin())
+    assert tree_size(trees.work)[1] == 1, "a cache like that is thrown away"
