@@ -28,6 +28,7 @@ from hansa.market.sale_events import (
     LeaveWanted,
     LineRefused,
     LineVouched,
+    PauseWanted,
     ProgressMade,
     ReclaimOrdered,
     ResumeWanted,
@@ -144,6 +145,9 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
         case StartOrdered():
             order = RunWanted(lease=state.lease, round=event.round, checkpoint=event.checkpoint)
             return Step(state=replace(state, phase="running", lined_ms=event.at_ms), effects=(order,))
+        case RunBegan() if state.paused_ms:
+            # It was not there yet when it was to be paused: a sandbox that is made anew after a restart takes its time.
+            return Step(state=state, effects=(PauseWanted(lease=state.lease),))
         case RunBegan(at_ms=at_ms):
             return Step(state=replace(state, unproved_since_ms=at_ms))
         case RunInterrupted():

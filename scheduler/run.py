@@ -242,6 +242,7 @@ class Run:
 
     Attributes:
         running_since_ms: since when the device time is counted, if it is.
+        paused: whether it is paused.
         heard_ms: when something was last heard of the sandbox.
         counted_ms: device time up to ``running_since_ms``; see `device_ms`.
         round: the round that was last synced, or the checkpoint's if that is later.
@@ -255,6 +256,7 @@ class Run:
     run: Bytes32
     phase: Line
     running_since_ms: UnixMs | None = None
+    paused: bool = False
     heard_ms: UnixMs = 0
     counted_ms: DurationMs = 0
     step: Uint64 = 0
@@ -343,7 +345,8 @@ def _react(before: Run, event: RunEvent) -> Step[Run]:
             if state.running_since_ms is not None:
                 return ignore(before, "started twice")
             phase = STOPPING if state.phase == STOPPING else RUNNING
-            return Step(state=replace(state, phase=phase, running_since_ms=event.at_ms))
+            # The word that it began may come after it was paused; what does not compute is not paid for.
+            return Step(state=replace(state, phase=phase, running_since_ms=None if state.paused else event.at_ms))
         case RunProgressed():
             return Step(state=replace(state, step=max(state.step, event.step), metrics=event.metrics))
         case RunSynced():
@@ -356,8 +359,9 @@ def _react(before: Run, event: RunEvent) -> Step[Run]:
             others = tuple(result for result in state.outputs if result.path != event.path)
             return Step(state=replace(state, outputs=(*others, RunResult(path=event.path, blob=event.blob))))
         case RunPaused():
-            return Step(state=_stop_counting(state, event.at_ms))
+            return Step(state=replace(_stop_counting(state, event.at_ms), paused=True))
         case RunResumed():
+            state = replace(state, paused=False)
             # What is kept to be looked at may be let go on, and is not paid for.
             known = state.running_since_ms is not None or state.phase == STAGING or state.kept_kind
             return Step(state=state if known else replace(state, running_since_ms=event.at_ms))
@@ -426,7 +430,7 @@ def _lost(state: Run) -> Step[Run]:
         return Step(state=after, effects=outstanding(after))  # nothing had begun, so nothing was lost
     if state.restarts >= MOST_RESTARTS:
         return _end(after, FAILED, "lost", f"its sandbox was lost {state.restarts + 1} times", state.heard_ms)
-    after = replace(after, phase=STAGING, restarts=state.restarts + 1)
+    after = replace(after, phase=STAGING, restarts=state.restarts + 1, paused=False)
     return Step(state=after, effects=outstanding(after))
 
 

@@ -108,6 +108,14 @@ def test_work_done_again_is_no_new_evidence_and_a_lost_sandbox_runs_nothing_up()
     assert playbook.reaches("running").exposed_at_ms is not None
 
 
+def test_a_paused_run_that_begins_anew_is_paused_again_and_runs_nothing_up() -> None:
+    playbook = running() >> step(1, ALLOWED_MS) << some(LineMetered) << PauseWanted(lease=LEASE)
+    playbook >> RunInterrupted() >> RunBegan(at_ms=BEGAN_MS + 60_000) << PauseWanted(lease=LEASE)
+    state = playbook.reaches("running")
+    assert state.exposed_at_ms is None
+    assert sale.deadline_ms(state) == state.paused_ms + state.grace_ms
+
+
 @given(st.integers(0, 10**24), st.integers(0, 10**9))
 def test_whatever_the_price_the_time_allowed_costs_at_most_one_unit_more_than_may_be_unpaid(
     price: int, max_unpaid: int

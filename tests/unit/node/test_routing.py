@@ -21,6 +21,7 @@ from kit.trading import (
     spec,
 )
 
+from hansa.market import sale_events
 from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import next_statement
 from hansa.market.selection import Record
@@ -376,6 +377,20 @@ def test_a_close_whose_answer_was_lost_in_a_crash_is_answered_at_the_next_start(
     made.lost = lambda *_: False
     made.restart(PROVIDER, devices=1)
     assert [entry.phase for _, entry in state_of(made, BUYER).paying.all()] == ["closed"]
+
+
+def test_a_run_that_was_paused_when_its_daemon_died_is_paused_again_when_it_begins_anew():
+    made, (lease,) = running()
+    made.lost = lambda _, message: isinstance(message, messages.VoucherSent)
+    made.now_ms += 4_000
+    made.take(PROVIDER, run.RunProgressed(run=lease, step=1, metrics=(), at_ms=made.now_ms))
+    made.restart(PROVIDER, devices=1)
+    made.effects.clear()
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    assert made.effects == [(PROVIDER, sale_events.PauseWanted(lease=lease))], "there was no sandbox to pause before"
+    made.pass_time(10, PROVIDER)
+    sold = state_of(made, PROVIDER).sale_on(lease)
+    assert made.engines[PROVIDER].deadline_ms() == sold.paused_ms + sold.grace_ms, "no deadline spins"
 
 
 @given(st.lists(st.integers(0, 40_000), min_size=1, max_size=8))

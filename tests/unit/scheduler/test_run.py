@@ -300,3 +300,15 @@ def test_every_event_and_state_survives_the_journal(story):
         state = advance(state, event).state
     assert decode(encode(state), Run, limit_bytes=1 << 20) == state
     assert replace(state) == state
+
+
+def test_a_run_that_was_paused_before_it_began_counts_no_time_until_it_is_resumed():
+    paused = RunPaused(run=RUN, at_ms=900)
+    state, _ = play(paused, started(1000))
+    assert device_ms(state, 50_000) == 0
+    state, _ = play(RunResumed(run=RUN, at_ms=50_000), state=state)
+    assert device_ms(state, 50_700) == 700
+    again, _ = play(paused, RunResumed(run=RUN, at_ms=950), started(1000))
+    assert device_ms(again, 1_700) == 700
+    lost, _ = play(paused, RunLost(run=RUN, at_ms=2_000), started(3_000))
+    assert device_ms(lost, 3_700) == 700, "a new sandbox is not paused"
