@@ -1,5 +1,6 @@
 # make demo    the whole market on this machine, in one command
-# make test    every test      make test-quick   without the slow ones
+# make test    every test but those that take minutes, which are make test-long      make test-quick   without the slow ones
+# make test-vm   both systemd units in a virtual machine
 # make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks
 # make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
@@ -18,22 +19,28 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SEEDS ?= 1000
 
-.PHONY: demo test test-quick check bench simulate clean venv
+.PHONY: demo test test-quick test-long test-vm check bench simulate clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
+
+test-long: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m long $(TESTS)
+
+test-vm: $(VENV)/installed-dev
+	$(BIN)/python tests/vm/run.py
 
 test-quick: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -m "not slow and not long" $(TESTS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p hansa
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
 
 bench: $(VENV)/installed-dev
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

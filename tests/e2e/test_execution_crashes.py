@@ -20,7 +20,7 @@ from kit.traces import Traces, command_of, descriptors_of, mounts_of, name_of
 from hansa.node import process_tree
 from hansa.node.demo_nodes import DemoNode, DemoNodes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 EVERY = 10
 STEP_S = 0.12
 JOB = """

@@ -17,7 +17,7 @@ from hansa.node.cli_client import Daemon
 from hansa.node.overlay_device import can_make_overlay
 from hansa.node.preflight import check_sandbox
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 JOB = """
 name = "{name}"
 entry = "job.py:main"
