@@ -237,9 +237,13 @@ def _why_late(state: Job, shard: Shard, at_ms: int) -> tuple[str, str]:
     """What sort of end it is when no word of an end came."""
     if shard.phase in ("kept", "leaving"):
         return shard.kind, shard.reason
+    if shard.phase == "ending":
+        return "lost", "its results did not come"
     if shard.reclaim_by_ms:
-        # Its machine may be gone with the devices. It was to leave, so this is no loss that anybody could have spared.
-        return (RECLAIMED_EARLY if shard.reclaim_early else RECLAIMED), shard.reclaim_why
+        # Its machine may be gone with the devices. It was to leave, so this is no loss that anybody could have spared;
+        # but who falls silent while there is still time to leave did not give the notice that it announced.
+        early = shard.reclaim_early or at_ms < shard.reclaim_by_ms
+        return (RECLAIMED_EARLY if early else RECLAIMED), shard.reclaim_why
     return "lost", "it fell silent" if shard.heard_ms + state.spec.silence_ms <= at_ms else "its lease is over"
 
 

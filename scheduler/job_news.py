@@ -50,6 +50,8 @@ def take_report(state: Job, shard: Shard, event: ReportArrived) -> Step[Job]:
 
 def announce_checkpoint(state: Job, shard: Shard, event: CheckpointAnnounced) -> Step[Job]:
     """A state from which the shard can go on is to be had: copy it."""
+    if shard.phase in ("ending", "leaving"):
+        return ignore(state, "a checkpoint of a run that is over")
     newest = shard.copying or shard.checkpoint
     if newest is not None and (event.round, event.step) <= (newest.round, newest.step):
         return ignore(state, "a checkpoint that is known or old")
@@ -119,6 +121,11 @@ def _kind_of(shard: Shard, event: RunEndArrived) -> tuple[str, str]:
     return kind, event.reason
 
 
+def _failure(kind: str) -> str:
+    """What sort of failure a kept run had. Nothing is kept of devices that are taken back, so that word breaks one."""
+    return RECLAIMED_EARLY if kind == RECLAIMED else kind or "failed"
+
+
 def take_keeping(state: Job, shard: Shard, event: KeepingArrived) -> Step[Job]:
     """The run failed and stays to be looked at: its silence is no loss, and nothing takes its place before it goes."""
     if shard.phase not in ("starting", "running"):
@@ -126,7 +133,7 @@ def take_keeping(state: Job, shard: Shard, event: KeepingArrived) -> Step[Job]:
     kept = replace(
         shard,
         phase="kept",
-        kind=event.kind,
+        kind=_failure(event.kind),
         reason=clipped(event.reason, 2_000),
         kept_until_ms=min(event.until_ms, event.at_ms + state.spec.keep_failed_ms),
         heard_ms=event.at_ms,

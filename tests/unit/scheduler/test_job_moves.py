@@ -140,10 +140,30 @@ def test_a_provider_that_says_itself_that_it_broke_its_promise_is_believed():
     running() >> wanted_back() >> ended("reclaimed-early") << LEFT << STOPPED << BADLY << TENDERED
 
 
-def test_a_machine_that_is_gone_with_its_devices_was_taken_back_all_the_same():
+@pytest.mark.parametrize(("silent_ms", "counted"), [(NOTICE_MS, BLAMELESS), (NOTICE_MS - 1, BADLY)])
+def test_a_machine_that_is_gone_with_its_devices_was_taken_back_all_the_same(silent_ms, counted):
+    """It costs no retry; but who falls silent before the moment that it named gave less notice than it said."""
     playbook = running(retries=0) >> wanted_back()
-    assert job.deadline_ms(playbook.reaches("running")) == NOW_MS + 1_000 + SILENCE_MS
-    playbook >> passed(NOW_MS + 1_000 + SILENCE_MS) << LEFT << STOPPED << BLAMELESS << TENDERED
+    heard_ms = NOW_MS + 1_000 + silent_ms - SILENCE_MS
+    playbook >> ReportArrived(lease=lease(), step=1, metrics=(), started=True, at_ms=heard_ms)
+    assert job.deadline_ms(playbook.reaches("running")) == heard_ms + SILENCE_MS
+    playbook >> passed(heard_ms + SILENCE_MS) << LEFT << STOPPED << counted << TENDERED
+
+
+def test_results_that_never_come_are_a_loss_whatever_was_taken_back_meanwhile():
+    succeeded = replace(ended(""), outcome="succeeded", outputs=1)
+    playbook = running() >> wanted_back() >> succeeded << some(MemberLeft, finished=True)
+    due_ms = NOW_MS + 9_000 + job.FETCH_PATIENCE * SILENCE_MS
+    playbook >> passed(due_ms) << LEFT << STOPPED << BADLY << TENDERED
+    (shard,) = playbook.reaches("running").shards
+    assert (shard.losses, shard.reclaims, shard.reason) == (1, 0, "its provider was lost: its results did not come")
+
+
+def test_a_run_that_is_over_announces_no_further_checkpoints():
+    playbook = running() >> announced(STATE, 4) << some(FetchWanted) >> wanted_back() >> ended() << LEFT
+    due_ms = job.deadline_ms(playbook.reaches("running"))
+    playbook >> announced(NEWER, 8) << ignored("a checkpoint of a run that is over")
+    assert job.deadline_ms(playbook.reaches("running")) == due_ms, "else its provider could put that off for ever"
 
 
 def test_a_run_that_lives_on_after_its_devices_were_to_be_gone_is_given_up():
@@ -188,6 +208,13 @@ def test_a_kept_run_is_neither_silent_nor_replaced_until_it_ends():
 
 def test_a_kept_run_that_failed_in_a_way_that_is_worth_another_try_is_tried_again_after_it():
     running(keep_failed_ms=200_000) >> kept(kind="stalled") << LEFT >> ended("stalled") << STOPPED << BADLY << TENDERED
+
+
+@pytest.mark.parametrize(("said", "kind"), [("reclaimed", "reclaimed-early"), ("", "failed")])
+def test_what_is_kept_has_failed_and_was_not_taken_back_with_all_notice(said, kind):
+    playbook = running(keep_failed_ms=200_000, retry_on=("failed",)) >> kept(kind=said) << LEFT
+    (playbook >> ended("reclaimed") << STOPPED << BADLY << TENDERED)
+    assert playbook.reaches("running").shards[0].kind == kind
 
 
 def test_no_run_is_kept_for_longer_than_the_job_asked_for():
