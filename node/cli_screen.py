@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hansa.node.cli_tables import clock, use_text
-from hansa.node.plain_text import fields_of, number, plain, short_account
+from hansa.node.plain_text import fields_of, number, plain, short_account, summary
 
 View = Mapping[str, Any]
 PHASE_STYLES = {
@@ -52,7 +52,7 @@ def _header(view: View) -> Text:
     header.append(f"  {plain(view.get('job'), 64)[:12]}  ", style="dim")
     header.append_text(_phase(view.get("phase")))
     if view.get("reason"):
-        header.append(f"  {plain(view['reason'], 200)}")
+        header.append(f"  {summary(view['reason'], 200)}")
     return header
 
 
@@ -105,7 +105,7 @@ def _shard_table(view: View) -> Table:
             phase.append(f" (attempt {shard['attempts']})", style="yellow")
         phase.append(_until(shard), style="yellow")
         if shard.get("reason"):
-            phase.append(f" {plain(shard['reason'], 120)}")
+            phase.append(f" {summary(shard['reason'], 120)}")
         table.add_row(
             Text(plain(shard.get("shard"), 8)),
             phase,
@@ -180,7 +180,7 @@ def news(before: View | None, view: View) -> Iterator[str]:
         for rejected in done.get("rejected", []):
             yield f"  rejected shard {plain(rejected.get('shard'), 8)}: {plain(rejected.get('reason'), 200)}"
     if view.get("phase") != earlier.get("phase"):
-        reason = f": {plain(view['reason'], 300)}" if view.get("reason") else ""
+        reason = f": {summary(view['reason'], 300)}" if view.get("reason") else ""
         yield f"job {plain(view.get('phase'), 20)}{reason}"
 
 
@@ -207,7 +207,7 @@ def _shard_news(before: View, shard: View) -> Iterator[str]:
         return
     kept = _until(shard) if shard.get("kept_until_ms") else ""
     where = f" on {short_account(shard['provider'])}" if shard.get("provider") else ""
-    reason = f": {plain(shard['reason'], 200)}" if shard.get("reason") else ""
+    reason = f": {summary(shard['reason'], 200)}" if shard.get("reason") else ""
     yield f"shard {plain(shard.get('shard'), 8)} {plain(shard.get('phase'), 20)}{kept}{where}{reason}"
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hansa.node.plain_text import fields_of, plain, short_account
+from hansa.node.plain_text import fields_of, plain, short_account, summary
 from hansa.node.quantities import format_size
 
 Rows = Sequence[dict[str, Any]]
@@ -55,7 +55,7 @@ def print_jobs(jobs: Rows) -> None:
                 f"{spend.get('vouched')} of {spend.get('budget')}",
                 _uses(spend.get("by_provider")),
                 _when(job.get("submitted_ms")),
-                job.get("reason", ""),
+                summary(job.get("reason", ""), 120),
             )
         )
     _print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_SHOWN = 4096
+TRACEBACK = "Traceback (most recent call last):"
 
 
 def plain(text: object, limit: int = LONGEST_SHOWN) -> str:
@@ -18,6 +19,15 @@ def plain(text: object, limit: int = LONGEST_SHOWN) -> str:
         for character in str(text)[: limit + 1]
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def summary(reason: object, limit: int) -> str:
+    """A reason of many lines in one: how it begins, and its last line, which in a traceback says what went wrong."""
+    lines = [line.strip() for line in str(reason)[: 64 * LONGEST_SHOWN].splitlines() if line.strip()]
+    if len(lines) < 2:
+        return plain("".join(lines), limit)
+    begin = plain(lines[0].removesuffix(TRACEBACK).rstrip(" :"), limit // 2)
+    return f"{begin}: {plain(lines[-1], limit // 2)}" if begin else plain(lines[-1], limit)
 
 
 def short_account(account: object) -> str:
