@@ -15,6 +15,7 @@ from hansa.node.buying_turns import (
     advance_job,
     advance_purchase,
     advance_rounds,
+    end_metering,
     follow,
     follow_purchase,
     funds_left,
@@ -199,7 +200,13 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
                 outputs=end.outputs,
                 at_ms=at_ms,
             )
-    return advance_job(state, bought.tender.job, news)
+    effects: Effects = []
+    if isinstance(event.message, messages.RunKept | messages.RunEnded) and placement.phase == "confirmed":
+        # By its provider's own word. The lease lives on until the run is looked at, or what it made is here.
+        channel = state.paying.live.get(placement.award.channel_id)
+        if channel is not None and placement.lease in channel.terms:
+            effects += end_metering(state, placement, at_ms)
+    return effects + advance_job(state, bought.tender.job, news)
 
 
 def _published(state: NodeState, key: bytes) -> int:

@@ -163,13 +163,18 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
         )
     ended = purchase.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
     effects = advance_purchase(state, bought.tender_digest, ended)
+    effects += end_metering(state, placement, over.at_ms)
+    return effects + _close_idle_channels(state, over.at_ms)
+
+
+def end_metering(state: NodeState, placement: Placement, at_ms: int) -> Effects:
+    """Nothing computes under a lease from now on: whatever else is waited for, later time is not paid."""
     key = placement.award.channel_id
     channel = state.paying.live.get(key)
     assert channel is not None, "a channel ended before its leases"
-    terms = channel.terms[over.lease]
-    shorter = replace(terms, ends_ms=min(terms.ends_ms, over.at_ms))
-    effects += advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
-    return effects + _close_idle_channels(state, over.at_ms)
+    terms = channel.terms[placement.lease]
+    shorter = replace(terms, ends_ms=min(terms.ends_ms, at_ms))
+    return advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
 
 
 def _close_idle_channels(state: NodeState, at_ms: int) -> Effects:

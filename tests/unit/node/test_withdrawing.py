@@ -1,9 +1,13 @@
 """An owner takes devices back: nothing is sold twice, whoever computes leaves, and a restart forgets nothing of it."""
 
+from dataclasses import replace
+
 import pytest
 from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
+from hansa.market.effects import sealed, unsigned
+from hansa.market.receipts import CLOCK_SKEW_MS, next_statement
 from hansa.market.selection import Record
 from hansa.node import events
 from hansa.node.buyer_tasks import unwelcome
@@ -195,6 +199,38 @@ def test_a_kept_run_is_unpaid_up_to_the_owners_limit_and_then_stopped():
     kept(made, lease)
     made.pass_time(3_000, PROVIDER)  # max_unpaid is 3,000 at one unit for a millisecond
     assert run.StopRun(run=lease, grace_ms=3_000) in [effect for _, effect in made.effects]
+
+
+def test_no_time_is_paid_after_the_word_that_a_run_is_kept_whatever_a_receipt_claims():
+    made, lease = running()
+    tell(made, run.RunProgressed, lease, step=1, metrics=())
+    kept(made, lease)
+    (channel,) = made.engines[BUYER].state.paying.live.values()
+    assert channel.terms[lease].ends_ms == made.now_ms
+    assert channel.cumulative == 1_000
+    made.now_ms += CLOCK_SKEW_MS + 1
+    last = channel.accepted
+    late = replace(last.lines[0], end_ms=made.now_ms, device_ms=2_000, amount=2_000)
+    proof = replace(last.evidence[0], steps=9)
+    claimed = next_statement(
+        channel_id=channel.channel_id, last=last.receipt, lines={lease: late}, evidence={lease: proof}
+    )
+    receipt = unsigned(claimed.receipt)
+    claim = messages.ReceiptSent(receipt=receipt, lines=claimed.lines, evidence=claimed.evidence)
+    made.tell(PROVIDER, BUYER, sealed(claim, PROVIDER_KEY))
+    (refused,) = made.heard(messages.ReceiptRefused)
+    assert refused.reason == "a line is outside the lease's time"
+
+
+def test_no_time_is_paid_after_the_word_that_a_run_has_ended_while_its_results_are_fetched():
+    made, lease = running()
+    blob = blob_ref(b"result")
+    tell(made, run.RunOutput, lease, path="result", blob=blob)
+    tell(made, run.RunFinished, lease)
+    (channel,) = made.engines[BUYER].state.paying.live.values()
+    assert channel.terms[lease].ends_ms == made.now_ms
+    assert channel.cumulative == 2_000, "the last receipt came after the end, and is for the time before it"
+    assert made.engines[BUYER].state.jobs.get(JOB).shards[0].phase == "ending"
 
 
 def test_a_run_that_was_told_to_stop_is_not_said_to_be_kept():
