@@ -6,7 +6,12 @@ out=/opt/out
 say() { echo "$*" >> $out/log; }
 check() { # NAME COMMAND...
     name=$1; shift
-    if "$@" >> $out/words 2>&1; then say "ok: $name"; else say "FAILED: $name"; fi
+    if "$@" >> $out/words 2>&1; then say "ok: $name"; else say "FAILED: $name"; finish; fi
+}
+finish() { # what follows a failure would only fail more slowly
+    journalctl --no-pager -u hansa -u hansa-launcher >> $out/words 2>&1
+    say END
+    exit 0
 }
 of_hansa() { command=$1; shift; [ "$command" = node ] && { command="node $1"; shift; }; runuser -u hansa -- hansa $command --data /var/lib/hansa "$@"; }
 wait_for() { # SECONDS COMMAND...
@@ -51,5 +56,4 @@ check "and the run goes on again" wait_for 90 runners
 systemctl stop hansa hansa-launcher
 check "stopping leaves no run" wait_for 10 no_runners
 check "and no disk" wait_for 10 devices_are 0
-journalctl --no-pager -u hansa -u hansa-launcher >> $out/words 2>&1
-say END
+finish
