@@ -33,6 +33,8 @@ CONNECTIONS = 128
 HEAD_S = 10.0
 """From the connection to the whole head of its request."""
 GOODBYE_S = 1.0
+GOODBYES = 32
+"""So many are told in words at once that there are too many connections; others are closed."""
 MOST_LINES = 40
 """In a run's log. Beyond them refusals are only counted."""
 
@@ -49,6 +51,7 @@ class _Way:
     directory: Path
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     connections: int = 0
+    turned_away: int = 0
     told: set[str] = field(default_factory=set)
 
 
@@ -143,14 +146,25 @@ class EgressProxy:
         """One connection of the job, which is good for one request."""
         async with client:
             if self._is_full(way):
-                full = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "too-many", "too many connections at once")
-                await self._refuse(way, client, full, "")
+                await self._turn_away(way, client)
                 return
             way.connections += 1
             try:
                 await self._answer(way, client)
             finally:
                 way.connections -= 1
+
+    async def _turn_away(self, way: _Way, client: trio.SocketStream) -> None:
+        """Say that there are too many; but not to so many that the words themselves take all descriptors there are."""
+        full = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "too-many", "too many connections at once")
+        if sum(each.turned_away for each in self._ways.values()) >= GOODBYES:
+            self._note(way, full.kind, full.why)
+            return
+        way.turned_away += 1
+        try:
+            await self._refuse(way, client, full, "")
+        finally:
+            way.turned_away -= 1
 
     def _is_full(self, way: _Way) -> bool:
         return (

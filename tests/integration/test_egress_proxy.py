@@ -501,6 +501,37 @@ async def test_too_many_connections_are_turned_away_in_words(tmp_path: Path, mon
 
 
 @pytest.mark.trio
+async def test_a_job_that_connects_without_end_takes_no_descriptors_from_the_daemon(tmp_path: Path) -> None:
+    job = """
+import resource, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (900, 900))
+kept = []
+for _ in range(800):
+    kept.append(socket.socket(socket.AF_UNIX))
+    kept[-1].connect("egress.sock")
+time.sleep(0.3)
+"""
+    held: list[int] = []
+
+    def count() -> None:
+        held.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+
+    async def look() -> None:
+        while True:
+            count()
+            await trio.sleep(0.01)
+
+    async with a_world(tmp_path) as world:
+        path = world.open("data.example.org")
+        world.nursery.start_soon(look)
+        await trio.sleep(0.05)
+        before = held[0]
+        await trio.run_process([sys.executable, "-c", job], cwd=path.parent)
+        assert world.refusals["too-many"] > 500
+        assert max(held) - before < egress.CONNECTIONS_PER_RUN + egress.GOODBYES + 20
+
+
+@pytest.mark.trio
 async def test_who_asks_slowly_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(egress, "HEAD_S", 0.3)
     async with a_world(tmp_path) as world:
