@@ -8,6 +8,7 @@ the same on its side at the same time, so a run is never going on at a machine t
 import contextlib
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,9 @@ from hansa.node.agent_messages import (
 from hansa.node.agent_streams import bridge, leaf
 from hansa.node.agent_trees import digest_of, send_tree
 from hansa.node.inventory import Inventory
-from hansa.node.launcher_protocol import Kill, Message, Refused, Start, Started
-from hansa.proto.errors import ProtocolError
+from hansa.node.launcher_protocol import Ended, Kill, Message, Refused, Start, Started
+from hansa.node.sandbox_devices import devices_fault
+from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.market_documents import Device
 
 CLAIM_S: Final = 20.0
@@ -43,6 +45,11 @@ REPORT_S: Final = 180.0
 """From the welcome to the report: the machine tries its sandbox and asks its driver meanwhile."""
 MOST_UNCLAIMED: Final = 64
 LOOK_S: Final = 1.0
+MOST_REPORTS: Final = 20
+REPORTS_S: Final = 60.0
+"""So many reports are taken in so long a time: each is an event that the daemon keeps."""
+STREAMS: Final = {Started: (1, 2), Refused: (0, 0), Ended: (0, 0)}
+"""What a launcher says on its own, and how many connections come with it, at least and at most."""
 TREE_FIELDS: Final = ("code", "inputs", "environment", "image")
 
 
@@ -98,22 +105,24 @@ class Machine:
 
     Attributes:
         arrivals: streams that are waited for, or that nobody has taken yet, by token.
-        trees: directories that it may fetch, by token.
+        trees: directories that it may fetch, and for which run, by token.
         ways_out: sockets of the runs' ways out, by token.
         gone: its connection has ended.
         scope: cancelled to end the connection.
         why: why it was ended, if it was.
+        reported: when it reported lately.
     """
 
     enrolled: Enrolled
     wire: Wire
     report: Report
     arrivals: dict[bytes, Arrival] = field(default_factory=dict)
-    trees: dict[bytes, Path] = field(default_factory=dict)
+    trees: dict[bytes, tuple[bytes, Path]] = field(default_factory=dict)
     ways_out: dict[bytes, tuple[bytes, str]] = field(default_factory=dict)
     gone: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     why: str = "its connection ended"
+    reported: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_REPORTS))
 
     @property
     def name(self) -> str:
@@ -246,7 +255,7 @@ class Fleet:
             tree = machine.trees.pop(token, None)
             if tree is not None:
                 with contextlib.suppress(OSError):
-                    await send_tree(tree, stream)
+                    await send_tree(tree[1], stream)
                     await stream.aclose()
             elif token in machine.ways_out:
                 await _lead_out(machine.ways_out[token][1], stream)
@@ -284,7 +293,7 @@ class Fleet:
                 continue
             digest = await self._digest(field_name, Path(path))
             token = os.urandom(32)
-            machine.trees[token] = Path(path)
+            machine.trees[token] = (message.run, Path(path))
             trees.append(Tree(field=field_name, digest=digest, token=token))
         way_out = NO_TOKEN
         if message.spec.egress is not None:
@@ -303,8 +312,9 @@ class Fleet:
     def forget(self, run: bytes) -> None:
         """Nothing of this run will be asked for any more."""
         for machine in self.machines.values():
-            for token in [token for token, (of, _) in machine.ways_out.items() if of == run]:
-                del machine.ways_out[token]
+            for kept in (machine.trees, machine.ways_out):
+                for token in [token for token, (of, _) in kept.items() if of == run]:
+                    del kept[token]
 
     def _here(self, name: str) -> Machine:
         machine = self.machines.get(name)
@@ -331,6 +341,10 @@ class Fleet:
             return "it reports a device that is reported already"
         if not {gpu.device for gpu in report.gpus} <= set(ids):
             return "it reports the node of a device that it does not have"
+        for gpu in report.gpus:
+            fault = devices_fault(gpu.gpu_minors, gpu.device_nodes, gpu.cuda_devices, gpu.rocm_devices)
+            if fault is not None:
+                return f"it reports {fault}"
         return self._objection(report)
 
     async def _listen(self, machine: Machine) -> None:
@@ -350,6 +364,10 @@ class Fleet:
         why = self._fault_in(machine.name, report)
         if why is not None:
             raise Gone(why)
+        now = trio.current_time()
+        if len(machine.reported) == MOST_REPORTS and now - machine.reported[0] < REPORTS_S:
+            raise Gone("it reports something else all the time")
+        machine.reported.append(now)
         if report.devices != machine.report.devices:
             self._log(f"machine {machine.name}: {report.note}")
         machine.report = report
@@ -367,6 +385,9 @@ class Fleet:
         """Give the ear what a launcher said, with the streams that came with it as file descriptors."""
         assert self.ear is not None, "somebody listens"
         message = launcher_protocol.unpack(heard.packet)
+        least, most = STREAMS.get(type(message), (1, 0))
+        if not least <= len(heard.streams) <= most:
+            raise Malformed("FromLauncher", "is nothing that a launcher says")
         arrivals = [await self._claim(machine, token) for token in heard.streams]
         if None in arrivals:
             for arrival in filter(None, arrivals):
@@ -400,10 +421,11 @@ class Fleet:
         """A directory's digest. Environments and images never change once they are there, and may be large."""
         facts = await trio.to_thread.run_sync(path.stat)
         key = (str(path), facts.st_ino, facts.st_mtime_ns)
-        if field_name in ("environment", "image") and key in self._digests:
+        if key in self._digests:
             return self._digests[key]
         digest = await trio.to_thread.run_sync(digest_of, path)
-        self._digests[key] = digest
+        if field_name in ("environment", "image"):
+            self._digests[key] = digest
         return digest
 
     async def _forget(self, machine: Machine) -> None:

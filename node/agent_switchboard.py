@@ -22,7 +22,7 @@ from hansa.node.agent_messages import Gone
 from hansa.node.agent_streams import BROKEN
 from hansa.node.executor_launcher import LauncherService
 from hansa.node.launcher import Launch
-from hansa.node.launcher_protocol import Ended, Kill, Message, Refused, Start, Started
+from hansa.node.launcher_protocol import NO_PROCESS, Ended, Kill, Message, Refused, Start, Started
 from hansa.node.overlay_packets import Afar, Interface, Line, Switch
 from hansa.node.sandbox import SandboxSpec
 from hansa.proto.gang import Gang
@@ -221,10 +221,10 @@ class Switchboard:
     async def _hear(self, machine: str, message: Message, descriptors: list[int], packets: Arrival | None) -> None:
         held = self._runs.get(message.run)
         seat = next((one for one in held.seats if one.part.machine == machine), None) if held is not None else None
-        if held is None or seat is None or seat.over:
+        if held is None or seat is None or seat.over or (seat.started and isinstance(message, Started)):
             _drop(descriptors, packets)
             if isinstance(message, Started):
-                await self._ask(machine, Kill(run=message.run))  # it came too late to be of use
+                await self._ask(machine, Kill(run=message.run))  # it came too late to be of use, or twice
             return
         match message:
             case Started():
@@ -265,7 +265,9 @@ class Switchboard:
                 self._nursery.start_soon(_drain, seat)
         held.told_started = True
         descriptor, head.descriptors[:1] = head.descriptors[0], []
-        await self._tell(head.started, [descriptor])
+        # The number of a process elsewhere means another process here, of which nothing is to be measured.
+        afar = head.part.machine != HERE
+        await self._tell(replace(head.started, pid=NO_PROCESS) if afar else head.started, [descriptor])
 
     async def _switch(self, run: bytes, held: _Held, lines: list[Line]) -> None:
         try:

@@ -12,7 +12,7 @@ from hansa.node.executor_intake import Blobs
 from hansa.node.executor_launcher import LauncherService, Starting, close_all
 from hansa.node.executor_run import Supervision, Surroundings
 from hansa.node.launcher import Launch, start_launcher
-from hansa.node.launcher_protocol import Kill, Message, Started
+from hansa.node.launcher_protocol import NO_PROCESS, Kill, Message, Started
 from hansa.node.run_order import RunOrder
 from hansa.node.run_shell import RunShell, ShellRefused
 from hansa.proto.blob import BlobRef
@@ -134,7 +134,7 @@ class Executor:
     async def _hear(self, message: Message, descriptors: list[int]) -> None:
         supervision = self._runs.get(message.run)
         if supervision is not None:
-            if isinstance(message, Started):
+            if isinstance(message, Started) and message.pid != NO_PROCESS:
                 self._pids[message.run] = message.pid
             supervision.hear(message, descriptors)
             return

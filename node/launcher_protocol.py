@@ -1,7 +1,8 @@
 """What the daemon and its launcher say: one message a packet, file descriptors beside it.
 
 Both are ours, but the launcher may be root while the daemon is not, so requests are checked like a stranger's: types,
-ranges and absolute paths. (Whether the daemon may read what it names is checked where the paths are opened.)
+ranges and absolute paths; and so are answers, which may come from another machine. (Whether the daemon may read what it
+names is checked where the paths are opened.)
 """
 
 import array
@@ -18,6 +19,8 @@ from hansa.proto.errors import Malformed
 from hansa.proto.gang import read_gang
 
 MAX_PACKET_BYTES = 64 << 10
+LARGEST = 1 << 62
+NO_PROCESS = 0
 PROGRAMS = frozenset({"hansa.worker.runner", "hansa.worker.member", "hansa.worker.probe"})
 TIERS = ("sandbox", "gvisor")
 """The walls that a launcher can make."""
@@ -57,7 +60,7 @@ class Started:
     """Launcher → daemon: it is there. The daemon's end of the runner's socket comes with the packet.
 
     Attributes:
-        pid: the one process whose end is the sandbox's end.
+        pid: the one process whose end is the sandbox's end; ``NO_PROCESS`` if it is on another machine.
         limits: by which means each limit is held.
     """
 
@@ -120,6 +123,7 @@ def unpack(packet: bytes) -> Message:
         if type(run) is not bytes or not 0 < len(run) <= 64:
             raise Malformed("launcher packet", "a run without a name")
         message: Message = kind(**value)
+        _check_answer(message)
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
         raise Malformed("launcher packet", "no message") from error
     return message
@@ -148,6 +152,25 @@ def _spec(value: Any) -> SandboxSpec:
     if fault is not None:
         raise Malformed("launcher packet", fault)
     return spec
+
+
+def _check_answer(message: Message) -> None:
+    """Answers come from another machine of the provider's, too, which may have been taken over."""
+    match message:
+        case Started(pid=pid, limits=limits):
+            numbers: tuple[object, ...] = (pid,)
+            texts: tuple[object, ...] = (*limits, *limits.values()) if isinstance(limits, dict) else (None,)
+        case Refused(reason=reason):
+            numbers, texts = (), (reason,)
+        case Ended():
+            numbers = (message.memory_kills, message.peak_bytes, abs(message.status))
+            texts = (message.words,)
+        case _:
+            return
+    if not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
+        raise Malformed("launcher packet", "a number out of range")
+    if not all(type(text) is str for text in texts):
+        raise Malformed("launcher packet", "something in the place of words")
 
 
 def _is_plain(path: object) -> bool:

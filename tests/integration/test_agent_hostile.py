@@ -1,0 +1,148 @@
+"""What a machine that was taken over can do to its daemon: end its own connection, and nothing else."""
+
+import contextlib
+import os
+import socket
+from contextlib import asynccontextmanager
+
+import msgpack
+import pytest
+import trio
+from integration.agent_house import a_house, a_report
+
+from hansa.node.agent import dialled
+from hansa.node.agent_keys import load_identity
+from hansa.node.agent_messages import FromDaemon, FromLauncher, Gone, LentGpu, StartThere, ToLauncher, TurnedAway
+from hansa.node.agent_switchboard import Part, Switchboard
+from hansa.node.launcher_protocol import NO_PROCESS, Ended, Kill, Refused, Start, Started, pack, receive, unpack
+from hansa.node.sandbox import SandboxSpec
+
+pytestmark = pytest.mark.trio
+RUN = b"r" * 32
+STARTED = {"message": "Started", "run": RUN, "pid": 1, "limits": {}}
+ENDED = {"message": "Ended", "run": RUN, "status": 0, "memory_kills": 0, "peak_bytes": 1, "words": ""}
+REFUSED = {"message": "Refused", "run": RUN, "reason": "no"}
+FORGED = {
+    "a start without its connection": (STARTED, 0),
+    "a start with three": (STARTED, 3),
+    "a pid that is a text": ({**STARTED, "pid": "1"}, 1),
+    "a pid below zero": ({**STARTED, "pid": -1}, 1),
+    "limits that are a list": ({**STARTED, "limits": [1]}, 1),
+    "limits that are numbers": ({**STARTED, "limits": {"memory": 1}}, 1),
+    "an end with a connection": (ENDED, 1),
+    "a status that is a text": ({**ENDED, "status": "0"}, 0),
+    "a peak that is a fraction": ({**ENDED, "peak_bytes": 1.5}, 0),
+    "a peak beyond all memory": ({**ENDED, "peak_bytes": 1 << 63}, 0),
+    "kills that are nothing": ({**ENDED, "memory_kills": None}, 0),
+    "words that are bytes": ({**ENDED, "words": b"x"}, 0),
+    "a reason that is a number": ({**REFUSED, "reason": 7}, 0),
+    "an order to a launcher": ({"message": "Kill", "run": RUN}, 0),
+}
+
+
+@asynccontextmanager
+async def a_taken_machine(house, report):
+    """The connection of a machine that is here, with nothing behind it that plays by rules."""
+    async with dialled(house.enrol("a"), house.place(), "control") as wire:
+        await wire.receive(FromDaemon, within_s=5)
+        await wire.send(report)
+        yield wire
+
+
+@pytest.mark.parametrize("case", FORGED)
+async def test_what_no_launcher_says_ends_the_machines_connection(tmp_path, case):
+    said, streams = FORGED[case]
+    async with a_house(tmp_path, silence_s=2.0) as house, a_taken_machine(house, a_report(1)) as wire:
+        await house.until(lambda: "a" in house.fleet.machines)
+        packet = msgpack.packb(said)
+        await wire.send(FromLauncher(packet=packet, streams=tuple(os.urandom(32) for _ in range(streams))))
+        await house.until(lambda: "a" not in house.fleet.machines)
+        assert house.ear.said == []
+        assert [machine for machine, _ in house.ear.lost_machines] == ["a"]
+
+
+async def test_what_a_launcher_says_is_passed_on(tmp_path):
+    async with a_house(tmp_path, silence_s=5.0) as house, a_taken_machine(house, a_report(1)) as wire:
+        for message in (
+            Ended(run=RUN, status=-9, memory_kills=1, peak_bytes=1 << 40, words="w"),
+            Refused(run=RUN, reason="no room"),
+        ):
+            await wire.send(FromLauncher(packet=pack(message), streams=()))
+        await house.until(lambda: len(house.ear.said) == 2)
+        assert "a" in house.fleet.machines
+
+
+@pytest.mark.parametrize(
+    "changes", [{"device_nodes": ("/dev/sda",)}, {"gpu_minors": (4096,)}, {"cuda_devices": ("x",)}]
+)
+async def test_nodes_that_no_gpu_has_are_not_taken(tmp_path, changes):
+    plain = {"device": b"\x01" * 32, "gpu_minors": (0,), "device_nodes": (), "cuda_devices": (), "rocm_devices": ()}
+    bad = a_report(1, gpus=(LentGpu(**{**plain, **changes}),))
+    async with a_house(tmp_path) as house:
+        async with a_taken_machine(house, bad) as wire:
+            assert isinstance(await wire.receive(FromDaemon, within_s=5), TurnedAway)
+        assert house.fleet.machines == {}
+        async with dialled(house.enrol("b"), house.place("b"), "control") as wire:
+            await wire.receive(FromDaemon, within_s=5)
+            await wire.send(a_report(1, gpus=(LentGpu(**plain),)))
+            await house.until(lambda: "b" in house.fleet.machines)
+            await wire.send(bad)
+            await house.until(lambda: "b" not in house.fleet.machines)
+
+
+async def test_a_machine_that_is_another_one_every_moment_is_let_go(tmp_path):
+    async with a_house(tmp_path) as house, a_taken_machine(house, a_report(1)) as wire:
+        await house.until(lambda: "a" in house.fleet.machines)
+        with contextlib.suppress(Gone):
+            for number in range(2000):
+                await wire.send(a_report(1 + number % 2))
+        await house.until(lambda: "a" not in house.fleet.machines)
+        assert house.changes < 50
+
+
+async def test_a_run_starts_once_and_names_no_process_of_the_daemons_machine(tmp_path):
+    async with a_house(tmp_path) as house, a_taken_machine(house, a_report(1)) as wire:
+        await house.until(lambda: "a" in house.fleet.machines)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        board = Switchboard(lambda: (None, theirs), house.fleet)
+        await house.nursery.start(board.serve)
+        _, executor = board.launch()
+        executor.settimeout(5)
+        (tmp_path / "code").mkdir()
+        spec = SandboxSpec(
+            program="hansa.worker.runner", code=str(tmp_path / "code"), inputs=None, memory_bytes=1 << 30,
+            cpu_millis=1000, processes=64, scratch_bytes=1 << 20, output_bytes=1 << 20, gpu_minors=(),
+        )  # fmt: skip
+        board.place(RUN, [Part(machine="a", cpu_millis=1000, memory_bytes=1 << 30, workers=1)])
+        executor.send(pack(Start(run=RUN, spec=spec)))
+        while not isinstance(await wire.receive(FromDaemon, within_s=5), StartThere):
+            pass
+        assert len(house.fleet.machines["a"].trees) == 1, "its code may be fetched"
+        identity = load_identity(tmp_path / "a")
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                token = os.urandom(32)
+                nursery.start_soon(_stream, identity, house.place(), token)
+                await wire.send(FromLauncher(packet=pack(Started(run=RUN, pid=1, limits={})), streams=(token,)))
+            message, descriptors = await trio.to_thread.run_sync(receive, executor)
+            assert message == Started(run=RUN, pid=NO_PROCESS, limits={})
+            assert len(descriptors) == 1
+            while not isinstance(order := await wire.receive(FromDaemon, within_s=5), ToLauncher):
+                pass
+            assert unpack(order.packet) == Kill(run=RUN), "who says it twice is told to end it"
+            await wire.send(
+                FromLauncher(packet=pack(Ended(run=RUN, status=-9, memory_kills=0, peak_bytes=0, words="")), streams=())
+            )
+            message, _ = await trio.to_thread.run_sync(receive, executor)
+            assert isinstance(message, Ended), "and the executor hears of one start and one end"
+            nursery.cancel_scope.cancel()
+        assert house.fleet.machines["a"].trees == {}, "nothing of the run is fetched after its end"
+        os.close(descriptors[0])
+        ours.close()
+        executor.close()
+
+
+async def _stream(identity, place, token):
+    async with dialled(identity, place, "stream", token) as wire:
+        while await wire.stream.receive_some():
+            pass
