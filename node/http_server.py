@@ -4,18 +4,24 @@ Sockets are bound here and not by hypercorn, which would make the unix socket op
 one that a living daemon answers on.
 """
 
+import logging
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio import serve
+from hypercorn.trio.tcp_server import TCPServer
 from starlette.applications import Starlette
 
 from hansa.node.faults import ConfigError, PortInUse
+
+_log = logging.getLogger("hansa.http")
 
 Value_contra = TypeVar("Value_contra", contravariant=True)
 
@@ -29,6 +35,35 @@ class Announce(Protocol[Value_contra]):
 
 GRACEFUL_S = 1.0
 """How long an answer that is being given may take after the daemon was told to stop."""
+
+
+class _Connection(TCPServer):  # type: ignore[misc] # hypercorn is not typed for us
+    """One client's connection, whose end is its own.
+
+    hypercorn lets whatever it did not foresee out of a connection's task, and so out of the server and of the daemon:
+    a client that went away in the middle of what it sent, at the moment of its answer, ended them all (seen).
+    """
+
+    async def run(self) -> None:
+        """Serve it. What goes wrong closes it, and is for the owner's log."""
+        try:
+            await super().run()
+        except* Exception as faults:  # noqa: BLE001 - whatever it is, it is one client's
+            kinds = sorted({type(fault).__name__ for fault in _leaves(faults)})
+            _log.info("a connection to the API broke: %s", ", ".join(kinds))
+            await trio.aclose_forcefully(self.stream)
+
+
+hypercorn_run.TCPServer = _Connection
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    """The exceptions in a group of groups."""
+    for fault in group.exceptions:
+        if isinstance(fault, BaseExceptionGroup):
+            yield from _leaves(fault)
+        else:
+            yield fault
 
 
 def _bind_private_socket(path: Path) -> socket.socket:

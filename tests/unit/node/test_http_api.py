@@ -259,3 +259,35 @@ async def test_an_upload_that_breaks_off_stores_nothing(path: Path) -> None:
         await stream.aclose()
         assert (await client.get("/v1/node")).status_code == 200
         assert desk.blobs == {}
+
+
+async def test_clients_that_leave_in_the_middle_take_nobody_with_them(path: Path) -> None:
+    async with served(MemoryDesk(), path) as client:
+
+        async def leave() -> None:
+            stream = await trio.open_unix_socket(path)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(
+                    b"POST /v1/jobs HTTP/1.1\r\nhost: h\r\ncontent-length: 99999999\r\n\r\n" + bytes(1 << 20)
+                )
+            await stream.aclose()
+
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(leave)
+            assert (await client.get("/v1/node")).status_code == 200
+
+
+async def test_a_fault_in_one_connection_is_not_the_servers_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def break_down(_self: Any) -> None:
+        raise trio.BusyResourceError("another task is currently sending data on this SocketStream")
+
+    async with served(MemoryDesk(), path) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr("hypercorn.trio.tcp_server.TCPServer._read_data", break_down)
+            stream = await trio.open_unix_socket(path)
+            with trio.fail_after(5):
+                assert await stream.receive_some(1) == b""
+            await stream.aclose()
+        assert (await client.get("/v1/node")).status_code == 200
