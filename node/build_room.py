@@ -55,7 +55,7 @@ class Tool:
         command: the program and its arguments, as the room sees them.
         work: the one directory of the host that it may write to, which it sees as ``/work``.
         read: what else of the host it sees, read-only: ``(path on the host, path inside)``.
-        variables: its whole environment, beside PATH and HOME.
+        variables: its whole environment, beside PATH and HOME. Secrets belong here: arguments can be read by all users.
         network: whether it may use this machine's network.
         most_bytes: what may lie in ``work`` at most, all together.
         most_files: likewise, files and directories.
@@ -93,13 +93,21 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
         given_up: set by another thread when nobody waits for it any more.
     """
     started = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", "hansa.node.build_room", json.dumps(asdict(tool))],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
+    # Not as an argument: every user of this machine can read those, and a proxy's or an index's address is a secret.
+    order = _memory_file("tool", json.dumps(asdict(tool)).encode())
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hansa.node.build_room", str(order)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(order,),
+            cwd="/",  # Python looks there for modules before anywhere else
+            start_new_session=True,
+        )
+    finally:
+        os.close(order)
+    with process:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         output, why = b"", ""
@@ -146,6 +154,15 @@ def ways_out() -> tuple[dict[str, str], list[tuple[str, str]]]:
     certificates = {variables[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in variables}
     hidden = [path for path in sorted(certificates) if not path.startswith("/etc/ssl/certs")]
     return variables, [(os.path.realpath(path), path) for path in hidden]
+
+
+def _memory_file(name: str, data: bytes) -> int:
+    """A descriptor from which these bytes can be read, by whoever inherits it and nobody else."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _too_much(tool: Tool) -> str:
@@ -226,7 +243,8 @@ def make_work(directory: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Become bubblewrap with the tool in it."""
     parent = os.getppid()
-    facts = json.loads(arguments[0])
+    with os.fdopen(int(arguments[0]), "rb") as order:
+        facts = json.load(order)
     facts["command"] = tuple(facts["command"])
     facts["read"] = tuple((host, inside) for host, inside in facts["read"])
     tool = Tool(**facts)
@@ -242,7 +260,9 @@ def main(arguments: list[str]) -> None:
     os.umask(0o022)
     filter_fd = open_filter()
     os.set_inheritable(filter_fd, True)
-    command = [place(bwrap), "--seccomp", str(filter_fd), *_flags(tool, place), "--", *tool.command]
+    flags_fd = _memory_file("flags", b"".join(flag.encode() + b"\0" for flag in _flags(tool, place)))
+    os.set_inheritable(flags_fd, True)
+    command = [place(bwrap), "--seccomp", str(filter_fd), "--args", str(flags_fd), "--", *tool.command]
     os.execve(command[0], command, {})  # noqa: S606 - there is no shell here, on purpose
 
 

@@ -159,10 +159,14 @@ class Environments:
         command = [
             *_install(inventory, f"{WORK}/{made.name}", "/opt/fetched.txt"),
             *("--link-mode", "hardlink", "--cache-dir", f"{WORK}/cache"),
-            *("--default-index", self._config.index),
         ]
         read = [*_tool_binds(inventory), (str(wanted), "/opt/fetched.txt")]
-        for place in self._config.find_links:
+        # An address may hold a password, and arguments can be read by every user of this machine.
+        places = {"UV_DEFAULT_INDEX": self._config.index}
+        hidden = [place for place in self._config.find_links if "," not in place]  # which is what uv parts them by
+        if hidden:
+            places["UV_FIND_LINKS"] = ",".join(hidden)
+        for place in set(self._config.find_links) - set(hidden):
             command += ["--find-links", place]
         read += [(local, local) for local in _local_places(self._config)]
         outward, certificates = ways_out()
@@ -171,7 +175,7 @@ class Environments:
             command=tuple(command),
             work=str(self._trees.work),
             read=tuple(read),
-            variables={**_variables(inventory), **outward},
+            variables={**_variables(inventory), **outward, **places},
             network=True,
             most_bytes=2 * self._config.quota_bytes,
             most_files=4 * MOST_FILES,

@@ -1,5 +1,6 @@
 """A job's packages, installed by the real uv in a real room: from an index, from its own wheels, from hostile ones."""
 
+import contextlib
 import io
 import socket
 import stat
@@ -298,6 +299,42 @@ def test_a_tool_is_ended_when_its_time_is_over_or_nobody_waits(work: Path) -> No
     began = time.monotonic()
     assert not run_tool(a_tool(work, "/bin/sleep", "60"), given_up).ok
     assert time.monotonic() - began < 5
+
+
+def test_no_other_user_can_read_what_a_tool_is_told_in_confidence(work: Path) -> None:
+    secret = "s3cret-" + "x" * 20
+    tool = Tool(
+        command=("/bin/sh", "-c", 'test -n "$TOKEN" && touch here && sleep 30'),
+        work=str(work),
+        variables={"TOKEN": secret},
+        most_bytes=1 << 20,
+        most_s=30.0,
+    )
+    given_up = threading.Event()
+    room = threading.Thread(target=run_tool, args=(tool, given_up))
+    room.start()
+    while not (work / "here").exists():
+        time.sleep(0.05)
+    lines = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                lines.append((process / "cmdline").read_bytes())
+    given_up.set()
+    room.join()
+    assert any(b"bwrap" in line for line in lines)
+    assert not any(secret.encode() in line for line in lines)
+
+
+def test_modules_where_the_daemon_was_started_mean_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "resource.py").write_text(f"open({str(planted / 'mark')!r}, 'w').close()\n")
+    monkeypatch.chdir(planted)
+    assert run_tool(Tool(command=("/bin/true",), work=str(work), most_bytes=1 << 20, most_s=30.0)).ok
+    assert not (planted / "mark").exists()
 
 
 def test_what_a_tool_prints_is_capped_and_never_blocks_it(work: Path) -> None:
