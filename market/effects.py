@@ -55,6 +55,11 @@ def clipped(text: str, size_bytes: int) -> str:
     return text.encode(errors="replace")[:size_bytes].decode(errors="ignore")
 
 
+def channel_salt(tender_digest: bytes, provider: bytes) -> bytes:
+    """The salt of the one new channel that a tender may open with a provider."""
+    return derived_nonce(b"channel", tender_digest, provider)
+
+
 def derived_nonce(*parts: bytes) -> bytes:
     """A nonce that follows from what it belongs to, so that a machine needs no chance and a replay gives the same."""
     return keccak256(b"\0".join((b"hansa nonce", *parts)))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hansa.market.effects import Send, clipped, derived_nonce, unsigned
+from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.selection import Record, Scored, rank
 from hansa.proto.documents import ChannelConfig, channel_id
@@ -359,7 +359,7 @@ def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Pl
             token=currency_id(tender.currency),
             challenge_period=CHALLENGE_PERIOD_S,
             splits_hash=bid.splits_hash,
-            salt=derived_nonce(b"channel", state.tender_digest, bid.signer),
+            salt=channel_salt(state.tender_digest, bid.signer),
         )
     )
     award = Award(

@@ -17,7 +17,11 @@ RECLAIMED_EARLY = "reclaimed-early"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwardArrived:
-    """An award with the buyer's own signature on it."""
+    """An award with the buyer's own signature on it.
+
+    Attributes:
+        channel_closed: the channel is over, or may have been: it is neither known nor one that the tender could open.
+    """
 
     award: Award
     channel: ChannelConfig

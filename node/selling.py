@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
-from hansa.market.effects import Send, unsigned
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.effects import Send, channel_salt, unsigned
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived
@@ -17,6 +18,7 @@ from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
+from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Bid, Tender
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
@@ -148,10 +150,23 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
         award=award,
         channel=message.channel,
         workload=message.workload,
-        channel_closed=channel is not None and channel.phase == "closed" and channel.voucher is not None,
+        channel_closed=_is_spent(channel) if channel is not None else not _is_new(entry, message.channel),
         at_ms=event.at_ms,
     )
     return advance_sale(state, award.bid, news)
+
+
+def _is_spent(channel: EarningChannel) -> bool:
+    """Whether money has passed on a channel, and it is over."""
+    return channel.phase == "closed" and channel.voucher is not None
+
+
+def _is_new(entry: Sale, config: ChannelConfig) -> bool:
+    """Whether a channel that is not known here can never have been: its salt follows from the tender at hand.
+
+    Channels that ended are forgotten some day. One that came back would write entries whose ids the ledger has.
+    """
+    return config.salt == channel_salt(entry.bid.tender, entry.bid.signer)
 
 
 def _hear_release(state: NodeState, event: MessageArrived) -> Effects:

@@ -188,6 +188,27 @@ def test_an_award_and_a_release_are_taken_from_the_buyer_alone():
     assert state_of(made, PROVIDER).sales.get(bid).phase == "leased"
 
 
+def test_a_channel_that_may_have_been_is_not_served_on_even_after_it_was_forgotten():
+    """Its entries would have ids that stand in the ledger already, and the daemon would stop for good."""
+    made, (lease,) = running()
+    step(made, lease, 1)
+    finish(made, lease)
+    provider = state_of(made, PROVIDER)
+    ((key, ended),) = provider.earning.ended.items()
+    made.submit(BUYER, job=b"k" * 32, of=ONE)
+    made.lost = lambda _, message: isinstance(message, messages.AwardSent)
+    made.tender(BUYER, (PROVIDER,), job=b"k" * 32, nonce=b"2" * 32)
+    made.lost = lambda *_: False
+    award = made.heard(messages.AwardSent)[-1]
+    old = replace(award.award.document, channel_id=key)
+    again = sealed(replace(award, award=unsigned(old), channel=ended.config), BUYER_KEY)
+    del provider.earning.ended[key]
+    made.tell(BUYER, PROVIDER, again)
+    assert made.heard(messages.LeaseRefused)[-1].reason == "the channel is closed"
+    made.tell(BUYER, PROVIDER, award)
+    assert len(made.heard(messages.LeaseConfirmed)) == 2, "a new one of this tender's is"
+
+
 def test_a_message_that_nobody_listens_to_is_counted():
     made = market()
     made.tell(OTHER, BUYER, messages.RunLogSent(lease=bytes(32), text="hello"))
