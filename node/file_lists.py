@@ -11,7 +11,7 @@ from itertools import pairwise
 from hansa.node.blobs import BlobMissing, BlobStore
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
 from hansa.proto.codec import decode
-from hansa.proto.errors import Malformed, ProtocolError
+from hansa.proto.errors import Malformed, ProtocolError, TooLarge
 from hansa.proto.frames import is_safe_path
 from hansa.proto.workload import (
     FILE_IMAGE,
@@ -19,10 +19,12 @@ from hansa.proto.workload import (
     FILE_LOCK,
     FILE_WHEEL,
     MAX_FILE_LIST_BYTES,
+    MAX_FILES,
     FileList,
     ListedFile,
 )
 
+MOST_DIRECTORIES = MAX_FILES
 KINDS = (FILE_IMAGE, FILE_INPUT, FILE_LOCK, FILE_WHEEL)
 IMAGE_REFERENCE = re.compile(
     r"[a-z0-9][a-z0-9.:-]{0,200}(/[a-z0-9][a-z0-9._-]{0,200}){1,8}@sha256:[0-9a-f]{64}", re.ASCII
@@ -78,12 +80,16 @@ def _check_paths(files: Iterable[ListedFile]) -> None:
         if others is None or not file.shards or others & set(file.shards):
             raise Malformed("files", "gives a shard two files of one name")
         others.update(file.shards)
+    directories: set[str] = set()
     for kind, path in taken:
         parent = path.rpartition("/")[0]
-        while parent:
+        while parent and parent not in directories:
             if (kind, parent) in taken:
                 raise Malformed("files", "uses one name for a file and for a directory")
+            directories.add(parent)
             parent = parent.rpartition("/")[0]
+        if len(directories) > MOST_DIRECTORIES:  # a name of 256 letters may bring 127 of them
+            raise TooLarge("files", f"more than {MOST_DIRECTORIES} directories")
 
 
 def files_of(files: FileList, shard: int) -> Iterator[ListedFile]:

@@ -48,6 +48,15 @@ def test_a_sound_list_comes_back_as_it_was_written() -> None:
     assert read(a_list(image=pinned)).image == pinned
 
 
+def test_names_bring_no_more_directories_than_a_list_may_hold_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hansa.node.file_lists.MOST_DIRECTORIES", 300)
+    deep = "/d" * 100
+    assert read(a_list(*(a_file(f"{number}{deep}/x") for number in range(2))))
+    with pytest.raises(TooLarge, match="more than 300 directories"):
+        read(a_list(*(a_file(f"{number}{deep}/x") for number in range(3))))
+    assert read(a_list(*(a_file(f"a{deep}/{number:03}") for number in range(400)))), "shared ones count once"
+
+
 def test_a_shard_gets_its_own_files_and_those_of_all() -> None:
     assert [file.path for file in files_of(SOUND, 1) if file.kind == "input"] == ["all", "own", "tree/deep/x"]
     assert [file.blob for file in files_of(SOUND, 0) if file.path == "own"] == [OTHER]
