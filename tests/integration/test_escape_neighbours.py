@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from integration.attack_scene import an_attack, ended, found_by, outputs_of
-from integration.sandbox_harness import a_room, guard_and_launcher, need_sandbox, parent_of
+from integration.sandbox_harness import a_room, guard_and_launcher, need_sandbox, parent_of, sandbox_report
 
 from hansa.node import process_tree
 from hansa.proto.tensors import encode_state
@@ -56,10 +56,12 @@ def host_pids_of(launcher):
 
 
 def uids_of_the_rooms():
-    """Whose the two sandboxes are on the host; nothing before there are two."""
+    """Whose the two sandboxes are on the host; nothing before both are there."""
     launcher = guard_and_launcher(os.getpid())[1]
     outer = [pid for pid in process_tree.descendants(launcher) if parent_of(pid) == launcher]
-    return [Path(f"/proc/{pid}").stat().st_uid for pid in outer] if len(outer) == 2 else None
+    uids = [Path(f"/proc/{pid}").stat().st_uid for pid in outer]
+    # What was forked a moment ago has not become anybody yet.
+    return uids if len(uids) == 2 and (0 not in uids or os.getuid() != 0) else None
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def scene(tmp_path_factory):
             await room.executor.start(a_victim(directory / "victim", marker, key))
             told = await facts_of_the_victim(room)
             assert told["queue"]
-            assert told["segment"]
+            assert told["segment"] or not sandbox_report().limits["memory"].startswith("cgroup")
             pids = host_pids_of(guard_and_launcher(os.getpid())[1])
             facts = {"marker": marker, "key": key, "ports": told["ports"], "pids": pids}
             attack = an_attack(directory / "attacker", ["neighbours"], facts, run=ATTACKER)
@@ -127,7 +129,7 @@ def test_its_sockets_are_not_reached(found):
 
 
 def test_its_shared_memory_and_its_queues_are_not_there(found):
-    assert found["neighbours_shared_memory"] == "ENOENT"
+    assert found["neighbours_shared_memory"] in ("ENOENT", "EPERM"), "EPERM where it is refused altogether"
     assert found["neighbours_message_queue"] == "ENOENT"
 
 
