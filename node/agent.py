@@ -276,12 +276,13 @@ class _Session:
     async def _make_way_out(self, run: bytes, token: bytes, held: contextlib.ExitStack) -> Path:
         """A socket here that leads to the proxy on the daemon's machine, for as long as the run is here."""
         folder = self._agent.sockets
-        folder.mkdir(mode=0o711, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)  # an older one was open to all
         path = folder / run.hex()[:32]
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
-        path.chmod(0o666)  # the sandbox runs as another user; the directories above keep everybody else out
+        path.chmod(0o666)  # the sandbox runs as another user; the directory above keeps everybody else out
         listener.listen()
         listener.setblocking(False)
         scope = trio.CancelScope()

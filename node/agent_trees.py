@@ -22,6 +22,8 @@ from hansa.proto.errors import Malformed, TooLarge
 BLOCK_BYTES = 256 << 10
 LARGEST_HEADER_BYTES = 16 << 10
 MOST_ENTRIES = 1_000_000
+WRITABLE_BY_OTHERS = 0o022
+"""Nobody on this machine changes what was hashed, whatever its modes were elsewhere."""
 DIRECTORY, FILE, LINK, END = "d", "f", "l", "."
 
 
@@ -132,7 +134,7 @@ class TreeWriter:
         name, kind, mode, last = header
         if kind == END:
             for path, wanted in reversed(self._modes):  # last, since one that may not be written would hold us up
-                (self._target / path).chmod(wanted | 0o700)
+                (self._target / path).chmod((wanted | 0o700) & ~WRITABLE_BY_OTHERS)
             self.complete = True
             return
         parent, _, own = name.rpartition("/")
@@ -165,7 +167,7 @@ class TreeWriter:
             raise TooLarge("tree", f"more than {self._limit_bytes} bytes")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._file = os.fdopen(descriptor, "wb")
-        os.fchmod(descriptor, mode)
+        os.fchmod(descriptor, mode & ~WRITABLE_BY_OTHERS)
         self._left = size_bytes
         self._content = blake3()
 
@@ -260,7 +262,7 @@ def _entries(directory: Path) -> Iterator[tuple[list[Any], Path]]:
         for entry in sorted(os.scandir(directory / below), key=lambda one: one.name):
             name = f"{below}/{entry.name}" if below else entry.name
             path, facts = directory / name, entry.stat(follow_symlinks=False)
-            mode = stat.S_IMODE(facts.st_mode) & 0o777
+            mode = stat.S_IMODE(facts.st_mode) & 0o777 & ~WRITABLE_BY_OTHERS
             if entry.is_symlink():
                 yield [name, LINK, 0o777, str(path.readlink())], path
             elif entry.is_dir(follow_symlinks=False):

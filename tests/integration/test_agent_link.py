@@ -255,6 +255,7 @@ async def test_a_runs_way_out_leads_to_the_daemons_machine(tmp_path):
         )
         order = unpack(await launches[0].recv(MAX_PACKET_BYTES))
         assert order.spec.egress.startswith(str(tmp_path / "sockets-a"))
+        assert (tmp_path / "sockets-a").stat().st_mode & 0o077 == 0, "nobody else on that machine uses a run's way out"
         for _ in range(2):
             job = await trio.open_unix_socket(order.spec.egress)
             await job.send_all(b"CONNECT")

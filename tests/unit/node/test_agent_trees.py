@@ -56,6 +56,15 @@ def test_a_directory_comes_back_as_it_was_however_the_stream_is_cut(tree, tmp_pa
         assert (out / "deep" / "run").stat().st_mode & 0o777 == 0o755
 
 
+def test_nobody_else_on_the_machine_can_change_what_arrived(tmp_path):
+    stream = framed("d", "d", 0o777, 0) + framed("d/f", "f", 0o666, 1) + b"x" + framed("", ".", 0, 0)
+    writer = TreeWriter(tmp_path / "out", limit_bytes=LIMIT)
+    writer.feed(stream)
+    assert writer.complete
+    assert (tmp_path / "out" / "d").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "out" / "d" / "f").stat().st_mode & 0o777 == 0o644
+
+
 def test_everything_that_matters_changes_the_digest(tree):
     seen = {digest_of(tree)}
     changes = (
