@@ -285,7 +285,7 @@ async def test_a_memory_bomb_is_told_as_what_it_is(tmp_path):
     ("change", "words"),
     [
         ({"gpu_minors": (0,)}, "no GPUs"),
-        ({"gang": Gang(place=0, workers=(1, 1), gpus=(0, 0), token="0" * 64)}, "between machines"),
+        ({"gang": Gang(place=0, workers=(1, 1), gpus=(0, 0), token="0" * 64)}, "several machines"),
     ],
     ids=["gpus", "gang"],
 )
