@@ -5,6 +5,7 @@ may take as long as bytes move, within a floor of speed: whoever hands them out 
 """
 
 import contextlib
+import logging
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import trio
 from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
 from hansa.node.agent_cluster import Unplaceable
+from hansa.node.agent_streams import leaf
 from hansa.node.blob_exchange import FetchFailed, Moved
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
@@ -58,6 +60,7 @@ RETRY_S = 1.0
 SAY_EVERY_S = 5.0
 LONGEST_REASON_BYTES = 2_000
 PIN = "run "
+_LOG = logging.getLogger("hansa.staging")
 
 
 class Unstageable(Exception):
@@ -105,7 +108,18 @@ class Staged:
 
 
 async def start_run(daemon: "Daemon", order: StartRun) -> None:
-    """Bring everything here, lay it out, and start the sandbox."""
+    """Bring everything here, lay it out, and start the sandbox. What this machine cannot do costs this run only."""
+    try:
+        await _start_run(daemon, order)
+    except* OSError as group:  # a full disk, say: whoever filled it is not to end everybody's runs
+        fault = leaf(group)
+        _LOG.warning("run %s cannot be laid out: %s", order.run.hex()[:16], fault)
+        words = (isinstance(fault, OSError) and fault.strerror) or "its disk failed"
+        reason = f"this provider cannot lay out the job's files: {words}"
+        daemon.tell(RunFailed(run=order.run, kind="no-room", reason=reason, at_ms=daemon.now_ms()))
+
+
+async def _start_run(daemon: "Daemon", order: StartRun) -> None:
     entry = daemon.state.sale_on(order.run)
     assert entry is not None
     assert entry.workload is not None

@@ -1,7 +1,9 @@
 """What a run needs is brought here: within its limits, in its place, held while the run lives, and gone after it."""
 # ruff: noqa: ASYNC110 - a task that ends tells no event, and a test may look at files
 
+import errno
 import io
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +208,21 @@ async def test_what_can_never_fit_is_said_at_once(pair: Pair) -> None:
     await staging.start_run(pair.provider, ORDER)
     ended = await failure(pair.provider)
     assert ended.end_kind == "no-room"
+
+
+async def test_a_disk_that_is_full_costs_one_run_and_not_the_daemon(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(staging, "link_or_copy", full)
+    pair.lease(pair.listed(("x", b"some data", ())))
+    await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert ended.end_kind == "no-room"
+    assert ended.end_reason.endswith("No space left on device"), "in words, and without paths of the provider's"
+    assert not started.orders
 
 
 async def test_a_fetch_goes_on_for_as_long_as_bytes_move(monkeypatch: pytest.MonkeyPatch) -> None:
