@@ -242,6 +242,7 @@ class Run:
 
     Attributes:
         running_since_ms: since when the device time is counted, if it is.
+        begun: whether the job's code runs, or is paused: not while a sandbox is being made for it.
         paused: whether it is paused.
         heard_ms: when something was last heard of the sandbox.
         counted_ms: device time up to ``running_since_ms``; see `device_ms`.
@@ -256,6 +257,7 @@ class Run:
     run: Bytes32
     phase: Line
     running_since_ms: UnixMs | None = None
+    begun: bool = False
     paused: bool = False
     heard_ms: UnixMs = 0
     counted_ms: DurationMs = 0
@@ -346,7 +348,8 @@ def _react(before: Run, event: RunEvent) -> Step[Run]:
                 return ignore(before, "started twice")
             phase = STOPPING if state.phase == STOPPING else RUNNING
             # The word that it began may come after it was paused; what does not compute is not paid for.
-            return Step(state=replace(state, phase=phase, running_since_ms=None if state.paused else event.at_ms))
+            since_ms = None if state.paused else event.at_ms
+            return Step(state=replace(state, phase=phase, begun=True, running_since_ms=since_ms))
         case RunProgressed():
             return Step(state=replace(state, step=max(state.step, event.step), metrics=event.metrics))
         case RunSynced():
@@ -363,8 +366,8 @@ def _react(before: Run, event: RunEvent) -> Step[Run]:
         case RunResumed():
             state = replace(state, paused=False)
             # What is kept to be looked at may be let go on, and is not paid for.
-            known = state.running_since_ms is not None or state.phase == STAGING or state.kept_kind
-            return Step(state=state if known else replace(state, running_since_ms=event.at_ms))
+            counts = state.running_since_ms is None and state.begun and not state.kept_kind
+            return Step(state=replace(state, running_since_ms=event.at_ms) if counts else state)
         case RunKept():
             kept = replace(state, kept_kind=event.kind, kept_reason=event.reason, kept_until_ms=event.until_ms)
             return Step(state=replace(_stop_counting(kept, event.at_ms), phase=KEPT))
@@ -430,7 +433,7 @@ def _lost(state: Run) -> Step[Run]:
         return Step(state=after, effects=outstanding(after))  # nothing had begun, so nothing was lost
     if state.restarts >= MOST_RESTARTS:
         return _end(after, FAILED, "lost", f"its sandbox was lost {state.restarts + 1} times", state.heard_ms)
-    after = replace(after, phase=STAGING, restarts=state.restarts + 1, paused=False)
+    after = replace(after, phase=STAGING, restarts=state.restarts + 1, begun=False, paused=False)
     return Step(state=after, effects=outstanding(after))
 
 

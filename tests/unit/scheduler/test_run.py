@@ -310,5 +310,7 @@ def test_a_run_that_was_paused_before_it_began_counts_no_time_until_it_is_resume
     assert device_ms(state, 50_700) == 700
     again, _ = play(paused, RunResumed(run=RUN, at_ms=950), started(1000))
     assert device_ms(again, 1_700) == 700
+    leaving, _ = play(paused, stop_wanted(3_000), RunResumed(run=RUN, at_ms=2_100))
+    assert device_ms(leaving, 5_000) == 0, "it is resumed so that it can save something, and has not begun"
     lost, _ = play(paused, RunLost(run=RUN, at_ms=2_000), started(3_000))
     assert device_ms(lost, 3_700) == 700, "a new sandbox is not paused"
