@@ -348,7 +348,7 @@ def _react(before: Run, event: RunEvent) -> Step[Run]:
                 return ignore(before, "started twice")
             phase = STOPPING if state.phase == STOPPING else RUNNING
             # The word that it began may come after it was paused; what does not compute is not paid for.
-            since_ms = None if state.paused else event.at_ms
+            since_ms = None if state.paused or state.kept_kind else event.at_ms
             return Step(state=replace(state, phase=phase, begun=True, running_since_ms=since_ms))
         case RunProgressed():
             return Step(state=replace(state, step=max(state.step, event.step), metrics=event.metrics))

@@ -314,3 +314,8 @@ def test_a_run_that_was_paused_before_it_began_counts_no_time_until_it_is_resume
     assert device_ms(leaving, 5_000) == 0, "it is resumed so that it can save something, and has not begun"
     lost, _ = play(paused, RunLost(run=RUN, at_ms=2_000), started(3_000))
     assert device_ms(lost, 3_700) == 700, "a new sandbox is not paused"
+
+
+def test_no_late_word_that_it_began_makes_the_time_count_in_which_a_run_is_kept():
+    state, _ = play(kept(1000), stop_wanted(3_000), started(2_000))
+    assert device_ms(state, 60_000) == 0
