@@ -51,14 +51,14 @@ async def test_nobody_gets_a_word_without_an_enrolled_key(tmp_path):
 
 
 async def test_who_says_nothing_or_garbage_costs_nothing_but_its_own_connection(tmp_path, monkeypatch):
-    monkeypatch.setattr("hansa.node.agent_gate.HANDSHAKE_S", 2.0)
+    monkeypatch.setattr("hansa.node.agent_gate.HANDSHAKE_S", 5.0)
     async with a_house(tmp_path) as house:
         known = house.enrol("a")
         since = trio.current_time()
         silent = [await trio.open_tcp_stream("127.0.0.1", house.port) for _ in range(40)]
         await silent[0].send_all(b"GET / HTTP/1.0\r\n\r\n")
         await house.until(lambda: house.gate.refused == 8)  # at once: so many may be unproven, and no more
-        assert trio.current_time() - since < 1.5
+        assert trio.current_time() - since < 4
         await house.until(lambda: house.gate.refused == 40)
         for stream in silent:
             await stream.aclose()
@@ -149,14 +149,14 @@ async def test_a_machine_that_is_removed_is_let_go_and_does_not_get_in_again(tmp
 
 async def test_silence_is_a_loss_on_both_sides(tmp_path):
     """The cable is cut: no end of any connection is ever seen, nothing more arrives."""
-    async with a_house(tmp_path, silence_s=0.8, beat_s=0.2) as house, trio.open_nursery() as nursery:
+    async with a_house(tmp_path, silence_s=3.0, beat_s=0.3) as house, trio.open_nursery() as nursery:
         launches, cut = [], trio.Event()
         port, house.port = house.port, await nursery.start(relay_until, house.port, cut)
-        agent = house.agent("a", house.enrol("a"), a_report(1), launches, beat_s=0.2)
+        agent = house.agent("a", house.enrol("a"), a_report(1), launches, beat_s=0.3)
         house.port = port
         nursery.start_soon(agent.serve)
         await house.until(lambda: "a" in house.fleet.machines)
-        await trio.sleep(1.5)
+        await trio.sleep(4)
         assert "a" in house.fleet.machines, "signs of life keep it"
         cut.set()
         await house.until(lambda: "a" not in house.fleet.machines)
