@@ -1,7 +1,7 @@
 # make demo    the whole market on this machine, in one command
 # make test    every test but those that take minutes, which are make test-long      make test-quick   without the slow ones
 # make test-vm   both systemd units in a virtual machine
-# make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks
+# make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks (bench-execution: a run's)
 # make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
 
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SEEDS ?= 1000
 
-.PHONY: demo test test-quick test-long test-vm check bench simulate clean venv
+.PHONY: demo test test-quick test-long test-vm check bench bench-execution simulate clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -44,6 +44,9 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+bench-execution: $(VENV)/installed-dev
+	$(BIN)/python tests/bench/bench_execution.py $(BENCH)
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)

@@ -1,88 +1,185 @@
-"""How long a run takes to start, what it costs in memory, and how fast its steps are inside the sandbox.
+"""What an execution costs: from the award to the job's first line, memory, CPU, the end, and what the walls take.
 
-Run with the environment's Python, from anywhere: ``python tests/bench/bench_execution.py``.
+Run with the environment's Python, from anywhere: ``python tests/bench/bench_execution.py [--short]``. How to read the
+figures stands in docs/benchmarks.md.
 """
 
+import argparse
 import contextlib
+import importlib.util
 import os
+import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import trio
-from integration.sandbox_harness import LIMITS, a_room, an_order, sandbox_report
+from integration.sandbox_harness import LIMITS, Room, a_room, an_order, guard_and_launcher, sandbox_report
+from kit.market import asked, job_of, running_market, submit
 
 from hansa.node import process_tree
-from hansa.scheduler.run import RunFailed, RunLogged, RunProgressed, RunStarted
+from hansa.node.demo_nodes import DemoNodes
+from hansa.proto.tensors import encode_state
+from hansa.scheduler.run import RunFailed, RunProgressed, RunStarted, RunSynced
 
-STARTS = 3
-STEPS = 30
-WORK = f"""
+POLL_S = 0.01
+IDLE_S = 10.0
+PATIENCE_S = 120.0
+SELDOM = """
 import time
-import numpy as np
-
-def measure():
-    a = np.random.default_rng(1).normal(size=(300, 300))
-    def step():
-        b = a
-        for _ in range(8):
-            b = np.tanh(b @ a / 17)
-        return float(sum(i * i for i in range(20000))) + float(b.sum())
-    step()
-    times = []
-    for _ in range({STEPS}):
-        before = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - before)
-    return sorted(times)[{STEPS} // 2] * 1000
 
 def main(ctx):
     ctx.report(step=1)
-    print("step", measure(), flush=True)
     while True:
         time.sleep(1)
+"""
+FIRST_LINE = """
+import time
+NOW = time.time()
+
+def main(ctx):
+    print("first line at", NOW, flush=True)
+    ctx.report(step=1)
+"""
+JOB = """
+name = "first line"
+entry = "job.py:main"
+shards = 1
+
+[resources]
+kind = "cpu"
+cores = 0.5
+memory = "700 MiB"
+disk = "64 MiB"
+
+[budget]
+total = "1.00"
+
+[tender]
+bids = "1 s"
+"""
+# The same file is the job's code inside and a program outside, so that both measure the very same loop.
+TRAINING = '''
+import sys
+import time
+
+
+def make_step():
+    """One step of training a small network on one thread; torch where there is torch."""
+    if USE_TORCH:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10))
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+        x, y = torch.randn(256, 256), torch.randint(0, 10, (256,))
+
+        def step():
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+
+        return step
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(256, 256)).astype("f4"), random.normal(size=(256, 10)).astype("f4")
+    first, second = (random.normal(size=shape).astype("f4") / 20 for shape in ((256, 512), (512, 10)))
+
+    def step():
+        hidden = np.maximum(x @ first, 0)
+        error = (hidden @ second - y) / len(x)
+        back = (error @ second.T) * (hidden > 0)
+        second[...] -= 0.01 * hidden.T @ error
+        first[...] -= 0.01 * x.T @ back
+
+    return step
+
+
+def measure(step, steps):
+    """Milliseconds for one step: by the clock, and of this thread's CPU."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - wall) / steps * 1e3, (time.thread_time() - cpu) / steps * 1e3
+
+
+def main(ctx):
+    step = make_step()
+    measure(step, STEPS)
+    while True:
+        ctx.sync({"turn": 1.0})
+        wall, cpu = measure(step, STEPS)
+        ctx.report(step=ctx.round, wall=wall, cpu=cpu)
+
 
 if __name__ == "__main__":
-    print("step", measure())
-"""
+    step = make_step()
+    measure(step, STEPS)
+    print("ready", flush=True)
+    for _line in sys.stdin:
+        print(*measure(step, STEPS), flush=True)
+'''
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
 
 
 async def one_run(directory: Path, number: int) -> dict[str, float]:
+    """A run from its order to its end, with two Ray workers that do nothing."""
+    run = bytes([number]) * 32
     async with a_room() as room:
-        await trio.sleep(0.5)  # the launcher is up, as in a daemon
-        before = time.perf_counter()
-        await room.executor.start(an_order(directory, WORK, run=bytes([number]) * 32, workers=2))
-        await room.wait_for((RunStarted, RunFailed), within_s=90)
-        start_s = time.perf_counter() - before
-        used_s = cpu_s(process_tree.descendants(os.getpid())[3:])
-        await room.wait_for((RunProgressed, RunFailed))
-        while room.log.count("step") < 1:
-            await trio.sleep(0.05)
-            assert not any(isinstance(event, RunFailed) for event in room.events), room.events
-        pids = process_tree.descendants(os.getpid())[3:]
-        memory_mb = process_tree.memory_bytes(pids) / 1e6
-        texts = "".join(event.text for event in room.events if isinstance(event, RunLogged))
-        before_kill = time.perf_counter()
-        await room.executor.stop(bytes([number]) * 32, grace_ms=0)
-        while room.executor.running:  # noqa: ASYNC110 - nothing tells it
+        launcher = await launcher_below_us()
+        before_s = time.perf_counter()
+        await room.executor.start(an_order(directory, SELDOM, run=run, workers=2))
+        await room.wait_for((RunStarted, RunFailed), within_s=PATIENCE_S)
+        start_s = time.perf_counter() - before_s
+        pids = process_tree.descendants(launcher)[1:]
+        start_cpu_s = cpu_s(pids)
+        await room.wait_for((RunProgressed, RunFailed), within_s=PATIENCE_S)
+        await trio.sleep(3)  # Ray goes on with something or other for a while
+        pids = process_tree.descendants(launcher)[1:]
+        memory_mb, processes = process_tree.memory_bytes(pids) / 1e6, len(pids)
+        idle_before_s = cpu_s(pids)
+        await trio.sleep(IDLE_S)
+        idle_percent = (cpu_s(pids) - idle_before_s) / IDLE_S * 100
+        before_s = time.perf_counter()
+        await room.executor.stop(run, grace_ms=0)
+        while room.executor.running or any(is_alive(pid) for pid in pids):  # noqa: ASYNC110 - nothing tells it
             await trio.sleep(0.002)
-        stop_s = time.perf_counter() - before_kill
+        end_s = time.perf_counter() - before_s
     return {
         "start_s": start_s,
-        "cpu_s": used_s,
+        "start_cpu_s": start_cpu_s,
         "memory_mb": memory_mb,
-        "processes": len(pids),
-        "step_ms": float(texts.split("step ")[1].split()[0]),
-        "stop_s": stop_s,
+        "processes": processes,
+        "idle_percent": idle_percent,
+        "end_s": end_s,
     }
 
 
+async def launcher_below_us() -> int:
+    """The launcher's pid, once it is up and has nothing to do, as in a daemon."""
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            with contextlib.suppress(ValueError, AssertionError, OSError):
+                _guard, launcher = guard_and_launcher(os.getpid())
+                await trio.sleep(1)
+                return launcher
+            await trio.sleep(POLL_S)
+
+
 def cpu_s(pids: list[int]) -> float:
-    """CPU time of these processes so far."""
+    """CPU time of these processes and of their children that ended."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -91,37 +188,163 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def outside_ms(directory: Path) -> float:
-    file = directory / "outside.py"
-    file.write_text(WORK)
-    environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=True, env=environment)
-    return float(done.stdout.split()[1])
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+# ---- a whole market --------------------------------------------------------------------------------------------------
+
+
+def award_to_first_line(jobs: int) -> list[float]:
+    """Seconds from the buyer's award to the first line of the job's code, job after job on the same provider."""
+    found = []
+    with running_market("0.30") as nodes, tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "job.toml").write_text(JOB)
+        (directory / "job.py").write_text(textwrap.dedent(FIRST_LINE))
+        for _ in range(jobs):
+            job = submit(nodes, directory)
+            awarded_s = await_award(nodes, job)
+            said = await_first_line(nodes, job)
+            found.append(said - awarded_s)
+            while any(device["state"] != "free" for device in asked(nodes.providers[0], "/v1/node")["devices"]):
+                time.sleep(POLL_S)
+    return found
+
+
+def await_award(nodes: DemoNodes, job: str) -> float:
+    """When the award was signed, to a hundredth of a second."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        tenders = job_of(nodes, job).get("tenders") or [{"phase": ""}]
+        if tenders[0]["phase"] in ("awarding", "running", "settling", "settled"):
+            return time.time()
+        time.sleep(POLL_S)
+    raise SystemExit(f"job {job[:8]} found nobody")
+
+
+def await_first_line(nodes: DemoNodes, job: str) -> float:
+    """What the job printed."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and job_of(nodes, job)["phase"] not in ("succeeded", "failed"):
+        time.sleep(0.05)
+    lines = [entry["text"] for entry in nodes.buyer.daemon.lines(f"/v1/jobs/{job}/logs")]
+    return next(float(line.split()[-1]) for line in lines if line.startswith("first line at"))
+
+
+# ---- inside against outside ------------------------------------------------------------------------------------------
+
+
+async def throughput(directory: Path, turns: int, steps: int) -> dict[str, float]:
+    """Take turns: a block of steps inside, the same outside, neither while the other computes."""
+    use_torch = importlib.util.find_spec("torch") is not None
+    text = f"USE_TORCH, STEPS = {use_torch}, {steps}\n" + TRAINING
+    limits = replace(LIMITS, memory_bytes=2 << 30, wall_ms=900_000)
+    inside: list[tuple[float, float]] = []
+    outside: list[tuple[float, float]] = []
+    async with a_room() as room:
+        order = an_order(directory, text, limits=limits)
+        await room.executor.start(order)
+        other = subprocess.Popen(  # noqa: ASYNC220 - nothing else has to go on meanwhile
+            [sys.executable, str(order.code / "job.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}},
+        )
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        await room.wait_for(RunSynced, within_s=PATIENCE_S)
+        for turn in range(turns):
+            for which in ("inside", "outside") if turn % 2 else ("outside", "inside"):
+                if which == "inside":
+                    inside.append(await turn_inside(room, order.run, turn))
+                else:
+                    other.stdin.write("\n")
+                    other.stdin.flush()
+                    wall, cpu = (await trio.to_thread.run_sync(other.stdout.readline)).split()
+                    outside.append((float(wall), float(cpu)))
+        other.stdin.close()
+        other.wait()
+    pairs = list(zip(outside, inside, strict=True))
+    return {
+        "torch": float(use_torch),
+        "inside_ms": statistics.median(wall for wall, _ in inside),
+        "outside_ms": statistics.median(wall for wall, _ in outside),
+        "wall": statistics.median(out[0] / within[0] for out, within in pairs),
+        "cpu": statistics.median(out[1] / within[1] for out, within in pairs),
+        "spread": statistics.stdev(out[1] / within[1] for out, within in pairs),
+    }
+
+
+async def turn_inside(room: Room, run: bytes, turn: int) -> tuple[float, float]:
+    """Let the job out of its round, and wait for its next with what it measured."""
+    result = room.blobs.put_bytes(encode_state({"turn": float(turn)}))
+    await room.executor.deliver_round(run, turn, result)
+    await room.wait_for(RunSynced, count=turn + 2, within_s=PATIENCE_S)
+    metrics = dict([event for event in room.events if isinstance(event, RunProgressed)][-1].metrics)
+    return metrics["wall"], metrics["cpu"]
+
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
+
+LINES = (
+    ("start_s", "s    start → first line, inside the executor"),
+    ("start_cpu_s", "s    of CPU until then"),
+    ("memory_mb", "MB   of memory (shared pages divided), two idle workers"),
+    ("processes", "     processes"),
+    ("idle_percent", "%    of one core while idle"),
+    ("end_s", "s    kill → nothing left"),
+)
+
+
+def line(values: list[float], words: str) -> None:
+    """The median, and all of them."""
+    print(
+        f"  {statistics.median(values):9.3f} {words}  (of {', '.join(f'{value:.3f}' for value in values)})", flush=True
+    )
 
 
 def main() -> None:
+    """Measure everything."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--short", action="store_true", help="fewer repetitions")
+    short = parser.parse_args().short
+    starts, jobs, turns = (2, 2, 6) if short else (5, 4, 24)
     report = sandbox_report()
-    print(f"sandbox: {report.reason}")
+    print(f"machine: {os.cpu_count()} cores, {memory_gb():.0f} GB, {platform.machine()}, Linux {platform.release()}")
+    print(f"load before: {os.getloadavg()[0]:.1f}")
+    print(f"sandbox: {report.reason}", flush=True)
     if not report.available:
         return
-    print(f"limits: {LIMITS.memory_bytes >> 20} MiB, {LIMITS.cpu_millis / 1000:g} CPUs; two Ray workers")
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        runs = [trio.run(one_run, directory, number + 1) for number in range(STARTS)]
-        outside = outside_ms(directory)
-    for key, unit in (
-        ("start_s", "s   order → first line of the job's code"),
-        ("cpu_s", "s   of CPU until then"),
-        ("memory_mb", "MB  of the whole sandbox, two idle workers"),
-        ("processes", "    processes"),
-        ("stop_s", "s   kill → nothing left"),
-        ("step_ms", "ms  a step inside (two workers at once)"),
-    ):
-        values = sorted(run[key] for run in runs)
-        print(f"  {values[len(values) // 2]:9.2f} {unit}  (of {', '.join(f'{value:.2f}' for value in values)})")
-    print(f"  {outside:9.2f} ms  the same step outside, alone")
-    fastest = min(run["step_ms"] for run in runs)
-    print(f"  {outside / fastest:9.2f}     throughput inside against outside")
+        Path(name).chmod(0o755)
+        runs: list[dict[str, Any]] = [trio.run(one_run, Path(name), number + 1) for number in range(starts)]
+    for key, words in LINES:
+        line([run[key] for run in runs], words)
+    first, *others = award_to_first_line(jobs)
+    line([first], "s    award → first line, the daemon's first job")
+    line(others, "s    award → first line, the same job again")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        found = trio.run(throughput, Path(name), turns, 150)
+    library = "torch" if found["torch"] else "numpy"
+    print(
+        f"  {found['inside_ms']:9.3f} ms   a step of {library} inside, {found['outside_ms']:.3f} ms outside, one thread"
+    )
+    print(f"  {found['cpu']:9.3f}      throughput inside against outside by CPU time, ± {found['spread']:.3f} a pair")
+    print(f"  {found['wall']:9.3f}      the same by the clock")
+    print(f"load after: {os.getloadavg()[0]:.1f}")
+
+
+def memory_gb() -> float:
+    """This machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 if __name__ == "__main__":
