@@ -1,5 +1,6 @@
 """A daemon's gate and the agents of other machines over real TLS: who gets in, what is merged, and what a loss does."""
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -42,8 +43,9 @@ async def test_nobody_gets_a_word_without_an_enrolled_key(tmp_path):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         stream = trio.SSLStream(raw, context)
         await stream.send_all(b"without a certificate")
-        with pytest.raises(trio.BrokenResourceError):
-            await stream.receive_some()
+        # Whether the end comes as an alert or as silence depends on who is quicker.
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await stream.receive_some() == b"", "not a word"
         await trio.aclose_forcefully(raw)
         assert house.gate.refused == 6
         assert isinstance(await first_answer(house, known), Welcome)
