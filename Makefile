@@ -1,6 +1,5 @@
 # make demo    the whole market on this machine, in one command
 # make test    every test but those that take minutes, which are make test-long      make test-quick   without the slow ones
-# make test-vm   both systemd units in a virtual machine
 # make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks (bench-execution: a run's)
 # make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
@@ -19,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SEEDS ?= 1000
 
-.PHONY: demo test test-quick test-long test-vm check bench bench-execution simulate clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution simulate clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -29,9 +28,6 @@ test: $(VENV)/installed-dev
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long $(TESTS)
-
-test-vm: $(VENV)/installed-dev
-	$(BIN)/python tests/vm/run.py
 
 test-quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not long" $(TESTS)

@@ -2,8 +2,8 @@
 
 systemd-nspawn boots this machine's own root below an overlay that is thrown away. The control groups are those of the
 container; where they hold no controllers, as on a machine with version 1, runs are limited by counting. In one thing
-such a container is more lenient than a machine: it keeps a second, whole /proc somewhere, so that a unit which covers parts
-of its own (ProtectKernelLogs=) does not keep sandboxes from mounting theirs.
+such a container is more lenient than a machine: a unit that covers parts of its own /proc (ProtectKernelLogs=) does not
+keep sandboxes from mounting theirs.
 """
 
 import json
