@@ -3,8 +3,8 @@
 Another attempt is worth making where it may end differently: a worker died, a provider was lost, nothing moved any
 more. A fault in the job's own code would recur. So would ``out-of-memory``, which says that the run went over the
 memory that it had itself asked for: the next one has no more. That kind is tried again only where ``job.toml`` names it
-(a run's need may depend on chance, and a provider cannot always tell a kill by the run's own limit from one by a machine
-that was short of memory itself).
+(a run's need may depend on chance, and a provider cannot always tell a kill by the run's own limit from one by a
+machine that was short of memory itself).
 
 A lease whose devices are taken back is nobody's failure and costs no retry. The shard is tendered again when its run
 has ended and the newest checkpoint that was announced is here, and not already when the notice comes: until then the
