@@ -59,7 +59,7 @@ async def test_who_says_nothing_or_garbage_costs_nothing_but_its_own_connection(
         since = trio.current_time()
         silent = [await trio.open_tcp_stream("127.0.0.1", house.port) for _ in range(40)]
         await silent[0].send_all(b"GET / HTTP/1.0\r\n\r\n")
-        await house.until(lambda: house.gate.refused == 8)  # at once: so many may be unproven, and no more
+        await house.until(lambda: house.gate.refused >= 8)  # at once: so many may be unproven, and no more
         assert trio.current_time() - since < 4
         await house.until(lambda: house.gate.refused == 40)
         for stream in silent:
