@@ -16,7 +16,7 @@ from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, Vo
 from hansa.proto.market_documents import Evidence
 from hansa.proto.messages import CloseAccepted, ReceiptSent
 from hansa.proto.signing import Signed
-from hansa.proto.units import Amount, Bytes32, Uint64, UnixMs
+from hansa.proto.units import Amount, Bytes32, Line, Uint64, UnixMs
 
 KEEP_MS = 7 * 24 * 3_600_000
 """A receipt is worth bringing for a week: the buyer may have been away."""
@@ -98,6 +98,7 @@ class EarningChannel:
         phase: open or closed. There is no closing on this side: it agrees to the end or it does not.
         config: what the channel is.
         channel_id: its digest.
+        currency: what it pays in, which says on which books.
         terms: what was agreed, by lease.
         live: leases that may still meter something, or wait for their last voucher.
         lines: the newest metered line of each lease.
@@ -113,6 +114,7 @@ class EarningChannel:
     phase: str = "open"
     config: ChannelConfig
     channel_id: Bytes32
+    currency: Line
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
     live: frozenset[Bytes32] = frozenset()
     lines: Mapping[bytes, MeterLine] = field(default_factory=dict)
@@ -261,9 +263,9 @@ def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
 
 def _acceptance(state: EarningChannel, at_ms: int) -> Send:
     close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
-    message = CloseAccepted(close=unsigned(close))
+    message = CloseAccepted(currency=state.currency, close=unsigned(close))
     replaces = f"closed {state.channel_id.hex()}"
-    return Send(to=state.config.payer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
+    return Send(to=state.config.payer_signer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
 
 
 def outstanding(state: EarningChannel, at_ms: int) -> tuple[Any, ...]:
@@ -274,4 +276,4 @@ def outstanding(state: EarningChannel, at_ms: int) -> tuple[Any, ...]:
         return ()
     message = ReceiptSent(receipt=unsigned(state.out.receipt), lines=state.out.lines, evidence=state.out.evidence)
     replaces = f"receipt {state.channel_id.hex()}"
-    return (Send(to=state.config.payer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces),)
+    return (Send(to=state.config.payer_signer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces),)

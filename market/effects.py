@@ -6,9 +6,11 @@ An effect may be performed twice (after a crash, what is outstanding is ordered 
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from hansa.proto.currency import currency_of
 from hansa.proto.keccak import keccak256
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, sign
+from hansa.proto.typed_data import Domain
 from hansa.proto.units import Address, UnixMs
 
 Document = TypeVar("Document")
@@ -40,13 +42,24 @@ def unsigned(document: Document) -> Signed[Document]:
     return Signed(document=document, signature=UNSIGNED)
 
 
+def domain_of(message: Any) -> Domain:
+    """Where the documents in a message are signed for: what moves money says in which currency, hence on which books.
+
+    Raises:
+        Malformed: the currency is none.
+    """
+    currency = getattr(message, "currency", None)
+    return DOMAIN if currency is None else currency_of(currency).domain
+
+
 def sealed(message: Message, key: SigningKey) -> Message:
     """The message with every document signed that a machine left unsigned. Signing twice gives the same bytes."""
+    domain = domain_of(message)
     signed: dict[str, Any] = {}
     for field in fields(message):  # type: ignore[arg-type]
         value = getattr(message, field.name)
         if isinstance(value, Signed) and value.signature == UNSIGNED:
-            signed[field.name] = sign(DOMAIN, value.document, key)
+            signed[field.name] = sign(domain, value.document, key)
     return replace(message, **signed) if signed else message  # type: ignore[type-var]
 
 

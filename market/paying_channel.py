@@ -15,7 +15,7 @@ from hansa.market.receipts import LeaseTerms, Statement, fault_in, receipt_diges
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
 from hansa.proto.signing import Signed
-from hansa.proto.units import Amount, Bytes32, UnixMs
+from hansa.proto.units import Amount, Bytes32, Line, UnixMs
 
 KEEP_MS = 7 * 24 * 3_600_000
 """A voucher, or the word that a channel ends, is worth bringing for a week."""
@@ -73,6 +73,7 @@ class PayingChannel:
         phase: opening, open, closing or closed.
         config: what the channel is.
         channel_id: its digest.
+        currency: what it pays in, which says on which books.
         terms: what was agreed, by lease.
         accepted: the last statement that a voucher was signed for.
         receipt_signature: the provider's signature on it: proof that the debt is the provider's own figure.
@@ -84,6 +85,7 @@ class PayingChannel:
     phase: str = "opening"
     config: ChannelConfig
     channel_id: Bytes32
+    currency: Line
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
     accepted: Statement | None = None
     receipt_signature: bytes = b""
@@ -148,7 +150,7 @@ def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingC
         refusal = ReceiptRefused(channel_id=state.channel_id, seq=receipt.seq, reason=fault)
         keep_until_ms = event.at_ms + KEEP_MS
         send = Send(
-            to=state.config.payee,
+            to=state.config.payee_signer,
             message=refusal,
             keep_until_ms=keep_until_ms,
             replaces=f"refusal {state.channel_id.hex()}",
@@ -182,9 +184,9 @@ def _voucher(state: PayingChannel, at_ms: int) -> Send:
         cumulative=state.cumulative,
         statement=receipt_digest(state.accepted.receipt),
     )
-    message = VoucherSent(voucher=unsigned(voucher))
+    message = VoucherSent(currency=state.currency, voucher=unsigned(voucher))
     replaces = f"voucher {state.channel_id.hex()}"
-    return Send(to=state.config.payee, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
+    return Send(to=state.config.payee_signer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
 
 
 def _finish(state: PayingChannel, event: CloseAcceptanceArrived) -> Step[PayingChannel]:
@@ -204,7 +206,9 @@ def outstanding(state: PayingChannel, at_ms: int) -> tuple[Any, ...]:
         effects.append(_voucher(state, at_ms))
     if state.phase == "closing":
         close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
-        message = CloseProposed(close=unsigned(close))
+        message = CloseProposed(currency=state.currency, close=unsigned(close))
         replaces = f"close {state.channel_id.hex()}"
-        effects.append(Send(to=state.config.payee, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces))
+        effects.append(
+            Send(to=state.config.payee_signer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
+        )
     return tuple(effects)

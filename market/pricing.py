@@ -8,7 +8,9 @@ from hansa.market.isolation import is_served
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.egress import covers
+from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import Bid, Decline, Device, Tender
+from hansa.proto.splits import check_splits, splits_hash
 from hansa.proto.units import (
     Address,
     Amount,
@@ -20,7 +22,6 @@ from hansa.proto.units import (
     e18_to_price_per_hour,
 )
 
-NO_SPLITS = bytes(32)
 LONGEST_BIDDING_MS = 60_000
 """Devices are held while a bid stands, and nobody pays for that: no tender may keep bids open for longer."""
 LONGEST_WINDOW_MS = 10 * 60_000
@@ -86,6 +87,10 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return "the tender would stay open for too long", f"bids ≤ {LONGEST_BIDDING_MS // 1000} s"
     if tender.currency != terms.currency:
         return f"prices here are in {terms.currency}", f"tender in {terms.currency}"
+    try:
+        check_splits(tender.splits)
+    except Malformed as fault:
+        return f"the splits {fault.why}", ""
     if terms.buyers and tender.signer not in terms.buyers:
         return "this provider serves only buyers of its own list", ""
     if owed >= terms.credit_limit:
@@ -130,7 +135,9 @@ def bid_for(
         # One unit more than the product: the difference of two floors may be one above the floor of the difference.
         max_total=amount_for(longest, price) + 1,
         reclaim_notice_ms=terms.reclaim_notice_ms,
-        splits_hash=NO_SPLITS,
+        prepay=0,
+        payee=terms.account,
+        splits_hash=splits_hash(tender.splits),
         expires_ms=min(tender.expires_ms, max(at_ms, tender.bids_close_ms) + terms.bid_ms),
         nonce=derived_nonce(b"bid", tender_digest, terms.account, number.to_bytes(4, "big")),
     )

@@ -12,10 +12,11 @@ from typing import Any
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.selection import Record, Scored, rank
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
 from hansa.proto.market_documents import Award, Bid, Decline, Tender
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderSent
-from hansa.proto.network import DOMAIN, currency_id
+from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed
 from hansa.proto.typed_data import digest
 from hansa.proto.units import Address, Amount, Bytes32, Uint32, UnixMs, format_amount
@@ -350,13 +351,13 @@ def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Pl
     known = state.channels.get(bid.signer)
     channel = (
         known
-        if known is not None and known.splits_hash == bid.splits_hash
+        if known is not None and (known.splits_hash, known.payee) == (bid.splits_hash, bid.payee)
         else ChannelConfig(
             payer=tender.signer,
             payer_signer=tender.signer,
-            payee=bid.signer,
+            payee=bid.payee,
             payee_signer=bid.signer,
-            token=currency_id(tender.currency),
+            token=currency_of(tender.currency).token,
             challenge_period=CHALLENGE_PERIOD_S,
             splits_hash=bid.splits_hash,
             salt=channel_salt(state.tender_digest, bid.signer),
@@ -366,7 +367,7 @@ def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Pl
         signer=tender.signer,
         bid=bid_digest,
         shard=shard,
-        channel_id=channel_id(DOMAIN, channel),
+        channel_id=channel_id(currency_of(tender.currency).domain, channel),
         workload=digest(DOMAIN, state.workload),
         confirm_by_ms=at_ms + CONFIRM_MS,
         start_by_ms=at_ms + CONFIRM_MS + START_MS,

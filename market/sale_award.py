@@ -3,8 +3,9 @@
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_events import AwardArrived
 from hansa.market.sale_state import Sale
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import channel_id
-from hansa.proto.network import DOMAIN, currency_id
+from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.proto.workload import MAX_FILE_LIST_BYTES, Workload
 
@@ -42,12 +43,13 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
         return "the workload is larger than providers take"
     if event.workload.fetch_bytes > state.max_fetch_bytes:
         return f"the files of a shard weigh more than is fetched here, which is {state.max_fetch_bytes >> 20} MiB"
-    if award.channel_id != channel_id(DOMAIN, channel):
+    currency = currency_of(state.tender.currency)
+    if award.channel_id != channel_id(currency.domain, channel):
         return "the channel is not the one that the award names"
     parties = (channel.payer, channel.payer_signer, channel.payee, channel.payee_signer)
-    if parties != (award.signer, award.signer, state.bid.signer, state.bid.signer):
+    if parties != (award.signer, award.signer, state.bid.payee, state.bid.signer):
         return "the channel is not between this buyer and this provider"
-    if channel.splits_hash != state.bid.splits_hash or channel.token != currency_id(state.tender.currency):
+    if channel.splits_hash != state.bid.splits_hash or channel.token != currency.token:
         return "the channel pays in another way than the bid says"
     if award.ends_ms > award.start_by_ms + needs.wall_ms:
         return "the lease is longer than was tendered"

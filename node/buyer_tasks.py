@@ -58,6 +58,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
         requirements=spec.requirements,
         currency=spec.currency,
         price_ceiling_e18_per_device_ms=spec.price_ceiling_e18_per_device_ms,
+        splits=(),
         meter_interval_ms=spec.meter_interval_ms,
         bids_close_ms=now_ms + spec.bid_window_ms,
         expires_ms=now_ms + spec.bid_window_ms + TENDER_LIFE_MS,

@@ -32,7 +32,7 @@ from hansa.node.events import (
 )
 from hansa.node.state import NodeState
 from hansa.proto import messages
-from hansa.proto.network import DOMAIN, currency_id
+from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.scheduler import job, job_events, rounds
 from hansa.scheduler.job_state import Job
@@ -69,12 +69,12 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         state.ignore("purchase", "a tender for no job that waits")
         return []
     channels = {
-        channel.config.payee: channel.config
+        channel.config.payee_signer: channel.config
         for channel in state.paying.live.values()
         if channel.phase == "open"
         and not channel.refused
         and len(channel.terms) < MOST_LEASES
-        and channel.config.token == currency_id(event.tender.currency)
+        and channel.currency == event.tender.currency
     }
     begun = Purchase(
         tender=event.tender,
@@ -244,7 +244,7 @@ def _hear_receipt(state: NodeState, event: MessageArrived) -> Effects:
     message: messages.ReceiptSent = event.message  # type: ignore[assignment]
     key = message.receipt.document.channel_id
     channel = state.paying.get(key)
-    if channel is None or channel.config.payee != event.sender:
+    if channel is None or channel.config.payee_signer != event.sender:
         state.ignore("paying_channel", "a receipt of a channel that is not the sender's")
         return []
     statement = Statement(receipt=message.receipt.document, lines=message.lines, evidence=message.evidence)
@@ -256,7 +256,7 @@ def _hear_close(state: NodeState, event: MessageArrived) -> Effects:
     message: messages.CloseAccepted = event.message  # type: ignore[assignment]
     key = message.close.document.channel_id
     channel = state.paying.get(key)
-    if channel is None or channel.config.payee != event.sender:
+    if channel is None or channel.config.payee_signer != event.sender:
         state.ignore("paying_channel", "a close of a channel that is not the sender's")
         return []
     news = paying_channel.CloseAcceptanceArrived(close=message.close, at_ms=event.at_ms)

@@ -12,8 +12,8 @@ from hansa.market.purchase import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
 from hansa.market.selection import Record
 from hansa.node.state import NodeState
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import channel_id
-from hansa.proto.network import DOMAIN
 from hansa.scheduler import job, job_events, rounds
 from hansa.scheduler.job_events import Granted
 from hansa.scheduler.job_state import Job
@@ -132,7 +132,7 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
 def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:
     key, bid = placement.award.channel_id, bought.bids[placement.bid]
     if state.paying.get(key) is None:
-        state.paying[key] = PayingChannel(config=placement.channel, channel_id=key)
+        state.paying[key] = PayingChannel(config=placement.channel, channel_id=key, currency=bought.tender.currency)
     terms = LeaseTerms(
         lease=placement.lease,
         job=bought.tender.job,
@@ -180,7 +180,7 @@ def end_metering(state: NodeState, placement: Placement, at_ms: int) -> Effects:
 def _close_idle_channels(state: NodeState, at_ms: int) -> Effects:
     """Close every channel on which no lease lives, and on which no purchase that still gathers could put one."""
     wanted = {
-        channel_id(DOMAIN, config)
+        channel_id(currency_of(bought.tender.currency).domain, config)
         for bought in state.purchases.live.values()
         if bought.phase in GATHERS
         for config in bought.channels.values()

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from typing import Any
 
+from hansa.market.effects import domain_of
 from hansa.node.directory import Directory
 from hansa.node.events import MessageArrived
 from hansa.node.net import Context, Net
 from hansa.proto.codec import decode
 from hansa.proto.errors import BadSignature
 from hansa.proto.messages import Direct, RunLogSent
-from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES
 from hansa.proto.signing import Signed, check
 from hansa.proto.units import UnixMs
@@ -57,11 +57,13 @@ def check_signatures(message: Any, sender: bytes) -> None:
 
     Raises:
         BadSignature: it is not.
+        Malformed: it names a currency that is none.
     """
+    domain = domain_of(message)
     for field in fields(message):
         value = getattr(message, field.name)
         if isinstance(value, Signed):
             named = getattr(value.document, "signer", sender)
             if named != sender:
                 raise BadSignature(field.name, "is signed by somebody else than its bringer")
-            check(DOMAIN, value, sender)
+            check(domain, value, sender)

@@ -32,11 +32,11 @@ def concerns(state: NodeState, sender: bytes, message: Any) -> bool:
         case messages.ReceiptSent(receipt=signed):
             return _is_paid_on(state, sender, signed.document.channel_id)
         case messages.CloseAccepted(close=signed):
-            return _is_paid_on(state, sender, signed.document.channel_id)
+            return _is_paid_on(state, sender, signed.document.channel_id, message.currency)
         case messages.VoucherSent(voucher=signed):
-            return _pays_on(state, sender, signed.document.channel_id)
+            return _pays_on(state, sender, signed.document.channel_id, message.currency)
         case messages.CloseProposed(close=signed):
-            return _pays_on(state, sender, signed.document.channel_id)
+            return _pays_on(state, sender, signed.document.channel_id, message.currency)
         case messages.ReceiptRefused(channel_id=channel_id):
             return _pays_on(state, sender, channel_id)
         case _:
@@ -53,14 +53,19 @@ def _made_bid_to(state: NodeState, sender: bytes, bid: bytes) -> bool:
     return sale is not None and sale.buyer == sender
 
 
-def _is_paid_on(state: NodeState, sender: bytes, channel_id: bytes) -> bool:
+def _is_paid_on(state: NodeState, sender: bytes, channel_id: bytes, currency: str | None = None) -> bool:
     channel = state.paying.get(channel_id)
-    return channel is not None and channel.config.payee == sender
+    if channel is None or channel.config.payee_signer != sender:
+        return False
+    # The signature was checked for the currency that the message names: it must be the channel's own.
+    return currency is None or currency == channel.currency
 
 
-def _pays_on(state: NodeState, sender: bytes, channel_id: bytes) -> bool:
+def _pays_on(state: NodeState, sender: bytes, channel_id: bytes, currency: str | None = None) -> bool:
     channel = state.earning.get(channel_id)
-    return channel is not None and channel.config.payer == sender
+    if channel is None or channel.config.payer_signer != sender:
+        return False
+    return currency is None or currency == channel.currency
 
 
 def _shares_lease(state: NodeState, sender: bytes, lease: bytes) -> bool:

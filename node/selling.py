@@ -191,7 +191,7 @@ def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
         case _:
             raise AssertionError("only messages about channels come here")
     channel = state.earning.get(key)
-    if channel is None or channel.config.payer != event.sender:
+    if channel is None or channel.config.payer_signer != event.sender:
         state.ignore("earning_channel", "news of a channel that is not the sender's")
         return []
     return advance_channel(state, key, news)

@@ -38,7 +38,9 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 channel_key = after.channel_id
                 known = state.earning.get(channel_key)
                 if known is None or (known.phase == "closed" and known.voucher is None):
-                    state.earning[channel_key] = EarningChannel(config=channel, channel_id=channel_key)
+                    state.earning[channel_key] = EarningChannel(
+                        config=channel, channel_id=channel_key, currency=after.tender.currency
+                    )
                 outward += advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
             case sale_events.DevicesFreed(bid=bid):
                 _advance_capacity(state, bid, capacity.Freed())

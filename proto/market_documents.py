@@ -7,6 +7,7 @@ Money's own documents (receipt, voucher, channel) stand in ``hansa.proto.documen
 
 from dataclasses import dataclass
 
+from hansa.proto.splits import Split
 from hansa.proto.units import (
     Address,
     Amount,
@@ -136,6 +137,7 @@ class Tender:
         currency: the unit of account of all prices.
         price_ceiling_e18_per_device_ms: a bid above this is not considered.
         meter_interval_ms: how often the buyer wants receipts.
+        splits: what part of every payment goes to others than the provider: royalties, a fee.
         bids_close_ms: bids that arrive later are not considered.
         expires_ms: after this the tender is void and every hold for it may be freed.
         nonce: random; tells this tender from every other.
@@ -149,6 +151,7 @@ class Tender:
     currency: Line
     price_ceiling_e18_per_device_ms: PriceE18
     meter_interval_ms: DurationMs
+    splits: tuple[Split, ...]
     bids_close_ms: UnixMs
     expires_ms: UnixMs
     nonce: Bytes32
@@ -170,8 +173,10 @@ class Bid:
         voucher_timeout_ms: without a voucher for this long after a receipt the run is paused.
         max_unpaid: with more than this run up and not vouched for, the run is paused.
         max_total: the most that the lease can ever cost.
+        prepay: how far ahead of receipts the buyer pays; 0 where it pays afterwards.
+        payee: the account that is paid; the signer itself, or a colder one of the same owner.
         reclaim_notice_ms: how long before taking a device back the provider says so.
-        splits_hash: the split of the payment that the provider agrees to (32 zero bytes: no split).
+        splits_hash: the hash of the tender's splits, to which the provider agrees (32 zero bytes: no split).
         expires_ms: the bid stands, and the devices are held, until then.
         nonce: random; tells this bid from every other.
     """
@@ -185,6 +190,8 @@ class Bid:
     voucher_timeout_ms: DurationMs
     max_unpaid: Amount
     max_total: Amount
+    prepay: Amount
+    payee: Address
     reclaim_notice_ms: DurationMs
     splits_hash: Bytes32
     expires_ms: UnixMs

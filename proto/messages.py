@@ -250,6 +250,7 @@ class ReceiptSent:
 class VoucherSent:
     """Buyer to provider: what it pays until now, naming the receipt that it pays for."""
 
+    currency: Line
     voucher: Signed[Voucher]
 
 
@@ -266,6 +267,7 @@ class ReceiptRefused:
 class CloseProposed:
     """Buyer to provider: no lease is left on the channel; this is the final sum."""
 
+    currency: Line
     close: Signed[CooperativeClose]
 
 
@@ -273,6 +275,7 @@ class CloseProposed:
 class CloseAccepted:
     """Provider to buyer: its signature over the same final sum. The channel is closed."""
 
+    currency: Line
     close: Signed[CooperativeClose]
 
 

@@ -11,8 +11,3 @@ from hansa.proto.keccak import keccak256
 GENESIS: Final = keccak256(b"hansa network 1")
 DOMAIN: Final = ledger_domain(GENESIS)
 """Signs everything between peers, and vouchers on the ledger backend."""
-
-
-def currency_id(currency: str) -> bytes:
-    """The 20 bytes that stand for a unit of account where a chain would have a token's address."""
-    return keccak256(b"hansa currency " + currency.encode())[-20:]

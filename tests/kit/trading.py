@@ -5,9 +5,10 @@ from typing import Any
 
 from hansa.market.receipts import LeaseTerms, Statement, next_statement
 from hansa.proto.blob import blob_ref
+from hansa.proto.currency import currency_id
 from hansa.proto.documents import ChannelConfig, MeterLine, channel_id
 from hansa.proto.market_documents import Award, Bid, Decline, Device, Evidence, Requirements, Tender
-from hansa.proto.network import DOMAIN, currency_id
+from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, sign
 from hansa.proto.typed_data import digest
 from hansa.proto.workload import Workload
@@ -90,6 +91,7 @@ def tender(**changes: Any) -> Tender:
             currency="USD",
             price_ceiling_e18_per_device_ms=2 * PRICE,
             meter_interval_ms=1_000,
+            splits=(),
             bids_close_ms=NOW_MS + 2_000,
             expires_ms=NOW_MS + 60_000,
             nonce=b"t" * 32,
@@ -110,6 +112,8 @@ def bid(answers: Tender, *, key: SigningKey = PROVIDER_KEY, **changes: Any) -> S
         voucher_timeout_ms=5_000,
         max_unpaid=3_000,
         max_total=600_001,
+        prepay=0,
+        payee=key.address,
         reclaim_notice_ms=1_000,
         splits_hash=bytes(32),
         expires_ms=NOW_MS + 12_000,

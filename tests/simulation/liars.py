@@ -191,9 +191,9 @@ class LyingNode(SimNode):
             close = unsigned(CooperativeClose(channel_id=key, cumulative=sum_of))
             voucher = unsigned(Voucher(channel_id=key, cumulative=sum_of, statement=chance.randbytes(32)))
             strays += [
-                messages.CloseProposed(close=close),
-                messages.CloseAccepted(close=close),
-                messages.VoucherSent(voucher=voucher),
+                messages.CloseProposed(currency="USD", close=close),
+                messages.CloseAccepted(currency="USD", close=close),
+                messages.VoucherSent(currency="USD", voucher=voucher),
                 messages.ReceiptRefused(channel_id=key, seq=number, reason="no"),
             ]
         self._said.append(order)
@@ -217,7 +217,7 @@ class LyingNode(SimNode):
             return [order]
         voucher = order.message.voucher.document
         changed = replace(voucher, cumulative=voucher.cumulative // 2)
-        return [replace(order, message=messages.VoucherSent(voucher=unsigned(changed)))]
+        return [replace(order, message=messages.VoucherSent(currency="USD", voucher=unsigned(changed)))]
 
     def _vanish(self, order: Send) -> list[Send]:
         """Nothing more after the first start of a run."""
@@ -263,7 +263,9 @@ class LyingNode(SimNode):
         assert self.engine is not None
         told = [order]
         for key, channel in sorted(self.engine.state.paying.live.items()):
-            close = messages.CloseProposed(close=unsigned(CooperativeClose(channel_id=key, cumulative=0)))
+            close = messages.CloseProposed(
+                currency="USD", close=unsigned(CooperativeClose(channel_id=key, cumulative=0))
+            )
             told.append(self._say(channel.config.payee, close))
         return told
 

@@ -277,6 +277,7 @@ class SimNode:
             requirements=of.spec.requirements,
             currency=of.spec.currency,
             price_ceiling_e18_per_device_ms=of.spec.price_ceiling_e18_per_device_ms,
+            splits=(),
             meter_interval_ms=of.spec.meter_interval_ms,
             bids_close_ms=self.now_ms() + of.spec.bid_window_ms,
             expires_ms=self.now_ms() + 60_000,

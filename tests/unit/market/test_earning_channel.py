@@ -36,7 +36,7 @@ from hansa.market.receipts import receipt_digest
 from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.proto.messages import CloseAccepted, ReceiptSent
 
-START = EarningChannel(config=CHANNEL, channel_id=CHANNEL_ID)
+START = EarningChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD")
 FIRST = statement((line(1_000), evidence(1)))
 SECOND = statement((line(2_000), evidence(2)), last=FIRST)
 JOINED = LeaseJoined(terms=terms())

@@ -25,7 +25,7 @@ from hansa.market.receipts import receipt_digest
 from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
 
-START = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID)
+START = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD")
 OPEN = replace(START, phase="open", terms={LEASE: terms()})
 FIRST = statement((line(1_000), evidence(1)))
 SECOND = statement((line(2_000), evidence(2)), last=FIRST)
@@ -38,7 +38,7 @@ def arrived(of, at_ms=NOW_MS + 10_000):
 def voucher_for(of):
     total = of.receipt.amount_total
     document = Voucher(channel_id=CHANNEL_ID, cumulative=total, statement=receipt_digest(of.receipt))
-    return some(Send, to=PROVIDER, message=VoucherSent(voucher=unsigned(document)))
+    return some(Send, to=PROVIDER, message=VoucherSent(currency="USD", voucher=unsigned(document)))
 
 
 def closed_on(cumulative):

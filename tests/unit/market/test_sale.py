@@ -35,9 +35,10 @@ from hansa.market.sale_events import (
     UseSampled,
 )
 from hansa.market.sale_state import Sale
+from hansa.proto.currency import currency_id
 from hansa.proto.documents import channel_id
 from hansa.proto.messages import BidSent, LeaseConfirmed, LeaseRefused, RunEnded
-from hansa.proto.network import DOMAIN, currency_id
+from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 
 TENDER = tender()

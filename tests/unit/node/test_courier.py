@@ -77,10 +77,11 @@ def signed_messages(signer: SigningKey) -> dict[str, Any]:
             receipt=sign(DOMAIN, receipt.receipt, signer), lines=receipt.lines, evidence=receipt.evidence
         ),
         "voucher": messages.VoucherSent(
-            voucher=sign(DOMAIN, Voucher(channel_id=CHANNEL_ID, cumulative=5, statement=bytes(32)), signer)
+            currency="USD",
+            voucher=sign(DOMAIN, Voucher(channel_id=CHANNEL_ID, cumulative=5, statement=bytes(32)), signer),
         ),
-        "close": messages.CloseProposed(close=sign(DOMAIN, close, signer)),
-        "closed": messages.CloseAccepted(close=sign(DOMAIN, close, signer)),
+        "close": messages.CloseProposed(currency="USD", close=sign(DOMAIN, close, signer)),
+        "closed": messages.CloseAccepted(currency="USD", close=sign(DOMAIN, close, signer)),
     }
 
 
@@ -147,8 +148,8 @@ async def test_bytes_that_are_no_message_are_refused_with_a_strike_and_the_door_
         b"\xff\xff",
         sound[:-1],
         sound + b"\x00",
-        of_version(1),
-        of_version(3),
+        of_version(VERSION - 1),
+        of_version(VERSION + 1),
         encode(messages.BookRequested(most=1)),
     )
     for data in junk:

@@ -1,6 +1,7 @@
 """What is let in to be journaled."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,7 +74,7 @@ def buyer() -> NodeState:
         placements=(placement,),
     )
     state.placed[LEASE] = TENDER_DIGEST
-    state.paying[CHANNEL_ID] = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID)
+    state.paying[CHANNEL_ID] = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD")
     return state
 
 
@@ -81,7 +82,7 @@ def provider() -> NodeState:
     state = NodeState(account=PROVIDER, terms=TERMS)
     state.sales[BID_DIGEST] = Sale(tender=TENDER, bid=BID, bid_digest=BID_DIGEST, grace_ms=1, lease=LEASE)
     state.sale_of[LEASE] = BID_DIGEST
-    state.earning[CHANNEL_ID] = EarningChannel(config=CHANNEL, channel_id=CHANNEL_ID)
+    state.earning[CHANNEL_ID] = EarningChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD")
     return state
 
 
@@ -94,7 +95,7 @@ FOR_BUYERS = [
     messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0),
     messages.RunKept(lease=LEASE, kind="user-exception", reason="", until_ms=1),
     messages.LeaseReclaimed(lease=LEASE, by_ms=1, reason=""),
-    messages.CloseAccepted(close=unsigned(CLOSE)),
+    messages.CloseAccepted(currency="USD", close=unsigned(CLOSE)),
 ]
 FOR_PROVIDERS = [
     messages.AwardSent(award=unsigned(AWARD), channel=CHANNEL, workload=workload()),
@@ -103,9 +104,9 @@ FOR_PROVIDERS = [
     messages.RunOrdered(lease=LEASE, round=0, checkpoint=None),
     messages.RunStopOrdered(lease=LEASE, reason=""),
     messages.DeliveryAccepted(lease=LEASE),
-    messages.VoucherSent(voucher=unsigned(VOUCHER)),
+    messages.VoucherSent(currency="USD", voucher=unsigned(VOUCHER)),
     messages.ReceiptRefused(channel_id=CHANNEL_ID, seq=1, reason=""),
-    messages.CloseProposed(close=unsigned(CLOSE)),
+    messages.CloseProposed(currency="USD", close=unsigned(CLOSE)),
 ]
 
 
@@ -125,6 +126,13 @@ def test_a_provider_hears_its_buyer_about_what_they_share_and_nobody_else(messag
     assert concerns(provider(), BUYER, message)
     assert not concerns(provider(), OTHER, message)
     assert not concerns(NodeState(account=PROVIDER, terms=TERMS), BUYER, message)
+
+
+@pytest.mark.parametrize("message", [m for m in FOR_BUYERS + FOR_PROVIDERS if hasattr(m, "currency")], ids=name)
+def test_what_moves_money_counts_only_in_the_currency_of_its_channel(message: Any) -> None:
+    node, sender = (buyer(), PROVIDER) if message in FOR_BUYERS else (provider(), BUYER)
+    assert concerns(node, sender, message)
+    assert not concerns(node, sender, replace(message, currency="EUR"))
 
 
 def test_a_receipt_is_heard_on_the_payees_own_channel_only() -> None:

@@ -227,7 +227,7 @@ async def test_documents_that_machines_left_unsigned_are_signed_on_their_way_out
     hub = MemoryHub()
     async with receiver(hub, 2) as two, sender(hub, two) as outbox:
         voucher = Voucher(channel_id=b"c" * 32, cumulative=7, statement=b"s" * 32)
-        message = VoucherSent(voucher=unsigned(voucher))
+        message = VoucherSent(currency="USD", voucher=unsigned(voucher))
         outbox.put(Send(to=two.who.account.address, message=message, keep_until_ms=now_ms() + LONG_MS))
         await trio.sleep(1)
         (heard,) = two.heard

@@ -125,7 +125,7 @@ def about(lease, channel_id):
         messages.RunEnded(lease=lease, outcome="failed", kind="user-exception", reason="", outputs=0),
         messages.RoundContributed(lease=lease, round=1, weight_milli=1, state=blob),
         receipt,
-        messages.CloseAccepted(close=close),
+        messages.CloseAccepted(currency="USD", close=close),
     ]
     to_provider = [
         messages.LeaseCancelled(lease=lease, reason="no"),
@@ -133,9 +133,9 @@ def about(lease, channel_id):
         messages.RunStopOrdered(lease=lease, reason="no"),
         messages.DeliveryAccepted(lease=lease),
         messages.RoundPublished(lease=lease, round=1, state=blob),
-        messages.VoucherSent(voucher=voucher),
+        messages.VoucherSent(currency="USD", voucher=voucher),
         messages.ReceiptRefused(channel_id=channel_id, seq=1, reason="no"),
-        messages.CloseProposed(close=close),
+        messages.CloseProposed(currency="USD", close=close),
     ]
     return to_buyer, to_provider
 

@@ -184,7 +184,7 @@ def test_deep_nesting_is_malformed():
 )
 def test_a_large_integer_has_one_form(body):
     closing = CooperativeClose(channel_id=bytes(32), cumulative=1 << 64)
-    frame = msgpack.unpackb(encode(messages.CloseProposed(close=unsigned(closing))))
+    frame = msgpack.unpackb(encode(messages.CloseProposed(currency="USD", close=unsigned(closing))))
     assert frame[2]["close"]["document"]["cumulative"] == b"\x01" + bytes(8)
     frame[2]["close"]["document"]["cumulative"] = body
     with pytest.raises(Malformed):
@@ -194,7 +194,9 @@ def test_a_large_integer_has_one_form(body):
 def test_an_amount_is_below_two_to_the_128():
     for cumulative, fine in (((1 << 128) - 1, True), (1 << 128, False)):
         data = encode(
-            messages.CloseProposed(close=unsigned(CooperativeClose(channel_id=bytes(32), cumulative=cumulative)))
+            messages.CloseProposed(
+                currency="USD", close=unsigned(CooperativeClose(channel_id=bytes(32), cumulative=cumulative))
+            )
         )
         if fine:
             assert read(data).close.document.cumulative == cumulative
@@ -258,10 +260,10 @@ SAMPLES = {
         messages.ReceiptSent(
             receipt=unsigned(_STATEMENT.receipt), lines=_STATEMENT.lines, evidence=_STATEMENT.evidence
         ),
-        messages.VoucherSent(voucher=unsigned(_VOUCHER)),
+        messages.VoucherSent(currency="USD", voucher=unsigned(_VOUCHER)),
         messages.ReceiptRefused(channel_id=trading.CHANNEL_ID, seq=1, reason="no"),
-        messages.CloseProposed(close=unsigned(_CLOSE)),
-        messages.CloseAccepted(close=unsigned(_CLOSE)),
+        messages.CloseProposed(currency="USD", close=unsigned(_CLOSE)),
+        messages.CloseAccepted(currency="USD", close=unsigned(_CLOSE)),
     )
 }
 
