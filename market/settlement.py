@@ -34,7 +34,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelState:
-    """A channel as a backend has it.
+    """A channel as a backend has it. Once closed, deposit and claimed are what was settled: nothing else can be paid.
 
     Attributes:
         phase: unset, open, closing or closed.
@@ -114,8 +114,8 @@ class Backend(Protocol):
         """Open a channel with a deposit; by its payer. Answers its id."""
         ...
 
-    async def top_up(self, channel_id: Bytes32, amount: Amount) -> None:
-        """Add to an open channel's deposit; by anyone."""
+    async def top_up(self, config: ChannelConfig, amount: Amount) -> None:
+        """Add to an open channel's deposit; by anyone. The config says in which token."""
         ...
 
     async def state(self, channel_id: Bytes32, *, final: bool = True) -> ChannelState:
