@@ -33,13 +33,14 @@ def encode(value: Any) -> bytes:
     return bytes(msgpack.packb([VERSION, type(value).__name__, _plain(value)], use_bin_type=True))
 
 
-def decode(data: bytes, kinds: Any, *, limit_bytes: int) -> Any:
+def decode(data: bytes, kinds: Any, *, limit_bytes: int, oldest: int = VERSION) -> Any:
     """Bytes as a value of one of ``kinds``, or a ``ProtocolError``.
 
     Args:
         data: what came from the peer.
         kinds: a dataclass, or a union of dataclasses.
         limit_bytes: more than this is refused before it is looked at.
+        oldest: the oldest version that is read: only a ledger, which is kept for ever, has older ones than today's.
     """
     if len(data) > limit_bytes:
         raise TooLarge("message", f"{len(data)} bytes, and at most {limit_bytes} are allowed")
@@ -52,7 +53,7 @@ def decode(data: bytes, kinds: Any, *, limit_bytes: int) -> Any:
     version, name, fields = raw
     if type(version) is not int or type(name) is not str:
         raise Malformed("message", "not [version, name, fields]")
-    if version != VERSION:
+    if not oldest <= version <= VERSION:
         raise UnsupportedVersion("message", f"version {min(max(version, -1), 1 << 32)}, and only {VERSION} is spoken")
     kind = _by_name(kinds).get(name)
     if kind is None:

@@ -53,6 +53,11 @@ def currency_id(name: str) -> bytes:
     return keccak256(b"hansa currency " + name.encode())[-20:]
 
 
+def unit_of(name: str) -> bytes:
+    """The 32 bytes that stand for a unit of account in credit lines, payments and nettings."""
+    return currency_id(name).rjust(32, b"\0")
+
+
 def escrow_currency(chain_id: int, escrow: bytes, token: bytes) -> str:
     """The name of a token in an escrow contract on a chain."""
     return f"{CHAIN_PREFIX}{chain_id}/escrow:0x{escrow.hex()}/erc20:0x{token.hex()}"

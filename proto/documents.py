@@ -16,6 +16,7 @@ from hansa.proto.units import (
     AtMost,
     Bytes32,
     DeviceMs,
+    Line,
     Uint32,
     Uint64,
     UnixMs,
@@ -177,6 +178,55 @@ class CreditLine:
     limit: Amount
     not_after: UnixMs
     nonce: Uint64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """How much a debtor has paid outside, in all and for ever, by its creditor's word. Signed by the creditor.
+
+    The ledger moves no money. Whoever is owed says here what has reached them, and can never say less again.
+
+    Attributes:
+        creditor: who was paid.
+        debtor: who paid.
+        unit: the id of the currency.
+        total: everything ever paid between the two in it; it only rises.
+        how: the last payment in words: by what means, and a reference.
+        nonce: one more than the payment before it; the first is 1.
+        paid_ms: when the creditor acknowledged it, in ms UTC.
+    """
+
+    creditor: Address
+    debtor: Address
+    unit: Bytes32
+    total: Amount
+    how: Line
+    nonce: Uint64
+    paid_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Netting:
+    """How much of what two accounts owe each other cancels out, in all and for ever. Signed by both.
+
+    Attributes:
+        lower: the account whose bytes come first.
+        higher: the other one.
+        unit: the id of the currency.
+        total: everything ever netted between the two in it; it only rises.
+        nonce: one more than the netting before it; the first is 1.
+    """
+
+    lower: Address
+    higher: Address
+    unit: Bytes32
+    total: Amount
+    nonce: Uint64
+
+
+def log_id_of(account: bytes) -> bytes:
+    """The id of an account's ledger, as its tree heads name it."""
+    return account.rjust(32, b"\0")
 
 
 def ledger_domain(genesis_hash: bytes) -> Domain:

@@ -17,6 +17,8 @@ SETTLEMENT_DOCUMENTS = (
     documents.NodeBinding,
     documents.TreeHead,
     documents.CreditLine,
+    documents.Payment,
+    documents.Netting,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
