@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hansa.market.effects import Send, unsigned
+from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, limit_of
 from hansa.market.ledger import Post, closed_to_provider, vouched_to_provider
-from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import LeaseTerms, Statement, next_statement, receipt_digest
 from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, Voucher
 from hansa.proto.market_documents import Evidence
 from hansa.proto.messages import CloseAccepted, ReceiptSent
 from hansa.proto.signing import Signed
+from hansa.proto.splits import Split
 from hansa.proto.units import Amount, Bytes32, Line, Uint64, UnixMs
 
 KEEP_MS = 7 * 24 * 3_600_000
@@ -99,6 +101,8 @@ class EarningChannel:
         config: what the channel is.
         channel_id: its digest.
         currency: what it pays in, which says on which books.
+        splits: who gets a part of what it pays, beside the payee.
+        funds: what it can pay in all, as its backend says; None as long as it said nothing.
         terms: what was agreed, by lease.
         live: leases that may still meter something, or wait for their last voucher.
         lines: the newest metered line of each lease.
@@ -108,13 +112,17 @@ class EarningChannel:
         voucher: that voucher, with the buyer's signature: the provider's money.
         refused: why the buyer refused the statement that is out; empty when it did not.
         proposed: the buyer's highest word on the final sum, which may come before the voucher for it.
-        closed_ms: when the channel ended; 0 before.
+        closed_ms: when the channel ended between the two; 0 before.
+        settled_ms: when it ended on its backend's books; 0 before.
+        paid: what it paid there in all.
     """
 
     phase: str = "open"
     config: ChannelConfig
     channel_id: Bytes32
     currency: Line
+    splits: tuple[Split, ...] = ()
+    funds: Amount | None = None
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
     live: frozenset[Bytes32] = frozenset()
     lines: Mapping[bytes, MeterLine] = field(default_factory=dict)
@@ -125,6 +133,13 @@ class EarningChannel:
     refused: str = ""
     proposed: Signed[CooperativeClose] | None = None
     closed_ms: UnixMs = 0
+    settled_ms: UnixMs = 0
+    paid: Amount = 0
+
+    @property
+    def limit(self) -> int | None:
+        """What it can pay in all; None where nothing limits it but this provider's own rules."""
+        return limit_of(self.currency, self.funds)
 
     @property
     def cumulative(self) -> int:
@@ -142,13 +157,14 @@ TABLE: Table[EarningChannel] = Table(
     start="open",
     terminal=frozenset({"closed"}),
     allowed=rows(
-        ("open", LeaseJoined, "open"),
+        ("open", (LeaseJoined, FundsKnown), "open"),
         ("open", LineMetered, "open"),
         ("open", LeaseLeft, ("open", "closed")),
         ("open", VoucherArrived, ("open", "closed")),
         ("open", RefusalArrived, "open"),
         ("open", CloseProposalArrived, ("open", "closed")),
         ("closed", CloseProposalArrived, "closed"),
+        (("open", "closed"), ChannelSettled, SAME),
     ),
 )
 
@@ -163,6 +179,10 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
         case LeaseJoined(terms=terms):
             joined = replace(state, terms={**state.terms, terms.lease: terms}, live=state.live | {terms.lease})
             return Step(state=joined)
+        case FundsKnown(most=most):
+            return Step(state=replace(state, funds=most))
+        case ChannelSettled(paid=paid, at_ms=at_ms):
+            return Step(state=replace(state, paid=paid, settled_ms=at_ms))
         case LeaseLeft(lease=lease, at_ms=at_ms):
             return _close(replace(state, live=state.live - {lease}), at_ms)
         case LineMetered():
@@ -254,11 +274,27 @@ def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
     closed = replace(state, phase="closed", closed_ms=at_ms)
     if state.voucher is None:
         # Nothing moved. Such a channel may open again for another lease, and its entry must be the only one of its id.
-        return Step(state=closed, effects=(_acceptance(closed, at_ms),))
+        return Step(state=closed, effects=outstanding(closed, at_ms))
     entry = closed_to_provider(
         channel_id=state.channel_id, buyer=state.config.payer, cumulative=state.cumulative, at_ms=at_ms
     )
-    return Step(state=closed, effects=(Post(entry=entry), _acceptance(closed, at_ms)))
+    return Step(state=closed, effects=(Post(entry=entry), *outstanding(closed, at_ms)))
+
+
+def _settlement(state: EarningChannel) -> tuple[SettlementWanted, ...]:
+    """Have the backend end it too. On a ledger nothing stands behind a channel on which nothing moved."""
+    assert state.proposed is not None, "a channel closes at the buyer's word"
+    if state.settled_ms or (state.voucher is None and state.limit is None):
+        return ()
+    wanted = SettlementWanted(
+        channel_id=state.channel_id,
+        currency=state.currency,
+        config=state.config,
+        splits=state.splits,
+        cumulative=state.proposed.document.cumulative,
+        other_signature=state.proposed.signature,
+    )
+    return (wanted,)
 
 
 def _acceptance(state: EarningChannel, at_ms: int) -> Send:
@@ -271,7 +307,8 @@ def _acceptance(state: EarningChannel, at_ms: int) -> Send:
 def outstanding(state: EarningChannel, at_ms: int) -> tuple[Any, ...]:
     """What the buyer may not have, said again after a restart: the receipt that is out, our word that it is over."""
     if state.phase == "closed":
-        return (_acceptance(state, at_ms),) if at_ms < state.closed_ms + REPEAT_MS else ()
+        told = (_acceptance(state, at_ms),) if at_ms < state.closed_ms + REPEAT_MS else ()
+        return (*told, *_settlement(state))
     if state.out is None or state.phase != "open":
         return ()
     message = ReceiptSent(receipt=unsigned(state.out.receipt), lines=state.out.lines, evidence=state.out.evidence)

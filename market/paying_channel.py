@@ -9,12 +9,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hansa.market.effects import Send, unsigned
+from hansa.market.funding import (
+    ChannelSettled,
+    FundingFailed,
+    FundingWanted,
+    FundsKnown,
+    SettlementWanted,
+    limit_of,
+)
 from hansa.market.ledger import Post, closed_by_buyer, vouched_by_buyer
-from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import LeaseTerms, Statement, fault_in, receipt_digest
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
 from hansa.proto.signing import Signed
+from hansa.proto.splits import Split
 from hansa.proto.units import Amount, Bytes32, Line, UnixMs
 
 KEEP_MS = 7 * 24 * 3_600_000
@@ -74,24 +83,44 @@ class PayingChannel:
         config: what the channel is.
         channel_id: its digest.
         currency: what it pays in, which says on which books.
+        splits: who gets a part of what it pays, beside the payee.
+        funds: what it can pay in all, as its backend says; None as long as it said nothing.
+        trouble: why the backend could not fund it; empty when it could.
         terms: what was agreed, by lease.
         accepted: the last statement that a voucher was signed for.
         receipt_signature: the provider's signature on it: proof that the debt is the provider's own figure.
         cumulative: the signed total.
         refused: why the newest receipt was refused; empty when it was not.
         close_signature: the provider's signature over the final sum, once there.
+        settled_ms: when it ended on its backend's books; 0 before.
+        paid: what it paid there in all.
     """
 
     phase: str = "opening"
     config: ChannelConfig
     channel_id: Bytes32
     currency: Line
+    splits: tuple[Split, ...] = ()
+    funds: Amount | None = None
+    trouble: str = ""
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
     accepted: Statement | None = None
     receipt_signature: bytes = b""
     cumulative: Amount = 0
     refused: str = ""
     close_signature: bytes = b""
+    settled_ms: UnixMs = 0
+    paid: Amount = 0
+
+    @property
+    def limit(self) -> int | None:
+        """What it can pay in all; None where nothing limits it but the provider's own rules."""
+        return limit_of(self.currency, self.funds)
+
+    @property
+    def wanted(self) -> int:
+        """What it should be able to pay: the most that all of its leases may come to."""
+        return sum(terms.most for terms in self.terms.values())
 
     def vouched(self, lease: bytes) -> int:
         """What was vouched for on a lease, in total."""
@@ -107,6 +136,8 @@ TABLE: Table[PayingChannel] = Table(
         (("opening", "open"), ChannelConfirmed, "open"),
         ("opening", LeaseOpened, "opening"),
         ("open", LeaseOpened, "open"),
+        (("opening", "open", "closing"), (FundsKnown, FundingFailed), SAME),
+        (("opening", "open", "closing", "closed"), ChannelSettled, SAME),
         ("opening", CloseWanted, "closed"),
         ("open", ReceiptArrived, "open"),
         ("open", CloseWanted, "closing"),
@@ -124,7 +155,14 @@ def advance(state: PayingChannel, event: Any) -> Step[PayingChannel]:
 def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
     match event:
         case LeaseOpened(terms=terms):
-            return Step(state=replace(state, terms={**state.terms, terms.lease: terms}))
+            opened = replace(state, terms={**state.terms, terms.lease: terms})
+            return Step(state=opened, effects=(_funding(opened),) if terms.lease not in state.terms else ())
+        case FundsKnown(most=most):
+            return Step(state=replace(state, funds=most, trouble="" if most >= state.wanted else state.trouble))
+        case FundingFailed(reason=reason):
+            return Step(state=replace(state, trouble=reason))
+        case ChannelSettled(paid=paid, at_ms=at_ms):
+            return Step(state=replace(state, paid=paid, settled_ms=at_ms))
         case ChannelConfirmed():
             return Step(state=replace(state, phase="open"))
         case ReceiptArrived():
@@ -196,12 +234,34 @@ def _finish(state: PayingChannel, event: CloseAcceptanceArrived) -> Step[PayingC
         channel_id=state.channel_id, provider=state.config.payee, cumulative=state.cumulative, at_ms=event.at_ms
     )
     after = replace(state, phase="closed", close_signature=event.close.signature)
-    return Step(state=after, effects=(Post(entry=entry),))
+    return Step(state=after, effects=(Post(entry=entry), *outstanding(after, event.at_ms)))
+
+
+def _funding(state: PayingChannel) -> FundingWanted:
+    return FundingWanted(
+        channel_id=state.channel_id,
+        currency=state.currency,
+        config=state.config,
+        splits=state.splits,
+        amount=state.wanted,
+    )
 
 
 def outstanding(state: PayingChannel, at_ms: int) -> tuple[Any, ...]:
     """What this channel still waits for somebody to take, said again: after a restart, and once when it changes."""
     effects: list[Any] = []
+    if state.phase == "open" and state.limit is not None and state.limit < state.wanted:
+        effects.append(_funding(state))
+    if state.phase == "closed" and state.close_signature and not state.settled_ms:
+        settlement = SettlementWanted(
+            channel_id=state.channel_id,
+            currency=state.currency,
+            config=state.config,
+            splits=state.splits,
+            cumulative=state.cumulative,
+            other_signature=state.close_signature,
+        )
+        effects.append(settlement)
     if state.accepted is not None and state.phase in ("open", "closing"):
         effects.append(_voucher(state, at_ms))
     if state.phase == "closing":

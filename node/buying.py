@@ -313,11 +313,11 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
 
 
 def reminders(state: NodeState, at_ms: int) -> Effects:
-    """Ends of channels that the provider has not agreed to yet: it may have been away, or never heard."""
+    """Ends of channels that the provider has not agreed to yet, and funds that are still lacking."""
     return [
         effect
         for channel in state.paying.live.values()
-        if channel.phase == "closing"
+        if channel.phase == "closing" or (channel.limit is not None and channel.limit < channel.wanted)
         for effect in paying_channel.outstanding(channel, at_ms)
     ]
 

@@ -132,7 +132,10 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
 def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:
     key, bid = placement.award.channel_id, bought.bids[placement.bid]
     if state.paying.get(key) is None:
-        state.paying[key] = PayingChannel(config=placement.channel, channel_id=key, currency=bought.tender.currency)
+        tender = bought.tender
+        state.paying[key] = PayingChannel(
+            config=placement.channel, channel_id=key, currency=tender.currency, splits=tender.splits
+        )
     terms = LeaseTerms(
         lease=placement.lease,
         job=bought.tender.job,

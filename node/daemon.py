@@ -21,6 +21,7 @@ import trio
 from starlette.applications import Starlette
 
 from hansa.market.effects import Send, sealed
+from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.pricing import ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
@@ -53,7 +54,8 @@ from hansa.node.inventory import Inventory
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
-from hansa.node.keys import load_account, load_node_key, read_password
+from hansa.node.keys import load_node_key, read_password
+from hansa.node.keystore import load_account
 from hansa.node.launcher import Launch, launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
@@ -289,6 +291,8 @@ class Daemon:
                 self.outbox.put(effect)
             case Post():
                 pass
+            case FundingWanted() | SettlementWanted():
+                pass  # A channel on the ledger is good for what its provider trusts, and ends in the books alone.
             case TenderWanted():
                 start(buyer_tasks.prepare_tender, self, effect)
             case FetchWanted():

@@ -5,6 +5,7 @@ The journal holds exactly these. Machines have events of their own; ``hansa.node
 
 from dataclasses import dataclass
 
+from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.pricing import ProviderTerms
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
@@ -207,5 +208,8 @@ NodeEvent = (
     | RoundReduced
     | RoundNotReduced
     | TimeCame
+    | FundsKnown
+    | FundingFailed
+    | ChannelSettled
     | RunNews
 )

@@ -7,8 +7,9 @@ orders to the world. Buyer's rooms are in ``hansa.node.buying``, the provider's 
 from collections.abc import Callable
 from typing import Any
 
+from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.ledger import Post
-from hansa.node import buying, selling, selling_runs, withdrawing
+from hansa.node import buying, buying_turns, selling, selling_runs, selling_turns, withdrawing
 from hansa.node.events import (
     BlobFetched,
     DevicesReturned,
@@ -74,6 +75,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return withdrawing.give_back
         case DevicesUsed():
             return selling_runs.take_use
+        case FundsKnown() | FundingFailed() | ChannelSettled():
+            return _take_funding
         case TimeCame():
             return _pass_time
         case Started():
@@ -85,6 +88,16 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
 def _take_inventory(state: NodeState, event: InventoryChanged) -> Effects:
     state.capacity = with_inventory(state.capacity, event.devices, event.topology)
     return []
+
+
+def _take_funding(state: NodeState, event: FundsKnown | FundingFailed | ChannelSettled) -> Effects:
+    """A backend speaks of a channel: whoever pays on it hears it, and whoever earns on it. It may be one node."""
+    effects: Effects = []
+    if state.paying.get(event.channel_id) is not None:
+        effects += buying_turns.advance_channel(state, event.channel_id, event)
+    if state.earning.get(event.channel_id) is not None and not isinstance(event, FundingFailed):
+        effects += selling_turns.advance_channel(state, event.channel_id, event)
+    return effects
 
 
 def _start(state: NodeState, event: Started) -> Effects:

@@ -18,6 +18,7 @@ from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Bid, Tender
 from hansa.proto.network import DOMAIN
@@ -157,8 +158,8 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
 
 
 def _is_spent(channel: EarningChannel) -> bool:
-    """Whether money has passed on a channel, and it is over."""
-    return channel.phase == "closed" and channel.voucher is not None
+    """Whether a channel is over for good: money has passed on it, or it stands on a chain, where no id opens again."""
+    return channel.phase == "closed" and (channel.voucher is not None or currency_of(channel.currency).is_on_chain)
 
 
 def _is_new(entry: Sale, config: ChannelConfig) -> bool:

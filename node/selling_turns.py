@@ -39,7 +39,10 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 known = state.earning.get(channel_key)
                 if known is None or (known.phase == "closed" and known.voucher is None):
                     state.earning[channel_key] = EarningChannel(
-                        config=channel, channel_id=channel_key, currency=after.tender.currency
+                        config=channel,
+                        channel_id=channel_key,
+                        currency=after.tender.currency,
+                        splits=after.tender.splits,
                     )
                 outward += advance_channel(state, channel_key, earning_channel.LeaseJoined(terms=terms))
             case sale_events.DevicesFreed(bid=bid):

@@ -14,6 +14,7 @@ from simulation.world import World
 
 from hansa.market import sale_events
 from hansa.market.effects import Send, sealed
+from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Entry, Post, fold
 from hansa.market.pricing import ProviderTerms
 from hansa.node import events
@@ -220,6 +221,8 @@ class SimNode:
                 self.send(effect)
             case Post(entry=entry):
                 self.ledger.post(entry)
+            case FundingWanted() | SettlementWanted():
+                pass
             case job_events.TenderWanted():
                 self._later(self._prepare_tender, effect)
             case job_events.FetchWanted():

@@ -31,8 +31,10 @@ from hansa.market.earning_channel import (
     advance,
 )
 from hansa.market.effects import Send, unsigned
+from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.receipts import receipt_digest
+from hansa.proto.currency import escrow_currency
 from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.proto.messages import CloseAccepted, ReceiptSent
 
@@ -64,6 +66,7 @@ def receipt_of(of):
 
 
 ACCEPTED = some(Send, to=BUYER, message=some(CloseAccepted))
+SETTLE = some(SettlementWanted, channel_id=CHANNEL_ID)
 
 
 def paid():
@@ -117,20 +120,30 @@ def test_a_refusal_reaches_every_lease_on_the_receipt():
 def test_the_end_waits_for_every_lease_that_may_still_meter():
     playbook = paid() >> LeaseJoined(terms=terms(lease=OTHER_LEASE)) >> proposal(1_000) >> LEFT
     playbook.reaches("open")
-    playbook >> LeaseLeft(lease=OTHER_LEASE, at_ms=NOW_MS) << some(Post) << ACCEPTED
+    playbook >> LeaseLeft(lease=OTHER_LEASE, at_ms=NOW_MS) << some(Post) << ACCEPTED << SETTLE
     playbook.reaches("closed", closed_ms=NOW_MS)
 
 
 def test_the_end_waits_for_the_voucher_that_its_sum_names():
     playbook = Playbook(advance, START) >> JOINED >> metered(1_000, 1) << receipt_of(FIRST)
-    playbook >> proposal(1_000) >> voucher(FIRST) << some(Post) << some(LinesVouched) >> LEFT << some(Post) << ACCEPTED
+    (
+        playbook
+        >> proposal(1_000)
+        >> voucher(FIRST)
+        << some(Post)
+        << some(LinesVouched)
+        >> LEFT
+        << some(Post)
+        << ACCEPTED
+        << SETTLE
+    )
     playbook.reaches("closed", cumulative=1_000)
 
 
 def test_words_of_the_end_that_overtake_each_other_still_end_it():
     """The higher word comes first, then the lower one, then the voucher for the higher."""
     playbook = paid() >> metered(2_000, 2) << receipt_of(SECOND) >> proposal(2_000) >> proposal(1_000)
-    playbook >> voucher(SECOND) << some(Post) << some(LinesVouched) >> LEFT << some(Post) << ACCEPTED
+    playbook >> voucher(SECOND) << some(Post) << some(LinesVouched) >> LEFT << some(Post) << ACCEPTED << SETTLE
     playbook.reaches("closed", cumulative=2_000)
 
 
@@ -144,19 +157,34 @@ def test_an_end_at_nothing_moves_nothing_so_that_the_channel_may_open_again_and_
 
 
 def test_the_end_asked_for_again_is_answered_again_and_posted_once():
-    playbook = paid() >> LEFT >> proposal(1_000) << some(Post) << ACCEPTED >> proposal(1_000) << ACCEPTED
+    playbook = paid() >> LEFT >> proposal(1_000) << some(Post) << ACCEPTED << SETTLE >> proposal(1_000) << ACCEPTED
     playbook.reaches("closed")
 
 
 def test_a_debt_that_was_refused_does_not_keep_the_channel_open():
     playbook = paid() >> metered(2_000, 2) << receipt_of(SECOND) >> RefusalArrived(seq=2, reason="no")
-    playbook << some(LinesRefused) >> proposal(1_000) >> LEFT << some(Post) << ACCEPTED
+    playbook << some(LinesRefused) >> proposal(1_000) >> LEFT << some(Post) << ACCEPTED << SETTLE
     playbook.reaches("closed", cumulative=1_000)
 
 
 def test_a_restart_says_again_what_the_buyer_may_not_have():
     out = (Playbook(advance, START) >> JOINED >> metered(1_000, 1) << receipt_of(FIRST)).reaches("open")
     assert earning_channel.outstanding(out, NOW_MS) == (receipt_of(FIRST),)
-    closed = (paid() >> LEFT >> proposal(1_000) << some(Post) << ACCEPTED).reaches("closed")
-    assert earning_channel.outstanding(closed, NOW_MS + 60_000) == (ACCEPTED,)
-    assert earning_channel.outstanding(closed, NOW_MS + 8 * 24 * 3_600_000) == ()
+    closed = (paid() >> LEFT >> proposal(1_000) << some(Post) << ACCEPTED << SETTLE).reaches("closed")
+    assert earning_channel.outstanding(closed, NOW_MS + 60_000) == (ACCEPTED, SETTLE)
+    assert earning_channel.outstanding(closed, NOW_MS + 8 * 24 * 3_600_000) == (SETTLE,)
+
+
+def test_its_backend_is_told_to_end_it_until_it_has():
+    closed = (paid() >> LEFT >> proposal(1_000) << some(Post) << ACCEPTED << SETTLE).reaches("closed")
+    settled = ChannelSettled(channel_id=CHANNEL_ID, paid=1_000, at_ms=NOW_MS + 10_000)
+    ended = (Playbook(advance, closed) >> settled).reaches("closed", paid=1_000)
+    assert earning_channel.outstanding(ended, NOW_MS + 60_000) == (ACCEPTED,)
+
+
+def test_a_channel_on_a_chain_can_pay_nothing_until_its_deposit_is_seen_and_one_on_the_ledger_is_not_limited():
+    on_chain = replace(START, currency=escrow_currency(31_337, b"e" * 20, b"t" * 20))
+    assert (START.limit, on_chain.limit) == (None, 0)
+    known = FundsKnown(channel_id=CHANNEL_ID, most=5_000, at_ms=NOW_MS)
+    assert (Playbook(advance, on_chain) >> known).reaches("open").limit == 5_000
+    assert (Playbook(advance, START) >> known).reaches("open").limit == 5_000

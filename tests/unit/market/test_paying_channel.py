@@ -10,6 +10,7 @@ from kit.trading import CHANNEL, CHANNEL_ID, LEASE, NOW_MS, PROVIDER, evidence, 
 
 from hansa.market import paying_channel
 from hansa.market.effects import Send, unsigned
+from hansa.market.funding import ChannelSettled, FundingFailed, FundingWanted, FundsKnown, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.paying_channel import (
     ChannelConfirmed,
@@ -48,10 +49,11 @@ def closed_on(cumulative):
 
 PROPOSED = some(Send, to=PROVIDER, message=some(CloseProposed))
 REFUSED = some(Send, to=PROVIDER, message=some(ReceiptRefused))
+FUND = some(FundingWanted, channel_id=CHANNEL_ID, amount=600_001)
 
 
 def test_every_sound_receipt_gets_its_voucher_and_its_entry_until_both_sides_close():
-    playbook = Playbook(advance, START) >> ChannelConfirmed() >> LeaseOpened(terms=terms())
+    playbook = Playbook(advance, START) >> ChannelConfirmed() >> LeaseOpened(terms=terms()) << FUND
     (
         playbook
         >> arrived(FIRST)
@@ -61,7 +63,7 @@ def test_every_sound_receipt_gets_its_voucher_and_its_entry_until_both_sides_clo
     )
     playbook >> arrived(SECOND) << voucher_for(SECOND) << some(Post) << some(Vouched)
     playbook >> CloseWanted(at_ms=NOW_MS) << voucher_for(SECOND) << PROPOSED
-    playbook >> closed_on(2_000) << some(Post)
+    playbook >> closed_on(2_000) << some(Post) << some(SettlementWanted, cumulative=2_000)
     playbook.reaches("closed", cumulative=2_000)
 
 
@@ -163,3 +165,24 @@ def test_the_usual_course_with_strays_dropped_in_anywhere_never_lowers_or_overpa
         last = honest
         assert state.cumulative == worked
         assert state.accepted == honest
+
+
+def test_a_lease_that_comes_twice_asks_for_funds_once_and_lacking_ones_are_asked_for_again():
+    playbook = Playbook(advance, START) >> ChannelConfirmed() >> LeaseOpened(terms=terms()) << FUND
+    playbook >> LeaseOpened(terms=terms())
+    playbook >> FundingFailed(channel_id=CHANNEL_ID, reason="the wallet is empty", at_ms=NOW_MS)
+    state = playbook.reaches("open", trouble="the wallet is empty")
+    assert paying_channel.outstanding(state, NOW_MS) == ()
+    low = (Playbook(advance, state) >> FundsKnown(channel_id=CHANNEL_ID, most=600_000, at_ms=NOW_MS)).reaches("open")
+    assert paying_channel.outstanding(low, NOW_MS) == (FUND,)
+    full = (Playbook(advance, low) >> FundsKnown(channel_id=CHANNEL_ID, most=600_001, at_ms=NOW_MS)).reaches("open")
+    assert (full.trouble, paying_channel.outstanding(full, NOW_MS)) == ("", ())
+
+
+def test_a_closed_channel_is_brought_to_its_backend_until_that_says_it_is_settled():
+    closed = replace(OPEN, phase="closed", cumulative=1_000, close_signature=b"c" * 65)
+    wanted = some(SettlementWanted, channel_id=CHANNEL_ID, cumulative=1_000, other_signature=b"c" * 65)
+    assert paying_channel.outstanding(closed, NOW_MS) == (wanted,)
+    news = ChannelSettled(channel_id=CHANNEL_ID, paid=1_000, at_ms=NOW_MS)
+    settled = (Playbook(advance, closed) >> news).reaches("closed", paid=1_000)
+    assert paying_channel.outstanding(settled, NOW_MS) == ()
