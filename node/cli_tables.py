@@ -15,7 +15,8 @@ from hansa.node.quantities import format_size
 Rows = Sequence[dict[str, Any]]
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under their columns. Whatever is in a cell is made plain."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -58,7 +59,7 @@ def print_jobs(jobs: Rows) -> None:
                 summary(job.get("reason", ""), 120),
             )
         )
-    _print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)
+    print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)
 
 
 def _uses(leases: object) -> str:
@@ -84,7 +85,7 @@ def print_devices(devices: Rows) -> None:
                 "; ".join(plain(reason, 200) for reason in device.get("withheld", [])),
             )
         )
-    _print_table(("device", "model", "memory", "state", "now", "why it is not lent"), rows)
+    print_table(("device", "model", "memory", "state", "now", "why it is not lent"), rows)
 
 
 def _device_state(device: dict[str, Any]) -> str:
@@ -109,7 +110,7 @@ def print_leases(leases: Rows) -> None:
                 f"{lease.get('vouched')} of {lease.get('accrued')}",
             )
         )
-    _print_table(("lease", "buyer", "phase", "step", "devices", "isolation and use", "vouched"), rows)
+    print_table(("lease", "buyer", "phase", "step", "devices", "isolation and use", "vouched"), rows)
 
 
 def use_text(lease: Mapping[str, Any]) -> str:
@@ -143,7 +144,7 @@ def print_providers(providers: Rows) -> None:
                 "connected" if provider.get("connected") else "",
             )
         )
-    _print_table(("account", "price/h", "free", "devices", "tier", "region", ""), rows)
+    print_table(("account", "price/h", "free", "devices", "tier", "region", ""), rows)
 
 
 def print_balance(balance: dict[str, Any]) -> None:
@@ -172,7 +173,7 @@ def print_balance(balance: dict[str, Any]) -> None:
             )
             for channel in channels
         ]
-        _print_table(("channel", "role", "counterparty", "phase", "vouched", "metered"), rows)
+        print_table(("channel", "role", "counterparty", "phase", "vouched", "metered"), rows)
     zero = plain(balance.get("sum"), 40)
     entries = plain(balance.get("entries"), 20)
     click.echo(f"sum over the ledger ({entries} entries): {zero}" + ("" if _is_zero(zero) else "  <- MUST BE ZERO"))
@@ -196,4 +197,4 @@ def print_entries(entries: Rows) -> None:
         for entry in entries
         for leg in entry.get("legs", [])
     ]
-    _print_table(("entry", "at (UTC)", "memo", "account", "amount"), rows)
+    print_table(("entry", "at (UTC)", "memo", "account", "amount"), rows)

@@ -65,6 +65,7 @@ from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
+from hansa.node.secrecy import keep_memory_private
 from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
@@ -563,6 +564,7 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
     if stop_on_parent_exit:
         _die_with_parent()
     start_logging(as_json=as_json)
+    keep_memory_private()
     with _open(config) as daemon:
         daemon.as_json = as_json
         trio.run(_serve_until_told, daemon)

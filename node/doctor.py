@@ -87,7 +87,7 @@ def _furnishings(config: Config) -> list[Finding]:
 
 def _devices(config: Config) -> Finding:
     from hansa.node.inventory import take_inventory  # noqa: PLC0415  # late: it loads the driver's bindings
-    from hansa.node.keys import account_address  # noqa: PLC0415
+    from hansa.node.keystore import account_address  # noqa: PLC0415
 
     try:
         found = take_inventory(account_address(config.keystore), config.provider)

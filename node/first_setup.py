@@ -88,13 +88,9 @@ def set_up(data_dir: Path, wishes: Wishes) -> NewNode:
         ConfigError: a node lives there already, a wish is out of range, or the directory cannot be used.
     """
     # Late, because `hansa --help` reads this module and these bring the cryptography in.
-    from hansa.node.keys import (  # noqa: PLC0415
-        account_address,
-        create_account_unattended,
-        create_node_key,
-        ensure_private_directory,
-        load_node_key,
-    )
+    from hansa.node.keys import create_node_key, load_node_key  # noqa: PLC0415
+    from hansa.node.keystore import account_address, create_account_unattended  # noqa: PLC0415
+    from hansa.node.secret_files import ensure_private_directory  # noqa: PLC0415
     from hansa.proto.peer_id import peer_id_of, peer_id_text  # noqa: PLC0415
 
     data_dir = data_dir.absolute()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hansa.node import keys
+from hansa.node import keys, keystore, secret_files
 from hansa.node.faults import ConfigError, OperatorError, WalletLocked
 from hansa.proto.signing import CURVE_ORDER, SigningKey
 
@@ -83,7 +83,7 @@ def test_links_pipes_and_other_things_are_no_key_file(home):
 
 
 def test_a_link_is_no_private_directory(home, tmp_path):
-    keys.ensure_private_directory(home)
+    secret_files.ensure_private_directory(home)
     (tmp_path / "link").symlink_to(home)
     with pytest.raises(ConfigError):
         keys.create_node_key(tmp_path / "link" / "node.key")
@@ -105,7 +105,7 @@ def test_anothers_file_is_refused(home, monkeypatch):
     ids=range(13),
 )  # fmt: skip
 def test_a_file_that_holds_no_key_is_told_apart_without_showing_it(home, content):
-    keys.ensure_private_directory(home)
+    secret_files.ensure_private_directory(home)
     path = home / "node.key"
     path.touch(0o600)
     path.write_bytes(content)
@@ -130,21 +130,21 @@ def test_systemd_hands_in_the_node_key_and_the_password(home, tmp_path, monkeypa
 
 
 def test_an_account_made_unattended_opens_quickly_with_its_password_file(home):
-    key = keys.create_account_unattended(home / "account.json", home / "account.password")
+    key = keystore.create_account_unattended(home / "account.json", home / "account.password")
     assert mode_of(home / "account.json") == mode_of(home / "account.password") == 0o600
     password = keys.read_password(home / "account.password")
     assert len(bytes.fromhex(password)) == 32
     assert password not in (home / "account.json").read_text()
     assert key.secret().hex() not in (home / "account.json").read_text()
-    assert keys.load_account(home / "account.json", password).address == key.address
-    assert keys.account_address(home / "account.json") == key.address
+    assert keystore.load_account(home / "account.json", password).address == key.address
+    assert keystore.account_address(home / "account.json") == key.address
 
 
 def test_a_wrong_password_and_a_damaged_keystore_say_so(home):
-    keys.create_account_unattended(home / "account.json", home / "account.password")
+    keystore.create_account_unattended(home / "account.json", home / "account.password")
     password = keys.read_password(home / "account.password")
     with pytest.raises(WalletLocked) as caught:
-        keys.load_account(home / "account.json", "wrong")
+        keystore.load_account(home / "account.json", "wrong")
     assert caught.value.hint
     table = json.loads((home / "account.json").read_text())
     for broken in (
@@ -159,23 +159,23 @@ def test_a_wrong_password_and_a_damaged_keystore_say_so(home):
     ):
         (home / "account.json").write_text(json.dumps(broken))
         with pytest.raises(OperatorError) as caught:
-            keys.load_account(home / "account.json", password)
+            keystore.load_account(home / "account.json", password)
         assert password not in caught.value.what + caught.value.hint
     (home / "account.json").write_text("[" * 500_000)
     with pytest.raises(ConfigError):
-        keys.load_account(home / "account.json", password)
+        keystore.load_account(home / "account.json", password)
 
 
 def test_an_imported_account_uses_scrypt_and_its_password_can_change(home):
     secret = b"\x42" * 32
-    key = keys.create_account(home / "account.json", "correct horse", secret=secret)
+    key = keystore.create_account(home / "account.json", "correct horse", secret=secret)
     assert key.address == SigningKey(secret).address
     crypto = json.loads((home / "account.json").read_text())["crypto"]
     assert (crypto["kdf"], crypto["kdfparams"]["n"]) == ("scrypt", 262144)
     with pytest.raises(ConfigError):
-        keys.create_account(home / "account.json", "correct horse", secret=secret)
-    keys.change_password(home / "account.json", "correct horse", "battery staple")
-    assert keys.load_account(home / "account.json", "battery staple").address == key.address
+        keystore.create_account(home / "account.json", "correct horse", secret=secret)
+    keystore.change_password(home / "account.json", "correct horse", "battery staple")
+    assert keystore.load_account(home / "account.json", "battery staple").address == key.address
     assert mode_of(home / "account.json") == 0o600
     assert [path.name for path in home.iterdir()] == ["account.json"]
 
@@ -183,7 +183,7 @@ def test_an_imported_account_uses_scrypt_and_its_password_can_change(home):
 def test_no_password_empty_password_and_open_password_file_are_told_apart(home):
     with pytest.raises(WalletLocked, match="no password was given"):
         keys.read_password(None)
-    keys.ensure_private_directory(home)
+    secret_files.ensure_private_directory(home)
     path = home / "password"
     path.touch(0o600)
     for content in (b"", b"\n", b"\xff"):
@@ -199,10 +199,10 @@ def test_no_password_empty_password_and_open_password_file_are_told_apart(home):
 
 def test_the_wallet_library_comes_late_and_leaves_the_recursion_limit_alone(home):
     program = (
-        "import sys; from pathlib import Path; from hansa.node import keys\n"
+        "import sys; from pathlib import Path; from hansa.node import keystore\n"
         "assert not [name for name in sys.modules if name.startswith('eth')]\n"
         "limit = sys.getrecursionlimit()\n"
-        f"keys.create_account_unattended(Path({str(home)!r}) / 'a', Path({str(home)!r}) / 'b')\n"
+        f"keystore.create_account_unattended(Path({str(home)!r}) / 'a', Path({str(home)!r}) / 'b')\n"
         "assert 'py_ecc' in sys.modules\n"
         "assert sys.getrecursionlimit() == limit\n"
     )
