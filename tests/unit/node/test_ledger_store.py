@@ -9,7 +9,18 @@ from hansa.market.ledger import Entry, Leg, vouched_by_buyer
 from hansa.node.faults import OperatorError
 from hansa.node.ledger_store import LedgerStore
 from hansa.proto.codec import encode
+from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.keccak import keccak256
+from hansa.proto.merkle import is_included
+from hansa.proto.merkle_log import is_consistent
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import SigningKey, check, sign
+
+KEY = SigningKey(b"\x11" * 32)
+
+
+def sign_head(size, root):
+    return sign(DOMAIN, TreeHead(log_id=log_id_of(KEY.address), size=size, root=root, timestamp_ms=NOW_MS), KEY)
 
 
 def entry(seq, share=5):
@@ -32,7 +43,7 @@ def tamper(path, *statements):
     """Somebody edits the file with their own tools, the triggers out of the way."""
     database = sqlite3.connect(path, isolation_level=None)
     for verb in ("update", "delete"):
-        database.execute(f"DROP TRIGGER no_{verb}")
+        database.execute(f"DROP TRIGGER entry_no_{verb}")
     for statement, values in statements:
         database.execute(statement, values)
     database.close()
@@ -110,3 +121,81 @@ def test_what_is_no_ledger_is_refused_with_a_hint(path):
     path.write_bytes(b"no database at all" * 99)
     with pytest.raises(OperatorError, match="cannot open the ledger"):
         LedgerStore(path)
+
+
+def test_two_daemons_writing_one_channel_the_second_is_refused_before_it_writes(store, path):
+    other = LedgerStore(path)
+    store.post([entry(1)])
+    with pytest.raises(OperatorError, match="somebody else writes"):
+        other.post([entry(1, 6), entry(2)])
+    other.close()
+    assert [each.legs for each in store.entries()] == [entry(1).legs]
+    store.post([entry(2)])
+    assert store.verify().entries == 2
+
+
+def test_every_record_is_proved_and_every_past_is_its_beginning(store, path):
+    roots = [store.root]
+    for seq in range(1, 30):
+        store.post([entry(seq)])
+        roots.append(store.root)
+    store.close()
+    again = LedgerStore(path, read_only=True)
+    assert again.root == roots[-1]
+    for position, _, body, _ in again.rows():
+        proof = again.inclusion(position)
+        assert is_included(root=again.root, size=29, leaf=body, index=position - 1, proof=proof)
+    for first in range(30):
+        assert again.root_at(first) == roots[first]
+        proof = again.consistency(first, 29)
+        assert is_consistent(first=first, first_root=roots[first], second=29, second_root=roots[29], proof=proof)
+    with pytest.raises(IndexError):
+        again.consistency(3, 30)
+    again.close()
+
+
+def test_a_batch_ends_with_a_signed_head_in_the_same_transaction(store):
+    assert store.newest_head() is None
+    store.post([entry(1), entry(2)], sign_head)
+    head = store.newest_head()
+    check(DOMAIN, head, KEY.address)
+    assert (head.document.size, head.document.root) == (2, store.root)
+    store.post([entry(1)], sign_head)
+    assert store.newest_head() == head
+
+    def fail(size, root):
+        raise RuntimeError("the key is gone")
+
+    with pytest.raises(RuntimeError):
+        store.post([entry(3)], fail)
+    assert (store.size, store.newest_head()) == (2, head)
+    store.verify()
+
+
+def test_a_read_only_ledger_takes_nothing_and_a_copy_is_read_where_nothing_can_be_written(store, path, tmp_path):
+    store.post([entry(1)])
+    beside = LedgerStore(path, read_only=True)
+    assert beside.size == 1
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        beside.post([entry(2)])
+    beside.close()
+    store.close()
+    copy = tmp_path / "copy.sqlite"
+    copy.write_bytes(path.read_bytes())
+    copied = LedgerStore(copy, read_only=True)
+    assert copied.verify().entries == 1
+    copied.close()
+
+
+def test_a_file_from_before_there_was_a_tree_gets_one(store, path):
+    store.post([entry(1), entry(2), entry(3)])
+    root = store.root
+    store.close()
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("DROP TRIGGER node_no_delete")
+    database.execute("DELETE FROM node")
+    database.close()
+    again = LedgerStore(path)
+    assert again.root == root
+    again.verify()
+    again.close()
