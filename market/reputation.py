@@ -5,7 +5,8 @@ There is no global list and no server. A figure is one viewer's, and follows fro
 time. The rules, in integers:
 
 * A **dealing** is one channel: what the buyer vouched for, for the receipt that its voucher names, both signed. A
-  receipt after it that was not vouched for within a day is **unpaid**, and speaks against the buyer.
+  receipt after it that was not vouched for within a day is **unpaid**, and speaks against the buyer. It is the
+  provider's word alone.
 * Values **fade**: they are halved for every 90 days since the end of the receipt's period.
 * What the viewer itself had with the subject counts in full. What a **teller** had with the subject counts by half, and
   no more of it than the viewer itself had with that teller. A stranger's word counts nothing, so a thousand accounts
@@ -19,11 +20,9 @@ Only dealings in the viewer's own currency count, since nothing here knows what 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from hansa.market.earning_channel import EarningChannel
-from hansa.market.paying_channel import PayingChannel
-from hansa.market.receipts import CLOCK_SKEW_MS, receipt_digest
+from hansa.market.receipts import CLOCK_SKEW_MS, NOTHING, receipt_digest
 from hansa.proto.currency import currency_of
-from hansa.proto.documents import Receipt, channel_id
+from hansa.proto.documents import channel_id
 from hansa.proto.errors import Malformed
 from hansa.proto.history import Dealing
 from hansa.proto.network import DOMAIN
@@ -117,65 +116,38 @@ def read_dealing(dealing: Dealing) -> Dealt:
         Malformed: a document is not one, or two of them do not belong together.
         BadSignature: a document is not signed by the one who should have.
     """
-    config, receipt, voucher = dealing.config, dealing.receipt.document, dealing.voucher.document
-    domain = currency_of(dealing.currency).domain
+    config, domain = dealing.config, currency_of(dealing.currency).domain
     key = channel_id(domain, config)
-    if receipt.channel_id != key or voucher.channel_id != key:
-        raise Malformed("dealing", "has documents of another channel")
-    if voucher.statement != receipt_digest(receipt):
-        raise Malformed("dealing.voucher", "is for another receipt")
-    check(DOMAIN, dealing.receipt, config.payee_signer)
-    check(domain, dealing.voucher, config.payer_signer)
-    later: Receipt | None = None
+    value, at_ms, vouched, prev, seq = 0, 0, 0, NOTHING, 0
+    if dealing.receipt is not None and dealing.voucher is not None:
+        receipt, voucher = dealing.receipt.document, dealing.voucher.document
+        prev, seq = receipt_digest(receipt), receipt.seq
+        if receipt.channel_id != key or voucher.channel_id != key:
+            raise Malformed("dealing", "has documents of another channel")
+        if voucher.statement != prev:
+            raise Malformed("dealing.voucher", "is for another receipt")
+        check(DOMAIN, dealing.receipt, config.payee_signer)
+        check(domain, dealing.voucher, config.payer_signer)
+        # A voucher may run ahead of the work where a provider is paid in advance: only what was delivered counts.
+        value, at_ms, vouched = min(voucher.cumulative, receipt.amount_total), receipt.period_end_ms, voucher.cumulative
+    elif dealing.receipt is not None or dealing.voucher is not None or dealing.unpaid is None:
+        raise Malformed("dealing", "lacks a document")
+    unpaid, unpaid_ms = 0, 0
     if dealing.unpaid is not None:
         later = dealing.unpaid.document
-        if later.channel_id != key or later.prev != receipt_digest(receipt) or later.seq != receipt.seq + 1:
+        if later.channel_id != key or later.prev != prev or later.seq != seq + 1:
             raise Malformed("dealing.unpaid", "does not follow the receipt")
         check(DOMAIN, dealing.unpaid, config.payee_signer)
+        unpaid, unpaid_ms = max(0, later.amount_total - vouched), later.period_end_ms
     return Dealt(
         channel_id=key,
         currency=dealing.currency,
         buyer=config.payer_signer,
         provider=config.payee_signer,
-        # A voucher may run ahead of the work where a provider is paid in advance: only what was delivered counts.
-        value=min(voucher.cumulative, receipt.amount_total),
-        at_ms=receipt.period_end_ms,
-        unpaid=max(0, later.amount_total - voucher.cumulative) if later is not None else 0,
-        unpaid_ms=later.period_end_ms if later is not None else 0,
-    )
-
-
-def paid_on(channel: PayingChannel) -> Dealt | None:
-    """A buyer's own channel as a dealing; nothing before the first voucher."""
-    if channel.accepted is None:
-        return None
-    receipt = channel.accepted.receipt
-    return Dealt(
-        channel_id=channel.channel_id,
-        currency=channel.currency,
-        buyer=channel.config.payer_signer,
-        provider=channel.config.payee_signer,
-        value=receipt.amount_total,
-        at_ms=receipt.period_end_ms,
-    )
-
-
-def earned_on(channel: EarningChannel) -> Dealt | None:
-    """A provider's own channel as a dealing; nothing before the first receipt."""
-    done = channel.vouched.receipt if channel.vouched else None
-    out = channel.out.receipt if channel.out else None
-    if done is None and out is None:
-        return None
-    before = done.amount_total if done else 0
-    return Dealt(
-        channel_id=channel.channel_id,
-        currency=channel.currency,
-        buyer=channel.config.payer_signer,
-        provider=channel.config.payee_signer,
-        value=before,
-        at_ms=done.period_end_ms if done else 0,
-        unpaid=out.amount_total - before if out else 0,
-        unpaid_ms=out.period_end_ms if out else 0,
+        value=value,
+        at_ms=at_ms,
+        unpaid=unpaid,
+        unpaid_ms=unpaid_ms,
     )
 
 

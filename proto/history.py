@@ -23,15 +23,15 @@ class Dealing:
     Attributes:
         currency: what it pays in.
         config: what the channel is; its digest is its id.
-        receipt: the newest receipt that was vouched for, signed by the payee's signer.
-        voucher: the voucher that names it, signed by the payer's signer.
+        receipt: the newest receipt that was vouched for, signed by the payee's signer; None where none was.
+        voucher: the voucher that names it, signed by the payer's signer; None where there is none.
         unpaid: the receipt after it, where there is one that was not vouched for, signed by the payee's signer.
     """
 
     currency: Line
     config: ChannelConfig
-    receipt: Signed[Receipt]
-    voucher: Signed[Voucher]
+    receipt: Signed[Receipt] | None
+    voucher: Signed[Voucher] | None
     unpaid: Signed[Receipt] | None
 
 

@@ -185,6 +185,26 @@ def test_a_dealing_is_read_from_its_signatures_alone() -> None:
     assert read_dealing(signed_dealing(unpaid=None)).unpaid == 0
 
 
+def test_a_buyer_that_never_vouched_for_anything_can_be_told_of() -> None:
+    told = Dealing(
+        currency="USD",
+        config=CHANNEL,
+        receipt=None,
+        voucher=None,
+        unpaid=sign(DOMAIN, FIRST.receipt, PROVIDER_KEY),
+    )
+    assert (read_dealing(told).value, read_dealing(told).unpaid) == (0, 1_000)
+    for wrong in (
+        replace(told, unpaid=sign(DOMAIN, FIRST.receipt, OTHER_KEY)),
+        replace(told, unpaid=sign(DOMAIN, SECOND.receipt, PROVIDER_KEY)),
+        replace(told, unpaid=None),
+        replace(signed_dealing(), voucher=None),
+        replace(signed_dealing(), receipt=None),
+    ):
+        with pytest.raises(ProtocolError):
+            read_dealing(wrong)
+
+
 def test_money_paid_in_advance_is_no_work_delivered() -> None:
     assert read_dealing(signed_dealing(cumulative=9_999)).value == 1_000
     assert read_dealing(signed_dealing(cumulative=400)).value == 400
