@@ -6,6 +6,8 @@ as JSON. Decoding is strict and bounded, because these bytes cross from one stra
 
 This module reads and writes the format by itself, with the ``safetensors`` package as the oracle in the tests: it
 must be deterministic to the byte (blobs are known by their hash) and answer hostile bytes with `ProtocolError` only.
+A state is laid out so that a tensor that did not change lies where it lay before, however the scalars around it have
+grown: then its chunks are the same ones, and a checkpoint after another costs what has changed.
 numpy is allowed here although it is no codec, since arrays are what these messages are about; it does no I/O.
 """
 
@@ -26,6 +28,11 @@ MAX_DEPTH: Final = 32
 MAX_DIMENSIONS: Final = 16
 MEAN_BLOCK: Final = 1 << 18
 OUTLINE_KEY: Final = "hansa"
+ALIGNMENT: Final = 8
+CHUNK_BYTES: Final = 1 << 20
+"""A chunk of `hansa.proto.blob`, which a sandbox cannot import: it has no library for hashes there."""
+STEADY_HEADER_BYTES: Final = 64 << 10
+"""The header of a state that fills a chunk is padded to a multiple of this: one more digit in it moves nothing."""
 
 _DTYPES: Final[Mapping[str, str]] = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4",
@@ -106,8 +113,7 @@ def tensor_parts(tensors: Tensors) -> list[bytes | memoryview]:
     header: dict[str, Any] = {"__metadata__": {OUTLINE_KEY: tensors.outline}}
     parts: list[bytes | memoryview] = []
     at = 0
-    # Wide elements first keeps every tensor aligned without padding, as the reference implementation has it.
-    for name, array in sorted(tensors.arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+    for name, array in _in_order(tensors.arrays):
         plain = _plain(array)
         raw = plain.reshape(-1).view(np.uint8).data
         header[name] = {
@@ -118,10 +124,25 @@ def tensor_parts(tensors: Tensors) -> list[bytes | memoryview]:
         parts.append(raw)
         at += raw.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_BYTES:
-        raise TooLarge("state", "its names and nesting take more than 4 MiB")
+    if len(text) > MAX_HEADER_BYTES - STEADY_HEADER_BYTES:
+        raise TooLarge("state", "its names and nesting take about 4 MiB or more")
+    # A small state is one or two chunks in any case, and many of them pass in every round.
+    padding = STEADY_HEADER_BYTES if at >= CHUNK_BYTES else ALIGNMENT
+    text += b" " * (-(len(text) + 8) % padding)
     return [len(text).to_bytes(8, "little") + text, *parts]
+
+
+def _in_order(arrays: Mapping[str, Array]) -> list[tuple[str, Array]]:
+    """Where arrays lie in the file: wide elements first, which keeps each aligned without padding.
+
+    Those smaller than a chunk come after the others: a list of losses that grows with every step shifts what lies
+    behind it, and that must not be the weights.
+    """
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    large = [(name, array) for name, array in ordered if array.nbytes >= CHUNK_BYTES]
+    if sum(array.nbytes for _, array in large) % ALIGNMENT:
+        return ordered  # the wide ones among the small would not be aligned behind these
+    return [*large, *((name, array) for name, array in ordered if array.nbytes < CHUNK_BYTES)]
 
 
 def read_tensors(data: bytes | memoryview) -> Tensors:

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hansa.proto import blob
+from hansa.proto.blob import chunks_of
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.tensors import (
+    CHUNK_BYTES,
     Tensors,
     decode_state,
     encode_state,
@@ -148,3 +151,52 @@ def test_brackets_without_end_are_refused_before_json_follows_them_down_the_stac
         read_tensors(len(header).to_bytes(8, "little") + header)
     with pytest.raises(Malformed, match="nested deeper"):
         put_together(Tensors(arrays={}, outline="[" * 2_000 + "]" * 2_000))
+
+
+def chunks(tree) -> list[bytes]:
+    return list(chunks_of(encode_state(tree)))
+
+
+def model(**more) -> dict:
+    """Some large weights of two types, and a few small ones."""
+    random = np.random.default_rng(1)
+    weights = {f"layer{i}": random.normal(size=400_000).astype("<f4") for i in range(4)}
+    return {"weights": weights, "bias": np.zeros(10, "<f4"), "mask": np.ones(3 << 20, "|u1"), **more}
+
+
+def test_a_state_that_fills_a_chunk_keeps_its_chunks_when_the_numbers_around_it_grow():
+    before = chunks(model(step=9, losses=[0.5], seen=np.zeros(1)))
+    after = chunks(model(step=123_456_789, losses=[0.5, 1 / 3], seen=np.zeros(2)))
+    changed = [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
+    # The header and, at the end, what is small.
+    assert changed in ([0], [0, len(before) - 1])
+
+
+def test_one_changed_layer_costs_its_own_chunks_only():
+    tree = model()
+    before = chunks(tree)
+    tree["weights"]["layer1"] = tree["weights"]["layer1"] + 1
+    after = chunks(tree)
+    changed = sum(one != other for one, other in zip(before, after, strict=True))
+    assert changed <= tree["weights"]["layer1"].nbytes // CHUNK_BYTES + 2 < len(before)
+
+
+def test_every_array_is_aligned_wherever_it_lies():
+    odd = {"odd": np.ones((1 << 20) + 1, "|u1"), "wide": np.ones(3), "large": np.ones(1 << 18)}
+    for tree in (model(seen=np.zeros(3)), odd):
+        for array in read_tensors(encode_state(tree)).arrays.values():
+            assert array.flags.aligned
+
+
+def test_the_safetensors_package_reads_a_large_state():
+    tree = model(seen=np.zeros(3), step=1)
+    theirs = safetensors.numpy.load(encode_state(tree))
+    assert all(same(array, theirs[name]) for name, array in take_apart(tree).arrays.items())
+
+
+def test_a_chunk_is_as_long_as_a_blob_has_it():
+    assert CHUNK_BYTES == blob.CHUNK_BYTES
+
+
+def test_a_small_state_stays_small():
+    assert len(encode_state({"x": np.zeros(4), "step": 1})) < 300
