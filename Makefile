@@ -2,6 +2,7 @@
 # make test    every test but those that take minutes, which are make test-long      make test-quick   without the slow ones
 # make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks (bench-execution: a run's)
 # make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
+# make contracts   compile contracts/ anew into the artefacts that the wheel carries
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
 
 SHELL := /bin/sh
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SEEDS ?= 1000
 
-.PHONY: demo test test-quick test-long check bench bench-execution simulate clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -43,6 +44,20 @@ bench: $(VENV)/installed-dev
 
 bench-execution: $(VENV)/installed-dev
 	$(BIN)/python tests/bench/bench_execution.py $(BENCH)
+
+# The contracts' compiler, apart from our own environment: it pins other versions of what we use.
+CONTRACTS_VENV := build/contracts-venv
+
+contracts-venv: $(CONTRACTS_VENV)/installed
+
+$(CONTRACTS_VENV)/installed:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(CONTRACTS_VENV)
+	@$(CONTRACTS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install vyper==0.4.3
+	@touch $@
+
+contracts: $(CONTRACTS_VENV)/installed
+	$(CONTRACTS_VENV)/bin/python contracts/compile.py
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)
