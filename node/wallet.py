@@ -1,8 +1,8 @@
 """The accounts of one data directory: the node's own, and those that its owner keeps beside it.
 
 The node's own is called ``node`` (``account.json``, as ``hansa init`` made it). Others lie in ``wallets/NAME.json``.
-All are Keystore V3 files of mode 0600 in directories of mode 0700. What is signed here is either a text, as wallets sign
-texts (EIP-191), or typed data that brings its own types (EIP-712).
+All are Keystore V3 files of mode 0600 in directories of mode 0700. What is signed here is either a text, as wallets
+sign texts (EIP-191), or typed data that brings its own types (EIP-712).
 """
 
 import json

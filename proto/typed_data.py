@@ -133,7 +133,7 @@ def members_of(cls: type) -> tuple[Member, ...]:
     return members
 
 
-def _documents_below(cls: type, found: dict[str, type]) -> None:
+def _collect_documents(cls: type, found: dict[str, type]) -> None:
     """Collect the classes of documents that a class holds, itself included, by name."""
     if found.setdefault(cls.__name__, cls) is not cls:
         raise TypeError(f"two different classes are called {cls.__name__}")
@@ -142,7 +142,14 @@ def _documents_below(cls: type, found: dict[str, type]) -> None:
         while (element := element_of(bare)) is not None:
             bare, _ = unwrap(element)
         if is_document(bare) and found.get(bare.__name__) is not bare:
-            _documents_below(bare, found)
+            _collect_documents(bare, found)
+
+
+def documents_below(cls: type) -> dict[str, type]:
+    """The classes of documents that a class holds, itself included, by name."""
+    found: dict[str, type] = {}
+    _collect_documents(cls, found)
+    return found
 
 
 @cache
@@ -151,8 +158,7 @@ def encode_type(cls: type) -> str:
 
     Structs that it refers to follow in the order of their names, as EIP-712 wants it.
     """
-    found: dict[str, type] = {}
-    _documents_below(cls, found)
+    found = documents_below(cls)
     del found[cls.__name__]
     return "".join(
         f"{each.__name__}({','.join(f'{member.solidity} {member.name}' for member in members_of(each))})"
