@@ -49,7 +49,10 @@ class FiledChannel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiledReceipt:
-    """A receipt that was vouched for, with all that its roots commit to. By the payee's signer."""
+    """A receipt with all that its roots commit to. By the payee's signer.
+
+    A payer files those that it vouches for, a payee all that it sends.
+    """
 
     receipt: Signed[Receipt]
     lines: tuple[MeterLine, ...]

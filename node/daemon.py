@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from hansa.market.effects import Send, sealed
 from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Post
+from hansa.market.ledger_records import File
 from hansa.market.pricing import ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, provider_tasks, staging
@@ -45,6 +46,7 @@ from hansa.node.events import InventoryChanged, MessageArrived, NodeEvent, Start
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
+from hansa.node.filing import records_of
 from hansa.node.gate import TenderRate, concerns
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_server import serve_api, serve_loopback
@@ -73,11 +75,12 @@ from hansa.node.state import NodeState
 from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
+from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
 from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
-from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.rounds import ReductionWanted
@@ -137,7 +140,7 @@ class Daemon:
         self.journal = SqliteJournal(data / "journal.sqlite")
         self.ledger_store = LedgerStore(data / "ledger.sqlite")
         self.engine = Engine(self.journal)
-        self.ledger_store.post(self.engine.recovered)
+        self._post(self.engine.recovered)
         self.engine.state.turns.clear()
         self.watch = DeviceWatch(account=account.address, provider=config.provider, rules=config.rules, now_ms=now_ms)
         self.store.forget_pins(staging.PIN)
@@ -246,9 +249,7 @@ class Daemon:
         while True:
             batch = await self._next_batch()
             effects = self.engine.take([event for event, _, _ in batch])
-            entries = [effect.entry for effect in effects if isinstance(effect, Post)]
-            if entries:
-                self.ledger_store.post(entries)
+            self._post(effects)
             for _, done, _ in batch:
                 if done is not None:
                     done.set()
@@ -261,6 +262,16 @@ class Daemon:
             self.turned_at = trio.current_time()
             self.changed.set()
             self.changed = trio.Event()
+
+    def _post(self, effects: Sequence[Any]) -> None:
+        """Have money's documents and entries in the ledger, under a signed head, before anything is said of them."""
+        records = records_of(effects, self.account)
+        if records:
+            self.ledger_store.post(records, self._sign_head)
+
+    def _sign_head(self, size: int, root: bytes) -> Signed[TreeHead]:
+        head = TreeHead(log_id=log_id_of(self.account.address), size=size, root=root, timestamp_ms=now_ms())
+        return sign(DOMAIN, head, self.account)
 
     async def _next_batch(self) -> list[tuple[NodeEvent, trio.Event | None, float]]:
         """Whatever waits, at most ``BATCH``, or the time when some machine's deadline came."""
@@ -290,7 +301,7 @@ class Daemon:
             case Send(to=to, message=message):
                 self.grants.give(to, message)
                 self.outbox.put(effect)
-            case Post():
+            case Post() | File():
                 pass
             case FundingWanted() | SettlementWanted():
                 pass  # A channel on the ledger is good for what its provider trusts, and ends in the books alone.

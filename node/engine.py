@@ -8,7 +8,8 @@ then the event ``Started`` makes every machine say again what is outstanding.
 from collections.abc import Sequence
 from typing import Any
 
-from hansa.market.ledger import Entry, Post
+from hansa.market.ledger import Post
+from hansa.market.ledger_records import File
 from hansa.node.events import NodeEvent
 from hansa.node.journal import Journal
 from hansa.node.routing import advance, deadline_ms
@@ -23,7 +24,7 @@ class Engine:
     Attributes:
         state: everything the node must not forget. Read it freely, change it never.
         events: how many events it took since it was made.
-        recovered: entries that the fold of the journal posted; the ledger's store takes those that it lacks.
+        recovered: what the fold of the journal posted and filed; the ledger's store takes what it lacks of it.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -32,10 +33,10 @@ class Engine:
         written, events = journal.read()
         self.state = restored(written) if written is not None else NodeState()
         self.events = 0
-        self.recovered: list[Entry] = []
+        self.recovered: list[Post | File] = []
         for event in events:
             effects = advance(self.state, event)
-            self.recovered += [effect.entry for effect in effects if isinstance(effect, Post)]
+            self.recovered += [effect for effect in effects if isinstance(effect, Post | File)]
             self.events += 1
         self._since_snapshot = self.events
 

@@ -26,6 +26,7 @@ from hansa.node.events import (
     TenderPrepared,
     TimeCame,
 )
+from hansa.node.filing import filed
 from hansa.node.state import NodeState
 from hansa.scheduler.capacity import with_inventory
 
@@ -42,7 +43,8 @@ def advance(state: NodeState, event: NodeEvent) -> Effects:
         if isinstance(effect, Post):
             state.ledger = state.ledger.post(effect.entry)
         effects.append(effect)
-    return effects
+    # The documents go first: whoever says something has it in the ledger by then.
+    return [*filed(state, event, effects), *effects]
 
 
 _HEARD = buying.HEARD | selling.HEARD

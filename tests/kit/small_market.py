@@ -6,6 +6,7 @@ from typing import Any
 from kit.trading import DEVICE, JOB, NOW_MS, PRICE, spec, tender
 
 from hansa.market.effects import Send, sealed
+from hansa.market.ledger_records import File
 from hansa.market.pricing import ProviderTerms
 from hansa.node import events
 from hansa.node.engine import Engine
@@ -41,7 +42,7 @@ def device(number: int) -> Device:
 
 
 class SmallMarket:
-    """Engines by account. What is not a message stays in ``effects`` for the test to look at."""
+    """Engines by account. What is not a message stays in ``effects`` for the test to look at, or in ``filed``."""
 
     def __init__(self) -> None:
         """Nobody yet."""
@@ -49,6 +50,7 @@ class SmallMarket:
         self.journals: dict[bytes, MemoryJournal] = {}
         self.keys: dict[bytes, SigningKey] = {}
         self.effects: list[tuple[bytes, Any]] = []
+        self.filed: list[tuple[bytes, File]] = []
         self.said: list[tuple[bytes, bytes, Any]] = []
         self.lost: Callable[[bytes, Any], bool] = lambda _to, _message: False
         self.now_ms = NOW_MS
@@ -82,6 +84,8 @@ class SmallMarket:
                 self.said.append((account, effect.to, message))
                 if effect.to in self.engines and not self.lost(effect.to, message):
                     self.tell(account, effect.to, message)
+            elif isinstance(effect, File):
+                self.filed.append((account, effect))
             else:
                 self.effects.append((account, effect))
 

@@ -16,10 +16,12 @@ from hansa.market import sale_events
 from hansa.market.effects import Send, sealed
 from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Entry, Post, fold
+from hansa.market.ledger_records import File, Record
 from hansa.market.pricing import ProviderTerms
 from hansa.node import events
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.engine import Engine
+from hansa.node.filing import records_of
 from hansa.node.journal import MemoryJournal
 from hansa.node.selling import DeliverRound
 from hansa.node.selling_runs import life_signs
@@ -59,12 +61,18 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         """Empty books."""
-        self.entries: dict[bytes, Entry] = {}
+        self.records: dict[bytes, Record] = {}
 
-    def post(self, entry: Entry) -> None:
+    @property
+    def entries(self) -> dict[bytes, Entry]:
+        """The entries among the records."""
+        return {key: record for key, record in self.records.items() if isinstance(record, Entry)}
+
+    def post(self, record: Record) -> None:
         """Append what is not there yet."""
-        known = self.entries.setdefault(entry.id, entry)
-        assert known.legs == entry.legs, "two entries of one id"
+        known = self.records.setdefault(record.id, record)
+        if isinstance(record, Entry):
+            assert known.legs == record.legs, "two entries of one id"
 
 
 class SimNode:
@@ -110,8 +118,8 @@ class SimNode:
         self.executor = ScriptedExecutor(self.world, self)
         self.life += 1
         self._pumping, self._wake_ms = False, 0
-        for entry in self.engine.recovered:
-            self.ledger.post(entry)
+        for record in records_of(self.engine.recovered, self.key):
+            self.ledger.post(record)
         self.market.auditor.check_books(self, fold(self.ledger.entries.values()))
         started = events.Started(
             account=self.account, peer_id="p", terms=self.terms, devices=self.devices, at_ms=self.now_ms()
@@ -219,8 +227,9 @@ class SimNode:
         match effect:
             case Send():
                 self.send(effect)
-            case Post(entry=entry):
-                self.ledger.post(entry)
+            case Post() | File():
+                for record in records_of([effect], self.key):
+                    self.ledger.post(record)
             case FundingWanted() | SettlementWanted():
                 pass
             case job_events.TenderWanted():

@@ -5,6 +5,7 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.ledger import Post, fold
+from hansa.market.ledger_records import File
 from hansa.node.engine import EVENTS_PER_SNAPSHOT, Engine
 from hansa.node.events import TimeCame
 from hansa.node.state import snapshot
@@ -40,8 +41,12 @@ def test_a_replay_knows_exactly_what_the_dead_daemon_knew(market, account):
 @pytest.mark.parametrize("account", [BUYER, PROVIDER])
 def test_a_replay_posts_again_what_the_store_may_not_have(market, account):
     again = Engine(market.journals[account])
-    assert again.recovered == posted(market, account)
-    assert fold(again.recovered).balances == again.state.ledger.balances
+    entries = [effect.entry for effect in again.recovered if isinstance(effect, Post)]
+    assert entries == posted(market, account)
+    assert fold(entries).balances == again.state.ledger.balances
+    filed = [effect for of, effect in market.filed if of == account]
+    assert filed
+    assert [effect for effect in again.recovered if isinstance(effect, File)] == filed
 
 
 @pytest.mark.parametrize("account", [BUYER, PROVIDER])
