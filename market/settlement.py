@@ -76,7 +76,8 @@ class Happening:
         cursor: where it stands in the history; ``events`` goes on after it.
         kind: opened, topped-up, claimed, close-requested, settled, closed or withdrawn.
         channel_id: the channel; 32 zero bytes for a withdrawal.
-        account: who did it, or whose money it is.
+        account: who did it, or whose money it is; 20 zero bytes where anybody may and nobody writes down who did
+            (claimed, settled).
         amount: the deposit after it, the claimed or settled total, or what was withdrawn.
         at_s: when.
         final: whether it can still be taken back (a chain's newest blocks can).
