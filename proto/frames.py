@@ -74,6 +74,24 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Daemon → runner, before any run is known: have everything up that a run of this shape needs.
+
+    Attributes:
+        workers, gpus, threads: as in `Begin`, which has to name the same.
+    """
+
+    workers: int
+    gpus: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Daemon → runner, between `Prepare` and `Begin`: is everything up still? It answers `Prepared`, or leaves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
     """Daemon → runner: the shards' reduced state of a round; chunks follow."""
 
@@ -178,6 +196,11 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Runner → daemon: all is up, and `Begin` would find its workers waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """Runner → daemon: the first line of the job's code is about to run."""
 
@@ -259,10 +282,10 @@ class Chunk:
 
 FromDaemon = (
     Begin | RoundResult | CheckpointStored | Stop | Leave | Keep | OpenShell | ShellInput | ResizeShell | CloseShell
-    | ShellCredit | Chunk
+    | ShellCredit | Chunk | Prepare | Look
 )  # fmt: skip
 FromRunner = (
-    Ready | Started | Progress | Log | Sync | Checkpoint | Output | Finished | Left | Failed | Heartbeat
+    Ready | Prepared | Started | Progress | Log | Sync | Checkpoint | Output | Finished | Left | Failed | Heartbeat
     | ShellOutput | ShellCredit | ShellEnded | Chunk
 )  # fmt: skip
 Frame = FromDaemon | FromRunner
@@ -347,9 +370,9 @@ def is_safe_path(path: str) -> bool:
 _CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "Begin.shard": _whole(0, 1 << 20),
     "Begin.shards": _whole(1, 1 << 20),
-    "Begin.workers": _whole(1, 1024),
-    "Begin.threads": _whole(1, 1024),
-    "Begin.gpus": _whole(0, 1024),
+    "workers": _whole(1, 1024),
+    "threads": _whole(1, 1024),
+    "gpus": _whole(0, 1024),
     "entry": _text(MAX_PATH_CHARS),
     "parameters": _are_parameters,
     "round": _whole(0, 1 << 40),

@@ -41,20 +41,14 @@ from hansa.proto.frames import (
 )
 from hansa.worker.averaging import Uneven
 from hansa.worker.checkpoints import Checkpoints, DropSaved, LeaveNow, Saved, SendSaved
-from hansa.worker.cluster import (
-    end_processes,
-    place_options,
-    prepare_environment,
-    ray_processes,
-    read_own_gang,
-    start_cluster,
-)
+from hansa.worker.cluster import end_processes, prepare_environment, ray_processes, read_own_gang
 from hansa.worker.deaths import Deaths
 from hansa.worker.gang_outputs import bring_outputs
 from hansa.worker.handed_over import SMALL_BYTES, HandedOver
 from hansa.worker.hub import Contribute, Deliver, Hub, Report
 from hansa.worker.outputs import Unsteady, send_outputs
-from hansa.worker.shard_worker import CHECKPOINT, ShardWorker, crash_path
+from hansa.worker.readiness import Standing, await_begin, start_workers
+from hansa.worker.shard_worker import CHECKPOINT, crash_path
 from hansa.worker.shell_host import ShellHost, session_of
 from hansa.worker.transfers import Incoming, Outgoing
 from hansa.worker.way_out import WAY_OUT, start_way_out
@@ -73,8 +67,8 @@ SWEEP_S = 0.3
 class Run:
     """One run, from `Begin` to `Finished`, `Left` or `Failed`."""
 
-    def __init__(self, wire: Wire, begin: Begin) -> None:
-        """Nothing has happened yet."""
+    def __init__(self, wire: Wire, begin: Begin, standing: Standing | None = None) -> None:
+        """Nothing has happened yet, but that its workers may be up already."""
         self._wire = wire
         self._begin = begin
         self._hub = Hub(begin.workers)
@@ -82,6 +76,7 @@ class Run:
         self._lock = threading.Lock()
         self._shells = ShellHost(wire.send, WORK)
         self._deaths = Deaths(self._took_death)
+        self._standing = standing
         self._ray: Any = None
         self._actors: list[Any] = []
         self._worker_pids: dict[int, int] = {}
@@ -108,12 +103,14 @@ class Run:
 
     def execute(self) -> None:
         """Start Ray, run the job's code in every worker, and say how it ended."""
-        prepare_environment(self._begin.threads)
+        if self._standing is None:
+            prepare_environment(self._begin.threads)
         try:
             if WAY_OUT.exists():
                 start_way_out()
-            self._ray = start_cluster(self._begin.workers, self._begin.gpus)
-            self._actors = self._start_workers()
+            standing = self._standing or start_workers(self._begin.workers, self._begin.gpus)
+            self._ray, self._actors = standing.ray, standing.actors
+            self._settle_workers()
             self._outgoing = Outgoing(self._ray, self._actors, self._wire, self._begin.state_bytes)
             self._up.set()
             if self._begin.has_checkpoint:
@@ -201,10 +198,11 @@ class Run:
         self._up.wait()
         self._incoming = (CHECKPOINT, Incoming(self._ray, self._actors, CHECKPOINT, self._begin.size_bytes))
 
-    def _start_workers(self) -> list[Any]:
+    def _settle_workers(self) -> None:
+        """Tell every worker what it is to do, and watch over it."""
         begin = self._begin
-        actor_class = self._ray.remote(max_concurrency=6)(ShardWorker)
         settings = {
+            "work": str(WORK),
             "entry": begin.entry,
             "code": str(CODE),
             "shard": begin.shard,
@@ -216,20 +214,14 @@ class Run:
             "round_number": begin.round,
             "has_checkpoint": begin.has_checkpoint,
         }
-        actors = [
-            actor_class.options(**place_options(number, begin.workers, begin.gpus)).remote(
-                {**settings, "worker": number}
-            )
-            for number in range(begin.workers)
-        ]
+        settling = [actor.settle.remote({**settings, "worker": number}) for number, actor in enumerate(self._actors)]
         gang = read_own_gang()
-        for number, pid in enumerate(self._ray.get([actor.process_id.remote() for actor in actors])):
+        for number, pid in enumerate(self._ray.get(settling)):
             if gang is None or gang.place_of(number) == gang.place:  # elsewhere it is somebody else's number
                 self._worker_pids[number] = pid
                 self._deaths.watch(f"worker {number}", pid)
         for name, pid in ray_processes().items():
             self._deaths.watch(name, pid)
-        return actors
 
     def _took_death(self, name: str, how: str) -> None:
         """Without one of Ray's own processes everything just hangs, silently. A worker's end Ray tells by itself."""
@@ -375,8 +367,9 @@ def main() -> None:
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     wire.send(Ready())
     frames = wire.frames()
-    begin = next(frames)
-    run = Run(wire, begin)
+    begin, standing = await_begin(wire, frames)
+    os.chdir(WORK)  # where this process began may be what the run's disk covers by now
+    run = Run(wire, begin, standing)
     threading.Thread(target=run.beat, daemon=True, name="hansa-heartbeat").start()
 
     def listen() -> None:

@@ -33,9 +33,9 @@ CHECKPOINT = -1
 class ShardWorker:
     """One of the workers of a shard; `Context` reaches the hub through it."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        """Keep what the context needs and catch what the job prints, down to the file descriptors."""
-        self._settings = settings
+    def __init__(self) -> None:
+        """Know nothing of the run yet; catch what the job will print, down to the file descriptors."""
+        self._settings: dict[str, Any] = {}
         self._unread: queue.Queue[tuple[Any, ...]] = queue.Queue(MAX_UNREAD)
         self._changed = threading.Condition()
         self._stopping = False
@@ -54,6 +54,12 @@ class ShardWorker:
         """Answering at all says that the actor is up."""
         return os.getpid()
 
+    def settle(self, settings: dict[str, Any]) -> int:
+        """Take what the context needs, and a place in the run's own directory; gives the number of this process."""
+        self._settings = settings
+        os.chdir(settings["work"])  # where it began may be what the run's disk covers by now
+        return os.getpid()
+
     def work(self) -> None:
         """Run the job's function to its end.
 
@@ -63,6 +69,7 @@ class ShardWorker:
         settings = dict(self._settings)
         entry = settings.pop("entry")
         code = Path(settings.pop("code"))
+        del settings["work"]
         try:
             function = load_entry(code, entry)
         except BaseException as error:  # noqa: BLE001 - importing a stranger's module may raise anything

@@ -8,6 +8,7 @@ from hansa.proto.errors import Malformed, ProtocolError, TooLarge
 
 FROM_RUNNER = [
     frames.Ready(),
+    frames.Prepared(),
     frames.Started(),
     frames.Progress(step=3, metrics=(("loss", 0.5),)),
     frames.Log(stream="stdout", data=b"\xff\x00text"),
@@ -28,6 +29,8 @@ FROM_DAEMON = [
         entry="train.py:main", shard=0, shards=3, workers=2, parameters=(("a", "1"),), round=0, has_checkpoint=False,
         size_bytes=0, state_bytes=1, output_bytes=1, threads=1, gpus=0,
     ),
+    frames.Prepare(workers=2, gpus=0, threads=1),
+    frames.Look(),
     frames.RoundResult(round=4, size_bytes=5),
     frames.CheckpointStored(round=1, step=2),
     frames.Stop(grace_ms=100),
