@@ -140,11 +140,14 @@ class BlobExchange:
         ref: BlobRef,
         sources: Sequence[str],
         *,
+        like: Sequence[BlobRef] = (),
         chunk_timeout_ms: int = CHUNK_TIMEOUT_MS,
         moved: Moved | None = None,
     ) -> Path:
         """The blob's file, fetched from the named peers unless it is here. Two fetches of the same blob are one.
 
+        ``like`` are blobs whose equal chunks need not come again, if they are here. Whoever asks says which: they must
+        be ones that the sources may know all of, since these learn from what is not asked for what is here.
         ``moved`` is told of every chunk that comes, also when it is the other fetch that brings it.
 
         Raises:
@@ -161,18 +164,20 @@ class BlobExchange:
         self._fetching[ref] = _Fetch()
         try:
             with self._fetching[ref].heard_by(moved):
-                return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), chunk_timeout_ms)
+                return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), like, chunk_timeout_ms)
         finally:
             self._fetching.pop(ref).done.set()
 
-    async def _fetch(self, ref: BlobRef, sources: _Sources, timeout_ms: int) -> Path:
+    async def _fetch(self, ref: BlobRef, sources: _Sources, like: Sequence[BlobRef], timeout_ms: int) -> Path:
         if ref.size_bytes > MAX_BLOB_BYTES:
             raise FetchFailed(ref, {"": "no blob is that large"})
         hashes = await trio.to_thread.run_sync(self._store.tree_of_part, ref)
         if hashes is None:
             hashes = await self._fetch_tree(ref, sources, timeout_ms)
-        partial = await trio.to_thread.run_sync(self._store.begin, ref, hashes)
+        partial = await trio.to_thread.run_sync(self._store.begin, ref, hashes, like)
         try:
+            if partial.reused_bytes:
+                self._fetching[ref].tell(partial.reused_bytes)
             todo = deque(partial.missing())
             async with trio.open_nursery() as nursery:
                 for _ in range(min(AT_ONCE, len(todo))):

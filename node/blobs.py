@@ -11,10 +11,15 @@ Layout, all of it readable by this user only::
 
 A file comes into ``whole`` by rename after fsync, so that what stands there is complete. A part file carries no list of
 what it holds: on resuming, every chunk is hashed again, which costs a second for a few gigabytes and cannot be wrong.
+
+A blob may be named that the new one is *like*: equal chunks are copied from it, by the kernel, which lets both files
+share them on the disk where the file system can (Btrfs, XFS). It is the caller who says which: what is reused among the
+blobs of one shard would, among those of all buyers, hand a stranger's bytes to whoever knows their hashes.
 The methods block and may be called from threads, one lock guarding the books; callers in trio use ``trio.to_thread``.
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -35,6 +40,8 @@ from hansa.proto.blob import (
     root_of,
 )
 
+CANNOT_COPY = (errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+"""Not every kernel and file system copies between files by itself."""
 PART_LIFE_S = 7 * 86_400
 """How long a part file that nobody goes on with is kept."""
 
@@ -173,11 +180,16 @@ class BlobStore:
         with path.open("rb") as file:
             return self._put(_chunks(file))
 
-    def writer(self, size_bytes: int) -> "BlobWriter":
+    def writer(self, size_bytes: int, like: Sequence[BlobRef] = ()) -> "BlobWriter":
         """Begin a blob of this size whose bytes come bit by bit; its room is kept for it. Raises ``NoRoom``."""
         with self._lock:
-            self._make_room(size_bytes)
-            writer = BlobWriter(self, self._new / secrets.token_hex(16), size_bytes)
+            known = Likeness(self, like)
+            try:
+                self._make_room(size_bytes)
+                writer = BlobWriter(self, self._new / secrets.token_hex(16), size_bytes, known)
+            except BaseException:
+                known.close()
+                raise
             self._reserved[writer.path.name] = size_bytes
             return writer
 
@@ -335,16 +347,19 @@ class BlobStore:
         except (OSError, ValueError):
             return None
 
-    def begin(self, ref: BlobRef, hashes: Sequence[bytes]) -> "Partial":
+    def begin(self, ref: BlobRef, hashes: Sequence[bytes], like: Sequence[BlobRef] = ()) -> "Partial":
         """Start or resume fetching. Raises ``ValueError`` if the hashes do not make the root, or ``NoRoom``."""
         if root_of(ref.size_bytes, hashes) != ref.root:
             raise ValueError("the chunk hashes do not make the root")
         path = self._part(ref)
         with self._lock:
-            if path.name not in self._reserved:
-                self._make_room(ref.size_bytes)
-                self._reserved[path.name] = ref.size_bytes
+            # Opened before room is made: its file can be read to its end, also if it is evicted for the new one.
+            known = Likeness(self, like)
         try:
+            with self._lock:
+                if path.name not in self._reserved:
+                    self._make_room(ref.size_bytes)
+                    self._reserved[path.name] = ref.size_bytes
             tree = path.with_name(f"{path.name}.tree")
             if self.tree_of_part(ref) is None:
                 temporary = self._new / f"{secrets.token_hex(16)}.tree"
@@ -353,10 +368,12 @@ class BlobStore:
                     _sync(file)
                 temporary.rename(tree)
                 _sync_folder(self._parts)
-            return Partial(self, ref, tuple(hashes), path)
+            return Partial(self, ref, tuple(hashes), path, known)
         except OSError:
             self._release(path)
             raise
+        finally:
+            known.close()
 
     def finish(self, partial: "Partial") -> Path:
         """All chunks are there: make the part file a blob."""
@@ -406,14 +423,22 @@ class BlobStore:
 class Partial:
     """A blob on its way. Chunks may come in any order, each is checked before it is written."""
 
-    def __init__(self, store: BlobStore, ref: BlobRef, hashes: tuple[bytes, ...], path: Path) -> None:
-        """Made by ``BlobStore.begin``; finds out what is already there."""
+    def __init__(
+        self, store: BlobStore, ref: BlobRef, hashes: tuple[bytes, ...], path: Path, known: "Likeness"
+    ) -> None:
+        """Made by ``BlobStore.begin``; finds out what is already there, and takes what is known from elsewhere."""
         self.ref = ref
         self.hashes = hashes
         self.path = path
+        self.reused_bytes = 0
         self._store = store
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
-        self._missing = {index for index in range(len(hashes)) if not self._is_there(index)}
+        try:
+            self._missing = {index for index in range(len(hashes)) if not self._is_there(index)}
+            self._reuse(known)
+        except OSError:
+            self.close()
+            raise
 
     def _is_there(self, index: int) -> bool:
         size_bytes = chunk_size_bytes(self.ref.size_bytes, index)
@@ -424,14 +449,20 @@ class Partial:
         """Which chunks are still to come, in order."""
         return sorted(self._missing)
 
+    def _reuse(self, known: "Likeness") -> None:
+        """Take what is missing from a blob that is like this one. It is checked as if it had come from a stranger."""
+        for index in self.missing():
+            size_bytes = chunk_size_bytes(self.ref.size_bytes, index)
+            copied = known.copy_to(self._file.fileno(), index * CHUNK_BYTES, self.hashes[index], size_bytes)
+            if copied and self._is_there(index):
+                self._missing.discard(index)
+                self.reused_bytes += size_bytes
+
     def write(self, index: int, chunk: bytes) -> None:
         """Keep one chunk. Raises ``ValueError`` if it is not the one that belongs there."""
         if len(chunk) != chunk_size_bytes(self.ref.size_bytes, index) or chunk_hash(chunk) != self.hashes[index]:
             raise ValueError("the chunk does not fit its hash")
-        view, at = memoryview(chunk), index * CHUNK_BYTES
-        while view:
-            written = os.pwrite(self._file.fileno(), view, at)
-            view, at = view[written:], at + written
+        _write_at(self._file.fileno(), chunk, index * CHUNK_BYTES)
         self._missing.discard(index)
 
     def finish(self) -> Path:
@@ -450,11 +481,13 @@ class Partial:
 class BlobWriter:
     """A blob whose bytes come in order, in pieces of any size. At most one chunk of it is in memory."""
 
-    def __init__(self, store: BlobStore, path: Path, size_bytes: int) -> None:
+    def __init__(self, store: BlobStore, path: Path, size_bytes: int, known: "Likeness") -> None:
         """Made by ``BlobStore.writer``."""
         self.path = path
         self.size_bytes = size_bytes
+        self.reused_bytes = 0
         self._store = store
+        self._known = known
         self._file = _create(path)
         self._hashes: list[bytes] = []
         self._chunk = bytearray()
@@ -465,22 +498,21 @@ class BlobWriter:
         if self._written_bytes + len(data) > self.size_bytes:
             raise ValueError("more bytes than the blob has")
         self._written_bytes += len(data)
-        self._file.write(data)
         view = memoryview(data)
         while view:
             piece = view[: CHUNK_BYTES - len(self._chunk)]
             self._chunk += piece
             view = view[len(piece) :]
             if len(self._chunk) == CHUNK_BYTES:
-                self._hash_chunk()
+                self._keep_chunk()
 
     def finish(self) -> BlobRef:
         """It is complete: make it a blob. Raises ``ValueError`` if bytes are missing."""
         if self._written_bytes != self.size_bytes:
             raise ValueError("fewer bytes than the blob has")
-        if self._chunk:
-            self._hash_chunk()
         try:
+            if self._chunk:
+                self._keep_chunk()
             _sync(self._file)
             return self._store.finish_writing(self, self._hashes)
         finally:
@@ -488,12 +520,71 @@ class BlobWriter:
 
     def drop(self) -> None:
         """It will never be complete, or it is already: leave nothing behind but the blob."""
+        self._known.close()
         self._file.close()
         self._store.drop_writing(self)
 
-    def _hash_chunk(self) -> None:
-        self._hashes.append(chunk_hash(bytes(self._chunk)))
+    def _keep_chunk(self) -> None:
+        data, at = bytes(self._chunk), len(self._hashes) * CHUNK_BYTES
+        digest = chunk_hash(data)
+        descriptor = self._file.fileno()
+        if self._known.copy_to(descriptor, at, digest, len(data)) and _is_at(descriptor, at, data):
+            self.reused_bytes += len(data)
+        else:
+            _write_at(descriptor, data, at)
+        self._hashes.append(digest)
         self._chunk.clear()
+
+
+class Likeness:
+    """Where the chunks lie of blobs that a new one is like. Made while the store is locked; its files stay readable."""
+
+    def __init__(self, store: BlobStore, like: Sequence[BlobRef]) -> None:
+        """Those that are not here are no help and no fault."""
+        self._files: list[BinaryIO] = []
+        self._places: dict[bytes, tuple[BinaryIO, int]] = {}
+        for ref in like:
+            try:
+                hashes = store.read_tree(ref, 0, chunk_count(ref.size_bytes))
+                file = store.reader(ref)
+            except BlobMissing:
+                continue
+            self._files.append(file)
+            self._places.update({digest: (file, index * CHUNK_BYTES) for index, digest in enumerate(hashes)})
+
+    def copy_to(self, target: int, at: int, digest: bytes, size_bytes: int) -> bool:
+        """Copy the chunk of this hash to its place in another file. Says whether there was one; it is not checked."""
+        place = self._places.get(digest)
+        if place is None:
+            return False
+        file, start = place
+        try:
+            while size_bytes:
+                copied = os.copy_file_range(file.fileno(), target, size_bytes, start, at)
+                if not copied:
+                    return False
+                size_bytes, start, at = size_bytes - copied, start + copied, at + copied
+        except OSError as fault:
+            if fault.errno not in CANNOT_COPY:
+                raise
+            _write_at(target, os.pread(file.fileno(), size_bytes, start), at)
+        return True
+
+    def close(self) -> None:
+        """Nothing more is copied."""
+        for file in self._files:
+            file.close()
+
+
+def _is_at(descriptor: int, at: int, data: bytes) -> bool:
+    return os.pread(descriptor, len(data), at) == data
+
+
+def _write_at(descriptor: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -508,7 +599,7 @@ def _cut(data: bytes) -> Iterator[bytes]:
 
 
 def _create(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _sync(file: BinaryIO) -> None:

@@ -1,6 +1,6 @@
 """From a runner to the blob store: states, checkpoints and files go to the disk as they come, whatever their size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -32,8 +32,8 @@ class Writer(Protocol):
 class Blobs(Protocol):
     """What the executor needs of the blob store. Called in worker threads, since files may be large."""
 
-    def writer(self, size_bytes: int) -> Writer:
-        """Begin a blob of this size. Raises ``NoRoom``."""
+    def writer(self, size_bytes: int, like: Sequence[BlobRef] = ()) -> Writer:
+        """Begin a blob of this size, of which those others may hold a part. Raises ``NoRoom``."""
 
     def reader(self, ref: BlobRef) -> BinaryIO:
         """The bytes of a blob, which stay readable until they are closed. Raises ``BlobMissing``."""
@@ -50,8 +50,12 @@ class Stored:
 class Intake:
     """Takes the frames of one runner. Those without bytes of their own pass through it."""
 
-    def __init__(self, blobs: Blobs, admit: Callable[[Header], int]) -> None:
-        """Ask ``admit(header)`` how many bytes this header may bring; it may also raise ``ProtocolError``."""
+    def __init__(self, blobs: Blobs, admit: Callable[[Header], int], checkpoint: BlobRef | None = None) -> None:
+        """Ask ``admit(header)`` how many bytes this header may bring; it may also raise ``ProtocolError``.
+
+        ``checkpoint`` is the one that the run went on from, if there is one: what the next has of it is there already.
+        """
+        self._checkpoint = checkpoint
         self._blobs = blobs
         self._admit = admit
         self._header: Header | None = None
@@ -105,12 +109,15 @@ class Intake:
             return None
         assert self._header is not None, "what was written has a header"
         stored = Stored(header=self._header, blob=blob)
+        if isinstance(self._header, Checkpoint):
+            self._checkpoint = blob
         self._writer = self._header = None
         return stored
 
     def _write(self, data: bytes) -> BlobRef | None:
         assert self._header is not None, "what is written has a header"
         if self._writer is None:
-            self._writer = self._blobs.writer(self._header.size_bytes)
+            before = self._checkpoint if isinstance(self._header, Checkpoint) else None
+            self._writer = self._blobs.writer(self._header.size_bytes, (before,) if before else ())
         self._writer.write(data)
         return self._writer.finish() if self._left == 0 else None

@@ -183,7 +183,7 @@ class Supervision:
 
     async def _live_through(self) -> Over:
         """Everything up to the moment when the run is to be ended, and why."""
-        intake = Intake(self._around.blobs, self._admit)
+        intake = Intake(self._around.blobs, self._admit, self._order.checkpoint)
         try:
             begin = await self._furnish()
             self._line.post_first(*begin)

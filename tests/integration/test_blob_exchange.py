@@ -174,3 +174,41 @@ async def test_garbage_sent_to_the_blob_protocol_is_a_strike(houses):
 async def test_a_blob_beyond_any_limit_is_not_even_asked_for(houses):
     with pytest.raises(FetchFailed):
         await houses[0].exchange.fetch(BlobRef(root=bytes(32), size_bytes=1 << 60), [houses[1].net.peer_id])
+
+
+async def test_a_checkpoint_like_the_one_before_costs_its_changed_chunks_only(houses):
+    fetcher, source = houses[:2]
+    after = DATA[: 2 * CHUNK_BYTES] + b"changed" + DATA[2 * CHUNK_BYTES + 7 :]
+    for house in (fetcher, source):
+        house.store.put_bytes(DATA)
+    ref, asked, came = source.store.put_bytes(after), [], []
+    lie_with(source, lambda wanted, data: asked.append(wanted) or data)
+    path = await fetcher.exchange.fetch(ref, [source.net.peer_id], like=[REF], moved=came.append)
+    assert path.read_bytes() == after
+    assert [wanted.index for wanted in asked if isinstance(wanted, ChunkWanted)] == [2]
+    assert sum(came) == len(after)
+
+
+async def test_nothing_is_reused_that_was_not_named(houses):
+    """What is here of other buyers is no business of whoever knows its hashes."""
+    fetcher, source = houses[:2]
+    for house in (fetcher, source):
+        house.store.put_bytes(DATA)
+    longer = DATA + b"x"
+    ref, asked = source.store.put_bytes(longer), []
+    lie_with(source, lambda wanted, data: asked.append(wanted) or data)
+    await fetcher.exchange.fetch(ref, [source.net.peer_id])
+    assert sum(isinstance(wanted, ChunkWanted) for wanted in asked) == 6
+
+
+async def test_a_source_that_claims_our_own_chunks_for_another_blob_is_found_out(houses):
+    fetcher, liar = houses[:2]
+    fetcher.store.put_bytes(DATA)
+    other = os.urandom(len(DATA))
+    ref = liar.store.put_bytes(other)
+    mine = b"".join(fetcher.store.read_tree(REF, 0, 6))
+    lie_with(liar, lambda wanted, data: data if isinstance(wanted, ChunkWanted) else mine)
+    with pytest.raises(FetchFailed):
+        await fetcher.exchange.fetch(ref, [liar.net.peer_id], like=[REF])
+    assert fetcher.net.counters()["blob.wrong_bytes"] == 1
+    assert not fetcher.store.has(ref)

@@ -1,5 +1,6 @@
 """The store of blobs: named by content, bounded, complete or absent, and resumable after any crash."""
 
+import errno
 import os
 import signal
 import stat
@@ -281,3 +282,110 @@ def test_a_blob_can_be_read_to_its_end_although_it_is_evicted_meanwhile(tmp_path
         assert file.read() == b"abc"
     with pytest.raises(BlobMissing):
         store.reader(ref)
+
+
+def changed_at(data: bytes, index: int) -> bytes:
+    """The data with one byte of one chunk changed."""
+    at = index * CHUNK_BYTES + 5
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def written(store: BlobStore, data: bytes, like: list[BlobRef], piece: int = 300_000) -> tuple[BlobRef, int]:
+    """What a writer makes of the data, and how much of it was there already."""
+    writer = store.writer(len(data), like)
+    for at in range(0, len(data), piece):
+        writer.write(data[at : at + piece])
+    return writer.finish(), writer.reused_bytes
+
+
+def test_a_fetch_asks_only_for_the_chunks_that_a_like_blob_does_not_have(store):
+    before = os.urandom(4 * CHUNK_BYTES + 9)
+    after = changed_at(before, 2)
+    old = store.put_bytes(before)
+    partial = store.begin(blob_ref(after), hashes_of(after), [old])
+    assert partial.missing() == [2]
+    assert partial.reused_bytes == 3 * CHUNK_BYTES + 9
+    partial.write(2, after[2 * CHUNK_BYTES : 3 * CHUNK_BYTES])
+    assert partial.finish().read_bytes() == after
+    assert store.read_bytes(old, len(before)) == before
+
+
+def test_chunks_that_moved_to_another_place_are_found_there(store):
+    first, second = os.urandom(CHUNK_BYTES), os.urandom(CHUNK_BYTES)
+    old = store.put_bytes(first + second)
+    swapped = second + first + second
+    partial = store.begin(blob_ref(swapped), hashes_of(swapped), [old])
+    assert partial.missing() == []
+    assert partial.finish().read_bytes() == swapped
+
+
+def test_what_is_reused_is_checked_as_if_it_had_come_from_a_stranger(store):
+    before = os.urandom(3 * CHUNK_BYTES)
+    old = store.put_bytes(before)
+    path = store.path(old)
+    assert path is not None
+    path.write_bytes(changed_at(before, 1))  # the disk went bad, or somebody was at it
+    after = before + b"more"
+    partial = store.begin(blob_ref(after), hashes_of(after), [old])
+    assert partial.missing() == [1, 3]
+    partial.close()
+    ref, reused_bytes = written(store, after, [old])
+    assert ref == blob_ref(after)
+    assert reused_bytes == 2 * CHUNK_BYTES
+    assert store.read_bytes(ref, len(after)) == after
+
+
+def test_a_tree_that_claims_equal_chunks_gets_nothing_but_what_its_root_names(store):
+    mine = os.urandom(2 * CHUNK_BYTES)
+    old = store.put_bytes(mine)
+    other = os.urandom(2 * CHUNK_BYTES)
+    with pytest.raises(ValueError, match="do not make the root"):
+        store.begin(blob_ref(other), hashes_of(mine), [old])
+    assert store.size_bytes == len(mine)
+
+
+def test_a_writer_reuses_what_a_like_blob_has(store):
+    before = os.urandom(3 * CHUNK_BYTES + 100)
+    old = store.put_bytes(before)
+    after = changed_at(before, 0)
+    assert written(store, after, [old]) == (blob_ref(after), 2 * CHUNK_BYTES + 100)
+    assert store.read_bytes(blob_ref(after), len(after)) == after
+
+
+def test_a_like_blob_that_is_not_here_is_no_fault_and_one_that_is_evicted_is_read_to_its_end(tmp_path):
+    small = BlobStore(tmp_path / "small", quota_bytes=3 * CHUNK_BYTES)
+    before = os.urandom(2 * CHUNK_BYTES)
+    old = small.put_bytes(before)
+    after = changed_at(before, 1)
+    partial = small.begin(blob_ref(after), hashes_of(after), [old, blob_ref(b"not here")])
+    assert not small.has(old)
+    assert partial.missing() == [1]
+    partial.close()
+    small.discard_part(blob_ref(after))
+    assert small.size_bytes == 0
+
+
+def test_a_file_system_that_cannot_copy_between_files_has_them_copied_by_hand(store, monkeypatch):
+    before = os.urandom(2 * CHUNK_BYTES)
+    old = store.put_bytes(before)
+
+    def cannot(*_: object) -> int:
+        raise OSError(errno.EXDEV, "not here")
+
+    monkeypatch.setattr(os, "copy_file_range", cannot)
+    after = changed_at(before, 0)
+    assert written(store, after, [old]) == (blob_ref(after), CHUNK_BYTES)
+    partial = store.begin(blob_ref(after + b"x"), hashes_of(after + b"x"), [old])
+    assert partial.missing() == [0, 2]
+    partial.close()
+
+
+def test_a_writer_for_which_there_is_no_room_leaves_nothing_open(tmp_path):
+    small = BlobStore(tmp_path / "small", quota_bytes=CHUNK_BYTES)
+    old = small.put_bytes(b"old")
+    small.pin(old, "test")
+    with pytest.raises(NoRoom):
+        small.writer(CHUNK_BYTES, [old])
+    with pytest.raises(NoRoom):
+        small.begin(blob_ref(bytes(CHUNK_BYTES)), hashes_of(bytes(CHUNK_BYTES)), [old])
+    assert [path for path in Path("/proc/self/fd").iterdir() if str(small.directory) in os.path.realpath(path)] == []
