@@ -14,6 +14,7 @@ scheme and host.
 import logging
 import random
 import re
+import time
 from collections.abc import Sequence
 from itertools import count
 from typing import Any, Final
@@ -29,6 +30,7 @@ from hansa.proto.typed_json import TEXT_LIMIT_BYTES, parse_json
 ANSWER_TIMEOUT_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
 ATTEMPTS: Final = 3
+MOST_AT_ONCE: Final = 8
 FIRST_PAUSE_S: Final = 0.2
 SHOWN_CHARS: Final = 200
 PLAIN: Final = {"Accept-Encoding": "identity"}
@@ -102,14 +104,15 @@ class RpcNode:
         logging.getLogger("httpcore").setLevel(logging.WARNING)
         timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         # Neither a proxy nor a .netrc of the environment has a say in who is asked about money.
-        self._http = httpx.AsyncClient(timeout=timeout, trust_env=False, follow_redirects=False)
+        self._http = httpx.Client(timeout=timeout, trust_env=False, follow_redirects=False)
+        self._limiter = trio.CapacityLimiter(MOST_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"RpcNode({self.name})"
 
     async def close(self) -> None:
         """Hang up."""
-        await self._http.aclose()
+        self._http.close()
 
     async def read(self, method: str, *params: Any) -> Any:
         """Ask for something that changes nothing; a node that cannot be reached is asked again a few times.
@@ -148,29 +151,32 @@ class RpcNode:
 
     async def _exchange(self, question: dict[str, Any]) -> bytes:
         """One request, and the bytes of its answer: never more than the limit, never for longer than the timeout."""
-        body = bytearray()
         try:
-            with trio.fail_after(self._timeout_s), trio.CancelScope() as enough:
-                async with self._http.stream("POST", self._url, json=question, headers=PLAIN) as answer:
-                    # Raw: what a compressed piece unfolds to has no bound.
-                    async for piece in answer.aiter_raw(64 << 10):
-                        body += piece
-                        if len(body) > TEXT_LIMIT_BYTES:
-                            # To leave the loop would leave the library's generators behind, half run: they are
-                            # cancelled from within instead.
-                            enough.cancel()
-        except trio.TooSlowError:
-            raise RpcAway(self.name, f"did not answer within {self._timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as fault:
+            # In a thread: httpx on trio leaves half-run generators behind wherever it is cancelled. A thread that
+            # nobody waits for any more ends by itself, at the timeout.
+            status, body = await trio.to_thread.run_sync(  # type: ignore[call-arg]  # its stubs are older than trio
+                self._exchange_blocking, question, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as fault:
             # Only the kind of the fault: its text may repeat the address.
             raise RpcAway(self.name, f"cannot be reached ({type(fault).__name__})") from None
-        if enough.cancelled_caught:
-            raise RpcMalformed(self.name, f"answered with more than {TEXT_LIMIT_BYTES} bytes")
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
-            raise RpcAway(self.name, f"is busy or broken (HTTP {answer.status_code})")
-        if not answer.is_success and not body.lstrip().startswith(b"{"):
-            raise RpcMalformed(self.name, f"answered with HTTP {answer.status_code}")
-        return bytes(body)
+        if status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status):
+            raise RpcAway(self.name, f"is busy or broken (HTTP {status})")
+        if not httpx.codes.is_success(status) and not body.lstrip().startswith(b"{"):
+            raise RpcMalformed(self.name, f"answered with HTTP {status}")
+        return body
+
+    def _exchange_blocking(self, question: dict[str, Any]) -> tuple[int, bytes]:
+        body, deadline = bytearray(), time.monotonic() + self._timeout_s
+        with self._http.stream("POST", self._url, json=question, headers=PLAIN) as answer:
+            # Raw: what a compressed piece unfolds to has no bound. Of no size: one would be waited for.
+            for piece in answer.iter_raw():
+                body += piece
+                if len(body) > TEXT_LIMIT_BYTES:
+                    raise RpcMalformed(self.name, f"answered with more than {TEXT_LIMIT_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise RpcAway(self.name, f"took more than {self._timeout_s:g} s to answer")
+        return answer.status_code, bytes(body)
 
     def _result(self, body: bytes, number: int) -> Any:
         try:

@@ -1,7 +1,9 @@
 """An answer is strict, bounded and to the question, or it is refused in words that give no secret away."""
 
 import contextlib
+import http.server
 import logging
+import threading
 import time
 from typing import Any
 
@@ -88,8 +90,35 @@ async def test_an_answer_that_does_not_come_is_not_waited_for() -> None:
         time.sleep(1.5)
         return result("0x1", number)
 
-    with pytest.raises(RpcAway, match="within"):
+    with pytest.raises(RpcAway, match="ReadTimeout"):
         await asked(slow, timeout_s=0.3)
+
+
+@pytest.mark.trio
+async def test_an_answer_that_comes_drop_by_drop_is_cut_off_too() -> None:
+    class Drops(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's own name
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drops) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        node = RpcNode(f"http://127.0.0.1:{server.server_address[1]}/", timeout_s=0.5)
+        with pytest.raises(RpcAway, match="more than"):
+            await node.order("eth_chainId")
+        await node.close()
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.trio

@@ -1,0 +1,367 @@
+"""The nodes through which this one sees a chain, and how far each is believed.
+
+One node can lie. So what decides about money (which chain this is, which code stands at an address, which block is
+final, what a contract says at that block) is asked of all of them at once: more than half must answer, and all that
+answer must say the same. With one node configured that is no more than its own word, and ``hansa doctor`` says so.
+
+What only costs a fee or a moment when it is wrong (fees, the newest block) is taken from the first that answers.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import trio
+
+from hansa.node.json_rpc import (
+    RpcAway,
+    RpcError,
+    RpcFault,
+    RpcMalformed,
+    RpcNode,
+    data,
+    hex_data,
+    hex_quantity,
+    quantity,
+    rows,
+    table,
+)
+from hansa.proto.errors import Malformed
+
+T = TypeVar("T")
+
+MOST_CHAIN_ID_BITS = 63
+FEE_BITS = 96
+"""A fee of 2**96 smallest units for one unit of gas is more than there are coins of any chain."""
+HASH_BYTES = 32
+
+
+class NodesDisagree(RpcFault):
+    """Two nodes of one chain say different things about what both must know. One of them is broken, or lies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block's header, as far as it matters here.
+
+    Attributes:
+        number: its height.
+        hash: its name.
+        parent: the name of the block before it.
+        at_s: when, as the chain counts.
+        base_fee: what a unit of gas costs in it at least, in the coin's smallest unit.
+    """
+
+    number: int
+    hash: bytes
+    parent: bytes
+    at_s: int
+    base_fee: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionReceipt:
+    """That a transaction is in a block, and how it went."""
+
+    ok: bool
+    block_number: int
+    block_hash: bytes
+    gas_used: int
+    fee_paid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """One thing that a contract said, and where in the chain it stands."""
+
+    address: bytes
+    topics: tuple[bytes, ...]
+    data: bytes
+    block_number: int
+    block_hash: bytes
+    index: int
+
+
+def read_block(raw: Any) -> Block:
+    """A block of a node's answer.
+
+    Raises:
+        Malformed: it is none.
+    """
+    found = table(raw, "block", "number", "hash", "parentHash", "timestamp")
+    return Block(
+        number=quantity(found["number"], "block.number", 63),
+        hash=data(found["hash"], "block.hash", HASH_BYTES),
+        parent=data(found["parentHash"], "block.parentHash", HASH_BYTES),
+        at_s=quantity(found["timestamp"], "block.timestamp", 63),
+        base_fee=quantity(found.get("baseFeePerGas", "0x0"), "block.baseFeePerGas", FEE_BITS),
+    )
+
+
+def read_receipt(raw: Any) -> TransactionReceipt | None:
+    """A receipt of a node's answer; nothing where the transaction is in no block.
+
+    Raises:
+        Malformed: it is none.
+    """
+    if raw is None:
+        return None
+    found = table(raw, "receipt", "status", "blockNumber", "blockHash", "gasUsed")
+    gas_used = quantity(found["gasUsed"], "receipt.gasUsed", 63)
+    return TransactionReceipt(
+        ok=quantity(found["status"], "receipt.status", 1) == 1,
+        block_number=quantity(found["blockNumber"], "receipt.blockNumber", 63),
+        block_hash=data(found["blockHash"], "receipt.blockHash", HASH_BYTES),
+        gas_used=gas_used,
+        fee_paid=gas_used * quantity(found.get("effectiveGasPrice", "0x0"), "receipt.effectiveGasPrice", FEE_BITS),
+    )
+
+
+def read_logs(raw: Any) -> tuple[Log, ...]:
+    """The logs of a node's answer, in their order in the chain.
+
+    Raises:
+        Malformed: they are none, or are not in order.
+    """
+    logs = tuple(_read_log(row) for row in rows(raw, "logs"))
+    places = [(log.block_number, log.index) for log in logs]
+    if places != sorted(set(places)):
+        raise Malformed("logs", "are not in the order of the chain")
+    return logs
+
+
+def _read_log(raw: Any) -> Log:
+    found = table(raw, "log", "address", "topics", "data", "blockNumber", "blockHash", "logIndex")
+    if found.get("removed"):
+        raise Malformed("log", "is of a block that was dropped")
+    return Log(
+        address=data(found["address"], "log.address", 20),
+        topics=tuple(data(topic, "log.topics", HASH_BYTES) for topic in rows(found["topics"], "log.topics")),
+        data=data(found["data"], "log.data"),
+        block_number=quantity(found["blockNumber"], "log.blockNumber", 63),
+        block_hash=data(found["blockHash"], "log.blockHash", HASH_BYTES),
+        index=quantity(found["logIndex"], "log.logIndex", 31),
+    )
+
+
+def _number_of(what: str, bits: int) -> Callable[[Any], int]:
+    return lambda raw: quantity(raw, what, bits)
+
+
+class ChainNodes:
+    """All nodes of one chain that the owner named.
+
+    Attributes:
+        nodes: the nodes.
+        faults: what is wrong with a node by its name, in words; empty when its last answer was sound.
+        confirmations: how many blocks must stand on a block until it counts as final; 0 takes the chain's own word
+            (``finalized``).
+    """
+
+    def __init__(self, nodes: Sequence[RpcNode], *, confirmations: int) -> None:
+        """Nothing is asked yet."""
+        assert nodes, "a chain is seen through at least one node"
+        self.nodes = tuple(nodes)
+        self.confirmations = confirmations
+        self.faults: dict[str, str] = {}
+
+    async def close(self) -> None:
+        """Hang up on all of them."""
+        for node in self.nodes:
+            await node.close()
+
+    async def _say(self, node: RpcNode, ask: Awaitable[Any], read: Callable[[Any], T]) -> T:
+        """One node's answer, read; what is wrong with it is remembered."""
+        try:
+            found = read(await ask)
+        except Malformed as fault:
+            wrong = RpcMalformed(node.name, f"answered with what cannot be: {fault}")
+            self.faults[node.name] = wrong.why
+            raise wrong from None
+        except RpcError:
+            self.faults.pop(node.name, None)
+            raise
+        except RpcFault as fault:
+            self.faults[node.name] = fault.why
+            raise
+        self.faults.pop(node.name, None)
+        return found
+
+    async def first(self, read: Callable[[Any], T], method: str, *params: Any) -> T:
+        """The answer of the first node that has a sound one.
+
+        Raises:
+            RpcError: it said no.
+            RpcFault: none has one; the last one's fault.
+        """
+        for node in self.nodes[:-1]:
+            try:
+                return await self._say(node, node.read(method, *params), read)
+            except (RpcAway, RpcMalformed):
+                continue
+        node = self.nodes[-1]
+        return await self._say(node, node.read(method, *params), read)
+
+    async def agreed(self, read: Callable[[Any], T], method: str, *params: Any) -> T:
+        """What more than half of the nodes answer, and no node contradicts.
+
+        Raises:
+            NodesDisagree: two of them answer different things.
+            RpcError: they say no.
+            RpcAway: half of them or more do not answer.
+        """
+        answers = await self._all(read, method, *params)
+        said = {name: answer for name, answer in answers.items() if not isinstance(answer, RpcFault)}
+        noes = {name: answer for name, answer in answers.items() if isinstance(answer, RpcError)}
+        if 2 * (len(said) + len(noes)) <= len(self.nodes):
+            raise next(answer for answer in answers.values() if isinstance(answer, RpcFault))
+        values = list(said.values())
+        if (said and noes) or any(value != values[0] for value in values):
+            names = ", ".join(sorted((*said, *noes)))
+            fault = NodesDisagree(names, f"say different things when they are asked {method}")
+            for name in (*said, *noes):
+                self.faults[name] = fault.why
+            raise fault
+        if noes:
+            raise next(iter(noes.values()))
+        return values[0]
+
+    async def _all(self, read: Callable[[Any], T], method: str, *params: Any) -> dict[str, T | RpcFault]:
+        answers: dict[str, T | RpcFault] = {}
+
+        async def ask(number: int, node: RpcNode) -> None:
+            try:
+                answers[f"{node.name} ({number})"] = await self._say(node, node.read(method, *params), read)
+            except RpcFault as fault:
+                answers[f"{node.name} ({number})"] = fault
+
+        async with trio.open_nursery() as nursery:
+            for number, node in enumerate(self.nodes, start=1):
+                nursery.start_soon(ask, number, node)
+        return answers
+
+    # What decides about money: agreed.
+
+    async def chain_id(self) -> int:
+        """Which chain this is."""
+        return await self.agreed(_number_of("chain id", MOST_CHAIN_ID_BITS), "eth_chainId")
+
+    async def final_block(self) -> Block:
+        """The newest block that cannot be dropped any more, as all nodes have it.
+
+        Nodes are not equally far, so it is the lowest of what they hold for final: a node that lags, or lies downwards,
+        can only make this one wait.
+        """
+        numbers = await self._all(self._final_number, "eth_getBlockByNumber", self._final_tag, False)
+        said = [number for number in numbers.values() if isinstance(number, int)]
+        if 2 * len(said) <= len(self.nodes):
+            raise next(number for number in numbers.values() if isinstance(number, RpcFault))
+        return await self.agreed(read_block, "eth_getBlockByNumber", hex_quantity(min(said)), False)
+
+    @property
+    def _final_tag(self) -> str:
+        return "latest" if self.confirmations else "finalized"
+
+    def _final_number(self, raw: Any) -> int:
+        return max(0, read_block(raw).number - self.confirmations)
+
+    async def code(self, address: bytes, block: Block) -> bytes:
+        """The code at an address."""
+        return await self.agreed(_any_data("code"), "eth_getCode", hex_data(address), _at(block))
+
+    async def call(self, to: bytes, content: bytes, block: Block) -> bytes:
+        """What a contract answers at a block."""
+        question = {"to": hex_data(to), "data": hex_data(content)}
+        return await self.agreed(_any_data("answer"), "eth_call", question, _at(block))
+
+    async def nonce(self, account: bytes, block: Block) -> int:
+        """How many transactions of an account were in blocks up to this one."""
+        return await self.agreed(_number_of("nonce", 63), "eth_getTransactionCount", hex_data(account), _at(block))
+
+    async def logs(self, address: bytes, first: int, last: Block) -> tuple[Log, ...]:
+        """Everything that a contract said from block ``first`` to block ``last``, both included."""
+        wanted = {"address": hex_data(address), "fromBlock": hex_quantity(first), "toBlock": hex_quantity(last.number)}
+        return await self.agreed(read_logs, "eth_getLogs", wanted)
+
+    async def final_receipt(self, transaction: bytes) -> TransactionReceipt | None:
+        """How a transaction went."""
+        return await self.agreed(read_receipt, "eth_getTransactionReceipt", hex_data(transaction))
+
+    # What is only a hint: the first that answers.
+
+    async def newest_block(self) -> Block:
+        """The newest block of the first node that answers."""
+        return await self.first(read_block, "eth_getBlockByNumber", "latest", False)
+
+    async def block_numbered(self, number: int) -> Block | None:
+        """A block by its height, if there is one."""
+        return await self.first(
+            lambda raw: None if raw is None else read_block(raw),
+            "eth_getBlockByNumber",
+            hex_quantity(number),
+            False,
+        )
+
+    async def newest_call(self, to: bytes, content: bytes, *, sender: bytes | None = None) -> bytes:
+        """What a contract answers at the newest block."""
+        question = {"to": hex_data(to), "data": hex_data(content)}
+        if sender is not None:
+            question["from"] = hex_data(sender)
+        return await self.first(_any_data("answer"), "eth_call", question, "latest")
+
+    async def newest_logs(self, address: bytes, first: int, last: int) -> tuple[Log, ...]:
+        """What a contract said in blocks that may still be dropped."""
+        wanted = {"address": hex_data(address), "fromBlock": hex_quantity(first), "toBlock": hex_quantity(last)}
+        return await self.first(read_logs, "eth_getLogs", wanted)
+
+    async def newest_receipt(self, transaction: bytes) -> TransactionReceipt | None:
+        """How a transaction went, if it is in a block, which may still be dropped."""
+        return await self.first(read_receipt, "eth_getTransactionReceipt", hex_data(transaction))
+
+    async def pending_nonce(self, account: bytes) -> int:
+        """The first nonce of an account that no transaction known to the node has."""
+        return await self.first(_number_of("nonce", 63), "eth_getTransactionCount", hex_data(account), "pending")
+
+    async def newest_nonce(self, account: bytes) -> int:
+        """The first nonce of an account that no transaction in a block has."""
+        return await self.first(_number_of("nonce", 63), "eth_getTransactionCount", hex_data(account), "latest")
+
+    async def coins(self, account: bytes) -> int:
+        """What an account has to pay fees with, in the coin's smallest unit."""
+        return await self.first(_number_of("balance", 128), "eth_getBalance", hex_data(account), "latest")
+
+    async def tip(self) -> int:
+        """What miners are given beside the base fee, for a unit of gas."""
+        return await self.first(_number_of("tip", FEE_BITS), "eth_maxPriorityFeePerGas")
+
+    async def gas_of(self, sender: bytes, to: bytes, content: bytes) -> int:
+        """How much gas a call would take; ``RpcError`` if it would fail."""
+        question = {"from": hex_data(sender), "to": hex_data(to), "data": hex_data(content)}
+        return await self.first(_number_of("gas", 63), "eth_estimateGas", question)
+
+    async def send(self, raw: bytes) -> None:
+        """Hand a signed transaction to every node. One that takes it is enough.
+
+        Raises:
+            RpcError: those that answered refused it.
+            RpcFault: nobody answered.
+        """
+        faults: list[RpcFault] = []
+        for node in self.nodes:
+            try:
+                await self._say(node, node.order("eth_sendRawTransaction", hex_data(raw)), _any_data("hash"))
+            except RpcError as fault:
+                faults.insert(0, fault)
+            except RpcFault as fault:
+                faults.append(fault)
+        if len(faults) == len(self.nodes):
+            raise faults[0]
+
+
+def _any_data(what: str) -> Callable[[Any], bytes]:
+    return lambda raw: data(raw, what)
+
+
+def _at(block: Block) -> dict[str, Any]:
+    """A block by its name (EIP-1898): a number would mean another block after a reorganisation."""
+    return {"blockHash": hex_data(block.hash), "requireCanonical": True}
