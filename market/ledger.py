@@ -3,6 +3,10 @@
 Accounts are plain names. As buyer a node has ``spend:<job>``, ``owed:<provider>`` and ``paid:<provider>``; as provider
 ``earned:<job>``, ``due:<buyer>`` and ``settled:<buyer>``. Every entry's legs sum to zero, so the whole does too. An
 entry has an id that follows from what it records, so a store that has it already ignores it.
+
+Closing a channel fixes what is owed and moves nothing. What really reached a provider stands on ``received:<buyer>``
+and what a buyer sent on ``remitted:<provider>``, each by the creditor's signed word; ``acknowledged:<buyer>`` and
+``acquitted:<provider>`` take it off the debt, and so do nettings.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +14,12 @@ from dataclasses import dataclass, field
 
 from hansa.proto.keccak import keccak256
 from hansa.proto.units import Address, Amount, Bytes32, Line, UnixMs
+
+NO_CHANNEL = bytes(32)
+
+
+_MEMO_CHARS = 64
+"""A memo is a line of at most 256 bytes, and no character has more than four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +39,14 @@ class Entry:
         at_ms: when it was recorded here.
         memo: in words.
         legs: at least two, summing to zero.
+        channel_id: the channel that it is about; 32 zero bytes if it is about none, or is older than this field.
     """
 
     id: Bytes32
     at_ms: UnixMs
     memo: Line
     legs: tuple[Leg, ...]
+    channel_id: Bytes32 = NO_CHANNEL
 
     def __post_init__(self) -> None:
         """Refuse an entry that makes or loses money."""
@@ -81,7 +93,7 @@ def fold(entries: Iterable[Entry]) -> Ledger:
     return ledger
 
 
-def _entry_id(what: bytes, channel_id: bytes, seq: int) -> bytes:
+def entry_id(what: bytes, channel_id: bytes, seq: int) -> bytes:
     """Each side has ids of its own: a node that buys from itself keeps both in one store."""
     return keccak256(what + channel_id + seq.to_bytes(8, "big"))
 
@@ -93,10 +105,11 @@ def vouched_by_buyer(
     legs = [Leg(account=f"spend:{job.hex()}", amount=share) for job, share in sorted(shares.items())]
     legs.append(Leg(account=f"owed:{provider.hex()}", amount=-sum(shares.values())))
     return Entry(
-        id=_entry_id(b"vouched by buyer", channel_id, seq),
+        id=entry_id(b"vouched by buyer", channel_id, seq),
         at_ms=at_ms,
         memo=f"voucher {seq} on channel {channel_id.hex()[:8]}",
         legs=tuple(legs),
+        channel_id=channel_id,
     )
 
 
@@ -107,34 +120,86 @@ def vouched_to_provider(
     legs = [Leg(account=f"due:{buyer.hex()}", amount=sum(shares.values()))]
     legs += [Leg(account=f"earned:{job.hex()}", amount=-share) for job, share in sorted(shares.items())]
     return Entry(
-        id=_entry_id(b"vouched to provider", channel_id, seq),
+        id=entry_id(b"vouched to provider", channel_id, seq),
         at_ms=at_ms,
         memo=f"voucher {seq} on channel {channel_id.hex()[:8]}",
         legs=tuple(legs),
+        channel_id=channel_id,
     )
 
 
 def closed_by_buyer(*, channel_id: Bytes32, provider: Address, cumulative: Amount, at_ms: int) -> Entry:
     """The buyer's entry for a closed channel: what was owed is settled as both signed it."""
     return Entry(
-        id=_entry_id(b"closed by buyer", channel_id, 0),
+        id=entry_id(b"closed by buyer", channel_id, 0),
         at_ms=at_ms,
         memo=f"channel {channel_id.hex()[:8]} closed",
         legs=(
             Leg(account=f"owed:{provider.hex()}", amount=cumulative),
             Leg(account=f"paid:{provider.hex()}", amount=-cumulative),
         ),
+        channel_id=channel_id,
     )
 
 
 def closed_to_provider(*, channel_id: Bytes32, buyer: Address, cumulative: Amount, at_ms: int) -> Entry:
     """The provider's entry for a closed channel."""
     return Entry(
-        id=_entry_id(b"closed to provider", channel_id, 0),
+        id=entry_id(b"closed to provider", channel_id, 0),
         at_ms=at_ms,
         memo=f"channel {channel_id.hex()[:8]} closed",
         legs=(
             Leg(account=f"settled:{buyer.hex()}", amount=cumulative),
             Leg(account=f"due:{buyer.hex()}", amount=-cumulative),
         ),
+        channel_id=channel_id,
     )
+
+
+def paid_to_provider(*, debtor: Address, unit: Bytes32, nonce: int, amount: Amount, how: str, at_ms: int) -> Entry:
+    """The creditor's entry for a payment that reached it outside: by so much the debtor owes less."""
+    return Entry(
+        id=entry_id(b"paid to provider" + debtor, unit, nonce),
+        at_ms=at_ms,
+        memo=f"payment {nonce}: {how}"[:_MEMO_CHARS],
+        legs=(
+            Leg(account=f"received:{debtor.hex()}", amount=amount),
+            Leg(account=f"acknowledged:{debtor.hex()}", amount=-amount),
+        ),
+    )
+
+
+def paid_by_buyer(*, creditor: Address, unit: Bytes32, nonce: int, amount: Amount, how: str, at_ms: int) -> Entry:
+    """The debtor's entry for a payment that its creditor acknowledged."""
+    return Entry(
+        id=entry_id(b"paid by buyer" + creditor, unit, nonce),
+        at_ms=at_ms,
+        memo=f"payment {nonce}: {how}"[:_MEMO_CHARS],
+        legs=(
+            Leg(account=f"acquitted:{creditor.hex()}", amount=amount),
+            Leg(account=f"remitted:{creditor.hex()}", amount=-amount),
+        ),
+    )
+
+
+def netted(*, peer: Address, unit: Bytes32, nonce: int, amount: Amount, at_ms: int) -> Entry:
+    """Either side's entry for debts that cancel out: both owe each other so much less."""
+    return Entry(
+        id=entry_id(b"netted" + peer, unit, nonce),
+        at_ms=at_ms,
+        memo=f"netting {nonce}",
+        legs=(
+            Leg(account=f"acquitted:{peer.hex()}", amount=amount),
+            Leg(account=f"acknowledged:{peer.hex()}", amount=-amount),
+        ),
+    )
+
+
+def owed_by(ledger: Ledger, buyer: Address) -> int:
+    """What a buyer owes this node: all that it vouched for, less what it paid and what was netted."""
+    return sum(ledger.balance(f"{account}:{buyer.hex()}") for account in ("due", "settled", "acknowledged"))
+
+
+def owed_to(ledger: Ledger, provider: Address) -> int:
+    """What this node owes a provider: all that it vouched for, less what was acknowledged and what was netted."""
+    return -sum(ledger.balance(f"{account}:{provider.hex()}") for account in ("owed", "paid", "acquitted"))
