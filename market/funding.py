@@ -12,6 +12,7 @@ hears what is wanted in effects that state a total, so that a repeat changes not
     ChannelSettled   <- its backend                   ChannelSettled   <- its backend
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hansa.proto.currency import currency_of
@@ -97,6 +98,45 @@ class SettlementWanted:
     splits: tuple[Split, ...]
     cumulative: Amount
     other_signature: bytes
+
+
+START_MS = 30_000
+"""A lease that was not ordered to start for so long, or whose money did not come, lapses."""
+CHAIN_START_MS = 20 * 60_000
+"""The same where money must be final on a chain first: some chains take a quarter of an hour for that."""
+LONGEST_WAIT_MS = 2 * 60_000
+"""A lease holds its devices unpaid until its start; no award may have that take longer than this."""
+CHAIN_LONGEST_WAIT_MS = CHAIN_START_MS + LONGEST_WAIT_MS
+
+
+def start_ms(currency: str) -> int:
+    """How long after its confirmation a lease may be started."""
+    return CHAIN_START_MS if currency_of(currency).is_on_chain else START_MS
+
+
+def longest_wait_ms(currency: str) -> int:
+    """How long a provider lets a buyer hold its devices before the start."""
+    return CHAIN_LONGEST_WAIT_MS if currency_of(currency).is_on_chain else LONGEST_WAIT_MS
+
+
+def shares_of_funds(most: int, used: Mapping[bytes, int], live: Mapping[bytes, int]) -> dict[bytes, int]:
+    """How far each live lease on a channel may run up, so that all of them together never pass what it can pay.
+
+    Args:
+        most: what the channel can pay in all.
+        used: what each lease on it ran up so far, those that ended too.
+        live: the most that each lease that may still run up something can cost.
+
+    What is left is shared equally; what a lease cannot use is the others'.
+    """
+    left = max(0, most - sum(used.values()))
+    shares: dict[bytes, int] = {}
+    for number, lease in enumerate(sorted(live, key=lambda lease: (live[lease] - used.get(lease, 0), lease))):
+        had = used.get(lease, 0)
+        share = max(0, min(live[lease] - had, left // (len(live) - number)))
+        shares[lease] = had + share
+        left -= share
+    return shares
 
 
 def limit_of(currency: str, funds: int | None) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
+from hansa.market.funding import start_ms
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.selection import Record, Scored, rank
 from hansa.proto.currency import currency_of
@@ -24,8 +25,6 @@ from hansa.proto.workload import Workload
 
 CONFIRM_MS = 4_000
 """A winner that has not confirmed for so long is replaced."""
-START_MS = 30_000
-"""A lease that was not ordered to start for so long lapses."""
 CHALLENGE_PERIOD_S = 86_400
 SILENT = "did not confirm in time"
 ENDED_BADLY = "ended badly"
@@ -363,6 +362,7 @@ def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Pl
             salt=channel_salt(state.tender_digest, bid.signer),
         )
     )
+    starts_ms = at_ms + CONFIRM_MS + start_ms(tender.currency)
     award = Award(
         signer=tender.signer,
         bid=bid_digest,
@@ -370,8 +370,8 @@ def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Pl
         channel_id=channel_id(currency_of(tender.currency).domain, channel),
         workload=digest(DOMAIN, state.workload),
         confirm_by_ms=at_ms + CONFIRM_MS,
-        start_by_ms=at_ms + CONFIRM_MS + START_MS,
-        ends_ms=at_ms + CONFIRM_MS + START_MS + tender.requirements.wall_ms,
+        start_by_ms=starts_ms,
+        ends_ms=starts_ms + tender.requirements.wall_ms,
         nonce=derived_nonce(b"award", state.tender_digest, bid_digest),
     )
     return Placement(

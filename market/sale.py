@@ -23,6 +23,7 @@ from hansa.market.sale_events import (
     BidLost,
     DeliveryTaken,
     DevicesFreed,
+    FundsShared,
     LeaseCalledOff,
     LeaseMade,
     LeaveWanted,
@@ -31,16 +32,25 @@ from hansa.market.sale_events import (
     PauseWanted,
     ProgressMade,
     ReclaimOrdered,
-    ResumeWanted,
     RunBegan,
     RunInterrupted,
     RunOver,
     RunUnwanted,
-    RunWanted,
     StartOrdered,
     StopOrdered,
     TimePassed,
     UseSampled,
+)
+from hansa.market.sale_funding import (
+    STARVING_MS,
+    UNFUNDED,
+    lacks_money,
+    resume,
+    start,
+    starve,
+    starves_at_ms,
+    take_order,
+    take_share,
 )
 from hansa.market.sale_metering import meter, pause, take_progress
 from hansa.market.sale_state import ENDED, Sale
@@ -62,12 +72,15 @@ TABLE: Table[Sale] = Table(
         ("bid", BidLost, "declined"),
         ("bid", AwardArrived, ("bid", "leased")),
         ("bid", (TimePassed, ReclaimOrdered), "lapsed"),
-        (("leased", "running", "delivering", "settling", *ENDED), AwardArrived, SAME),
+        (("leased", "funding", "running", "delivering", "settling", *ENDED), AwardArrived, SAME),
         # A word to stop may overtake the order to start.
-        ("leased", (LeaseCalledOff, StopOrdered, TimePassed, ReclaimOrdered), "lapsed"),
+        (("leased", "funding"), (LeaseCalledOff, StopOrdered, TimePassed, ReclaimOrdered), "lapsed"),
         # The order to start may have been on its way when the devices were taken back.
         ("lapsed", StartOrdered, SAME),
-        ("leased", StartOrdered, "running"),
+        ("leased", StartOrdered, ("funding", "running")),
+        ("funding", (FundsShared, LineVouched), ("funding", "running")),
+        (("leased", "running"), FundsShared, SAME),
+        ("leased", LineVouched, SAME),
         ("running", (LineVouched, LineRefused, ProgressMade, TimePassed), "running"),
         ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff, UseSampled, ReclaimOrdered), "running"),
         ("running", RunOver, "delivering"),
@@ -99,6 +112,8 @@ def deadline_ms(state: Sale) -> int | None:
         case "leased":
             assert state.award is not None
             return state.award.start_by_ms
+        case "funding":
+            return state.funded_by_ms
         case "running":
             return _running_deadline_ms(state)
         case "delivering":
@@ -117,14 +132,21 @@ def _running_deadline_ms(state: Sale) -> int | None:
     if state.reclaim_by_ms:
         times.append(state.reclaim_by_ms + LEAVE_PATIENCE_MS)
     if state.paused_ms:
-        times.append(state.paused_ms + state.grace_ms)
+        times.append(state.paused_ms + _patience_ms(state))
     elif state.unvouched_since_ms:
         times.append(state.unvouched_since_ms + state.bid.voucher_timeout_ms)
     if state.exposed_at_ms is not None:
         times.append(state.exposed_at_ms)
+    if (starves_ms := starves_at_ms(state)) is not None:
+        times.append(starves_ms)
     if state.steps > state.lined_steps:
         times.append(state.lined_ms + state.bid.meter_interval_ms)
     return min(times)
+
+
+def _patience_ms(state: Sale) -> int:
+    """How long a pause may last: for a voucher, or for a deposit."""
+    return max(state.grace_ms, STARVING_MS) if state.starved else state.grace_ms
 
 
 def _react(state: Sale, event: Any) -> Step[Sale]:
@@ -135,7 +157,10 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return _lease(state, event)
         case AwardArrived(award=award):
             return _repeat_confirmation(state, award)
-        case LeaseCalledOff(reason=reason) | StopOrdered(reason=reason) if state.phase == "leased":
+        case LeaseCalledOff(reason=reason) | StopOrdered(reason=reason) if state.phase in (
+            "leased",
+            "funding",
+        ):
             return _free(replace(state, phase="lapsed", reason=reason))
         case ReclaimOrdered():
             return _reclaim(state, event)
@@ -143,8 +168,9 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             told = outstanding(state)
             return Step(state=state, effects=told) if told else ignore(state, "a start that comes too late")
         case StartOrdered():
-            order = RunWanted(lease=state.lease, round=event.round, checkpoint=event.checkpoint)
-            return Step(state=replace(state, phase="running", lined_ms=event.at_ms), effects=(order,))
+            return take_order(state, event)
+        case FundsShared():
+            return take_share(state, event)
         case RunBegan() if state.paused_ms:
             # It was not there yet when it was to be paused: a sandbox that is made anew after a restart takes its time.
             return Step(state=state, effects=(PauseWanted(lease=state.lease),))
@@ -211,7 +237,7 @@ def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
 
 def _repeat_confirmation(state: Sale, award: Award) -> Step[Sale]:
     lease = digest(DOMAIN, award)
-    if lease == state.lease and state.phase == "leased":
+    if lease == state.lease and state.phase in ("leased", "funding"):
         return Step(state=state, effects=outstanding(state))
     if lease == state.lease:
         return ignore(state, "an award that is known")
@@ -249,14 +275,17 @@ def _reclaimed(state: Sale) -> Send:
 
 
 def _take_voucher(state: Sale, event: LineVouched) -> Step[Sale]:
-    if event.amount <= state.vouched:
+    if event.amount < state.vouched or (event.amount, event.ahead) == (state.vouched, state.ahead):
         return ignore(state, "a voucher that is known")
     assert event.amount <= state.lined_amount, "vouched for more than was metered"
-    waiting = event.at_ms if event.amount < state.lined_amount else 0
-    paid = replace(state, vouched=event.amount, unvouched_since_ms=waiting, refused="")
-    if state.phase == "running" and state.paused_ms and paid.accrued - paid.vouched <= paid.bid.max_unpaid:
-        resumed = replace(paid, paused_ms=0, unproved_since_ms=event.at_ms)
-        return Step(state=resumed, effects=(ResumeWanted(lease=state.lease),))
+    paid = replace(state, vouched=event.amount, ahead=event.ahead)
+    if state.phase in ("leased", "funding"):
+        return start(paid, event.at_ms) if state.phase == "funding" else Step(state=paid)
+    if event.amount > state.vouched:
+        waiting = event.at_ms if event.amount < state.lined_amount else 0
+        paid = replace(paid, unvouched_since_ms=waiting, refused="")
+    if state.phase == "running" and state.paused_ms and not state.starved and paid.unpaid <= paid.bid.max_unpaid:
+        return resume(paid, event.at_ms)
     return _settle(paid) if state.phase in ("settling", "unpaid") else Step(state=paid)
 
 
@@ -273,15 +302,23 @@ def _finish_run(state: Sale, event: RunOver) -> Step[Sale]:
         state,
         phase="delivering",
         outcome=event.outcome,
-        kind=RECLAIMED_EARLY if event.kind == RECLAIMED and state.reclaim_early else event.kind,
+        kind=_kind_of_end(state, event),
         reason=event.reason,
         outputs=event.outputs,
         over_ms=event.at_ms,
         paused_ms=0,
+        starved=False,
     )
     metered = meter(over, event.at_ms, final=True)
     freed = DevicesFreed(bid=state.bid_digest)
     return Step(state=metered.state, effects=(*metered.effects, freed, *outstanding(metered.state)))
+
+
+def _kind_of_end(state: Sale, event: RunOver) -> str:
+    """What sort of end it is: whether devices were taken back fairly, and whether money was lacking, is known here."""
+    if event.kind == RECLAIMED and state.reclaim_early:
+        return RECLAIMED_EARLY
+    return UNFUNDED if event.outcome == "stopped" and state.starved else event.kind
 
 
 def _settle(state: Sale) -> Step[Sale]:
@@ -297,6 +334,8 @@ def _pass_time(state: Sale, at_ms: int) -> Step[Sale]:
             return _free(replace(state, phase="lapsed", reason="the bid expired"))
         case "leased":
             return _free(replace(state, phase="lapsed", reason="the start was not ordered in time"))
+        case "funding":
+            return _lapse_unfunded(state, at_ms)
         case "running":
             return _pass_running_time(state, at_ms)
         case "delivering":
@@ -305,13 +344,20 @@ def _pass_time(state: Sale, at_ms: int) -> Step[Sale]:
             return Step(state=replace(state, phase="unpaid", reason="the buyer did not vouch for what was delivered"))
 
 
+def _lapse_unfunded(state: Sale, at_ms: int) -> Step[Sale]:
+    """Its money did not come in time: the devices are free again, and the buyer is told why."""
+    lapsed = replace(state, phase="lapsed", outcome="failed", kind=UNFUNDED, reason=lacks_money(state), over_ms=at_ms)
+    freed = _free(lapsed)
+    return Step(state=lapsed, effects=(*freed.effects, *outstanding(lapsed)))
+
+
 def _pass_running_time(state: Sale, at_ms: int) -> Step[Sale]:
     assert state.terms is not None
     reason = ""
     if at_ms >= state.terms.ends_ms:
         reason = "the lease is over"
-    elif state.paused_ms and at_ms >= state.paused_ms + state.grace_ms:
-        reason = "no voucher within the grace period"
+    elif state.paused_ms and at_ms >= state.paused_ms + _patience_ms(state):
+        reason = "its channel can pay no more" if state.starved else "no voucher within the grace period"
     elif state.reclaim_by_ms and at_ms >= state.reclaim_by_ms + LEAVE_PATIENCE_MS:
         reason = "its devices were taken back and it did not leave"
     if reason and not state.stopping:
@@ -322,6 +368,9 @@ def _pass_running_time(state: Sale, at_ms: int) -> Step[Sale]:
             # There is nothing that the buyer could vouch for, so a pause would last for ever.
             return _stop(state, "it ran up more than may be unpaid without reporting a step")
         late = state.unvouched_since_ms and at_ms >= state.unvouched_since_ms + state.bid.voucher_timeout_ms
+        starves_ms = starves_at_ms(state)
+        if starves_ms is not None and at_ms >= starves_ms:
+            return starve(state, at_ms)
         if exposed or late:
             return pause(state, at_ms)
     return meter(state, at_ms, final=False)
@@ -333,7 +382,7 @@ def outstanding(state: Sale) -> tuple[Any, ...]:
         case "bid":
             message: Any = BidSent(bid=unsigned(state.bid))
             return (Send(to=state.buyer, message=message, keep_until_ms=state.bid.expires_ms),)
-        case "leased":
+        case "leased" | "funding":
             assert state.award is not None
             message = LeaseConfirmed(lease=state.lease)
             return (Send(to=state.buyer, message=message, keep_until_ms=state.award.start_by_ms),)

@@ -1,5 +1,6 @@
 """Why a provider does not take an award of its bid, in words: what was promised must be what is bought."""
 
+from hansa.market.funding import longest_wait_ms
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_events import AwardArrived
 from hansa.market.sale_state import Sale
@@ -13,8 +14,6 @@ LARGEST_PACKAGE_BYTES = 1 << 30
 LARGEST_STATE_BYTES = 2 << 30
 LARGEST_OUTPUT_BYTES = 4 << 30
 MOST_WORKERS = 256
-LONGEST_WAIT_MS = 2 * 60_000
-"""A lease holds its devices unpaid until the start is ordered; no award may have that take longer than this."""
 
 
 def objection_to(state: Sale, event: AwardArrived) -> str:
@@ -24,7 +23,7 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
         return "the award is not by the buyer who tendered"
     if event.at_ms > min(award.confirm_by_ms + CLOCK_SKEW_MS, state.bid.expires_ms):
         return "the bid or the award has expired"
-    if award.start_by_ms > event.at_ms + LONGEST_WAIT_MS:
+    if award.start_by_ms > event.at_ms + longest_wait_ms(state.tender.currency):
         return "the devices would wait too long for their start"
     if event.channel_closed:
         return "the channel is closed"

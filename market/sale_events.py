@@ -134,9 +134,23 @@ class DeliveryTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineVouched:
-    """The buyer vouched for this lease, up to this total."""
+    """The buyer vouched for this lease, up to this total.
+
+    Attributes:
+        amount: what its receipts came to.
+        ahead: how much more it paid ahead of receipts for this lease, as things stand.
+    """
 
     amount: Amount
+    ahead: Amount = 0
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FundsShared:
+    """So much of what the channel can pay is this lease's; None where nothing limits it."""
+
+    ceiling: Amount | None
     at_ms: UnixMs
 
 

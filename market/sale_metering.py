@@ -6,6 +6,7 @@ from typing import Any
 from hansa.market.earning_channel import LineMetered
 from hansa.market.machine import Step
 from hansa.market.sale_events import PauseWanted, ProgressMade
+from hansa.market.sale_funding import chargeable_ms
 from hansa.market.sale_state import Sale
 from hansa.proto.documents import MeterLine
 from hansa.proto.market_documents import Evidence
@@ -28,7 +29,8 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
             steps=max(state.steps, event.steps),
             evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
             unproved_since_ms=event.at_ms if worked_ms and state.unproved_since_ms else state.unproved_since_ms,
-            device_ms=state.device_ms + worked_ms * len(state.bid.devices),
+            unproved=0 if worked_ms else state.unproved,
+            device_ms=chargeable_ms(state, state.device_ms + worked_ms * len(state.bid.devices)),
         )
     return meter(after, event.at_ms, final=False)
 
@@ -62,12 +64,7 @@ def meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
         effects.append(LineMetered(line=line, evidence=evidence, at_ms=at_ms))
         waiting = state.unvouched_since_ms or (at_ms if amount > state.vouched else 0)
         state = replace(state, lined_ms=at_ms, lined_steps=state.steps, lined_amount=amount, unvouched_since_ms=waiting)
-    if (
-        not final
-        and not state.paused_ms
-        and not state.stopping
-        and state.accrued - state.vouched > state.bid.max_unpaid
-    ):
+    if not final and not state.paused_ms and not state.stopping and state.unpaid > state.bid.max_unpaid:
         paused = pause(state, at_ms)
         return Step(state=paused.state, effects=(*effects, *paused.effects))
     return Step(state=state, effects=tuple(effects))
@@ -75,5 +72,5 @@ def meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
 
 def pause(state: Sale, at_ms: int) -> Step[Sale]:
     """Let nothing more run up until the buyer has paid."""
-    paused = replace(state, paused_ms=at_ms, unproved_since_ms=0)
+    paused = replace(state, paused_ms=at_ms, unproved=state.unproved_at(at_ms), unproved_since_ms=0)
     return Step(state=paused, effects=(PauseWanted(lease=state.lease),))

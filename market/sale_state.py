@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from hansa.market.receipts import NOTHING, LeaseTerms
+from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Award, Bid, Tender
-from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs
+from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs, amount_for
 from hansa.proto.workload import Workload
 
 MAX_FETCH_BYTES = 100 << 30
@@ -17,7 +18,8 @@ class Sale:
     """The state.
 
     Attributes:
-        phase: bid, leased, running, delivering, settling, settled, lapsed, declined, stopped or unpaid.
+        phase: bid, leased, funding (its start is ordered and its money is not there), running, delivering,
+            settling, settled, lapsed, declined, stopped or unpaid.
         tender: what was answered.
         bid: the promise.
         bid_digest: its digest.
@@ -38,9 +40,15 @@ class Sale:
         lined_steps: the evidence it had.
         lined_amount: what it came to.
         vouched: what the buyer vouched for.
+        ahead: what the buyer paid ahead of receipts for this lease.
+        ceiling: what its channel can pay for it in all; None where nothing limits it.
+        start_round, start_checkpoint: where the run is to start from, once ordered.
+        funded_by_ms: when its money must be there at the latest.
         unproved_since_ms: since when it computes without a new step; 0 while it does not compute.
         unvouched_since_ms: when the oldest line that waits for its voucher was written; 0 if none waits.
-        paused_ms: since when the run is paused for want of vouchers; 0 if it is not.
+        paused_ms: since when the run is paused for want of vouchers or funds; 0 if it is not.
+        unproved: what the work before its pauses is worth that no step has proved yet.
+        starved: whether it is paused because its channel can pay no more.
         outcome, kind, reason, outputs: how the run ended.
         over_ms: when it ended.
         reclaim_by_ms, reclaim_why: when its devices are wanted back at the latest, and why; 0 while they are not.
@@ -70,9 +78,16 @@ class Sale:
     lined_steps: Uint64 = 0
     lined_amount: Amount = 0
     vouched: Amount = 0
+    ahead: Amount = 0
+    ceiling: Amount | None = None
+    start_round: Uint32 = 0
+    start_checkpoint: BlobRef | None = None
+    funded_by_ms: UnixMs = 0
     unproved_since_ms: UnixMs = 0
     unvouched_since_ms: UnixMs = 0
     paused_ms: UnixMs = 0
+    unproved: Amount = 0
+    starved: bool = False
     stopping: bool = False
     refused: str = ""
     outcome: Line = ""
@@ -89,13 +104,25 @@ class Sale:
         """What the evidence until now is worth."""
         return self.terms.amount(self.device_ms) if self.terms else 0
 
+    def unproved_at(self, at_ms: int) -> int:
+        """What the work until a moment is worth that no step has proved yet."""
+        if not self.unproved_since_ms:
+            return self.unproved
+        worked_ms = max(0, at_ms - self.unproved_since_ms) * len(self.bid.devices)
+        return self.unproved + amount_for(worked_ms, self.bid.price_e18_per_device_ms)
+
+    @property
+    def unpaid(self) -> int:
+        """What ran up and neither a voucher nor what was paid ahead covers; negative while more was paid ahead."""
+        return self.accrued - self.vouched - self.ahead
+
     @property
     def exposed_at_ms(self) -> int | None:
         """When what ran up without a voucher passes ``max_unpaid``, if no step and no voucher comes before; or None."""
         rate_e18 = self.bid.price_e18_per_device_ms * len(self.bid.devices)
         if not self.unproved_since_ms or not rate_e18:
             return None
-        left = max(0, self.bid.max_unpaid - (self.accrued - self.vouched))
+        left = max(0, self.bid.max_unpaid - self.unpaid)
         return self.unproved_since_ms + -(-(left + 1) * 10**18 // rate_e18)
 
     @property

@@ -118,7 +118,7 @@ def _snapshot(daemon: "Daemon") -> Snapshot:
     return Snapshot(
         devices=Counter(state.capacity.phase_of(device.id) for device in state.capacity.devices),
         leases={
-            "provider": sum(sale.phase in ("leased", "running") for sale in sales),
+            "provider": sum(sale.phase in ("leased", "funding", "running") for sale in sales),
             "buyer": sum(len(bought.live) for bought in state.purchases.live.values()),
         },
         bids_total={

@@ -100,11 +100,18 @@ def tell_checkpoint(state: NodeState, current: Run, at_ms: int) -> Effects:
 
 
 def life_signs(state: NodeState, at_ms: int) -> Iterator[Send]:
-    """What tells the buyers that their runs live; said every few seconds, kept nowhere."""
+    """What tells the buyers that their runs live, or wait for money; said every few seconds, kept nowhere."""
+    for waiting in state.sales.live.values():
+        if waiting.phase == "funding":
+            yield _life_sign(waiting, step=0, started=False, at_ms=at_ms)
     for lease, current in state.runs.live.items():
         entry = state.sale_on(lease)
         if entry is not None and entry.phase == "running":
             started = current.phase == run.RUNNING
-            sign = messages.RunReported(lease=lease, step=current.step, metrics=(), started=started)
-            keep_until_ms = at_ms + NEWS_KEEP_MS
-            yield Send(to=entry.buyer, message=sign, keep_until_ms=keep_until_ms, replaces=f"life {lease.hex()}")
+            yield _life_sign(entry, step=current.step, started=started, at_ms=at_ms)
+
+
+def _life_sign(entry: Sale, *, step: int, started: bool, at_ms: int) -> Send:
+    sign = messages.RunReported(lease=entry.lease, step=step, metrics=(), started=started)
+    replaces = f"life {entry.lease.hex()}"
+    return Send(to=entry.buyer, message=sign, keep_until_ms=at_ms + NEWS_KEEP_MS, replaces=replaces)

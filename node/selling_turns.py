@@ -8,6 +8,7 @@ from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
+from hansa.market.funding import FundsKnown, shares_of_funds
 from hansa.market.receipts import NOTHING
 from hansa.market.sale_state import ENDED
 from hansa.node.state import NodeState
@@ -18,6 +19,8 @@ Effects = list[Any]
 
 STOP_GRACE_MS = 3_000
 """How long a run that is told to stop may take to save what is worth saving."""
+EARNING = ("leased", "funding", "running")
+"""Phases in which a sale may still run something up."""
 LAST_ROUND = (1 << 32) - 1
 """What a sandbox counts higher is none that the market could ever reach."""
 
@@ -60,6 +63,8 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 outward += advance_channel(state, after.channel_id, effect)
             case _:
                 outward.append(effect)
+    if after.terms is not None and before.phase != after.phase:
+        outward += share_funds(state, after.channel_id)
     if after.terms is not None and before.phase not in ENDED and after.phase in ENDED:
         left = earning_channel.LeaseLeft(lease=after.lease, at_ms=state.at_ms)
         outward += advance_channel(state, after.channel_id, left)
@@ -86,6 +91,33 @@ def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
                     outward += advance_sale(state, state.sale_of.get(lease, b""), refused)
             case _:
                 outward.append(effect)
+    if isinstance(event, FundsKnown | earning_channel.VoucherArrived):
+        outward += share_funds(state, key)
+    return outward
+
+
+def share_funds(state: NodeState, key: bytes) -> Effects:
+    """What a channel can pay is shared out among its leases, so that together they never run up more than that."""
+    channel = state.earning.get(key)
+    if channel is None:
+        return []
+    used = {lease: line.amount for lease, line in channel.lines.items()}
+    live: dict[bytes, int] = {}
+    for lease in channel.live:
+        entry = state.sale_on(lease)
+        if entry is None:
+            continue
+        used[lease] = max(entry.accrued, used.get(lease, 0))
+        if entry.phase in EARNING:
+            live[lease] = entry.bid.max_total
+    limit = channel.limit
+    shares = shares_of_funds(limit, used, live) if limit is not None else dict.fromkeys(live)
+    outward: Effects = []
+    for lease, ceiling in shares.items():
+        bid = state.sale_of[lease]
+        known = state.sales.get(bid)
+        if known is not None and known.ceiling != ceiling:
+            outward += advance_sale(state, bid, sale_events.FundsShared(ceiling=ceiling, at_ms=state.at_ms))
     return outward
 
 

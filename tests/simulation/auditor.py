@@ -13,6 +13,7 @@ from hansa.node import events
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.codec import decode
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import MeterLine, Receipt, channel_id
 from hansa.proto.market_documents import Award, Bid, Evidence, Tender
 from hansa.proto.network import DOMAIN
@@ -71,7 +72,7 @@ class Auditor:
                 self.bids[digest(DOMAIN, bid.document)] = bid.document
             case messages.AwardSent(award=award, channel=channel):
                 self.awards[digest(DOMAIN, award.document)] = award.document
-                self.channels[channel_id(DOMAIN, channel)] = channel
+                self.channels[channel_id(currency_of(self.market.currency).domain, channel)] = channel
             case messages.ReceiptSent(receipt=receipt, lines=lines, evidence=evidence):
                 found = digest(DOMAIN, receipt.document)
                 self.receipts[found] = (receipt.document, lines, evidence)
@@ -118,6 +119,7 @@ class Auditor:
                 assert held.reclaim_by_ms, "who computes on a withdrawn device was not told to leave"
                 late_ms = state.at_ms - held.reclaim_by_ms
                 assert late_ms <= LEAVE_SLACK_MS + STOP_GRACE_MS, f"a run is {late_ms} ms too long on its devices"
+        self._check_funds(state)
         for sold in state.sales.live.values():
             if sold.phase == "running":
                 price = sold.bid.price_e18_per_device_ms * len(sold.bid.devices)
@@ -126,6 +128,20 @@ class Auditor:
                 assert sold.accrued - sold.vouched <= most, (
                     f"{sold.accrued - sold.vouched} is unpaid, and {most} is the most that may be"
                 )
+
+    def _check_funds(self, state: NodeState) -> None:
+        """On a chain: nothing runs before there is money for it, and nothing ever runs up more than lies there."""
+        if not currency_of(self.market.currency).is_on_chain:
+            return
+        for key, channel in state.earning.live.items():
+            deposit = self.market.bank.deposits[key]
+            ran_up = {lease: line.amount for lease, line in channel.lines.items()}
+            for lease in channel.terms:
+                sold = state.sale_on(lease)
+                if sold is not None:
+                    ran_up[lease] = max(sold.accrued, ran_up.get(lease, 0))
+            assert sum(ran_up.values()) <= deposit, f"{sum(ran_up.values())} ran up, and {deposit} is there"
+            assert channel.cumulative <= deposit, "a voucher for more than is there"
 
     def check_books(self, node: Any, kept: Ledger) -> None:
         """At every start: the store has what the journal moved, to the unit."""

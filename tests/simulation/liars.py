@@ -6,6 +6,7 @@ from typing import Any
 from simulation.sim_node import SimNode
 
 from hansa.market.effects import Send, unsigned
+from hansa.market.funding import FundingWanted
 from hansa.market.receipts import root_of
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
@@ -153,7 +154,7 @@ class LyingNode(SimNode):
             messages.RunKept(lease=theirs, kind="lost", reason="look", until_ms=(1 << 63) - 1),
             messages.LeaseRefused(lease=theirs, reason="no"),
             messages.RunStopOrdered(lease=theirs, reason="stop"),
-            messages.RunOrdered(lease=theirs, round=0, checkpoint=None),
+            messages.RunOrdered(lease=theirs, round=0, checkpoint=None, mirrors=()),
             messages.DeliveryAccepted(lease=theirs),
             messages.ReceiptRefused(channel_id=theirs, seq=1, reason="no"),
             messages.BidReleased(bid=theirs, reason="no"),
@@ -191,9 +192,9 @@ class LyingNode(SimNode):
             close = unsigned(CooperativeClose(channel_id=key, cumulative=sum_of))
             voucher = unsigned(Voucher(channel_id=key, cumulative=sum_of, statement=chance.randbytes(32)))
             strays += [
-                messages.CloseProposed(currency="USD", close=close),
-                messages.CloseAccepted(currency="USD", close=close),
-                messages.VoucherSent(currency="USD", voucher=voucher),
+                messages.CloseProposed(currency=self.market.currency, close=close),
+                messages.CloseAccepted(currency=self.market.currency, close=close),
+                messages.VoucherSent(currency=self.market.currency, voucher=voucher),
                 messages.ReceiptRefused(channel_id=key, seq=number, reason="no"),
             ]
         self._said.append(order)
@@ -217,7 +218,7 @@ class LyingNode(SimNode):
             return [order]
         voucher = order.message.voucher.document
         changed = replace(voucher, cumulative=voucher.cumulative // 2)
-        return [replace(order, message=messages.VoucherSent(currency="USD", voucher=unsigned(changed)))]
+        return [replace(order, message=messages.VoucherSent(currency=self.market.currency, voucher=unsigned(changed)))]
 
     def _vanish(self, order: Send) -> list[Send]:
         """Nothing more after the first start of a run."""
@@ -228,6 +229,10 @@ class LyingNode(SimNode):
 
     def _gone(self, _: Send) -> list[Send]:
         return []
+
+    def _never_fund(self, order: Send) -> list[Send]:
+        """It buys, and puts no money where its channels are."""
+        return [order]
 
     def _award_twice(self, order: Send) -> list[Send]:
         if not isinstance(order.message, messages.AwardSent):
@@ -264,7 +269,7 @@ class LyingNode(SimNode):
         told = [order]
         for key, channel in sorted(self.engine.state.paying.live.items()):
             close = messages.CloseProposed(
-                currency="USD", close=unsigned(CooperativeClose(channel_id=key, cumulative=0))
+                currency=self.market.currency, close=unsigned(CooperativeClose(channel_id=key, cumulative=0))
             )
             told.append(self._say(channel.config.payee, close))
         return told
@@ -272,6 +277,8 @@ class LyingNode(SimNode):
     def perform(self, effect: Any) -> None:
         """A liar need not fetch what it does not want."""
         if isinstance(effect, FetchWanted) and self.lie == "never_vouch":
+            return
+        if isinstance(effect, FundingWanted) and self.lie == "never_fund":
             return
         super().perform(effect)
 
@@ -294,6 +301,7 @@ PROVIDERS_LIES = (
 )
 BUYERS_LIES = (
     "never_vouch",
+    "never_fund",
     "vouch_less",
     "vanish",
     "award_twice",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulation.auditor import Auditor
+from simulation.bank import CHAIN_CURRENCY, Bank
 from simulation.liars import BUYERS_LIES, PROVIDERS_LIES, LyingNode
 from simulation.sim_node import SimNode, derived_key
 from simulation.world import EPOCH_MS, Faults, World, draw_faults
@@ -49,6 +50,8 @@ class Market:
         chance = self.world.random
         self.world.faults = faults if faults is not None else draw_faults(chance)
         self.auditor = Auditor(self)
+        self.bank = Bank(self.world, self)
+        self.currency = CHAIN_CURRENCY if chance.random() < 0.4 else "USD"
         self.nodes: dict[bytes, SimNode] = {}
         self.progress_in: dict[bytes, tuple[int, int]] = {}
         self._providers: list[bytes] = []
@@ -79,7 +82,7 @@ class Market:
         )
         terms = ProviderTerms(
             account=key.address,
-            currency="USD",
+            currency=self.currency,
             tier="sandbox",
             features=(),
             egress=(),
@@ -97,6 +100,7 @@ class Market:
         if lies:
             node.lie = chance.choice(PROVIDERS_LIES if provides else BUYERS_LIES)
         self.nodes[key.address] = node
+        self.bank.wallets[key.address] = chance.choice((0, 5_000, 10**12, 10**12))
         (self._providers if provides else self.buyers).append(key.address)
 
     def _plan_job(self, number: int) -> None:
@@ -129,7 +133,7 @@ class Market:
                 Parameter(name="steps", value=str(chance.randint(1, 4))),
             ),
             requirements=needs,
-            currency="USD",
+            currency=self.currency,
             budget=shards * dearest * needs.wall_ms * chance.choice((2, 3, 8)) // 2 // 10**18 + 100,
             price_ceiling_e18_per_device_ms=dearest,
             meter_interval_ms=chance.choice((1_000, 5_000)),

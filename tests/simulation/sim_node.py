@@ -13,12 +13,12 @@ from simulation.executor import ScriptedExecutor
 from simulation.world import World
 
 from hansa.market import sale_events
-from hansa.market.effects import Send, sealed
+from hansa.market.effects import Send, domain_of, sealed
 from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Entry, Post, fold
 from hansa.market.ledger_records import File, Record
 from hansa.market.pricing import ProviderTerms
-from hansa.node import events
+from hansa.node import buying, events
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.engine import Engine
 from hansa.node.filing import records_of
@@ -31,7 +31,6 @@ from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
-from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, check
 from hansa.scheduler import job_events, rounds, run
 
@@ -125,6 +124,7 @@ class SimNode:
             account=self.account, peer_id="p", terms=self.terms, devices=self.devices, at_ms=self.now_ms()
         )
         self._inbox = [(started, None)]
+        self.market.bank.say_all(self)
         self._schedule_pump()
         self.world.after(LIFE_SIGN_MS, self._say_life_signs, self.life)
 
@@ -207,6 +207,9 @@ class SimNode:
             return
         for sign in life_signs(self.engine.state, self.now_ms()):
             self.perform(sign)
+        for effect in buying.reminders(self.engine.state, self.now_ms()):
+            if isinstance(effect, FundingWanted):
+                self.perform(effect)
         self.world.after(LIFE_SIGN_MS, self._say_life_signs, life)
 
     # Effects out.
@@ -230,8 +233,10 @@ class SimNode:
             case Post() | File():
                 for record in records_of([effect], self.key):
                     self.ledger.post(record)
-            case FundingWanted() | SettlementWanted():
-                pass
+            case FundingWanted():
+                self.market.bank.want(self, effect)
+            case SettlementWanted():
+                self.market.bank.end(self, effect)
             case job_events.TenderWanted():
                 self._later(self._prepare_tender, effect)
             case job_events.FetchWanted():
@@ -394,7 +399,7 @@ def _checked(body: bytes, sender: bytes) -> Any:
     for field in fields(message):
         value = getattr(message, field.name)
         if isinstance(value, Signed):
-            check(DOMAIN, value, sender)
+            check(domain_of(message), value, sender)
     return message
 
 
