@@ -1,6 +1,7 @@
 """The buyer's orders to the world: write tenders, copy blobs, average rounds. Each outcome comes back as an event."""
 
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -95,21 +96,24 @@ async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
     """Copy a checkpoint or an output, as long as the shard that made it is the job's."""
     while True:
         of: Job | None = daemon.state.jobs.live.get(wanted.job)
-        if of is None or of.on(wanted.lease) is None:
+        shard = of.on(wanted.lease) if of is not None else None
+        if shard is None:
             return
-        if await _fetch(daemon, wanted.blob, wanted.provider) is None:
+        # What the provider may learn from what is not asked for, it has itself: the checkpoint before this one.
+        like = [shard.checkpoint.blob] if shard.checkpoint else []
+        if await _fetch(daemon, wanted.blob, wanted.provider, like) is None:
             break
         await trio.sleep(RETRY_S)
     daemon.tell(BlobFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
 
 
-async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes) -> str | None:
+async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes, like: Sequence[BlobRef] = ()) -> str | None:
     """Bring one blob here. Answers why it could not be done, or None."""
     if owner == daemon.state.account:
         return None if daemon.store.has(blob) else "it is not here any more"
     try:
         peer_id = await daemon.directory.reach(owner)
-        await daemon.exchange.fetch(blob, [peer_id])
+        await daemon.exchange.fetch(blob, [peer_id], like=like)
     except (FetchFailed, NoRoom, Stranger) as fault:
         return str(fault)
     return None
