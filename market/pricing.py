@@ -17,6 +17,7 @@ from hansa.proto.units import (
     DurationMs,
     Line,
     PriceE18,
+    Uint32,
     Uint64,
     amount_for,
     e18_to_price_per_hour,
@@ -50,6 +51,7 @@ class ProviderTerms:
         reclaim_notice_ms: how long before taking a device back the owner says so.
         meter_interval_ms: receipts are never closer together than this, whatever a tender wishes.
         max_fetch_bytes: what the files of one shard may weigh.
+        min_buyer_ppm: buyers whose reputation is below this are declined, in millionths.
     """
 
     account: Address
@@ -68,6 +70,7 @@ class ProviderTerms:
     reclaim_notice_ms: DurationMs
     meter_interval_ms: DurationMs = 0
     max_fetch_bytes: Uint64 = MAX_FETCH_BYTES
+    min_buyer_ppm: Uint32 = 0
 
     def price(self, devices: Sequence[Device]) -> int:
         """The price of one device-millisecond, times 1e18: of the dearest of the very devices that would be given."""

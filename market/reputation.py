@@ -64,6 +64,14 @@ class Dealt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A dealing that somebody showed: the signed documents, and what follows from them."""
+
+    dealing: Dealing
+    dealt: Dealt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """What one teller's dealings with the subject add to a figure.
 

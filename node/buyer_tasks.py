@@ -38,7 +38,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     if of is None:
         return
     spec = of.spec
-    failed = unwelcome(daemon.state, wanted)
+    failed = unwelcome(daemon.state, wanted) | daemon.state.blocked.keys()
     invited: tuple[bytes, ...] = ()
     with trio.move_on_after(NOBODY_PATIENCE_S):
         while True:
@@ -49,7 +49,8 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
             await trio.sleep(0.2)
     if len(invited) < len(wanted.shards):
         # Too few seem to fit. The others decline, and their reasons tell the developer what to change.
-        invited += daemon.book.others(invited, spec.currency)
+        others = daemon.book.others(invited, spec.currency)
+        invited += tuple(account for account in others if account not in daemon.state.blocked)
     now_ms = daemon.now_ms()
     tender = Tender(
         signer=daemon.state.account,

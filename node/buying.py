@@ -25,11 +25,13 @@ from hansa.node.events import (
     BlobFetched,
     JobCancelled,
     JobSubmitted,
+    JobToppedUp,
     MessageArrived,
     RoundNotReduced,
     RoundReduced,
     TenderPrepared,
 )
+from hansa.node.standings import records_for
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.network import DOMAIN
@@ -61,6 +63,11 @@ def cancel(state: NodeState, event: JobCancelled) -> Effects:
     return advance_job(state, event.job, job_events.CancelWanted(reason=event.reason, at_ms=event.at_ms))
 
 
+def top_up(state: NodeState, event: JobToppedUp) -> Effects:
+    """The user lets a job cost more, or has filled the wallet."""
+    return advance_job(state, event.job, job_events.BudgetRaised(amount=event.amount, at_ms=event.at_ms))
+
+
 def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
     """A tender was written for a job that waits for it."""
     of = state.jobs.live.get(event.tender.job)
@@ -83,7 +90,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         funds=funds_left(state, of),
         invited=event.invited,
         channels=channels,
-        records={account: state.records[account] for account in event.invited if account in state.records},
+        records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
     )
     step = purchase.open_purchase(begun, event.at_ms)
     state.begin("purchase", state.purchases, tender_digest, step.state)
@@ -351,7 +358,7 @@ def _missing_tenders(state: NodeState, of: Job, at_ms: int) -> Effects:
         if bought.tender.job == of.job and bought.phase in ("tendering", "awarding")
         for shard in bought.tender.shards
     }
-    waiting = [shard for shard in of.shards if shard.phase == "waiting" and not shard.retry_ms]
+    waiting = [shard for shard in of.shards if shard.phase == "waiting" and not shard.retry_ms and not shard.short]
     missing = [shard for shard in waiting if shard.shard not in tendered]
     if of.phase == "gathering":
         numbers = tuple(shard.shard for shard in missing)

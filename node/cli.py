@@ -19,7 +19,9 @@ from hansa.node.cli_jobs import JOB_COMMANDS
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
+from hansa.node.cli_reputation import REPUTATION_COMMANDS
 from hansa.node.cli_shell import SHELL_COMMANDS
+from hansa.node.cli_statements import STATEMENT_COMMANDS
 from hansa.node.cli_status import status
 from hansa.node.cli_wallet import WALLET_COMMANDS
 from hansa.node.faults import OperatorError
@@ -181,7 +183,16 @@ def doctor(data_dir: Path, as_json: bool) -> int:
     return 0 if all(ok for _, ok, _ in findings) else 1
 
 
-for _command in (*AGENT_COMMANDS, *JOB_COMMANDS, *SHELL_COMMANDS, *METRICS_COMMANDS, *MONEY_COMMANDS, *WALLET_COMMANDS):
+for _command in (
+    *AGENT_COMMANDS,
+    *JOB_COMMANDS,
+    *SHELL_COMMANDS,
+    *METRICS_COMMANDS,
+    *MONEY_COMMANDS,
+    *REPUTATION_COMMANDS,
+    *STATEMENT_COMMANDS,
+    *WALLET_COMMANDS,
+):
     cli.add_command(_command)
 
 

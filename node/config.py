@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
+from hansa.node.reputation_config import ReputationConfig, read_reputation
 from hansa.node.rules_config import RulesConfig, read_rules
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
@@ -180,6 +181,7 @@ class Config:
     cluster: ClusterConfig
     settlement: SettlementConfig
     rules: RulesConfig
+    reputation: ReputationConfig
 
     @property
     def api_socket(self) -> Path:
@@ -263,6 +265,7 @@ def _config(top: TomlTable) -> Config:
         cluster=_cluster(top.table("cluster")),
         settlement=_settlement(top.table("settlement")),
         rules=read_rules(top.table("rules")),
+        reputation=read_reputation(top.table("reputation")),
     )
     top.finish()
     return config

@@ -48,7 +48,9 @@ from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
 from hansa.node.filing import records_of
 from hansa.node.gate import TenderRate, concerns
+from hansa.node.histories import Histories, ask_around
 from hansa.node.http_api import Json, build_api
+from hansa.node.http_reputation import ReputationDesk, reputation_routes
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.http_shell import shell_routes
 from hansa.node.images import Images
@@ -72,6 +74,7 @@ from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
+from hansa.node.statement_desk import StatementDesk, statement_routes
 from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
@@ -389,12 +392,18 @@ class Daemon:
             nursery.start_soon(self._drain_gossip)
             for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
+            nursery.start_soon(ask_around, self)
             nursery.start_soon(chores.keep_metrics, self, metrics)
             nursery.start_soon(PeerExchange(self.net).run)
             self._say_ready()
 
     def _api(self) -> Starlette:
-        more = [*shell_routes(ShellDesk(self)), *device_routes(DeviceDesk(self))]
+        more = [
+            *statement_routes(StatementDesk(self)),
+            *shell_routes(ShellDesk(self)),
+            *device_routes(DeviceDesk(self)),
+            *reputation_routes(ReputationDesk(self)),
+        ]
         return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
 
     async def _drain_gossip(self) -> None:
@@ -419,6 +428,16 @@ class Daemon:
         self.directory.serve()
         self.book = Book(self.net, now_ms, self._learn_advert)
         self.book.serve()
+        self.histories = Histories(
+            self.net,
+            self.directory,
+            state=self.state,
+            account_key=self.account,
+            share=self.config.reputation.share,
+            now_ms=now_ms,
+            take=self.take,
+        )
+        self.histories.serve()
         self._gossip = self.net.subscribe(ADVERT_TOPIC, self.book.validate)
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
@@ -477,6 +496,7 @@ class Daemon:
                 reclaim_notice_ms=provider.reclaim_notice_ms,
                 max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
                 meter_interval_ms=provider.meter_interval_ms,
+                min_buyer_ppm=self.config.reputation.min_buyer_ppm,
             )
         devices = self.inventory.devices if self.lends else ()
         return Started(

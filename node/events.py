@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.pricing import ProviderTerms
+from hansa.market.reputation import Heard
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
-from hansa.proto.units import Address, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, UnixMs
+from hansa.proto.units import Address, Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, UnixMs
 from hansa.scheduler.devices import ONE_MACHINE, Topology
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.rounds import Rejected
@@ -107,6 +108,31 @@ class MessageArrived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DealingsHeard:
+    """Somebody showed dealings of others. Every signature in them was checked."""
+
+    heard: tuple[Heard, ...]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountBlocked:
+    """The owner wants nothing more to do with an account."""
+
+    account: Address
+    reason: Line
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountUnblocked:
+    """The owner changed its mind about it."""
+
+    account: Address
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSubmitted:
     """The user wants a job run."""
 
@@ -123,6 +149,15 @@ class JobCancelled:
 
     job: Bytes32
     reason: Line
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobToppedUp:
+    """The user lets a job cost more, or (by 0) has it try again with what there is."""
+
+    job: Bytes32
+    amount: Amount
     at_ms: UnixMs
 
 
@@ -201,8 +236,12 @@ NodeEvent = (
     | DevicesReturned
     | DevicesUsed
     | MessageArrived
+    | DealingsHeard
+    | AccountBlocked
+    | AccountUnblocked
     | JobSubmitted
     | JobCancelled
+    | JobToppedUp
     | TenderPrepared
     | BlobFetched
     | RoundReduced

@@ -9,15 +9,19 @@ from typing import Any
 
 from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.ledger import Post
-from hansa.node import buying, buying_turns, selling, selling_runs, selling_turns, withdrawing
+from hansa.node import buying, buying_turns, selling, selling_runs, selling_turns, standings, withdrawing
 from hansa.node.events import (
+    AccountBlocked,
+    AccountUnblocked,
     BlobFetched,
+    DealingsHeard,
     DevicesReturned,
     DevicesUsed,
     DevicesWithdrawn,
     InventoryChanged,
     JobCancelled,
     JobSubmitted,
+    JobToppedUp,
     MessageArrived,
     NodeEvent,
     RoundNotReduced,
@@ -63,6 +67,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.submit
         case JobCancelled():
             return buying.cancel
+        case JobToppedUp():
+            return buying.top_up
         case TenderPrepared():
             return buying.open_tender
         case BlobFetched():
@@ -77,6 +83,12 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return withdrawing.give_back
         case DevicesUsed():
             return selling_runs.take_use
+        case DealingsHeard():
+            return standings.take_dealings
+        case AccountBlocked():
+            return standings.block
+        case AccountUnblocked():
+            return standings.unblock
         case FundsKnown() | FundingFailed() | ChannelSettled():
             return _take_funding
         case TimeCame():

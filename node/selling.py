@@ -15,6 +15,7 @@ from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived
 from hansa.node.selling_runs import tell_checkpoint
 from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
+from hansa.node.standings import unwelcome
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
@@ -56,7 +57,7 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
         state.ignore("sale", "a tender that is known")
         return []
     owed = state.ledger.balance(f"due:{tender.signer.hex()}") + state.ledger.balance(f"settled:{tender.signer.hex()}")
-    why = objection(tender, terms, owed=owed, at_ms=event.at_ms)
+    why = unwelcome(state, tender, terms, at_ms=event.at_ms) or objection(tender, terms, owed=owed, at_ms=event.at_ms)
     effects: Effects = []
     for number in range(len(tender.shards) if why is None else 0):
         owned = state.capacity

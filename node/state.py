@@ -15,6 +15,7 @@ from hansa.market.machine import Phased, Step
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase import Purchase
+from hansa.market.reputation import Heard
 from hansa.market.sale_state import Sale
 from hansa.market.selection import Record
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
@@ -103,6 +104,8 @@ class Snapshot:
     runs: Mapping[Bytes32, Run]
     earning: Mapping[Bytes32, EarningChannel]
     ignored: Mapping[str, int]
+    heard: Mapping[Bytes32, Heard] = field(default_factory=dict)
+    blocked: Mapping[Address, Line] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,6 +128,8 @@ class NodeState:
         earning: as provider, by channel.
         sale_of: which bid a lease came from.
         placed: which tender a lease came from.
+        heard: dealings of others, by channel.
+        blocked: accounts that the owner wants nothing to do with, and why.
         ignored: why events were ignored, and how often.
         turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
@@ -145,6 +150,8 @@ class NodeState:
     earning: Shelf[EarningChannel] = field(default_factory=Shelf)
     sale_of: dict[bytes, bytes] = field(default_factory=dict)
     placed: dict[bytes, bytes] = field(default_factory=dict)
+    heard: dict[bytes, Heard] = field(default_factory=dict)
+    blocked: dict[bytes, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
@@ -207,6 +214,8 @@ def snapshot(state: NodeState) -> Snapshot:
         capacity=state.capacity,
         records=dict(state.records),
         ignored=dict(state.ignored),
+        heard=dict(state.heard),
+        blocked=dict(state.blocked),
         **shelves,
     )
 
@@ -222,6 +231,8 @@ def restored(written: Snapshot) -> NodeState:
         capacity=written.capacity,
         records=dict(written.records),
         ignored=dict(written.ignored),
+        heard=dict(written.heard),
+        blocked=dict(written.blocked),
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))

@@ -1,0 +1,141 @@
+"""What this node knows of others' dealings, and what it makes of it: who is invited, admitted, blocked.
+
+Its own channels tell of those it dealt with itself. What others showed of theirs (``hansa.node.histories``) is kept as
+far as it can ever count: where one of the two is somebody whom this node has dealt with.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hansa.market.pricing import ProviderTerms
+from hansa.market.reputation import BUYER, PROVIDER, Dealt, Standing, newest, standing
+from hansa.market.selection import Record
+from hansa.node.events import AccountBlocked, AccountUnblocked, DealingsHeard
+from hansa.node.state import NodeState
+from hansa.proto.market_documents import Tender
+
+MOST_HEARD = 1_024
+"""Dealings of others that are kept; those of least value go first."""
+
+
+def own_dealings(state: NodeState) -> Iterator[Dealt]:
+    """Every channel of this node on which something was metered."""
+    for key, paying in state.paying.all():
+        if paying.accepted is not None:
+            receipt = paying.accepted.receipt
+            yield Dealt(
+                channel_id=key,
+                currency=paying.currency,
+                buyer=paying.config.payer_signer,
+                provider=paying.config.payee_signer,
+                value=receipt.amount_total,
+                at_ms=receipt.period_end_ms,
+            )
+    for key, earning in state.earning.all():
+        done = earning.vouched.receipt if earning.vouched else None
+        out = earning.out.receipt if earning.out else None
+        if done is None and out is None:
+            continue
+        before = done.amount_total if done else 0
+        yield Dealt(
+            channel_id=key,
+            currency=earning.currency,
+            buyer=earning.config.payer_signer,
+            provider=earning.config.payee_signer,
+            value=before,
+            at_ms=done.period_end_ms if done else 0,
+            unpaid=max(0, out.amount_total - before) if out else 0,
+            unpaid_ms=out.period_end_ms if out else 0,
+        )
+
+
+def known_dealings(state: NodeState) -> dict[bytes, Dealt]:
+    """Everything that is known, one dealing for each channel."""
+    return newest([*own_dealings(state), *(heard.dealt for heard in state.heard.values())])
+
+
+def standing_of(
+    state: NodeState,
+    subject: bytes,
+    role: str,
+    *,
+    currency: str,
+    at_ms: int,
+    dealings: Mapping[bytes, Dealt] | None = None,
+) -> Standing:
+    """A subject's figure in this node's eyes.
+
+    Args:
+        state: the node's.
+        subject: about whom.
+        role: as provider or as buyer.
+        currency: only dealings in it count.
+        at_ms: the time for which it is worked out.
+        dealings: ``known_dealings``, where many are asked about at once.
+    """
+    known = known_dealings(state) if dealings is None else dealings
+    return standing(state.account, subject, role, known, currency=currency, at_ms=at_ms)
+
+
+def records_for(state: NodeState, accounts: tuple[bytes, ...], *, currency: str, at_ms: int) -> dict[bytes, Record]:
+    """What a purchase knows of those whom it invites: how leases with us ended, and what signed dealings say."""
+    dealings = known_dealings(state)
+    records: dict[bytes, Record] = {}
+    for account in accounts:
+        told = standing_of(state, account, PROVIDER, currency=currency, at_ms=at_ms, dealings=dealings)
+        known = state.records.get(account, Record())
+        record = Record(good=known.good, bad=known.bad, told_ppm=told.ppm)
+        if record != Record():
+            records[account] = record
+    return records
+
+
+def unwelcome(state: NodeState, tender: Tender, terms: ProviderTerms, *, at_ms: int) -> tuple[str, str] | None:
+    """Why the owner does not deal with the buyer of a tender: (reason, nearest change); None if it does."""
+    if tender.signer in state.blocked:
+        return "this provider does not deal with you", ""
+    if not terms.min_buyer_ppm:
+        return None
+    found = standing_of(state, tender.signer, BUYER, currency=tender.currency, at_ms=at_ms)
+    if found.ppm >= terms.min_buyer_ppm:
+        return None
+    least, has = percent(terms.min_buyer_ppm), percent(found.ppm)
+    return (
+        f"buyers need a reputation of {least} here, and yours is {has} as far as this provider knows",
+        f"a reputation of {least}: buy from providers with whom this one deals",
+    )
+
+
+def percent(ppm: int) -> str:
+    """Millionths as percent, rounded down, so that nothing looks better than it is."""
+    return f"{ppm // 10_000}.{ppm % 10_000 // 1_000} %"
+
+
+def take_dealings(state: NodeState, event: DealingsHeard) -> list[Any]:
+    """Others showed dealings, checked by now: keep those that can count for something."""
+    dealt_with = {party for dealt in own_dealings(state) if dealt.value for party in (dealt.buyer, dealt.provider)}
+    dealt_with.discard(state.account)
+    for heard in event.heard:
+        dealt = heard.dealt
+        known = state.heard.get(dealt.channel_id)
+        if not dealt_with & {dealt.buyer, dealt.provider}:
+            state.ignore("reputation", "a dealing among strangers")
+        elif known is None or (dealt.value, dealt.unpaid) > (known.dealt.value, known.dealt.unpaid):
+            state.heard[dealt.channel_id] = heard
+    while len(state.heard) > MOST_HEARD:
+        least = min(state.heard, key=lambda key: (state.heard[key].dealt.value + state.heard[key].dealt.unpaid, key))
+        del state.heard[least]
+    return []
+
+
+def block(state: NodeState, event: AccountBlocked) -> list[Any]:
+    """The owner wants nothing more to do with an account. What runs already goes on as it was agreed."""
+    state.blocked[event.account] = event.reason
+    return []
+
+
+def unblock(state: NodeState, event: AccountUnblocked) -> list[Any]:
+    """The owner changed its mind."""
+    if state.blocked.pop(event.account, None) is None:
+        state.ignore("reputation", "an account that is not blocked")
+    return []
