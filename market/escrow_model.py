@@ -1,8 +1,8 @@
 """What the escrow does, in plain Python: the specification that the contract and every backend are held to.
 
 ``contracts/HansaEscrow.vy`` does the same on a chain; a fuzzer does the same operations to both and compares everything
-that can be seen, refusals and their words included. Callers and times are arguments. Tokens are sound here: what hostile ones do to the
-contract is in its own tests, and so are signers that are contracts.
+that can be seen, refusals and their words included. Callers and times are arguments. Tokens are sound here: what hostile
+ones do to the contract is in its own tests, and so are signers that are contracts.
 
 At all times, for every token, what came in less what was withdrawn is what accounts may withdraw and what channels hold
 (``assert_conserved``).

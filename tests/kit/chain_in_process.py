@@ -1,6 +1,6 @@
 """A chain inside this process: revm (through pyrevm), one transaction a block, and a clock that tests turn.
 
-What a transaction does is what it does on a chain. What it costs is not: revm keeps warm here what an earlier one touched.
+What a transaction does is what it does on a chain. What it costs is not: what an earlier one touched stays warm here.
 Gas is measured on anvil.
 """
 
@@ -22,9 +22,10 @@ def text(address: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a transaction did: its answer, and its logs as (address, topics, data)."""
+    """What a transaction did: its answer, its logs as (address, topics, data), and (on anvil) its gas."""
 
     returned: bytes
+    gas: int = 0
     logs: tuple[tuple[bytes, list[bytes], bytes], ...]
 
 
