@@ -1,0 +1,105 @@
+"""``hansa earnings`` and ``hansa spend``: statements as tables, JSON or CSV, with or without a running daemon."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hansa.node.cli_options import Command, print_json, with_data, with_json
+
+EARNED = (
+    "vouched = the buyer signed for it; settled = both signed the channel's final sum, or it was paid; due = the rest"
+)
+SPENT = "vouched = you signed for it; settled = both signed the channel's final sum, or it was paid; owed = the rest"
+PEERS = {"earnings": "buyer", "spend": "provider"}
+HEADS = {"job": "job", "day": "day (UTC)"}
+
+
+def _options(command: Command) -> Command:
+    for option in (
+        with_json,
+        with_data,
+        click.option("--csv", "as_csv", is_flag=True, help="Print CSV: one line for each row, a header first."),
+        click.option("--by", type=click.Choice(["job", "peer", "day"]), default="job", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_options
+def earnings(by: str, data_dir: Path, as_json: bool, as_csv: bool) -> None:
+    """Show what this node earned as a provider: vouched, settled, still due, written off."""
+    _show("earnings", by, data_dir, as_json=as_json, as_csv=as_csv)
+
+
+@click.command()
+@_options
+def spend(by: str, data_dir: Path, as_json: bool, as_csv: bool) -> None:
+    """Show what this node spent as a buyer: vouched, settled, still owed, and what lost leases cost."""
+    _show("spend", by, data_dir, as_json=as_json, as_csv=as_csv)
+
+
+def _show(side: Any, by: Any, data_dir: Path, *, as_json: bool, as_csv: bool) -> None:
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv are two forms: choose one")
+    view = _statement(side, by, data_dir)
+    if as_json:
+        print_json(view)
+    elif as_csv:
+        from hansa.node.statements import as_csv as csv_of
+
+        click.echo(csv_of(view), nl=False)
+    else:
+        _print(view)
+
+
+def _statement(side: Any, by: Any, data_dir: Path) -> dict[str, Any]:
+    from hansa.node.cli_client import Daemon, DaemonAway
+
+    try:
+        with closing(Daemon(data_dir)) as daemon:
+            return daemon.get(f"/v1/statements/{side}", by=by)
+    except DaemonAway:
+        if not (data_dir / "config.toml").exists():
+            raise
+    # The daemon does not run: its files say the same.
+    from hansa.node.config import load_config
+    from hansa.node.statements import offline_statement
+
+    return offline_statement(load_config(data_dir), side=side, by=by)
+
+
+def _print(view: dict[str, Any]) -> None:
+    from hansa.node.cli_tables import print_table
+    from hansa.node.plain_text import plain, short_account
+
+    side, by = view["side"], view["by"]
+    if not view["rows"]:
+        click.echo(
+            "nothing was vouched for yet: " + ("no lease has earned" if side == "earnings" else "no job has cost")
+        )
+        return
+    head = PEERS[side] if by == "peer" else HEADS[by]
+    if side == "earnings":
+        columns = ("vouched", "settled", "open", "unvouched", "written_off")
+        heads = ("vouched", "settled", "due", "not vouched yet", "written off")
+    else:
+        columns = ("vouched", "settled", "open", "retries", "lost_cost")
+        heads = ("vouched", "settled", "owed", "retries", "lost leases cost")
+    rows = []
+    for row in view["rows"]:
+        name = plain(row.get("name", ""), 40)
+        key = plain(row[by], 64)
+        shown = short_account(key) if by == "peer" else key[:12] if by == "job" else key
+        rows.append((f"{shown or '(no job)'} {name}".strip(), *(row[column] for column in columns), row["currency"]))
+    rows += [("total", *(total[column] for column in columns), total["currency"]) for total in view["totals"]]
+    print_table((head, *heads, "currency"), rows)
+    click.echo(EARNED if side == "earnings" else SPENT)
+    if side == "spend" and any(row["retries"] for row in view["rows"]):
+        click.echo("lost leases cost = vouched for on leases whose shard then ran elsewhere; a part of vouched")
+    click.echo(plain(view.get("promise", ""), 400))
+
+
+STATEMENT_COMMANDS = (earnings, spend)
