@@ -69,17 +69,8 @@ def shown_about(state: NodeState, account: bytes, account_key: SigningKey) -> tu
     ours = account == state.account
     about = [dealt for dealt in own_dealings(state) if ours or account in (dealt.buyer, dealt.provider)]
     about.sort(key=lambda dealt: (-dealt.value - dealt.unpaid, dealt.channel_id))
-    shown: list[Dealing] = []
-    room_bytes = MAX_HISTORY_BYTES - 1_024
-    for dealt in about[:MAX_DEALINGS]:
-        dealing = shown_dealing(state, dealt.channel_id, account_key)
-        if dealing is None:
-            continue
-        room_bytes -= len(encode(HistorySent(dealings=(dealing,))))
-        if room_bytes < 0:
-            break
-        shown.append(dealing)
-    return tuple(shown)
+    dealings = (shown_dealing(state, dealt.channel_id, account_key) for dealt in about[:MAX_DEALINGS])
+    return tuple(dealing for dealing in dealings if dealing is not None)
 
 
 def checked(dealings: Iterable[Dealing], about: bytes) -> tuple[Heard, ...]:
@@ -122,11 +113,10 @@ class Histories:
             HISTORY, self._answer, max_request_bytes=MAX_REQUEST_BYTES, timeout_ms=10_000, per_peer=1, total=8
         )
 
-    async def _answer(self, context: Context, data: bytes) -> bytes:
+    async def _answer(self, _context: Context, data: bytes) -> bytes:
         wanted: HistoryRequested = decode(data, HistoryRequested, limit_bytes=MAX_REQUEST_BYTES)
         if not self._share:
             raise Refused("this node does not show its dealings")
-        await self._directory.require(context.peer_id)
         return encode(HistorySent(dealings=shown_about(self._state, wanted.account, self._account_key)))
 
     async def ask(self, teller: bytes, about: bytes) -> int:

@@ -9,13 +9,15 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, now_ms, party
 from kit.small_market import SmallMarket
-from kit.trading import spec
+from kit.trading import CHANNEL, spec
 
+from hansa.market.effects import unsigned
 from hansa.node import events
 from hansa.node.histories import ASK_AGAIN_MS, MOST_ASKED_ABOUT, Histories
 from hansa.node.net import Refused
 from hansa.proto.codec import decode, encode
-from hansa.proto.history import HISTORY, MAX_HISTORY_BYTES, HistoryRequested, HistorySent
+from hansa.proto.documents import Receipt, Voucher
+from hansa.proto.history import HISTORY, MAX_DEALINGS, MAX_HISTORY_BYTES, Dealing, HistoryRequested, HistorySent
 from hansa.scheduler import run
 
 pytestmark = pytest.mark.trio
@@ -96,6 +98,9 @@ async def test_nobody_is_asked_before_this_node_has_dealt_with_anybody(autojump_
     async with three() as (_, one, _), party(hub, 9) as stranger:
         fresh = SmallMarket()
         fresh.add(stranger.account)
+        for known in (one.who,):
+            stranger.knows(known)
+            stranger.directory.hint(known.account.address, known.peer_id)
         nobody = Talker(stranger, fresh.engines[stranger.account.address].state)
         await nobody.histories.ask_about(one.who.account.address)
         assert nobody.heard == []
@@ -143,3 +148,25 @@ async def test_everybody_is_asked_about_now_and_then_and_in_turn(autojump_clock:
         await trio.sleep(ASK_AGAIN_MS / 1000 + 1)
         assert one.histories.due(many) == first
         assert buyer.heard == []
+
+
+async def test_the_largest_answer_fits_into_its_limit() -> None:
+    receipt = Receipt(
+        channel_id=bytes(32),
+        seq=(1 << 64) - 1,
+        prev=bytes(32),
+        period_start_ms=(1 << 64) - 1,
+        period_end_ms=(1 << 64) - 1,
+        amount_total=(1 << 128) - 1,
+        lines=(1 << 32) - 1,
+        lines_root=bytes(32),
+        evidence=bytes(32),
+    )
+    dealing = Dealing(
+        currency="x" * 256,
+        config=CHANNEL,
+        receipt=unsigned(receipt),
+        voucher=unsigned(Voucher(channel_id=bytes(32), cumulative=(1 << 128) - 1, statement=bytes(32))),
+        unpaid=unsigned(receipt),
+    )
+    assert len(encode(HistorySent(dealings=(dealing,) * MAX_DEALINGS))) <= MAX_HISTORY_BYTES

@@ -12,6 +12,7 @@ from hansa.market.reputation import PRIOR, Heard, newest, read_dealing
 from hansa.market.reputation import PROVIDER as AS_PROVIDER
 from hansa.market.selection import Record
 from hansa.node import events
+from hansa.node.buyer_tasks import unwelcome
 from hansa.node.faults import OperatorError
 from hansa.node.histories import checked, shown_about, shown_dealing
 from hansa.node.http_reputation import standing_view
@@ -22,6 +23,7 @@ from hansa.proto import messages
 from hansa.proto.codec import decode, encode
 from hansa.proto.history import HistorySent
 from hansa.scheduler import run
+from hansa.scheduler.job_events import TenderWanted
 
 ONE = spec(shards=1)
 
@@ -103,6 +105,23 @@ def test_what_strangers_tell_is_not_even_kept():
     made = traded(of_provider=OTHER)
     heard_by(made, PROVIDER, BUYER, BUYER_KEY, OTHER)
     assert state_of(made, PROVIDER).heard == {}
+
+
+def test_an_older_word_on_a_channel_does_not_replace_a_newer_one():
+    made = traded()
+    deal(made, BUYER, OTHER, job=b"k" * 32)
+    heard_by(made, PROVIDER, BUYER, BUYER_KEY, OTHER)
+    ((key, newer),) = state_of(made, PROVIDER).heard.items()
+    older = replace(newer, dealt=replace(newer.dealt, value=1))
+    made.take(PROVIDER, events.DealingsHeard(heard=(older,), at_ms=made.now_ms))
+    assert state_of(made, PROVIDER).heard == {key: newer}
+
+
+def test_who_is_blocked_is_not_invited():
+    made = traded()
+    made.take(BUYER, events.AccountBlocked(account=PROVIDER, reason="", at_ms=made.now_ms))
+    wanted = TenderWanted(job=JOB, shards=(0,), attempt=1, at_ms=made.now_ms)
+    assert unwelcome(state_of(made, BUYER), wanted) == {PROVIDER}
 
 
 def test_what_was_heard_outlives_the_daemon_and_is_bounded():
