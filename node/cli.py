@@ -16,6 +16,7 @@ from hansa import __version__
 from hansa.node.cli_agent import AGENT_COMMANDS
 from hansa.node.cli_devices import DEVICE_COMMANDS
 from hansa.node.cli_jobs import JOB_COMMANDS
+from hansa.node.cli_ledger import LEDGER_COMMANDS
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
@@ -188,6 +189,7 @@ for _command in (
     *JOB_COMMANDS,
     *SHELL_COMMANDS,
     *METRICS_COMMANDS,
+    *LEDGER_COMMANDS,
     *MONEY_COMMANDS,
     *REPUTATION_COMMANDS,
     *STATEMENT_COMMANDS,

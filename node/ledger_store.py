@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hansa.market.ledger import Entry, Ledger, fold
 from hansa.market.ledger_records import Record
@@ -29,6 +30,10 @@ HeadSigner = Callable[[int, bytes], Signed[TreeHead]]
 """Signs the word that the log has this size and this root."""
 Row = tuple[int, bytes, bytes, bytes]
 """Position, id, body and chain of a record, as written."""
+
+
+class LedgerDamaged(OperatorError):
+    """The file was a ledger and is broken: bytes of it are changed or gone."""
 
 
 class LedgerStore:
@@ -59,7 +64,9 @@ class LedgerStore:
                 self._make_tables()
             self._catch_up(read_only=read_only)
         except sqlite3.Error as fault:
-            raise OperatorError(f"cannot open the ledger {path}: {fault}", "restore a copy of the file.") from fault
+            is_ledger = fault.sqlite_errorname != "SQLITE_NOTADB" and isinstance(fault, sqlite3.DatabaseError)
+            kind = LedgerDamaged if is_ledger else OperatorError
+            raise kind(f"cannot open the ledger {path}: {fault}", "restore a copy of the file.") from fault
 
     def _make_tables(self) -> None:
         execute = self._database.execute
@@ -178,15 +185,21 @@ class LedgerStore:
 
     def rows(self) -> Iterator[Row]:
         """All records as they are written, in order, whatever they are: for whoever checks the file."""
-        yield from self._database.execute("SELECT position, id, body, chain FROM entry ORDER BY position")
+        yield from self._each("SELECT position, id, body, chain FROM entry ORDER BY position")
 
     def nodes(self) -> Iterator[tuple[int, bytes]]:
         """All stored nodes of the tree as they are written, in order."""
-        yield from self._database.execute("SELECT number, hash FROM node ORDER BY number")
+        yield from self._each("SELECT number, hash FROM node ORDER BY number")
 
     def heads(self) -> Iterator[tuple[int, bytes]]:
         """All heads that this ledger signed, as they are written: the size and the encoded head."""
-        yield from self._database.execute("SELECT size, body FROM head ORDER BY size")
+        yield from self._each("SELECT size, body FROM head ORDER BY size")
+
+    def _each(self, query: str) -> Iterator[Any]:
+        try:
+            yield from self._database.execute(query)
+        except sqlite3.DatabaseError as fault:
+            raise LedgerDamaged(f"the ledger {self._path} is damaged: {fault}", "restore a copy of it.") from fault
 
     def newest_head(self) -> Signed[TreeHead] | None:
         """The head over everything, or nothing where none was signed."""

@@ -53,7 +53,7 @@ ONE_PLACE = {
     "ray": ("worker/",),
     "pynvml": ("node/nvml.py",),
     "amdsmi": ("node/amd.py",),
-    "sqlite3": ("node/journal.py", "node/ledger_store.py", "node/evm_store.py"),
+    "sqlite3": ("node/journal.py", "node/ledger_store.py", "node/head_store.py", "node/evm_store.py"),
     "web3": ("node/evm_",),
     "eth_abi": ("node/evm_escrow.py",),
     "eth_account": ("node/keystore.py", "node/evm_signing.py"),

@@ -6,6 +6,7 @@ from typing import Any
 from kit.trading import DEVICE, JOB, NOW_MS, PRICE, spec, tender
 
 from hansa.market.effects import Send, sealed
+from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
 from hansa.market.pricing import ProviderTerms
 from hansa.node import events
@@ -42,7 +43,7 @@ def device(number: int) -> Device:
 
 
 class SmallMarket:
-    """Engines by account. What is not a message stays in ``effects`` for the test to look at, or in ``filed``."""
+    """Engines by account. What is not a message stays in ``effects``, and what ledgers get in ``booked``, in order."""
 
     def __init__(self) -> None:
         """Nobody yet."""
@@ -50,7 +51,7 @@ class SmallMarket:
         self.journals: dict[bytes, MemoryJournal] = {}
         self.keys: dict[bytes, SigningKey] = {}
         self.effects: list[tuple[bytes, Any]] = []
-        self.filed: list[tuple[bytes, File]] = []
+        self.booked: list[tuple[bytes, Post | File]] = []
         self.said: list[tuple[bytes, bytes, Any]] = []
         self.lost: Callable[[bytes, Any], bool] = lambda _to, _message: False
         self.now_ms = NOW_MS
@@ -79,14 +80,14 @@ class SmallMarket:
     def take(self, account: bytes, event: Any) -> None:
         """Something happens to a node, and everything that it says arrives."""
         for effect in self.engines[account].take([event]):
+            if isinstance(effect, Post | File):
+                self.booked.append((account, effect))
             if isinstance(effect, Send):
                 message = sealed(effect.message, self.keys[account])
                 self.said.append((account, effect.to, message))
                 if effect.to in self.engines and not self.lost(effect.to, message):
                     self.tell(account, effect.to, message)
-            elif isinstance(effect, File):
-                self.filed.append((account, effect))
-            else:
+            elif not isinstance(effect, File):
                 self.effects.append((account, effect))
 
     def tell(self, sender: bytes, to: bytes, message: Any) -> None:

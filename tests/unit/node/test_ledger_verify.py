@@ -1,0 +1,248 @@
+"""``hansa ledger verify``: what is not as it was signed is found, and the first place that is wrong is named."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from kit.filed_ledger import head_signer, ledger_file, records, tamper, traded
+from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
+
+from hansa.market.ledger import Entry, Leg
+from hansa.market.ledger_records import FiledClose, FiledReceipt, FiledVoucher
+from hansa.node.cli import cli
+from hansa.node.head_store import HeadStore
+from hansa.node.ledger_store import LedgerStore
+from hansa.proto.codec import encode
+from hansa.proto.keccak import keccak256
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import Signed, sign
+
+MARKET = traded()
+RECORDS = {key.address: records(MARKET, key) for key in (BUYER_KEY, PROVIDER_KEY)}
+KEYS = {key.address: key for key in (BUYER_KEY, PROVIDER_KEY)}
+
+
+@pytest.fixture(params=[BUYER, PROVIDER], ids=["buyer", "provider"])
+def owner(request):
+    return request.param
+
+
+@pytest.fixture
+def path(tmp_path, owner):
+    return ledger_file(tmp_path / "ledger.sqlite", KEYS[owner], RECORDS[owner])
+
+
+def verify(path, *more):
+    """The command's exit code and its report."""
+    result = CliRunner().invoke(cli, ["ledger", "verify", str(path), "--json", *map(str, more)])
+    return result.exit_code, json.loads(result.stdout) if result.stdout else {}
+
+
+def faults(report):
+    return {found["name"]: found["record"] for found in report["findings"] if not found["holds"]}
+
+
+def written(tmp_path, owner, of, **options):
+    """A whole ledger of other records, made by its owner with its own key: chain, tree and heads are all in order."""
+    path = tmp_path / "forged.sqlite"
+    path.unlink(missing_ok=True)
+    return ledger_file(path, KEYS[owner], of, **options)
+
+
+def place(owner, kind):
+    return next(at for at, record in enumerate(RECORDS[owner]) if isinstance(record, kind))
+
+
+def test_an_honest_ledger_holds_in_every_respect(path, owner):
+    code, report = verify(path)
+    assert (code, report["holds"], report["first_fault"]) == (0, True, None)
+    assert report["owner"] == "0x" + owner.hex()
+    assert report["documents"] + len([r for r in RECORDS[owner] if isinstance(r, Entry)]) >= report["records"]
+    assert report["signatures"] > 10
+
+
+def test_it_is_said_in_plain_words_and_that_nobody_guarantees_payment(path):
+    result = CliRunner().invoke(cli, ["ledger", "verify", str(path)])
+    assert result.exit_code == 0
+    assert "Everything holds" in result.stdout
+    assert "an IOU" in result.stdout
+    assert "Nobody guarantees" in result.stdout
+
+
+def test_a_copied_file_is_checked_where_no_daemon_is(path, tmp_path):
+    copy = tmp_path / "elsewhere" / "copy.db"
+    copy.parent.mkdir()
+    shutil.copyfile(path, copy)
+    before = copy.read_bytes()
+    assert verify(copy)[0] == 0
+    assert copy.read_bytes() == before
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize("position", [1, 4, 9])
+def test_ledger_file_edited(path, position):
+    body = (
+        LedgerStore(path, read_only=True)
+        ._database.execute("SELECT body FROM entry WHERE position = ?", (position,))
+        .fetchone()[0]
+    )
+    tamper(path, ("UPDATE entry SET body = ? WHERE position = ?", (body[:-1] + bytes([body[-1] ^ 1]), position)))
+    code, report = verify(path)
+    assert (code, report["first_fault"]) == (1, position)
+    assert faults(report)["chain"] == position
+
+
+def test_ledger_file_edited_and_the_chain_mended_the_tree_and_the_heads_still_tell(path):
+    store = LedgerStore(path, read_only=True)
+    rows = list(store.rows())
+    store.close()
+    chain, statements = bytes(32), []
+    for position, _, body, _ in rows:
+        changed = body.replace(b"voucher", b"Voucher") if position == 4 else body
+        chain = keccak256(chain + changed)
+        statements.append(("UPDATE entry SET body = ?, chain = ? WHERE position = ?", (changed, chain, position)))
+    tamper(path, *statements)
+    found = faults(verify(path)[1])
+    assert "tree" in found
+    assert "heads" in found
+
+
+def test_ledger_file_truncated(path):
+    for cut in ("entry", "entry and node"):
+        tamper(path, ("DELETE FROM entry WHERE position > 7", ()))
+        if cut != "entry":
+            tamper(path, ("DELETE FROM node WHERE number > 11", ()))
+        code, report = verify(path)
+        assert code == 1
+        assert report["first_fault"] == 8
+        assert faults(report)["heads"] == 8
+
+
+def test_ledger_file_truncated_in_its_bytes(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    code, report = verify(path)
+    assert code == 1
+    assert "damaged" in report["findings"][0]["words"] or "malformed" in report["findings"][0]["words"]
+
+
+def test_ledger_file_rolled_back_is_found_by_the_nodes_own_last_head_and_by_those_of_peers(tmp_path, owner):
+    entries = [at for at, record in enumerate(RECORDS[owner]) if isinstance(record, Entry)]
+    old = written(tmp_path, owner, RECORDS[owner][: entries[1] + 1])
+    assert verify(old)[0] == 0, "in itself it is an honest ledger"
+    whole = ledger_file(tmp_path / "ledger.sqlite", KEYS[owner], RECORDS[owner])
+    store = LedgerStore(whole, read_only=True)
+    kept = HeadStore(tmp_path / "heads.sqlite")
+    kept.keep_own(store.newest_head())
+    kept.close()
+    store.close()
+    code, report = verify(old, "--heads", tmp_path / "heads.sqlite")
+    assert code == 1
+    assert faults(report) == {"elsewhere": report["records"] + 1}
+    assert "rolled back" in next(f["words"] for f in report["findings"] if not f["holds"])
+    # The same beside the ledger, as the daemon keeps it.
+    shutil.copyfile(old, whole)
+    result = CliRunner().invoke(cli, ["ledger", "verify", "--data", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    assert set(faults(json.loads(result.stdout))) == {"elsewhere"}
+
+
+def test_another_history_of_the_same_size_is_found_by_an_old_head(tmp_path, owner):
+    whole = ledger_file(tmp_path / "ledger.sqlite", KEYS[owner], RECORDS[owner])
+    store = LedgerStore(whole, read_only=True)
+    kept = HeadStore(tmp_path / "heads.sqlite")
+    kept.keep_own(store.newest_head())
+    kept.close()
+    store.close()
+    other = [*RECORDS[owner][:-1], replace(RECORDS[owner][-1], memo="another")]
+    code, report = verify(written(tmp_path, owner, other), "--heads", tmp_path / "heads.sqlite")
+    assert (code, set(faults(report))) == (1, {"elsewhere"})
+
+
+def test_a_voucher_with_a_signature_of_somebody_else_is_named(tmp_path, owner):
+    at = place(owner, FiledVoucher)
+    said = RECORDS[owner][at].voucher.document
+    forged = replace(RECORDS[owner][at], voucher=sign(DOMAIN, said, OTHER_KEY))
+    code, report = verify(written(tmp_path, owner, [*RECORDS[owner][:at], forged, *RECORDS[owner][at + 1 :]]))
+    assert code == 1
+    assert "signatures" in faults(report)
+
+
+def test_a_debt_that_the_debtor_did_not_sign_cannot_be_invented(tmp_path):
+    """The provider, with its own key and a sound chain, tree and heads, writes itself a larger claim."""
+    at = next(at for at, record in enumerate(RECORDS[PROVIDER]) if isinstance(record, Entry))
+    entry = RECORDS[PROVIDER][at]
+    legs = tuple(Leg(account=leg.account, amount=leg.amount * 1_000) for leg in entry.legs)
+    inflated = [*RECORDS[PROVIDER][:at], replace(entry, legs=legs), *RECORDS[PROVIDER][at + 1 :]]
+    code, report = verify(written(tmp_path, PROVIDER, inflated, group=1))
+    assert code == 1
+    assert set(faults(report)) == {"books"}
+    assert report["first_fault"] == faults(report)["books"] > 0
+    invented = Entry(
+        id=keccak256(b"invented"),
+        at_ms=1,
+        memo="voucher 99",
+        legs=(Leg(account=f"due:{BUYER.hex()}", amount=5), Leg(account="earned:" + "00" * 32, amount=-5)),
+    )
+    code, report = verify(written(tmp_path, PROVIDER, [*RECORDS[PROVIDER], invented]))
+    assert (code, set(faults(report))) == (1, {"books"})
+    assert report["first_fault"] == report["records"]
+
+
+def test_a_debt_that_was_signed_cannot_be_left_out_of_the_books(tmp_path):
+    at = next(at for at, record in enumerate(RECORDS[BUYER]) if isinstance(record, Entry))
+    code, report = verify(written(tmp_path, BUYER, [*RECORDS[BUYER][:at], *RECORDS[BUYER][at + 1 :]]))
+    assert (code, set(faults(report))) == (1, {"books"})
+
+
+def test_a_forked_receipt_chain_is_named(tmp_path, owner):
+    """A second receipt of one number, signed by the provider, stands where the next one should."""
+    at = [number for number, record in enumerate(RECORDS[owner]) if isinstance(record, FiledReceipt)][1]
+    receipt = RECORDS[owner][at].receipt.document
+    again = sign(DOMAIN, replace(receipt, prev=bytes(32)), PROVIDER_KEY)
+    forked = [*RECORDS[owner][:at], replace(RECORDS[owner][at], receipt=again), *RECORDS[owner][at + 1 :]]
+    code, report = verify(written(tmp_path, owner, forked))
+    assert code == 1
+    assert "totals" in faults(report)
+
+
+def test_a_total_that_falls_is_named(tmp_path):
+    vouchers = [at for at, record in enumerate(RECORDS[PROVIDER]) if isinstance(record, FiledVoucher)]
+    said = RECORDS[PROVIDER][vouchers[-1]].voucher.document
+    first = RECORDS[PROVIDER][vouchers[0]].voucher.document
+    low = FiledVoucher(currency="USD", voucher=sign(DOMAIN, replace(said, cumulative=first.cumulative), BUYER_KEY))
+    code, report = verify(written(tmp_path, PROVIDER, [*RECORDS[PROVIDER], low]))
+    assert code == 1
+    assert faults(report)["totals"] == report["records"]
+
+
+def test_a_close_at_another_sum_than_was_vouched_for_is_named(tmp_path, owner):
+    at = place(owner, FiledClose)
+    said = replace(RECORDS[owner][at].by_payer.document, cumulative=1)
+    lower = replace(
+        RECORDS[owner][at], by_payer=sign(DOMAIN, said, BUYER_KEY), by_payee=sign(DOMAIN, said, PROVIDER_KEY)
+    )
+    code, report = verify(written(tmp_path, owner, [*RECORDS[owner][:at], lower, *RECORDS[owner][at + 1 :]]))
+    assert code == 1
+    assert "totals" in faults(report)
+    one_sided = replace(RECORDS[owner][at], by_payee=Signed(document=said, signature=bytes(65)))
+    code, report = verify(written(tmp_path, owner, [*RECORDS[owner][:at], one_sided, *RECORDS[owner][at + 1 :]]))
+    assert code == 1
+    assert "signatures" in faults(report)
+
+
+def test_a_head_signed_by_another_key_is_not_this_ledgers(path, owner):
+    head = head_signer(OTHER_KEY)(2, bytes(32))
+    tamper(path, ("INSERT OR REPLACE INTO head VALUES (2, ?)", (encode(head),)))
+    code, report = verify(path)
+    assert code == 1
+    assert "heads" in faults(report)
+
+
+def test_what_is_no_ledger_is_exit_code_2(tmp_path):
+    nothing = tmp_path / "nothing.sqlite"
+    assert verify(nothing)[0] == 2
+    nothing.write_bytes(b"no database" * 99)
+    assert verify(nothing)[0] == 2
