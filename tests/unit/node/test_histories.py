@@ -63,9 +63,9 @@ def traded(buyer: Party, *providers: Party) -> SmallMarket:
 
 
 @asynccontextmanager
-async def three(*, share: bool = True):
+async def three(hub: MemoryHub | None = None, *, share: bool = True):
     """A buyer that dealt with two providers who do not know each other."""
-    hub = MemoryHub()
+    hub = hub or MemoryHub()
     async with party(hub, 1) as buyer, party(hub, 2) as one, party(hub, 3) as two:
         made = traded(buyer, one, two)
         talkers = [Talker(who, made.engines[who.account.address].state, share=share) for who in (buyer, one, two)]
@@ -95,12 +95,11 @@ async def test_who_is_asked_about_is_asked_itself_and_those_whom_the_asker_knows
 
 async def test_nobody_is_asked_before_this_node_has_dealt_with_anybody(autojump_clock: trio.abc.Clock) -> None:
     hub = MemoryHub()
-    async with three() as (_, one, _), party(hub, 9) as stranger:
+    async with three(hub) as (_, one, _), party(hub, 9) as stranger:
         fresh = SmallMarket()
         fresh.add(stranger.account)
-        for known in (one.who,):
-            stranger.knows(known)
-            stranger.directory.hint(known.account.address, known.peer_id)
+        stranger.knows(one.who)
+        stranger.directory.hint(one.who.account.address, one.who.peer_id)
         nobody = Talker(stranger, fresh.engines[stranger.account.address].state)
         await nobody.histories.ask_about(one.who.account.address)
         assert nobody.heard == []
