@@ -12,14 +12,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import trio
+
+from hansa.node.escrow_artefact import ESCROW, TEST_TOKEN, artefact
+from hansa.node.evm_escrow import call
 from hansa.node.faults import OperatorError
+from hansa.node.json_rpc import RpcNode, data, hex_data, hex_quantity, quantity, table
+from hansa.proto.units import CURRENCY_DECIMALS
 
 ANVIL_VERSION: Final = "1.7.1"
 _PACKAGES: Final = {"x86_64": "anvil-linux-amd64", "aarch64": "anvil-linux-arm64"}
 READY_TIMEOUT_S: Final = 30.0
+RECEIPT_ATTEMPTS: Final = 600
+RECEIPT_PAUSE_S: Final = 0.05
 STOP_TIMEOUT_S: Final = 10.0
 STATE_FILE: Final = "anvil-state.json"
 
@@ -122,3 +131,57 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """What stands on a local chain, and since when."""
+
+    chain_id: int
+    escrow: bytes
+    token: bytes
+
+
+class DevChain:
+    """A local chain that obeys: its first account signs whatever it is asked to, and coins cost nothing."""
+
+    def __init__(self, rpc: RpcNode) -> None:
+        """Order things through this connection."""
+        self._rpc = rpc
+
+    async def _transact(self, content: bytes, to: bytes | None = None) -> dict[str, Any]:
+        """One transaction of the chain's first account, in a block."""
+        accounts = await self._rpc.order("eth_accounts")
+        order = {"from": accounts[0], "data": hex_data(content), **({} if to is None else {"to": hex_data(to)})}
+        name = await self._rpc.order("eth_sendTransaction", order)
+        # A chain that makes a block a second puts it into the next; one that makes them as needed has done so already.
+        for _ in range(RECEIPT_ATTEMPTS):
+            receipt = await self._rpc.order("eth_getTransactionReceipt", name)
+            if receipt is not None:
+                break
+            await trio.sleep(RECEIPT_PAUSE_S)
+        found = table(receipt, "receipt", "status")
+        assert quantity(found["status"], "status") == 1, "the local chain did not do what it was told"
+        return found
+
+    async def _deploy(self, code: bytes) -> bytes:
+        return data((await self._transact(code)).get("contractAddress"), "address", 20)
+
+    async def deploy(self) -> Deployed:
+        """A token with our number of decimals that anybody may mint, and the escrow."""
+        token = await self._deploy(artefact(TEST_TOKEN).creation_code + CURRENCY_DECIMALS.to_bytes(32, "big"))
+        escrow = await self._deploy(artefact(ESCROW).creation_code)
+        return Deployed(chain_id=await self.chain_id(), escrow=escrow, token=token)
+
+    async def chain_id(self) -> int:
+        """Which chain it is."""
+        return quantity(await self._rpc.order("eth_chainId"), "chain id", 63)
+
+    async def has_code(self, address: bytes) -> bool:
+        """Whether a contract stands at an address."""
+        return bool(data(await self._rpc.order("eth_getCode", hex_data(address), "latest"), "code"))
+
+    async def give(self, account: bytes, token: bytes, *, tokens: int, coins: int) -> None:
+        """Tokens to pay with and coins for fees."""
+        await self._rpc.order("anvil_setBalance", hex_data(account), hex_quantity(coins))
+        await self._transact(call("mint", account, tokens), token)

@@ -144,6 +144,10 @@ def _read_log(raw: Any) -> Log:
     )
 
 
+def _receipt_logs(raw: Any) -> tuple[Log, ...]:
+    return () if raw is None else read_logs(table(raw, "receipt", "logs")["logs"])
+
+
 def _number_of(what: str, bits: int) -> Callable[[Any], int]:
     return lambda raw: quantity(raw, what, bits)
 
@@ -256,7 +260,11 @@ class ChainNodes:
         said = [number for number in numbers.values() if isinstance(number, int)]
         if 2 * len(said) <= len(self.nodes):
             raise next(number for number in numbers.values() if isinstance(number, RpcFault))
-        return await self.agreed(read_block, "eth_getBlockByNumber", hex_quantity(min(said)), False)
+        return await self.agreed_block(min(said))
+
+    async def agreed_block(self, number: int) -> Block:
+        """A block by its height, as all nodes have it."""
+        return await self.agreed(read_block, "eth_getBlockByNumber", hex_quantity(number), False)
 
     @property
     def _final_tag(self) -> str:
@@ -269,10 +277,10 @@ class ChainNodes:
         """The code at an address."""
         return await self.agreed(_any_data("code"), "eth_getCode", hex_data(address), _at(block))
 
-    async def call(self, to: bytes, content: bytes, block: Block) -> bytes:
-        """What a contract answers at a block."""
+    async def call(self, read: Callable[[bytes], T], to: bytes, content: bytes, block: Block) -> T:
+        """What a contract answers at a block, read."""
         question = {"to": hex_data(to), "data": hex_data(content)}
-        return await self.agreed(_any_data("answer"), "eth_call", question, _at(block))
+        return await self.agreed(_of_data(read), "eth_call", question, _at(block))
 
     async def nonce(self, account: bytes, block: Block) -> int:
         """How many transactions of an account were in blocks up to this one."""
@@ -302,12 +310,14 @@ class ChainNodes:
             False,
         )
 
-    async def newest_call(self, to: bytes, content: bytes, *, sender: bytes | None = None) -> bytes:
-        """What a contract answers at the newest block."""
+    async def newest_call(
+        self, read: Callable[[bytes], T], to: bytes, content: bytes, *, sender: bytes | None = None
+    ) -> T:
+        """What a contract answers at the newest block, read."""
         question = {"to": hex_data(to), "data": hex_data(content)}
         if sender is not None:
             question["from"] = hex_data(sender)
-        return await self.first(_any_data("answer"), "eth_call", question, "latest")
+        return await self.first(_of_data(read), "eth_call", question, "latest")
 
     async def newest_logs(self, address: bytes, first: int, last: int) -> tuple[Log, ...]:
         """What a contract said in blocks that may still be dropped."""
@@ -317,6 +327,10 @@ class ChainNodes:
     async def newest_receipt(self, transaction: bytes) -> TransactionReceipt | None:
         """How a transaction went, if it is in a block, which may still be dropped."""
         return await self.first(read_receipt, "eth_getTransactionReceipt", hex_data(transaction))
+
+    async def newest_receipt_logs(self, transaction: bytes) -> tuple[Log, ...]:
+        """What contracts said in a transaction, if it is in a block."""
+        return await self.first(_receipt_logs, "eth_getTransactionReceipt", hex_data(transaction))
 
     async def pending_nonce(self, account: bytes) -> int:
         """The first nonce of an account that no transaction known to the node has."""
@@ -360,6 +374,10 @@ class ChainNodes:
 
 def _any_data(what: str) -> Callable[[Any], bytes]:
     return lambda raw: data(raw, what)
+
+
+def _of_data(read: Callable[[bytes], T]) -> Callable[[Any], T]:
+    return lambda raw: read(data(raw, "answer"))
 
 
 def _at(block: Block) -> dict[str, Any]:

@@ -6,7 +6,7 @@ when a transaction is lost, it can be sent again without a second thought. Also 
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -238,41 +238,41 @@ class EvmStore:
             for row in cursor
         )
 
-    # What was seen of the chain: happenings of blocks, in the order in which they were told.
+    # What was seen of the chain: happenings, in the order in which they were told.
 
-    def seen(self, after: int) -> tuple[tuple[Happening, bytes], ...]:
-        """Happenings told after a cursor, each with the block that it is of."""
-        cursor = self._database.execute(
-            "SELECT cursor, body, block_hash FROM happening WHERE cursor > ? ORDER BY cursor", (after,)
-        )
-        return tuple((decode(body, Happening, limit_bytes=MAX_HAPPENING_BYTES), block) for _, body, block in cursor)
+    def seen(self, after: int) -> tuple[Happening, ...]:
+        """Happenings told after a cursor."""
+        cursor = self._database.execute("SELECT body FROM happening WHERE cursor > ? ORDER BY cursor", (after,))
+        return tuple(decode(body, Happening, limit_bytes=MAX_HAPPENING_BYTES) for (body,) in cursor)
 
-    def blocks_seen(self) -> dict[int, bytes]:
-        """The blocks with news in them that can still be dropped: name by height."""
-        cursor = self._database.execute("SELECT number, hash FROM block ORDER BY number")
-        return {int(number): bytes(name) for number, name in cursor}
+    def tentative(self) -> dict[tuple[bytes, int], Happening]:
+        """What was told of blocks that may still be dropped, by the block's hash and the place in it."""
+        cursor = self._database.execute("SELECT block, place, body FROM tentative ORDER BY rowid")
+        return {(row[0], row[1]): decode(row[2], Happening, limit_bytes=MAX_HAPPENING_BYTES) for row in cursor}
 
     def tell(
         self,
-        news: Sequence[tuple[Happening, bytes]],
-        blocks: Sequence[tuple[int, bytes]],
+        news: Sequence[Happening],
         *,
-        dropped: Sequence[int],
-        words: Sequence[tuple[str, str]],
+        tentative: Mapping[tuple[bytes, int], Happening],
+        words: Mapping[str, str],
     ) -> None:
-        """Write down what is told, which blocks it rests on, which were dropped, and how far was looked: all or none.
+        """Write down what is told, what of all that was told may still be dropped, and how far was looked: all or none.
 
         The cursors in ``news`` are given here; those that the happenings come with do not matter.
         """
         self._database.execute("BEGIN IMMEDIATE")
         try:
             top: int = self._database.execute("SELECT coalesce(max(cursor), 0) FROM happening").fetchone()[0]
-            for cursor, (happening, block) in enumerate(news, start=top + 1):
+            for cursor, happening in enumerate(news, start=top + 1):
                 body = encode(replace(happening, cursor=cursor))
-                self._database.execute("INSERT INTO happening VALUES (?, ?, ?)", (cursor, body, block))
-            self._database.executemany("DELETE FROM block WHERE number = ?", [(number,) for number in dropped])
-            self._database.executemany("INSERT OR REPLACE INTO block VALUES (?, ?)", blocks)
-            self._database.executemany("INSERT OR REPLACE INTO word VALUES (?, ?)", words)
+                self._database.execute("INSERT INTO happening VALUES (?, ?)", (cursor, body))
+            self._database.execute("DELETE FROM tentative")
+            self._database.executemany(
+                "INSERT INTO tentative VALUES (?, ?, ?)",
+                [(block, place, encode(happening)) for (block, place), happening in tentative.items()],
+            )
+            self._database.executemany("INSERT OR REPLACE INTO word VALUES (?, ?)", list(words.items()))
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
@@ -294,6 +294,6 @@ CREATE TABLE IF NOT EXISTS attempt (
     tx BLOB NOT NULL UNIQUE, intention INTEGER NOT NULL, raw BLOB NOT NULL, most_fee TEXT NOT NULL, tip TEXT NOT NULL,
     sent_ms INTEGER NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS attempt_intention ON attempt (intention);
-CREATE TABLE IF NOT EXISTS happening (cursor INTEGER PRIMARY KEY, body BLOB NOT NULL, block_hash BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS block (number INTEGER PRIMARY KEY, hash BLOB NOT NULL) STRICT
+CREATE TABLE IF NOT EXISTS happening (cursor INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS tentative (block BLOB NOT NULL, place INTEGER NOT NULL, body BLOB NOT NULL) STRICT
 """

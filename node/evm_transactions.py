@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from hansa.market.settlement import Refused
-from hansa.node.chain_nodes import Block, ChainNodes
+from hansa.node.chain_nodes import Block, ChainNodes, Log
 from hansa.node.evm_signing import TransactionSigner, transaction_hash
 from hansa.node.evm_store import FINAL, MINED, SENT, Attempt, EvmStore, Intention
 from hansa.node.json_rpc import RpcError, RpcFault, RpcMalformed, hex_data
@@ -127,6 +127,25 @@ class Transactions:
                 # It is written down: whoever comes back will find it there.
                 self.trouble[purpose] = str(fault)
             await trio.sleep(self.poll_s)
+
+    async def logs(self, intention: Intention) -> tuple[Log, ...]:
+        """What contracts said when an intention was done."""
+        for attempt in reversed(self.store.attempts(intention.number)):
+            found = await self._nodes.newest_receipt_logs(attempt.transaction)
+            if found:
+                return found
+        return ()
+
+    async def check(self, to: bytes, content: bytes) -> None:
+        """Ask whether a contract would do something now.
+
+        Raises:
+            Refused: it would not.
+        """
+        try:
+            await self._nodes.gas_of(self.address, to, content)
+        except RpcError as fault:
+            raise Refused(reason_of(fault)) from None
 
     async def _begin(self, purpose: str, to: bytes, content: bytes) -> Intention:
         """Estimate, choose a nonce, sign, write down, send."""

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
+from kit.chain_on_anvil import anvil_program
 
-from hansa.node.chain_dev import find_anvil, free_port, running_anvil
-from hansa.node.faults import OperatorError
+from hansa.node.chain_dev import free_port, running_anvil
 from hansa.proto.signing import SigningKey
 
 RICH = SigningKey(bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"))
@@ -53,10 +52,6 @@ class Chain:
 @contextmanager
 def local_chain(*more: str) -> Iterator[Chain]:
     """A chain on a free port; the test is skipped, and says why, where anvil is not to be had."""
-    try:
-        program = find_anvil()
-    except OperatorError as fault:
-        pytest.skip(f"{fault.what}; get it with: {fault.hint}")
     # Short epochs: what is two blocks deep is final.
-    with running_anvil(program, port=free_port(), more=("--slots-in-an-epoch", "1", *more)) as url:
+    with running_anvil(anvil_program(), port=free_port(), more=("--slots-in-an-epoch", "1", *more)) as url:
         yield Chain(url)

@@ -1,0 +1,358 @@
+"""Settlement in the escrow contract: ``hansa.market.settlement.Backend`` over a chain's nodes.
+
+It deals with one escrow and one token, those of the configured currency, whatever a peer may name: the escrow's code
+must be the one that comes with Hansa, to the byte, and the token must have six decimals, as all amounts here have.
+
+What is asked is asked of a block that cannot be dropped, and of all nodes that are configured. What is ordered goes
+through ``hansa.node.evm_transactions``, so it is done once in effect. The contract is experimental and unaudited.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from hansa.market.settlement import (
+    ChannelState,
+    Claim,
+    ClaimResult,
+    Happening,
+    Refused,
+)
+from hansa.node.chain_nodes import Block, ChainNodes
+from hansa.node.escrow_artefact import escrow_code
+from hansa.node.evm_escrow import (
+    CLAIM_FAULTS,
+    MOST_CLAIMS,
+    Permit,
+    call,
+    claim_words,
+    config_words,
+    escrow_domain_answer,
+    paid_by,
+    read_amount,
+    read_channel,
+    read_faults,
+    read_number,
+    read_text,
+    split_words,
+    withdrawn_by,
+)
+from hansa.node.evm_events import look
+from hansa.node.evm_store import FINAL, MINED, Intention
+from hansa.node.evm_transactions import Transactions
+from hansa.node.faults import OperatorError
+from hansa.node.json_rpc import RpcError, RpcMalformed
+from hansa.node.plain_text import plain
+from hansa.proto.currency import Currency
+from hansa.proto.documents import ChannelConfig, Voucher, channel_id
+from hansa.proto.keccak import keccak256
+from hansa.proto.signing import Signed, SigningKey, checksum_address
+from hansa.proto.splits import Split
+from hansa.proto.typed_data import Domain, digest
+from hansa.proto.units import CURRENCY_DECIMALS
+
+PERMIT_LIFE_S: Final = 3_600
+LONGEST_SYMBOL: Final = 12
+STATE_ATTEMPTS: Final = 3
+
+
+class WrongChain(OperatorError):
+    """What stands on the chain is not what the configuration says. Nothing is settled there."""
+
+
+class EvmBackend:
+    """One account's way to settle in one escrow, in one token.
+
+    Attributes:
+        currency: which chain, escrow and token.
+        symbol: the token's short name, for people; empty until ``check`` has seen it.
+    """
+
+    def __init__(
+        self, currency: Currency, nodes: ChainNodes, transactions: Transactions, *, permit_key: SigningKey | None = None
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            currency: which chain, escrow and token.
+            nodes: through which the chain is seen.
+            transactions: the account's.
+            permit_key: the account's key, where it is at hand: a deposit then takes one transaction and not two.
+        """
+        assert currency.is_on_chain
+        self.currency = currency
+        self.symbol = ""
+        self._nodes = nodes
+        self._transactions = transactions
+        self._permit_key = permit_key
+        self._paying_in = trio.Lock()
+        self._looking = trio.Lock()
+
+    @property
+    def account(self) -> bytes:
+        """See ``Backend``."""
+        return self._transactions.address
+
+    @property
+    def domain(self) -> Domain:
+        """See ``Backend``."""
+        return self.currency.domain
+
+    # Is it what it should be?
+
+    async def check(self) -> None:
+        """Hold the chain against the configuration: its id, the escrow's code and domain, the token.
+
+        Raises:
+            WrongChain: something is not as it must be.
+            RpcFault: it could not be asked.
+        """
+        chain_id = await self._nodes.chain_id()
+        if chain_id != self.currency.chain_id:
+            hint = "mend [chain]: rpc and chain_id belong together"
+            raise WrongChain(f"the nodes in chain.rpc are of chain {chain_id}, not {self.currency.chain_id}", hint)
+        block = await self._nodes.final_block()
+        escrow, shown = self.currency.escrow, checksum_address(self.currency.escrow)
+        if await self._nodes.code(escrow, block) != escrow_code(chain_id, escrow):
+            hint = "take the escrow's address from somebody you trust; on a new chain wait until its block is final"
+            raise WrongChain(f"what stands at {shown} is not the escrow that this version of Hansa knows", hint)
+        if await self._nodes.call(bytes, escrow, call("eip712Domain"), block) != escrow_domain_answer(self.domain):
+            raise WrongChain(f"the escrow at {shown} signs for another domain", "mend [chain]: escrow and chain_id")
+        await self._check_token(block)
+
+    async def _check_token(self, block: Block) -> None:
+        token, shown = self.currency.token, checksum_address(self.currency.token)
+        try:
+            decimals = await self._nodes.call(read_number, token, call("decimals"), block)
+        except (RpcMalformed, RpcError):
+            raise WrongChain(f"what stands at {shown} is no token", "mend [chain]: token") from None
+        if decimals != CURRENCY_DECIMALS:
+            hint = f"choose a token with {CURRENCY_DECIMALS} decimals, as most stable ones have"
+            raise WrongChain(f"the token at {shown} has {decimals} decimals, and all amounts here have 6", hint)
+        try:
+            symbol = await self._nodes.call(read_text, token, call("symbol"), block)
+        except (RpcMalformed, RpcError):
+            symbol = ""
+        self.symbol = plain(symbol, LONGEST_SYMBOL).strip() or shown[:8]
+
+    # What is so.
+
+    async def state(self, channel_id: bytes, *, final: bool = True) -> ChannelState:
+        """See ``Backend``."""
+        question = call("channel", channel_id)
+        if not final:
+            return await self._nodes.newest_call(read_channel, self.currency.escrow, question)
+        return await self._at_final(question)
+
+    async def credit(self, account: bytes) -> int:
+        """See ``Backend``. As of the newest block: it is what could be withdrawn now."""
+        question = call("credit", self.currency.token, account)
+        return await self._nodes.newest_call(read_amount, self.currency.escrow, question)
+
+    async def tokens(self, account: bytes) -> int:
+        """What an account has outside the escrow."""
+        return await self._nodes.newest_call(read_number, self.currency.token, call("balanceOf", account))
+
+    async def _at_final(self, question: bytes) -> ChannelState:
+        """What the escrow answers at a final block. Where a block that counted as final is gone, at the next one."""
+        for _ in range(STATE_ATTEMPTS - 1):
+            block = await self._nodes.final_block()
+            try:
+                return await self._nodes.call(read_channel, self.currency.escrow, question, block)
+            except RpcError:
+                continue
+        block = await self._nodes.final_block()
+        return await self._nodes.call(read_channel, self.currency.escrow, question, block)
+
+    async def events(self, cursor: int) -> AsyncIterator[Happening]:
+        """See ``Backend``. What is not final is told again when it is, or taken back."""
+        async with self._looking:
+            await look(self._nodes, self._transactions.store, self.currency.escrow)
+        for happening in self._transactions.store.seen(cursor):
+            yield happening
+
+    # What is wanted.
+
+    async def _do(self, purpose: str, content: bytes) -> Intention:
+        """Have the escrow do something that it does once: what is done already is refused like any impossible thing."""
+        known = self._transactions.store.newest(purpose)
+        if known is not None and known.ok and known.phase in (MINED, FINAL):
+            await self._transactions.check(self.currency.escrow, content)
+        return await self._transactions.carry(purpose, self.currency.escrow, content)
+
+    def _check_config(self, config: ChannelConfig) -> bytes:
+        if config.token != self.currency.token:
+            raise Refused("the channel is in another token than this node's currency")
+        return channel_id(self.domain, config)
+
+    async def open(self, config: ChannelConfig, splits: Sequence[Split], amount: int) -> bytes:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        if config.payer != self.account:
+            raise Refused("not the payer")
+        purpose = f"open {key.hex()}"
+        known = self._transactions.store.newest(purpose)
+        if known is not None and known.phase not in (MINED, FINAL):
+            # It is on its way, with the content that it was written down with.
+            await self._transactions.carry(purpose, self.currency.escrow, known.content)
+            return key
+        async with self._paying_in:
+            permit = await self._permit(amount)
+            if permit is None:
+                await self._approve(amount, f"for open {key.hex()}")
+                content = call("open", config_words(config), split_words(splits), amount)
+            else:
+                content = call("openWithPermit", config_words(config), split_words(splits), amount, *permit)
+            await self._do(purpose, content)
+        return key
+
+    async def top_up(self, config: ChannelConfig, amount: int) -> None:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        async with self._paying_in:
+            # Named for the deposit that it starts from: said again after a crash it is the same intention.
+            before = (await self.state(key, final=False)).deposit
+            await self._approve(amount, f"for top-up {key.hex()} from {before}")
+            await self._do(f"top-up {key.hex()} from {before}", call("topUp", config_words(config), amount))
+
+    async def _permit(self, amount: int) -> tuple[int, int, bytes, bytes] | None:
+        """A signature by which the escrow may take the deposit; none where key or token cannot give one."""
+        if self._permit_key is None or self._permit_key.address != self.account:
+            return None
+        token, ask = self.currency.token, self._nodes.newest_call
+        try:
+            separator = await ask(bytes, token, call("DOMAIN_SEPARATOR"))
+            name = await ask(read_text, token, call("name"))
+            nonce = await ask(read_number, token, call("nonces", self.account))
+        except (RpcError, RpcMalformed):
+            return None
+        domains = [
+            Domain(name=name, version=version, chain_id=self.currency.chain_id, verifying_contract=token)
+            for version in ("1", "2")
+        ]
+        domain = next((each for each in domains if each.separator == separator), None)
+        if domain is None:
+            return None
+        deadline = (await self._nodes.newest_block()).at_s + PERMIT_LIFE_S
+        escrow = self.currency.escrow
+        permit = Permit(owner=self.account, spender=escrow, value=amount, nonce=nonce, deadline=deadline)
+        signature = self._permit_key.sign_digest(digest(domain, permit))
+        return deadline, signature[64], signature[:32], signature[32:64]
+
+    async def _approve(self, amount: int, why: str) -> None:
+        """Let the escrow take exactly what the next deposit needs."""
+        token, escrow = self.currency.token, self.currency.escrow
+        allowed = await self._nodes.newest_call(read_number, token, call("allowance", self.account, escrow))
+        if allowed >= amount:
+            return
+        if allowed:
+            # Some tokens only change an allowance from or to nothing.
+            await self._transactions.carry(f"approve 0 {why} after {allowed}", token, call("approve", escrow, 0))
+        purpose = f"approve {amount} {why}"
+        known = self._transactions.store.newest(purpose)
+        if known is not None and known.phase == FINAL:
+            # Spent, or taken back: it is wanted once more.
+            purpose = f"{purpose} after {known.number}"
+        await self._transactions.carry(purpose, token, call("approve", escrow, amount))
+
+    async def claim(self, claims: Sequence[Claim]) -> tuple[ClaimResult, ...]:
+        """See ``Backend``. What would be skipped is not sent, so it costs nothing."""
+        results: list[ClaimResult] = []
+        for start in range(0, len(claims), MOST_CLAIMS):
+            results += await self._claim_batch(claims[start : start + MOST_CLAIMS])
+        return tuple(results)
+
+    async def _claim_batch(self, claims: Sequence[Claim]) -> list[ClaimResult]:
+        escrow = self.currency.escrow
+        question = call("claimBatch", [claim_words(claim) for claim in claims])
+        read = partial(read_faults, count=len(claims))
+        faults = await self._nodes.newest_call(read, escrow, question, sender=self.account)
+        ids = [channel_id(self.domain, claim.config) for claim in claims]
+        alone = {at: await self._contract_signs(claims[at]) for at, fault in enumerate(faults) if fault == 3}
+        batch = [claim for claim, fault in zip(claims, faults, strict=True) if not fault]
+        paid: dict[tuple[bytes, int], int] = {}
+        if batch:
+            content = call("claimBatch", [claim_words(claim) for claim in batch])
+            if len(batch) == 1:
+                content = _single_claim(batch[0])
+            done = await self._transactions.carry(f"claim {keccak256(content).hex()}", escrow, content)
+            paid |= paid_by(await self._transactions.logs(done))
+        for at, signs in alone.items():
+            if signs:
+                content = _single_claim(claims[at])
+                done = await self._transactions.carry(f"claim {keccak256(content).hex()}", escrow, content)
+                paid |= paid_by(await self._transactions.logs(done))
+        return [
+            ClaimResult(
+                channel_id=key,
+                paid=paid.get((key, claim.voucher.document.cumulative), 0),
+                fault="" if (key, claim.voucher.document.cumulative) in paid else CLAIM_FAULTS[fault] or "overtaken",
+            )
+            for key, claim, fault in zip(ids, claims, faults, strict=True)
+        ]
+
+    async def _contract_signs(self, claim: Claim) -> bool:
+        """Whether the payer's signer is a contract that accepts the signature (ERC-1271): such claims go alone."""
+        try:
+            await self._transactions.check(self.currency.escrow, _single_claim(claim))
+        except Refused:
+            return False
+        return True
+
+    async def settle(self, config: ChannelConfig, splits: Sequence[Split]) -> None:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        claimed = (await self.state(key, final=False)).claimed
+        await self._do(f"settle {key.hex()} at {claimed}", call("settle", config_words(config), split_words(splits)))
+
+    async def request_close(self, config: ChannelConfig) -> None:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        await self._do(f"request-close {key.hex()}", call("requestClose", config_words(config)))
+
+    async def finalize(self, config: ChannelConfig, splits: Sequence[Split]) -> None:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        await self._do(f"finalize {key.hex()}", call("finalize", config_words(config), split_words(splits)))
+
+    async def payee_close(
+        self, config: ChannelConfig, splits: Sequence[Split], voucher: Signed[Voucher] | None
+    ) -> None:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        last: tuple[int, bytes, bytes] = (0, bytes(32), b"")
+        if voucher is not None:
+            last = (voucher.document.cumulative, voucher.document.statement, voucher.signature)
+        content = call("payeeClose", config_words(config), split_words(splits), *last)
+        await self._do(f"payee-close {key.hex()}", content)
+
+    async def cooperative_close(
+        self,
+        config: ChannelConfig,
+        splits: Sequence[Split],
+        cumulative: int,
+        payer_signature: bytes,
+        payee_signature: bytes,
+    ) -> None:
+        """See ``Backend``."""
+        key = self._check_config(config)
+        signatures = (payer_signature, payee_signature)
+        content = call("cooperativeClose", config_words(config), split_words(splits), cumulative, *signatures)
+        await self._do(f"cooperative-close {key.hex()}", content)
+
+    async def withdraw(self, account: bytes) -> int:
+        """See ``Backend``."""
+        store, token = self._transactions.store, self.currency.token
+        word = f"withdrawals of {account.hex()}"
+        number = int(store.word(word) or "0")
+        content = call("withdraw", token, account)
+        done = await self._transactions.carry(f"withdraw {account.hex()} {number}", self.currency.escrow, content)
+        store.keep_word(word, str(number + 1))
+        return withdrawn_by(await self._transactions.logs(done))
+
+
+def _single_claim(claim: Claim) -> bytes:
+    voucher = claim.voucher.document
+    return call("claim", config_words(claim.config), voucher.cumulative, voucher.statement, claim.voucher.signature)
