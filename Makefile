@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SEEDS ?= 1000
+# Tests that use the machine itself (processes, sandboxes, networks) run one after another, the others beside them.
+SIDE_BY_SIDE ?= --numprocesses 2 --dist loadgroup
 
 .PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv clean venv
 
@@ -25,19 +27,19 @@ demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not long" $(TESTS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" $(TESTS)
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long $(TESTS)
 
 test-quick: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not long" $(TESTS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not long" $(TESTS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p hansa
-	$(BIN)/python -m pytest -m "not long" $(TESTS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" $(TESTS)
 
 bench: $(VENV)/installed-dev
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

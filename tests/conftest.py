@@ -1,7 +1,9 @@
 """What holds for every test."""
 
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A suite that a script started in the background inherits an ignored SIGINT, and so would every daemon that it starts.
@@ -10,3 +12,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+HERE = Path(__file__).resolve().parent
+USE_THE_MACHINE = (HERE / "integration", HERE / "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests in one line that use more of the machine than a process: users, control groups, namespaces, time."""
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in USE_THE_MACHINE):
+            item.add_marker(pytest.mark.xdist_group("machine"))
