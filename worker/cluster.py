@@ -24,6 +24,8 @@ OBJECT_STORE_BYTES = 80 << 20
 PORT = 6379
 GANG_PORT = 6379
 JOIN_S = 60.0
+SPILL = Path("/job/work/.ray")
+"""What does not fit into Ray's object store goes to the run's disk, and not to /tmp, which is memory."""
 STAND_INS = Path("/tmp/hansa-stand-ins")  # noqa: S108 - the sandbox's own
 RAY_NAMES = {
     "gcs_server": "gcs_server",
@@ -118,7 +120,8 @@ def place_options(worker: int, workers: int, gpus: int) -> dict[str, Any]:
     """
     gang = read_own_gang()
     if gang is None:
-        return {"num_cpus": 1, "num_gpus": gpus / workers if gpus else 0}
+        # One process alone sees all devices without taking them: its pools of tasks may want them one by one.
+        return {"num_cpus": 1, "num_gpus": gpus / workers if gpus and workers > 1 else 0}
     place = gang.place_of(worker)
     return {
         "num_cpus": 1,
@@ -145,6 +148,7 @@ def _start_private_node(workers: int, gpus: int, gang: Gang | None = None) -> st
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         temp_dir="/tmp/ray",  # noqa: S108 - the sandbox's own
+        object_spilling_directory=str(SPILL),
         **place,
     )
     is_head = gang is None or gang.place == 0
@@ -164,7 +168,8 @@ def _start_by_command(workers: int, gpus: int) -> str:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor",
                "--include-log-monitor=false", "--include-dashboard=false", "--node-ip-address=127.0.0.1",
                f"--port={PORT}", f"--num-cpus={workers}", f"--num-gpus={gpus}",
-               f"--object-store-memory={OBJECT_STORE_BYTES}", "--temp-dir=/tmp/ray"]  # fmt: skip
+               f"--object-store-memory={OBJECT_STORE_BYTES}", "--temp-dir=/tmp/ray",
+               f"--object-spilling-directory={SPILL}"]  # fmt: skip
     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not {"gcs_server", "raylet"} <= set(ray_processes()):

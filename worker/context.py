@@ -12,13 +12,15 @@ The same function runs in every Ray worker of every shard; ``ctx.shard`` and ``c
 """
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from hansa.proto.frames import MAX_METRICS, MAX_NAME_CHARS
 from hansa.proto.tensors import decode_state, encode_state
-from hansa.worker.states import back_into, to_arrays
+from hansa.worker.states import back_into, for_keeping, to_arrays
+from hansa.worker.tasks import REPORT_S, PoolRoom, Pools, TaskResult, Wish
 
 
 class Stopping(BaseException):
@@ -83,6 +85,9 @@ class Context:
         round_number: int,
         checkpoint: bytes | memoryview | None,
         line: Line,
+        room: PoolRoom | None = None,
+        code: Path = Path(),
+        entry: str = "",
     ) -> None:
         self.shard = shard
         self.shards = shards
@@ -95,11 +100,17 @@ class Context:
         self._step = 0
         self._line = line
         self._restored: Any = None
+        self._last: bytes | memoryview | None = checkpoint
+        self._counted: dict[str, float] | None = None
+        self._told_s = -math.inf
+        kept: Any = None
         if checkpoint is not None:
             saved = decode_state(checkpoint)
             self._restored = saved["state"]
             self._step = saved["step"]
             self.round = max(round_number, saved["round"])
+            kept = saved.get("tasks")
+        self._pools = None if room is None else Pools(room, code, entry, kept, self)
 
     @property
     def stopping(self) -> bool:
@@ -153,8 +164,8 @@ class Context:
         if self.worker != 0:
             return
         leaving = self._line.leaving
-        saved = {"round": self.round, "step": self._step, "state": _for_keeping(state)}
-        self._line.hand_over("checkpoint", encode_state(saved), self.round, self._step)
+        self._last = None  # the one before need not be in memory beside it
+        self._save(for_keeping(state))
         if leaving:
             self._line.wait_for_end()
             raise Stopping
@@ -181,14 +192,89 @@ class Context:
                 self._line.tell("log", "stderr", f"metric {name} is {number} at step {step}\n".encode())
         self._line.tell("report", self._step, tuple(kept))
 
+    def tasks(
+        self,
+        function: Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        setup: Callable[[], Any] | None = None,
+        name: str = "",
+        workers: int | None = None,
+        gpus_each: int = 1,
+        ordered: bool = False,
+        retries: int = 2,
+        timeout_s: float | None = None,
+        most_failures: int | None = None,
+        keep: bool = True,
+        share: bool = True,
+    ) -> Iterator[TaskResult]:
+        """Do every item by ``function(item)``, spread over the devices of this shard; gives results as they come.
 
-def _for_keeping(tree: Any) -> Any:
-    """Arrays for everything that has an array, while plain numbers stay what they are."""
-    if isinstance(tree, dict):
-        return {str(key): _for_keeping(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        kept = [_for_keeping(value) for value in tree]
-        return kept if isinstance(tree, list) else tuple(kept)
-    if tree is None or isinstance(tree, (str, bool, int, float)):
-        return tree
-    return to_arrays(tree)
+        A settled item is a step and is reported as such. Results are kept in the checkpoint: in a run that goes on from
+        one, those that were settled come again, first and at once, and are not done again.
+
+        Args:
+            function: named in the job's file, or made of what is. It gives what a checkpoint may hold.
+            items: the same in every run of the job, in the same order.
+            setup: called once in each worker; what it gives is the first argument of ``function`` then.
+            name: what the pool is known by in the checkpoint; the function's name unless it is said.
+            workers: how many processes; as many as there are devices, unless it is fewer.
+            gpus_each: whole GPUs of each worker, where the shard has GPUs.
+            ordered: give the results in the order of the items.
+            retries: how often an item is tried again whose worker died.
+            timeout_s: an item that takes longer has failed.
+            most_failures: the job ends when more items than this have failed. ``None``: however many.
+            keep: whether results go into the checkpoint.
+            share: do only this shard's share of the items.
+
+        Raises:
+            Stopping: the run is to end.
+            TooManyFailures, SetupFailed: see there.
+        """
+        if self._pools is None:
+            raise ValueError("a pool of tasks needs all of the shard: leave workers at 1 in job.toml")
+        wish = Wish(
+            function=function, setup=setup, name=name, workers=workers, gpus_each=gpus_each, ordered=ordered,
+            retries=retries, timeout_s=timeout_s, most_failures=most_failures, keep=keep,
+        )  # fmt: skip
+        wish.check()
+        known: Sequence[Any] = items if isinstance(items, Sequence) else list(items)
+        every = range(len(known))
+        return self._pools.open(wish, known, every[self.share(len(every))] if share else every)
+
+    def look_up(self) -> None:
+        """For a pool: end if the run is to end, once what is settled is kept."""
+        if not self._line.stopping and not self._line.leaving:
+            return
+        if not self._line.stopping or (self._pools and self._pools.changed and not self._line.leaving):
+            leaving = self._line.leaving
+            self.keep_tasks()
+            if leaving:
+                self._line.wait_for_end()
+        raise Stopping
+
+    def count_step(self, **metrics: float) -> None:
+        """For a pool: an item is settled."""
+        self._step += 1
+        self._counted = metrics
+
+    def tell_steps(self, *, at_once: bool = False) -> None:
+        """For a pool: report the items that were settled; a job of very short ones is not to drown in reports."""
+        now_s = time.monotonic()
+        if self._counted is not None and (at_once or now_s >= self._told_s + REPORT_S):
+            counted, self._counted, self._told_s = self._counted, None, now_s
+            self.report(step=self._step, **counted)
+
+    def keep_tasks(self) -> None:
+        """For a pool: send a checkpoint of what is settled, with the state that the job gave last."""
+        self._save(None if self._last is None else decode_state(self._last)["state"])
+
+    def _save(self, state: Any) -> None:
+        saved = {"round": self.round, "step": self._step, "state": state}
+        if self._pools is not None:
+            saved["tasks"] = self._pools.to_state()
+            self._pools.changed = False
+        data = encode_state(saved)
+        if self._pools is not None:
+            self._last = data
+        self._line.hand_over("checkpoint", data, self.round, self._step)

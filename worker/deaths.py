@@ -22,6 +22,7 @@ EXIT_CODE_AT = 60
 LOOK_S = 1.0
 REAPED_WITHIN_S = 0.3
 UNKNOWN = "ended"
+CRASH_CHARS = 2000
 
 
 class Deaths:
@@ -84,6 +85,22 @@ class Deaths:
     def _ended(self, name: str, how: str) -> None:
         self._how[name] = how
         self._on_death(name, how)
+
+
+def crash_path(pid: int) -> Path:
+    """Where a worker leaves word of a signal that ends it."""
+    return Path(f"/tmp/hansa-crash-{pid}")  # noqa: S108 - the sandbox's own
+
+
+def read_crash(pid: int) -> str:
+    """What a worker that a signal ended could still say, as far as it is the job's own lines."""
+    try:
+        # The job could have put anything there; a pipe that nobody writes to must not hold up the news of its end.
+        descriptor = os.open(crash_path(pid), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+            return file.read(CRASH_CHARS).strip()
+    except OSError:
+        return ""
 
 
 def words_for(status: int) -> str:

@@ -42,14 +42,15 @@ from hansa.proto.frames import (
 from hansa.worker.averaging import Uneven
 from hansa.worker.checkpoints import Checkpoints, DropSaved, LeaveNow, Saved, SendSaved
 from hansa.worker.cluster import end_processes, prepare_environment, ray_processes, read_own_gang
-from hansa.worker.deaths import Deaths
+from hansa.worker.deaths import Deaths, read_crash
 from hansa.worker.gang_outputs import bring_outputs
 from hansa.worker.handed_over import SMALL_BYTES, HandedOver
 from hansa.worker.hub import Contribute, Deliver, Hub, Report
 from hansa.worker.outputs import Unsteady, send_outputs
 from hansa.worker.readiness import Standing, await_begin, start_workers
-from hansa.worker.shard_worker import CHECKPOINT, crash_path
+from hansa.worker.shard_worker import CHECKPOINT
 from hansa.worker.shell_host import ShellHost, session_of
+from hansa.worker.tasks import PoolRoom
 from hansa.worker.transfers import Incoming, Outgoing
 from hansa.worker.way_out import WAY_OUT, start_way_out
 from hansa.worker.wire import Wire
@@ -59,7 +60,6 @@ BEAT_S = 1.0
 TAKE_S = 20.0
 STORE_S = 10.0
 LAST_WORDS_S = 5.0
-CRASH_CHARS = 2000
 SWEEPS = 3
 SWEEP_S = 0.3
 
@@ -213,6 +213,7 @@ class Run:
             "outputs": OUTPUTS,
             "round_number": begin.round,
             "has_checkpoint": begin.has_checkpoint,
+            "room": self._room(),
         }
         settling = [actor.settle.remote({**settings, "worker": number}) for number, actor in enumerate(self._actors)]
         gang = read_own_gang()
@@ -222,6 +223,13 @@ class Run:
                 self._deaths.watch(f"worker {number}", pid)
         for name, pid in ray_processes().items():
             self._deaths.watch(name, pid)
+
+    def _room(self) -> PoolRoom | None:
+        """What a pool of tasks may use: all that the shard has, where one process runs the job's code."""
+        begin = self._begin
+        if begin.workers > 1:
+            return None
+        return PoolRoom(gpus=begin.gpus, threads=begin.threads, state_bytes=begin.state_bytes)
 
     def _took_death(self, name: str, how: str) -> None:
         """Without one of Ray's own processes everything just hangs, silently. A worker's end Ray tells by itself."""
@@ -349,17 +357,6 @@ class Run:
                 crash = read_crash(pid)
                 words.append(f"worker {number} {how}" + (f"\n{crash}" if crash else ""))
         return "\n".join(words)
-
-
-def read_crash(pid: int) -> str:
-    """What a worker that a signal ended could still say, as far as it is the job's own lines."""
-    try:
-        # The job could have put anything there; a pipe that nobody writes to must not hold up the news of its end.
-        descriptor = os.open(crash_path(pid), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
-            return file.read(CRASH_CHARS).strip()
-    except OSError:
-        return ""
 
 
 def main() -> None:

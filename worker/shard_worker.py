@@ -20,6 +20,7 @@ from typing import Any
 from hansa.proto.frames import MAX_MESSAGE_BYTES
 from hansa.proto.tensors import decode_state
 from hansa.worker.context import Context, Stopping
+from hansa.worker.deaths import crash_path
 from hansa.worker.handed_over import SMALL_BYTES, HandedOver
 from hansa.worker.outputs import files_below
 
@@ -78,7 +79,7 @@ class ShardWorker:
             return
         try:
             begun = self._arrived(CHECKPOINT) if settings.pop("has_checkpoint") else None
-            context = Context(**settings, checkpoint=begun, line=self)
+            context = Context(**settings, checkpoint=begun, line=self, code=code, entry=entry)
             self.tell("started")
             function(context)
         except Stopping:
@@ -235,11 +236,6 @@ def load_entry(code: Path, entry: str) -> Callable[[Context], object]:
     if not callable(function):
         raise TypeError(f"{entry} is no function")
     return function
-
-
-def crash_path(pid: int) -> Path:
-    """Where a worker leaves word of a signal that ends it."""
-    return Path(f"/tmp/hansa-crash-{pid}")  # noqa: S108 - the sandbox's own
 
 
 def fault_of(error: BaseException, code: Path) -> tuple[str, str]:

@@ -27,6 +27,18 @@ def to_arrays(tree: Any) -> Any:
     return _array_of(tree)
 
 
+def for_keeping(tree: Any) -> Any:
+    """Arrays for everything that has an array, while plain numbers stay what they are."""
+    if isinstance(tree, dict):
+        return {str(key): for_keeping(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        kept = [for_keeping(value) for value in tree]
+        return kept if isinstance(tree, list) else tuple(kept)
+    if tree is None or isinstance(tree, (str, bool, int, float)):
+        return tree
+    return to_arrays(tree)
+
+
 def back_into(template: Any, tree: Any) -> Any:
     """``tree``, which `to_arrays` could have made of ``template``, in the types of ``template``."""
     if isinstance(template, dict):
