@@ -20,6 +20,7 @@ from hansa.node.cli_ledger import LEDGER_COMMANDS
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
+from hansa.node.cli_receipt import RECEIPT_COMMANDS
 from hansa.node.cli_reputation import REPUTATION_COMMANDS
 from hansa.node.cli_shell import SHELL_COMMANDS
 from hansa.node.cli_statements import STATEMENT_COMMANDS
@@ -192,6 +193,7 @@ for _command in (
     *LEDGER_COMMANDS,
     *MONEY_COMMANDS,
     *REPUTATION_COMMANDS,
+    *RECEIPT_COMMANDS,
     *STATEMENT_COMMANDS,
     *WALLET_COMMANDS,
 ):

@@ -66,13 +66,15 @@ def test_in_a_whole_market_every_nodes_statements_are_its_books(seed, faults):
 
 def test_what_a_lost_lease_cost_is_a_part_of_what_its_job_cost():
     retries = 0
-    for seed in (11, 12, 14):
+    for seed in range(11, 31):
         for node in played(seed, faults=True).nodes.values():
             entries, state = books_of(node)
             for row in view(entries, state)["rows"]:
                 retries += row["retries"]
                 assert Decimal(row["lost_cost"]) <= Decimal(row["vouched"])
-    assert retries, "these seeds lose leases"
+        if retries:
+            return
+    pytest.fail("no seed loses a lease")
 
 
 def test_csv_has_the_rows_and_exact_amounts():
