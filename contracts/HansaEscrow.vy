@@ -92,11 +92,9 @@ event ClaimSkipped:
     fault: uint256
 
 
+# By the payer or its signer; until when the payee has time, `channel` says.
 event CloseRequested:
     channelId: indexed(bytes32)
-    account: indexed(address)
-    claimed: uint256
-    closableAt: uint256
 
 
 event Settled:
@@ -320,12 +318,11 @@ def requestClose(config: ChannelConfig):
     assert msg.sender == config.payer or msg.sender == config.payerSigner, "not the payer or its signer"
     id: bytes32 = self._id_of(config)
     standing: uint256 = self.standings[id]
-    assert self._phase_of(standing) == OPEN, "the channel is not open"
+    # No closableAt stands above the phase of an open channel.
+    assert standing >> 128 == OPEN, "the channel is not open"
     closable_at: uint256 = block.timestamp + convert(config.challengePeriod, uint256)
     self.standings[id] = (closable_at << 136) | (CLOSING << 128) | (standing & LOW_HALF)
-    log CloseRequested(
-        channelId=id, account=msg.sender, claimed=self.money[id] >> 128, closableAt=closable_at
-    )
+    log CloseRequested(channelId=id)
 
 
 @external

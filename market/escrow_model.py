@@ -1,8 +1,8 @@
 """What the escrow does, in plain Python: the specification that the contract and every backend are held to.
 
 ``contracts/HansaEscrow.vy`` does the same on a chain; a fuzzer does the same operations to both and compares everything
-that can be seen, refusals and their words included. Callers and times are arguments. Tokens are sound here: what hostile
-ones do to the contract is in its own tests, and so are signers that are contracts.
+that can be seen, refusals and their words included. Callers and times are arguments. Tokens are sound here: what
+hostile ones do to the contract is in its own tests, and so are signers that are contracts.
 
 At all times, for every token, what came in less what was withdrawn is what accounts may withdraw and what channels hold
 (``assert_conserved``).
@@ -159,10 +159,9 @@ class EscrowModel:
         """Begin the end of a channel; by its payer or the payer's signer. The payee has the challenge period."""
         _require(caller in (config.payer, config.payer_signer), "not the payer or its signer")
         id_ = channel_id(self.domain, config)
-        state = self.state(id_)
-        _require(state.phase == OPEN, "the channel is not open")
+        _require(self.state(id_).phase == OPEN, "the channel is not open")
         self._change(id_, phase=CLOSING, closable_at_s=now_s + config.challenge_period)
-        self._note("close-requested", id_, caller, state.claimed, now_s)
+        self._note("close-requested", id_, ZERO_ADDRESS, 0, now_s)
 
     def finalize(self, caller: Address, config: ChannelConfig, splits: Sequence[Split], *, now_s: Uint64) -> None:
         """End a closing channel whose challenge period is over; by anyone."""

@@ -76,9 +76,9 @@ class Happening:
         cursor: where it stands in the history; ``events`` goes on after it.
         kind: opened, topped-up, claimed, close-requested, settled, closed or withdrawn.
         channel_id: the channel; 32 zero bytes for a withdrawal.
-        account: who did it, or whose money it is; 20 zero bytes where anybody may and nobody writes down who did
-            (claimed, settled).
-        amount: the deposit after it, the claimed or settled total, or what was withdrawn.
+        account: who did it, or whose money it is; 20 zero bytes where nobody writes down who did it (claimed, settled,
+            close-requested).
+        amount: the deposit after it, the claimed or settled total, or what was withdrawn; 0 for close-requested.
         at_s: when.
         final: whether it can still be taken back (a chain's newest blocks can).
         retracted: it stood in the history and does no longer: a reorganisation dropped it.

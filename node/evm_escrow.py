@@ -223,7 +223,7 @@ _EVENTS: Final = {
     _topic("Opened(bytes32,address,address,address,address,address,uint64,bytes32,bytes32,uint256)"): "opened",
     _topic("ToppedUp(bytes32,address,uint256)"): "topped-up",
     CLAIMED: "claimed",
-    _topic("CloseRequested(bytes32,address,uint256,uint256)"): "close-requested",
+    _topic("CloseRequested(bytes32)"): "close-requested",
     _topic("Settled(bytes32,uint256)"): "settled",
     _topic("Closed(bytes32,address,uint256,uint256)"): "closed",
     WITHDRAWN: "withdrawn",
@@ -240,7 +240,7 @@ def read_happening(log: Log, *, at_s: int, final: bool) -> Happening | None:
     if kind is None:
         return None
     channel_id, account = bytes(32), bytes(20)
-    places = {"opened": (4, 7, 6), "topped-up": (3, 1, 0), "claimed": (2, 3, 0), "close-requested": (3, 2, 0)}
+    places = {"opened": (4, 7, 6), "topped-up": (3, 1, 0), "claimed": (2, 3, 0), "close-requested": (2, 0, 0)}
     places |= {"settled": (2, 1, 0), "closed": (3, 2, 0), "withdrawn": (3, 1, 0)}
     topics, length, amount_at = places[kind]
     if len(log.topics) != topics:
@@ -257,7 +257,7 @@ def read_happening(log: Log, *, at_s: int, final: bool) -> Happening | None:
         kind=kind,
         channel_id=channel_id,
         account=account,
-        amount=_amount(values[amount_at], f"log {kind}"),
+        amount=_amount(values[amount_at], f"log {kind}") if values else 0,
         at_s=at_s,
         final=final,
     )

@@ -87,6 +87,14 @@ def approve(spender: address, amount: uint256) -> bool:
 
 
 @external
+def allow(owner: address, spender: address, amount: uint256):
+    """
+    @notice Let one account send up to an amount of another's.
+    """
+    self.allowance[owner][spender] = amount
+
+
+@external
 @view
 def balanceOf(account: address) -> uint256:
     """

@@ -171,7 +171,7 @@ def happening_of(event: EventLog, *, cursor: int, at_s: int) -> Happening | None
         "Opened": ("opened", "payer", "deposit"),
         "ToppedUp": ("topped-up", "account", "deposit"),
         "Claimed": ("claimed", "", "cumulative"),
-        "CloseRequested": ("close-requested", "account", "claimed"),
+        "CloseRequested": ("close-requested", "", ""),
         "Settled": ("settled", "", "settled"),
         "Closed": ("closed", "account", "settled"),
         "Withdrawn": ("withdrawn", "account", "amount"),
@@ -184,7 +184,7 @@ def happening_of(event: EventLog, *, cursor: int, at_s: int) -> Happening | None
         kind=kind,
         channel_id=event.values.get("channelId", bytes(32)),
         account=bytes.fromhex(event.values[who][2:]) if who else bytes(20),
-        amount=event.values[amount],
+        amount=event.values[amount] if amount else 0,
         at_s=at_s,
     )
 

@@ -8,7 +8,8 @@ from kit.settlement_house import House
 
 from hansa.market.settlement import Backend, Claim
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher, channel_id
-from hansa.proto.signing import Signed, SigningKey, sign
+from hansa.proto.keccak import keccak256
+from hansa.proto.signing import CURVE_ORDER, Signed, SigningKey, sign
 from hansa.proto.splits import Split, splits_hash
 
 PAYER, PAYER_SIGNER, PAYEE, PAYEE_SIGNER, STRANGER = (SigningKey(bytes([number]) * 32) for number in range(11, 16))
@@ -39,7 +40,7 @@ class Scene:
             token=self.house.token,
             challenge_period=PERIOD_S,
             splits_hash=splits_hash(splits),
-            salt=next(_salts).to_bytes(32, "big"),
+            salt=keccak256(next(_salts).to_bytes(32, "big")),
         )
         return replace(config, **changes)
 
@@ -75,3 +76,20 @@ class Scene:
             self.close_signature(config, total, PAYER_SIGNER),
             self.close_signature(config, total, PAYEE_SIGNER),
         )
+
+
+def twins(signature: bytes) -> dict[str, bytes]:
+    """Other spellings of a signature, by what is done to it."""
+    r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
+    return {
+        "high s": r + (CURVE_ORDER - s).to_bytes(32, "big") + bytes([55 - v]),
+        "flipped v": signature[:64] + bytes([55 - v]),
+        "v 0": signature[:64] + bytes([v - 27]),
+        "v 35": signature[:64] + bytes([v + 8]),
+        "v 36": signature[:64] + bytes([v + 9]),
+        "v 255": signature[:64] + b"\xff",
+        "r zero": bytes(32) + signature[32:],
+        "s zero": r + bytes(32) + signature[64:],
+        "all zero": bytes(65),
+        "s of n": r + CURVE_ORDER.to_bytes(32, "big") + signature[64:],
+    }

@@ -1,0 +1,623 @@
+"""What people, tokens and signers may try against the escrow, and what comes of it: nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("pyrevm", reason="pyrevm, the EVM in this process, has no wheel for this Python")
+
+from kit.chain_in_process import CHAIN_ID, DEPLOYER, ChainInProcess, text
+from kit.contract_calls import Contract, Reverted
+from kit.contract_house import TEST_ARTEFACTS, ContractHouse, as_item, as_tuple, as_tuples
+from kit.escrow_bench import (
+    FALSE_RETURN,
+    FEE_ON_TRANSFER,
+    HONEST,
+    NO_RETURN,
+    SILENT_THIEF,
+    EscrowBench,
+    HostileToken,
+    permit_for,
+)
+from kit.settlement_scene import (
+    DEPOSIT,
+    OWNERS,
+    PAYEE,
+    PAYEE_SIGNER,
+    PAYER,
+    PAYER_SIGNER,
+    PERIOD_S,
+    ROYALTIES,
+    STRANGER,
+    twins,
+)
+from pyrevm import AccountInfo
+
+from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Refused
+from hansa.node.escrow_artefact import escrow_code, read_artefact
+from hansa.proto.documents import channel_id, escrow_domain
+from hansa.proto.keccak import keccak256
+from hansa.proto.signing import SigningKey, sign
+from hansa.proto.splits import Split, splits_hash
+
+FEE = Split(account=OWNERS[0], bps=100)
+
+
+@pytest.fixture
+def bench() -> EscrowBench:
+    return EscrowBench()
+
+
+# ------------------------------------------------------------ who it is
+
+
+def test_the_escrow_says_what_its_documents_are_signed_for(bench: EscrowBench) -> None:
+    flags, name, version, chain_id, contract, salt, extensions = bench.escrow.ask("eip712Domain")
+    domain = bench.escrow.domain
+    assert (flags, name, version, chain_id) == (b"\x0f", domain.name, domain.version, domain.chain_id)
+    assert (contract, salt, extensions) == ("0x" + bench.escrow.at.hex(), bytes(32), ())
+
+
+def test_a_channels_id_is_the_digest_that_we_sign_with(bench: EscrowBench) -> None:
+    config = bench.config(ROYALTIES)
+    assert bench.escrow.ask("channelId", as_tuple(config)) == channel_id(bench.escrow.domain, config)
+
+
+def test_opening_writes_down_all_that_is_needed_to_close(bench: EscrowBench) -> None:
+    config = bench.open(ROYALTIES)
+    (opened, _) = bench.escrow.logs[-1]
+    told = {
+        "payer": config.payer,
+        "payee": config.payee,
+        "payerSigner": config.payer_signer,
+        "payeeSigner": config.payee_signer,
+        "token": config.token,
+    }
+    for name, account in told.items():
+        assert opened.values[name] == "0x" + account.hex()
+    assert opened.values["channelId"] == bench.id(config)
+    assert opened.values["challengePeriod"] == config.challenge_period
+    assert (opened.values["splitsHash"], opened.values["salt"]) == (config.splits_hash, config.salt)
+
+
+def test_single_credits_are_told_with_their_channel_and_sum_to_the_deposit(bench: EscrowBench) -> None:
+    config = bench.open(ROYALTIES)
+    bench.payee_close(config, ROYALTIES, 50_001)
+    credited = [event.values for event, _ in bench.escrow.logs if event.name == "Credited"]
+    assert sum(each["amount"] for each in credited) == DEPOSIT
+    assert {each["channelId"] for each in credited} == {bench.id(config)}
+    for each in credited:
+        assert each["token"] == "0x" + bench.escrow.token.hex()
+        assert bench.credit(bytes.fromhex(each["account"][2:])) == each["amount"]
+    (closed, _) = bench.escrow.logs[-1]
+    assert closed.values["refund"] == DEPOSIT - 50_001
+
+
+# ------------------------------------------------------------ replay
+
+
+def test_replay_on_another_chain_and_on_another_escrow_pays_nothing() -> None:
+    here, beside, elsewhere = EscrowBench(), EscrowBench(), EscrowBench(ContractHouse(ChainInProcess(chain_id=1)))
+    second = EscrowBench(ContractHouse(here.escrow.chain, here.escrow.token))
+    assert beside.escrow.at == here.escrow.at == elsewhere.escrow.at != second.escrow.at
+    config = here.open(token=here.escrow.token)
+    for other in (elsewhere, second):
+        other.escrow.mint(PAYER.address, DEPOSIT)
+        other.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
+        assert other.batch(here.claim(config, 5)) == [3]
+        with pytest.raises(Refused, match="not signed by the payer's signer"):
+            other.do(PAYEE, "claim", as_tuple(config), 5, bytes(32), here.voucher(config, 5).signature)
+        with pytest.raises(Refused, match="not signed by the payer's signer"):
+            other.do(STRANGER, "cooperativeClose", as_tuple(config), [], 5, *here.both_signatures(config, 5))
+    assert beside.id(config) == here.id(config) != elsewhere.id(config) != second.id(config)
+
+
+def test_replay_after_the_chain_forked_pays_nothing_and_the_forks_own_vouchers_do() -> None:
+    """The contract's code, with what its constructor wrote into it, stands on a chain with another id."""
+    code = escrow_code(CHAIN_ID, bytes.fromhex("e3a207e4225d459095491ea75d30b31968dff887"))
+    here = EscrowBench()
+    deployed = here.escrow.chain.code(here.escrow.at)
+    fork = EscrowBench(ContractHouse(ChainInProcess(chain_id=CHAIN_ID + 1)))
+    fork.escrow.chain.evm.insert_account_info(
+        text(fork.escrow.at), AccountInfo(code=deployed[: len(code)].rstrip(b"\0"))
+    )
+    config = fork.config()
+    fork.escrow.mint(PAYER.address, DEPOSIT)
+    returned = fork.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
+    assert returned == channel_id(escrow_domain(CHAIN_ID + 1, fork.escrow.at), config)
+    assert fork.batch(here.claim(config, 5)) == [3]
+    assert fork.batch(fork.claim(config, 5)) == [0]
+
+
+def test_replay_of_a_voucher_on_another_channel_pays_nothing(bench: EscrowBench) -> None:
+    one, other = bench.open(), bench.open()
+    voucher = bench.voucher(one, 5)
+    with pytest.raises(Refused, match="not signed"):
+        bench.do(PAYEE, "claim", as_tuple(other), 5, voucher.document.statement, voucher.signature)
+
+
+def test_the_same_voucher_twice_and_a_changed_one_are_refused_by_the_single_claim(bench: EscrowBench) -> None:
+    config = bench.open()
+    bench.claim_one(config, 5)
+    for total, why in ((5, "not above"), (4, "not above"), (DEPOSIT + 1, "above the deposit")):
+        with pytest.raises(Refused, match=why):
+            bench.claim_one(config, total)
+    voucher = bench.voucher(config, 7)
+    for total, statement in ((8, voucher.document.statement), (7, bytes(32))):
+        with pytest.raises(Refused, match="not signed"):
+            bench.do(PAYEE, "claim", as_tuple(config), total, statement, voucher.signature)
+    bench.claim_one(config, DEPOSIT)
+    assert bench.escrow.state(bench.id(config)).claimed == DEPOSIT
+
+
+def test_a_claim_on_a_channel_that_is_unset_or_closed_is_refused(bench: EscrowBench) -> None:
+    with pytest.raises(Refused, match="no open channel"):
+        bench.claim_one(bench.config(), 1)
+    config = bench.open()
+    bench.payee_close(config)
+    with pytest.raises(Refused, match="no open channel"):
+        bench.claim_one(config, 1)
+
+
+# ------------------------------------------------------------ signatures
+
+
+def test_the_high_s_twin_and_other_spellings_of_v_are_refused_by_the_single_claim(bench: EscrowBench) -> None:
+    config = bench.open()
+    voucher = bench.voucher(config, 5)
+    spelled = [*twins(voucher.signature).values(), voucher.signature[:64], voucher.signature + b"\0", b""]
+    for each in spelled:
+        with pytest.raises(Refused, match="not signed by the payer's signer"):
+            bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, each)
+        with pytest.raises(Refused, match="not signed by the payer's signer"):
+            bench.do(PAYEE, "payeeClose", as_tuple(config), [], 5, voucher.document.statement, each)
+
+
+def test_words_in_a_batch_that_are_no_bytes_of_a_signature_are_skipped(bench: EscrowBench) -> None:
+    """A batch must not fail because of one item, whatever its words are."""
+    config = bench.open()
+    good = as_item(bench.claim(config, 5))
+    largest = 2**256 - 1
+    bad = [
+        (*good[:1], 2**128 + 5, *good[2:]),
+        (*good[:1], largest, *good[2:]),
+        (*good[:5], 2**128 + good[5]),
+        (*good[:5], 256 + good[5]),
+        (*good[:5], largest),
+        (*good[:3], largest, *good[4:]),
+        (*good[:4], largest, good[5]),
+    ]
+    assert bench.batch(*bad, good) == [2, 2, 3, 3, 3, 3, 3, 0]
+
+
+def test_the_zero_address_signs_for_nobody(bench: EscrowBench) -> None:
+    """A failed recovery answers zero: a channel with such a signer would pay anybody's bytes."""
+    bench.escrow.mint(PAYER.address, DEPOSIT)
+    for part, why in (("payer_signer", "no signer of the payer"), ("payee_signer", "no signer of the payee")):
+        with pytest.raises(Refused, match=why):
+            bench.do(PAYER, "open", as_tuple(bench.config(**{part: bytes(20)})), [], DEPOSIT)
+    with pytest.raises(Refused, match="no payee"):
+        bench.do(PAYER, "open", as_tuple(bench.config(payee=bytes(20))), [], DEPOSIT)
+
+
+def test_no_document_passes_for_another_type(bench: EscrowBench) -> None:
+    """Voucher, close and config have words in common; the type stands in every digest."""
+    config = bench.open(payee_signer=PAYER_SIGNER.address)
+    close = bench.close_signature(config, 5, PAYER_SIGNER)
+    voucher = bench.voucher(config, 5)
+    own = sign(bench.escrow.domain, config, PAYER_SIGNER).signature
+    for signature in (close, own):
+        with pytest.raises(Refused, match="not signed"):
+            bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, signature)
+        with pytest.raises(Refused, match="not signed"):
+            bench.do(PAYEE, "payeeClose", as_tuple(config), [], 5, voucher.document.statement, signature)
+    for signature in (voucher.signature, own):
+        with pytest.raises(Refused, match="not signed by the payer's signer"):
+            bench.do(PAYEE, "cooperativeClose", as_tuple(config), [], 5, signature, close)
+        with pytest.raises(Refused, match="not signed by the payee's signer"):
+            bench.do(PAYEE, "cooperativeClose", as_tuple(config), [], 5, close, signature)
+
+
+def contract_signer(bench: EscrowBench, owner: SigningKey) -> tuple[Contract, bytes]:
+    calls = Contract(read_artefact(TEST_ARTEFACTS / "ContractSigner.json"))
+    return calls, bench.escrow.chain.deploy(calls.creation(owner.address))
+
+
+def test_a_contract_signs_by_erc_1271_on_the_single_claim_only(bench: EscrowBench) -> None:
+    calls, signer = contract_signer(bench, PAYER_SIGNER)
+    config = bench.open(payer_signer=signer)
+    voucher = bench.voucher(config, 5)
+    for_contract = b"\x01" + voucher.signature
+    for wrong in (voucher.signature, for_contract[1:] + b"\0", b"\x01" + bench.voucher(config, 6).signature):
+        with pytest.raises(Refused):
+            bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, wrong)
+    bench.escrow.chain.send(STRANGER.address, signer, calls.call("turn", True))
+    with pytest.raises(Refused, match="the payer's contract does not accept"):
+        bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, for_contract)
+    bench.escrow.chain.send(STRANGER.address, signer, calls.call("turn", False))
+    with pytest.raises(Refused, match="not signed by the payer's signer"):
+        bench.do(PAYEE, "payeeClose", as_tuple(config), [], 5, voucher.document.statement, for_contract)
+    assert bench.batch(bench.claim(config, 5)) == [3]
+    bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, for_contract)
+    assert bench.escrow.state(bench.id(config)).claimed == 5
+    with pytest.raises(Refused, match="not above"):
+        bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, for_contract)
+    bench.payee_close(config)
+    assert bench.credit(PAYEE.address) == 5
+
+
+# ------------------------------------------------------------ opening
+
+
+def test_double_open_and_a_reopened_id_are_refused(bench: EscrowBench) -> None:
+    config = bench.open()
+    bench.escrow.mint(PAYER.address, 3 * DEPOSIT)
+    again = ("open", as_tuple(config), [], DEPOSIT)
+    with pytest.raises(Refused, match="opened before"):
+        bench.do(PAYER, *again)
+    bench.do(PAYER, "requestClose", as_tuple(config))
+    with pytest.raises(Refused, match="opened before"):
+        bench.do(PAYER, *again)
+    bench.payee_close(config)
+    with pytest.raises(Refused, match="opened before"):
+        bench.do(PAYER, *again)
+
+
+def test_more_than_eight_splits_and_more_than_32_claims_do_not_decode(bench: EscrowBench) -> None:
+    splits = tuple(Split(account=bytes([n]) * 20, bps=1) for n in range(1, 10))
+    bench.escrow.mint(PAYER.address, DEPOSIT)
+    with pytest.raises(Refused):
+        bench.do(PAYER, "open", as_tuple(bench.config(splits)), as_tuples(splits), DEPOSIT)
+    config = bench.open(minted=False)
+    claims = [bench.claim(config, total) for total in range(1, 34)]
+    with pytest.raises(Refused):
+        bench.batch(*claims)
+    assert bench.batch(*claims[:32]) == [0] * 32
+    assert bench.batch() == []
+
+
+def test_splits_over_the_whole_or_with_an_unknown_preimage_do_not_open(bench: EscrowBench) -> None:
+    """Such a channel could pay more than it has, or nobody could ever close it."""
+    bench.escrow.mint(PAYER.address, DEPOSIT)
+    over = (Split(account=OWNERS[0], bps=10_000), Split(account=OWNERS[1], bps=1))
+    with pytest.raises(Refused, match="more than the whole"):
+        bench.do(PAYER, "open", as_tuple(bench.config(over)), as_tuples(over), DEPOSIT)
+    for config in (bench.config(ROYALTIES), bench.config(splits_hash=b"\x05" * 32)):
+        with pytest.raises(Refused, match="not the channel's splits"):
+            bench.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
+    wrapping = (Split(account=OWNERS[0], bps=2**32 - 1),)
+    with pytest.raises(Refused):
+        bench.do(PAYER, "open", as_tuple(bench.config(wrapping)), [(OWNERS[0], 2**256 - 1), (OWNERS[1], 2)], DEPOSIT)
+
+
+def test_a_token_that_is_no_contract_is_refused(bench: EscrowBench) -> None:
+    with pytest.raises(Refused):
+        bench.do(PAYER, "open", as_tuple(bench.config(token=STRANGER.address)), [], DEPOSIT)
+    with pytest.raises(Refused):
+        bench.do(
+            PAYER, "openWithPermit", as_tuple(bench.config(token=STRANGER.address)), [], 5, 0, 27, bytes(32), bytes(32)
+        )
+
+
+def with_permit(bench: EscrowBench, permit: tuple[object, ...], amount: int = DEPOSIT) -> bytes:
+    config = bench.config(ROYALTIES)
+    return bench.do(PAYER, "openWithPermit", as_tuple(config), as_tuples(ROYALTIES), amount, *permit)
+
+
+def minted(bench: EscrowBench) -> None:
+    coin = bench.escrow.coin
+    bench.escrow.chain.send(PAYER.address, bench.escrow.token, coin.call("mint", PAYER.address, 9 * DEPOSIT))
+
+
+def test_a_permit_opens_without_an_approval(bench: EscrowBench) -> None:
+    minted(bench)
+    id_ = with_permit(bench, permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60))
+    assert bench.escrow.state(id_).deposit == DEPOSIT == bench.escrow.balance(bench.escrow.at)
+
+
+def test_a_front_run_permit_does_not_stop_the_opening(bench: EscrowBench) -> None:
+    minted(bench)
+    permit = permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60)
+    coin = bench.escrow.coin
+    arguments = (PAYER.address, bench.escrow.at, DEPOSIT, *permit)
+    bench.escrow.chain.send(STRANGER.address, bench.escrow.token, coin.call("permit", *arguments))
+    assert bench.escrow.state(with_permit(bench, permit)).phase == OPEN
+
+
+def test_a_permit_that_is_not_the_payers_opens_nothing(bench: EscrowBench) -> None:
+    minted(bench)
+    for permit, amount in (
+        (permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60, STRANGER), DEPOSIT),
+        (permit_for(bench, DEPOSIT, bench.escrow.now_s() - 1), DEPOSIT),
+        (permit_for(bench, DEPOSIT - 1, bench.escrow.now_s() + 60), DEPOSIT),
+    ):
+        with pytest.raises(Refused):
+            with_permit(bench, permit, amount)
+    assert bench.escrow.balance(bench.escrow.at) == 0
+
+
+def test_somebody_elses_permit_opens_nothing_for_me(bench: EscrowBench) -> None:
+    minted(bench)
+    permit = permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60)
+    with pytest.raises(Refused, match="not the payer"):
+        bench.do(STRANGER, "openWithPermit", as_tuple(bench.config()), [], DEPOSIT, *permit)
+    with pytest.raises(Refused):
+        bench.do(STRANGER, "openWithPermit", as_tuple(bench.config(payer=STRANGER.address)), [], DEPOSIT, *permit)
+
+
+# ------------------------------------------------------------ tokens
+
+
+def hostile(bench: EscrowBench) -> HostileToken:
+    return HostileToken(bench)
+
+
+def test_a_fee_on_transfer_token_is_refused(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    config = bench.open(token=token.at, minted=False)
+    token.behave(FEE_ON_TRANSFER)
+    with pytest.raises(Refused, match="did not arrive in full"):
+        bench.open(token=token.at, minted=False)
+    with pytest.raises(Refused, match="did not arrive in full"):
+        bench.do(STRANGER, "topUp", as_tuple(config), 1_000)
+    assert bench.escrow.state(bench.id(config)).deposit == DEPOSIT == token.balance(bench.escrow.at)
+
+
+@pytest.mark.parametrize("manner", [FALSE_RETURN, SILENT_THIEF])
+def test_a_false_returning_token_and_one_that_moves_nothing_are_refused(bench: EscrowBench, manner: int) -> None:
+    token = hostile(bench)
+    config = bench.open(token=token.at, minted=False)
+    token.behave(manner)
+    with pytest.raises(Refused, match="the token did not"):
+        bench.open(token=token.at, minted=False)
+    with pytest.raises(Refused, match="the token did not"):
+        bench.do(STRANGER, "topUp", as_tuple(config), 1_000)
+
+
+def test_a_false_returning_token_leaves_the_credit_where_it_is(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    config = bench.open(token=token.at, minted=False)
+    bench.payee_close(config, (), 7)
+    token.behave(FALSE_RETURN)
+    with pytest.raises(Refused, match="the token did not transfer"):
+        bench.withdraw(PAYEE.address, token.at)
+    assert bench.credit(PAYEE.address, token.at) == 7
+    token.behave(HONEST)
+    bench.withdraw(PAYEE.address, token.at)
+    assert (bench.credit(PAYEE.address, token.at), token.balance(PAYEE.address)) == (0, 7)
+
+
+def test_a_no_return_token_works(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    token.behave(NO_RETURN)
+    config = bench.open(token=token.at, minted=False)
+    bench.do(STRANGER, "topUp", as_tuple(config), 1_000)
+    bench.payee_close(config, (), DEPOSIT + 1_000)
+    bench.withdraw(PAYEE.address, token.at)
+    assert token.balance(PAYEE.address) == DEPOSIT + 1_000
+
+
+def test_a_rebasing_token_hurts_nobody_who_has_another(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    mine, theirs = bench.open(token=token.at, minted=False), bench.open()
+    token.order("rebase", 5_000)
+    for config in (mine, theirs):
+        bench.payee_close(config, (), DEPOSIT)
+    bench.withdraw(PAYEE.address)
+    assert bench.escrow.balance(PAYEE.address) == DEPOSIT
+    with pytest.raises(Refused):
+        bench.withdraw(PAYEE.address, token.at)
+    assert bench.credit(PAYEE.address, token.at) == DEPOSIT
+    token.order("rebase", 20_000)
+    bench.withdraw(PAYEE.address, token.at)
+    assert token.balance(PAYEE.address) == DEPOSIT
+    with pytest.raises(Refused, match="no credit"):
+        bench.withdraw(PAYEE.address, token.at)
+
+
+def reentries(bench: EscrowBench, token: HostileToken) -> list[tuple[object, ...]]:
+    """Every function of the escrow, each with arguments that would be good at another time."""
+    live, closing, closable = (bench.open(token=token.at, minted=False) for _ in range(3))
+    bench.claim_one(live, 5)
+    for config in (closing, closable):
+        bench.do(PAYER, "requestClose", as_tuple(config))
+    bench.escrow.chain.pass_time(PERIOD_S)
+    for_payee = bench.open(token=token.at, minted=False, payee=token.at)
+    for_payer = bench.open(token=token.at, minted=False, payer_signer=token.at)
+    own = bench.config(payer=token.at, token=token.at)
+    token.order("mint", token.at, DEPOSIT)
+    token.order("allow", token.at, bench.escrow.at, DEPOSIT)
+    voucher = bench.voucher(live, 9)
+    item = as_item(bench.claim(live, 8))
+    both = bench.both_signatures(closing, 0)
+    credited = bench.open(token=token.at, minted=False)
+    bench.payee_close(credited, (), 77)
+    return [
+        ("open", as_tuple(own), [], 5),
+        ("openWithPermit", as_tuple(own), [], 5, 0, 27, bytes(32), bytes(32)),
+        ("topUp", as_tuple(live), 5),
+        ("claim", as_tuple(live), 9, voucher.document.statement, voucher.signature),
+        ("claimBatch", [item]),
+        ("settle", as_tuple(live), []),
+        ("requestClose", as_tuple(for_payer)),
+        ("finalize", as_tuple(closable), []),
+        ("payeeClose", as_tuple(for_payee), [], 0, bytes(32), b""),
+        ("cooperativeClose", as_tuple(closing), [], 0, *both),
+        ("withdraw", token.at, PAYEE.address),
+        ("credit", token.at, PAYEE.address),
+        ("channel", bench.id(live)),
+        ("channelId", as_tuple(live)),
+        ("eip712Domain",),
+    ]
+
+
+def test_a_reentrant_token_gets_in_nowhere(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    calls = reentries(bench, token)
+    functions = {entry["name"] for entry in bench.escrow.escrow.artefact.abi if entry["type"] == "function"}
+    assert {call[0] for call in calls} == functions
+    for call in calls:
+        token.reenter(*call)
+        config = bench.open(token=token.at, minted=False, deposit=100)
+        assert not token.got_in(), f"{call[0]} inside open"
+        bench.do(STRANGER, "topUp", as_tuple(config), 100)
+        assert not token.got_in(), f"{call[0]} inside topUp"
+        bench.payee_close(config)
+        bench.withdraw(PAYER.address, token.at)
+        assert not token.got_in(), f"{call[0]} inside withdraw"
+    token.behave(HONEST)
+    bench.withdraw(PAYEE.address, token.at)
+    assert token.balance(PAYEE.address) == 77
+
+
+def test_a_reentrant_token_does_get_in_where_nobody_is_inside(bench: EscrowBench) -> None:
+    """The calls of the test above are good ones: only the lock refuses them."""
+    token = hostile(bench)
+    for call in reentries(bench, token):
+        name, *arguments = call
+        if name == "openWithPermit":
+            arguments[0] = as_tuple(bench.config(payer=token.at, token=token.at))
+        token.reenter(str(name), *arguments)
+        token.order("transfer", PAYEE.address, 0)
+        assert token.got_in(), name
+
+
+def test_a_blacklisted_royalty_owner_blocks_nobody_else(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    token.order("blacklist", OWNERS[0], True)
+    config = bench.open(ROYALTIES, token=token.at, minted=False)
+    bench.claim_one(config, 100_000)
+    bench.do(PAYER, "requestClose", as_tuple(config))
+    bench.escrow.chain.pass_time(PERIOD_S)
+    bench.do(STRANGER, "finalize", as_tuple(config), as_tuples(ROYALTIES))
+    for account in (PAYEE.address, PAYER.address, *OWNERS[1:]):
+        bench.withdraw(account, token.at)
+    with pytest.raises(Refused):
+        bench.withdraw(OWNERS[0], token.at)
+    assert bench.credit(OWNERS[0], token.at) == 2_000 == token.balance(bench.escrow.at)
+
+
+def test_decimals_are_not_the_escrows_business(bench: EscrowBench) -> None:
+    """A million units are a million units, of a token with 6 decimals or with 18: who shows amounts has to know."""
+    coin = bench.escrow.coin
+    eighteen = EscrowBench(ContractHouse(bench.escrow.chain, bench.escrow.chain.deploy(coin.creation(18))))
+    for each in (bench, eighteen):
+        each.payee_close(each.open(), (), 999_999)
+        each.withdraw(PAYEE.address)
+        each.withdraw(PAYER.address)
+        assert (each.escrow.balance(PAYEE.address), each.escrow.balance(PAYER.address)) == (999_999, 1)
+
+
+def test_no_token_pays_for_another(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    config = bench.open(token=token.at, minted=False)
+    bench.open()
+    bench.payee_close(config, (), DEPOSIT)
+    with pytest.raises(Refused, match="no credit"):
+        bench.withdraw(PAYEE.address)
+    with pytest.raises(Refused, match="not open"):
+        bench.do(STRANGER, "topUp", as_tuple(replace(config, token=bench.escrow.token)), 1)
+
+
+# ------------------------------------------------------------ order of things
+
+
+def test_front_running_one_voucher_reverts_neither_the_batch_nor_the_payees_close(bench: EscrowBench) -> None:
+    one, other = bench.open(), bench.open()
+    bench.claim_one(one, 5)
+    assert bench.batch(bench.claim(one, 5), bench.claim(other, 6)) == [1, 0]
+    skipped = next(event for event, _ in bench.escrow.logs if event.name == "ClaimSkipped")
+    assert (skipped.values["channelId"], skipped.values["index"], skipped.values["fault"]) == (bench.id(one), 0, 1)
+    bench.payee_close(one, (), 5)
+    assert bench.credit(PAYEE.address) == 5
+
+
+def test_a_voucher_above_the_deposit_is_not_partly_paid_and_so_not_burnt(bench: EscrowBench) -> None:
+    """A partial payment would burn the claim: after the top-up the very same voucher pays in full."""
+    config = bench.open()
+    claim = bench.claim(config, DEPOSIT + 10)
+    assert bench.batch(claim) == [2]
+    with pytest.raises(Refused, match="above the deposit"):
+        bench.payee_close(config, (), DEPOSIT + 10)
+    bench.escrow.mint(STRANGER.address, 10)
+    bench.do(STRANGER, "topUp", as_tuple(config), 10)
+    assert bench.batch(claim) == [0]
+    assert bench.escrow.state(bench.id(config)).claimed == DEPOSIT + 10
+
+
+def test_a_close_storm_is_answered_in_one_batch(bench: EscrowBench) -> None:
+    configs = [bench.open(deposit=1_000) for _ in range(32)]
+    for config in configs:
+        bench.do(PAYER_SIGNER, "requestClose", as_tuple(config))
+    bench.escrow.chain.pass_time(PERIOD_S - 1)
+    assert bench.batch(*[bench.claim(config, 900) for config in configs]) == [0] * 32
+    bench.escrow.chain.pass_time(1)
+    for config in configs:
+        bench.do(STRANGER, "finalize", as_tuple(config), [])
+    assert bench.credit(PAYEE.address) == 32 * 900
+    assert bench.credit(PAYER.address) == 32 * 100
+
+
+def test_asking_again_for_a_close_neither_hastens_nor_delays_it(bench: EscrowBench) -> None:
+    config = bench.open()
+    bench.do(PAYER, "requestClose", as_tuple(config))
+    closable_at_s = bench.escrow.state(bench.id(config)).closable_at_s
+    assert closable_at_s == bench.escrow.now_s() + PERIOD_S
+    bench.escrow.chain.pass_time(PERIOD_S - 1)
+    with pytest.raises(Refused, match="not open"):
+        bench.do(PAYER, "requestClose", as_tuple(config))
+    with pytest.raises(Refused, match="not over"):
+        bench.do(PAYER, "finalize", as_tuple(config), [])
+    bench.escrow.chain.pass_time(1)
+    bench.do(PAYER, "finalize", as_tuple(config), [])
+    assert bench.escrow.state(bench.id(config)).phase == CLOSED
+
+
+def test_dust_top_ups_delay_no_close_and_cost_only_who_makes_them(bench: EscrowBench) -> None:
+    config = bench.open()
+    bench.escrow.mint(STRANGER.address, 100)
+    for _ in range(20):
+        bench.do(STRANGER, "topUp", as_tuple(config), 1)
+    bench.do(PAYER, "requestClose", as_tuple(config))
+    before = bench.escrow.state(bench.id(config))
+    assert before.phase == CLOSING
+    with pytest.raises(Refused, match="not open"):
+        bench.do(STRANGER, "topUp", as_tuple(config), 1)
+    assert bench.escrow.state(bench.id(config)) == before
+    bench.payee_close(config, (), DEPOSIT + 20)
+    assert bench.credit(PAYEE.address) == DEPOSIT + 20
+
+
+def test_a_top_up_needs_money_and_an_amount(bench: EscrowBench) -> None:
+    config = bench.open()
+    with pytest.raises(Refused, match="nothing is deposited"):
+        bench.do(STRANGER, "topUp", as_tuple(config), 0)
+    with pytest.raises(Refused):
+        bench.do(STRANGER, "topUp", as_tuple(config), 1)
+    bench.escrow.mint(STRANGER.address, 2**128)
+    with pytest.raises(Refused, match="too large"):
+        bench.do(STRANGER, "topUp", as_tuple(config), 2**128 - DEPOSIT)
+    bench.do(STRANGER, "topUp", as_tuple(config), 2**128 - 1 - DEPOSIT)
+    assert bench.escrow.state(bench.id(config)).deposit == 2**128 - 1
+
+
+def test_nobody_owns_the_escrow(bench: EscrowBench) -> None:
+    """All that it can do is known, and none of it is for a privileged account: it has no storage for one either."""
+    names = {entry["name"] for entry in bench.escrow.escrow.artefact.abi if entry["type"] == "function"}
+    assert names == {
+        *("open", "openWithPermit", "topUp", "claim", "claimBatch", "settle", "requestClose", "finalize"),
+        *("payeeClose", "cooperativeClose", "withdraw", "credit", "channel", "channelId", "eip712Domain"),
+    }
+    assert bench.escrow.state(bytes(32)).phase == UNSET
+    for name in ("open", "withdraw", "claimBatch"):
+        with pytest.raises((Reverted, RuntimeError)):
+            bench.escrow.chain.evm.message_call(
+                text(DEPLOYER), text(bench.escrow.at), calldata=keccak256(name.encode())[:4], value=0
+            )
+
+
+def test_a_fee_is_a_split_like_any_other(bench: EscrowBench) -> None:
+    config = bench.open((FEE,))
+    assert config.splits_hash == splits_hash((FEE,))
+    bench.do(PAYEE_SIGNER, "payeeClose", as_tuple(config), as_tuples((FEE,)), 0, bytes(32), b"")
+    assert [bench.credit(each) for each in (FEE.account, PAYEE.address, PAYER.address)] == [0, 0, DEPOSIT]
