@@ -71,8 +71,10 @@ def _print_figure(figure: dict[str, Any], *, explain: bool) -> None:
     if figure.get("proven_false"):
         click.echo(f"as {role:8} {shown}   it signed two documents that contradict each other")
         return
-    sources = f"{len(terms)} of whom this node knows" if terms else "nobody whom this node knows has dealt with it"
-    click.echo(f"as {role:8} {shown}   {sources}")
+    own, others = sum(bool(term.get("own")) for term in terms), sum(not term.get("own") for term in terms)
+    words = [f"by {others} whom this node knows"] if others else []
+    words = ["by this node's own dealings", *words] if own else words
+    click.echo(f"as {role:8} {shown}   {' and '.join(words) or 'nobody whom this node knows has dealt with it'}")
     if not explain:
         return
     rows = [

@@ -54,7 +54,8 @@ def _check(figure: dict[str, Any]) -> tuple[str, bool, str]:
     )
     told = (figure["ppm"], figure["good"], figure["bad"])
     worked_out = (found.ppm, format_amount(found.good), format_amount(found.bad))
-    what = f"{found.ppm} millionths from {len(dealings)} channels: good {worked_out[1]}, bad {worked_out[2]}"
+    many = f"{len(dealings)} channel{'' if len(dealings) == 1 else 's'}"
+    what = f"{found.ppm} millionths from {many}: good {worked_out[1]}, bad {worked_out[2]}"
     if told != worked_out:
         return role, False, f"the file says {told[0]!r} millionths; the signatures give {what}"
     return role, True, what
