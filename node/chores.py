@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from hansa.node import buying, selling, selling_runs
+from hansa.node import buying, mirror_tasks, selling, selling_runs
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
 from hansa.node.keeping import wanted_blobs
@@ -104,6 +104,13 @@ async def keep_blobs(daemon: "Daemon") -> None:
         await trio.sleep(KEEP_EVERY_S)
 
 
+async def keep_checkpoints(daemon: "Daemon") -> None:
+    """Fetch back what this node's jobs need and its store has lost, from whoever holds it for us."""
+    while True:
+        await mirror_tasks.bring_back(daemon)
+        await trio.sleep(KEEP_EVERY_S)
+
+
 async def keep_metrics(daemon: "Daemon", metrics: Metrics) -> None:
     """Hand Prometheus a fresh snapshot."""
     while True:
@@ -130,7 +137,7 @@ def _snapshot(daemon: "Daemon") -> Snapshot:
         jobs=Counter(job.phase for _, job in state.jobs.all()),
         vouched_in_total=-state.ledger.total("earned:"),
         vouched_out_total=state.ledger.total("spend:"),
-        currency=daemon.config.currency,
+        currency=daemon.config.currency if daemon.settler is None else daemon.settler.symbol,
         engine_events_total=daemon.engine.events,
         egress_bytes_total=daemon.egress.passed_bytes,
         engine_lag_ms=daemon.lag_ms,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hansa.node.chain_config import ChainConfig, read_chain
 from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
 from hansa.node.reputation_config import ReputationConfig, read_reputation
@@ -59,6 +60,7 @@ class ProviderConfig:
         reclaim_notice_ms: how long before taking a device back the buyer is told.
         shells: whether buyers may open shells in their own runs.
         max_fetch_bytes: what one shard may bring beside its package at most.
+        mirror_bytes: what the copies of checkpoints may weigh that are held for shards elsewhere; 0 holds none.
     """
 
     enabled: bool
@@ -76,6 +78,7 @@ class ProviderConfig:
     reclaim_notice_ms: DurationMs
     shells: bool
     max_fetch_bytes: int
+    mirror_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,7 @@ class Config:
     environments: EnvironmentsConfig
     cluster: ClusterConfig
     settlement: SettlementConfig
+    chain: ChainConfig | None
     rules: RulesConfig
     reputation: ReputationConfig
 
@@ -250,10 +254,12 @@ def _config(top: TomlTable) -> Config:
     blob_bytes = node.size_bytes("blobs", "50 GiB", least=1 << 30)
     node.finish()
     provider = _provider(top.table("provider"))
+    settlement = _settlement(top.table("settlement"))
+    chain = read_chain(top.table("chain"), wanted=settlement.backend == "evm")
     config = Config(
         data_dir=data_dir,
         region=region,
-        currency=currency,
+        currency=currency if chain is None else chain.currency.name,
         blob_bytes=blob_bytes,
         network=_network(top.table("network")),
         provider=provider,
@@ -263,7 +269,8 @@ def _config(top: TomlTable) -> Config:
         egress=_egress(top.table("egress")),
         environments=read_environments(top.table("environments")),
         cluster=_cluster(top.table("cluster")),
-        settlement=_settlement(top.table("settlement")),
+        settlement=settlement,
+        chain=chain,
         rules=read_rules(top.table("rules")),
         reputation=read_reputation(top.table("reputation")),
     )
@@ -311,6 +318,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
         shells=table.boolean("shells", True),
         max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
+        mirror_bytes=table.size_bytes("mirrors", "10 GiB"),
     )
     if provider.tier == TIER_GVISOR and provider.gpus != ():
         raise table.fault("gpus", 'must be empty with tier = "gvisor"', "runs in gVisor get no GPU here: gpus = []")
@@ -419,7 +427,7 @@ def _host_and_port(table: TomlTable, key: str) -> tuple[str, int] | None:
 
 def _settlement(table: TomlTable) -> SettlementConfig:
     settlement = SettlementConfig(
-        backend=table.choice("backend", "ledger", ("ledger",)),
+        backend=table.choice("backend", "ledger", ("ledger", "evm")),
         credit_limit=table.amount("credit_limit", "10.00"),
     )
     table.finish()

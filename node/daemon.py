@@ -26,12 +26,13 @@ from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
 from hansa.market.pricing import ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
-from hansa.node import buyer_tasks, chores, provider_tasks, staging
+from hansa.node import buyer_tasks, chores, mirror_tasks, provider_tasks, staging
 from hansa.node.agent_cluster import Cluster, makes_gangs
 from hansa.node.attestation import NoQuote, request_quote
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
+from hansa.node.chain_settling import ChainSettler, settler_for
 from hansa.node.config import Config
 from hansa.node.courier import Courier
 from hansa.node.desk import NodeDesk
@@ -79,13 +80,14 @@ from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import TreeHead, log_id_of
-from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
+from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
 from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC
 from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
+from hansa.scheduler.mirror import FetchCopy
 from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
     LeaveRun,
@@ -167,6 +169,17 @@ class Daemon:
             dialler=Dialler(denied=(*config.egress.deny, *networks_of(config.network.announce))),
         )
         self.cluster: Cluster | None = None
+        self.settler: ChainSettler | None = None
+        if config.chain is not None:
+            self.settler = settler_for(
+                config.chain,
+                data / "chain.sqlite",
+                account,
+                state=lambda: self.state,
+                tell=self.tell,
+                log=log_line,
+                now_ms=now_ms,
+            )
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
@@ -237,6 +250,7 @@ class Daemon:
             **self.net.counters(),
             **self.outbox.counters,
             **self.egress.counters(),
+            **(self.settler.counts() if self.settler is not None else {}),
             **self._drops,
         }
 
@@ -307,11 +321,15 @@ class Daemon:
             case Post() | File():
                 pass
             case FundingWanted() | SettlementWanted():
-                pass  # A channel on the ledger is good for what its provider trusts, and ends in the books alone.
+                # A channel on the ledger is good for what its provider trusts, and ends in the books alone.
+                if self.settler is not None:
+                    self.settler.want(effect)
             case TenderWanted():
                 start(buyer_tasks.prepare_tender, self, effect)
             case FetchWanted():
                 start(buyer_tasks.fetch_for_job, self, effect)
+            case FetchCopy():
+                start(mirror_tasks.fetch_copy, self, effect)
             case ReductionWanted():
                 start(buyer_tasks.reduce, self, effect)
             case StartRun():
@@ -388,11 +406,14 @@ class Daemon:
             if self.config.metrics.port:
                 shown = build_metrics_app(metrics, self.unhealthy)
                 await nursery.start(serve_loopback, shown, self.config.metrics.port)
+            if self.settler is not None:
+                await nursery.start(self.settler.serve)
             nursery.start_soon(self.serve_engine)
             nursery.start_soon(self._drain_gossip)
             for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
             nursery.start_soon(ask_around, self)
+            nursery.start_soon(chores.keep_checkpoints, self)
             nursery.start_soon(chores.keep_metrics, self, metrics)
             nursery.start_soon(PeerExchange(self.net).run)
             self._say_ready()
@@ -495,6 +516,7 @@ class Daemon:
                 bid_ms=BID_MS,
                 reclaim_notice_ms=provider.reclaim_notice_ms,
                 max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
+                mirror_bytes=min(provider.mirror_bytes, self.config.blob_bytes // 2),
                 meter_interval_ms=provider.meter_interval_ms,
                 min_buyer_ppm=self.config.reputation.min_buyer_ppm,
             )
@@ -507,6 +529,7 @@ class Daemon:
         """What jobs can have here beside devices, sorted."""
         spread = self.config.cluster.listen is not None and makes_gangs(self.sandbox)
         has = {FEATURE_EGRESS: bool(self.config.egress.allow), FEATURE_SEVERAL_MACHINES: spread}
+        has[FEATURE_MIRRORS] = self.config.provider.mirror_bytes > 0
         has[f"python{python_version()}"] = True
         return tuple(sorted({*self.furnishings, *(feature for feature, here in has.items() if here)}))
 
@@ -534,6 +557,8 @@ class Daemon:
         self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
         self.ledger_store.close()
+        if self.settler is not None:
+            self.settler.close()
 
 
 def _die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,13 @@ import trio
 from hansa.node import views
 from hansa.node.blobs import BlobMissing, NoRoom
 from hansa.node.device_views import device_views
-from hansa.node.events import JobCancelled, JobSubmitted
+from hansa.node.events import JobCancelled, JobSubmitted, JobToppedUp
 from hansa.node.faults import OperatorError
 from hansa.node.file_lists import heaviest_bytes, read_file_list
 from hansa.node.http_api import Json
 from hansa.proto.blob import BlobRef, chunk_count
 from hansa.proto.signing import checksum_address
+from hansa.proto.units import format_amount
 from hansa.proto.workload import MAX_FILE_LIST_BYTES, FileList
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job
@@ -26,6 +28,22 @@ if TYPE_CHECKING:
 WATCH_PAUSE_S = 0.2
 LOG_PAUSE_S = 0.3
 ENDED = ("succeeded", "failed", "cancelled")
+
+
+def name_currency(view: Json, currency: str, symbol: str) -> Json:
+    """A view in which a currency has another name, wherever it stands under ``currency``."""
+    if currency == symbol:
+        return view
+    return {
+        key: symbol
+        if (key, value) == ("currency", currency)
+        else [name_currency(each, currency, symbol) if isinstance(each, dict) else each for each in value]
+        if isinstance(value, list)
+        else name_currency(value, currency, symbol)
+        if isinstance(value, dict)
+        else value
+        for key, value in view.items()
+    }
 
 
 class NodeDesk:
@@ -50,7 +68,7 @@ class NodeDesk:
             "account": checksum_address(state.account),
             "addresses": list(daemon.net.addrs()),
             "region": config.region,
-            "currency": config.currency,
+            "currency": self._symbol,
             "provides": state.terms is not None,
             "devices": device_views(daemon),
             "leases": views.lease_views(state),
@@ -59,6 +77,7 @@ class NodeDesk:
             "machines": daemon.cluster.view() if daemon.cluster is not None else [],
             "tiers": [{"tier": tier.tier, "available": tier.available, "reason": tier.reason} for tier in daemon.tiers],
             "attestation": daemon.attestation,
+            "chain": daemon.settler.view() if daemon.settler is not None else None,
             "peers": [
                 {
                     "peer_id": peer.peer_id,
@@ -85,11 +104,7 @@ class NodeDesk:
         """See ``Desk``."""
         if not self._daemon.store.has(package):
             raise OperatorError("the job's package is not here", "upload it first, as `hansa submit` does")
-        if spec.currency != self._daemon.config.currency:
-            raise OperatorError(
-                f"the job pays in {spec.currency}, this node in {self._daemon.config.currency}",
-                "change budget.currency in the job file, or currency in config.toml",
-            )
+        spec = self._in_our_currency(spec)
         listed = None
         if files is not None:
             listed = await trio.to_thread.run_sync(self._checked_files, spec, files)
@@ -101,6 +116,24 @@ class NodeDesk:
         if files is not None and listed is not None:
             self._daemon.file_lists.keep(files, listed)
         return job
+
+    def _in_our_currency(self, spec: JobSpec) -> JobSpec:
+        """A job that names no currency pays in the node's; one that is a token on a chain may be named as people do."""
+        ours, shown = self._daemon.config.currency, self._symbol
+        if spec.currency not in ("", ours, shown):
+            hint = "change budget.currency in the job file or leave it out, or change currency in config.toml"
+            raise OperatorError(f"the job pays in {spec.currency}, this node in {shown}", hint)
+        return replace(spec, currency=ours)
+
+    @property
+    def _symbol(self) -> str:
+        """What people call the node's currency."""
+        daemon = self._daemon
+        return daemon.config.currency if daemon.settler is None else daemon.settler.symbol
+
+    def _named(self, view: Json) -> Json:
+        """A view in which the node's currency is called what people call it."""
+        return name_currency(view, self._daemon.config.currency, self._symbol)
 
     def _checked_files(self, spec: JobSpec, files: BlobRef) -> FileList:
         """Take a list of files only whole: a provider that cannot have one of them would fail the run for it."""
@@ -120,7 +153,7 @@ class NodeDesk:
     def job_views(self) -> list[Json]:
         """See ``Desk``."""
         jobs = sorted((job for _, job in self._daemon.state.jobs.all()), key=lambda job: -job.submitted_ms)
-        return [views.job_view(self._daemon.state, job, brief=True) for job in jobs]
+        return [self._named(views.job_view(self._daemon.state, job, brief=True)) for job in jobs]
 
     def job_ids(self) -> Sequence[bytes]:
         """See ``Desk``."""
@@ -128,7 +161,7 @@ class NodeDesk:
 
     def job_view(self, job: bytes) -> Json:
         """See ``Desk``."""
-        return views.job_view(self._daemon.state, self._job(job))
+        return self._named(views.job_view(self._daemon.state, self._job(job)))
 
     async def watch(self, job: bytes) -> AsyncGenerator[Json, None]:
         """See ``Desk``. The last view comes when the money is settled too, or cannot be for now."""
@@ -169,19 +202,33 @@ class NodeDesk:
         await self._daemon.take(JobCancelled(job=job, reason="cancelled by its developer", at_ms=self._daemon.now_ms()))
         return {"job": job.hex(), "phase": self._job(job).phase}
 
+    def budget(self, job: bytes) -> int:
+        """See ``Desk``."""
+        return self._job(job).spec.budget
+
+    async def top_up(self, job: bytes, amount: int) -> Json:
+        """See ``Desk``."""
+        found = self._job(job)
+        if found.phase in ENDED:
+            raise OperatorError(f"the job has ended: it {found.phase}", "submit it again, with a larger budget")
+        await self._daemon.take(JobToppedUp(job=job, amount=amount, at_ms=self._daemon.now_ms()))
+        return {"job": job.hex(), "budget": format_amount(self.budget(job))}
+
     def providers(self) -> list[Json]:
         """See ``Desk``."""
         live = {peer.peer_id for peer in self._daemon.net.peers() if peer.phase == "live"}
         own = self._daemon.net.peer_id
         return [
-            views.advert_view(known.advert, connected=known.advert.peer_id in live or known.advert.peer_id == own)
+            self._named(
+                views.advert_view(known.advert, connected=known.advert.peer_id in live or known.advert.peer_id == own)
+            )
             for known in self._daemon.book.standing()
         ]
 
     def balance(self) -> Json:
         """See ``Desk``."""
         state = self._daemon.state
-        return views.balance_view(state, self._daemon.config.currency, state.ledger.entries)
+        return views.balance_view(state, self._symbol, state.ledger.entries)
 
     def entries(self) -> list[Json]:
         """See ``Desk``."""

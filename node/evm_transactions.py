@@ -11,13 +11,13 @@ noticed and said; the intention is then free to be begun anew.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from hansa.market.settlement import Refused
 from hansa.node.chain_nodes import Block, ChainNodes, Log
+from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import TransactionSigner, transaction_hash
 from hansa.node.evm_store import FINAL, MINED, SENT, Attempt, EvmStore, Intention
 from hansa.node.json_rpc import RpcError, RpcFault, RpcMalformed, hex_data
@@ -37,19 +37,6 @@ FOREIGN: Final = "another program sends transactions from this account"
 
 class FeesTooHigh(Refused):
     """The chain asks for more than the owner wants to spend. It may be otherwise later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeeLimits:
-    """What the owner lets this node spend on fees, in the coin's smallest unit.
-
-    Attributes:
-        most_per_gas: for one unit of gas.
-        most_per_day: in any 24 hours, what is on its way counted in full.
-    """
-
-    most_per_gas: int
-    most_per_day: int
 
 
 def reason_of(fault: RpcError) -> str:

@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hansa.proto.egress import normalise
 from hansa.proto.frames import is_safe_path
 from hansa.proto.market_documents import (
     FEATURE_EGRESS,
+    FEATURE_MIRRORS,
     FEATURE_SEVERAL_MACHINES,
     KIND_CPU,
     KIND_GPU,
@@ -125,7 +126,10 @@ def read_job_file(path: Path) -> JobFile:
     resources = top.table("resources")
     shared_memory_bytes = resources.size_bytes("shared_memory", "192 MiB", least=LEAST_SHARED_MEMORY_BYTES)
     environment = read_environment(top.table("environment"), directory)
+    mirror = _mirror(top.table("checkpoints"), shards)
     requirements = _requirements(resources, limits.wall_ms, network, environment)
+    if mirror:
+        requirements = replace(requirements, features=tuple(sorted((*requirements.features, FEATURE_MIRRORS))))
     if shared_memory_bytes > requirements.memory_bytes:
         hint = f"it counts against memory, which is {format_size(requirements.memory_bytes)}"
         raise resources.fault("shared_memory", "is more than the memory", hint)
@@ -159,6 +163,7 @@ def read_job_file(path: Path) -> JobFile:
         keep_failed_ms=limits.keep_failed_ms,
         retry_on=retry.on,
         retry_same_provider=retry.same_provider,
+        mirror=mirror,
     )
     return JobFile(
         directory=directory,
@@ -274,6 +279,17 @@ def _network(table: TomlTable) -> _Network:
     return _Network(hosts=tuple(sorted(hosts)), most_bytes=most_bytes if hosts else 0)
 
 
+def _mirror(table: TomlTable, shards: int) -> bool:
+    """Whether the shards hold each other's checkpoints. Their number is known by now, so a lone one is told."""
+    mirror = table.boolean("mirror", default=False)
+    if mirror and shards < 2:
+        raise table.fault(
+            "mirror", "needs a second shard, whose provider could hold the copy", "set shards = 2 or more"
+        )
+    table.finish()
+    return mirror
+
+
 def _retry(table: TomlTable, most: int) -> _Retry:
     """What is tried again. How often may stand in ``limits.retries`` as well, where it stood before there was this."""
     on = table.texts("on", WORTH_RETRYING, most=len(WORDS))
@@ -327,6 +343,6 @@ def _budget(table: TomlTable, least_device_ms: int) -> _Budget:
             f"{format_amount(total)} does not pay one shard until its first receipt at the price ceiling",
             f"allow at least {format_amount(smallest)}, or lower price_ceiling_per_hour",
         )
-    currency = table.text("currency", "USD", most=12)
+    currency = table.text("currency", "", empty=True, most=256)
     table.finish()
     return _Budget(total=total, ceiling_e18=ceiling_e18, currency=currency)

@@ -16,9 +16,10 @@ from kit.rpc_stand_in import lying, rpc_stand_in
 
 from hansa.market.settlement import Refused
 from hansa.node.chain_nodes import ChainNodes
+from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import AccountSigner
 from hansa.node.evm_store import FINAL, MINED, SENT, EvmStore
-from hansa.node.evm_transactions import FOREIGN, FeeLimits, FeesTooHigh, Transactions
+from hansa.node.evm_transactions import FOREIGN, FeesTooHigh, Transactions
 from hansa.node.faults import OperatorError
 from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.proto.signing import SigningKey

@@ -12,9 +12,10 @@ from hansa.market.settlement import Backend
 from hansa.node.chain_dev import DevChain
 from hansa.node.chain_nodes import ChainNodes
 from hansa.node.evm_backend import EvmBackend
+from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import AccountSigner
 from hansa.node.evm_store import EvmStore
-from hansa.node.evm_transactions import FeeLimits, Transactions
+from hansa.node.evm_transactions import Transactions
 from hansa.node.json_rpc import RpcNode
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.signing import SigningKey
