@@ -39,6 +39,8 @@ class Started:
     terms: ProviderTerms | None
     devices: tuple[Device, ...]
     at_ms: UnixMs
+    currency: Line = ""
+    netting: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,41 @@ class AccountUnblocked:
     """The owner changed its mind about it."""
 
     account: Address
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentReceived:
+    """The owner says that an account has paid outside what it owed on the ledger, or a part of it."""
+
+    debtor: Address
+    amount: Amount
+    how: Line
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditDecided:
+    """The owner says how much one account may owe; None: as much as everybody."""
+
+    debtor: Address
+    limit: Amount | None
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NettingDue:
+    """Debts of accounts that owe each other may cancel out now."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EquivocationProven:
+    """Two signed objects that contradict each other are in the store of proofs."""
+
+    account: Address
+    words: Line
     at_ms: UnixMs
 
 
@@ -239,6 +276,10 @@ NodeEvent = (
     | DealingsHeard
     | AccountBlocked
     | AccountUnblocked
+    | PaymentReceived
+    | CreditDecided
+    | NettingDue
+    | EquivocationProven
     | JobSubmitted
     | JobCancelled
     | JobToppedUp

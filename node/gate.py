@@ -39,8 +39,25 @@ def concerns(state: NodeState, sender: bytes, message: Any) -> bool:
             return _pays_on(state, sender, signed.document.channel_id, message.currency)
         case messages.ReceiptRefused(channel_id=channel_id):
             return _pays_on(state, sender, channel_id)
+        case messages.CreditGranted() | messages.PaymentAcknowledged():
+            return deals_with(state, sender)
+        case messages.NettingProposed() | messages.NettingAccepted():
+            return deals_with(state, sender)
+        case messages.TreeHeadsSent() | messages.ConsistencyWanted() | messages.ConsistencySent():
+            return deals_with(state, sender)
         case _:
             return _shares_lease(state, sender, message.lease)
+
+
+def deals_with(state: NodeState, peer: bytes) -> bool:
+    """Whether money moves, or ever moved, between this node and an account that did not prove itself a liar."""
+    if peer in state.proven:
+        return False
+    if peer in state.mutual or any(f"{account}:{peer.hex()}" in state.ledger.balances for account in ("due", "owed")):
+        return True
+    paying, earning = state.paying.live.values(), state.earning.live.values()
+    paid = any(channel.config.payee_signer == peer for channel in paying)
+    return paid or any(channel.config.payer_signer == peer for channel in earning)
 
 
 def _is_invited(state: NodeState, sender: bytes, tender: bytes) -> bool:

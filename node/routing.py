@@ -9,21 +9,25 @@ from typing import Any
 
 from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.ledger import Post
-from hansa.node import buying, buying_turns, selling, selling_runs, selling_turns, standings, withdrawing
+from hansa.node import buying, buying_turns, mutual_credit, selling, selling_runs, selling_turns, standings, withdrawing
 from hansa.node.events import (
     AccountBlocked,
     AccountUnblocked,
     BlobFetched,
+    CreditDecided,
     DealingsHeard,
     DevicesReturned,
     DevicesUsed,
     DevicesWithdrawn,
+    EquivocationProven,
     InventoryChanged,
     JobCancelled,
     JobSubmitted,
     JobToppedUp,
     MessageArrived,
+    NettingDue,
     NodeEvent,
+    PaymentReceived,
     RoundNotReduced,
     RoundReduced,
     Started,
@@ -43,15 +47,17 @@ def advance(state: NodeState, event: NodeEvent) -> Effects:
     """Let one event happen. Answers what the world is ordered to do, in order; money is already in the books."""
     state.at_ms = max(state.at_ms, event.at_ms)
     effects: Effects = []
-    for effect in _handler(event)(state, event):
-        if isinstance(effect, Post):
-            state.ledger = state.ledger.post(effect.entry)
-        effects.append(effect)
+    # What channels can pay follows from the books as they stand after the event.
+    for turn in (_handler(event), mutual_credit.follow):
+        for effect in turn(state, event):
+            if isinstance(effect, Post):
+                state.ledger = state.ledger.post(effect.entry)
+            effects.append(effect)
     # The documents go first: whoever says something has it in the ledger by then.
     return [*filed(state, event, effects), *effects]
 
 
-_HEARD = buying.HEARD | selling.HEARD
+_HEARD = buying.HEARD | selling.HEARD | mutual_credit.HEARD
 
 
 def _hear_nothing(state: NodeState, _: MessageArrived) -> Effects:
@@ -89,6 +95,14 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return standings.block
         case AccountUnblocked():
             return standings.unblock
+        case PaymentReceived():
+            return mutual_credit.take_payment
+        case CreditDecided():
+            return mutual_credit.decide_credit
+        case NettingDue():
+            return mutual_credit.propose_nettings
+        case EquivocationProven():
+            return mutual_credit.prove
         case FundsKnown() | FundingFailed() | ChannelSettled():
             return _take_funding
         case TimeCame():
@@ -118,8 +132,13 @@ def _start(state: NodeState, event: Started) -> Effects:
     """Take the owner's rules, and do again whatever was left undone when the daemon ended."""
     assert state.account in (bytes(20), event.account), "this journal is another account's"
     state.account, state.peer_id, state.terms = event.account, event.peer_id, event.terms
+    state.currency, state.netting = event.currency or state.currency, event.netting
     state.capacity = with_inventory(state.capacity, event.devices)
-    return [*buying.restart(state, event.at_ms), *selling.restart(state, event.at_ms)]
+    return [
+        *buying.restart(state, event.at_ms),
+        *selling.restart(state, event.at_ms),
+        *mutual_credit.restart(state, event.at_ms),
+    ]
 
 
 def deadline_ms(state: NodeState) -> int | None:

@@ -4,15 +4,17 @@ How its machines turn is in ``hansa.node.selling_turns``; what it hears of its o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.effects import Send, channel_salt, unsigned
+from hansa.market.ledger import owed_by
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived
+from hansa.node.mutual_credit import limit_for
 from hansa.node.selling_runs import tell_checkpoint
 from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
 from hansa.node.standings import unwelcome
@@ -56,7 +58,8 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
     if standing:
         state.ignore("sale", "a tender that is known")
         return []
-    owed = state.ledger.balance(f"due:{tender.signer.hex()}") + state.ledger.balance(f"settled:{tender.signer.hex()}")
+    terms = replace(terms, credit_limit=limit_for(state, tender.signer))
+    owed = owed_by(state.ledger, tender.signer)
     why = unwelcome(state, tender, terms, at_ms=event.at_ms) or objection(tender, terms, owed=owed, at_ms=event.at_ms)
     effects: Effects = []
     for number in range(len(tender.shards) if why is None else 0):

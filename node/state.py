@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.ledger import Ledger
 from hansa.market.machine import Phased, Step
+from hansa.market.mutual import Mutual
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase import Purchase
@@ -106,6 +107,10 @@ class Snapshot:
     ignored: Mapping[str, int]
     heard: Mapping[Bytes32, Heard] = field(default_factory=dict)
     blocked: Mapping[Address, Line] = field(default_factory=dict)
+    currency: Line = ""
+    netting: bool = True
+    mutual: Mapping[Address, Mutual] = field(default_factory=dict)
+    proven: Mapping[Address, Line] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,6 +135,10 @@ class NodeState:
         placed: which tender a lease came from.
         heard: dealings of others, by channel.
         blocked: accounts that the owner wants nothing to do with, and why.
+        currency: this node's unit of account, or token; empty before it ever started.
+        netting: whether mutual debts may cancel out without a word of the owner.
+        mutual: credit, payments and nettings, by account.
+        proven: accounts that are proven to have signed two things that contradict each other, and what.
         ignored: why events were ignored, and how often.
         turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
@@ -152,6 +161,10 @@ class NodeState:
     placed: dict[bytes, bytes] = field(default_factory=dict)
     heard: dict[bytes, Heard] = field(default_factory=dict)
     blocked: dict[bytes, str] = field(default_factory=dict)
+    currency: str = ""
+    netting: bool = True
+    mutual: dict[bytes, Mutual] = field(default_factory=dict)
+    proven: dict[bytes, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
@@ -216,6 +229,10 @@ def snapshot(state: NodeState) -> Snapshot:
         ignored=dict(state.ignored),
         heard=dict(state.heard),
         blocked=dict(state.blocked),
+        currency=state.currency,
+        netting=state.netting,
+        mutual=dict(state.mutual),
+        proven=dict(state.proven),
         **shelves,
     )
 
@@ -233,6 +250,10 @@ def restored(written: Snapshot) -> NodeState:
         ignored=dict(written.ignored),
         heard=dict(written.heard),
         blocked=dict(written.blocked),
+        currency=written.currency,
+        netting=written.netting,
+        mutual=dict(written.mutual),
+        proven=dict(written.proven),
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from hansa.proto.blob import BlobRef
-from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, NodeBinding, Receipt, Voucher
+from hansa.proto.documents import (
+    ChannelConfig,
+    CooperativeClose,
+    CreditLine,
+    MeterLine,
+    Netting,
+    NodeBinding,
+    Payment,
+    Receipt,
+    TreeHead,
+    Voucher,
+)
 from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
 from hansa.proto.signing import Signed
 from hansa.proto.units import AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
@@ -19,6 +30,8 @@ MAX_LINES = 1024
 """Most meter lines in one receipt: leases that ever shared the channel."""
 MAX_METRICS = 32
 MAX_BOOK_ADVERTS = 1024
+MAX_SEEN_HEADS = 16
+MAX_PROOF_HASHES = 65
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +293,64 @@ class CloseAccepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CreditGranted:
+    """Provider to buyer: how much it may owe on the ledger from now on."""
+
+    line: Signed[CreditLine]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentAcknowledged:
+    """Creditor to debtor: so much has been paid outside, in all. It takes the debt off, and cannot be taken back."""
+
+    payment: Signed[Payment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NettingProposed:
+    """The account whose bytes come first to the other: so much of what we owe each other cancels out, in all."""
+
+    netting: Signed[Netting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NettingAccepted:
+    """Its signature over the same words. The debts are gone on both sides."""
+
+    netting: Signed[Netting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeHeadsSent:
+    """To everybody with whom money moves, and never journaled: which history this node's ledger has.
+
+    Attributes:
+        own: the newest head of the sender's own ledger.
+        seen: heads of others' ledgers as they were shown to the sender, so that two histories of one meet.
+    """
+
+    own: Signed[TreeHead]
+    seen: Annotated[tuple[Signed[TreeHead], ...], AtMost(MAX_SEEN_HEADS)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistencyWanted:
+    """To the owner of a ledger: prove that its history at one size is the beginning of that at another."""
+
+    first: Uint64
+    second: Uint64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistencySent:
+    """The answer: the proof's hashes, as RFC 6962 has them."""
+
+    first: Uint64
+    second: Uint64
+    proof: Annotated[tuple[Bytes32, ...], AtMost(MAX_PROOF_HASHES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BookRequested:
     """A newcomer to any node: which adverts do you know?"""
 
@@ -319,5 +390,12 @@ Direct = (
     | ReceiptRefused
     | CloseProposed
     | CloseAccepted
+    | CreditGranted
+    | PaymentAcknowledged
+    | NettingProposed
+    | NettingAccepted
+    | TreeHeadsSent
+    | ConsistencyWanted
+    | ConsistencySent
 )
 """What goes over ``/hansa/market/1``, one message a request; the response is empty and means: it is in my journal."""

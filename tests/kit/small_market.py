@@ -68,7 +68,14 @@ class SmallMarket:
         """The daemon of that account says that it began."""
         owned = tuple(device(account[0] + number & 0xFF) for number in range(devices))
         terms = terms_of(self.keys[account], **rules) if devices else None
-        started = events.Started(account=account, peer_id="p", terms=terms, devices=owned, at_ms=self.now_ms)
+        started = events.Started(
+            account=account,
+            peer_id="p",
+            terms=terms,
+            devices=owned,
+            at_ms=self.now_ms,
+            currency=rules.get("currency", "USD"),
+        )
         self.take(account, started)
 
     def restart(self, account: bytes, *, devices: int = 0) -> Engine:

@@ -121,7 +121,12 @@ class SimNode:
             self.ledger.post(record)
         self.market.auditor.check_books(self, fold(self.ledger.entries.values()))
         started = events.Started(
-            account=self.account, peer_id="p", terms=self.terms, devices=self.devices, at_ms=self.now_ms()
+            account=self.account,
+            peer_id="p",
+            terms=self.terms,
+            devices=self.devices,
+            at_ms=self.now_ms(),
+            currency=self.market.currency,
         )
         self._inbox = [(started, None)]
         self.market.bank.say_all(self)

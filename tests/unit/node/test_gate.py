@@ -32,7 +32,7 @@ from hansa.market.sale_state import Sale
 from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns
 from hansa.node.state import NodeState
 from hansa.proto import messages
-from hansa.proto.documents import CooperativeClose, Voucher
+from hansa.proto.documents import CooperativeClose, CreditLine, Netting, Payment, TreeHead, Voucher
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 
@@ -108,6 +108,19 @@ FOR_PROVIDERS = [
     messages.ReceiptRefused(channel_id=CHANNEL_ID, seq=1, reason=""),
     messages.CloseProposed(currency="USD", close=unsigned(CLOSE)),
 ]
+HEAD = TreeHead(log_id=bytes(32), size=1, root=bytes(32), timestamp_ms=1)
+NETTING = Netting(lower=min(BUYER, PROVIDER), higher=max(BUYER, PROVIDER), unit=bytes(32), total=1, nonce=1)
+LINE = CreditLine(creditor=PROVIDER, debtor=BUYER, unit=bytes(32), limit=1, not_after=1, nonce=1)
+PAYMENT = Payment(creditor=PROVIDER, debtor=BUYER, unit=bytes(32), total=1, how="", nonce=1, paid_ms=1)
+FOR_BOTH = [
+    messages.CreditGranted(line=unsigned(LINE)),
+    messages.PaymentAcknowledged(payment=unsigned(PAYMENT)),
+    messages.NettingProposed(netting=unsigned(NETTING)),
+    messages.NettingAccepted(netting=unsigned(NETTING)),
+    messages.TreeHeadsSent(own=unsigned(HEAD), seen=()),
+    messages.ConsistencyWanted(first=1, second=2),
+    messages.ConsistencySent(first=1, second=2, proof=()),
+]
 
 
 def name(message: object) -> str:
@@ -126,6 +139,16 @@ def test_a_provider_hears_its_buyer_about_what_they_share_and_nobody_else(messag
     assert concerns(provider(), BUYER, message)
     assert not concerns(provider(), OTHER, message)
     assert not concerns(NodeState(account=PROVIDER, terms=TERMS), BUYER, message)
+
+
+@pytest.mark.parametrize("message", FOR_BOTH, ids=name)
+def test_words_about_debts_and_histories_are_heard_of_those_with_whom_money_moves(message: object) -> None:
+    for state, peer in ((buyer(), PROVIDER), (provider(), BUYER)):
+        assert concerns(state, peer, message)
+        assert not concerns(state, OTHER, message)
+        assert not concerns(NodeState(account=state.account, terms=TERMS), peer, message)
+        state.proven[peer] = "signed two histories"
+        assert not concerns(state, peer, message)
 
 
 @pytest.mark.parametrize("message", [m for m in FOR_BUYERS + FOR_PROVIDERS if hasattr(m, "currency")], ids=name)
@@ -151,7 +174,7 @@ def test_tenders_are_heard_where_something_is_lent() -> None:
 
 
 def test_every_direct_message_is_known_at_the_gate() -> None:
-    tried = {type(message) for message in FOR_BUYERS + FOR_PROVIDERS}
+    tried = {type(message) for message in FOR_BUYERS + FOR_PROVIDERS + FOR_BOTH}
     # These carry a lease like those that were tried.
     alike = {messages.RoundContributed, messages.RoundPublished, messages.CheckpointStored, messages.OutputStored}
     rest = {messages.TenderSent, messages.ReceiptSent, messages.RunLogSent}

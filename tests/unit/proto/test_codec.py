@@ -22,7 +22,7 @@ from hansa.node.state import NodeState, Snapshot, snapshot
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.codec import DEFAULT_ITEMS, decode, encode
-from hansa.proto.documents import CooperativeClose, Voucher
+from hansa.proto.documents import CooperativeClose, CreditLine, Netting, Payment, TreeHead, Voucher
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge, UnsupportedVersion
 from hansa.proto.messages import Direct
 from hansa.proto.protocols import VERSION
@@ -231,6 +231,12 @@ _AWARD = trading.award(_BID)
 _LEASE = trading.LEASE
 _STATEMENT = trading.statement((trading.line(1_000), trading.evidence(1)))
 _BLOB = BlobRef(root=b"r" * 32, size_bytes=7)
+_LINE = CreditLine(creditor=trading.PROVIDER, debtor=trading.BUYER, unit=bytes(32), limit=1 << 70, not_after=1, nonce=1)
+_PAYMENT = Payment(
+    creditor=trading.PROVIDER, debtor=trading.BUYER, unit=bytes(32), total=1 << 70, how="by hand", nonce=1, paid_ms=1
+)
+_NETTING = Netting(lower=trading.BUYER, higher=trading.PROVIDER, unit=bytes(32), total=1, nonce=1)
+_HEAD = TreeHead(log_id=bytes(32), size=1, root=bytes(32), timestamp_ms=1)
 _VOUCHER = Voucher(channel_id=trading.CHANNEL_ID, cumulative=1 << 70, statement=bytes(32))
 _CLOSE = CooperativeClose(channel_id=trading.CHANNEL_ID, cumulative=5)
 
@@ -264,6 +270,13 @@ SAMPLES = {
         messages.ReceiptRefused(channel_id=trading.CHANNEL_ID, seq=1, reason="no"),
         messages.CloseProposed(currency="USD", close=unsigned(_CLOSE)),
         messages.CloseAccepted(currency="USD", close=unsigned(_CLOSE)),
+        messages.CreditGranted(line=unsigned(_LINE)),
+        messages.PaymentAcknowledged(payment=unsigned(_PAYMENT)),
+        messages.NettingProposed(netting=unsigned(_NETTING)),
+        messages.NettingAccepted(netting=unsigned(_NETTING)),
+        messages.TreeHeadsSent(own=unsigned(_HEAD), seen=(unsigned(_HEAD),)),
+        messages.ConsistencyWanted(first=1, second=1 << 40),
+        messages.ConsistencySent(first=1, second=1 << 40, proof=(bytes(32),)),
     )
 }
 

@@ -1,0 +1,328 @@
+"""The room of debts on the ledger: credit lines given and taken, payments acknowledged, debts that cancel out.
+
+It says to channels what they can pay: what they paid already, and as much more as the credit line leaves when all
+that is still owed is taken off. What was ever vouched does not count, only what is outstanding: a payment makes room.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from hansa.market import mutual
+from hansa.market.effects import Send, unsigned
+from hansa.market.funding import FundsKnown
+from hansa.market.ledger import Post, netted, owed_by, owed_to, paid_by_buyer, paid_to_provider
+from hansa.market.ledger_records import File, FiledCredit, FiledNetting, FiledPayment
+from hansa.market.mutual import Mutual
+from hansa.node import buying_turns, selling_turns
+from hansa.node.events import CreditDecided, EquivocationProven, MessageArrived, NettingDue, PaymentReceived, Started
+from hansa.node.state import NodeState
+from hansa.proto import messages
+from hansa.proto.currency import currency_of, unit_of
+from hansa.proto.documents import Netting
+from hansa.proto.signing import Signed
+
+Effects = list[Any]
+
+KEEP_MS = 30 * 24 * 3_600_000
+"""Words about debts are worth bringing for a month."""
+REPEAT_MS = 7 * 24 * 3_600_000
+"""For so long they are said again at every start: the outbox does not outlive the daemon."""
+MOVES_MONEY = (
+    messages.AwardSent,
+    messages.ReceiptSent,
+    messages.VoucherSent,
+    messages.CloseProposed,
+    messages.CloseAccepted,
+    messages.CreditGranted,
+    messages.PaymentAcknowledged,
+    messages.NettingProposed,
+    messages.NettingAccepted,
+)
+
+
+def with_peer(state: NodeState, peer: bytes) -> Mutual:
+    """What is known of one account."""
+    return state.mutual.get(peer, Mutual())
+
+
+def limit_for(state: NodeState, peer: bytes) -> int:
+    """What an account may owe this node."""
+    own = with_peer(state, peer).limit
+    return own if own is not None else state.terms.credit_limit if state.terms else 0
+
+
+def _is_ledger(state: NodeState) -> bool:
+    return bool(state.currency) and not currency_of(state.currency).is_on_chain
+
+
+def _channels_from(state: NodeState, peer: bytes) -> list[bytes]:
+    return [
+        key
+        for key, channel in state.earning.live.items()
+        if channel.config.payer == peer and not currency_of(channel.currency).is_on_chain
+    ]
+
+
+def _channels_to(state: NodeState, peer: bytes) -> list[bytes]:
+    return [
+        key
+        for key, channel in state.paying.live.items()
+        if channel.config.payee == peer and not currency_of(channel.currency).is_on_chain
+    ]
+
+
+# Whatever happened, what channels can pay follows from it.
+
+
+def follow(state: NodeState, event: Any) -> Effects:
+    """After an event that may have moved money: sign a credit line if one is due, tell channels what they can pay."""
+    match event:
+        case MessageArrived(sender=sender, message=message) if isinstance(message, MOVES_MONEY):
+            peers = {sender}
+        case PaymentReceived(debtor=debtor) | CreditDecided(debtor=debtor):
+            peers = {debtor}
+        case Started():
+            earning = (channel.config.payer for channel in state.earning.live.values())
+            paying = (channel.config.payee for channel in state.paying.live.values())
+            peers = {*earning, *paying}
+        case _:
+            return []
+    if not _is_ledger(state):
+        return []
+    effects: Effects = []
+    for peer in sorted(peers):
+        effects += _lend(state, peer, event.at_ms)
+        effects += _borrow(state, peer, event.at_ms)
+    return effects
+
+
+def _lend(state: NodeState, peer: bytes, at_ms: int) -> Effects:
+    """To one that pays on a channel here: a line, and what follows from it."""
+    channels = _channels_from(state, peer)
+    if not channels:
+        return []
+    effects: Effects = []
+    known = with_peer(state, peer)
+    line = mutual.next_line(
+        known,
+        creditor=state.account,
+        debtor=peer,
+        unit=unit_of(state.currency),
+        limit=limit_for(state, peer),
+        at_ms=at_ms,
+    )
+    if line is not None:
+        state.mutual[peer] = replace(known, given=line)
+        effects += [File(filed=FiledCredit(line=unsigned(line))), _grant(line, at_ms)]
+    left = mutual.room(with_peer(state, peer).given, owed=owed_by(state.ledger, peer), at_ms=at_ms)
+    for key in channels:
+        channel = state.earning.live.get(key)
+        if channel is not None and channel.funds != channel.cumulative + left:
+            known_funds = FundsKnown(channel_id=key, most=channel.cumulative + left, at_ms=at_ms)
+            effects += selling_turns.advance_channel(state, key, known_funds)
+    return effects
+
+
+def _borrow(state: NodeState, peer: bytes, at_ms: int) -> Effects:
+    """From one that is paid on a channel here: what its line leaves. Without its line nothing is known to limit it."""
+    line = with_peer(state, peer).taken
+    if line is None:
+        return []
+    effects: Effects = []
+    left = mutual.room(line, owed=owed_to(state.ledger, peer), at_ms=at_ms)
+    for key in _channels_to(state, peer):
+        channel = state.paying.live.get(key)
+        if channel is not None and channel.funds != channel.cumulative + left:
+            known_funds = FundsKnown(channel_id=key, most=channel.cumulative + left, at_ms=at_ms)
+            effects += buying_turns.advance_channel(state, key, known_funds)
+    return effects
+
+
+def _grant(line: Any, at_ms: int) -> Send:
+    message = messages.CreditGranted(line=unsigned(line))
+    return Send(to=line.debtor, message=message, keep_until_ms=at_ms + KEEP_MS, replaces="credit line")
+
+
+# What peers say. Every signature is its sender's; whether it may say this is asked here.
+
+
+def _hear_line(state: NodeState, event: MessageArrived) -> Effects:
+    signed: Signed[Any] = event.message.line  # type: ignore[union-attr]
+    line, known = signed.document, with_peer(state, event.sender)
+    if (line.creditor, line.debtor, line.unit) != (event.sender, state.account, unit_of(state.currency)):
+        state.ignore("credit", "a credit line between others, or in another unit")
+        return []
+    if not mutual.is_newer_line(known, line):
+        state.ignore("credit", "a credit line that is known")
+        return []
+    state.mutual[event.sender] = replace(known, taken=line)
+    return [File(filed=FiledCredit(line=signed))]
+
+
+def _hear_payment(state: NodeState, event: MessageArrived) -> Effects:
+    signed: Signed[Any] = event.message.payment  # type: ignore[union-attr]
+    payment, known = signed.document, with_peer(state, event.sender)
+    if (payment.creditor, payment.debtor, payment.unit) != (event.sender, state.account, unit_of(state.currency)):
+        state.ignore("credit", "a payment between others, or in another unit")
+        return []
+    amount = mutual.newly_paid(known.paid_out, payment)
+    if not amount:
+        state.ignore("credit", "a payment that is known")
+        return []
+    state.mutual[event.sender] = replace(known, paid_out=payment)
+    entry = paid_by_buyer(
+        creditor=event.sender,
+        unit=payment.unit,
+        nonce=payment.nonce,
+        amount=amount,
+        how=payment.how,
+        at_ms=event.at_ms,
+    )
+    return [File(filed=FiledPayment(payment=signed)), Post(entry=entry)]
+
+
+def _hear_proposal(state: NodeState, event: MessageArrived) -> Effects:
+    signed: Signed[Netting] = event.message.netting  # type: ignore[union-attr]
+    netting, known = signed.document, with_peer(state, event.sender)
+    if (netting.lower, netting.higher, netting.unit) != (event.sender, state.account, unit_of(state.currency)):
+        state.ignore("credit", "a netting between others, or in another unit")
+        return []
+    if netting == known.netting:
+        return [_acceptance(netting, event.at_ms)]
+    owes, owed = owed_to(state.ledger, event.sender), owed_by(state.ledger, event.sender)
+    if not state.netting or not mutual.accepts(known, netting, owes=owes, owed=owed):
+        # It is proposed again; by then what is on its way may have arrived.
+        state.ignore("credit", "a netting of more than both owe each other here")
+        return []
+    filed = FiledNetting(by_lower=signed, by_higher=unsigned(netting))
+    return [*_net(state, event.sender, filed, event.at_ms), _acceptance(netting, event.at_ms)]
+
+
+def _acceptance(netting: Netting, at_ms: int) -> Send:
+    message = messages.NettingAccepted(netting=unsigned(netting))
+    return Send(to=netting.lower, message=message, keep_until_ms=at_ms + KEEP_MS, replaces="netting accepted")
+
+
+def _hear_acceptance(state: NodeState, event: MessageArrived) -> Effects:
+    signed: Signed[Netting] = event.message.netting  # type: ignore[union-attr]
+    # Only the very words that this node signed and that wait here: with them it agreed to this sum.
+    if signed.document != with_peer(state, event.sender).proposed:
+        state.ignore("credit", "an acceptance of no netting that waits")
+        return []
+    filed = FiledNetting(by_lower=unsigned(signed.document), by_higher=signed)
+    return _net(state, event.sender, filed, event.at_ms)
+
+
+def _net(state: NodeState, peer: bytes, filed: FiledNetting, at_ms: int) -> Effects:
+    known, netting = with_peer(state, peer), filed.by_lower.document
+    amount = netting.total - known.netted()
+    assert amount > 0, "a netting is of something"
+    state.mutual[peer] = replace(known, netting=netting, proposed=None)
+    entry = netted(peer=peer, unit=netting.unit, nonce=netting.nonce, amount=amount, at_ms=at_ms)
+    return [File(filed=filed), Post(entry=entry)]
+
+
+HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
+    messages.CreditGranted: _hear_line,
+    messages.PaymentAcknowledged: _hear_payment,
+    messages.NettingProposed: _hear_proposal,
+    messages.NettingAccepted: _hear_acceptance,
+}
+"""What is heard here, and who listens."""
+
+
+# What the owner says.
+
+
+def take_payment(state: NodeState, event: PaymentReceived) -> Effects:
+    """The owner was paid outside: say so, for good."""
+    known = with_peer(state, event.debtor)
+    payment = mutual.next_payment(
+        known,
+        creditor=state.account,
+        debtor=event.debtor,
+        unit=unit_of(state.currency),
+        amount=event.amount,
+        how=event.how,
+        at_ms=event.at_ms,
+    )
+    state.mutual[event.debtor] = replace(known, paid_in=payment)
+    entry = paid_to_provider(
+        debtor=event.debtor,
+        unit=payment.unit,
+        nonce=payment.nonce,
+        amount=event.amount,
+        how=event.how,
+        at_ms=event.at_ms,
+    )
+    return [
+        File(filed=FiledPayment(payment=unsigned(payment))),
+        Post(entry=entry),
+        _acknowledgement(payment, event.at_ms),
+    ]
+
+
+def _acknowledgement(payment: Any, at_ms: int) -> Send:
+    message = messages.PaymentAcknowledged(payment=unsigned(payment))
+    return Send(to=payment.debtor, message=message, keep_until_ms=at_ms + KEEP_MS, replaces="payment")
+
+
+def decide_credit(state: NodeState, event: CreditDecided) -> Effects:
+    """The owner trusts one account more, or less, than everybody."""
+    state.mutual[event.debtor] = replace(with_peer(state, event.debtor), limit=event.limit)
+    return []
+
+
+def prove(state: NodeState, event: EquivocationProven) -> Effects:
+    """Somebody signed two things that contradict each other: there is no dealing with it any more."""
+    state.proven[event.account] = event.words
+    state.blocked.setdefault(event.account, event.words)
+    return []
+
+
+# Time, and what is done again after a restart.
+
+
+def could_net(state: NodeState) -> Iterator[bytes]:
+    """Accounts with which a netting could be proposed now, or waits for its answer."""
+    if not state.netting or not _is_ledger(state):
+        return
+    peers = {bytes.fromhex(name[4:]) for name in state.ledger.balances if name.startswith("due:")}
+    peers |= {bytes.fromhex(name[8:]) for name in state.ledger.balances if name.startswith("settled:")}
+    for peer in sorted(peers):
+        if state.account < peer and min(owed_by(state.ledger, peer), owed_to(state.ledger, peer)) > 0:
+            yield peer
+
+
+def propose_nettings(state: NodeState, event: NettingDue) -> Effects:
+    """Propose that debts cancel out to everybody who owes and is owed; say again what waits for an answer."""
+    effects: Effects = []
+    for peer in could_net(state):
+        known = with_peer(state, peer)
+        proposed = mutual.next_netting(
+            known,
+            own=state.account,
+            peer=peer,
+            unit=unit_of(state.currency),
+            owes=owed_to(state.ledger, peer),
+            owed=owed_by(state.ledger, peer),
+        )
+        if proposed is not None:
+            state.mutual[peer] = known = proposed
+        if known.proposed is not None:
+            message = messages.NettingProposed(netting=unsigned(known.proposed))
+            keep_until_ms = event.at_ms + KEEP_MS
+            effects.append(Send(to=peer, message=message, keep_until_ms=keep_until_ms, replaces="netting"))
+    return effects
+
+
+def restart(state: NodeState, at_ms: int) -> Effects:
+    """Lines and payments of the last week are said again: the other side may not have them."""
+    effects: Effects = []
+    for _, known in sorted(state.mutual.items()):
+        if known.given is not None and at_ms < known.given.not_after - mutual.LINE_LIFE_MS + REPEAT_MS:
+            effects.append(_grant(known.given, at_ms))
+        if known.paid_in is not None and at_ms < known.paid_in.paid_ms + REPEAT_MS:
+            effects.append(_acknowledgement(known.paid_in, at_ms))
+    return effects

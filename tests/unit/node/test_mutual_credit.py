@@ -1,0 +1,331 @@
+"""Debts on the ledger: bounded by a signed line, taken off by payments and nettings, never by one's own word."""
+
+from dataclasses import replace
+
+import pytest
+from kit.filed_ledger import ledger_file, records
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.market import mutual
+from hansa.market.ledger import owed_by, owed_to
+from hansa.market.ledger_check import check_ledger
+from hansa.market.ledger_records import FiledCredit, FiledNetting, FiledPayment
+from hansa.market.mutual import Mutual
+from hansa.market.sale_events import PauseWanted, ResumeWanted
+from hansa.node import mutual_credit
+from hansa.node.events import CreditDecided, EquivocationProven, NettingDue, PaymentReceived
+from hansa.node.ledger_store import LedgerStore
+from hansa.proto import messages
+from hansa.proto.currency import unit_of
+from hansa.proto.documents import Netting, Payment
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import check, sign
+from hansa.scheduler import run
+
+UNIT = unit_of("USD")
+DAY_MS = 24 * 3_600_000
+
+
+def market(*, credit_limit=10**9, both=False, **rules):
+    """A buyer and a provider; with ``both`` each of them provides."""
+    made = SmallMarket()
+    made.add(BUYER_KEY, devices=int(both), credit_limit=credit_limit, **rules)
+    made.add(PROVIDER_KEY, devices=1, credit_limit=credit_limit, **rules)
+    return made
+
+
+def begin(made, buyer=BUYER, provider=PROVIDER, *, job=b"j" * 32, **changes):
+    """A job of one shard, leased and started. Answers the lease."""
+    before = set(made.engines[provider].state.sale_of)
+    made.submit(buyer, job=job, of=spec(shards=1, **changes))
+    made.tender(buyer, (provider,), job=job, nonce=job)
+    (lease,) = set(made.engines[provider].state.sale_of) - before
+    made.take(provider, run.RunStarted(run=lease, at_ms=made.now_ms))
+    return lease
+
+
+def work(made, lease, steps=1, provider=PROVIDER, step_ms=2_000):
+    """The run goes on for so many steps, each of them metered."""
+    for _ in range(steps):
+        made.now_ms += step_ms
+        step = made.engines[provider].state.runs.live[lease].step + 1
+        made.take(provider, run.RunProgressed(run=lease, step=step, metrics=(), at_ms=made.now_ms))
+
+
+def finish(made, lease, provider=PROVIDER):
+    made.now_ms += 1_000
+    made.take(provider, run.RunFinished(run=lease, at_ms=made.now_ms))
+
+
+def owes(made):
+    """What the buyer owes the provider, by the provider's books; both sides' books agree."""
+    due = owed_by(made.engines[PROVIDER].state.ledger, BUYER)
+    assert due == owed_to(made.engines[BUYER].state.ledger, PROVIDER)
+    return due
+
+
+def pay(made, amount, how="bank transfer 17"):
+    made.now_ms += 10
+    made.take(PROVIDER, PaymentReceived(debtor=BUYER, amount=amount, how=how, at_ms=made.now_ms))
+
+
+def verified(made, tmp_path):
+    """Both ledgers, replayed from their signatures."""
+    for key in (BUYER_KEY, PROVIDER_KEY):
+        path = ledger_file(tmp_path / f"{key.address.hex()}.sqlite", key, records(made, key))
+        store = LedgerStore(path, read_only=True)
+        report = check_ledger(store.rows(), heads=store.heads(), nodes=store.nodes())
+        store.close()
+        assert report.holds, report.first_fault
+
+
+def test_a_lease_brings_a_signed_credit_line_that_both_file_and_both_sides_know_their_funds(tmp_path):
+    made = market(credit_limit=50_000)
+    begin(made)
+    line = made.engines[BUYER].state.mutual[PROVIDER].taken
+    assert line == made.engines[PROVIDER].state.mutual[BUYER].given
+    assert (line.creditor, line.debtor, line.unit, line.limit, line.nonce) == (PROVIDER, BUYER, UNIT, 50_000, 1)
+    for key in (BUYER_KEY, PROVIDER_KEY):
+        (filed,) = [record for record in records(made, key) if isinstance(record, FiledCredit)]
+        check(DOMAIN, filed.line, PROVIDER)
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    (paying,) = made.engines[BUYER].state.paying.live.values()
+    assert earning.funds == paying.funds == 50_000
+    verified(made, tmp_path)
+
+
+def test_a_run_pauses_at_the_limit_and_goes_on_after_a_payment(tmp_path):
+    made = market(credit_limit=20_000, max_unpaid=4_000)
+    lease = begin(made)
+    work(made, lease, steps=9)
+    made.pass_time(2_000, PROVIDER)
+    assert (PROVIDER, PauseWanted(lease=lease)) in made.effects
+    assert owes(made) <= 20_000
+    made.effects.clear()
+    pay(made, 15_000)
+    assert (PROVIDER, ResumeWanted(lease=lease)) in made.effects
+    assert owes(made) <= 5_000
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    assert earning.funds == earning.cumulative + 20_000 - owes(made)
+    verified(made, tmp_path)
+
+
+def test_the_limit_counts_what_is_outstanding_and_not_what_was_ever_vouched():
+    made = market(credit_limit=30_000)
+    lease = begin(made)
+    for _ in range(6):
+        work(made, lease, steps=4)
+        pay(made, owes(made))
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    assert earning.cumulative > 30_000
+    assert earning.funds == earning.cumulative + 30_000
+
+
+def test_who_owes_as_much_as_it_may_gets_no_bid_until_it_has_paid():
+    made = market(credit_limit=20_000, max_unpaid=4_000)
+    lease = begin(made)
+    work(made, lease, steps=10)
+    finish(made, lease)
+    assert owes(made) == 20_000
+    begun = len(made.engines[PROVIDER].state.sales)
+    made.submit(BUYER, job=b"k" * 32, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,), job=b"k" * 32, nonce=b"k" * 32)
+    assert len(made.engines[PROVIDER].state.sales) == begun
+    pay(made, owes(made))
+    made.submit(BUYER, job=b"l" * 32, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,), job=b"l" * 32, nonce=b"l" * 32)
+    assert len(made.engines[PROVIDER].state.sales) == begun + 1
+
+
+def test_a_payment_is_booked_once_on_both_sides_whatever_is_lost_or_repeated(tmp_path):
+    made = market()
+    lease = begin(made)
+    work(made, lease, steps=5)
+    before = owes(made)
+    lost = made.lost
+    made.lost = lambda _to, message: isinstance(message, messages.PaymentAcknowledged)
+    pay(made, 1_000)
+    assert owed_to(made.engines[BUYER].state.ledger, PROVIDER) == before
+    made.lost = lost
+    pay(made, 500)
+    # The second says what was paid in all, so the lost one is made good.
+    assert owes(made) == before - 1_500
+    again = [message for of, _, message in made.said if isinstance(message, messages.PaymentAcknowledged)]
+    for message in again * 2:
+        made.tell(PROVIDER, BUYER, message)
+    assert owes(made) == before - 1_500
+    made.restart(PROVIDER, devices=1)
+    assert owes(made) == before - 1_500
+    balances = made.engines[BUYER].state.ledger.balances
+    assert balances[f"remitted:{PROVIDER.hex()}"] == -1_500
+    assert made.engines[PROVIDER].state.ledger.balances[f"received:{BUYER.hex()}"] == 1_500
+    verified(made, tmp_path)
+
+
+def test_nobody_else_can_say_that_a_debt_is_paid_and_no_debtor_by_itself():
+    made = market()
+    lease = begin(made)
+    work(made, lease, steps=5)
+    before = owes(made)
+    forged = Payment(creditor=PROVIDER, debtor=BUYER, unit=UNIT, total=before, how="", nonce=1, paid_ms=NOW_MS)
+    for claimed in (
+        forged,
+        replace(forged, creditor=BUYER, debtor=PROVIDER),
+        replace(forged, unit=bytes(32)),
+    ):
+        message = messages.PaymentAcknowledged(payment=sign(DOMAIN, claimed, BUYER_KEY))
+        made.tell(BUYER, PROVIDER, message)
+    made.tell(OTHER_KEY.address, BUYER, messages.PaymentAcknowledged(payment=sign(DOMAIN, forged, OTHER_KEY)))
+    assert owes(made) == before
+
+
+def test_inflated_last_cumulative_at_resync_moves_nothing():
+    """After a loss the other side says again where it stands; a total that was never signed here is not taken over."""
+    made = market()
+    lease = begin(made)
+    work(made, lease, steps=3)
+    before = owes(made)
+    said = [message for of, _, message in made.said if isinstance(message, messages.VoucherSent)][-1]
+    receipt = [message for of, _, message in made.said if isinstance(message, messages.ReceiptSent)][-1]
+    high = replace(said.voucher.document, cumulative=said.voucher.document.cumulative + 10**9)
+    inflated = replace(receipt.receipt.document, amount_total=receipt.receipt.document.amount_total + 10**9)
+    further = replace(inflated, seq=inflated.seq + 7)
+    made.restart(BUYER)
+    for document in (inflated, further):
+        made.tell(PROVIDER, BUYER, replace(receipt, receipt=sign(DOMAIN, document, PROVIDER_KEY)))
+    # Signed by the provider itself, who would like it to be the buyer's word; at the gate the signature fails as well.
+    made.tell(BUYER, PROVIDER, replace(said, voucher=sign(DOMAIN, high, PROVIDER_KEY)))
+    assert owes(made) == before
+    assert made.engines[BUYER].state.paying.live.popitem()[1].cumulative == before
+
+
+def test_two_vouchers_for_one_seq_are_never_signed_and_the_second_is_not_taken():
+    made = market()
+    lease = begin(made)
+    work(made, lease, steps=3)
+    before = owes(made)
+    receipts = [message for of, _, message in made.said if isinstance(message, messages.ReceiptSent)]
+    made.said.clear()
+    last = receipts[-1].receipt.document
+    other = replace(last, amount_total=last.amount_total + 1)
+    made.tell(PROVIDER, BUYER, replace(receipts[-1], receipt=sign(DOMAIN, other, PROVIDER_KEY)))
+    made.tell(PROVIDER, BUYER, receipts[-1])
+    vouchers = {message.voucher.document for of, _, message in made.said if isinstance(message, messages.VoucherSent)}
+    assert {voucher.cumulative for voucher in vouchers} == {before}
+    assert len(vouchers) == 1
+    (voucher,) = vouchers
+    higher = sign(DOMAIN, replace(voucher, cumulative=voucher.cumulative + 1), BUYER_KEY)
+    made.tell(BUYER, PROVIDER, messages.VoucherSent(currency="USD", voucher=higher))
+    assert owes(made) == before
+
+
+def test_a_line_is_renewed_at_half_its_life_and_when_the_owner_changes_it():
+    line = mutual.next_line(Mutual(), creditor=PROVIDER, debtor=BUYER, unit=UNIT, limit=5, at_ms=NOW_MS)
+    known = Mutual(given=line)
+    about = {"creditor": PROVIDER, "debtor": BUYER, "unit": UNIT}
+    assert mutual.next_line(known, limit=5, at_ms=NOW_MS + 14 * DAY_MS, **about) is None
+    renewed = mutual.next_line(known, limit=5, at_ms=NOW_MS + 16 * DAY_MS, **about)
+    assert (renewed.nonce, renewed.not_after > line.not_after) == (2, True)
+    assert mutual.next_line(known, limit=6, at_ms=NOW_MS, **about).nonce == 2
+    assert mutual.room(line, owed=3, at_ms=NOW_MS) == 2
+    assert mutual.room(line, owed=9, at_ms=NOW_MS) == 0
+    assert mutual.room(line, owed=0, at_ms=line.not_after + 1) == 0
+    assert mutual.room(None, owed=0, at_ms=NOW_MS) == 0
+    assert not mutual.is_newer_line(Mutual(taken=line), line)
+
+
+def test_the_owner_may_trust_one_buyer_more_and_another_less():
+    made = market(credit_limit=20_000)
+    begin(made)
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=70_000, at_ms=made.now_ms))
+    assert made.engines[BUYER].state.mutual[PROVIDER].taken.limit == 70_000
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    assert earning.funds == 70_000
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=None, at_ms=made.now_ms))
+    assert made.engines[BUYER].state.mutual[PROVIDER].taken.limit == 20_000
+    assert mutual_credit.limit_for(made.engines[PROVIDER].state, OTHER_KEY.address) == 20_000
+
+
+def both_owe():
+    """Each bought of the other. Answers the market, the lower account and the higher one."""
+    made = market(both=True)
+    for buyer, provider, steps, job in ((BUYER, PROVIDER, 5, b"a" * 32), (PROVIDER, BUYER, 2, b"b" * 32)):
+        lease = begin(made, buyer, provider, job=job)
+        work(made, lease, steps=steps, provider=provider)
+    lower, higher = sorted((BUYER, PROVIDER))
+    return made, lower, higher
+
+
+def debts(made):
+    """What each owes the other, on the debtor's own books and on the creditor's."""
+    books = {account: made.engines[account].state.ledger for account in (BUYER, PROVIDER)}
+    return (
+        (owed_to(books[BUYER], PROVIDER), owed_by(books[PROVIDER], BUYER)),
+        (owed_to(books[PROVIDER], BUYER), owed_by(books[BUYER], PROVIDER)),
+    )
+
+
+def test_mutual_debts_cancel_out_when_both_sign(tmp_path):
+    made, lower, higher = both_owe()
+    (buyer_owes, _), (provider_owes, _) = debts(made)
+    least = min(buyer_owes, provider_owes)
+    assert least > 0
+    assert list(mutual_credit.could_net(made.engines[higher].state)) == []
+    assert list(mutual_credit.could_net(made.engines[lower].state)) == [higher]
+    made.take(lower, NettingDue(at_ms=made.now_ms))
+    assert debts(made) == ((buyer_owes - least,) * 2, (provider_owes - least,) * 2)
+    for key in (BUYER_KEY, PROVIDER_KEY):
+        (filed,) = [record for record in records(made, key) if isinstance(record, FiledNetting)]
+        check(DOMAIN, filed.by_lower, lower)
+        check(DOMAIN, filed.by_higher, higher)
+    made.take(lower, NettingDue(at_ms=made.now_ms))
+    assert debts(made) == ((buyer_owes - least,) * 2, (provider_owes - least,) * 2)
+    verified(made, tmp_path)
+
+
+def test_a_netting_whose_acceptance_is_lost_is_made_good_and_booked_once(tmp_path):
+    made, lower, _ = both_owe()
+    (buyer_owes, _), (provider_owes, _) = debts(made)
+    least = min(buyer_owes, provider_owes)
+    lost = made.lost
+    made.lost = lambda _to, message: isinstance(message, messages.NettingAccepted)
+    made.take(lower, NettingDue(at_ms=made.now_ms))
+    made.restart(lower, devices=1)
+    made.lost = lost
+    made.take(lower, NettingDue(at_ms=made.now_ms))
+    assert debts(made) == ((buyer_owes - least,) * 2, (provider_owes - least,) * 2)
+    verified(made, tmp_path)
+
+
+def test_a_netting_of_more_than_is_owed_is_not_signed_and_an_acceptance_of_what_was_never_proposed_counts_nothing():
+    made, lower, higher = both_owe()
+    keys = {key.address: key for key in (BUYER_KEY, PROVIDER_KEY)}
+    before = debts(made)
+    greedy = Netting(lower=lower, higher=higher, unit=UNIT, total=10**9, nonce=1)
+    made.tell(lower, higher, messages.NettingProposed(netting=sign(DOMAIN, greedy, keys[lower])))
+    made.tell(higher, lower, messages.NettingAccepted(netting=sign(DOMAIN, greedy, keys[higher])))
+    small = replace(greedy, total=1)
+    made.tell(higher, lower, messages.NettingAccepted(netting=sign(DOMAIN, small, keys[higher])))
+    made.tell(lower, higher, messages.NettingProposed(netting=sign(DOMAIN, replace(small, nonce=9), keys[lower])))
+    assert debts(made) == before
+
+
+def test_who_is_proven_to_have_lied_is_refused_from_then_on():
+    made = market()
+    made.take(PROVIDER, EquivocationProven(account=BUYER, words="signed two histories", at_ms=made.now_ms))
+    made.submit(BUYER, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,))
+    assert not made.engines[PROVIDER].state.sales
+    made.restart(PROVIDER, devices=1)
+    assert made.engines[PROVIDER].state.proven == {BUYER: "signed two histories"}
+
+
+@pytest.mark.parametrize("kind", [FiledPayment, FiledCredit])
+def test_what_the_owner_signs_is_filed_and_a_replay_files_it_again(kind):
+    made = market()
+    lease = begin(made)
+    work(made, lease)
+    pay(made, 100)
+    engine = made.restart(PROVIDER, devices=1)
+    assert any(isinstance(getattr(effect, "filed", None), kind) for effect in engine.recovered)
