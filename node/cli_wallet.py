@@ -28,6 +28,11 @@ _password = click.option(
 )
 
 
+_signer = click.option(
+    "--signer", metavar="URL", help="A signer outside, over JSON-RPC: http://127.0.0.1:8550, or unix:/path/of/its.ipc."
+)
+
+
 def _new_password_option(what: str) -> Callable[[Command], Command]:
     return click.option(
         "--new-password-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=what
@@ -176,10 +181,14 @@ def _key_input() -> bytes:
 @wallet.command("list")
 @with_data
 @with_json
-def list_(data_dir: Path, as_json: bool) -> None:
-    """List the accounts of this data directory."""
+@_signer
+def list_(data_dir: Path, as_json: bool, signer: str | None) -> None:
+    """List the accounts of this data directory, or those of a signer outside."""
     from hansa.node.wallet import Wallet
 
+    if signer is not None:
+        _list_outside(signer, as_json)
+        return
     views = [_view(account) for account in Wallet(data_dir).accounts()]
     if as_json:
         print_json({"accounts": views})
@@ -193,6 +202,26 @@ def list_(data_dir: Path, as_json: bool) -> None:
             ("name", "address", "keystore"),
             [(view["name"], view["address"] or unknown, view["keystore"]) for view in views],
         )
+
+
+def _list_outside(url: str, as_json: bool) -> None:
+    import trio
+
+    from hansa.node.external_signer import ExternalSigner
+    from hansa.proto.signing import checksum_address
+
+    async def ask() -> list[bytes]:
+        outside = ExternalSigner(url, None)
+        try:
+            return await outside.accounts()
+        finally:
+            await outside.close()
+
+    found = [checksum_address(each) for each in trio.run(ask)]
+    if as_json:
+        print_json({"accounts": [{"name": None, "address": each, "keystore": None} for each in found]})
+    else:
+        click.echo("\n".join(found) or "the signer shows no accounts: unlock one there")
 
 
 @wallet.command()
@@ -236,6 +265,8 @@ def _to_sign(text: str | None, typed: Path | None) -> Any:
 @with_json
 @_account
 @_password
+@_signer
+@click.option("--address", "by", metavar="0x...", help="Which of the signer's accounts. Default: its only one.")
 def sign(
     *,
     text: str | None,
@@ -244,6 +275,8 @@ def sign(
     as_json: bool,
     account: str | None,
     password_file: Path | None,
+    signer: str | None,
+    by: str | None,
 ) -> None:
     """Sign a TEXT as wallets do (EIP-191), or typed data (EIP-712). Prints the signature."""
     from hansa.node.plain_text import plain
@@ -251,20 +284,47 @@ def sign(
     from hansa.proto.signing import checksum_address
 
     wanted = _to_sign(text, typed)
-    found, key, _ = _opened(data_dir, account, password_file)
-    signature = signature_text(key.sign_digest(wanted.digest))
+    if signer is None:
+        if by is not None:
+            raise click.UsageError("--address goes with --signer; an account here is named by --account")
+        found, key, _ = _opened(data_dir, account, password_file)
+        name, owner, signature = found.name, key.address, key.sign_digest(wanted.digest)
+    else:
+        if account is not None or password_file is not None:
+            raise click.UsageError("--signer signs with a key that is not here: name its account with --address")
+        name = "the signer"
+        owner, signature = _signed_outside(signer, _address(by), wanted)
     if as_json:
         print_json(
             {
-                "account": checksum_address(key.address),
+                "account": checksum_address(owner),
                 "kind": wanted.kind,
                 "digest": "0x" + wanted.digest.hex(),
-                "signature": signature,
+                "signature": signature_text(signature),
             }
         )
         return
-    click.echo(f"signed by {found.name} ({checksum_address(key.address)}): {plain(wanted.what, 300)}", err=True)
-    click.echo(signature)
+    click.echo(f"signed by {name} ({checksum_address(owner)}): {plain(wanted.what, 300)}", err=True)
+    click.echo(signature_text(signature))
+
+
+def _signed_outside(url: str, account: bytes | None, wanted: Any) -> tuple[bytes, bytes]:
+    """The account and its signature, from a signer outside."""
+    import trio
+
+    from hansa.node.external_signer import ExternalSigner
+    from hansa.node.plain_text import plain
+
+    async def ask() -> tuple[bytes, bytes]:
+        outside = ExternalSigner(url, account)
+        try:
+            owner = await outside.account()
+            click.echo(f"asking the signer: {plain(wanted.what, 300)}. It may want you to confirm.", err=True)
+            return owner, await outside.sign(wanted)
+        finally:
+            await outside.close()
+
+    return trio.run(ask)
 
 
 @wallet.command()
@@ -303,20 +363,26 @@ def verify(
 def _expected_signer(data_dir: Path, wanted: str | None, account: str | None) -> bytes | None:
     from hansa.node.faults import ConfigError
     from hansa.node.wallet import Wallet
-    from hansa.proto.errors import Malformed
-    from hansa.proto.signing import parse_address
 
-    if wanted is not None:
-        try:
-            return parse_address(wanted)
-        except Malformed as fault:
-            raise ConfigError(f"--address {fault.why}", "give 0x and 40 hex digits") from None
-    if account is None:
-        return None
+    if wanted is not None or account is None:
+        return _address(wanted)
     found = Wallet(data_dir).find(account)
     if found.address is None:
         raise ConfigError(f"{found.keystore} does not say its address", "give --address 0x...")
     return found.address
+
+
+def _address(wanted: str | None) -> bytes | None:
+    from hansa.node.faults import ConfigError
+    from hansa.proto.errors import Malformed
+    from hansa.proto.signing import parse_address
+
+    if wanted is None:
+        return None
+    try:
+        return parse_address(wanted)
+    except Malformed as fault:
+        raise ConfigError(f"--address {fault.why}", "give 0x and 40 hex digits") from None
 
 
 @wallet.command("change-password")

@@ -1,4 +1,4 @@
-"""JSON-RPC over HTTP(S) to nodes of a chain. They are strangers, and every word of theirs is checked.
+"""JSON-RPC over HTTP(S), or a unix socket, to nodes of a chain and to signers. Every word of theirs is checked.
 
 An answer is bounded in bytes and in time, is strict JSON (no floats, no key twice), has the id of its question, and
 says either a result or an error. What a result means is read with the functions below, which take exactly the forms
@@ -11,6 +11,7 @@ The address of a node may hold the owner's key for it (``https://…/v3/KEY``), 
 scheme and host.
 """
 
+import json
 import logging
 import random
 import re
@@ -35,6 +36,8 @@ FIRST_PAUSE_S: Final = 0.2
 SHOWN_CHARS: Final = 200
 PLAIN: Final = {"Accept-Encoding": "identity"}
 LARGEST_ERROR_DATA_CHARS: Final = 8_192
+SOCKET_SCHEME: Final = "unix:"
+"""``unix:/run/clef/clef.ipc``: bare JSON over a unix socket, as Ethereum's programs speak it."""
 
 _QUANTITY = re.compile(r"0x(?:0|[1-9a-f][0-9a-f]{0,63})", re.ASCII)
 _DATA = re.compile(r"0x(?:[0-9a-f]{2})*", re.ASCII)
@@ -77,6 +80,8 @@ class RpcError(RpcFault):
 
 def shown_url(url: str) -> str:
     """What may be said of a node's address: scheme, host and port. The rest may be a secret."""
+    if url.startswith(SOCKET_SCHEME):
+        return plain(url, SHOWN_CHARS)
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname or '?'}{port}"
@@ -151,6 +156,8 @@ class RpcNode:
 
     async def _exchange(self, question: dict[str, Any]) -> bytes:
         """One request, and the bytes of its answer: never more than the limit, never for longer than the timeout."""
+        if self._url.startswith(SOCKET_SCHEME):
+            return await self._over_socket(question)
         try:
             # In a thread: httpx on trio leaves half-run generators behind wherever it is cancelled. A thread that
             # nobody waits for any more ends by itself, at the timeout.
@@ -178,6 +185,25 @@ class RpcNode:
                     raise RpcAway(self.name, f"took more than {self._timeout_s:g} s to answer")
         return answer.status_code, bytes(body)
 
+    async def _over_socket(self, question: dict[str, Any]) -> bytes:
+        """As ``_exchange``. There is no length and no end of line to rely on: an answer ends where its JSON does."""
+        body = bytearray()
+        try:
+            with trio.fail_after(self._timeout_s):
+                async with await trio.open_unix_socket(self._url.removeprefix(SOCKET_SCHEME)) as stream:
+                    await stream.send_all(json.dumps(question).encode() + b"\n")
+                    while piece := await stream.receive_some(64 << 10):
+                        body += piece
+                        if len(body) > TEXT_LIMIT_BYTES:
+                            raise RpcMalformed(self.name, f"answered with more than {TEXT_LIMIT_BYTES} bytes")
+                        if piece.rstrip().endswith(b"}") and _is_whole(bytes(body)):
+                            break
+        except trio.TooSlowError:
+            raise RpcAway(self.name, f"did not answer within {self._timeout_s:g} s") from None
+        except (OSError, ValueError, trio.BrokenResourceError) as fault:
+            raise RpcAway(self.name, f"cannot be reached ({type(fault).__name__})") from None
+        return bytes(body)
+
     def _result(self, body: bytes, number: int) -> Any:
         try:
             answer = parse_json(body)
@@ -204,6 +230,15 @@ class RpcNode:
         found = raw if type(raw) is str and len(raw) <= LARGEST_ERROR_DATA_CHARS else ""
         data = bytes.fromhex(found[2:]) if _DATA.fullmatch(found) else b""
         return RpcError(self.name, error["code"], plain(error["message"], SHOWN_CHARS), data)
+
+
+def _is_whole(body: bytes) -> bool:
+    try:
+        parse_json(body)
+    except ProtocolError as fault:
+        # What is whole and wrong is the reader's to refuse.
+        return "well-formed" not in fault.why
+    return True
 
 
 # What results are made of. Each raises Malformed, naming what it looked at, and never repeats what was there.

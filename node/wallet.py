@@ -55,11 +55,15 @@ class ToSign:
         digest: the 32 bytes that the key signs.
         kind: ``text`` or ``typed data``.
         what: in words, for whoever is to sign.
+        text: the text's bytes.
+        typed: the typed data, if it is none.
     """
 
     digest: bytes
     kind: str
     what: str
+    text: bytes = b""
+    typed: dict[str, Any] | None = None
 
 
 class Wallet:
@@ -231,7 +235,7 @@ def text_to_sign(text: str) -> ToSign:
     except UnicodeEncodeError:
         raise ConfigError("the text is no UTF-8", "sign a text, or typed data with --typed FILE") from None
     prefixed = b"\x19Ethereum Signed Message:\n" + str(len(message)).encode() + message
-    return ToSign(digest=keccak256(prefixed), kind="text", what=f"a text of {len(message)} bytes")
+    return ToSign(digest=keccak256(prefixed), kind="text", what=f"a text of {len(message)} bytes", text=message)
 
 
 def typed_to_sign(content: bytes, where: str) -> ToSign:
@@ -246,7 +250,7 @@ def typed_to_sign(content: bytes, where: str) -> ToSign:
     except ProtocolError as fault:
         hint = "typed data is one JSON object with types, primaryType, domain and message, and nothing more"
         raise ConfigError(f"{where} is no typed data: {fault}", hint) from None
-    return ToSign(digest=digest, kind="typed data", what=_in_words(raw))
+    return ToSign(digest=digest, kind="typed data", what=_in_words(raw), typed=raw)
 
 
 def _in_words(raw: dict[str, Any]) -> str:
