@@ -89,7 +89,7 @@ def records_from_state(state: Any) -> Records | None:
             at += _HEAD.size + size
             known = records.first <= number < records.first + records.count and number not in records
             told = decode_state(record)
-            if not known or at > len(data) or not isinstance(told, dict) or not {"value", "error"} & told.keys():
+            if not known or at > len(data) or not {"value", "error"} & told.keys():
                 return None
             records.add(number, record)
     except (KeyError, TypeError, AttributeError, ValueError, struct.error, ProtocolError):

@@ -55,6 +55,12 @@ def test_where_results_come_in_order_nobody_runs_far_ahead_of_the_slowest():
     assert [tally.give(0), tally.give(1), tally.give(1)] == [2, 3, None]
 
 
+def test_an_item_that_was_given_up_holds_up_nobody():
+    tally = a_tally(3, window=1, retries=0)
+    assert [tally.give(0), tally.lose(0, again=True)] == [0, 0]
+    assert tally.give(1) == 1
+
+
 @given(st.data())
 def test_whatever_dies_and_in_whatever_order_every_item_is_settled_once(data):
     count, retries = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 2))
