@@ -30,12 +30,17 @@ LONGEST_WINDOW_MS = 10 * 60_000
 LONGEST_NOTE_BYTES = 2_000
 
 
+DEFAULT_MAX_SPLITS_BPS = 1_000
+ITSELF = bytes(20)
+"""Stands for a payee where no other account than the one that trades is named."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderTerms:
     """The owner's own rules, from the configuration.
 
     Attributes:
-        account: who is paid.
+        account: who trades, and is paid unless the owner names a colder account.
         currency: the unit of account of the prices.
         tier: the isolation that jobs get here.
         features: what else jobs can have here (``Advert.features``).
@@ -51,6 +56,11 @@ class ProviderTerms:
         reclaim_notice_ms: how long before taking a device back the owner says so.
         meter_interval_ms: receipts are never closer together than this, whatever a tender wishes.
         max_fetch_bytes: what the files of one shard may weigh.
+        mirror_bytes: what the copies of other shards' checkpoints may weigh, all together.
+        payee: who is paid; 20 zero bytes for the account itself.
+        prepay_ms: so much device time is to be paid ahead; 0 where everybody pays afterwards.
+        prepay_everybody: whether buyers that have paid here before pay ahead too.
+        max_splits_bps: the most of a payment that may go to others, in ten-thousandths.
         min_buyer_ppm: buyers whose reputation is below this are declined, in millionths.
     """
 
@@ -70,7 +80,12 @@ class ProviderTerms:
     reclaim_notice_ms: DurationMs
     meter_interval_ms: DurationMs = 0
     max_fetch_bytes: Uint64 = MAX_FETCH_BYTES
+    mirror_bytes: Uint64 = 0
     min_buyer_ppm: Uint32 = 0
+    payee: Address = ITSELF
+    prepay_ms: DurationMs = 0
+    prepay_everybody: bool = False
+    max_splits_bps: Uint32 = DEFAULT_MAX_SPLITS_BPS
 
     def price(self, devices: Sequence[Device]) -> int:
         """The price of one device-millisecond, times 1e18: of the dearest of the very devices that would be given."""
@@ -94,6 +109,10 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         check_splits(tender.splits)
     except Malformed as fault:
         return f"the splits {fault.why}", ""
+    shared_bps = sum(split.bps for split in tender.splits)
+    if shared_bps > terms.max_splits_bps:
+        shared, most = f"{shared_bps / 100:g} %", f"{terms.max_splits_bps / 100:g} %"
+        return f"{shared} of every payment would go to others, and here at most {most}", f"splits ≤ {most} in all"
     if terms.buyers and tender.signer not in terms.buyers:
         return "this provider serves only buyers of its own list", ""
     if owed >= terms.credit_limit:
@@ -121,11 +140,25 @@ def too_cheap(tender: Tender, devices: Sequence[Device], terms: ProviderTerms) -
 
 
 def bid_for(
-    tender: Tender, tender_digest: bytes, devices: Sequence[Device], terms: ProviderTerms, *, number: int, at_ms: int
+    tender: Tender,
+    tender_digest: bytes,
+    devices: Sequence[Device],
+    terms: ProviderTerms,
+    *,
+    number: int,
+    is_stranger: bool = False,
+    at_ms: int,
 ) -> Bid:
-    """The bid on one shard with these devices. ``number`` tells several bids on one tender apart."""
+    """The bid on one shard with these devices. ``number`` tells several bids on one tender apart.
+
+    Where the owner wants to be paid ahead (by strangers, or by everybody), nothing is done on trust beside that.
+    """
     price = terms.price(devices)
     longest = tender.requirements.wall_ms * len(devices)
+    # One unit more than the product: the difference of two floors may be one above the floor of the difference.
+    max_total = amount_for(longest, price) + 1
+    ahead_ms = terms.prepay_ms if is_stranger or terms.prepay_everybody else 0
+    prepay = min(max_total, amount_for(ahead_ms * len(devices), price))
     return Bid(
         signer=terms.account,
         tender=tender_digest,
@@ -134,12 +167,11 @@ def bid_for(
         price_e18_per_device_ms=price,
         meter_interval_ms=max(tender.meter_interval_ms, terms.meter_interval_ms),
         voucher_timeout_ms=terms.voucher_timeout_ms,
-        max_unpaid=terms.max_unpaid,
-        # One unit more than the product: the difference of two floors may be one above the floor of the difference.
-        max_total=amount_for(longest, price) + 1,
+        max_unpaid=0 if prepay else terms.max_unpaid,
+        max_total=max_total,
         reclaim_notice_ms=terms.reclaim_notice_ms,
-        prepay=0,
-        payee=terms.account,
+        prepay=prepay,
+        payee=terms.account if terms.payee == ITSELF else terms.payee,
         splits_hash=splits_hash(tender.splits),
         expires_ms=min(tender.expires_ms, max(at_ms, tender.bids_close_ms) + terms.bid_ms),
         nonce=derived_nonce(b"bid", tender_digest, terms.account, number.to_bytes(4, "big")),

@@ -52,6 +52,7 @@ class ProviderConfig:
         cpu_cores_milli_per_slot: CPU cores of one slot, in thousandths.
         memory_bytes_per_slot: main memory of one slot.
         accept_buyers: accounts whose jobs are taken; ``None`` takes anybody's.
+        payee: the account that is paid; ``None`` is the node's own.
         tier: the isolation that every job gets.
         meter_interval_ms: a receipt at most this often.
         voucher_timeout_ms: a run is paused without a voucher for this long after a receipt.
@@ -70,6 +71,7 @@ class ProviderConfig:
     cpu_cores_milli_per_slot: int
     memory_bytes_per_slot: int
     accept_buyers: frozenset[Address] | None
+    payee: Address | None
     tier: str
     meter_interval_ms: DurationMs
     voucher_timeout_ms: DurationMs
@@ -110,10 +112,12 @@ class SandboxConfig:
     Attributes:
         require: refuse every job where no sandbox can be made.
         launcher: the unix socket of a launcher that runs as a service of its own; ``None`` starts one as a child.
+        warm: so many sandboxes are kept prepared, with Ray up in them, for runs to begin in at once.
     """
 
     require: bool
     launcher: Path | None
+    warm: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +314,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         cpu_cores_milli_per_slot=table.cores_milli("cpu_cores_per_slot", 2),
         memory_bytes_per_slot=table.size_bytes("memory_per_slot", "4 GiB", least=1 << 20),
         accept_buyers=_accept_buyers(table),
+        payee=_payee(table),
         tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_GVISOR, TIER_NONE)),
         meter_interval_ms=table.duration_ms("meter_interval", "10 s", least=100),
         voucher_timeout_ms=table.duration_ms("voucher_timeout", "60 s", least=1_000),
@@ -358,6 +363,20 @@ def _accept_buyers(table: TomlTable) -> frozenset[Address] | None:
         raise table.fault("accept_buyers", f"an account {fault.why}", hint) from None
 
 
+def _payee(table: TomlTable) -> Address | None:
+    text = table.text("payee", "", empty=True)
+    if not text:
+        return None
+    hint = 'payee = "0x..." as `hansa wallet address` shows it, or leave it out'
+    try:
+        payee = parse_address(text)
+    except Malformed as fault:
+        raise table.fault("payee", fault.why, hint) from None
+    if not any(payee):
+        raise table.fault("payee", "is the zero address, which nobody holds", hint)
+    return payee
+
+
 def _buyer(table: TomlTable) -> BuyerConfig:
     buyer = BuyerConfig(max_job_budget=table.amount("max_job_budget", "100.00"))
     table.finish()
@@ -374,7 +393,11 @@ def _sandbox(table: TomlTable, provider: ProviderConfig) -> SandboxConfig:
     launcher = table.text("launcher", "", empty=True)
     if launcher and not launcher.startswith("/"):
         raise table.fault("launcher", "must be an absolute path", 'for example launcher = "/run/hansa/launcher.sock"')
-    sandbox = SandboxConfig(require=table.boolean("require", True), launcher=Path(launcher) if launcher else None)
+    sandbox = SandboxConfig(
+        require=table.boolean("require", True),
+        launcher=Path(launcher) if launcher else None,
+        warm=table.integer("warm", 0, least=0, most=64),
+    )
     if not sandbox.require and provider.accept_buyers is None:
         raise table.fault("require", "may not be false while anybody's jobs are taken", "list provider.accept_buyers")
     if sandbox.require and provider.tier == TIER_NONE:

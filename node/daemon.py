@@ -24,7 +24,7 @@ from hansa.market.effects import Send, sealed
 from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
-from hansa.market.pricing import ProviderTerms
+from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, mirror_tasks, provider_tasks, staging
 from hansa.node.agent_cluster import Cluster, makes_gangs
@@ -518,6 +518,7 @@ class Daemon:
                 max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
                 mirror_bytes=min(provider.mirror_bytes, self.config.blob_bytes // 2),
                 meter_interval_ms=provider.meter_interval_ms,
+                payee=provider.payee or ITSELF,
                 min_buyer_ppm=self.config.reputation.min_buyer_ppm,
             )
         devices = self.inventory.devices if self.lends else ()
