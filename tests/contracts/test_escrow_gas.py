@@ -1,10 +1,10 @@
 """What each operation costs on a chain, beside the figures that it must not exceed.
 
-Measured as the gas of the transaction's receipt on anvil (its newest rules: what calldata costs at least is in it), shown
-by `pytest -s`. The token is `contracts/test/TestToken.vy`, an ordinary ERC-20. Where it matters whether an account had a
-balance before, both are printed. A bound holds for the steady state: the escrow holds some of the token and is approved
-without bound, and accounts that are paid have had credit in it before and not withdrawn it. Gas depends on how many bytes
-of hashes and signatures happen to be zero, by a few dozen.
+Measured as the gas of the transaction's receipt on anvil (its newest rules: what calldata costs at least is in it),
+shown by `pytest -s`. The token is `contracts/test/TestToken.vy`, an ordinary ERC-20. Where it matters whether an
+account had a balance before, both are printed. A bound holds for the steady state: the escrow holds some of the token
+and is approved without bound, and accounts that are paid have had credit in it before and not withdrawn it. Gas depends
+on how many bytes of hashes and signatures happen to be zero, by a few dozen.
 """
 
 from collections.abc import Iterator
