@@ -14,6 +14,7 @@ import click
 
 from hansa import __version__
 from hansa.node.cli_agent import AGENT_COMMANDS
+from hansa.node.cli_chain import CHAIN_COMMANDS
 from hansa.node.cli_devices import DEVICE_COMMANDS
 from hansa.node.cli_jobs import JOB_COMMANDS
 from hansa.node.cli_ledger import LEDGER_COMMANDS
@@ -187,6 +188,7 @@ def doctor(data_dir: Path, as_json: bool) -> int:
 
 for _command in (
     *AGENT_COMMANDS,
+    *CHAIN_COMMANDS,
     *JOB_COMMANDS,
     *SHELL_COMMANDS,
     *METRICS_COMMANDS,

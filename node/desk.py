@@ -15,7 +15,9 @@ from hansa.node.events import JobCancelled, JobSubmitted, JobToppedUp
 from hansa.node.faults import OperatorError
 from hansa.node.file_lists import heaviest_bytes, read_file_list
 from hansa.node.http_api import Json
+from hansa.node.voucher_file import voucher_view
 from hansa.proto.blob import BlobRef, chunk_count
+from hansa.proto.currency import currency_of
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
 from hansa.proto.workload import MAX_FILE_LIST_BYTES, FileList
@@ -233,6 +235,14 @@ class NodeDesk:
     def entries(self) -> list[Json]:
         """See ``Desk``."""
         return views.entries_view(self._daemon.ledger_store.entries())
+
+    def vouchers(self) -> list[Json]:
+        """See ``Desk``."""
+        return [
+            voucher_view(channel.currency, channel.config, channel.voucher)
+            for _, channel in self._daemon.state.earning.all()
+            if channel.voucher is not None and not channel.settled_ms and currency_of(channel.currency).is_on_chain
+        ]
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         """See ``Desk``. The bytes go to disk as they come, so an upload may be larger than memory."""

@@ -173,6 +173,14 @@ class EvmBackend:
         for happening in self._transactions.store.seen(cursor):
             yield happening
 
+    async def tend(self) -> None:
+        """Look after what was sent and is not final.
+
+        Raises:
+            RpcFault: no node could be asked.
+        """
+        await self._transactions.tend()
+
     # What is wanted.
 
     async def _do(self, purpose: str, content: bytes) -> Intention:

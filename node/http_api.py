@@ -21,7 +21,7 @@ from hansa.node.job_json import spec_from_json
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.typed_json import parse_json, read_exact_keys
-from hansa.proto.units import Amount, format_amount
+from hansa.proto.units import Amount, format_amount, parse_amount
 from hansa.scheduler.job_spec import JobSpec
 
 Json = dict[str, Any]
@@ -74,8 +74,14 @@ class Desk(Protocol):
     def logs(self, job: bytes, shard: int | None, follow: bool) -> Flow[Json]:
         """Lines that the shards printed; with ``follow`` also those to come, until the job has ended."""
 
+    def budget(self, job: bytes) -> Amount:
+        """The most that a job may cost."""
+
     async def cancel(self, job: bytes) -> Json:
         """Stop a job and answer ``{"job", "phase"}``. Raises ``OperatorError`` when it has ended."""
+
+    async def top_up(self, job: bytes, amount: Amount) -> Json:
+        """Let a job cost more; answer ``{"job", "budget"}``. Raises ``OperatorError`` when it has ended."""
 
     def providers(self) -> list[Json]:
         """Providers whose adverts stand."""
@@ -85,6 +91,9 @@ class Desk(Protocol):
 
     def entries(self) -> list[Json]:
         """The ledger's entries in their order."""
+
+    def vouchers(self) -> list[Json]:
+        """The best voucher of each channel on a chain that is not settled, for a watchtower."""
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         """Store bytes and answer their name."""
@@ -250,6 +259,23 @@ class _Routes:
     async def cancel(self, request: Request) -> Response:
         return JSONResponse(await self._desk.cancel(self._job(request)))
 
+    async def top_up(self, request: Request) -> Response:
+        job = self._job(request)
+        body = read_exact_keys(await json_body(request), ("amount",), "request")
+        try:
+            amount = parse_amount(body["amount"]) if type(body["amount"]) is str else None
+        except ValueError as fault:
+            raise _Answer(400, f"amount: {fault}", "for example 1.50") from None
+        if amount is None:
+            raise Malformed("amount", "is not a text")
+        raised = self._desk.budget(job) + amount
+        if self._max_job_budget is not None and raised > self._max_job_budget:
+            most = format_amount(self._max_job_budget)
+            raise _Answer(
+                409, f"the budget would be above {most}, the most for one job here", "raise buyer.max_job_budget"
+            )
+        return JSONResponse(await self._desk.top_up(job, amount))
+
     async def providers(self, _request: Request) -> Response:
         return JSONResponse({"providers": self._desk.providers()})
 
@@ -258,6 +284,9 @@ class _Routes:
 
     async def entries(self, _request: Request) -> Response:
         return JSONResponse({"entries": self._desk.entries()})
+
+    async def vouchers(self, _request: Request) -> Response:
+        return JSONResponse({"vouchers": self._desk.vouchers()})
 
 
 def _blob(raw: object, where: str) -> BlobRef:
@@ -313,9 +342,11 @@ def build_api(desk: Desk, *, max_job_budget: Amount | None = None, more: Sequenc
             Route("/v1/jobs/{job}/watch", routes.watch),
             Route("/v1/jobs/{job}/logs", routes.logs),
             Route("/v1/jobs/{job}/cancel", routes.cancel, methods=["POST"]),
+            Route("/v1/jobs/{job}/top-up", routes.top_up, methods=["POST"]),
             Route("/v1/providers", routes.providers),
             Route("/v1/balance", routes.balance),
             Route("/v1/entries", routes.entries),
+            Route("/v1/vouchers", routes.vouchers),
             *more,
         ],
         exception_handlers=handlers,

@@ -9,6 +9,7 @@ import trio
 
 from hansa.node.faults import ConfigError
 from hansa.proto.blob import BlobRef, blob_ref, chunks_of
+from hansa.proto.units import format_amount, parse_amount
 from hansa.scheduler.job_spec import JobSpec
 
 Json = dict[str, Any]
@@ -164,6 +165,17 @@ class MemoryDesk:
         self.views[job].append(self.views[job][-1] | {"phase": "cancelled"})
         return {"job": job.hex(), "phase": "cancelled"}
 
+    def budget(self, job: bytes) -> int:
+        return parse_amount(self.views[job][-1]["spend"]["budget"])
+
+    async def top_up(self, job: bytes, amount: int) -> Json:
+        if self.views[job][-1]["phase"] != "running":
+            raise ConfigError("the job has ended already", "submit it again")
+        last = self.views[job][-1]
+        budget = format_amount(self.budget(job) + amount)
+        self.views[job].append(last | {"spend": last["spend"] | {"budget": budget}})
+        return {"job": job.hex(), "budget": budget}
+
     def providers(self) -> list[Json]:
         return [
             {
@@ -207,6 +219,9 @@ class MemoryDesk:
 
     def entries(self) -> list[Json]:
         return [{"id": "1", "at_ms": 1, "memo": "voucher", "legs": [{"account": "a", "amount": "1.000000"}]}]
+
+    def vouchers(self) -> list[Json]:
+        return []
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         data = b"".join([chunk async for chunk in chunks])

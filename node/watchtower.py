@@ -1,0 +1,208 @@
+"""``hansa watchtower``: claims other people's vouchers when somebody ends their channel while they are away.
+
+It needs no key of those it watches for: the escrow pays a claim to the channel's payee, whoever brings it. Its own
+account, if it has one, pays fees and nothing else. Keep little on it.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from hansa.market.settlement import CLOSING, Refused
+from hansa.node.chain_nodes import ChainNodes
+from hansa.node.evm_backend import EvmBackend
+from hansa.node.evm_limits import FeeLimits
+from hansa.node.evm_signing import AccountSigner
+from hansa.node.evm_store import EvmStore
+from hansa.node.evm_transactions import Transactions
+from hansa.node.faults import ConfigError, OperatorError
+from hansa.node.json_rpc import RpcFault, RpcNode
+from hansa.node.keys import read_password
+from hansa.node.keystore import load_account
+from hansa.node.plain_text import plain
+from hansa.node.voucher_file import SUFFIX, HeldVoucher, read_vouchers
+from hansa.proto.currency import Currency, currency_of
+from hansa.proto.signing import SigningKey
+from hansa.proto.units import format_amount
+
+LIMITS: Final = FeeLimits(most_per_gas=500 * 10**9, most_per_day=10**17)
+NOBODY: Final = SigningKey((1).to_bytes(32, "big"))
+"""Stands for the account in a dry run, in which nothing is ever signed. Everybody knows this key."""
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What the operator wants watched.
+
+    Attributes:
+        files: files of vouchers, or directories of them.
+        urls: nodes of the chain.
+        keystore: whose account pays the fees; ``None`` only in a dry run.
+        password_file: what opens it.
+        room: where what is sent is written down; beside the first file if ``None``.
+        dry_run: claim nothing.
+        once: look once.
+        poll_s: how often to look.
+    """
+
+    files: tuple[Path, ...]
+    urls: tuple[str, ...]
+    keystore: Path | None
+    password_file: Path | None
+    room: Path | None
+    dry_run: bool
+    once: bool
+    poll_s: float
+
+
+def run_watchtower(watch: Watch, *, say: Say) -> None:
+    """Watch until a signal comes.
+
+    Raises:
+        OperatorError: files, keystore or chain are not what they should be.
+    """
+    held = held_in(watch.files)
+    if not watch.dry_run and watch.keystore is None:
+        hint = "give --account KEYSTORE of an account with a few coins, or --dry-run"
+        raise ConfigError("somebody has to pay the fees of a claim", hint)
+    key = NOBODY
+    if watch.keystore is not None and not watch.dry_run:
+        key = load_account(watch.keystore, read_password(watch.password_file))
+    currencies = sorted({each.currency for each in held})
+    if len({currency_of(name).chain_id for name in currencies}) > 1:
+        raise ConfigError("the vouchers are of several chains", "run a watchtower for each")
+    trio.run(_watch, watch, key, [currency_of(name) for name in currencies], say)
+
+
+def held_in(files: Sequence[Path]) -> list[HeldVoucher]:
+    """The best voucher of each channel in all of these files.
+
+    Raises:
+        ConfigError: one of them is no file of vouchers, or there is no voucher in them.
+    """
+    found: dict[bytes, HeldVoucher] = {}
+    for file in files:
+        for each in sorted(file.glob(f"*{SUFFIX}")) if file.is_dir() else [file]:
+            for held in read_vouchers(each):
+                known = found.get(held.voucher.channel_id)
+                if known is None or held.voucher.cumulative > known.voucher.cumulative:
+                    found[held.voucher.channel_id] = held
+    if not found:
+        raise ConfigError("there are no vouchers in these files", "write some: hansa chain export-vouchers FILE")
+    return list(found.values())
+
+
+async def _watch(watch: Watch, key: SigningKey, currencies: Sequence[Currency], say: Say) -> None:
+    nodes = ChainNodes([RpcNode(url) for url in watch.urls], confirmations=0)
+    room = watch.room or (watch.files[0] if watch.files[0].is_dir() else watch.files[0].parent)
+    store = (
+        None
+        if watch.dry_run
+        else EvmStore(room / "watchtower.sqlite", account=key.address, chain_id=currencies[0].chain_id)
+    )
+    tower = Watchtower(nodes, store, key, say=say)
+    try:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_on_signal, scope)
+                await _look_often(tower, watch, currencies)
+                scope.cancel()
+    finally:
+        if store is not None:
+            store.close()
+        await nodes.close()
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+async def _look_often(tower: "Watchtower", watch: Watch, currencies: Sequence[Currency]) -> None:
+    for currency in currencies:
+        await tower.backend(currency).check()
+    while True:
+        try:
+            # Read anew: whoever is watched for brings newer vouchers as they come.
+            await tower.look(held_in(watch.files), dry_run=watch.dry_run)
+        except (RpcFault, Refused, OperatorError) as fault:
+            tower.tell("trouble", f"cannot look or claim now: {plain(fault, 300)}")
+            if watch.once:
+                raise
+        if watch.once:
+            return
+        await trio.sleep(watch.poll_s)
+
+
+class Watchtower:
+    """Looks at channels, and claims where one is being ended."""
+
+    def __init__(self, nodes: ChainNodes, store: EvmStore | None, key: SigningKey, *, say: Say) -> None:
+        """Nothing is asked yet. Without a store nothing can be claimed."""
+        self._nodes = nodes
+        self._store = store
+        self._key = key
+        self._say = say
+        self._backends: dict[str, EvmBackend] = {}
+        self._told: set[tuple[bytes, str]] = set()
+
+    def backend(self, currency: Currency) -> EvmBackend:
+        """The way to settle in a currency."""
+        if currency.name not in self._backends:
+            transactions = Transactions(
+                self._nodes,
+                self._store,  # type: ignore[arg-type]  # in a dry run nothing is sent, so nothing is written down
+                AccountSigner(self._key),
+                chain_id=currency.chain_id,
+                limits=LIMITS,
+                now_ms=lambda: time.time_ns() // 1_000_000,
+            )
+            self._backends[currency.name] = EvmBackend(currency, self._nodes, transactions)
+        return self._backends[currency.name]
+
+    def tell(self, what: str, words: str, **facts: Any) -> None:
+        """One line for the operator."""
+        self._say({"what": what, "words": words, **facts})
+
+    async def look(self, held: Sequence[HeldVoucher], *, dry_run: bool) -> None:
+        """Look at every channel once, and claim what has to be claimed.
+
+        Raises:
+            RpcFault: the chain cannot be asked.
+            Refused: a claim cannot be made.
+        """
+        due: dict[str, list[HeldVoucher]] = {}
+        for each in held:
+            backend = self.backend(currency_of(each.currency))
+            state = await backend.state(each.voucher.channel_id, final=False)
+            if state.phase == CLOSING and state.claimed < each.voucher.cumulative <= state.deposit:
+                due.setdefault(each.currency, []).append(each)
+                self._tell_once(each, state.closable_at_s)
+        if self._store is not None:
+            for backend in self._backends.values():
+                await backend.tend()
+        for name, vouchers in due.items():
+            if dry_run:
+                continue
+            results = await self.backend(currency_of(name)).claim([each.claim for each in vouchers])
+            for result in results:
+                words = f"claimed {format_amount(result.paid)}" if not result.fault else f"not claimed: {result.fault}"
+                channel = result.channel_id.hex()
+                self.tell("claimed", f"channel {channel[:12]}: {words}", channel=channel, paid=result.paid)
+
+    def _tell_once(self, held: HeldVoucher, closable_at_s: int) -> None:
+        mark = (held.voucher.channel_id, "closing")
+        if mark not in self._told:
+            self._told.add(mark)
+            until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(closable_at_s, 1 << 40)))
+            channel, worth = held.voucher.channel_id.hex(), format_amount(held.voucher.cumulative)
+            words = f"channel {channel[:12]} is being ended; its voucher of {worth} can be claimed until {until}"
+            self.tell("closing", words, channel=channel)
