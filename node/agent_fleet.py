@@ -35,7 +35,7 @@ from hansa.node.agent_messages import (
 from hansa.node.agent_streams import bridge, leaf
 from hansa.node.agent_trees import digest_of, send_tree
 from hansa.node.inventory import Inventory
-from hansa.node.launcher_protocol import Ended, Kill, Message, Refused, Start, Started
+from hansa.node.launcher_protocol import Counted, Ended, Kill, Message, Refused, Start, Started
 from hansa.node.sandbox_devices import devices_fault
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.market_documents import Device
@@ -48,7 +48,7 @@ LOOK_S: Final = 1.0
 MOST_REPORTS: Final = 20
 REPORTS_S: Final = 60.0
 """So many reports are taken in so long a time: each is an event that the daemon keeps."""
-STREAMS: Final = {Started: (1, 2), Refused: (0, 0), Ended: (0, 0)}
+STREAMS: Final = {Started: (1, 2), Refused: (0, 0), Counted: (0, 0), Ended: (0, 0)}
 """What a launcher says on its own, and how many connections come with it, at least and at most."""
 TREE_FIELDS: Final = ("code", "inputs", "environment", "image")
 
@@ -170,6 +170,7 @@ class Fleet:
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
         self._digests: dict[tuple[str, int, int], bytes] = {}
+        self._turns: dict[str, int] = {}
         self.machines: dict[str, Machine] = {}
         self.turned_away: dict[str, str] = {}
         self.ear: Ear | None = None
@@ -217,6 +218,7 @@ class Fleet:
 
     async def serve_control(self, enrolled: Enrolled, wire: Wire) -> None:
         """One machine, from its arrival to its loss."""
+        turn = self._turns[enrolled.name] = self._turns.get(enrolled.name, 0) + 1
         older = self.machines.get(enrolled.name)
         if older is not None:
             older.let_go("it has connected anew")  # it was gone before we noticed
@@ -225,6 +227,8 @@ class Fleet:
         silence_ms = round(self._settings.silence_s * 1000)
         await wire.send(Welcome(name=enrolled.name, account=self._account, tier=self._tier, silence_ms=silence_ms))
         report = await self._first_report(wire)
+        if self._turns[enrolled.name] != turn:
+            return  # it has connected anew meanwhile, and the newer connection is the one that counts
         why = self._fault_in(enrolled.name, report)
         if why is not None:
             self.turned_away[enrolled.name] = why

@@ -22,7 +22,7 @@ from hansa.node.agent_messages import Gone
 from hansa.node.agent_streams import BROKEN
 from hansa.node.executor_launcher import LauncherService
 from hansa.node.launcher import Launch
-from hansa.node.launcher_protocol import NO_PROCESS, Ended, Kill, Message, Refused, Start, Started
+from hansa.node.launcher_protocol import NO_PROCESS, Counted, Ended, Kill, Message, Refused, Start, Started
 from hansa.node.overlay_packets import Afar, Interface, Line, Switch
 from hansa.node.sandbox import SandboxSpec
 from hansa.proto.gang import Gang
@@ -245,6 +245,8 @@ class Switchboard:
                 if all(one.over for one in held.seats) and self._runs.get(message.run) is held:
                     await self._finish(message.run, held)
             case _:
+                if isinstance(message, Counted) and machine != HERE:
+                    message = replace(message, pids=())  # they number other processes here
                 if seat is held.seats[0]:
                     await self._tell(message, descriptors)
                 _drop(descriptors if seat is not held.seats[0] else [], packets)

@@ -5,6 +5,7 @@ Version 2 needs a delegated subtree (``Delegate=yes`` in the unit); version 1 ne
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -40,6 +41,18 @@ class Group(Protocol):
     def kill(self) -> None:
         """End whatever is in it."""
 
+    def is_frozen(self) -> bool:
+        """Whether nothing in it computes any more."""
+
+    def limit(self, limits: GroupLimits) -> None:
+        """Other limits from now on. Raises ``OSError`` where it uses more than that already."""
+
+    def favour(self, *, little: bool) -> None:
+        """Give it processor time only when nobody else wants any, or its share as everybody."""
+
+    def pids(self) -> list[int]:
+        """The processes in it."""
+
     def memory_kills(self) -> int:
         """How often something in it was killed for want of memory."""
 
@@ -59,14 +72,21 @@ class GroupV1:
         self.held = {"memory": "cgroup v1", "processes": "cgroup v1", "cpu": "cgroup v1", "pause": "cgroup v1"}
         for directory in directories.values():
             directory.mkdir()
-        memory = directories["memory"]
-        memory.joinpath("memory.limit_in_bytes").write_text(str(limits.memory_bytes))
-        with contextlib.suppress(OSError):  # kernels without swap accounting have no such file
-            memory.joinpath("memory.memsw.limit_in_bytes").write_text(str(limits.memory_bytes))
         with contextlib.suppress(OSError):
-            memory.joinpath("memory.swappiness").write_text("0")
-        directories["pids"].joinpath("pids.max").write_text(str(limits.processes))
-        cpu = directories["cpu"]
+            directories["memory"].joinpath("memory.swappiness").write_text("0")
+        self.limit(limits)
+
+    def limit(self, limits: GroupLimits) -> None:
+        """Memory with swap may never be less than memory without, so which comes first depends."""
+        memory = self._directories["memory"]
+        plain, with_swap = memory / "memory.limit_in_bytes", memory / "memory.memsw.limit_in_bytes"
+        wanted = str(limits.memory_bytes)
+        rising = int(plain.read_text()) < limits.memory_bytes
+        for file in (with_swap, plain) if rising else (plain, with_swap):
+            if file is plain or file.exists():  # kernels without swap accounting have no such file
+                file.write_text(wanted)
+        self._directories["pids"].joinpath("pids.max").write_text(str(limits.processes))
+        cpu = self._directories["cpu"]
         cpu.joinpath("cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
         cpu.joinpath("cpu.cfs_quota_us").write_text(str(max(1000, CPU_PERIOD_US * limits.cpu_millis // 1000)))
 
@@ -75,10 +95,23 @@ class GroupV1:
         for directory in self._directories.values():
             directory.joinpath("cgroup.procs").write_text(str(pid))
 
+    def favour(self, *, little: bool) -> None:
+        """Shares of 2 are the least there are; 1024 is what everybody has."""
+        with contextlib.suppress(OSError):
+            self._directories["cpu"].joinpath("cpu.shares").write_text("2" if little else "1024")
+
+    def pids(self) -> list[int]:
+        """The kernel's own list."""
+        return [int(pid) for pid in self._directories["pids"].joinpath("cgroup.procs").read_text().split()]
+
     def freeze(self, *, frozen: bool) -> None:
         """Freezing takes a moment; it is done when the file says so."""
         state = self._directories["freezer"] / "freezer.state"
         state.write_text("FROZEN" if frozen else "THAWED")
+
+    def is_frozen(self) -> bool:
+        """The kernel's own word; it says FREEZING before."""
+        return self._directories["freezer"].joinpath("freezer.state").read_text().strip() == "FROZEN"
 
     def kill(self) -> None:
         """Signal everything that is in it, and thaw it, since frozen processes do not die."""
@@ -115,11 +148,21 @@ class GroupV2:
         self._directory = directory
         self.held = {"memory": "cgroup v2", "processes": "cgroup v2", "cpu": "cgroup v2", "pause": "cgroup v2"}
         directory.mkdir()
-        directory.joinpath("memory.max").write_text(str(limits.memory_bytes))
         with contextlib.suppress(OSError):
             directory.joinpath("memory.swap.max").write_text("0")
         # One process of a run killed for memory leaves a half-dead Ray behind; rather all of it, and said so.
         directory.joinpath("memory.oom.group").write_text("1")
+        self._write(limits)
+
+    def limit(self, limits: GroupLimits) -> None:
+        """A limit below what is used would kill what is there, so that is looked at first."""
+        if int(self._directory.joinpath("memory.current").read_text()) > limits.memory_bytes:
+            raise OSError(errno.EBUSY, "it uses more memory than that already")
+        self._write(limits)
+
+    def _write(self, limits: GroupLimits) -> None:
+        directory = self._directory
+        directory.joinpath("memory.max").write_text(str(limits.memory_bytes))
         directory.joinpath("pids.max").write_text(str(limits.processes))
         quota = max(1000, CPU_PERIOD_US * limits.cpu_millis // 1000)
         directory.joinpath("cpu.max").write_text(f"{quota} {CPU_PERIOD_US}")
@@ -128,9 +171,23 @@ class GroupV2:
         """Put a process into it."""
         self._directory.joinpath("cgroup.procs").write_text(str(pid))
 
+    def favour(self, *, little: bool) -> None:
+        """A weight of 1 is the least there is; 100 is what everybody has."""
+        with contextlib.suppress(OSError):
+            self._directory.joinpath("cpu.weight").write_text("1" if little else "100")
+
+    def pids(self) -> list[int]:
+        """The kernel's own list."""
+        return [int(pid) for pid in self._directory.joinpath("cgroup.procs").read_text().split()]
+
     def freeze(self, *, frozen: bool) -> None:
         """The kernel freezes the whole subtree."""
         self._directory.joinpath("cgroup.freeze").write_text("1" if frozen else "0")
+
+    def is_frozen(self) -> bool:
+        """The kernel's own word."""
+        text = self._directory.joinpath("cgroup.events").read_text()
+        return dict(line.split() for line in text.splitlines()).get("frozen") == "1"
 
     def kill(self) -> None:
         """The kernel kills the whole subtree, frozen or not."""
@@ -171,7 +228,10 @@ def make_group(name: str, limits: GroupLimits, root: Path = Path("/sys/fs/cgroup
 
 
 def remove_leftovers(root: Path = Path("/sys/fs/cgroup")) -> None:
-    """Take away the empty groups of launchers that were killed; names begin with the launcher's pid."""
+    """Take away the groups of launchers that were killed, and what is frozen in them; names begin with their pid.
+
+    What a launcher leaves behind is being killed, but in version 1 whatever is frozen dies only once it is thawed.
+    """
     own = dict(_own_paths())
     if root.joinpath("cgroup.controllers").exists():
         places = [root / own.get("", "/").lstrip("/")]
@@ -181,8 +241,22 @@ def remove_leftovers(root: Path = Path("/sys/fs/cgroup")) -> None:
         for directory in place.glob(PREFIX + "*"):
             owner = directory.name.removeprefix(PREFIX).split("-")[0]
             if owner.isdigit() and not Path("/proc", owner).exists():
+                _end(directory)
                 with contextlib.suppress(OSError):
                     directory.rmdir()
+
+
+def _end(directory: Path) -> None:
+    """End what is in a directory that nobody owns any more; it shows those in other process namespaces as 0."""
+    with contextlib.suppress(OSError, ValueError):
+        for pid in map(int, directory.joinpath("cgroup.procs").read_text().split()):
+            if pid > 0:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        state = directory / "freezer.state"
+        if state.exists():
+            state.write_text("THAWED")
 
 
 def _own_paths() -> list[tuple[str, str]]:

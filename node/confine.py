@@ -23,11 +23,17 @@ STAGE = "/mnt"
 DISK_OPTIONS = "noinit_itable,barrier=0"
 """For what is empty at first and never needed after a crash."""
 OOM_SCORE = 500
+OOM_SCORE_PREPARED = 900
+"""Of a sandbox that has no run yet."""
+
+LEAST_FILE_BYTES = 1 << 28
 
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _MS_NOATIME = 1024
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 4, -100
 
 
 class ClaimedUid:
@@ -153,6 +159,57 @@ def mount_disk(name: str, device: str, uid: int) -> None:
     os.chown(files, uid, uid)
 
 
+def mount_memory(name: str, size_bytes: int, uid: int) -> None:
+    """After `stage`, where there is no real disk: memory of this size where `staged_disk` says. Needs root.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    files = Path(staged_disk(name))
+    files.parent.mkdir()
+    options = f"size={size_bytes},mode=0755"
+    _mount(ctypes.CDLL(None, use_errno=True), "hansa", str(files.parent), "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    files.mkdir(mode=0o700)
+    os.chown(files, uid, uid)
+
+
+def take_tree(path: str) -> int:
+    """A descriptor of what is mounted at a path, to be mounted once more elsewhere, with the same flags. Needs root.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC)
+    tree: int = libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path.encode(), flags)
+    _call(min(tree, 0), f"taking {path}")
+    return tree
+
+
+def enter_mounts(process_fd: int) -> None:
+    """Enter the mount namespace of a process, and see its files and mounts from its root on. Needs root.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    _call(libc.setns(process_fd, _CLONE_NEWNS), "the mounts of a sandbox")
+
+
+def put_tree(tree: int, path: str, *, writable: bool) -> None:
+    """Mount what `take_tree` gave at a path of the mount namespace that this process is in now, and look at it.
+
+    Raises:
+        OSError: the kernel refused, or what is there now is less closed than it must be.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    moved = libc.syscall(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, path.encode(), ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH))
+    _call(moved, f"mounting {path}")
+    wanted = os.ST_NOSUID | os.ST_NODEV | (0 if writable else os.ST_RDONLY)
+    if os.statvfs(path).f_flag & wanted != wanted:
+        raise PermissionError(f"{path} could be used for more than it is for")
+
+
 def mount_empty(path: str) -> None:
     """After `stage`, a small directory in memory for what only the run's own processes may see. Needs root.
 
@@ -184,14 +241,14 @@ def drop_to(uid: int) -> None:
     assert os.getuid() == uid, "still somebody else"
 
 
-def set_limits(*, file_bytes: int | None, processes: int | None) -> None:
+def set_limits(*, file_bytes: int | None, processes: int | None, oom_score: int = OOM_SCORE) -> None:
     """Limits that hold per process, and the number of a uid's processes where no cgroup counts them.
 
     RLIMIT_AS is not among them: Ray, torch and CUDA reserve tens of GB that they never touch.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if file_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max(file_bytes, 1 << 28),) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(file_bytes, LEAST_FILE_BYTES),) * 2)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 65_536 if most == resource.RLIM_INFINITY else min(65_536, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -200,7 +257,7 @@ def set_limits(*, file_bytes: int | None, processes: int | None) -> None:
         wanted = _threads_of(os.getuid()) + processes  # the kernel counts what the user runs elsewhere, too
         wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(resource.RLIMIT_NPROC, (wanted, wanted))
-    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))  # if memory runs out, a guest goes first
+    Path("/proc/self/oom_score_adj").write_text(str(oom_score))  # if memory runs out, a guest goes first
 
 
 def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:

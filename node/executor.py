@@ -12,11 +12,14 @@ from hansa.node.executor_intake import Blobs
 from hansa.node.executor_launcher import LauncherService, Starting, close_all
 from hansa.node.executor_run import Supervision, Surroundings
 from hansa.node.launcher import Launch, start_launcher
-from hansa.node.launcher_protocol import NO_PROCESS, Kill, Message, Started
+from hansa.node.launcher_protocol import NO_PROCESS, Count, Counted, Kill, Message, Started
 from hansa.node.run_order import RunOrder
 from hansa.node.run_shell import RunShell, ShellRefused
+from hansa.node.warm_pool import WarmPool
 from hansa.proto.blob import BlobRef
 from hansa.scheduler.run import RunEvent
+
+COUNT_EVERY_S = 1.0
 
 
 class Executor:
@@ -33,8 +36,14 @@ class Executor:
         now_ms: Callable[[], int],
         launch: Launch = start_launcher,
         settings: ExecutorSettings | None = None,
+        warm: int = 0,
+        memory_bytes: int = 0,
+        say: Callable[[str], None] = lambda _words: None,
     ) -> None:
         """Tell events to ``tell``, which must not block; ``now_ms`` is the daemon's clock.
+
+        ``warm`` sandboxes are kept prepared, as far as ``memory_bytes`` suffices for them beside all runs; ``say``
+        takes words for the owner.
 
         ``launch`` gives a launcher's socket, and its process if it is a child of ours. It is called again if the
         launcher dies, from the main thread.
@@ -42,7 +51,16 @@ class Executor:
         self._tell = tell
         self._runs: dict[bytes, Supervision] = {}
         self._pids: dict[bytes, int] = {}
+        self._counts: dict[bytes, Counted] = {}
         self._launcher = LauncherService(launch, hear=self._hear, lost=self._lose)
+        self.pool = WarmPool(
+            count=warm,
+            memory_bytes=memory_bytes,
+            ask=self._launcher.ask,
+            launcher_there=lambda: self._launcher.connected,
+            sold_bytes=lambda: sum(one.memory_bytes for one in self._runs.values()),
+            say=say,
+        )
         self._around = Surroundings(
             tell=tell,
             blobs=blobs,
@@ -50,6 +68,7 @@ class Executor:
             ask=self._launcher.ask,
             launcher_there=lambda: self._launcher.connected,
             settings=settings or ExecutorSettings(),
+            pool=self.pool,
         )
         self._nursery: trio.Nursery | None = None
 
@@ -63,10 +82,17 @@ class Executor:
         """The outermost process of each run that has a sandbox, as the machine sees it whose launcher this is."""
         return dict(self._pids)
 
+    @property
+    def counts(self) -> Mapping[bytes, Counted]:
+        """What the launcher told last of what each run uses, since this process may not be allowed to see it."""
+        return dict(self._counts)
+
     async def serve(self, task_status: Starting = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a launcher and supervise runs until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self.pool.serve)
+            nursery.start_soon(self._keep_counting)
             try:
                 await self._launcher.serve(task_status)
             finally:
@@ -129,6 +155,7 @@ class Executor:
         await supervision.supervise()
         del self._runs[run]
         self._pids.pop(run, None)
+        self._counts.pop(run, None)
         self._tell(supervision.last_event())
 
     async def _hear(self, message: Message, descriptors: list[int]) -> None:
@@ -136,12 +163,24 @@ class Executor:
         if supervision is not None:
             if isinstance(message, Started) and message.pid != NO_PROCESS:
                 self._pids[message.run] = message.pid
+            elif isinstance(message, Counted):
+                self._counts[message.run] = message
             supervision.hear(message, descriptors)
+            return
+        if self.pool.hear(message, descriptors):
             return
         close_all(descriptors)
         if isinstance(message, Started):
             await self._launcher.ask(Kill(run=message.run))  # it came too late to be of use
 
+    async def _keep_counting(self) -> None:
+        """Ask the launcher every second what the runs use."""
+        while True:
+            await trio.sleep(COUNT_EVERY_S)
+            for run in list(self._pids):
+                await self._launcher.ask(Count(run=run))
+
     def _lose(self) -> None:
+        self.pool.lose()
         for supervision in self._runs.values():
             supervision.lose()

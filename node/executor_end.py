@@ -75,11 +75,16 @@ def last_event(order: RunOrder, over: Over, known: Circumstances, now_ms: int) -
     # Who looks at a kept run may use up its memory, too; that is not how the job failed.
     suspicious = kind in PERHAPS_MEMORY if known.kept is None else kind == "worker-died"
     if known.ended is not None and known.ended.memory_kills > 0 and suspicious:
-        kind, reason = "out-of-memory", f"it needed more than its {order.limits.memory_bytes >> 20} MiB of memory"
+        kind, reason = (told := out_of_memory(order)).kind, told.reason
     elif kind == "sandbox-lost" and known.ended is not None:
         words = " ".join(printable(known.ended.words).split())[-300:]
         reason = f"{reason} (status {known.ended.status}{': ' if words else ''}{words})"
     return RunFailed(run=run, kind=kind, reason=clipped_reason(reason), at_ms=now_ms)
+
+
+def out_of_memory(order: RunOrder) -> Over:
+    """The end of a run in which the kernel ended something for want of memory."""
+    return Over("out-of-memory", f"it needed more than its {order.limits.memory_bytes >> 20} MiB of memory")
 
 
 def reclaimed(reason: str) -> Over:

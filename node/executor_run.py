@@ -19,6 +19,7 @@ from hansa.node.executor_end import (
     Over,
     clipped_reason,
     last_event,
+    out_of_memory,
     over_of,
     reclaimed,
 )
@@ -26,9 +27,22 @@ from hansa.node.executor_intake import Blobs, Header, Intake, Stored
 from hansa.node.executor_launcher import KILL_WAIT_S, close_all
 from hansa.node.executor_line import RunnerLine
 from hansa.node.executor_news import RunNewsDesk
-from hansa.node.launcher_protocol import Ended, Kill, Message, Pause, Refused, Resume, Start
+from hansa.node.launcher_protocol import (
+    Adopt,
+    Count,
+    Counted,
+    Ended,
+    Kill,
+    Message,
+    Pause,
+    Refused,
+    Resume,
+    Start,
+    Started,
+)
 from hansa.node.run_order import RunOrder, gpu_count, open_to_readers, spec_of
 from hansa.node.run_shell import RunShell, RunShells, ShellRefused
+from hansa.node.warm_pool import WarmPool, threads_of
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError, TooLarge
@@ -46,6 +60,7 @@ from hansa.scheduler.run import (
 
 MOST_FILES: Final = 1000
 CHECKPOINT_PAUSE_S: Final = 1.0
+COUNT_S: Final = 2.0
 FRAMES_PER_S: Final = 2000
 RECEIVE_BYTES: Final = 256 << 10
 
@@ -61,6 +76,7 @@ class Surroundings:
         ask: tells the launcher something.
         launcher_there: whether there is a launcher.
         settings: how patient it is.
+        pool: sandboxes that are prepared.
     """
 
     tell: Callable[[RunEvent], None]
@@ -69,6 +85,7 @@ class Surroundings:
     ask: Callable[[Message], Awaitable[None]]
     launcher_there: Callable[[], bool]
     settings: ExecutorSettings
+    pool: WarmPool
 
 
 class Supervision:
@@ -85,6 +102,8 @@ class Supervision:
         self._reply, self._replies = trio.open_memory_channel[tuple[Message, list[int]]](8)
         self._gone = trio.Event()
         self._ended: Ended | None = None
+        self._counted: Counted | None = None
+        self._count_came = trio.Event()
         self._stream: trio.SocketStream | None = None
         self._over = Over("sandbox-lost")
         self._kept: Over | None = None
@@ -93,6 +112,11 @@ class Supervision:
         self._output_left = order.limits.output_bytes
         self._files = 0
         self._told_progress_s = -1e9
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it may use."""
+        return self._order.limits.memory_bytes
 
     # What may be asked of it.
 
@@ -147,10 +171,13 @@ class Supervision:
     # What the launcher says.
 
     def hear(self, message: Message, descriptors: list[int]) -> None:
-        """An answer to `Start`, or the sandbox's end."""
+        """An answer to `Start`, or the sandbox's end, or what it used."""
         if isinstance(message, Ended):
             self._ended = message
             self._gone.set()
+        elif isinstance(message, Counted):
+            self._counted = message
+            self._count_came.set()
         else:
             self._reply.send_nowait((message, descriptors))
 
@@ -232,12 +259,32 @@ class Supervision:
             size_bytes=size_bytes,
             state_bytes=limits.state_bytes,
             output_bytes=limits.output_bytes,
-            threads=max(1, limits.cpu_millis // 1000 // order.workers),
+            threads=threads_of(order),
             gpus=gpu_count(order),
         )
         return begin, file
 
     async def _ask_for_sandbox(self) -> trio.SocketStream:
+        """A prepared sandbox if there is one that fits, else one that is made now."""
+        prepared = await self._around.pool.take(self._order)
+        if prepared is not None:
+            await self._around.ask(Adopt(run=self._order.run, prepared=prepared.name, spec=spec_of(self._order)))
+            try:
+                message, descriptors = await self._await_reply()
+            except BaseException:
+                prepared.close()
+                raise
+            close_all(descriptors)
+            if isinstance(message, Started):
+                assert prepared.stream is not None, "it stood"
+                self._around.pool.forget(prepared.name)
+                await self._around.pool.make_room()
+                return prepared.stream
+            prepared.close()  # what was begun with it cannot be undone; the launcher ends it
+            self._around.pool.forget(prepared.name)
+            if isinstance(message, Refused):
+                self._around.pool.complain(f"a prepared sandbox could not be used: {message.reason}")
+        await self._around.pool.make_room()
         await self._around.ask(Start(run=self._order.run, spec=spec_of(self._order)))
         message, descriptors = await self._await_reply()
         if isinstance(message, Refused):
@@ -272,6 +319,8 @@ class Supervision:
             for frame in reader.feed(data):
                 budget -= 1
                 complete = await intake.feed(frame)
+                if isinstance(complete, frames.Failed) and complete.kind == "worker-died" and self._kept is None:
+                    await self._count()
                 if complete is not None:
                     self._take(complete, nursery)
             now_s = trio.current_time()
@@ -333,6 +382,13 @@ class Supervision:
             case frames.Failed() if self._kept is None:
                 self._conclude(Over(frame.kind, frame.message))
 
+    async def _count(self) -> None:
+        """Have the launcher tell what the run has used, and whether it was out of memory; it may not know."""
+        self._count_came = trio.Event()
+        await self._around.ask(Count(run=self._order.run))
+        with trio.move_on_after(COUNT_S):
+            await self._count_came.wait()
+
     async def _acknowledge(self, round_number: int, step: int) -> None:
         """A job that checkpoints without pause would fill the disk; so the next is welcome a little later."""
         if self._clock.leave_why is None:
@@ -343,6 +399,8 @@ class Supervision:
     def _conclude(self, over: Over) -> None:
         """The run has failed: it is kept for a while if its buyer wants that and it is the job's own failure."""
         clock, keep_ms = self._clock, self._order.limits.keep_failed_ms
+        if over.kind == "worker-died" and self._counted is not None and self._counted.memory_kills > 0:
+            over = out_of_memory(self._order)
         if keep_ms <= 0 or over.kind not in OF_THE_JOB or clock.stopping or clock.leave_why is not None:
             raise over
         self._news.flush()

@@ -20,14 +20,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
 from hansa.node import confine, process_tree
 from hansa.node.cgroups import Group, GroupLimits, make_group, remove_leftovers
+from hansa.node.device_use import read_cpu_ms
+from hansa.node.disk import Disk, make_disks, scratch_directory
 from hansa.node.gvisor import remove_bundles
+from hansa.node.launcher_adoption import check_fits, furnish_later, hand_over
+from hansa.node.launcher_errand import Errand
 from hansa.node.launcher_guard import end_children, serve_guarded
-from hansa.node.launcher_protocol import Ended, Kill, Pause, Refused, Resume, Start, Started, receive, send
+from hansa.node.launcher_protocol import (
+    MOST_PIDS,
+    Adopt,
+    Count,
+    Counted,
+    Ended,
+    Kill,
+    Pause,
+    Refused,
+    Resume,
+    Start,
+    Started,
+    receive,
+    send,
+)
 from hansa.node.launcher_room import Room, RoomMaker
 from hansa.node.overlay_device import Overlay, can_make_overlay, make_overlay
 from hansa.node.sandbox import SandboxSpec
@@ -39,8 +60,29 @@ SEND_PATIENCE_S = 30.0
 WATCH_S = 0.5
 KEPT_WORDS = 4096
 
+REFUSALS = (OSError, SandboxUnavailable, KeyError, MemoryError)
+"""Why a sandbox cannot be made, as far as that is no fault of ours."""
+
 Launch = Callable[[], tuple[subprocess.Popen[bytes] | None, socket.socket]]
 """Gives a launcher's socket, and its process if that is a child of ours. To be called in the main thread."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Making:
+    """A run whose sandbox is not there yet, since something slow is being done for it.
+
+    Attributes:
+        errand: who does it.
+        holding: what is held for it meanwhile.
+        finish: what is done then.
+        paused: whether it is to be paused once it is there.
+    """
+
+    run: bytes
+    errand: Errand
+    holding: contextlib.ExitStack
+    finish: Callable[[bytes, list[int]], None]
+    paused: bool = False
 
 
 class Launcher:
@@ -64,6 +106,7 @@ class Launcher:
         self._group_maker = group_maker
         self._selector = selectors.DefaultSelector()
         self._rooms: dict[bytes, Room] = {}
+        self._makings: dict[bytes, Making] = {}
         self._counter = 0
         self._told = False
         self._makes_overlays = can_make_overlay() is None
@@ -89,6 +132,8 @@ class Launcher:
                     self._watch()
                     next_watch = time.monotonic() + WATCH_S
         finally:
+            for making in list(self._makings.values()):
+                self._forget(making)
             for room in list(self._rooms.values()):
                 self._kill(room)
                 self._bury(room)
@@ -110,21 +155,29 @@ class Launcher:
         room = self._rooms.get(message.run)
         if isinstance(message, Start):
             self._start(message)
+        elif isinstance(message, Adopt):
+            self._adopt(message)
         elif room is None:
-            return  # it has ended, and `Ended` is on its way
+            making = self._makings.get(message.run)  # else it has ended, and `Ended` is on its way
+            if isinstance(message, Kill) and making is not None:
+                self._forget(making)
+                self._tell(Refused(run=message.run, reason="it was ended before it had begun"))
+            elif isinstance(message, (Pause, Resume)) and making is not None:
+                making.paused = isinstance(message, Pause)
+        elif isinstance(message, Count):
+            self._count(room)
         elif isinstance(message, Kill):
             self._kill(room)
         elif isinstance(message, (Pause, Resume)):
             self._set_paused(room, paused=isinstance(message, Pause))
 
     def _start(self, message: Start) -> None:
-        try:
-            inventory = take_inventory()
-            with contextlib.ExitStack() as holding:
-                held = self._hold_named(message, inventory)
-                for descriptor in held.values():
-                    holding.callback(os.close, descriptor)
-                overlay = _overlay_for(message.spec)
+        spec = message.spec
+        with contextlib.ExitStack() as holding:
+            try:
+                inventory = take_inventory()
+                held = self._hold_named(message.run, spec, holding, inventory)
+                overlay = _overlay_for(spec)
                 if overlay is not None:
                     holding.callback(overlay.close)
                 self._counter += 1
@@ -136,35 +189,130 @@ class Launcher:
                     overlay=overlay,
                     group_maker=self._group_maker,
                 )
-                room, runner_end = maker.make()
-                given = (runner_end,) if overlay is None else (runner_end, os.dup(overlay.packets))
-        except (OSError, SandboxUnavailable, KeyError) as error:
-            self._tell(Refused(run=message.run, reason=f"{type(error).__name__}: {error}"[:500]))
-            return
-        self._rooms[message.run] = room
+
+                def finish(devices: bytes, descriptors: list[int]) -> None:
+                    disks = zip(msgpack.unpackb(devices).items(), descriptors, strict=True) if devices else ()
+                    self._open(
+                        maker, {name: Disk(device=device, descriptor=one) for (name, device), one in disks}, overlay
+                    )
+
+                if os.getuid() == 0 and spec.code is not None:
+                    errand = Errand(lambda: _make_disks(spec))
+                    self._await(Making(run=message.run, errand=errand, holding=holding.pop_all(), finish=finish))
+                else:
+                    finish(b"", [])
+            except REFUSALS as error:
+                self._refuse(message.run, error)
+
+    def _open(self, maker: RoomMaker, disks: dict[str, Disk], overlay: Overlay | None) -> None:
+        """Make a sandbox, now that its disks are there, and tell."""
+        room, runner_end = maker.make(disks)
+        given = (runner_end,) if overlay is None else (runner_end, os.dup(overlay.packets))
+        self._rooms[room.run] = room
         self._selector.register(room.ended_fd, selectors.EVENT_READ, lambda: self._bury(room))
         self._selector.register(room.words_fd, selectors.EVENT_READ, lambda: self._hear(room))
+        self._tell_started(room, given)
+        for descriptor in given:
+            os.close(descriptor)
+
+    def _adopt(self, message: Adopt) -> None:
+        """Make a prepared sandbox a run's. Whatever fails on the way, it is never used after that."""
+        room = self._rooms.get(message.prepared)
+        with contextlib.ExitStack() as holding:
+            try:
+                if room is None or room.adopted:
+                    raise SandboxUnavailable("no such sandbox is prepared", "start it cold")
+                check_fits(room, message.spec)
+                room.adopted = True
+                held = self._hold_named(message.run, message.spec, holding)
+                work = furnish_later(room, message.spec, held, holding)
+
+                def finish(disk: bytes, _descriptors: list[int]) -> None:
+                    self._settle(room, message, disk.decode())
+
+                making = Making(run=message.run, errand=Errand(work), holding=holding.pop_all(), finish=finish)
+                making.holding.callback(self._kill_if_unsettled, room)
+                self._await(making)
+            except REFUSALS as error:
+                if room is not None and room.adopted and room.spec.code is None:
+                    self._kill(room)
+                self._refuse(message.run, error)
+
+    def _settle(self, room: Room, message: Adopt, disk: str) -> None:
+        """A run's own things are in the sandbox: now its limits, its name, and word to the daemon."""
+        if self._rooms.get(message.prepared) is not room:
+            raise SandboxUnavailable("the prepared sandbox has ended", "start it cold")
+        hand_over(room, message.spec)
+        del self._rooms[message.prepared]
+        room.run, room.spec, room.disk, room.paused = message.run, message.spec, disk, False
+        self._rooms[message.run] = room
+        self._tell_started(room, ())
+
+    def _kill_if_unsettled(self, room: Room) -> None:
+        if room.spec.code is None and self._rooms.get(room.run) is room:
+            self._kill(room)
+
+    def _await(self, making: Making) -> None:
+        """Go on with a run when what is done for it is done."""
+        self._makings[making.run] = making
+        self._selector.register(making.errand.fd, selectors.EVENT_READ, lambda: self._finish(making))
+
+    def _finish(self, making: Making) -> None:
+        with making.holding:
+            del self._makings[making.run]
+            self._selector.unregister(making.errand.fd)
+            try:
+                making.finish(*making.errand.result())
+            except REFUSALS as error:
+                self._refuse(making.run, error)
+        room = self._rooms.get(making.run)
+        if room is not None and making.paused:
+            self._set_paused(room, paused=True)
+
+    def _forget(self, making: Making) -> None:
+        """What is being made is not wanted any more."""
+        del self._makings[making.run]
+        self._selector.unregister(making.errand.fd)
+        making.errand.drop()
+        making.holding.close()
+
+    def _refuse(self, run: bytes, error: Exception) -> None:
+        self._tell(Refused(run=run, reason=f"{type(error).__name__}: {error}"[:500]))
+
+    def _tell_started(self, room: Room, descriptors: tuple[int, ...]) -> None:
         watched = {"memory": "counting every 0.5 s", "processes": "rlimit and counting", "pause": "signals"}
         limits = {**(room.group.held if room.group else watched), "disk": room.disk, "wall": "the daemon's clock"}
         if self._makes_overlays:
             limits["gangs"] = "interfaces of their own"
-        self._tell(Started(run=message.run, pid=room.pid, limits=limits), given)
-        for descriptor in given:
-            os.close(descriptor)
+        self._tell(Started(run=room.run, pid=room.pid, limits=limits), descriptors)
 
-    def _hold_named(self, message: Start, inventory: Inventory) -> dict[str, int]:
+    def _count(self, room: Room) -> None:
+        """Tell what a run used: the daemon may not be allowed to see its processes."""
+        pids, kills = [], room.memory_kills
+        with contextlib.suppress(OSError):
+            pids = room.group.pids() if room.group is not None else process_tree.descendants(room.pid)
+            kills = room.group.memory_kills() if room.group is not None else kills
+        self._tell(
+            Counted(
+                run=room.run,
+                cpu_ms=read_cpu_ms([room.pid]).get(room.pid, 0),
+                memory_kills=kills,
+                pids=tuple(pids[:MOST_PIDS]),
+            )
+        )
+
+    def _hold_named(
+        self, run: bytes, spec: SandboxSpec, holding: contextlib.ExitStack, inventory: Inventory | None = None
+    ) -> dict[str, int]:
         """Descriptors of what the daemon names: a root launcher opens nothing that the daemon could not by itself."""
-        if message.run in self._rooms:
+        if run in self._rooms or run in self._makings:
             raise SandboxUnavailable("this run has a sandbox already", "a fault of the daemon's")
-        furnished = {host for host, _inside in inventory.binds}  # every sandbox is shown these anyway
+        # Every sandbox is shown these anyway.
+        furnished = {host for host, _inside in inventory.binds} if inventory is not None else set[str]()
         held: dict[str, int] = {}
-        try:
-            for path in message.spec.paths:
-                held[path] = confine.hold(path, None if path in furnished else self._peer_uid)
-        except OSError:
-            for descriptor in held.values():
-                os.close(descriptor)
-            raise
+        for path in spec.paths:
+            held[path] = confine.hold(path, None if path in furnished else self._peer_uid)
+            holding.callback(os.close, held[path])
         return held
 
     def _watch(self) -> None:
@@ -210,7 +358,8 @@ class Launcher:
         _pid, status = os.waitpid(room.pid, 0)
         del self._rooms[room.run]
         # The inner process, if it lives, fell to us before the outer one could be waited for.
-        end_children(spared={other.pid for other in self._rooms.values()})
+        others = {other.pid for other in self._rooms.values()}
+        end_children(spared=others | {making.errand.pid for making in self._makings.values()})
         with contextlib.suppress(BlockingIOError):
             while data := os.read(room.words_fd, 65536):
                 room.words = (room.words + data)[-KEPT_WORDS:]
@@ -240,6 +389,13 @@ class Launcher:
     def _tell(self, message: Any, descriptors: tuple[int, ...] = ()) -> None:
         with contextlib.suppress(OSError):  # a daemon that is gone need not be told
             send(self._control, message, descriptors)
+
+
+def _make_disks(spec: SandboxSpec) -> tuple[bytes, list[int]]:
+    """A run's disks: their devices by the directory's name inside, and what keeps each from going."""
+    disks = make_disks(spec.disk_sizes, scratch_directory())
+    devices: bytes = msgpack.packb({name: disk.device for name, disk in disks.items()})
+    return devices, [disk.descriptor for disk in disks.values()]
 
 
 def _overlay_for(spec: SandboxSpec) -> Overlay | None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hansa.node import confine
+from hansa.node.cgroups import remove_leftovers
 
 END_S = 10.0
 TOLD = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -46,6 +47,8 @@ def serve_guarded(control: socket.socket, serve: Callable[[int], None]) -> None:
             signal.signal(number, lambda *_: _tell(child))
     control.close()
     os.waitpid(child, 0)
+    with contextlib.suppress(OSError):
+        remove_leftovers()  # what is frozen does not die of a signal everywhere
     end_children()
 
 

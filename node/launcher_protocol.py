@@ -9,7 +9,7 @@ import array
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 
@@ -21,6 +21,8 @@ from hansa.proto.gang import read_gang
 MAX_PACKET_BYTES = 64 << 10
 LARGEST = 1 << 62
 NO_PROCESS = 0
+MOST_PIDS = 8192
+"""As many as fit into a packet with room to spare; a run may have half of that."""
 PROGRAMS = frozenset({"hansa.worker.runner", "hansa.worker.member", "hansa.worker.probe"})
 TIERS = ("sandbox", "gvisor")
 """The walls that a launcher can make."""
@@ -32,6 +34,26 @@ class Start:
 
     run: bytes
     spec: SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Daemon → launcher: a sandbox that was prepared is this run's from now on, within the limits of its spec.
+
+    It is answered with `Started` and no socket, since the daemon has that already, or `Refused`; then the prepared one
+    is being ended.
+    """
+
+    run: bytes
+    prepared: bytes
+    spec: SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Daemon → launcher: tell what the run used until now. It is answered with `Counted`, unless it has ended."""
+
+    run: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +100,22 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Launcher → daemon: what a run used until now.
+
+    Attributes:
+        cpu_ms: processor time of all that ran in it.
+        memory_kills: how often something was killed for want of memory.
+        pids: its processes as this machine numbers them.
+    """
+
+    run: bytes
+    cpu_ms: int
+    memory_kills: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """Launcher → daemon: nothing of the sandbox is left.
 
@@ -96,8 +134,8 @@ class Ended:
     words: str
 
 
-Message = Start | Kill | Pause | Resume | Started | Refused | Ended
-_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (Start, Kill, Pause, Resume, Started, Refused, Ended)}
+Message = Start | Adopt | Count | Kill | Pause | Resume | Started | Refused | Counted | Ended
+_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def pack(message: Message) -> bytes:
@@ -113,15 +151,15 @@ def unpack(packet: bytes) -> Message:
         Malformed: it is none.
     """
     try:
-        value = msgpack.unpackb(packet, use_list=False, max_map_len=32, max_array_len=1024, max_ext_len=0)
+        value = msgpack.unpackb(packet, use_list=False, max_map_len=32, max_array_len=MOST_PIDS, max_ext_len=0)
         kind = _KINDS[value.pop("message")]
         if set(value) != {field.name for field in fields(kind)}:
             raise Malformed("launcher packet", "other fields than it has")
-        if kind is Start:
+        if kind in (Start, Adopt):
             value["spec"] = _spec(value["spec"])
-        run = value["run"]
-        if type(run) is not bytes or not 0 < len(run) <= 64:
-            raise Malformed("launcher packet", "a run without a name")
+        for name in ("run", "prepared") if kind is Adopt else ("run",):
+            if type(value[name]) is not bytes or not 0 < len(value[name]) <= 64:
+                raise Malformed("launcher packet", "a run without a name")
         message: Message = kind(**value)
         _check_answer(message)
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
@@ -162,6 +200,8 @@ def _check_answer(message: Message) -> None:
             texts: tuple[object, ...] = (*limits, *limits.values()) if isinstance(limits, dict) else (None,)
         case Refused(reason=reason):
             numbers, texts = (), (reason,)
+        case Counted(cpu_ms=cpu_ms, memory_kills=kills, pids=pids):
+            numbers, texts = (cpu_ms, kills, *pids), ()
         case Ended():
             numbers = (message.memory_kills, message.peak_bytes, abs(message.status))
             texts = (message.words,)

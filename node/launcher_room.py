@@ -6,6 +6,7 @@ What is to be opened, claimed and limited is prepared in the launcher; then it f
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from hansa.node import confine
 from hansa.node.cgroups import Group, GroupLimits
-from hansa.node.disk import IN_MEMORY, ON_DISK, Disk, close_disks, make_disks, scratch_directory
+from hansa.node.disk import IN_MEMORY, ON_DISK, Disk, close_disks
 from hansa.node.gvisor import PREFIX, STDIN, Bundle, furnish_gvisor, run_command, write_bundle
 from hansa.node.launcher_guard import TOLD, told_later
 from hansa.node.launcher_protocol import Start
@@ -23,6 +24,7 @@ from hansa.node.overlay_device import Overlay
 from hansa.node.sandbox import Places, SandboxSpec, build_command
 from hansa.node.sandbox_inventory import Inventory, SandboxUnavailable
 from hansa.node.seccomp import open_filter
+from hansa.proto.market_documents import TIER_SANDBOX
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Room:
         words_fd: its standard error.
         disk: by which means what it writes is kept.
         bundle_dir: what is to be removed with it, if it is in gVisor.
+        adopted: whether it was prepared and is a run's by now, or is becoming one's.
     """
 
     run: bytes
@@ -50,6 +53,7 @@ class Room:
     paused: bool = False
     memory_kills: int = 0
     peak_bytes: int = 0
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +92,18 @@ class Confinement:
             for inside, disk in self.disks.items():
                 confine.mount_disk(Path(inside).name, disk.device, self.uid.uid)
         if self.bundle is not None and self.bundle_dir is not None:
-            if self.uid is None:
-                self.bundle_dir.mkdir(mode=0o700)
-            else:
+            if self.uid is not None:
                 confine.mount_empty(str(self.bundle_dir))
             write_bundle(self.bundle, self.bundle_dir, None if self.uid is None else self.uid.uid)
         spec = self.spec
-        # All of a run's memory is one file of gVisor's.
-        file_bytes = spec.scratch_bytes if self.bundle is None else None
-        confine.set_limits(file_bytes=file_bytes, processes=None if self.group else spec.processes)
+        # All of a run's memory is one file of gVisor's. What is prepared is limited when its run is known.
+        file_bytes = spec.scratch_bytes if self.bundle is None and spec.code is not None else None
+        confine.set_limits(
+            file_bytes=file_bytes,
+            processes=None if self.group else spec.processes,
+            # What was only prepared is the first to go: no lease may fail for its sake.
+            oom_score=confine.OOM_SCORE if spec.code is not None else confine.OOM_SCORE_PREPARED,
+        )
         if self.uid is not None:
             confine.drop_to(self.uid.uid)
 
@@ -121,21 +128,24 @@ class RoomMaker:
     overlay: Overlay | None
     group_maker: Callable[[str, GroupLimits], Group | None]
 
-    def make(self) -> tuple[Room, int]:
+    def make(self, disks: dict[str, Disk]) -> tuple[Room, int]:
         """The sandbox, and the daemon's end of its runner's socket.
+
+        Args:
+            disks: what was made for the job to write on, by the directory's name inside; they are closed in any case.
 
         Raises:
             OSError: something of the machine's could not be had.
             SandboxUnavailable: the run asks for what cannot be had here.
         """
         with contextlib.ExitStack() as done_with, contextlib.ExitStack() as undo:
-            way = self._prepare(undo)
-            done_with.callback(close_disks, way.disks)  # the run's own process has them open until it has mounted them
+            done_with.callback(close_disks, disks)  # the run's own process has them open until it has mounted them
+            way = self._prepare(undo, disks)
             made = self._furnish_and_fork(way, done_with, undo)
             undo.pop_all()
         return made
 
-    def _prepare(self, undo: contextlib.ExitStack) -> Confinement:
+    def _prepare(self, undo: contextlib.ExitStack, disks: dict[str, Disk]) -> Confinement:
         """Whom the sandbox runs as, and within which limits; ``undo`` takes it back if it cannot be made."""
         spec, is_root = self.message.spec, os.getuid() == 0
         uid = confine.ClaimedUid() if is_root else None
@@ -145,6 +155,13 @@ class RoomMaker:
         group = self.group_maker(self.name, limits)
         if group is not None:
             undo.callback(group.remove)
+        if spec.code is None:
+            if uid is None or group is None or spec.tier != TIER_SANDBOX:
+                raise SandboxUnavailable(
+                    "a sandbox is prepared only by a launcher that is root and makes control groups",
+                    "run the launcher as root, or set sandbox.warm = 0",
+                )
+            group.favour(little=True)
         if spec.tier == "gvisor" and group is None:
             raise SandboxUnavailable(
                 "gVisor keeps files in memory that is no process's, and there are no control groups to count it",
@@ -157,7 +174,7 @@ class RoomMaker:
             uid=uid,
             sources=[*sources, self.inventory.bwrap_root, *spec.paths],
             held=self.held,
-            disks=make_disks(spec.disk_sizes, scratch_directory()) if is_root else {},
+            disks=disks,
             overlay=self.overlay,
         )
 
@@ -190,7 +207,7 @@ class RoomMaker:
 
         stdin = None
         if spec.tier == "gvisor":
-            way = self._with_bundle(way, furnish_gvisor(self.inventory, spec, places))
+            way = self._with_bundle(way, furnish_gvisor(self.inventory, spec, places), undo)
             command = run_command(str(way.bundle_dir), with_egress=spec.egress is not None)
             stdin = theirs.fileno()
         else:
@@ -216,10 +233,16 @@ class RoomMaker:
         )
         return room, ours.detach()
 
-    def _with_bundle(self, way: Confinement, bundle: Bundle) -> Confinement:
-        """The same, with a bundle: root's is written where only the run's own processes see it."""
-        own = Path(tempfile.gettempdir(), f"{PREFIX}{self.name}")
-        return replace(way, bundle=bundle, bundle_dir=own if way.uid is None else Path(confine.STAGE, "gvisor"))
+    def _with_bundle(self, way: Confinement, bundle: Bundle, undo: contextlib.ExitStack) -> Confinement:
+        """The same, with a bundle: root's is written where only the run's own processes see it.
+
+        An ordinary user's is a directory whose name nobody could know beforehand, and occupy.
+        """
+        if way.uid is not None:
+            return replace(way, bundle=bundle, bundle_dir=Path(confine.STAGE, "gvisor"))
+        own = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{self.name}-"))
+        undo.callback(shutil.rmtree, own, ignore_errors=True)
+        return replace(way, bundle=bundle, bundle_dir=own)
 
 
 def _become(

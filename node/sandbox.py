@@ -31,7 +31,8 @@ class SandboxSpec:
 
     Attributes:
         program: the module inside that is started, ``hansa.worker.runner``, ``.member`` or ``.probe``.
-        code: host directory of the job's code.
+        code: host directory of the job's code; ``None`` for a sandbox that is prepared before its run is known. Then
+            code, inputs and disks are brought into it later (`hansa.node.launcher_adoption`).
         inputs: host directory of the job's inputs, if it has any.
         environment: host directory with the job's own Python packages, if it has any.
         image: host directory of an unpacked container image that is the root file system, if it has one.
@@ -51,7 +52,7 @@ class SandboxSpec:
     """
 
     program: str
-    code: str
+    code: str | None
     inputs: str | None
     environment: str | None = None
     image: str | None = None
@@ -77,7 +78,7 @@ class SandboxSpec:
 
     @property
     def disk_sizes(self) -> dict[str, int]:
-        """The directories that the job may fill, and how far."""
+        """The directories that the job may fill, and how far. In one that is prepared, disks will cover them."""
         return {"/job/work": self.scratch_bytes, "/job/outputs": min(self.output_bytes, self.scratch_bytes)}
 
 
@@ -146,7 +147,7 @@ def build_command(
         *_tmpfs("/dev/shm", spec.shared_memory_bytes, "1777"),  # noqa: S108 - Ray's object store
         *_tmpfs("/tmp", TEMPORARY_BYTES, "1777"),  # noqa: S108 - the sandbox's own
         *("--dir", "/run", "--dir", "/home", "--dir", "/job"),
-        *("--ro-bind", reach(spec.code), "/job/code"),
+        *(("--ro-bind", reach(spec.code), "/job/code") if spec.code is not None else ("--dir", "/job/code")),
     ]
     flags += ["--ro-bind", reach(spec.inputs), "/job/inputs"] if spec.inputs else ["--dir", "/job/inputs"]
     if spec.environment is not None:

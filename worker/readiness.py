@@ -7,6 +7,7 @@ last what to run (`Begin`). The workers are imported and alive by then, so what 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hansa.proto.frames import Begin, Look, Prepare, Prepared
@@ -14,6 +15,7 @@ from hansa.worker.cluster import RAY_NAMES, place_options, prepare_environment, 
 from hansa.worker.shard_worker import ShardWorker
 from hansa.worker.wire import Wire
 
+WORK = Path("/job/work")
 ANSWER_S = 5.0
 CALLS_AT_ONCE = 6
 """Of one worker: the job's function takes one thread of its actor for itself."""
@@ -43,18 +45,22 @@ def start_workers(workers: int, gpus: int) -> Standing:
 def await_begin(wire: Wire, frames: Iterator[Any]) -> tuple[Begin, Standing | None]:
     """What to run, and what is up for it, if the daemon had that prepared first. Leaves when it hangs up instead."""
     standing: Standing | None = None
+    needed: list[Path] = []
     for frame in frames:
         match frame:
             case Prepare() if standing is None:
                 prepare_environment(frame.threads)
                 standing = start_workers(frame.workers, frame.gpus)
                 standing.ray.get([actor.process_id.remote() for actor in standing.actors])
+                needed = [path for path in WORK.rglob("*") if path.is_dir()]  # Ray made them, and will use them
                 wire.send(Prepared())
             case Look() if standing is not None:
                 if not _is_up(standing):
                     break
                 wire.send(Prepared())
             case Begin():
+                for directory in needed:  # the run's disk covers what was there
+                    directory.mkdir(parents=True, exist_ok=True)
                 return frame, standing
     os._exit(0)  # nobody is left to work for, or nothing is left to work with
 
