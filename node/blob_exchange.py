@@ -168,6 +168,20 @@ class BlobExchange:
         finally:
             self._fetching.pop(ref).done.set()
 
+    async def holds(self, ref: BlobRef, index: int, sources: Sequence[str]) -> bool:
+        """Whether one of the named peers sends that chunk of a blob that is here. Raises ``BlobMissing`` if it is not.
+
+        Whoever knows a blob's name does not thereby have it.
+        """
+        expected = await trio.to_thread.run_sync(self._store.read_chunk, ref, index)
+        asked = _Sources(deque(dict.fromkeys(sources)))
+        while (peer_id := asked.pick()) is not None:
+            message = ChunkWanted(ref=ref, index=index)
+            if await self._ask(asked, peer_id, message, CHUNK_BYTES, CHUNK_TIMEOUT_MS) == expected:
+                return True
+            asked.drop(peer_id, "it does not have it")
+        return False
+
     async def _fetch(self, ref: BlobRef, sources: _Sources, like: Sequence[BlobRef], timeout_ms: int) -> Path:
         if ref.size_bytes > MAX_BLOB_BYTES:
             raise FetchFailed(ref, {"": "no blob is that large"})

@@ -11,7 +11,7 @@ from hansa.market.purchase import ENDED_BADLY, TAKEN_BACK
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.directory import Stranger
-from hansa.node.events import BlobFetched, RoundNotReduced, RoundReduced, TenderPrepared
+from hansa.node.events import BlobFetched, BlobNotFetched, RoundNotReduced, RoundReduced, TenderPrepared
 from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
@@ -102,8 +102,11 @@ async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
             return
         # What the provider may learn from what is not asked for, it has itself: the checkpoint before this one.
         like = [shard.checkpoint.blob] if shard.checkpoint else []
+        if wanted.blob not in (shard.copying and shard.copying.blob, *(output.blob for output in shard.outputs)):
+            return  # a newer checkpoint is copied instead
         if await _fetch(daemon, wanted.blob, wanted.provider, like) is None:
             break
+        daemon.tell(BlobNotFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
         await trio.sleep(RETRY_S)
     daemon.tell(BlobFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
 

@@ -23,6 +23,7 @@ from hansa.node.buying_turns import (
 )
 from hansa.node.events import (
     BlobFetched,
+    BlobNotFetched,
     JobCancelled,
     JobSubmitted,
     JobToppedUp,
@@ -37,6 +38,7 @@ from hansa.proto import messages
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.scheduler import job, job_events, rounds
+from hansa.scheduler.job_mirrors import MirrorAnswered
 from hansa.scheduler.job_state import Job
 from hansa.scheduler.rounds import Rounds
 
@@ -97,9 +99,10 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
     return follow_purchase(state, tender_digest, step.effects)
 
 
-def take_blob(state: NodeState, event: BlobFetched) -> Effects:
-    """A checkpoint or an output is here."""
-    news = job_events.BlobArrived(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
+def take_blob(state: NodeState, event: BlobFetched | BlobNotFetched) -> Effects:
+    """A checkpoint or an output is here, or could not be had."""
+    of_event = job_events.BlobArrived if isinstance(event, BlobFetched) else job_events.BlobMissed
+    news = of_event(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
     return advance_job(state, event.job, news)
 
 
@@ -216,6 +219,18 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
     return effects + advance_job(state, bought.tender.job, news)
 
 
+def _hear_mirror(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
+    message: messages.MirrorHeld | messages.MirrorRefused = event.message  # type: ignore[assignment]
+    news = MirrorAnswered(
+        lease=placement.lease,
+        shard=message.shard,
+        checkpoint=message.checkpoint,
+        refusal=(message.reason or "it does not say why") if isinstance(message, messages.MirrorRefused) else "",
+        at_ms=event.at_ms,
+    )
+    return advance_job(state, bought.tender.job, news)
+
+
 def _published(state: NodeState, key: bytes) -> int:
     current = state.rounds.get(key)
     return current.published if current else 0
@@ -277,6 +292,8 @@ HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
     messages.LeaseRefused: _of_provider("purchase", _refused),
     messages.RunReported: _of_provider("job", _hear_of_run),
     messages.CheckpointStored: _of_provider("job", _hear_of_run),
+    messages.MirrorHeld: _of_provider("job", _hear_mirror),
+    messages.MirrorRefused: _of_provider("job", _hear_mirror),
     messages.OutputStored: _of_provider("job", _hear_of_run),
     messages.RunKept: _of_provider("job", _hear_of_run),
     messages.LeaseReclaimed: _of_provider("job", _hear_of_run),

@@ -111,10 +111,19 @@ def _shard_table(view: View) -> Table:
             phase,
             Text(short_account(shard.get("provider") or "")),
             Text(plain(shard.get("step", ""), 16)),
-            Text(f"round {plain(checkpoint.get('round', ''), 8)}" if checkpoint else ""),
+            Text(_checkpoint(checkpoint) if checkpoint else ""),
             Text(metrics_text(shard.get("metrics"))),
         )
     return table
+
+
+def _checkpoint(checkpoint: View) -> str:
+    """How far the newest checkpoint is, and where it lies."""
+    text = f"round {plain(checkpoint.get('round', ''), 8)}, step {plain(checkpoint.get('step', ''), 16)}: here"
+    if checkpoint.get("mirror"):
+        return f"{text} and at {short_account(checkpoint['mirror'])}"
+    refusal = plain(checkpoint.get("mirror_refusal", ""), 120)
+    return f"{text} only: {refusal}" if refusal else text
 
 
 def _until(shard: View) -> str:

@@ -218,6 +218,25 @@ class BlobFetched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlobNotFetched:
+    """A try to copy a checkpoint came to nothing. It is tried again, unless a newer one is to be had."""
+
+    job: Bytes32
+    lease: Bytes32
+    blob: BlobRef
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyFetched:
+    """A copy of another shard's checkpoint is here, held for its buyer."""
+
+    lease: Bytes32
+    checkpoint: BlobRef
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReduced:
     """The states of a round were averaged."""
 
@@ -285,6 +304,8 @@ NodeEvent = (
     | JobToppedUp
     | TenderPrepared
     | BlobFetched
+    | BlobNotFetched
+    | CopyFetched
     | RoundReduced
     | RoundNotReduced
     | TimeCame

@@ -290,6 +290,15 @@ def _mirror(table: TomlTable, shards: int) -> bool:
     return mirror
 
 
+def _mirror(table: TomlTable, shards: int) -> bool:
+    """Whether the shards hold each other's checkpoints. Their number is known by now, so a lone one is told."""
+    mirror = table.boolean("mirror", default=False)
+    if mirror and shards < 2:
+        raise table.fault("mirror", "needs a second shard, whose provider could hold the copy", "set shards = 2 or more")
+    table.finish()
+    return mirror
+
+
 def _retry(table: TomlTable, most: int) -> _Retry:
     """What is tried again. How often may stand in ``limits.retries`` as well, where it stood before there was this."""
     on = table.texts("on", WORTH_RETRYING, most=len(WORDS))

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hansa.node.file_lists import FileLists
+from hansa.node.mirroring import granted_by, is_paid_for, mirrored_blobs
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 
@@ -25,6 +26,7 @@ def wanted_blobs(state: NodeState, lists: FileLists | None = None) -> set[BlobRe
     for rounds in state.rounds.live.values():
         if rounds.state is not None:
             wanted.add(rounds.state)
+    wanted |= mirrored_blobs(state)
     for lease, run in state.runs.all():
         sale = state.sale_on(lease)
         if sale is None or sale.phase not in ("running", "delivering"):
@@ -69,6 +71,12 @@ class Grants:
 
     def allow(self, state: NodeState, account: bytes, blob: BlobRef) -> bool:
         """Whether an account may have a blob: it was told of it since the start, or its lease says so."""
+        if self._is_theirs(state, account, blob):
+            return True
+        # A buyer gives on what it may have itself, and nothing else that lies here.
+        return any(self._is_theirs(state, buyer, blob) for buyer in granted_by(state, account, blob))
+
+    def _is_theirs(self, state: NodeState, account: bytes, blob: BlobRef) -> bool:
         told = (account, blob.root) in self._told
         return told or blob in _by_lease(state, account) or self._is_file_of_lease(state, account, blob)
 
@@ -95,9 +103,15 @@ def _by_lease(state: NodeState, account: bytes) -> set[BlobRef]:
             found.update({shard.checkpoint.blob} if shard.checkpoint else ())
             rounds = state.rounds.live.get(job.job)
             found.update({rounds.state} if rounds is not None and rounds.state is not None else ())
+    for lease, mirror in state.mirrors.live.items():
+        if mirror.buyer == account and is_paid_for(state, lease):
+            found.update(copy.held for copy in mirror.copies if copy.held is not None)
     for lease, run in state.runs.all():
         sale = state.sale_on(lease)
         if sale is not None and sale.buyer == account:
+            if sale.workload is not None:
+                # Its own code: a buyer that lost its disk needs it to have its shards go on elsewhere.
+                found.update(blob for blob in (sale.workload.package, sale.workload.files) if blob is not None)
             found.update(result.blob for result in run.outputs)
             found.update({run.checkpoint} if run.checkpoint else ())
     return found

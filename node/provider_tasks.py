@@ -33,7 +33,7 @@ async def deliver_round(daemon: "Daemon", order: DeliverRound) -> None:
     while order.lease in daemon.executor.running:
         with trio.move_on_after(STAGE_PATIENCE_S):
             try:
-                await bring(daemon, order.state, order.buyer)
+                await bring(daemon, order.state, [order.buyer])
                 await daemon.executor.deliver_round(order.lease, order.round - 1, order.state)
             except (BlobMissing, Unstageable):
                 # There was no room for it, or it went to make some: other blobs go sooner or later.

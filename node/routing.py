@@ -9,11 +9,23 @@ from typing import Any
 
 from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.ledger import Post
-from hansa.node import buying, buying_turns, mutual_credit, selling, selling_runs, selling_turns, standings, withdrawing
+from hansa.node import (
+    buying,
+    buying_turns,
+    mirroring,
+    mutual_credit,
+    selling,
+    selling_runs,
+    selling_turns,
+    standings,
+    withdrawing,
+)
 from hansa.node.events import (
     AccountBlocked,
     AccountUnblocked,
     BlobFetched,
+    BlobNotFetched,
+    CopyFetched,
     CreditDecided,
     DealingsHeard,
     DevicesReturned,
@@ -77,8 +89,10 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.top_up
         case TenderPrepared():
             return buying.open_tender
-        case BlobFetched():
+        case BlobFetched() | BlobNotFetched():
             return buying.take_blob
+        case CopyFetched():
+            return mirroring.take_copy
         case RoundReduced() | RoundNotReduced():
             return buying.take_reduction
         case InventoryChanged():

@@ -13,6 +13,7 @@ from hansa.market.effects import Send, channel_salt, unsigned
 from hansa.market.ledger import owed_by
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.sale_state import Sale
+from hansa.node import mirroring
 from hansa.node.events import MessageArrived
 from hansa.node.mutual_credit import limit_for
 from hansa.node.selling_runs import tell_checkpoint
@@ -126,6 +127,7 @@ def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effe
             if checkpoint is not None and checkpoint.size_bytes > entry.workload.state_bytes:
                 state.ignore("sale", "a checkpoint over the workload's limit")
                 return []
+            mirroring.name_sources(state, event.message, entry, at_ms)
             news = sale_events.StartOrdered(round=number, checkpoint=checkpoint, at_ms=at_ms)
         case messages.RunStopOrdered(reason=reason):
             news = sale_events.StopOrdered(reason=reason, at_ms=at_ms)
@@ -211,6 +213,9 @@ HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
     messages.RunStopOrdered: _of_buyer(_hear_of_lease),
     messages.DeliveryAccepted: _of_buyer(_hear_of_lease),
     messages.RoundPublished: _of_buyer(_hear_round),
+    messages.MirrorWanted: _of_buyer(mirroring.hear),
+    messages.MirrorReleased: _of_buyer(mirroring.hear),
+    messages.CheckpointGranted: _of_buyer(mirroring.hear),
     messages.VoucherSent: _hear_on_channel,
     messages.ReceiptRefused: _hear_on_channel,
     messages.CloseProposed: _hear_on_channel,
@@ -239,7 +244,7 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
 
 def restart(state: NodeState, at_ms: int) -> Effects:
     """Every sandbox died with the daemon: its run starts again or ends. What waits for a buyer is said again."""
-    effects: Effects = []
+    effects: Effects = mirroring.restart(state, at_ms)
     for lease, current in list(state.runs.live.items()):
         # Before its end is told, if that comes of it now: the shard goes on from there.
         effects += tell_checkpoint(state, current, at_ms)

@@ -27,6 +27,7 @@ from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
 from hansa.node.images import NoImage, pulled, shipped
 from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
+from hansa.node.mirror_tasks import peers_of
 from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
@@ -57,6 +58,7 @@ SLOWEST_BYTES_PER_S = 256 << 10
 """A job's files come at least this fast on the whole, or devices would be held for nothing."""
 FILES_AT_ONCE = 3
 RETRY_S = 1.0
+MOST_EARLIER = 4
 SAY_EVERY_S = 5.0
 LONGEST_REASON_BYTES = 2_000
 PIN = "run "
@@ -78,9 +80,16 @@ class Unstageable(Exception):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Fetching:
-    """What one run waits for, how much of it has come, and for how long it is still waited for."""
+    """What one run waits for, how much of it has come, and for how long it is still waited for.
+
+    Attributes:
+        owners: who may be asked.
+        like: what may be here already of blobs like these.
+    """
 
     total_bytes: int
+    owners: Sequence[bytes]
+    like: Sequence[BlobRef] = ()
     came_bytes: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     latest: float = 0.0
@@ -212,13 +221,15 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     assert award is not None
     folder = run_folder(daemon, order.run)
     wanted = [workload.package, *([order.checkpoint] if order.checkpoint else [])]
+    mirrors = daemon.state.mirrors.get(order.run)
+    owners = (entry.buyer, *(mirrors.sources if mirrors is not None else ()))
     reference, listed = "", list[ListedFile]()
     if workload.files is not None:
-        await _fetch(daemon, order.run, entry.buyer, [workload.files])
+        await _fetch(daemon, order.run, owners, [workload.files])
         reference, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard)
         wanted += [file.blob for file in listed]
     await trio.to_thread.run_sync(daemon.store.pin_exactly, set(wanted), PIN + order.run.hex())
-    await _fetch(daemon, order.run, entry.buyer, wanted)
+    await _fetch(daemon, order.run, owners, wanted, like=_earlier_checkpoints(daemon, entry))
     await trio.to_thread.run_sync(_unpack, daemon.store, workload.package, folder)
     inputs = [file for file in listed if file.kind == FILE_INPUT]
     if inputs:
@@ -229,6 +240,24 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
         environment=await _environment(daemon, order.run, listed),
         image=await _image(daemon, order.run, reference, listed),
     )
+
+
+def _earlier_checkpoints(daemon: "Daemon", entry: Sale) -> list[BlobRef]:
+    """What may be here of the same shard's earlier checkpoints: it ran here before, or was mirrored here."""
+    workload, award, state = entry.workload, entry.award, daemon.state
+    assert workload is not None
+    assert award is not None
+    found: list[BlobRef] = []
+    for lease, run in state.runs.all():
+        sale, copies = state.sale_on(lease), state.mirrors.get(lease)
+        if sale is None or sale.buyer != entry.buyer or sale.workload is None or sale.workload.job != workload.job:
+            continue
+        if sale.award is not None and sale.award.shard == award.shard and run.checkpoint is not None:
+            found.append(run.checkpoint)
+        copy = copies.copy_of(award.shard) if copies is not None else None
+        if copy is not None and copy.held is not None:
+            found.append(copy.held)
+    return found[-MOST_EARLIER:]
 
 
 async def _environment(daemon: "Daemon", run: bytes, listed: Sequence[ListedFile]) -> Path | None:
@@ -291,10 +320,12 @@ def run_folder(daemon: "Daemon", run: bytes) -> Path:
 # Fetching.
 
 
-async def _fetch(daemon: "Daemon", run: bytes, owner: bytes, blobs: Sequence[BlobRef]) -> None:
+async def _fetch(
+    daemon: "Daemon", run: bytes, owners: Sequence[bytes], blobs: Sequence[BlobRef], like: Sequence[BlobRef] = ()
+) -> None:
     """Bring blobs here, some at a time, and tell the buyer how far it is while that takes long."""
     missing = [blob for blob in dict.fromkeys(blobs) if not daemon.store.has(blob)]
-    fetching = Fetching(total_bytes=sum(blob.size_bytes for blob in missing))
+    fetching = Fetching(total_bytes=sum(blob.size_bytes for blob in missing), owners=owners, like=like)
     if fetching.total_bytes > daemon.store.quota_bytes:
         raise Unstageable(f"this provider has no room for {format_size(fetching.total_bytes)}", "no-room")
     fetching.begin()
@@ -305,7 +336,7 @@ async def _fetch(daemon: "Daemon", run: bytes, owner: bytes, blobs: Sequence[Blo
             nursery.start_soon(_say_how_far, daemon, run, fetching)
             async with trio.open_nursery() as fetchers:
                 for _ in range(min(FILES_AT_ONCE, len(missing))):
-                    fetchers.start_soon(_fetch_each, daemon, owner, queue, fetching, faults)
+                    fetchers.start_soon(_fetch_each, daemon, queue, fetching, faults)
             nursery.cancel_scope.cancel()
     if faults:
         raise faults[0]
@@ -315,13 +346,13 @@ async def _fetch(daemon: "Daemon", run: bytes, owner: bytes, blobs: Sequence[Blo
 
 
 async def _fetch_each(
-    daemon: "Daemon", owner: bytes, queue: Iterator[BlobRef], fetching: Fetching, faults: list[Unstageable]
+    daemon: "Daemon", queue: Iterator[BlobRef], fetching: Fetching, faults: list[Unstageable]
 ) -> None:
     for blob in queue:
         if faults:
             return
         try:
-            await bring(daemon, blob, owner, fetching.moved)
+            await bring(daemon, blob, fetching.owners, fetching.moved, fetching.like)
         except Unstageable as fault:
             faults.append(fault)
 
@@ -338,15 +369,20 @@ def say(daemon: "Daemon", run: bytes, text: str) -> None:
     daemon.tell(RunLogged(run=run, text=f"[provider] {text}", at_ms=daemon.now_ms()))
 
 
-async def bring(daemon: "Daemon", blob: BlobRef, owner: bytes, moved: Moved | None = None) -> None:
-    """Fetch a blob from the account that has it, trying again until cancelled."""
+async def bring(
+    daemon: "Daemon",
+    blob: BlobRef,
+    owners: Sequence[bytes],
+    moved: Moved | None = None,
+    like: Sequence[BlobRef] = (),
+) -> None:
+    """Fetch a blob from the accounts that have it, whichever of them answer, trying again until cancelled."""
     while not daemon.store.has(blob):
         try:
-            peer_id = await daemon.directory.reach(owner)
-            await daemon.exchange.fetch(blob, [peer_id], moved=moved)
+            await daemon.exchange.fetch(blob, await peers_of(daemon, owners), like=like, moved=moved)
         except NoRoom as fault:
             raise Unstageable(f"this provider has no room for it: {fault}", "no-room") from fault
-        except (FetchFailed, Stranger):
+        except FetchFailed:
             await trio.sleep(RETRY_S)
 
 

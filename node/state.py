@@ -22,6 +22,7 @@ from hansa.market.selection import Record
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
 from hansa.scheduler.capacity import Capacity
 from hansa.scheduler.job_state import Job
+from hansa.scheduler.mirror import Mirror
 from hansa.scheduler.rounds import Rounds
 from hansa.scheduler.run import Run
 
@@ -105,6 +106,7 @@ class Snapshot:
     runs: Mapping[Bytes32, Run]
     earning: Mapping[Bytes32, EarningChannel]
     ignored: Mapping[str, int]
+    mirrors: Mapping[Bytes32, Mirror] = field(default_factory=dict)
     heard: Mapping[Bytes32, Heard] = field(default_factory=dict)
     blocked: Mapping[Address, Line] = field(default_factory=dict)
     currency: Line = ""
@@ -131,6 +133,7 @@ class NodeState:
         sales: as provider, by bid.
         runs: as provider, by lease: a lease has one run, which may be restarted.
         earning: as provider, by channel.
+        mirrors: as provider, by lease: other shards' checkpoints that are kept for its buyer.
         sale_of: which bid a lease came from.
         placed: which tender a lease came from.
         heard: dealings of others, by channel.
@@ -157,6 +160,7 @@ class NodeState:
     sales: Shelf[Sale] = field(default_factory=Shelf)
     runs: Shelf[Run] = field(default_factory=Shelf)
     earning: Shelf[EarningChannel] = field(default_factory=Shelf)
+    mirrors: Shelf[Mirror] = field(default_factory=Shelf)
     sale_of: dict[bytes, bytes] = field(default_factory=dict)
     placed: dict[bytes, bytes] = field(default_factory=dict)
     heard: dict[bytes, Heard] = field(default_factory=dict)
@@ -212,7 +216,7 @@ class NodeState:
         return self.purchases.get(self.placed.get(lease, b""))
 
 
-SHELVES = ("jobs", "rounds", "purchases", "paying", "sales", "runs", "earning")
+SHELVES = ("jobs", "rounds", "purchases", "paying", "sales", "runs", "earning", "mirrors")
 
 
 def snapshot(state: NodeState) -> Snapshot:

@@ -84,6 +84,20 @@ def _is_settled(state: NodeState, purchases: list[Purchase]) -> bool:
     return all(channel.phase == "closed" for channel in channels)
 
 
+def _checkpoint_view(shard: Shard) -> Json | None:
+    """The newest checkpoint that is here, and who says that it holds the same one."""
+    if shard.checkpoint is None:
+        return None
+    mirror = shard.mirror
+    return {
+        "round": shard.checkpoint.round,
+        "step": shard.checkpoint.step,
+        "size_bytes": shard.checkpoint.blob.size_bytes,
+        "mirror": checksum_address(mirror.provider) if mirror and mirror.held == shard.checkpoint.blob else None,
+        "mirror_refusal": mirror.refusal if mirror else "",
+    }
+
+
 def _shard_view(shard: Shard) -> Json:
     has_lease = shard.attempts > 0
     is_over = shard.phase in ("kept", "leaving")
@@ -98,7 +112,7 @@ def _shard_view(shard: Shard) -> Json:
         "attempts": shard.attempts,
         "losses": shard.losses,
         "moves": shard.reclaims,
-        "checkpoint": {"round": shard.checkpoint.round, "step": shard.checkpoint.step} if shard.checkpoint else None,
+        "checkpoint": _checkpoint_view(shard),
         "kind": shard.kind,
         "reason": in_words(shard.kind, shard.reason) if is_over else shard.reason,
         "kept_until_ms": shard.kept_until_ms if shard.phase == "kept" else None,

@@ -37,7 +37,9 @@ FEATURE_EGRESS = "egress"
 """Connections to hosts outside, through an allow-listing proxy."""
 FEATURE_SEVERAL_MACHINES = "several-machines"
 """One shard's devices may be on several machines of the provider, as one Ray cluster over a network of their own."""
-FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE, FEATURE_SEVERAL_MACHINES)
+FEATURE_MIRRORS = "mirrors"
+"""Copies of the checkpoints of other shards of the same job are held while a lease in it lasts."""
+FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from hansa.proto.documents import (
 )
 from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
 from hansa.proto.signing import Signed
-from hansa.proto.units import AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
+from hansa.proto.units import Address, AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
 MAX_LINES = 1024
@@ -32,6 +32,7 @@ MAX_METRICS = 32
 MAX_BOOK_ADVERTS = 1024
 MAX_SEEN_HEADS = 16
 MAX_PROOF_HASHES = 65
+MAX_MIRRORS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +114,19 @@ class LeaseCancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOrdered:
-    """Buyer to provider: start, from this checkpoint if there is one."""
+    """Buyer to provider: start, from this checkpoint if there is one.
+
+    Attributes:
+        lease: the lease.
+        round: the round that the checkpoint belongs to.
+        checkpoint: where to go on from.
+        mirrors: providers that hold the checkpoint too, should the buyer itself not give it.
+    """
 
     lease: Bytes32
     round: Uint32
     checkpoint: BlobRef | None
+    mirrors: Annotated[tuple[Address, ...], AtMost(MAX_MIRRORS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +182,59 @@ class CheckpointStored:
     round: Uint32
     step: Uint64
     checkpoint: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorWanted:
+    """Buyer to the provider of one shard: hold a copy of another shard's checkpoint while this lease lasts.
+
+    Attributes:
+        lease: the receiver's own.
+        shard: whose checkpoint it is.
+        checkpoint: the newest one; it takes the place of the one before once it is there.
+        holder: the provider that made it and may be asked for it, as the buyer may.
+    """
+
+    lease: Bytes32
+    shard: Uint32
+    checkpoint: BlobRef
+    holder: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorHeld:
+    """Provider to buyer: the copy is here."""
+
+    lease: Bytes32
+    shard: Uint32
+    checkpoint: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorRefused:
+    """Provider to buyer: no copy of this one, and why."""
+
+    lease: Bytes32
+    shard: Uint32
+    checkpoint: BlobRef
+    reason: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorReleased:
+    """Buyer to provider: no copy of this shard is needed there any more."""
+
+    lease: Bytes32
+    shard: Uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointGranted:
+    """Buyer to a provider that made or mirrors a checkpoint: this account may have it too, and the job's code."""
+
+    lease: Bytes32
+    checkpoint: BlobRef
+    account: Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +441,11 @@ Direct = (
     | RoundContributed
     | RoundPublished
     | CheckpointStored
+    | MirrorWanted
+    | MirrorHeld
+    | MirrorRefused
+    | MirrorReleased
+    | CheckpointGranted
     | OutputStored
     | RunEnded
     | RunKept

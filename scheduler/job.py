@@ -15,6 +15,7 @@ from hansa.proto.blob import BlobRef
 from hansa.proto.messages import DeliveryAccepted, RunOrdered
 from hansa.scheduler.job_events import (
     BlobArrived,
+    BlobMissed,
     CancelWanted,
     CheckpointAnnounced,
     FetchWanted,
@@ -31,9 +32,11 @@ from hansa.scheduler.job_events import (
     TimePassed,
 )
 from hansa.scheduler.job_losses import KEEP_MS, end, lose, stop, tender_for
+from hansa.scheduler.job_mirrors import MirrorAnswered, grant_to, keep_mirrored, mirrors_of, take_answer
 from hansa.scheduler.job_news import (
     announce_checkpoint,
     announce_output,
+    miss_blob,
     take_blob,
     take_keeping,
     take_reclaim,
@@ -62,7 +65,8 @@ TABLE: Table[Job] = Table(
         (("gathering", "running"), CancelWanted, "cancelled"),
         ("running", RoundUnsound, "failed"),
         ("running", Restarted, "running"),
-        ("running", (GangCame, ReportArrived, CheckpointAnnounced, OutputAnnounced), "running"),
+        ("running", (GangCame, ReportArrived, CheckpointAnnounced, OutputAnnounced, MirrorAnswered), "running"),
+        ("running", BlobMissed, "running"),
         ("running", (KeepingArrived, ReclaimArrived), "running"),
         ("running", (BlobArrived, RunEndArrived, TimePassed), ("running", "succeeded", "failed")),
         ("running", TenderFailed, ("running", "failed")),
@@ -87,7 +91,12 @@ def plan(*, job: bytes, spec: JobSpec, package: BlobRef, files: BlobRef | None =
 
 def advance(state: Job, event: Any) -> Step[Job]:
     """One event of a job."""
-    return TABLE.advance(state, event, _react)
+    step = TABLE.advance(state, event, _react)
+    if step.ignored is not None:
+        return step
+    # Whatever happened, a checkpoint may have come or a mirror have gone with it.
+    mirrored = keep_mirrored(step.state, event.at_ms)
+    return Step(state=mirrored.state, effects=(*step.effects, *mirrored.effects))
 
 
 def deadline_ms(state: Job) -> int | None:
@@ -141,6 +150,10 @@ def _react(state: Job, event: Any) -> Step[Job]:
             return take_reclaim(state, shard, event)
         case BlobArrived():
             return take_blob(state, shard, event)
+        case BlobMissed():
+            return miss_blob(state, shard, event)
+        case MirrorAnswered():
+            return take_answer(state, shard, event)
         case RunEndArrived():
             return take_run_end(state, shard, event)
         case _:
@@ -174,6 +187,7 @@ def _start(state: Job, event: GangCame) -> Step[Job]:
                 provider=granted.provider,
                 attempts=shard.attempts + 1,
                 copying=None,
+                announced=None,
                 outputs=(),
                 expected=0,
                 heard_ms=event.at_ms,
@@ -188,16 +202,18 @@ def _start(state: Job, event: GangCame) -> Step[Job]:
             )
         )
         member = Member(shard=shard.shard, lease=granted.lease, provider=granted.provider)
-        effects += [MemberJoined(member=member), _start_order(started[-1], event.at_ms)]
+        effects += [MemberJoined(member=member), *grant_to(state, started[-1], event.at_ms)]
+        effects.append(_start_order(state, started[-1], event.at_ms))
     return Step(state=replace(with_shards(state, *started), phase="running"), effects=tuple(effects))
 
 
-def _start_order(shard: Shard, at_ms: int) -> Send:
+def _start_order(state: Job, shard: Shard, at_ms: int) -> Send:
     checkpoint = shard.checkpoint
     message = RunOrdered(
         lease=shard.lease,
         round=checkpoint.round if checkpoint else 0,
         checkpoint=checkpoint.blob if checkpoint else None,
+        mirrors=mirrors_of(state, shard),
     )
     return Send(to=shard.provider, message=message, keep_until_ms=at_ms + KEEP_MS)
 
@@ -262,7 +278,7 @@ def outstanding(state: Job, at_ms: int) -> tuple[Any, ...]:
     effects: list[Any] = []
     for shard in state.shards:
         if shard.phase == "starting":
-            effects.append(_start_order(shard, at_ms))
+            effects += [*grant_to(state, shard, at_ms), _start_order(state, shard, at_ms)]
         if state.on(shard.lease) is not shard:
             continue
         wanted = [output.blob for output in shard.outputs if not output.here]

@@ -82,6 +82,15 @@ class BlobArrived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlobMissed:
+    """A checkpoint could not be copied just now: if there is a newer one, that is wanted instead."""
+
+    lease: Bytes32
+    blob: BlobRef
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEndArrived:
     """The provider says that the run is over."""
 

@@ -71,6 +71,7 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
             shard,
             phase="waiting",
             copying=None,
+            announced=None,
             waiting_ms=at_ms,
             kind=kind,
             reason=in_words(kind, reason),

@@ -9,6 +9,7 @@ from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.proto.messages import DeliveryAccepted
 from hansa.scheduler.job_events import (
     BlobArrived,
+    BlobMissed,
     CheckpointAnnounced,
     FetchWanted,
     JobOver,
@@ -52,12 +53,16 @@ def announce_checkpoint(state: Job, shard: Shard, event: CheckpointAnnounced) ->
     """A state from which the shard can go on is to be had: copy it."""
     if shard.phase in ("ending", "leaving"):
         return ignore(state, "a checkpoint of a run that is over")
-    newest = shard.copying or shard.checkpoint
+    newest = shard.announced or shard.copying or shard.checkpoint
     if newest is not None and (event.round, event.step) <= (newest.round, newest.step):
         return ignore(state, "a checkpoint that is known or old")
     if event.checkpoint.size_bytes > state.spec.state_bytes:
         return ignore(state, "a checkpoint over the job's limit")
     copying = Checkpoint(round=event.round, step=event.step, blob=event.checkpoint)
+    if shard.copying is not None:
+        # Whoever checkpoints faster than the line carries is copied one after the other, the newest next: else none of
+        # them would ever be here.
+        return Step(state=with_shards(state, replace(shard, announced=copying, heard_ms=event.at_ms)))
     fetch = FetchWanted(job=state.job, lease=shard.lease, provider=shard.provider, blob=event.checkpoint)
     return Step(state=with_shards(state, replace(shard, copying=copying, heard_ms=event.at_ms)), effects=(fetch,))
 
@@ -83,14 +88,30 @@ def take_blob(state: Job, shard: Shard, event: BlobArrived) -> Step[Job]:
         heard_ms=event.at_ms,
         outputs=tuple(replace(entry, here=entry.here or entry.blob == event.blob) for entry in shard.outputs),
     )
-    if shard.copying is not None and shard.copying.blob == event.blob:
-        arrived = replace(arrived, checkpoint=shard.copying, copying=None)
+    came = shard.copying is not None and shard.copying.blob == event.blob
+    if came:
+        arrived = replace(arrived, checkpoint=shard.copying, copying=shard.announced, announced=None)
     if arrived == shard:
         return ignore(state, "a blob that nobody waits for")
     after = with_shards(state, arrived)
+    if came and arrived.copying is not None:
+        return Step(state=after, effects=(_fetch_copy(state, arrived),))
     if arrived.phase == "leaving" and arrived.copying is None:
         return lose(after, ((arrived, arrived.kind, arrived.reason),), event.at_ms)
     return _finish_shard(after, arrived, event.at_ms) if arrived.complete else Step(state=after)
+
+
+def _fetch_copy(state: Job, shard: Shard) -> FetchWanted:
+    assert shard.copying is not None, "this is what is fetched"
+    return FetchWanted(job=state.job, lease=shard.lease, provider=shard.provider, blob=shard.copying.blob)
+
+
+def miss_blob(state: Job, shard: Shard, event: BlobMissed) -> Step[Job]:
+    """A checkpoint was not to be had, and will be asked for again unless there is a newer one."""
+    if shard.copying is None or shard.announced is None or shard.copying.blob != event.blob:
+        return ignore(state, "a blob that is waited for on")
+    after = replace(shard, copying=shard.announced, announced=None)
+    return Step(state=with_shards(state, after), effects=(_fetch_copy(state, after),))
 
 
 def take_run_end(state: Job, shard: Shard, event: RunEndArrived) -> Step[Job]:

@@ -35,6 +35,7 @@ class JobSpec:
         silence_ms: a provider that says nothing for this long has lost its lease.
         retries: how often one shard may be tendered again. A shard whose devices were taken back does not count.
         retry_on: the kinds of failure after which it is, sorted.
+        mirror: whether checkpoints are held by the provider of another shard too.
         retry_same_provider: whether a provider that lost a shard may have it again if nobody else will.
         output_bytes: the most that one shard's outputs may weigh.
         state_bytes: the most that one shard's state or checkpoint may weigh.
@@ -67,6 +68,7 @@ class JobSpec:
     keep_failed_ms: DurationMs
     retry_on: tuple[Line, ...] = WORTH_RETRYING
     retry_same_provider: bool = True
+    mirror: bool = False
 
     def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""

@@ -18,6 +18,26 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """Who else was asked to hold a shard's checkpoint, and what it holds.
+
+    Attributes:
+        provider, lease: of another shard of the job.
+        wanted: what was asked for and not answered yet; asked_ms: when.
+        held: the newest that it says it holds.
+        refusal, refused: why it would not hold which one.
+    """
+
+    provider: Address
+    lease: Bytes32
+    wanted: BlobRef | None = None
+    asked_ms: UnixMs = 0
+    held: BlobRef | None = None
+    refusal: Note = ""
+    refused: BlobRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """One file of a shard's outputs."""
 
@@ -40,7 +60,9 @@ class Shard:
         metrics: what was reported with it.
         attempts: how many leases it had.
         checkpoint: the newest one that is here.
-        copying: the newest one that is announced and not here yet.
+        copying: one that is announced and on its way.
+        announced: a newer one, which is copied after that: a slow line must bring some of them.
+        mirror: who holds the checkpoint beside us, if the job asks for that.
         outputs: files announced by the newest run.
         expected: how many files the run announced in all, once it ended.
         heard_ms: when its provider was last heard.
@@ -66,6 +88,8 @@ class Shard:
     attempts: Uint32 = 0
     checkpoint: Checkpoint | None = None
     copying: Checkpoint | None = None
+    announced: Checkpoint | None = None
+    mirror: Mirrored | None = None
     outputs: tuple[Output, ...] = ()
     expected: Uint32 = 0
     heard_ms: UnixMs = 0

@@ -8,7 +8,7 @@ import trio
 from kit.memory_net import MemoryHub
 
 from hansa.node.blob_exchange import BlobExchange, ChunkWanted, FetchFailed
-from hansa.node.blobs import BlobStore
+from hansa.node.blobs import BlobMissing, BlobStore
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import Context, NetConfig, Refused
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
@@ -212,3 +212,15 @@ async def test_a_source_that_claims_our_own_chunks_for_another_blob_is_found_out
         await fetcher.exchange.fetch(ref, [liar.net.peer_id], like=[REF])
     assert fetcher.net.counters()["blob.wrong_bytes"] == 1
     assert not fetcher.store.has(ref)
+
+
+async def test_that_somebody_has_a_blob_is_believed_for_the_right_bytes_only(houses):
+    fetcher, liar, honest, ignorant = houses
+    for house in (fetcher, liar, honest):
+        house.store.put_bytes(DATA)
+    lie_with(liar, lambda _wanted, data: b"\0" * len(data))
+    holds = fetcher.exchange.holds
+    assert not await holds(REF, 1, [liar.net.peer_id, ignorant.net.peer_id])
+    assert await holds(REF, 5, [liar.net.peer_id, honest.net.peer_id])
+    with pytest.raises(BlobMissing):
+        await ignorant.exchange.holds(REF, 0, [honest.net.peer_id])

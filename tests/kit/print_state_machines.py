@@ -4,7 +4,7 @@ import sys
 
 from hansa.market import earning_channel, paying_channel, purchase, sale
 from hansa.node import peers
-from hansa.scheduler import capacity, job, rounds, run
+from hansa.scheduler import capacity, job, mirror, rounds, run
 
 MACHINES = (
     (purchase.TABLE, "The buyer's, for one tender: from the call for bids to the last lease that came of it."),
@@ -14,6 +14,7 @@ MACHINES = (
     (capacity.TABLE, "The provider's, for the devices of one bid."),
     (job.TABLE, "The buyer's, for one job: its shards, their checkpoints and outputs."),
     (rounds.TABLE, "The buyer's, for the rounds of one training job."),
+    (mirror.TABLE, "The provider's, for the copies of other shards' checkpoints that it keeps under one lease."),
     (run.RUN_TABLE, "The provider's, for one run: what outlives a crash of the daemon."),
     (peers.TABLE, "What a node thinks of one peer."),
 )

@@ -143,6 +143,15 @@ class LyingNode(SimNode):
             return [replace(order, message=replace(order.message, outcome="failed", kind="lost", reason="é" * 4_000))]
         return [order]
 
+    def _takes_and_leaves(self, order: Send) -> list[Send]:
+        """It takes what is paid ahead, and then nothing is heard of it but that its channels are to stay open."""
+        assert self.engine is not None
+        paid = any(channel.cumulative > channel.earned for channel in self.engine.state.earning.live.values())
+        if paid and not isinstance(order.message, messages.BidSent | messages.LeaseConfirmed | messages.DeclineSent):
+            self.market.auditor.moves["words kept back by who was paid ahead"] += 1
+            return []
+        return [order]
+
     def _nosy(self, order: Send) -> list[Send]:
         """News of other people's leases, channels and tenders, beside its own."""
         leases = [lease for node in self.market.nodes.values() if node.engine for lease in node.engine.state.sale_of]
@@ -182,7 +191,7 @@ class LyingNode(SimNode):
                 messages.LeaseReclaimed(lease=lease, by_ms=number, reason="mine again"),
                 messages.RunKept(lease=lease, kind="lost", reason="look", until_ms=(1 << 63) - 1),
                 messages.LeaseCancelled(lease=lease, reason="no, after all"),
-                messages.RunOrdered(lease=lease, round=number, checkpoint=chance.choice((None, BLOB))),
+                messages.RunOrdered(lease=lease, round=number, checkpoint=chance.choice((None, BLOB)), mirrors=()),
                 messages.RunStopOrdered(lease=lease, reason="stop"),
                 messages.RoundPublished(lease=lease, round=number, state=BLOB),
                 messages.DeliveryAccepted(lease=lease),
@@ -209,6 +218,17 @@ class LyingNode(SimNode):
         return [order]
 
     # Lying buyers.
+
+    def _never_prepay(self, order: Send) -> list[Send]:
+        """It pays for receipts, and never what it agreed to pay ahead of them."""
+        if not isinstance(order.message, messages.VoucherSent):
+            return [order]
+        assert self.engine is not None
+        channel = self.engine.state.paying.get(order.message.voucher.document.channel_id)
+        if channel is None or channel.accepted is None:
+            return []
+        voucher = replace(order.message.voucher.document, cumulative=channel.metered)
+        return [replace(order, message=replace(order.message, voucher=unsigned(voucher)))]
 
     def _never_vouch(self, order: Send) -> list[Send]:
         return [] if isinstance(order.message, messages.VoucherSent) else [order]
@@ -292,6 +312,7 @@ PROVIDERS_LIES = (
     "fickle",
     "dear",
     "phantom",
+    "takes_and_leaves",
     "silent",
     "alive_only",
     "poison",
@@ -301,6 +322,7 @@ PROVIDERS_LIES = (
 )
 BUYERS_LIES = (
     "never_vouch",
+    "never_prepay",
     "never_fund",
     "vouch_less",
     "vanish",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import (
+    BLOB,
     BUYER,
     CHANNEL,
     CHANNEL_ID,
@@ -95,14 +96,19 @@ FOR_BUYERS = [
     messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0),
     messages.RunKept(lease=LEASE, kind="user-exception", reason="", until_ms=1),
     messages.LeaseReclaimed(lease=LEASE, by_ms=1, reason=""),
+    messages.MirrorHeld(lease=LEASE, shard=1, checkpoint=BLOB),
+    messages.MirrorRefused(lease=LEASE, shard=1, checkpoint=BLOB, reason=""),
     messages.CloseAccepted(currency="USD", close=unsigned(CLOSE)),
 ]
 FOR_PROVIDERS = [
     messages.AwardSent(award=unsigned(AWARD), channel=CHANNEL, workload=workload()),
     messages.BidReleased(bid=BID_DIGEST, reason=""),
     messages.LeaseCancelled(lease=LEASE, reason=""),
-    messages.RunOrdered(lease=LEASE, round=0, checkpoint=None),
+    messages.RunOrdered(lease=LEASE, round=0, checkpoint=None, mirrors=()),
     messages.RunStopOrdered(lease=LEASE, reason=""),
+    messages.MirrorWanted(lease=LEASE, shard=1, checkpoint=BLOB, holder=OTHER),
+    messages.MirrorReleased(lease=LEASE, shard=1),
+    messages.CheckpointGranted(lease=LEASE, checkpoint=BLOB, account=OTHER),
     messages.DeliveryAccepted(lease=LEASE),
     messages.VoucherSent(currency="USD", voucher=unsigned(VOUCHER)),
     messages.ReceiptRefused(channel_id=CHANNEL_ID, seq=1, reason=""),

@@ -85,7 +85,7 @@ def test_a_buyer_may_have_what_its_runs_made_and_nobody_else_may() -> None:
 def test_who_is_told_of_a_blob_may_have_it_and_only_the_one_who_was_told() -> None:
     grants, state = Grants(), NodeState()
     grants.give(PROVIDER, messages.RoundPublished(lease=LEASE, round=1, state=STATE))
-    grants.give(OTHER, messages.RunOrdered(lease=LEASE, round=1, checkpoint=CHECKPOINT))
+    grants.give(OTHER, messages.RunOrdered(lease=LEASE, round=1, checkpoint=CHECKPOINT, mirrors=()))
     assert may(state, PROVIDER, grants) == {STATE}
     assert may(state, OTHER, grants) == {CHECKPOINT}
     assert may(state, BUYER, grants) == set()
@@ -97,7 +97,7 @@ def test_what_a_message_tells_of_is_found_wherever_it_stands_in_it() -> None:
     # The package is whose run is ordered, and not whose bid was merely the cheapest.
     assert blobs_in(messages.AwardSent(award=signed, channel=CHANNEL, workload=workload)) == set()
     assert blobs_in(messages.OutputStored(lease=LEASE, path="a", blob=OUTPUT)) == {OUTPUT}
-    assert blobs_in(messages.RunOrdered(lease=LEASE, round=0, checkpoint=None)) == set()
+    assert blobs_in(messages.RunOrdered(lease=LEASE, round=0, checkpoint=None, mirrors=())) == set()
     assert blobs_in(messages.LeaseConfirmed(lease=LEASE)) == set()
 
 

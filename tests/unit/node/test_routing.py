@@ -129,7 +129,7 @@ def about(lease, channel_id):
     ]
     to_provider = [
         messages.LeaseCancelled(lease=lease, reason="no"),
-        messages.RunOrdered(lease=lease, round=0, checkpoint=None),
+        messages.RunOrdered(lease=lease, round=0, checkpoint=None, mirrors=()),
         messages.RunStopOrdered(lease=lease, reason="no"),
         messages.DeliveryAccepted(lease=lease),
         messages.RoundPublished(lease=lease, round=1, state=blob),

@@ -228,7 +228,7 @@ async def test_a_disk_that_is_full_costs_one_run_and_not_the_daemon(
 async def test_a_fetch_goes_on_for_as_long_as_bytes_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 1.0)
     monkeypatch.setattr(staging, "SLOWEST_BYTES_PER_S", 1_000)
-    fetching = staging.Fetching(total_bytes=1 << 20)
+    fetching = staging.Fetching(total_bytes=1 << 20, owners=())
     fetching.begin()
     with fetching.scope:
         for _ in range(8):
@@ -273,7 +273,7 @@ async def test_a_trickle_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.4)
     monkeypatch.setattr(staging, "SLOWEST_BYTES_PER_S", 1 << 40)
-    fetching = staging.Fetching(total_bytes=1 << 30)
+    fetching = staging.Fetching(total_bytes=1 << 30, owners=())
     fetching.begin()
     with trio.fail_after(5), fetching.scope:
         while True:

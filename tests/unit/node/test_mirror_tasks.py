@@ -1,0 +1,218 @@
+"""Copies of checkpoints between real daemons: fetched from whoever answers, proved, brought back to who lost them."""
+# ruff: noqa: ASYNC110 - a task that ends tells no event, and a test may look at files
+
+import io
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
+from kit.trading import award, bid, spec, tender, terms
+
+from hansa.market.sale_state import Sale
+from hansa.node import mirror_tasks, staging
+from hansa.node.daemon import Daemon, now_ms
+from hansa.node.executor import Executor
+from hansa.node.packages import pack
+from hansa.node.run_order import RunOrder
+from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.scheduler.job_state import Checkpoint, Job, Mirrored, Shard
+from hansa.scheduler.mirror import Copy, FetchCopy, Grant, Mirror
+from hansa.scheduler.run import STAGING, Run, StartRun
+
+pytestmark = pytest.mark.trio
+JOB = b"j" * 32
+FIRST, SECOND = b"1" * 32, b"2" * 32
+STATE = os.urandom(2 * CHUNK_BYTES + 3)
+REF = blob_ref(STATE)
+
+
+class Three:
+    """A buyer, the provider of shard 0 and the provider of shard 1, who know of each other."""
+
+    def __init__(self, buyer: Daemon, first: Daemon, second: Daemon, package: bytes) -> None:
+        self.buyer, self.first, self.second = buyer, first, second
+        self.package = buyer.store.put_bytes(package)
+        self.package_bytes = package
+        self.of = Job(phase="running", job=JOB, spec=spec(mirror=True), package=self.package, shards=(), submitted_ms=1)
+        self.buyer.state.jobs[JOB] = replace(self.of, shards=(self.shard(0), self.shard(1)))
+        for shard, provider in enumerate((first, second)):
+            self.lease(shard, provider)
+
+    def shard(self, number: int, **changes: object) -> Shard:
+        provider, lease = ((self.first, FIRST), (self.second, SECOND))[number]
+        running = Shard(shard=number, phase="running", lease=lease, provider=provider.account.address, attempts=1)
+        return replace(running, **changes)
+
+    def lease(self, shard: int, provider: Daemon) -> None:
+        called = tender(signer=self.buyer.account.address, shards=(0, 1))
+        made = bid(called).document
+        key = digest(DOMAIN, made)
+        lease = (FIRST, SECOND)[shard]
+        provider.state.sales[key] = Sale(
+            phase="running",
+            tender=called,
+            bid=made,
+            bid_digest=key,
+            grace_ms=1,
+            award=award(made, shard=shard),
+            lease=lease,
+            terms=terms(lease=lease, begins_ms=now_ms(), ends_ms=now_ms() + 3_600_000),
+            workload=self.of.spec.workload(JOB, self.package, None),
+        )
+        provider.state.sale_of[lease] = key
+        provider.state.runs[lease] = Run(run=lease, phase="running")
+
+    def copied(self, **changes: BlobRef | None) -> None:
+        """The second provider mirrors the first one's checkpoint."""
+        copy = replace(Copy(shard=0, holder=self.first.account.address), **changes)
+        self.second.state.mirrors[SECOND] = Mirror(lease=SECOND, buyer=self.buyer.account.address, copies=(copy,))
+
+    def checkpoint(self) -> None:
+        """The buyer knows of a checkpoint of shard 0, and that the second provider holds it too."""
+        mirror = Mirrored(provider=self.second.account.address, lease=SECOND, held=REF)
+        saved = self.shard(0, checkpoint=Checkpoint(round=0, step=1, blob=REF), mirror=mirror)
+        self.buyer.state.jobs[JOB] = replace(self.of, shards=(saved, self.shard(1)))
+
+    def order(self) -> FetchCopy:
+        return FetchCopy(
+            lease=SECOND,
+            buyer=self.buyer.account.address,
+            holder=self.first.account.address,
+            checkpoint=REF,
+            like=None,
+        )
+
+
+@pytest.fixture
+async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Three]:
+    monkeypatch.setattr(mirror_tasks, "RETRY_S", 0.05)
+    monkeypatch.setattr(staging, "RETRY_S", 0.05)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("def main(ctx): ...\n")
+    archive = io.BytesIO()
+    pack(tmp_path / "code", archive)
+    hub = MemoryHub()
+    async with (
+        a_daemon(tmp_path, hub, 1) as buyer,
+        a_daemon(tmp_path, hub, 2, lends=True) as first,
+        a_daemon(tmp_path, hub, 3, lends=True) as second,
+    ):
+        daemons = (buyer, first, second)
+        for one in daemons:
+            for other in daemons:
+                one.net.learn(other.net.peer_id, other.net.addrs())
+                one.directory.hint(other.account.address, other.net.peer_id)
+        yield Three(buyer, first, second, archive.getvalue())
+
+
+async def held(daemon: Daemon) -> None:
+    """Wait until a copy is held."""
+    with trio.fail_after(10):
+        while daemon.state.mirrors.live[SECOND].copies[0].held != REF:
+            await trio.sleep(0.01)
+
+
+async def test_a_copy_comes_from_the_buyer(three: Three) -> None:
+    three.buyer.store.put_bytes(STATE)
+    three.checkpoint()
+    three.buyer.grants.give(three.second.account.address, three.order())
+    three.copied(wanted=REF)
+    with trio.fail_after(10):
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    await held(three.second)
+    assert three.second.store.has(REF)
+
+
+async def test_a_copy_comes_from_who_made_it_when_the_buyer_does_not_give_it(three: Three) -> None:
+    three.first.store.put_bytes(STATE)
+    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=REF)
+    grant = Grant(account=three.second.account.address, checkpoint=REF)
+    three.first.state.mirrors[FIRST] = Mirror(lease=FIRST, buyer=three.buyer.account.address, grants=(grant,))
+    three.copied(wanted=REF)
+    with trio.fail_after(10):
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    await held(three.second)
+
+
+async def test_a_copy_that_is_not_wanted_any_more_is_fetched_no_longer(three: Three) -> None:
+    three.copied(wanted=REF)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mirror_tasks.fetch_copy, three.second, three.order())
+        await trio.sleep(0.2)
+        three.copied(wanted=None)
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+    assert not nursery.cancel_scope.cancelled_caught
+
+
+async def test_who_only_knows_the_name_of_a_blob_that_is_here_gets_no_right_to_it(three: Three) -> None:
+    """The bytes of somebody else lie here; a buyer that never had them asks for them to be held for it."""
+    three.second.store.put_bytes(STATE)
+    three.copied(wanted=REF)
+    with trio.move_on_after(0.5) as patience:
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    assert patience.cancelled_caught
+    assert three.second.state.mirrors.live[SECOND].copies[0].held is None
+    three.buyer.store.put_bytes(STATE)
+    three.buyer.grants.give(three.second.account.address, three.order())
+    with trio.fail_after(10):
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    await held(three.second)
+
+
+async def test_a_buyer_that_lost_its_blobs_gets_checkpoint_and_code_back(three: Three) -> None:
+    three.checkpoint()
+    three.second.store.put_bytes(STATE)
+    three.copied(held=REF)
+    three.first.store.put_bytes(three.package_bytes)
+    three.buyer.store.delete(three.package)
+    assert {blob for blob, _ in mirror_tasks.lost(three.buyer, three.buyer.state.jobs.live[JOB])} == {
+        REF,
+        three.package,
+    }
+    await mirror_tasks.bring_back(three.buyer)
+    assert three.buyer.store.read_bytes(REF, 1 << 30) == STATE
+    assert three.buyer.store.has(three.package)
+    assert mirror_tasks.lost(three.buyer, three.buyer.state.jobs.live[JOB]) == []
+
+
+async def test_what_nobody_has_any_more_is_no_reason_to_stop(three: Three) -> None:
+    three.checkpoint()
+    await mirror_tasks.bring_back(three.buyer)
+    assert not three.buyer.store.has(REF)
+
+
+async def test_a_shard_goes_on_from_its_mirror_when_its_buyer_lost_everything(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shard 0 moves to the first provider anew; the buyer has neither its checkpoint nor its code."""
+    started: list[RunOrder] = []
+
+    async def start(_executor: Executor, order: RunOrder) -> None:
+        await trio.lowlevel.checkpoint()
+        started.append(order)
+
+    monkeypatch.setattr(Executor, "start", start)
+    three.checkpoint()
+    three.buyer.store.delete(three.package)
+    for data in (STATE, three.package_bytes):
+        three.second.store.put_bytes(data)
+    three.copied(held=REF)
+    grant = Grant(account=three.first.account.address, checkpoint=REF)
+    held_there = three.second.state.mirrors.live[SECOND]
+    three.second.state.mirrors[SECOND] = replace(held_there, grants=(grant,))
+    sources = (three.second.account.address,)
+    three.first.state.mirrors[FIRST] = Mirror(lease=FIRST, buyer=three.buyer.account.address, sources=sources)
+    three.first.state.runs[FIRST] = Run(run=FIRST, phase=STAGING)
+    with trio.fail_after(20):
+        await staging.start_run(three.first, StartRun(run=FIRST, checkpoint=REF, round=0))
+    (order,) = started
+    assert order.checkpoint == REF
+    assert three.first.store.read_bytes(REF, 1 << 30) == STATE
+    assert (order.code / "a.py").exists()
