@@ -7,7 +7,10 @@ from typing import Any
 from hansa.market.effects import domain_of
 from hansa.node.directory import Directory
 from hansa.node.events import MessageArrived
-from hansa.node.net import Context, Net
+from hansa.node.gate import SIGNATURE_EVERY_MS, SIGNATURES_AT_ONCE, PeerRate
+from hansa.node.head_exchange import UNJOURNALED
+from hansa.node.net import Context, Net, Refused
+from hansa.node.outbox import NO_ROOM
 from hansa.proto.codec import decode
 from hansa.proto.errors import BadSignature
 from hansa.proto.messages import Direct, RunLogSent
@@ -27,12 +30,20 @@ class Courier:
         take: Callable[[MessageArrived], Awaitable[None]],
         log: Callable[[bytes, RunLogSent], None],
         now_ms: Callable[[], UnixMs],
+        hear: Callable[[bytes, Any], None] = lambda _sender, _message: None,
+        matters: Callable[[bytes, Any], bool] = lambda _sender, _message: True,
     ) -> None:
-        """``take`` returns when the event is in the journal; ``log`` gets what needs no journal."""
+        """``take`` returns when the event is in the journal; ``log`` and ``hear`` get what needs no journal.
+
+        ``matters`` says, before any signature is looked into, whether a message can mean anything here.
+        """
+        self._matters = matters
+        self._rate = PeerRate(SIGNATURES_AT_ONCE, SIGNATURE_EVERY_MS)
         self._net = net
         self._directory = directory
         self._take = take
         self._log = log
+        self._hear = hear
         self._now_ms = now_ms
 
     def serve(self) -> None:
@@ -44,12 +55,23 @@ class Courier:
     async def _answer(self, context: Context, data: bytes) -> bytes:
         message: Any = decode(data, Direct, limit_bytes=MAX_MARKET_BYTES)
         sender = await self._directory.require(context.peer_id)
+        if not self._matters(sender, message):
+            return b""
+        # To recover a signer is the dear part of a message, and whoever sends signatures without end pays nothing.
+        if _is_signed(message) and not self._rate.admits(sender, self._now_ms()):
+            raise Refused(f"{NO_ROOM}: more signed messages than one peer may send")
         check_signatures(message, sender)
         if isinstance(message, RunLogSent):
             self._log(sender, message)
+        elif isinstance(message, UNJOURNALED):
+            self._hear(sender, message)
         else:
             await self._take(MessageArrived(sender=sender, message=message, at_ms=self._now_ms()))
         return b""
+
+
+def _is_signed(message: Any) -> bool:
+    return any(isinstance(getattr(message, field.name), Signed) for field in fields(message))
 
 
 def check_signatures(message: Any, sender: bytes) -> None:

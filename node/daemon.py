@@ -247,6 +247,13 @@ class Daemon:
         """Everything that was dropped, refused, retried or ignored, by reason."""
         return {
             **self.state.ignored,
+    def _matters(self, sender: bytes, message: Any) -> bool:
+        """Whether a message is about something here; looked at before its signature is, which costs more."""
+        if concerns(self.state, sender, message):
+            return True
+        self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
+        return False
+
             **self.net.counters(),
             **self.outbox.counters,
             **self.egress.counters(),
@@ -463,7 +470,15 @@ class Daemon:
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
         self.exchange.serve()
-        Courier(self.net, self.directory, take=self.take_message, log=self._keep_log, now_ms=now_ms).serve()
+        Courier(
+            self.net,
+            self.directory,
+            take=self.take_message,
+            log=self._keep_log,
+            hear=self._hear,
+            now_ms=now_ms,
+            matters=self._matters,
+        ).serve()
         launch: Launch = launch_with(self.config.sandbox.launcher)
         if self.lends and self.config.cluster.listen is not None:
             self.cluster = Cluster(

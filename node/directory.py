@@ -7,6 +7,7 @@ account may be found; nothing is sent to, or believed from, a peer before it has
 from collections import OrderedDict
 from collections.abc import Callable
 
+from hansa.node.gate import HELLO_EVERY_MS, HELLOS_AT_ONCE, PeerRate
 from hansa.node.net import Context, Net, NetError, Refused
 from hansa.proto.binding import check_binding, holds_at
 from hansa.proto.codec import decode, encode
@@ -35,12 +36,16 @@ class Directory:
         self._bindings: OrderedDict[str, NodeBinding] = OrderedDict()
         self._peers: dict[bytes, str] = {}
         self._hints: OrderedDict[bytes, str] = OrderedDict()
+        self._rate = PeerRate(HELLOS_AT_ONCE, HELLO_EVERY_MS)
 
     def serve(self) -> None:
         """Answer every hello with ours."""
         self._net.serve(HELLO, self._answer, max_request_bytes=MAX_HELLO_BYTES)
 
     async def _answer(self, context: Context, data: bytes) -> bytes:
+        # A hello is two signatures to recover, and anybody may say it.
+        if not self._rate.admits(context.peer_id.encode(), self._now_ms()):
+            raise Refused("busy: more hellos than one peer may say")
         self._learn(context.peer_id, data)
         return self._hello
 

@@ -14,6 +14,13 @@ TENDERS_AT_ONCE = 20
 TENDER_EVERY_MS = 3_000
 """One buyer's tenders, in the long run. A job needs one, and one more for each shard that is lost."""
 MOST_BUYERS = 10_000
+SIGNATURES_AT_ONCE = 400
+SIGNATURE_EVERY_MS = 10
+"""One peer's signed messages that are looked into: to recover a hundred signers a second takes a few hundredths of a
+core, and an honest peer has one receipt or voucher for each metering interval."""
+HELLOS_AT_ONCE = 20
+HELLO_EVERY_MS = 1_000
+"""One peer's hellos that are looked into. It has one to say when it starts, and the same again for a month."""
 
 
 def concerns(state: NodeState, sender: bytes, message: Any) -> bool:
@@ -93,21 +100,31 @@ def _shares_lease(state: NodeState, sender: bytes, lease: bytes) -> bool:
     return any(placement.lease == lease and placement.provider == sender for placement in placements)
 
 
-class TenderRate:
-    """A bucket of tenders for each buyer, so that one cannot hold every device by tendering without end."""
+class PeerRate:
+    """A bucket for each account or peer: so many at once, and one more in every so many milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int, every_ms: int) -> None:
         """Begin with full buckets."""
+        self._at_once = at_once
+        self._every_ms = every_ms
         self._buckets: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
 
-    def admits(self, buyer: bytes, now_ms: int) -> bool:
-        """Whether this buyer's tender may come in now; it is counted if so."""
-        left, since_ms = self._buckets.get(buyer, (TENDERS_AT_ONCE, now_ms))
-        gained = max(0, now_ms - since_ms) // TENDER_EVERY_MS
-        left, since_ms = min(TENDERS_AT_ONCE, left + gained), since_ms + gained * TENDER_EVERY_MS
+    def admits(self, peer: bytes, now_ms: int) -> bool:
+        """Whether one more of this peer's may come in now; it is counted if so."""
+        left, since_ms = self._buckets.get(peer, (self._at_once, now_ms))
+        gained = max(0, now_ms - since_ms) // self._every_ms
+        left, since_ms = min(self._at_once, left + gained), since_ms + gained * self._every_ms
         admitted = left > 0
-        self._buckets[buyer] = (left - admitted, since_ms)
-        self._buckets.move_to_end(buyer)
+        self._buckets[peer] = (left - admitted, since_ms)
+        self._buckets.move_to_end(peer)
         while len(self._buckets) > MOST_BUYERS:
             self._buckets.popitem(last=False)
         return admitted
+
+
+class TenderRate(PeerRate):
+    """So that one buyer cannot hold every device by tendering without end."""
+
+    def __init__(self) -> None:
+        """Begin with full buckets."""
+        super().__init__(TENDERS_AT_ONCE, TENDER_EVERY_MS)
