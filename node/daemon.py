@@ -234,6 +234,13 @@ class Daemon:
         self._inbox.send_nowait((event, done, trio.current_time()))
         await done.wait()
 
+    def _matters(self, sender: bytes, message: Any) -> bool:
+        """Whether a message is about something here; looked at before its signature is, which costs more."""
+        if concerns(self.state, sender, message):
+            return True
+        self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
+        return False
+
     async def take_message(self, event: MessageArrived) -> None:
         """As ``take``, for what peers say: nothing is journaled that cannot mean anything here."""
         if not concerns(self.state, event.sender, event.message):
@@ -247,13 +254,6 @@ class Daemon:
         """Everything that was dropped, refused, retried or ignored, by reason."""
         return {
             **self.state.ignored,
-    def _matters(self, sender: bytes, message: Any) -> bool:
-        """Whether a message is about something here; looked at before its signature is, which costs more."""
-        if concerns(self.state, sender, message):
-            return True
-        self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
-        return False
-
             **self.net.counters(),
             **self.outbox.counters,
             **self.egress.counters(),
