@@ -1,7 +1,9 @@
 """Where a provider's other machines knock: TLS to a pinned key or not a word, then what each connection is for."""
 
 import contextlib
+import ipaddress
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -22,7 +24,20 @@ from hansa.proto.errors import ProtocolError
 
 HANDSHAKE_S: Final = 10.0
 MOST_UNPROVEN: Final = 32
-"""Connections that have not said who they are; more are closed at once."""
+MOST_OF_ONE: Final = 8
+"""Connections that have not said who they are, of all sources together and of one. One more puts out the oldest of the
+source that has the most, so that nobody keeps others from knocking."""
+
+
+def source_of(stream: trio.SocketStream) -> str:
+    """Whom a connection counts for: its address, or of an IPv6 address the network, all of which is one host's."""
+    try:
+        address = ipaddress.ip_address(stream.socket.getpeername()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
+    return str(address)
 
 
 class Gate:
@@ -43,7 +58,7 @@ class Gate:
         self._now_ms = now_ms
         self._serve_control = serve_control
         self._serve_stream = serve_stream
-        self._unproven = 0
+        self._unproven: dict[trio.CancelScope, str] = {}
         self.refused = 0
         self.enrolled = trio.Event()
 
@@ -61,13 +76,11 @@ class Gate:
         await trio.serve_listeners(self._serve_connection, listeners)
 
     async def _serve_connection(self, raw: trio.SocketStream) -> None:
-        if self._unproven >= MOST_UNPROVEN:
-            self.refused += 1
-            return
-        self._unproven += 1
-        proven = False
+        source, scope, proven = source_of(raw), trio.move_on_after(HANDSHAKE_S), False
+        self._make_room(source)
+        self._unproven[scope] = source
         try:
-            with trio.move_on_after(HANDSHAKE_S):
+            with scope:
                 stream, pin = await self._handshake(raw)
                 hello = await Wire(stream).receive(Hello, within_s=HANDSHAKE_S)
                 purpose = purpose_of(hello)
@@ -75,11 +88,22 @@ class Gate:
         except (trio.BrokenResourceError, ssl.SSLError, OSError, ProtocolError, Gone):
             pass
         finally:
-            self._unproven -= 1
+            self._unproven.pop(scope, None)
             self.refused += not proven
         if proven:
             with contextlib.suppress(trio.BrokenResourceError, OSError, ProtocolError, Gone):
                 await self._serve_proven(stream, pin, purpose, hello.token)
+
+    def _make_room(self, source: str) -> None:
+        """Put out the oldest of a source that has too many, for one more of this source."""
+        counts = Counter(self._unproven.values())
+        full = source if counts[source] >= MOST_OF_ONE else None
+        if full is None and len(self._unproven) >= MOST_UNPROVEN:
+            full = max(counts, key=counts.__getitem__)
+        oldest = next((scope for scope, of in self._unproven.items() if of == full), None)
+        if oldest is not None:
+            del self._unproven[oldest]
+            oldest.cancel()
 
     async def _handshake(self, raw: trio.SocketStream) -> tuple[trio.abc.Stream, bytes]:
         # Read afresh for each connection, so that whoever was removed is refused from that moment.

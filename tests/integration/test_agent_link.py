@@ -6,14 +6,16 @@ import os
 import socket
 import ssl
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 from integration.agent_house import ACCOUNT, a_house, a_report
 
 from hansa.node.agent import WrongDaemon, dialled
+from hansa.node.agent_gate import source_of
 from hansa.node.agent_keys import load_identity, write_invitation_key
-from hansa.node.agent_messages import NO_TOKEN, Enrol, EnrolmentAnswer, Gone, LentGpu, TurnedAway, Welcome
+from hansa.node.agent_messages import NO_TOKEN, Enrol, EnrolmentAnswer, FromDaemon, Gone, LentGpu, TurnedAway, Welcome
 from hansa.node.launcher_protocol import MAX_PACKET_BYTES, Ended, Kill, Refused, Start, Started, pack, send, unpack
 from hansa.node.sandbox import SandboxSpec
 
@@ -59,12 +61,44 @@ async def test_who_says_nothing_or_garbage_costs_nothing_but_its_own_connection(
         since = trio.current_time()
         silent = [await trio.open_tcp_stream("127.0.0.1", house.port) for _ in range(40)]
         await silent[0].send_all(b"GET / HTTP/1.0\r\n\r\n")
-        await house.until(lambda: house.gate.refused >= 8)  # at once: so many may be unproven, and no more
+        await house.until(lambda: house.gate.refused >= 32)  # at once: so many of one may be unproven, and no more
         assert trio.current_time() - since < 4
         await house.until(lambda: house.gate.refused == 40)
         for stream in silent:
             await stream.aclose()
         assert isinstance(await first_answer(house, known), Welcome)
+
+
+async def test_hosts_that_prove_nothing_keep_nobody_else_from_knocking(tmp_path, monkeypatch):
+    monkeypatch.setattr("hansa.node.agent_gate.HANDSHAKE_S", 30.0)
+    async with a_house(tmp_path) as house:
+        known = house.enrol("a")
+        since, silent = trio.current_time(), []
+        for turn in range(40):
+            one = trio.socket.socket()
+            await one.bind((f"127.0.0.{2 + turn}", 0))  # forty hosts
+            await one.connect(("127.0.0.1", house.port))
+            silent.append(one)
+        await house.until(lambda: house.gate.refused >= 8)
+        assert isinstance(await first_answer(house, known), Welcome)
+        assert trio.current_time() - since < 25, "before any of them had to give up"
+        assert 8 <= house.gate.refused <= 9, "the newcomer cost one of them its place at the most"
+        for one in silent:
+            one.close()
+
+
+async def test_an_ipv6_network_is_one_source():
+    class Stream:
+        def __init__(self, address):
+            self.socket, self.address = self, address
+
+        def getpeername(self):
+            return (self.address, 1, 0, 0)
+
+    sources = [source_of(Stream(one)) for one in ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1", "fe80::1%eth0")]
+    assert sources == ["2001:db8::/64", "2001:db8::/64", "2001:db8:0:1::/64", "fe80::/64"]
+    assert source_of(Stream("::ffff:10.0.0.1")) == source_of(Stream("10.0.0.1")) == "10.0.0.1"
+    assert source_of(Stream("x")) == ""
 
 
 async def test_an_agent_speaks_only_to_its_own_daemon(tmp_path):
@@ -90,6 +124,30 @@ async def test_an_invitation_lets_one_machine_in_and_then_nobody(tmp_path):
             assert (await wire.receive(EnrolmentAnswer, within_s=5)).name == "m"
         assert await first_answer(house, guest, "enrol") is None
         assert (await first_answer(house, machine)).account == ACCOUNT
+
+
+async def until_the_end(wire):
+    """Hear everything that the daemon says on a connection."""
+    while True:
+        await wire.receive(FromDaemon, within_s=10)
+
+
+async def test_of_two_connections_of_one_machine_the_newer_counts_and_there_is_never_a_second(tmp_path):
+    async with a_house(tmp_path) as house:
+        known = house.enrol("a")
+        async with dialled(known, house.place(), "control") as first, AsyncExitStack() as stack:
+            assert isinstance(await first.receive(EnrolmentAnswer, within_s=5), Welcome)
+            second = await stack.enter_async_context(dialled(known, house.place(), "control"))
+            assert isinstance(await second.receive(EnrolmentAnswer, within_s=5), Welcome)
+            await second.send(a_report(2))
+            await house.until(lambda: "a" in house.fleet.machines)
+            await first.send(a_report(1))
+            with pytest.raises(Gone):
+                await until_the_end(first)
+            assert [device.id[0] for device in house.fleet.devices()] == [2]
+            assert house.ear.lost_machines == [], "nothing was lost"
+        await house.until(lambda: not house.fleet.machines)
+        assert len(house.ear.lost_machines) == 1
 
 
 async def test_what_machines_have_is_one_inventory_until_they_are_lost(tmp_path):
