@@ -74,7 +74,8 @@ def standing_of(
         dealings: ``known_dealings``, where many are asked about at once.
     """
     known = known_dealings(state) if dealings is None else dealings
-    return standing(state.account, subject, role, known, currency=currency, at_ms=at_ms)
+    false = frozenset(state.proven)
+    return standing(state.account, subject, role, known, currency=currency, proven_false=false, at_ms=at_ms)
 
 
 def records_for(state: NodeState, accounts: tuple[bytes, ...], *, currency: str, at_ms: int) -> dict[bytes, Record]:

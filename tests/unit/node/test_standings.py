@@ -117,6 +117,15 @@ def test_an_older_word_on_a_channel_does_not_replace_a_newer_one():
     assert state_of(made, PROVIDER).heard == {key: newer}
 
 
+def test_who_is_proven_to_have_contradicted_itself_is_worth_nothing_and_blocked():
+    made = traded()
+    proven = events.EquivocationProven(account=PROVIDER, words="two receipts of one number", at_ms=made.now_ms)
+    made.take(BUYER, proven)
+    found = figure(made, BUYER, PROVIDER, AS_PROVIDER)
+    assert (found.ppm, found.proven_false) == (0, True)
+    assert PROVIDER in state_of(made, BUYER).blocked
+
+
 def test_who_is_blocked_is_not_invited():
     made = traded()
     made.take(BUYER, events.AccountBlocked(account=PROVIDER, reason="", at_ms=made.now_ms))
