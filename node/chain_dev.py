@@ -90,7 +90,7 @@ def running_anvil(
     """
     if _listens(port):
         raise OperatorError(f"something listens on port {port} already", "choose another one: --port")
-    kept = ["--state", str(state), "--state-interval", "5", "--preserve-historical-states"] if state else []
+    kept = ["--state", str(state), "--state-interval", "10"] if state else []
     output = log.open("wb") if log else None
     try:
         child = subprocess.Popen(

@@ -32,10 +32,11 @@ from hansa.node.claim_policy import (
     unclaimed,
     wants_refund,
 )
-from hansa.node.evm_backend import EvmBackend, WrongChain
+from hansa.node.evm_backend import EvmBackend, WrongChain, check_currency
 from hansa.node.evm_signing import AccountSigner
 from hansa.node.evm_store import EvmStore
 from hansa.node.evm_transactions import POLL_S, Transactions
+from hansa.node.faults import OperatorError
 from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.node.plain_text import plain
 from hansa.node.state import NodeState
@@ -339,6 +340,25 @@ class ChainSettler:
             "waiting": [intention.purpose for intention in self._store.unsettled() if intention.phase == "sent"],
             "troubles": self.troubles(),
         }
+
+
+def look_at_chain(config: ChainConfig) -> str:
+    """Hold the chain against the configuration once, and answer what the token is called. Sends nothing.
+
+    Raises:
+        OperatorError: it cannot be asked, or something is not as it must be.
+    """
+
+    async def look() -> str:
+        nodes = ChainNodes([RpcNode(url) for url in config.rpc], confirmations=config.confirmations)
+        try:
+            return await check_currency(config.currency, nodes)
+        except RpcFault as fault:
+            raise OperatorError(f"the chain cannot be asked: {plain(fault, 300)}", "look at chain.rpc") from None
+        finally:
+            await nodes.close()
+
+    return trio.run(look)
 
 
 def settler_for(

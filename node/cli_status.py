@@ -15,7 +15,7 @@ from hansa.node.cli_options import print_json, with_data, with_json
 def status(data_dir: Path, as_json: bool) -> None:
     """Show the running node: devices, who has them, and why one is not lent."""
     from hansa.node.cli_client import Daemon
-    from hansa.node.cli_tables import print_devices, print_leases
+    from hansa.node.cli_tables import print_chain, print_devices, print_leases
     from hansa.node.plain_text import fields_of, plain
 
     with closing(Daemon(data_dir)) as daemon:
@@ -31,6 +31,8 @@ def status(data_dir: Path, as_json: bool) -> None:
         f"sandbox    {plain(sandbox.get('tier'), 32)}: {plain(sandbox.get('reason'), 200) or 'tested and sound'}"
     )
     click.echo(f"devices    {plain(view.get('inventory_note'), 500)}")
+    if view.get("chain"):
+        print_chain(fields_of(view["chain"]))
     if view.get("devices"):
         print_devices(view["devices"])
     if view.get("leases"):

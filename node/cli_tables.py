@@ -56,7 +56,7 @@ def print_jobs(jobs: Rows) -> None:
                 f"{spend.get('vouched')} of {spend.get('budget')}",
                 _uses(spend.get("by_provider")),
                 _when(job.get("submitted_ms")),
-                summary(job.get("reason", ""), 120),
+                summary(job.get("reason") or job.get("warning") or "", 160),
             )
         )
     print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)
@@ -145,6 +145,20 @@ def print_providers(providers: Rows) -> None:
             )
         )
     print_table(("account", "price/h", "free", "devices", "tier", "region", ""), rows)
+
+
+def print_chain(chain: Mapping[str, Any]) -> None:
+    """Where the node settles, what it has there, and what is wrong with it."""
+    symbol = plain(chain.get("symbol"), 12)
+    sound = "checked" if chain.get("sound") else "NOT CHECKED YET"
+    click.echo(f"chain      {plain(chain.get('chain_id'), 20)}, final to block {plain(chain.get('final_block'), 20)}")
+    click.echo(f"escrow     {plain(chain.get('escrow'), 64)}: {sound}; {plain(chain.get('warning'), 100)}")
+    has = f"{plain(chain.get('tokens'), 40)} {symbol}, {plain(chain.get('coins'), 40)} coins for fees"
+    click.echo(f"holds      {has}; {plain(chain.get('credit'), 40)} {symbol} to take out of the escrow")
+    for purpose in chain.get("waiting", []):
+        click.echo(f"on its way {plain(purpose, 60)}")
+    for trouble in chain.get("troubles", []):
+        click.echo(f"TROUBLE    {plain(trouble, 300)}")
 
 
 def print_balance(balance: dict[str, Any]) -> None:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 WATCH_PAUSE_S = 0.2
 LOG_PAUSE_S = 0.3
+ON_CHAIN_PROMISE = (
+    "What is vouched for here is paid from the buyers' deposits in the escrow contract, which is experimental and"
+    " unaudited; a provider that does not claim within a channel's challenge period loses what it did not claim."
+)
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -230,7 +234,10 @@ class NodeDesk:
     def balance(self) -> Json:
         """See ``Desk``."""
         state = self._daemon.state
-        return views.balance_view(state, self._symbol, state.ledger.entries)
+        view = views.balance_view(state, self._symbol, state.ledger.entries)
+        if self._daemon.settler is not None:
+            view["promise"] = ON_CHAIN_PROMISE
+        return view
 
     def entries(self) -> list[Json]:
         """See ``Desk``."""

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hansa.node.chain_config import ChainConfig
 from hansa.node.cli_client import Daemon
 from hansa.node.config import Config, load_config
 from hansa.node.faults import OperatorError
@@ -25,6 +26,8 @@ def examine(data_dir: Path) -> list[Finding]:
     except OperatorError as fault:
         findings.append(("config", False, f"{fault.what}: {fault.hint}"))
     findings.append(_daemon(data_dir))
+    if config is not None and config.chain is not None:
+        findings.append(_chain(config.chain))
     findings += _sandbox(config)
     if config is not None:
         findings += _furnishings(config)
@@ -42,6 +45,18 @@ def _daemon(data_dir: Path) -> Finding:
     except OperatorError as fault:
         return "daemon", False, f"{fault.what}: {fault.hint}"
     return "daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers"
+
+
+def _chain(config: ChainConfig) -> Finding:
+    """Whether the chain's nodes answer, and whether escrow and token are what they must be."""
+    from hansa.node.chain_settling import UNAUDITED, look_at_chain  # noqa: PLC0415  # late, as below
+
+    try:
+        symbol = look_at_chain(config)
+    except OperatorError as fault:
+        return "chain", False, f"{fault.what}: {fault.hint}"
+    alone = "; one node alone is believed whatever it says: name two" if len(config.rpc) == 1 else ""
+    return "chain", True, f"settles in {symbol} on chain {config.currency.chain_id}; {UNAUDITED}{alone}"
 
 
 def _sandbox(config: Config | None) -> list[Finding]:

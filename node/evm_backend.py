@@ -62,6 +62,43 @@ class WrongChain(OperatorError):
     """What stands on the chain is not what the configuration says. Nothing is settled there."""
 
 
+async def check_currency(currency: Currency, nodes: ChainNodes) -> str:
+    """Hold a chain against a currency's name: its id, the escrow's code and domain, the token. Answers its symbol.
+
+    Raises:
+        WrongChain: something is not as it must be.
+        RpcFault: it could not be asked.
+    """
+    chain_id = await nodes.chain_id()
+    if chain_id != currency.chain_id:
+        hint = "mend [chain]: rpc and chain_id belong together"
+        raise WrongChain(f"the nodes in chain.rpc are of chain {chain_id}, not {currency.chain_id}", hint)
+    block = await nodes.final_block()
+    escrow, shown = currency.escrow, checksum_address(currency.escrow)
+    if await nodes.code(escrow, block) != escrow_code(chain_id, escrow):
+        hint = "take the escrow's address from somebody you trust; on a new chain wait until its block is final"
+        raise WrongChain(f"what stands at {shown} is not the escrow that this version of Hansa knows", hint)
+    if await nodes.call(bytes, escrow, call("eip712Domain"), block) != escrow_domain_answer(currency.domain):
+        raise WrongChain(f"the escrow at {shown} signs for another domain", "mend [chain]: escrow and chain_id")
+    return await _check_token(currency.token, nodes, block)
+
+
+async def _check_token(token: bytes, nodes: ChainNodes, block: Block) -> str:
+    shown = checksum_address(token)
+    try:
+        decimals = await nodes.call(read_number, token, call("decimals"), block)
+    except (RpcMalformed, RpcError):
+        raise WrongChain(f"what stands at {shown} is no token", "mend [chain]: token") from None
+    if decimals != CURRENCY_DECIMALS:
+        hint = f"choose a token with {CURRENCY_DECIMALS} decimals, as most stable ones have"
+        raise WrongChain(f"the token at {shown} has {decimals} decimals, and all amounts here have 6", hint)
+    try:
+        symbol = await nodes.call(read_text, token, call("symbol"), block)
+    except (RpcMalformed, RpcError):
+        symbol = ""
+    return plain(symbol, LONGEST_SYMBOL).strip() or shown[:8]
+
+
 class EvmBackend:
     """One account's way to settle in one escrow, in one token.
 
@@ -100,42 +137,9 @@ class EvmBackend:
         """See ``Backend``."""
         return self.currency.domain
 
-    # Is it what it should be?
-
     async def check(self) -> None:
-        """Hold the chain against the configuration: its id, the escrow's code and domain, the token.
-
-        Raises:
-            WrongChain: something is not as it must be.
-            RpcFault: it could not be asked.
-        """
-        chain_id = await self._nodes.chain_id()
-        if chain_id != self.currency.chain_id:
-            hint = "mend [chain]: rpc and chain_id belong together"
-            raise WrongChain(f"the nodes in chain.rpc are of chain {chain_id}, not {self.currency.chain_id}", hint)
-        block = await self._nodes.final_block()
-        escrow, shown = self.currency.escrow, checksum_address(self.currency.escrow)
-        if await self._nodes.code(escrow, block) != escrow_code(chain_id, escrow):
-            hint = "take the escrow's address from somebody you trust; on a new chain wait until its block is final"
-            raise WrongChain(f"what stands at {shown} is not the escrow that this version of Hansa knows", hint)
-        if await self._nodes.call(bytes, escrow, call("eip712Domain"), block) != escrow_domain_answer(self.domain):
-            raise WrongChain(f"the escrow at {shown} signs for another domain", "mend [chain]: escrow and chain_id")
-        await self._check_token(block)
-
-    async def _check_token(self, block: Block) -> None:
-        token, shown = self.currency.token, checksum_address(self.currency.token)
-        try:
-            decimals = await self._nodes.call(read_number, token, call("decimals"), block)
-        except (RpcMalformed, RpcError):
-            raise WrongChain(f"what stands at {shown} is no token", "mend [chain]: token") from None
-        if decimals != CURRENCY_DECIMALS:
-            hint = f"choose a token with {CURRENCY_DECIMALS} decimals, as most stable ones have"
-            raise WrongChain(f"the token at {shown} has {decimals} decimals, and all amounts here have 6", hint)
-        try:
-            symbol = await self._nodes.call(read_text, token, call("symbol"), block)
-        except (RpcMalformed, RpcError):
-            symbol = ""
-        self.symbol = plain(symbol, LONGEST_SYMBOL).strip() or shown[:8]
+        """Hold the chain against the configuration, as ``check_currency`` does."""
+        self.symbol = await check_currency(self.currency, self._nodes)
 
     # What is so.
 
