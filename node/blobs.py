@@ -88,6 +88,7 @@ class BlobStore:
         for left_over in self._new.iterdir():
             left_over.unlink()
         self._pins = self._read_pins()
+        self._resting: set[str] = set()
         self._entries = {
             path.name: _Entry(path.stat().st_size, path.stat().st_mtime)
             for path in self._whole.iterdir()
@@ -152,6 +153,24 @@ class BlobStore:
                     del self._pins[name]
             if wanted != before:
                 self._write_pins()
+
+    def retain(self, refs: Collection[BlobRef], why: str, rest_s: float) -> None:
+        """As ``pin_exactly``, and what this reason held before is deleted: it was replaced by something newer.
+
+        That happens once nothing else holds it and nobody has read it for ``rest_s``: somebody may still be copying it.
+        Until then it may be evicted for the sake of other blobs.
+        """
+        with self._lock:
+            self._resting |= {name for name, reasons in self._pins.items() if why in reasons}
+            self.pin_exactly(refs, why)
+            now_s = time.time()
+            for name in list(self._resting):
+                entry = self._entries.get(name)
+                if entry is None or name in self._pins:
+                    self._resting.discard(name)
+                elif now_s - entry.used_s >= rest_s:
+                    self._resting.discard(name)
+                    self._remove(name)
 
     def forget_pins(self, prefix: str) -> None:
         """Take back every reason that begins so: what an earlier process held for things that ended with it."""

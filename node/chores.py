@@ -9,7 +9,7 @@ import trio
 from hansa.node import buying, mirror_tasks, selling, selling_runs
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
-from hansa.node.keeping import wanted_blobs
+from hansa.node.keeping import checkpoint_blobs, wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
 from hansa.proto.market_documents import Advert
 from hansa.proto.network import DOMAIN
@@ -27,6 +27,9 @@ REMIND_EVERY_S = 30.0
 KEEP_EVERY_S = 20.0
 METRICS_EVERY_S = 1.0
 BLOBS_OF_THE_STATE = "state"
+CHECKPOINTS = "checkpoints"
+REST_S = 60.0
+"""A checkpoint that was replaced is kept for so long after somebody last read it: a slow line may still copy it."""
 
 
 async def advertise(daemon: "Daemon") -> None:
@@ -100,7 +103,9 @@ async def keep_blobs(daemon: "Daemon") -> None:
     while True:
         wanted = wanted_blobs(daemon.state, daemon.file_lists)
         daemon.file_lists.keep_only(job.files for job in daemon.state.jobs.live.values() if job.files is not None)
+        newest = checkpoint_blobs(daemon.state)
         await trio.to_thread.run_sync(daemon.store.pin_exactly, wanted, BLOBS_OF_THE_STATE)
+        await trio.to_thread.run_sync(daemon.store.retain, newest, CHECKPOINTS, REST_S)
         await trio.sleep(KEEP_EVERY_S)
 
 

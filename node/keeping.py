@@ -37,6 +37,19 @@ def wanted_blobs(state: NodeState, lists: FileLists | None = None) -> set[BlobRe
     return wanted
 
 
+def checkpoint_blobs(state: NodeState) -> set[BlobRef]:
+    """The newest states that something could go on from. What was among them and is not any more has been replaced."""
+    found = mirrored_blobs(state)
+    for job in state.jobs.live.values():
+        found.update(shard.checkpoint.blob for shard in job.shards if shard.checkpoint)
+    found.update(rounds.state for rounds in state.rounds.live.values() if rounds.state is not None)
+    for lease, run in state.runs.all():
+        sale = state.sale_on(lease)
+        if sale is not None and sale.phase in ("running", "delivering") and run.checkpoint is not None:
+            found.add(run.checkpoint)
+    return found
+
+
 def blobs_in(message: Any) -> set[BlobRef]:
     """The blobs that a message gives its receiver a right to.
 

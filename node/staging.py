@@ -22,7 +22,6 @@ from hansa.node.agent_cluster import Unplaceable
 from hansa.node.agent_streams import leaf
 from hansa.node.blob_exchange import FetchFailed, Moved
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
-from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
 from hansa.node.images import NoImage, pulled, shipped

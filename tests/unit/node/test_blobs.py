@@ -389,3 +389,46 @@ def test_a_writer_for_which_there_is_no_room_leaves_nothing_open(tmp_path):
     with pytest.raises(NoRoom):
         small.begin(blob_ref(bytes(CHUNK_BYTES)), hashes_of(bytes(CHUNK_BYTES)), [old])
     assert [path for path in Path("/proc/self/fd").iterdir() if str(small.directory) in os.path.realpath(path)] == []
+
+
+def test_what_was_replaced_is_deleted_once_nothing_holds_it_and_nobody_reads_it(store):
+    old, new, other = (store.put_bytes(data) for data in (b"old", b"new", b"other"))
+    store.retain([old, other], "checkpoints", 0.0)
+    store.pin(other, "an output too")
+    store.retain([new], "checkpoints", 3600.0)
+    assert store.has(old), "somebody may still read it"
+    store.retain([new], "checkpoints", 0.0)
+    assert [store.has(ref) for ref in (old, new, other)] == [False, True, True]
+    store.unpin(other, "an output too")
+    store.retain([new], "checkpoints", 0.0)
+    assert store.has(other), "it was held for another reason since, and is let go as that is"
+
+
+def test_what_comes_to_be_the_newest_again_is_kept(store):
+    old, new = (store.put_bytes(data) for data in (b"old", b"new"))
+    for newest in ([old], [new], [old]):
+        store.retain(newest, "checkpoints", 3600.0)
+    store.retain([old], "checkpoints", 0.0)
+    assert store.has(old)
+    assert not store.has(new)
+
+
+def test_what_was_replaced_makes_room_at_once_and_the_newest_never_does(tmp_path):
+    small = BlobStore(tmp_path / "small", quota_bytes=10)
+    old, new = (small.put_bytes(data) for data in (b"1234", b"5678"))
+    small.retain([old], "checkpoints", 3600.0)
+    small.retain([new], "checkpoints", 3600.0)
+    small.put_bytes(b"12345")
+    assert not small.has(old)
+    with pytest.raises(NoRoom):
+        small.put_bytes(b"1234567")
+    assert small.has(new)
+
+
+def test_what_was_held_before_a_restart_is_deleted_after_it(tmp_path):
+    first = BlobStore(tmp_path / "blobs", quota_bytes=QUOTA)
+    old, new = (first.put_bytes(data) for data in (b"old", b"new"))
+    first.retain([old], "checkpoints", 0.0)
+    again = BlobStore(tmp_path / "blobs", quota_bytes=QUOTA)
+    again.retain([new], "checkpoints", 0.0)
+    assert not again.has(old)

@@ -7,7 +7,7 @@ from kit.trading import BUYER, CHANNEL, JOB, LEASE, NOW_MS, OTHER, OTHER_LEASE, 
 
 from hansa.market.sale_state import Sale
 from hansa.node import keeping
-from hansa.node.keeping import Grants, blobs_in, wanted_blobs
+from hansa.node.keeping import Grants, blobs_in, checkpoint_blobs, wanted_blobs
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef, blob_ref
@@ -122,3 +122,11 @@ def test_a_provider_keeps_what_its_run_made_until_it_is_delivered() -> None:
     assert wanted_blobs(selling("delivering")) == {CHECKPOINT, OUTPUT}
     assert wanted_blobs(selling("settled")) == set()
     assert wanted_blobs(selling("stopped")) == set()
+
+
+def test_the_newest_checkpoints_are_those_of_the_state_and_nothing_besides() -> None:
+    assert checkpoint_blobs(buying()) == {CHECKPOINT, STATE}
+    assert checkpoint_blobs(selling("running")) == {CHECKPOINT}
+    assert checkpoint_blobs(selling("settled")) == set()
+    for state in (buying(), selling("running"), selling("delivering")):
+        assert checkpoint_blobs(state) <= wanted_blobs(state)
