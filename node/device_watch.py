@@ -18,7 +18,7 @@ from hansa.node.config import ProviderConfig
 from hansa.node.device_use import Leased, UseMeter, read_cpu_ms
 from hansa.node.driver_process import DriverProcess, DriverSilent
 from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, InventoryChanged, NodeEvent
-from hansa.node.gpu_users import own_processes, strangers
+from hansa.node.gpu_users import Foreigners, Told, own_processes, strangers, told_cpu_ms
 from hansa.node.gpus import Gpu, GpuReport, GpuSample
 from hansa.node.inventory import Inventory, Machine, read_machine, take_inventory
 from hansa.node.logs import LOGGER
@@ -104,6 +104,7 @@ class DeviceWatch:
         self._told: dict[bytes, tuple[str, bool]] | None = None
         self._limits_mw: Mapping[str, int] = {}
         self._meter = UseMeter()
+        self._foreigners = Foreigners()
         self._measured_s: float | None = None
         self._told_use_s: float | None = None
         self.machine = read_machine() if machine is None else machine
@@ -111,7 +112,7 @@ class DeviceWatch:
         self.reasons: Mapping[bytes, tuple[str, ...]] = {}
         self.xids: dict[str, int] = {}
         self.inventory = Inventory(devices=(), gpus={}, note="", driver_version="")
-        self._first: Sight | None = self._look(frozenset(), {}) if provider.enabled else None
+        self._first: Sight | None = self._look(frozenset(), {}, {}) if provider.enabled else None
         first = self._first.report if self._first is not None else None
         silence = self._first.silence if self._first is not None else ""
         self._take_inventory(first or replace(NOTHING, notes=(silence,) if silence else ()))
@@ -119,24 +120,33 @@ class DeviceWatch:
 
     # Looking: blocks, and changes nothing that anybody else reads.
 
-    def look(self, leased: Collection[bytes] = (), runs: Mapping[bytes, int] | None = None) -> Sight:
+    def look(
+        self,
+        leased: Collection[bytes] = (),
+        runs: Mapping[bytes, int] | None = None,
+        told: Mapping[bytes, Told] | None = None,
+    ) -> Sight:
         """Look at everything once.
 
         Args:
             leased: ids of devices that a run of ours has.
             runs: the outermost process of each run of ours.
+            told: what the launcher told of each.
         """
         first, self._first = self._first, None
-        return first or self._look(leased, runs or {})
+        return first or self._look(leased, runs or {}, told or {})
 
-    def _look(self, leased: Collection[bytes], runs: Mapping[bytes, int]) -> Sight:
+    def _look(self, leased: Collection[bytes], runs: Mapping[bytes, int], told: Mapping[bytes, Told]) -> Sight:
         report, silence = self._ask_driver()
         users: dict[str, str] = {}
         if report is not None and report.samples:
             ours = own_processes(frozenset(runs.values()))
             uuids = {self.inventory.gpus[device].uuid for device in leased if device in self.inventory.gpus}
+            on_leased = [sample.processes for sample in report.samples if sample.uuid in uuids]
+            foreign = self._foreigners.look(on_leased, [told.get(run) for run in runs], time.monotonic())
             users = {
-                sample.uuid: strangers(sample.processes, ours, leased=sample.uuid in uuids) for sample in report.samples
+                sample.uuid: strangers(sample.processes, ours, leased=sample.uuid in uuids, foreign=foreign)
+                for sample in report.samples
             }
         idle_ms, battery = self._look_at_owner()
         at_ms = self._now_ms()
@@ -145,7 +155,7 @@ class DeviceWatch:
             report=report,
             silence=silence,
             users=users,
-            cpu_ms=read_cpu_ms(runs.values()) if runs else {},
+            cpu_ms=self._cpu_ms(runs, told) if runs else {},
             facts=OwnerFacts(
                 at_ms=at_ms,
                 utc_offset_s=self._rules.utc_offset_s(at_ms),
@@ -153,6 +163,11 @@ class DeviceWatch:
                 on_battery=battery,
             ),
         )
+
+    @staticmethod
+    def _cpu_ms(runs: Mapping[bytes, int], told: Mapping[bytes, Told]) -> dict[int, int]:
+        """What this daemon may not see for itself the launcher tells."""
+        return {**told_cpu_ms({pid: told.get(run) for run, pid in runs.items()}), **read_cpu_ms(runs.values())}
 
     def _ask_driver(self) -> tuple[GpuReport | None, str]:
         if not self._wants_gpus:
@@ -305,7 +320,8 @@ async def watch_devices(daemon: "Daemon") -> None:
         leases = _leases(daemon)
         runs = {entry.lease: entry.pid for entry in leases if entry.pid is not None}
         leased = {device.id for entry in leases for device in entry.devices}
-        sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs))
+        told = daemon.executor.told
+        sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs, told))
         computing = [entry for entry in leases if _computes(daemon, entry.lease)]
         for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, computing)):
             daemon.tell(event)

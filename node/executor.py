@@ -3,6 +3,7 @@
 States, checkpoints and files go into the blob store as they arrive, and the engine is told their names.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
 import trio
@@ -11,6 +12,7 @@ from hansa.node.executor_clock import ExecutorSettings
 from hansa.node.executor_intake import Blobs
 from hansa.node.executor_launcher import LauncherService, Starting, close_all
 from hansa.node.executor_run import Supervision, Surroundings
+from hansa.node.gpu_users import Told
 from hansa.node.launcher import Launch, start_launcher
 from hansa.node.launcher_protocol import NO_PROCESS, Count, Counted, Kill, Message, Started
 from hansa.node.run_order import RunOrder
@@ -51,7 +53,7 @@ class Executor:
         self._tell = tell
         self._runs: dict[bytes, Supervision] = {}
         self._pids: dict[bytes, int] = {}
-        self._counts: dict[bytes, Counted] = {}
+        self._told: dict[bytes, Told] = {}
         self._launcher = LauncherService(launch, hear=self._hear, lost=self._lose)
         self.pool = WarmPool(
             count=warm,
@@ -83,9 +85,9 @@ class Executor:
         return dict(self._pids)
 
     @property
-    def counts(self) -> Mapping[bytes, Counted]:
+    def told(self) -> Mapping[bytes, Told]:
         """What the launcher told last of what each run uses, since this process may not be allowed to see it."""
-        return dict(self._counts)
+        return dict(self._told)
 
     async def serve(self, task_status: Starting = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a launcher and supervise runs until cancelled."""
@@ -155,7 +157,7 @@ class Executor:
         await supervision.supervise()
         del self._runs[run]
         self._pids.pop(run, None)
-        self._counts.pop(run, None)
+        self._told.pop(run, None)
         self._tell(supervision.last_event())
 
     async def _hear(self, message: Message, descriptors: list[int]) -> None:
@@ -164,7 +166,8 @@ class Executor:
             if isinstance(message, Started) and message.pid != NO_PROCESS:
                 self._pids[message.run] = message.pid
             elif isinstance(message, Counted):
-                self._counts[message.run] = message
+                pids = frozenset(message.pids)
+                self._told[message.run] = Told(at_s=time.monotonic(), pids=pids, cpu_ms=message.cpu_ms)
             supervision.hear(message, descriptors)
             return
         if self.pool.hear(message, descriptors):

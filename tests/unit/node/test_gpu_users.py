@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.gpu_users import own_processes, strangers
+from hansa.node.gpu_users import CONFIRMED_S, Foreigners, Told, own_processes, strangers, told_cpu_ms
 from hansa.node.gpus import GpuProcess
 
 
@@ -51,3 +51,44 @@ def test_a_name_of_strange_letters_is_shown_without_them(proc: Path) -> None:
 
 def test_we_are_ours() -> None:
     assert own_processes({5}) == {5, os.getpid()}
+
+
+def told(*pids: int, at_s: float, cpu_ms: int = 7) -> Told:
+    return Told(at_s=at_s, pids=frozenset(pids), cpu_ms=cpu_ms)
+
+
+def test_what_the_launcher_does_not_know_after_it_was_seen_is_somebody_elses(proc: Path) -> None:
+    foreigners = Foreigners()
+    assert foreigners.look([computing(900)], [told(900, 901, at_s=1.0)], 1.0) == frozenset(), "the numbers agree"
+    assert foreigners.look([computing(900, 999)], [told(900, at_s=2.0)], 2.0) == frozenset(), "it may be just born"
+    later_s = 2.0 + CONFIRMED_S
+    assert foreigners.look([computing(900, 999)], [told(900, at_s=later_s)], later_s) == frozenset()
+    foreign = foreigners.look([computing(900, 999)], [told(900, at_s=later_s + 0.1)], later_s + 0.1)
+    assert foreign == {999}
+    named = "a process that cannot be seen from here"
+    assert strangers(computing(900, 999), {10}, leased=True, foreign=foreign, proc=proc) == named
+    assert foreigners.look([computing(900)], [told(900, at_s=9.0)], 9.0) == frozenset()
+
+
+def test_a_process_that_the_launcher_knows_a_moment_later_is_the_runs() -> None:
+    foreigners = Foreigners()
+    foreigners.look([computing(900)], [told(900, at_s=1.0)], 1.0)
+    assert foreigners.look([computing(900, 901)], [told(900, at_s=2.0)], 2.0) == frozenset()
+    assert foreigners.look([computing(900, 901)], [told(900, 901, at_s=5.0)], 5.0) == frozenset()
+
+
+def test_where_the_numbers_were_never_seen_to_agree_nobody_is_called_a_stranger() -> None:
+    foreigners = Foreigners()
+    for at_s in (1.0, 3.0, 5.0, 7.0):
+        assert foreigners.look([computing(900, 999)], [told(5, 6, at_s=at_s)], at_s) == frozenset()
+
+
+def test_while_a_run_was_not_told_of_nobody_is_called_a_stranger() -> None:
+    foreigners = Foreigners()
+    foreigners.look([computing(900)], [told(900, at_s=1.0)], 1.0)
+    for at_s in (2.0, 4.0, 6.0):
+        assert foreigners.look([computing(900), computing(999)], [told(900, at_s=at_s), None], at_s) == frozenset()
+
+
+def test_processor_time_that_only_the_launcher_sees_is_by_its_word() -> None:
+    assert told_cpu_ms({11: told(11, at_s=0.0, cpu_ms=250), 12: None}) == {11: 250}
