@@ -77,7 +77,7 @@ def load_agent_config(data_dir: Path) -> AgentConfig:
     if not file.exists() or not (data_dir / DAEMON_FILE).exists() or not (data_dir / KEY_FILE).exists():
         raise ConfigError(
             f"no agent lives in {data_dir}",
-            "on the daemon's machine `hansa agent invite`, here `hansa agent join LINE --data DIR`",
+            "on the daemon's machine `hansa agent invite`, here `hansa agent join --data DIR`",
         )
     config = parse_agent_config(file.read_text(encoding="utf-8"), file)
     return AgentConfig(
@@ -153,7 +153,7 @@ def _read_daemon(file: Path) -> DaemonPlace:
             pin=base64.b64decode(entry["pin"], validate=True),
         )
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as fault:
-        raise ConfigError(f"{file} cannot be read", "join again: `hansa agent join LINE`") from fault
+        raise ConfigError(f"{file} cannot be read", "join again: `hansa agent join`") from fault
     if len(place.pin) != len(pin_of(b"")):
-        raise ConfigError(f"{file} cannot be read", "join again: `hansa agent join LINE`")
+        raise ConfigError(f"{file} cannot be read", "join again: `hansa agent join`")
     return place

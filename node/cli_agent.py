@@ -1,11 +1,15 @@
 """`hansa agent`: the other machines of a provider. Invite and remove them where the daemon runs, join and run there."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hansa.node.cli_options import print_json, with_data, with_json
+from hansa.node.faults import ConfigError
+
+LONGEST_LINE_CHARS = 4096
 
 
 @click.group()
@@ -27,13 +31,16 @@ def invite(data_dir: Path, as_json: bool, address: str, lasts: str) -> None:
         print_json({"line": line})
         return
     click.echo("On the other machine, within " + lasts + ":")
-    click.echo(f"  hansa agent join {line}")
+    click.echo("  hansa agent join --data DIR")
+    click.echo("which asks for this line:")
+    click.echo(f"  {line}")
 
 
 @agent.command()
 @with_data
 @with_json
-@click.argument("line")
+@click.argument("line", required=False, default="")
+@click.option("--line-file", type=click.Path(path_type=Path), help="A file with the line in it; - is standard input.")
 @click.option("--name", default="", help="What to call this machine. Default: its host's name.")
 @click.option("--gpu", "gpus", multiple=True, metavar="UUID", help="A GPU to lend; all, if none is named.")
 @click.option("--no-gpus", is_flag=True, help="Lend no GPU.")
@@ -41,10 +48,18 @@ def invite(data_dir: Path, as_json: bool, address: str, lasts: str) -> None:
 @click.option("--cpu-cores-per-slot", default="2", show_default=True, help="CPU cores of one slot.")
 @click.option("--memory-per-slot", default="4 GiB", show_default=True, help="Main memory of one slot.")
 @click.option("--launcher", default="", help="The socket of a launcher that runs as a service of its own.")
-def join(data_dir: Path, as_json: bool, line: str, no_gpus: bool, **wishes: Any) -> None:
-    """Join this machine to a provider, with a line that `hansa agent invite` printed."""
+def join(data_dir: Path, as_json: bool, line: str, line_file: Path | None, no_gpus: bool, **wishes: Any) -> None:
+    """Join this machine to a provider, with a line that `hansa agent invite` printed.
+
+    The line is a secret. It is asked for at the terminal, or read from standard input or a file. As an argument (LINE)
+    every user of this machine could read it while the command runs.
+    """
     from hansa.node.agent_setup import join as enrol
 
+    if line:
+        click.echo("warning: other users of this machine can read the line while it is an argument", err=True)
+    else:
+        line = _read_line(line_file)
     wishes["gpus"] = () if no_gpus else wishes["gpus"] or None
     place = enrol(data_dir, line, **wishes)
     if as_json:
@@ -53,6 +68,18 @@ def join(data_dir: Path, as_json: bool, line: str, no_gpus: bool, **wishes: Any)
     click.echo(f"This machine is {place.name} now, of the provider at {place.host}:{place.port}.")
     click.echo(f"What it lends is in {data_dir / 'agent.toml'}.")
     click.echo(f"Next: hansa agent run --data {data_dir}")
+
+
+def _read_line(file: Path | None) -> str:
+    """The line, from where it does not show."""
+    if file is not None and str(file) != "-":
+        try:
+            return file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"{file} cannot be read: {fault}", "name a file that holds the line") from None
+    if file is None and sys.stdin.isatty():
+        return str(click.prompt("The line that `hansa agent invite` printed", hide_input=True, err=True)).strip()
+    return sys.stdin.readline(LONGEST_LINE_CHARS).strip()
 
 
 @agent.command()

@@ -214,7 +214,10 @@ def join(two: TwoMachines, provider: Path) -> subprocess.Popen[str]:
     assert line.startswith("192.0.2.1:4011/")
     agent = two.directory / "agent"
     wishes = ("--no-gpus", "--cpu-slots", "1", "--cpu-cores-per-slot", "1", "--memory-per-slot", "2 GiB")
-    joined = two.ask(1, "agent", "join", line, "--name", "beta", *wishes, "--data", str(agent))
+    (two.directory / "line").write_text(line)
+    joined = two.ask(
+        1, "agent", "join", "--line-file", str(two.directory / "line"), "--name", "beta", *wishes, "--data", str(agent)
+    )
     assert joined["name"] == "beta"
     process = two.start(1, "agent", "run", "--data", str(agent))
     two.await_that(lambda: len(asked(provider)["devices"]) == 2, 60, "both machines are one inventory")

@@ -1,5 +1,7 @@
 """`hansa agent` as its owner meets it: what it says to mistakes, and whether the page about it names what there is."""
 
+import contextlib
+import os
 import re
 import shlex
 import subprocess
@@ -19,10 +21,11 @@ from hansa.node.first_setup import Wishes, set_up
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "clusters.md").read_text()
 
 
-def hansa(*arguments):
+def hansa(*arguments, typed=None):
     return subprocess.run(
-        [sys.executable, "-m", "hansa", *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
+        [sys.executable, "-m", "hansa", *arguments],
+        input=typed, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -67,10 +70,49 @@ def test_joining_with_a_mistake_is_one_line_and_a_hint(node, tmp_path):
     assert not list((tmp_path / "agent").glob("invitation*")), "the invitation's key does not stay"
 
 
+def test_the_line_is_read_from_where_nobody_else_sees_it(node, tmp_path):
+    line = invite(node, address="127.0.0.1:1", lasts="15 min")  # nobody listens there, which is said after it was read
+    (tmp_path / "line").write_text(line + "\n")
+    data = ("--data", str(tmp_path / "agent"))
+    for said in (
+        hansa("agent", "join", *data, typed=line + "\n"),
+        hansa("agent", "join", *data, "--line-file", "-", typed=line),
+        hansa("agent", "join", *data, "--line-file", str(tmp_path / "line")),
+    ):
+        assert said.returncode == 2
+        assert "nobody answers" in said.stderr
+        assert "warning" not in said.stderr
+    as_argument = hansa("agent", "join", line, *data)
+    assert "other users of this machine can read the line" in as_argument.stderr
+    for said in (hansa("agent", "join", *data, typed=""), hansa("agent", "join", *data, "--line-file", "/nowhere")):
+        assert said.returncode == 2
+        assert "hint:" in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+def test_a_terminal_is_asked_and_shows_nothing_of_the_line(node, tmp_path):
+    line = invite(node, address="127.0.0.1:1", lasts="15 min")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "hansa", "agent", "join", "--data", str(tmp_path / "agent")]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+    while b"invite" not in shown:
+        shown += os.read(ours, 4096)
+    os.write(ours, line.encode() + b"\n")
+    with contextlib.suppress(OSError):  # which is how a terminal tells that nobody is there any more
+        while more := os.read(ours, 4096):
+            shown += more
+    assert process.wait(30) == 2
+    os.close(ours)
+    assert b"nobody answers" in shown
+    assert line.encode()[-40:] not in shown
+
+
 def test_running_where_nothing_was_joined_says_how_to(tmp_path):
     said = hansa("agent", "run", "--data", str(tmp_path))
     assert said.returncode == 2
-    assert "hansa agent join LINE" in said.stderr
+    assert "hansa agent join" in said.stderr
 
 
 def test_machines_are_listed_and_removed_without_a_daemon(node):
