@@ -6,7 +6,7 @@ says is not that somebody lost money, but that one of two signed words is false,
 
 from dataclasses import dataclass
 
-from hansa.market.receipts import CLOCK_SKEW_MS, receipt_digest
+from hansa.market.receipts import charged_twice, receipt_digest
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, MeterLine, Receipt, TreeHead, channel_id, log_id_of
 from hansa.proto.errors import ProtocolError
@@ -157,14 +157,14 @@ def _device_twice(proof: DeviceTwice) -> bytes:
         raise NoProof("leases", "are of two providers")
     if one.line.lease == other.line.lease:
         raise NoProof("leases", "are one and the same")
-    least_ms = _least_ms(one, proof.device) + _least_ms(other, proof.device)
-    if least_ms <= _union_ms(one.line, other.line) + CLOCK_SKEW_MS:
+    _check_use(one, proof.device)
+    _check_use(other, proof.device)
+    if not charged_twice(one.line, len(one.bid.devices), other.line, len(other.bid.devices)):
         raise NoProof("leases", "charge no more of the device than time passed, a clock's skew allowed for")
     return signer
 
 
-def _least_ms(use: MeteredUse, device: bytes) -> int:
-    """The least time that the device worked on the lease, if what was charged for it is true."""
+def _check_use(use: MeteredUse, device: bytes) -> None:
     receipt, line = use.receipt.document, use.line
     if receipt.channel_id != channel_id(currency_of(use.currency).domain, use.config):
         raise NoProof("receipt", "is not of this channel")
@@ -176,11 +176,3 @@ def _least_ms(use: MeteredUse, device: bytes) -> int:
         raise NoProof("line", "is not of this award and bid")
     if device not in use.bid.devices:
         raise NoProof("bid", "does not name the device")
-    # All other devices of the lease may have worked all the time; what is more than that, this one did.
-    others_ms = (len(use.bid.devices) - 1) * (line.end_ms - line.start_ms)
-    return max(0, line.device_ms - max(0, others_ms))
-
-
-def _union_ms(one: MeterLine, other: MeterLine) -> int:
-    overlap_ms = max(0, min(one.end_ms, other.end_ms) - max(one.start_ms, other.start_ms))
-    return max(0, one.end_ms - one.start_ms) + max(0, other.end_ms - other.start_ms) - overlap_ms

@@ -33,6 +33,7 @@ class LeaseTerms:
         tier: the isolation that the bid promised.
         price_e18_per_device_ms: the agreed price.
         max_total: the most that the lease can ever cost.
+        prepay: how far vouchers run ahead of its receipts while it lives.
         begins_ms: the start was not ordered before this.
         ends_ms: nothing is paid for after this.
     """
@@ -44,6 +45,7 @@ class LeaseTerms:
     tier: Line
     price_e18_per_device_ms: PriceE18
     max_total: Amount
+    prepay: Amount = 0
     begins_ms: UnixMs
     ends_ms: UnixMs
 
@@ -150,7 +152,37 @@ def _fault_in_lines(statement: Statement, *, last: Statement | None, terms: Mapp
         fault = fault or _fault_in_evidence(line, proof, agreed, before.get(line.lease), proved.get(line.lease))
         if fault is not None:
             return fault
+    return _double_charge(statement.lines, before, terms)
+
+
+def _double_charge(
+    lines: Sequence[MeterLine], before: Mapping[bytes, MeterLine], terms: Mapping[bytes, LeaseTerms]
+) -> str | None:
+    """Only a line that grew can charge anew for what another one charges too."""
+    for line in lines:
+        if before.get(line.lease) == line:
+            continue
+        agreed = terms[line.lease]
+        for other in lines:
+            shares = other.lease != line.lease and set(agreed.devices) & set(terms[other.lease].devices)
+            if shares and charged_twice(line, len(agreed.devices), other, len(terms[other.lease].devices)):
+                return "one device is charged on two leases for the same time"
     return None
+
+
+def charged_twice(one: MeterLine, devices: int, other: MeterLine, other_devices: int) -> bool:
+    """Whether two lines of leases that share a device charge for more of it than time passed, a clock's skew apart.
+
+    All other devices of a lease may have computed all the time; what a line charges beyond that is the shared one's.
+    """
+    overlap_ms = max(0, min(one.end_ms, other.end_ms) - max(one.start_ms, other.start_ms))
+    passed_ms = (one.end_ms - one.start_ms) + (other.end_ms - other.start_ms) - overlap_ms
+    return least_ms(one, devices) + least_ms(other, other_devices) > passed_ms + CLOCK_SKEW_MS
+
+
+def least_ms(line: MeterLine, devices: int) -> int:
+    """The least time that each of a lease's devices computed, if what its line charges is true."""
+    return max(0, line.device_ms - (devices - 1) * max(0, line.end_ms - line.start_ms))
 
 
 def _fault_in_line(line: MeterLine, agreed: LeaseTerms, before: MeterLine | None, period_end_ms: int) -> str | None:

@@ -9,8 +9,10 @@ import trio
 from hansa.node import buying, mirror_tasks, selling, selling_runs
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
+from hansa.node.events import NettingDue
 from hansa.node.keeping import checkpoint_blobs, wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
+from hansa.node.mutual_credit import could_net
 from hansa.proto.market_documents import Advert
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
@@ -96,6 +98,8 @@ async def remind(daemon: "Daemon") -> None:
         at_ms = daemon.now_ms()
         for effect in (*buying.reminders(daemon.state, at_ms), *selling.reminders(daemon.state, at_ms)):
             daemon.perform(effect)
+        if any(could_net(daemon.state)):
+            daemon.tell(NettingDue(at_ms=at_ms))
 
 
 async def keep_blobs(daemon: "Daemon") -> None:

@@ -3,6 +3,7 @@
 Exit codes: 0 everything holds, 1 something does not, 2 it could not be looked at.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,194 @@ def _print_report(path: Path, report: "Report") -> None:
         click.echo(f"It does not hold. The first place that is wrong is record {fault.position}.")
     else:
         click.echo("It does not hold.")
+
+
+@ledger.command()
+@with_data
+@with_json
+def heads(data_dir: Path, as_json: bool) -> None:
+    """List the signed tree heads that this node keeps: its own newest, and those of its counterparties.
+
+    Copy heads.sqlite to whoever wants to check one of these ledgers against them: hansa ledger verify --heads.
+    """
+    from hansa.node.head_store import HeadStore
+    from hansa.node.ledger_verify import HEADS_FILE
+    from hansa.proto.signing import checksum_address
+
+    store = HeadStore(_existing(data_dir / HEADS_FILE), read_only=True)
+    found: list[dict[str, Any]] = [
+        {
+            "ledger": checksum_address(kept.head.document.log_id[12:]),
+            "size": kept.head.document.size,
+            "root": kept.head.document.root.hex(),
+            "at_ms": kept.head.document.timestamp_ms,
+            "signature": kept.head.signature.hex(),
+            "consistent": kept.proved,
+        }
+        for kept in store.heads()
+    ]
+    store.close()
+    if as_json:
+        print_json({"heads": found})
+        return
+    for head in found:
+        waits = "" if head["consistent"] else "   not yet shown to continue what was known before"
+        click.echo(f"{head['ledger']}  {head['size']:>9} records  root {head['root'][:16]}{waits}")
+    if not found:
+        click.echo("None yet: they come with the first receipts and vouchers.")
+
+
+@ledger.command()
+@click.option(
+    "--save",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write each proof into a file of its own here, for others to check.",
+)
+@with_data
+@with_json
+def proofs(directory: Path | None, data_dir: Path, as_json: bool) -> None:
+    """List the proofs of lies that this node found: two signed objects that contradict each other."""
+    from hansa.market.equivocation import in_words, proof_id
+    from hansa.node.head_store import HeadStore
+    from hansa.node.ledger_verify import HEADS_FILE
+    from hansa.proto.codec import encode
+    from hansa.proto.signing import checksum_address
+
+    store = HeadStore(_existing(data_dir / HEADS_FILE), read_only=True)
+    found: list[dict[str, Any]] = []
+    for account, proof, found_ms in store.proofs():
+        view = {"account": checksum_address(account), "words": in_words(proof), "found_ms": found_ms}
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = directory / f"{proof_id(proof).hex()[:24]}.proof"
+            file.write_bytes(encode(proof))
+            view["file"] = str(file)
+        found.append(view)
+    store.close()
+    if as_json:
+        print_json({"proofs": found})
+        return
+    for view in found:
+        click.echo(f"{view['account']} {view['words']}" + (f"   {view['file']}" if "file" in view else ""))
+    if not found:
+        click.echo("None: nobody was found to have signed two things that contradict each other.")
+
+
+@ledger.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@with_json
+def check(file: Path, as_json: bool) -> int:
+    """Check a proof of a lie, from its signatures alone: FILE is what hansa ledger proofs --save wrote.
+
+    Needs no node, no network and no trust in whoever made the file. Exits with 0 if it proves a lie, with 1 if not.
+    """
+    from hansa.market.equivocation import Equivocation, accused, in_words
+    from hansa.node.faults import OperatorError
+    from hansa.proto.codec import decode
+    from hansa.proto.errors import ProtocolError
+    from hansa.proto.signing import checksum_address
+
+    try:
+        data = file.read_bytes()
+    except OSError as fault:
+        raise OperatorError(f"cannot read {file}: {fault.strerror}", "name a file of hansa ledger proofs") from None
+    try:
+        proof: Equivocation = decode(data, Equivocation, limit_bytes=1 << 20, oldest=1)
+        account = checksum_address(accused(proof))
+    except ProtocolError as fault:
+        if as_json:
+            print_json({"proves": False, "why": str(fault)})
+        else:
+            click.echo(f"It proves nothing: {fault}.")
+        return 1
+    if as_json:
+        print_json({"proves": True, "account": account, "words": in_words(proof)})
+    else:
+        click.echo(f"It proves that {account} {in_words(proof)}.")
+    return 0
+
+
+@ledger.command()
+@with_data
+@with_json
+def debts(data_dir: Path, as_json: bool) -> None:
+    """Show who owes this node and whom it owes, within which credit lines, and what was paid and netted."""
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        answer = daemon.get("/v1/debts")
+    if as_json:
+        print_json(answer | {"promise": IOU})
+        return
+    for view in answer["debts"]:
+        _print_debt(view, answer["currency"])
+    click.echo("Nobody owes anything, either way." if not answer["debts"] else IOU)
+
+
+@ledger.command()
+@click.argument("account")
+@click.argument("amount")
+@click.option("--how", required=True, help="By what means you were paid, and a reference: the debtor sees it.")
+@click.option("--ahead", is_flag=True, help="It paid more than it owes.")
+@with_data
+@with_json
+def paid(account: str, amount: str, how: str, data_dir: Path, *, ahead: bool, as_json: bool) -> None:
+    """Say that ACCOUNT has paid AMOUNT of what it owes this node, outside of Hansa. It cannot be taken back.
+
+    Hansa moves no money on the ledger. You sign what reached you, the debtor is told, and both books take it off.
+    """
+    from hansa.node.cli_client import Daemon
+
+    body = {"account": account, "amount": amount, "how": how, "ahead": ahead}
+    with closing(Daemon(data_dir)) as daemon:
+        answer = daemon.post("/v1/debts/paid", body)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"Signed. {answer['account']} paid {answer['paid_to_us']} in all, and owes {answer['owes_us']} now.")
+
+
+@ledger.command()
+@click.argument("account")
+@click.argument("limit", required=False)
+@with_data
+@with_json
+def credit(account: str, limit: str | None, data_dir: Path, as_json: bool) -> None:
+    """Let ACCOUNT owe this node up to LIMIT; without LIMIT as much as everybody (settlement.credit_limit)."""
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        answer = daemon.post("/v1/debts/credit", {"account": account, "limit": limit})
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{answer['account']} may owe {answer['may_owe_us']}, and owes {answer['owes_us']} now.")
+
+
+def _existing(path: Path) -> Path:
+    from hansa.node.faults import OperatorError
+
+    if not path.is_file():
+        raise OperatorError(f"there is no {path}", "has this node run? name its directory with --data")
+    return path
+
+
+def _print_debt(view: dict[str, Any], currency: str) -> None:
+    from hansa.node.plain_text import plain
+
+    click.echo(view["account"])
+    click.echo(
+        f"  owes us {view['owes_us']} {currency} of at most {view['may_owe_us']}, paid {view['paid_to_us']} so far"
+    )
+    most = f" of at most {view['we_may_owe']}" if view["we_may_owe"] is not None else ""
+    click.echo(
+        f"  we owe  {view['we_owe']} {currency}{most}, paid {view['paid_by_us']} so far, netted {view['netted']}"
+    )
+    if view["last_paid_how"]:
+        click.echo(f"  last payment: {plain(view['last_paid_how'], 256)}")
+    if view["proven"]:
+        click.echo(f"  PROVEN: {plain(view['proven'], 256)}; refused")
 
 
 LEDGER_COMMANDS = (ledger,)

@@ -156,11 +156,13 @@ class SettlementConfig:
 
     Attributes:
         backend: ``"ledger"``, the embedded one.
-        credit_limit: the most that one buyer may owe without having settled.
+        credit_limit: the most that one buyer may owe at a time, less what it paid.
+        netting: whether debts of two nodes that owe each other cancel out by themselves.
     """
 
     backend: str
     credit_limit: Amount
+    netting: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,6 +454,7 @@ def _settlement(table: TomlTable) -> SettlementConfig:
     settlement = SettlementConfig(
         backend=table.choice("backend", "ledger", ("ledger", "evm")),
         credit_limit=table.amount("credit_limit", "10.00"),
+        netting=table.boolean("netting", True),
     )
     table.finish()
     return settlement

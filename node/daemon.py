@@ -49,8 +49,11 @@ from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
 from hansa.node.filing import records_of
 from hansa.node.gate import TenderRate, concerns
+from hansa.node.head_exchange import HeadExchange, refuse_rolled_back
+from hansa.node.head_store import HeadStore
 from hansa.node.histories import Histories, ask_around
 from hansa.node.http_api import Json, build_api
+from hansa.node.http_ledger import LedgerDesk, ledger_routes
 from hansa.node.http_reputation import ReputationDesk, reputation_routes
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.http_shell import shell_routes
@@ -145,6 +148,16 @@ class Daemon:
         self.journal = SqliteJournal(data / "journal.sqlite")
         self.ledger_store = LedgerStore(data / "ledger.sqlite")
         self.engine = Engine(self.journal)
+        self.heads = HeadStore(data / "heads.sqlite")
+        refuse_rolled_back(self.ledger_store, self.heads, account.address)
+        self.head_exchange = HeadExchange(
+            self.ledger_store,
+            self.heads,
+            account=account.address,
+            send=self._bring,
+            tell=self.tell,
+            now_ms=now_ms,
+        )
         self._post(self.engine.recovered)
         self.engine.state.turns.clear()
         self.watch = DeviceWatch(account=account.address, provider=config.provider, rules=config.rules, now_ms=now_ms)
@@ -248,6 +261,7 @@ class Daemon:
         elif isinstance(event.message, TenderSent) and not self._tender_rate.admits(event.sender, event.at_ms):
             self._drops["gate: more tenders than one buyer may send"] += 1
         else:
+            self.head_exchange.watch(self.state, event)
             await self.take(event)
 
     def counters(self) -> dict[str, int]:
@@ -257,6 +271,7 @@ class Daemon:
             **self.net.counters(),
             **self.outbox.counters,
             **self.egress.counters(),
+            **self.head_exchange.counters,
             **(self.settler.counts() if self.settler is not None else {}),
             **self._drops,
         }
@@ -292,6 +307,7 @@ class Daemon:
         records = records_of(effects, self.account)
         if records:
             self.ledger_store.post(records, self._sign_head)
+            self.head_exchange.keep_own()
 
     def _sign_head(self, size: int, root: bytes) -> Signed[TreeHead]:
         head = TreeHead(log_id=log_id_of(self.account.address), size=size, root=root, timestamp_ms=now_ms())
@@ -325,6 +341,7 @@ class Daemon:
             case Send(to=to, message=message):
                 self.grants.give(to, message)
                 self.outbox.put(effect)
+                self.head_exchange.show(effect)
             case Post() | File():
                 pass
             case FundingWanted() | SettlementWanted():
@@ -430,6 +447,7 @@ class Daemon:
             *statement_routes(StatementDesk(self)),
             *shell_routes(ShellDesk(self)),
             *device_routes(DeviceDesk(self)),
+            *ledger_routes(LedgerDesk(self)),
             *reputation_routes(ReputationDesk(self)),
         ]
         return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
@@ -496,6 +514,16 @@ class Daemon:
         allowed = self.config.provider.shells
         self.shells = ShellService(self.net, self.directory, self.executor, buyer_of=self._buyer_of, allowed=allowed)
 
+    def _bring(self, send: Send) -> None:
+        self.outbox.put(send)
+
+    def _hear(self, sender: bytes, message: Any) -> None:
+        """What peers say of ledgers' histories: of those with whom money moves, and never journaled."""
+        if concerns(self.state, sender, message):
+            self.head_exchange.hear(sender, message)
+        else:
+            self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
+
     def _learn_advert(self, advert: Advert) -> None:
         if advert.signer != self.account.address:
             self.directory.hint(advert.signer, advert.peer_id)
@@ -538,7 +566,13 @@ class Daemon:
             )
         devices = self.inventory.devices if self.lends else ()
         return Started(
-            account=self.account.address, peer_id=self.net.peer_id, terms=terms, devices=devices, at_ms=now_ms()
+            account=self.account.address,
+            peer_id=self.net.peer_id,
+            terms=terms,
+            devices=devices,
+            at_ms=now_ms(),
+            currency=self.config.currency,
+            netting=self.config.settlement.netting,
         )
 
     def _features(self) -> tuple[str, ...]:
@@ -572,7 +606,9 @@ class Daemon:
         self.watch.close()
         self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
+        self.head_exchange.keep_own(now=True)
         self.ledger_store.close()
+        self.heads.close()
         if self.settler is not None:
             self.settler.close()
 

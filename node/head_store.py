@@ -14,6 +14,7 @@ from hansa.market.equivocation import Equivocation, TwoHeads, accused, proof_id
 from hansa.node.faults import OperatorError
 from hansa.proto.codec import decode, encode
 from hansa.proto.documents import TreeHead
+from hansa.proto.errors import ProtocolError
 from hansa.proto.signing import Signed
 from hansa.proto.units import Address
 
@@ -135,14 +136,15 @@ class HeadStore:
 
     # Proofs.
 
-    def keep_proof(self, proof: Equivocation, found_ms: int) -> bool:
-        """Keep a proof for ever, checked once more. Answers whether it is a new one.
-
-        Raises:
-            ProtocolError: it proves nothing.
-        """
-        row = (proof_id(proof), accused(proof), encode(proof), found_ms)
-        return self._database.execute("INSERT OR IGNORE INTO proof VALUES (?, ?, ?, ?)", row).rowcount > 0
+    def keep_proof(self, proof: Equivocation, found_ms: int) -> Address | None:
+        """Keep a proof for ever, if it is one. Answers against whom; None for a known one, or none at all."""
+        try:
+            account = accused(proof)
+        except ProtocolError:
+            return None
+        row = (proof_id(proof), account, encode(proof), found_ms)
+        added = self._database.execute("INSERT OR IGNORE INTO proof VALUES (?, ?, ?, ?)", row).rowcount
+        return account if added else None
 
     def proofs(self) -> Iterator[tuple[Address, Equivocation, int]]:
         """All proofs: against whom, the proof, and when it was found."""
