@@ -63,8 +63,13 @@ def deals_with(state: NodeState, peer: bytes) -> bool:
     if peer in state.mutual or any(f"{account}:{peer.hex()}" in state.ledger.balances for account in ("due", "owed")):
         return True
     paying, earning = state.paying.live.values(), state.earning.live.values()
-    paid = any(channel.config.payee_signer == peer for channel in paying)
-    return paid or any(channel.config.payer_signer == peer for channel in earning)
+    if any(channel.config.payee_signer == peer for channel in paying):
+        return True
+    if any(channel.config.payer_signer == peer for channel in earning):
+        return True
+    # Its lease may be confirmed, and its credit line on the way, before the rest of the gang has come.
+    gathering = state.purchases.live.values()
+    return any(placement.provider == peer for bought in gathering for placement in bought.live)
 
 
 def _is_invited(state: NodeState, sender: bytes, tender: bytes) -> bool:
