@@ -1,0 +1,176 @@
+"""A claim is made when it must be and never for less than it costs; funds are what both views of a chain agree on."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, ChannelState
+from hansa.node.chain_config import ChainConfig
+from hansa.node.claim_policy import (
+    PATIENCE_MS,
+    Standing,
+    can_finalize,
+    claim_is_due,
+    ends_alone,
+    funds_of,
+    is_worth_claiming,
+    wants_refund,
+)
+from hansa.node.evm_limits import FeeLimits
+from hansa.proto.currency import currency_of, escrow_currency
+from hansa.proto.documents import ChannelConfig, Voucher
+from hansa.proto.signing import Signed
+
+CURRENCY = escrow_currency(31337, b"\xe5" * 20, b"\x70" * 20)
+CONFIG = ChainConfig(
+    rpc=("http://127.0.0.1:8545",),
+    currency=currency_of(CURRENCY),
+    confirmations=0,
+    limits=FeeLimits(most_per_gas=1, most_per_day=1),
+    claim_at_least=50,
+    claim_above=500,
+    withdraw_above=1,
+    poll_ms=1_000,
+)
+CHANNEL = ChannelConfig(
+    payer=b"\x01" * 20,
+    payer_signer=b"\x01" * 20,
+    payee=b"\x02" * 20,
+    payee_signer=b"\x02" * 20,
+    token=b"\x70" * 20,
+    challenge_period=1_000,
+    splits_hash=bytes(32),
+    salt=bytes(32),
+)
+UNOPENED = ChannelState()
+HALF_MS = 500_000
+
+
+def open_with(deposit: int, claimed: int = 0, settled: int = 0) -> ChannelState:
+    return ChannelState(phase=OPEN, deposit=deposit, claimed=claimed, settled=settled)
+
+
+def closing_with(deposit: int, claimed: int = 0) -> ChannelState:
+    return ChannelState(phase=CLOSING, deposit=deposit, claimed=claimed, closable_at_s=5_000)
+
+
+def seen(state: ChannelState) -> Standing:
+    return Standing(final=state, newest=state)
+
+
+def earning(cumulative: int, *, live: bool = False, phase: str = "open") -> EarningChannel:
+    voucher = Voucher(channel_id=bytes(32), cumulative=cumulative, statement=bytes(32))
+    return EarningChannel(
+        phase=phase,
+        config=CHANNEL,
+        channel_id=bytes(32),
+        currency=CURRENCY,
+        live=frozenset({b"\x09" * 32}) if live else frozenset(),
+        voucher=Signed(document=voucher, signature=bytes(65)) if cumulative else None,
+    )
+
+
+def paying(phase: str, close_signature: bytes = b"") -> PayingChannel:
+    return PayingChannel(
+        phase=phase, config=CHANNEL, channel_id=bytes(32), currency=CURRENCY, close_signature=close_signature
+    )
+
+
+def test_work_on_an_unconfirmed_or_reorged_deposit_has_no_funds() -> None:
+    assert funds_of(Standing(final=UNOPENED, newest=open_with(900)), 0) == 0
+    assert funds_of(Standing(final=open_with(900), newest=UNOPENED), 0) == 0
+    assert funds_of(Standing(final=open_with(900), newest=open_with(1_000)), 0) == 900
+    assert funds_of(seen(open_with(900)), 0) == 900
+
+
+def test_a_channel_that_is_closing_pays_what_is_vouched_for_and_no_more_work() -> None:
+    assert funds_of(Standing(final=open_with(900), newest=closing_with(900)), 120) == 120
+    assert funds_of(seen(closing_with(900, claimed=130)), 120) == 130
+    assert funds_of(seen(closing_with(100)), 120) == 100
+
+
+def test_a_closed_channel_pays_what_it_settled_at() -> None:
+    closed = ChannelState(phase=CLOSED, deposit=70, claimed=70, settled=70)
+    assert funds_of(Standing(final=open_with(900), newest=closed), 120) == 70
+
+
+phases = st.sampled_from([UNSET, OPEN, CLOSING, CLOSED])
+states = st.builds(
+    lambda phase, deposit, claimed: ChannelState(phase=phase, deposit=deposit, claimed=min(deposit, claimed)),
+    phases,
+    st.integers(0, 1_000),
+    st.integers(0, 1_000),
+)
+
+
+@given(states, states, st.integers(0, 2_000))
+def test_funds_are_never_above_what_either_view_has(final: ChannelState, newest: ChannelState, vouched: int) -> None:
+    assert 0 <= funds_of(Standing(final=final, newest=newest), vouched) <= min(final.deposit, newest.deposit)
+
+
+def due(channel: EarningChannel, state: ChannelState, waited_ms: int = 0) -> bool:
+    return claim_is_due(channel, seen(state), CONFIG, since_ms=1_000, at_ms=1_000 + waited_ms)
+
+
+@pytest.mark.parametrize(("cumulative", "claimed"), [(500, 0), (50, 0), (600, 100)])
+def test_what_is_small_and_young_waits(cumulative: int, claimed: int) -> None:
+    assert not due(earning(cumulative), open_with(900, claimed))
+
+
+def test_much_is_claimed_at_once() -> None:
+    assert due(earning(501), open_with(900))
+    assert due(earning(601), open_with(900, 100))
+
+
+def test_what_is_old_is_claimed_halfway_through_the_challenge_period() -> None:
+    assert not due(earning(60), open_with(900), HALF_MS - 1)
+    assert due(earning(60), open_with(900), HALF_MS)
+
+
+def test_close_storms_cost_no_more_than_they_are_worth() -> None:
+    assert due(earning(50), closing_with(900))
+    assert not due(earning(49), closing_with(900))
+    assert not due(earning(49), open_with(900), 10 * HALF_MS)
+
+
+def test_a_voucher_above_the_deposit_is_not_brought() -> None:
+    """The contract would refuse it, and the fee would be lost."""
+    assert not is_worth_claiming(earning(901), seen(open_with(900)), CONFIG)
+    assert is_worth_claiming(earning(900), seen(open_with(900)), CONFIG)
+    assert not is_worth_claiming(earning(900), seen(UNOPENED), CONFIG)
+
+
+def test_a_payee_ends_alone_what_its_buyer_leaves_or_ends() -> None:
+    def alone(channel: EarningChannel, state: ChannelState, waited_ms: int) -> bool:
+        return ends_alone(channel, seen(state), since_ms=1_000, at_ms=1_000 + waited_ms)
+
+    assert not alone(earning(60), open_with(900), HALF_MS - 1)
+    assert alone(earning(60), open_with(900), HALF_MS)
+    assert alone(earning(60), closing_with(900), 0)
+    assert not alone(earning(60, live=True), closing_with(900), HALF_MS)
+    assert not alone(earning(0), open_with(900), HALF_MS)
+    assert not alone(earning(60, phase="closed"), open_with(900), HALF_MS)
+
+
+def test_a_payer_takes_its_rest_back_when_the_payee_does_not_agree_to_the_end() -> None:
+    def wants(channel: PayingChannel, state: ChannelState, waited_ms: int) -> bool:
+        return wants_refund(channel, seen(state), since_ms=1_000, at_ms=1_000 + waited_ms)
+
+    assert not wants(paying("open"), open_with(900), 10 * PATIENCE_MS)
+    assert not wants(paying("closing"), open_with(900), PATIENCE_MS - 1)
+    assert wants(paying("closing"), open_with(900), PATIENCE_MS)
+    assert not wants(paying("closing"), closing_with(900), PATIENCE_MS)
+    # It was paid in for an award that came to nothing: nobody else knows the channel.
+    assert wants(paying("closed"), open_with(900), 0)
+    assert not wants(paying("closed", bytes(65)), open_with(900), 10 * PATIENCE_MS)
+
+
+def test_a_closing_channel_is_ended_when_its_period_is_over() -> None:
+    assert not can_finalize(seen(closing_with(900)), chain_s=4_999)
+    assert can_finalize(seen(closing_with(900)), chain_s=5_000)
+    assert not can_finalize(seen(open_with(900)), chain_s=5_000)
+    assert not can_finalize(Standing(final=closing_with(900), newest=replace(UNOPENED)), chain_s=5_000)
