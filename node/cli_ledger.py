@@ -270,9 +270,9 @@ def _print_debt(view: dict[str, Any], currency: str) -> None:
     from hansa.node.plain_text import plain
 
     click.echo(view["account"])
-    click.echo(
-        f"  owes us {view['owes_us']} {currency} of at most {view['may_owe_us']}, paid {view['paid_to_us']} so far"
-    )
+    if {view["owes_us"], view["may_owe_us"], view["paid_to_us"]} != {NOTHING}:
+        limit = view["may_owe_us"]
+        click.echo(f"  owes us {view['owes_us']} {currency} of at most {limit}, paid {view['paid_to_us']} so far")
     most = f" of at most {view['we_may_owe']}" if view["we_may_owe"] is not None else ""
     click.echo(
         f"  we owe  {view['we_owe']} {currency}{most}, paid {view['paid_by_us']} so far, netted {view['netted']}"
@@ -283,4 +283,5 @@ def _print_debt(view: dict[str, Any], currency: str) -> None:
         click.echo(f"  PROVEN: {plain(view['proven'], 256)}; refused")
 
 
+NOTHING = "0.000000"
 LEDGER_COMMANDS = (ledger,)

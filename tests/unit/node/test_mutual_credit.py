@@ -15,6 +15,7 @@ from hansa.market.mutual import Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import mutual_credit
 from hansa.node.events import CreditDecided, EquivocationProven, NettingDue, PaymentReceived
+from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
 from hansa.proto import messages
 from hansa.proto.currency import unit_of
@@ -93,6 +94,25 @@ def test_a_lease_brings_a_signed_credit_line_that_both_file_and_both_sides_know_
     (paying,) = made.engines[BUYER].state.paying.live.values()
     assert earning.funds == paying.funds == 50_000
     verified(made, tmp_path)
+
+
+def test_a_line_is_heard_as_soon_as_a_lease_is_awarded_though_the_gang_is_not_complete():
+    made = market()
+    made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
+    made.submit(BUYER, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,))
+    made.pass_time(2_000, BUYER)
+    state = made.engines[BUYER].state
+    assert not state.paying.live
+    (line,) = made.heard(messages.CreditGranted)
+    assert concerns(replaced(state), PROVIDER, line)
+    assert not concerns(replaced(state), OTHER_KEY.address, line)
+
+
+def replaced(state):
+    """The same, as it was before the line was heard."""
+    state.mutual.clear()
+    return state
 
 
 def test_a_run_pauses_at_the_limit_and_goes_on_after_a_payment(tmp_path):
