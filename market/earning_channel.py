@@ -2,6 +2,9 @@
 
 One receipt is out at a time. While it waits for its voucher, newer lines gather and go into the next one, so the chain
 of receipts is the same on both sides after any loss or crash.
+
+Where a bid asked for it, vouchers run ahead of receipts, and the newest names a receipt that is paid already (or none).
+What is paid ahead is the leases' that live, each its own part; the channel closes at what receipts came to.
 """
 
 from collections.abc import Mapping
@@ -11,8 +14,8 @@ from typing import Any
 from hansa.market.effects import Send, unsigned
 from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, limit_of
 from hansa.market.ledger import Post, closed_to_provider, vouched_to_provider
-from hansa.market.machine import SAME, Step, Table, ignore, rows
-from hansa.market.receipts import LeaseTerms, Statement, next_statement, receipt_digest
+from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.receipts import NOTHING, LeaseTerms, Statement, next_statement, receipt_digest
 from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, Voucher
 from hansa.proto.market_documents import Evidence
 from hansa.proto.messages import CloseAccepted, ReceiptSent
@@ -78,9 +81,10 @@ class CloseProposalArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinesVouched:
-    """Effect to the sales: what each lease on the channel was vouched for, in total."""
+    """Effect to the sales: what each lease on the channel was vouched for, in total, and what is paid ahead for it."""
 
     amounts: Mapping[bytes, Amount]
+    ahead: Mapping[bytes, Amount] = field(default_factory=dict)
     at_ms: UnixMs
 
 
@@ -143,8 +147,24 @@ class EarningChannel:
 
     @property
     def cumulative(self) -> int:
-        """What is vouched for, in total."""
+        """What is vouched for, in total, with what is paid ahead."""
         return self.voucher.document.cumulative if self.voucher else 0
+
+    @property
+    def earned(self) -> int:
+        """What the receipts came to that were vouched for: the sum at which it closes."""
+        return self.vouched.receipt.amount_total if self.vouched else 0
+
+    @property
+    def ahead(self) -> dict[bytes, int]:
+        """What is paid ahead of receipts, for each lease that lives and asked for it. Beyond the funds it is no pay."""
+        promised = self.cumulative if self.limit is None else min(self.cumulative, self.limit)
+        left, found = max(0, promised - self.earned), dict[bytes, int]()
+        for lease in sorted(self.live):
+            part = min(left, self.terms[lease].prepay)
+            if part:
+                found[lease], left = part, left - part
+        return found
 
     @property
     def metered(self) -> int:
@@ -164,7 +184,7 @@ TABLE: Table[EarningChannel] = Table(
         ("open", RefusalArrived, "open"),
         ("open", CloseProposalArrived, ("open", "closed")),
         ("closed", CloseProposalArrived, "closed"),
-        (("open", "closed"), ChannelSettled, SAME),
+        (("open", "closed"), ChannelSettled, "closed"),
     ),
 )
 
@@ -179,10 +199,12 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
         case LeaseJoined(terms=terms):
             joined = replace(state, terms={**state.terms, terms.lease: terms}, live=state.live | {terms.lease})
             return Step(state=joined)
-        case FundsKnown(most=most):
-            return Step(state=replace(state, funds=most))
-        case ChannelSettled(paid=paid, at_ms=at_ms):
-            return Step(state=replace(state, paid=paid, settled_ms=at_ms))
+        case FundsKnown(most=most, at_ms=at_ms):
+            funded = replace(state, funds=most)
+            told = () if funded.ahead == state.ahead else (_tell(funded, at_ms),)
+            return Step(state=funded, effects=told)
+        case ChannelSettled():
+            return _settle(state, event)
         case LeaseLeft(lease=lease, at_ms=at_ms):
             return _close(replace(state, live=state.live - {lease}), at_ms)
         case LineMetered():
@@ -201,6 +223,26 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
             raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
 
 
+def _settle(state: EarningChannel, event: ChannelSettled) -> Step[EarningChannel]:
+    """Its backend ended it. If both had not agreed before, it ends here too, at what was earned of what it paid."""
+    if state.settled_ms:
+        return ignore(state, "an end that is known")
+    settled = replace(
+        state, phase="closed", paid=event.paid, settled_ms=event.at_ms, closed_ms=state.closed_ms or event.at_ms
+    )
+    earned = min(event.paid, state.earned)
+    if state.phase == "closed" or not earned:
+        return Step(state=settled)
+    entry = closed_to_provider(
+        channel_id=state.channel_id,
+        buyer=state.config.payer,
+        cumulative=earned,
+        at_ms=event.at_ms,
+        splits=state.splits,
+    )
+    return Step(state=settled, effects=(Post(entry=entry),))
+
+
 def _meter(state: EarningChannel, event: LineMetered) -> Step[EarningChannel]:
     line = event.line
     before = state.lines.get(line.lease)
@@ -215,7 +257,7 @@ def _meter(state: EarningChannel, event: LineMetered) -> Step[EarningChannel]:
 
 def _send_next(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
     """Write the next receipt if none is out and there is something new to be paid for."""
-    if state.out is not None or state.metered <= state.cumulative:
+    if state.out is not None or state.metered <= state.earned:
         return Step(state=state)
     statement = next_statement(
         channel_id=state.channel_id,
@@ -229,10 +271,15 @@ def _send_next(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
 
 def _take_voucher(state: EarningChannel, event: VoucherArrived) -> Step[EarningChannel]:
     voucher = event.voucher.document
+    last = receipt_digest(state.vouched.receipt) if state.vouched else NOTHING
+    if voucher.statement == last:
+        return _take_advance(state, event)
     if state.out is None or voucher.statement != receipt_digest(state.out.receipt):
         return ignore(state, "a voucher for no receipt that is out")
-    if voucher.cumulative != state.out.receipt.amount_total:
+    if not state.out.receipt.amount_total <= voucher.cumulative <= _most(state, state.out.receipt.amount_total):
         return ignore(state, "a voucher for another sum than its receipt")
+    if voucher.cumulative < state.cumulative:
+        return ignore(state, "a voucher that takes money back")
     shares: dict[bytes, int] = {}
     before = {line.lease: line.amount for line in state.vouched.lines} if state.vouched else {}
     for line in state.out.lines:
@@ -244,13 +291,34 @@ def _take_voucher(state: EarningChannel, event: VoucherArrived) -> Step[EarningC
         buyer=state.config.payer,
         shares=shares,
         at_ms=event.at_ms,
+        before=state.earned,
+        splits=state.splits,
     )
     amounts = {line.lease: line.amount for line in state.out.lines}
     paid = replace(state, out=None, vouched=state.out, voucher=event.voucher, refused="")
     further = _send_next(paid, event.at_ms)
     ended = _close(further.state, event.at_ms)
-    told = (Post(entry=entry), LinesVouched(amounts=amounts, at_ms=event.at_ms))
+    told = (Post(entry=entry), LinesVouched(amounts=amounts, ahead=paid.ahead, at_ms=event.at_ms))
     return Step(state=ended.state, effects=(*told, *further.effects, *ended.effects))
+
+
+def _most(state: EarningChannel, total: int) -> int:
+    """The most that a voucher for receipts of this total may be worth: what may be paid ahead, or was before."""
+    return max(state.cumulative, total + sum(terms.prepay for terms in state.terms.values()))
+
+
+def _take_advance(state: EarningChannel, event: VoucherArrived) -> Step[EarningChannel]:
+    """A voucher that pays ahead, and for no receipt that was not paid for before."""
+    cumulative = event.voucher.document.cumulative
+    if not state.cumulative < cumulative <= _most(state, state.earned):
+        return ignore(state, "a voucher for no receipt that is out")
+    paid = replace(state, voucher=event.voucher)
+    return Step(state=paid, effects=(_tell(paid, event.at_ms),))
+
+
+def _tell(state: EarningChannel, at_ms: int) -> LinesVouched:
+    amounts = {line.lease: line.amount for line in state.vouched.lines} if state.vouched else {}
+    return LinesVouched(amounts=amounts, ahead=state.ahead, at_ms=at_ms)
 
 
 def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningChannel]:
@@ -261,30 +329,35 @@ def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningC
 
 
 def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
-    """Agree to the end of the channel if the buyer proposed it at exactly the sum that its vouchers came to.
+    """Agree to the end of the channel if the buyer proposed it at exactly the sum of what it vouched for.
+
+    That is the sum of receipts: what was paid ahead and never used goes back.
 
     As long as a lease lives there is more to come, or a voucher to wait for: the word is kept until then.
     """
-    if state.proposed is None or state.proposed.document.cumulative != state.cumulative:
+    if state.proposed is None or state.proposed.document.cumulative != state.earned:
         return Step(state=state)
     if state.phase == "closed":
         return Step(state=state, effects=(_acceptance(state, at_ms),))
     if state.live:
         return Step(state=state)
     closed = replace(state, phase="closed", closed_ms=at_ms)
-    if state.voucher is None:
+    if state.vouched is None:
         # Nothing moved. Such a channel may open again for another lease, and its entry must be the only one of its id.
         return Step(state=closed, effects=outstanding(closed, at_ms))
     entry = closed_to_provider(
-        channel_id=state.channel_id, buyer=state.config.payer, cumulative=state.cumulative, at_ms=at_ms
+        channel_id=state.channel_id,
+        buyer=state.config.payer,
+        cumulative=state.earned,
+        at_ms=at_ms,
+        splits=state.splits,
     )
     return Step(state=closed, effects=(Post(entry=entry), *outstanding(closed, at_ms)))
 
 
 def _settlement(state: EarningChannel) -> tuple[SettlementWanted, ...]:
     """Have the backend end it too. On a ledger nothing stands behind a channel on which nothing moved."""
-    assert state.proposed is not None, "a channel closes at the buyer's word"
-    if state.settled_ms or (state.voucher is None and state.limit is None):
+    if state.proposed is None or state.settled_ms or (state.vouched is None and state.limit is None):
         return ()
     wanted = SettlementWanted(
         channel_id=state.channel_id,
@@ -298,7 +371,7 @@ def _settlement(state: EarningChannel) -> tuple[SettlementWanted, ...]:
 
 
 def _acceptance(state: EarningChannel, at_ms: int) -> Send:
-    close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
+    close = CooperativeClose(channel_id=state.channel_id, cumulative=state.earned)
     message = CloseAccepted(currency=state.currency, close=unsigned(close))
     replaces = f"closed {state.channel_id.hex()}"
     return Send(to=state.config.payer_signer, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=replaces)
@@ -307,7 +380,7 @@ def _acceptance(state: EarningChannel, at_ms: int) -> Send:
 def outstanding(state: EarningChannel, at_ms: int) -> tuple[Any, ...]:
     """What the buyer may not have, said again after a restart: the receipt that is out, our word that it is over."""
     if state.phase == "closed":
-        told = (_acceptance(state, at_ms),) if at_ms < state.closed_ms + REPEAT_MS else ()
+        told = (_acceptance(state, at_ms),) if state.proposed and at_ms < state.closed_ms + REPEAT_MS else ()
         return (*told, *_settlement(state))
     if state.out is None or state.phase != "open":
         return ()

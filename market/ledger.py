@@ -1,18 +1,18 @@
 """Double-entry books as a fold over entries: the only place where money is added up.
 
-Accounts are plain names. As buyer a node has ``spend:<job>``, ``owed:<provider>`` and ``paid:<provider>``; as provider
-``earned:<job>``, ``due:<buyer>`` and ``settled:<buyer>``. Every entry's legs sum to zero, so the whole does too. An
-entry has an id that follows from what it records, so a store that has it already ignores it.
-
-Closing a channel fixes what is owed and moves nothing. What really reached a provider stands on ``received:<buyer>``
-and what a buyer sent on ``remitted:<provider>``, each by the creditor's signed word; ``acknowledged:<buyer>`` and
-``acquitted:<provider>`` take it off the debt, and so do nettings.
+Accounts are plain names. As buyer a node has ``spend:<job>``, ``owed:<account>`` and ``paid:<account>``; as provider
+``earned:<job>``, ``due:<buyer>`` and ``settled:<buyer>``. Work that nobody vouched for is in ``unpaid:<buyer>`` and
+``written-off:<job>``, and what a buyer paid ahead in vain in ``forfeited:<provider>``
+and ``taken:<provider>``. What is paid ahead moves nothing
+until a receipt uses it. Every entry's legs sum to zero, so the whole does too. An entry has an id that follows from
+what it records, so a store that has it already ignores it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hansa.proto.keccak import keccak256
+from hansa.proto.splits import Split, shares_of
 from hansa.proto.units import Address, Amount, Bytes32, Line, UnixMs
 
 NO_CHANNEL = bytes(32)
@@ -98,12 +98,56 @@ def entry_id(what: bytes, channel_id: bytes, seq: int) -> bytes:
     return keccak256(what + channel_id + seq.to_bytes(8, "big"))
 
 
+def parts_of(total: int, splits: Sequence[Split], payee: Address) -> dict[bytes, int]:
+    """What each account is due of a channel's total, were it the last: each split its floor, the payee the rest.
+
+    A payee that is named in the splits too, or two of whose accounts are one, is owed both parts.
+    """
+    parts, rest = shares_of(total, 0, splits, last=True)
+    found = {payee: rest}
+    for split, part in zip(splits, parts, strict=True):
+        found[split.account] = found.get(split.account, 0) + part
+    return found
+
+
+def payees_part(total: int, splits: Sequence[Split]) -> int:
+    """What a channel's total is worth to the payee itself."""
+    return shares_of(total, 0, splits, last=True)[1]
+
+
+def _rises(before: int, after: int, splits: Sequence[Split], payee: Address) -> dict[bytes, int]:
+    had, has = parts_of(before, splits, payee), parts_of(after, splits, payee)
+    return {account: amount - had[account] for account, amount in has.items() if account == payee or amount}
+
+
+def _net(shares: Mapping[bytes, Amount], net: int) -> dict[bytes, int]:
+    """Each job's share of what the payee itself gets: in proportion, and together exactly that."""
+    gross, passed, given = sum(shares.values()), 0, 0
+    found: dict[bytes, int] = {}
+    for job, share in sorted(shares.items()):
+        passed += share
+        upto = passed * net // gross if gross else 0
+        found[job], given = upto - given, upto
+    return found
+
+
 def vouched_by_buyer(
-    *, channel_id: Bytes32, seq: int, provider: Address, shares: Mapping[bytes, Amount], at_ms: int
+    *,
+    channel_id: Bytes32,
+    seq: int,
+    provider: Address,
+    shares: Mapping[bytes, Amount],
+    at_ms: int,
+    before: Amount = 0,
+    splits: Sequence[Split] = (),
 ) -> Entry:
-    """The buyer's entry for one voucher: each job spent its share, the provider is owed the sum."""
+    """The buyer's entry for one voucher: each job spent its share, the provider is owed the sum.
+
+    Where others have a part of it (``splits``), each of them is owed its own; ``before`` is the total until now.
+    """
+    rises = _rises(before, before + sum(shares.values()), splits, provider)
     legs = [Leg(account=f"spend:{job.hex()}", amount=share) for job, share in sorted(shares.items())]
-    legs.append(Leg(account=f"owed:{provider.hex()}", amount=-sum(shares.values())))
+    legs += [Leg(account=f"owed:{account.hex()}", amount=-rise) for account, rise in rises.items()]
     return Entry(
         id=entry_id(b"vouched by buyer", channel_id, seq),
         at_ms=at_ms,
@@ -114,11 +158,22 @@ def vouched_by_buyer(
 
 
 def vouched_to_provider(
-    *, channel_id: Bytes32, seq: int, buyer: Address, shares: Mapping[bytes, Amount], at_ms: int
+    *,
+    channel_id: Bytes32,
+    seq: int,
+    buyer: Address,
+    shares: Mapping[bytes, Amount],
+    at_ms: int,
+    before: Amount = 0,
+    splits: Sequence[Split] = (),
 ) -> Entry:
-    """The provider's entry for one voucher: the buyer owes the sum, each job earned its share."""
-    legs = [Leg(account=f"due:{buyer.hex()}", amount=sum(shares.values()))]
-    legs += [Leg(account=f"earned:{job.hex()}", amount=-share) for job, share in sorted(shares.items())]
+    """The provider's entry for one voucher: the buyer owes the sum, each job earned its share.
+
+    Where others have a part of it (``splits``), only the provider's own part is in its books.
+    """
+    rise = payees_part(before + sum(shares.values()), splits) - payees_part(before, splits)
+    legs = [Leg(account=f"due:{buyer.hex()}", amount=rise)]
+    legs += [Leg(account=f"earned:{job.hex()}", amount=-share) for job, share in _net(shares, rise).items()]
     return Entry(
         id=entry_id(b"vouched to provider", channel_id, seq),
         at_ms=at_ms,
@@ -128,29 +183,34 @@ def vouched_to_provider(
     )
 
 
-def closed_by_buyer(*, channel_id: Bytes32, provider: Address, cumulative: Amount, at_ms: int) -> Entry:
+def closed_by_buyer(
+    *, channel_id: Bytes32, provider: Address, cumulative: Amount, at_ms: int, splits: Sequence[Split] = ()
+) -> Entry:
     """The buyer's entry for a closed channel: what was owed is settled as both signed it."""
+    parts = parts_of(cumulative, splits, provider)
+    owed = [Leg(account=f"owed:{account.hex()}", amount=part) for account, part in parts.items()]
+    paid = [Leg(account=f"paid:{account.hex()}", amount=-part) for account, part in parts.items()]
     return Entry(
         id=entry_id(b"closed by buyer", channel_id, 0),
         at_ms=at_ms,
         memo=f"channel {channel_id.hex()[:8]} closed",
-        legs=(
-            Leg(account=f"owed:{provider.hex()}", amount=cumulative),
-            Leg(account=f"paid:{provider.hex()}", amount=-cumulative),
-        ),
+        legs=(*owed, *paid),
         channel_id=channel_id,
     )
 
 
-def closed_to_provider(*, channel_id: Bytes32, buyer: Address, cumulative: Amount, at_ms: int) -> Entry:
+def closed_to_provider(
+    *, channel_id: Bytes32, buyer: Address, cumulative: Amount, at_ms: int, splits: Sequence[Split] = ()
+) -> Entry:
     """The provider's entry for a closed channel."""
+    own = payees_part(cumulative, splits)
     return Entry(
         id=entry_id(b"closed to provider", channel_id, 0),
         at_ms=at_ms,
         memo=f"channel {channel_id.hex()[:8]} closed",
         legs=(
-            Leg(account=f"settled:{buyer.hex()}", amount=cumulative),
-            Leg(account=f"due:{buyer.hex()}", amount=-cumulative),
+            Leg(account=f"settled:{buyer.hex()}", amount=own),
+            Leg(account=f"due:{buyer.hex()}", amount=-own),
         ),
         channel_id=channel_id,
     )
@@ -203,3 +263,63 @@ def owed_by(ledger: Ledger, buyer: Address) -> int:
 def owed_to(ledger: Ledger, provider: Address) -> int:
     """What this node owes a provider: all that it vouched for, less what was acknowledged and what was netted."""
     return -sum(ledger.balance(f"{account}:{provider.hex()}") for account in ("owed", "paid", "acquitted"))
+
+
+def written_off(
+    *, channel_id: Bytes32, lease: Bytes32, job: Bytes32, buyer: Address, amount: Amount, at_ms: int
+) -> Entry:
+    """The provider's entry for work that nobody vouched for: it was metered, and will not be earned.
+
+    It was never in ``earned`` or ``due``, which only a voucher moves, so it stands in accounts of its own.
+    """
+    return Entry(
+        id=keccak256(b"written off" + lease),
+        at_ms=at_ms,
+        memo=f"lease {lease.hex()[:8]} was not paid for",
+        legs=(
+            Leg(account=f"unpaid:{buyer.hex()}", amount=amount),
+            Leg(account=f"written-off:{job.hex()}", amount=-amount),
+        ),
+        channel_id=channel_id,
+    )
+
+
+def written_back(
+    *,
+    channel_id: Bytes32,
+    lease: Bytes32,
+    job: Bytes32,
+    buyer: Address,
+    amount: Amount,
+    vouched: Amount,
+    at_ms: int,
+) -> Entry:
+    """The provider's entry for a voucher that came after all, for a lease that was written off.
+
+    ``amount`` is by how much what was vouched for rose; ``vouched`` is what it is now: it tells several such vouchers
+    apart.
+    """
+    return Entry(
+        id=keccak256(b"written back" + lease + vouched.to_bytes(16, "big")),
+        at_ms=at_ms,
+        memo=f"lease {lease.hex()[:8]} was paid for after all",
+        legs=(
+            Leg(account=f"unpaid:{buyer.hex()}", amount=-amount),
+            Leg(account=f"written-off:{job.hex()}", amount=amount),
+        ),
+        channel_id=channel_id,
+    )
+
+
+def forfeited(*, channel_id: Bytes32, provider: Address, amount: Amount, at_ms: int) -> Entry:
+    """The buyer's entry for what a channel paid beyond all receipts: money paid ahead that did not come back."""
+    return Entry(
+        id=keccak256(b"forfeited" + channel_id),
+        at_ms=at_ms,
+        memo=f"channel {channel_id.hex()[:8]} paid more than was received",
+        legs=(
+            Leg(account=f"forfeited:{provider.hex()}", amount=amount),
+            Leg(account=f"taken:{provider.hex()}", amount=-amount),
+        ),
+        channel_id=channel_id,
+    )

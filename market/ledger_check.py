@@ -31,6 +31,7 @@ from hansa.proto.keccak import keccak256
 from hansa.proto.merkle_log import EMPTY_ROOT, Edge
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, check, signer_of
+from hansa.proto.splits import Split, splits_hash
 from hansa.proto.typed_data import Domain
 
 LIMIT_BYTES = 1 << 20
@@ -107,7 +108,9 @@ class _Channel:
         self.config, self.domain = config, domain
         self.receipt: Receipt | None = None
         self.receipts: dict[bytes, Receipt] = {}
+        self.splits: tuple[Split, ...] = ()
         self.vouched = 0
+        self.received = 0
         self.closed: int | None = None
 
 
@@ -182,7 +185,9 @@ class LedgerCheck:
             match record:
                 case FiledChannel():
                     domain = currency_of(record.currency).domain
-                    self._channels.setdefault(channel_id(domain, record.config), _Channel(record.config, domain))
+                    channel = _Channel(record.config, domain)
+                    self._channels.setdefault(channel_id(domain, record.config), channel)
+                    self._take_splits(record, at)
                 case FiledReceipt():
                     self._receipt(record, at)
                 case FiledVoucher():
@@ -203,6 +208,12 @@ class LedgerCheck:
     def _signed(self, domain: Domain, signed: Signed[Any], signer: bytes) -> None:
         self._signatures += 1
         check(domain, signed, signer)
+
+    def _take_splits(self, filed: FiledChannel, at: int) -> None:
+        if splits_hash(filed.splits) != filed.config.splits_hash:
+            self._fault(SIGNATURES, f"record {at}: these are not the splits that the channel's config names", at)
+            return
+        self._channels[channel_id(currency_of(filed.currency).domain, filed.config)].splits = filed.splits
 
     def _channel(self, key: bytes, what: str, at: int) -> _Channel | None:
         channel = self._channels.get(key)
@@ -238,15 +249,22 @@ class LedgerCheck:
         if voucher.cumulative < max(channel.vouched, receipt.amount_total if receipt else 0):
             self._fault(TOTALS, f"record {at}: a voucher for less than was vouched for, or than its receipt", at)
         elif receipt is not None:
-            self._expect_voucher(channel, receipt, voucher.cumulative - channel.vouched)
+            self._expect_voucher(channel, receipt)
+            channel.received = max(channel.received, receipt.amount_total)
+        # What it says beyond its receipt is paid ahead: a promise, and no entry until a receipt uses it.
         channel.vouched = max(channel.vouched, voucher.cumulative)
 
-    def _expect_voucher(self, channel: _Channel, receipt: Receipt, rise: int) -> None:
+    def _expect_voucher(self, channel: _Channel, receipt: Receipt) -> None:
         config, key, seq = channel.config, receipt.channel_id, receipt.seq
+        before = ledger.parts_of(channel.received, channel.splits, config.payee)
+        after = ledger.parts_of(receipt.amount_total, channel.splits, config.payee)
+        own = ledger.payees_part(receipt.amount_total, channel.splits)
+        rise = own - ledger.payees_part(channel.received, channel.splits)
         to_provider = ledger.entry_id(b"vouched to provider", key, seq)
         by_buyer = ledger.entry_id(b"vouched by buyer", key, seq)
         self._expected.setdefault(to_provider, ((f"due:{config.payer.hex()}", rise),))
-        self._expected.setdefault(by_buyer, ((f"owed:{config.payee.hex()}", -rise),))
+        owed = tuple((f"owed:{who.hex()}", before[who] - part) for who, part in after.items() if part != before[who])
+        self._expected.setdefault(by_buyer, owed)
 
     def _close(self, filed: FiledClose, at: int) -> None:
         close = filed.by_payer.document
@@ -255,15 +273,23 @@ class LedgerCheck:
             return
         self._signed(channel.domain, filed.by_payer, channel.config.payer_signer)
         self._signed(channel.domain, filed.by_payee, channel.config.payee_signer)
-        if filed.by_payee.document != close or close.cumulative != channel.vouched:
+        if filed.by_payee.document != close or close.cumulative != channel.received:
             self._fault(TOTALS, f"record {at}: a channel closed at another sum than was vouched for", at)
         channel.closed = close.cumulative
         for entry in (
             ledger.closed_to_provider(
-                channel_id=close.channel_id, buyer=channel.config.payer, cumulative=close.cumulative, at_ms=0
+                channel_id=close.channel_id,
+                buyer=channel.config.payer,
+                cumulative=close.cumulative,
+                at_ms=0,
+                splits=channel.splits,
             ),
             ledger.closed_by_buyer(
-                channel_id=close.channel_id, provider=channel.config.payee, cumulative=close.cumulative, at_ms=0
+                channel_id=close.channel_id,
+                provider=channel.config.payee,
+                cumulative=close.cumulative,
+                at_ms=0,
+                splits=channel.splits,
             ),
         ):
             self._expect(entry)
@@ -329,11 +355,14 @@ class LedgerCheck:
         for channel in self._channels.values():
             config, closed = channel.config, channel.closed or 0
             if self.owner in (config.payee, config.payee_signer):
-                add("due", config.payer, channel.vouched - closed)
-                add("settled", config.payer, closed)
+                own = ledger.payees_part(closed, channel.splits)
+                add("due", config.payer, ledger.payees_part(channel.received, channel.splits) - own)
+                add("settled", config.payer, own)
             if self.owner in (config.payer, config.payer_signer):
-                add("owed", config.payee, closed - channel.vouched)
-                add("paid", config.payee, -closed)
+                received = ledger.parts_of(channel.received, channel.splits, config.payee)
+                for who, part in ledger.parts_of(closed, channel.splits, config.payee).items():
+                    add("owed", who, part - received[who])
+                    add("paid", who, -part)
         for (creditor, debtor, _), (_, total) in self._payments.items():
             if creditor == self.owner:
                 add("received", debtor, total)

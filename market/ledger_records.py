@@ -23,6 +23,7 @@ from hansa.proto.documents import (
 from hansa.proto.keccak import keccak256
 from hansa.proto.market_documents import Evidence
 from hansa.proto.signing import Signed
+from hansa.proto.splits import Split
 from hansa.proto.units import Line
 
 
@@ -36,10 +37,14 @@ def _number(value: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiledChannel:
-    """A channel's config. Its digest is what vouchers name, so a signature on one of them holds for it too."""
+    """A channel's config. Its digest is what vouchers name, so a signature on one of them holds for it too.
+
+    The config names the hash of the splits, so that holds for them as well.
+    """
 
     currency: Line
     config: ChannelConfig
+    splits: tuple[Split, ...] = ()
 
     @property
     def id(self) -> bytes:

@@ -2,6 +2,10 @@
 
 A voucher is signed for a receipt that follows the last one exactly, or not at all; the same receipt again gets the same
 voucher again. The signed total only rises, and no lease on the channel ever costs more than its bid said.
+
+Where bids ask for it, vouchers run ahead of receipts: when one is signed, by at most what the leases that live then are
+paid ahead (``LeaseTerms.prepay``), and never beyond what those leases can cost. That is all that a provider can gain by
+taking it and leaving. The channel closes at what receipts came to: what was paid ahead and not used comes back.
 """
 
 from collections.abc import Mapping
@@ -17,9 +21,9 @@ from hansa.market.funding import (
     SettlementWanted,
     limit_of,
 )
-from hansa.market.ledger import Post, closed_by_buyer, vouched_by_buyer
+from hansa.market.ledger import Post, closed_by_buyer, forfeited, vouched_by_buyer
 from hansa.market.machine import SAME, Step, Table, ignore, rows
-from hansa.market.receipts import LeaseTerms, Statement, fault_in, receipt_digest
+from hansa.market.receipts import NOTHING, LeaseTerms, Statement, fault_in, receipt_digest
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
 from hansa.proto.signing import Signed
@@ -89,7 +93,7 @@ class PayingChannel:
         terms: what was agreed, by lease.
         accepted: the last statement that a voucher was signed for.
         receipt_signature: the provider's signature on it: proof that the debt is the provider's own figure.
-        cumulative: the signed total.
+        cumulative: the signed total, with what is paid ahead of receipts.
         refused: why the newest receipt was refused; empty when it was not.
         close_signature: the provider's signature over the final sum, once there.
         settled_ms: when it ended on its backend's books; 0 before.
@@ -122,6 +126,16 @@ class PayingChannel:
         """What it should be able to pay: the most that all of its leases may come to."""
         return sum(terms.most for terms in self.terms.values())
 
+    @property
+    def metered(self) -> int:
+        """What the receipts came to that were vouched for: the sum at which it closes."""
+        return self.accepted.receipt.amount_total if self.accepted else 0
+
+    @property
+    def ahead(self) -> int:
+        """How far vouchers may run ahead of receipts now."""
+        return sum(min(terms.prepay, max(0, terms.most - self.vouched(lease))) for lease, terms in self.terms.items())
+
     def vouched(self, lease: bytes) -> int:
         """What was vouched for on a lease, in total."""
         lines = self.accepted.lines if self.accepted else ()
@@ -137,7 +151,7 @@ TABLE: Table[PayingChannel] = Table(
         ("opening", LeaseOpened, "opening"),
         ("open", LeaseOpened, "open"),
         (("opening", "open", "closing"), (FundsKnown, FundingFailed), SAME),
-        (("opening", "open", "closing", "closed"), ChannelSettled, SAME),
+        (("opening", "open", "closing", "closed"), ChannelSettled, "closed"),
         ("opening", CloseWanted, "closed"),
         ("open", ReceiptArrived, "open"),
         ("open", CloseWanted, "closing"),
@@ -154,15 +168,14 @@ def advance(state: PayingChannel, event: Any) -> Step[PayingChannel]:
 
 def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
     match event:
-        case LeaseOpened(terms=terms):
-            opened = replace(state, terms={**state.terms, terms.lease: terms})
-            return Step(state=opened, effects=(_funding(opened),) if terms.lease not in state.terms else ())
+        case LeaseOpened():
+            return _open_lease(state, event)
         case FundsKnown(most=most):
             return Step(state=replace(state, funds=most, trouble="" if most >= state.wanted else state.trouble))
         case FundingFailed(reason=reason):
             return Step(state=replace(state, trouble=reason))
-        case ChannelSettled(paid=paid, at_ms=at_ms):
-            return Step(state=replace(state, paid=paid, settled_ms=at_ms))
+        case ChannelSettled():
+            return _settle(state, event)
         case ChannelConfirmed():
             return Step(state=replace(state, phase="open"))
         case ReceiptArrived():
@@ -177,6 +190,53 @@ def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
             return _finish(state, event)
         case _:
             raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
+
+
+def _open_lease(state: PayingChannel, event: LeaseOpened) -> Step[PayingChannel]:
+    """A new lease: its channel should be good for it, and what it is paid ahead is vouched for at once."""
+    terms = event.terms
+    opened = replace(state, terms={**state.terms, terms.lease: terms})
+    if terms.lease in state.terms:
+        return Step(state=opened)
+    total = _next_total(opened)
+    if state.phase != "open" or total == state.cumulative:
+        return Step(state=opened, effects=(_funding(opened),))
+    paid = replace(opened, cumulative=total)
+    return Step(state=paid, effects=(_funding(opened), _voucher(paid, terms.begins_ms)))
+
+
+def _next_total(state: PayingChannel) -> int:
+    """The total of the next voucher: all receipts and what is paid ahead of them. It never falls."""
+    total = max(state.cumulative, state.metered + state.ahead)
+    assert total <= sum(terms.max_total for terms in state.terms.values()), "a voucher would pass what was agreed"
+    return total
+
+
+def _settle(state: PayingChannel, event: ChannelSettled) -> Step[PayingChannel]:
+    """Its backend ended it. If no word of the provider came before, it ends here too, at what it really paid."""
+    settled = replace(state, phase="closed", paid=event.paid, settled_ms=event.at_ms)
+    if state.settled_ms:
+        return ignore(state, "an end that is known")
+    entries: list[Post] = []
+    received = min(event.paid, state.metered)
+    if state.phase != "closed" and received:
+        closed = closed_by_buyer(
+            channel_id=state.channel_id,
+            provider=state.config.payee,
+            cumulative=received,
+            at_ms=event.at_ms,
+            splits=state.splits,
+        )
+        entries.append(Post(entry=closed))
+    if event.paid > state.metered:
+        lost = forfeited(
+            channel_id=state.channel_id,
+            provider=state.config.payee,
+            amount=event.paid - state.metered,
+            at_ms=event.at_ms,
+        )
+        entries.append(Post(entry=lost))
+    return Step(state=settled, effects=tuple(entries))
 
 
 def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingChannel]:
@@ -195,9 +255,9 @@ def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingC
         )
         return Step(state=replace(state, refused=fault), effects=(send,))
     total = event.statement.receipt.amount_total
-    assert total >= state.cumulative, "a voucher would take money back"
-    assert total <= sum(terms.max_total for terms in state.terms.values()), "a voucher would pass what was agreed"
-    after = replace(state, accepted=event.statement, receipt_signature=event.signature, cumulative=total, refused="")
+    assert total >= state.metered, "a voucher would take money back"
+    after = replace(state, accepted=event.statement, receipt_signature=event.signature, refused="")
+    after = replace(after, cumulative=_next_total(after))
     amounts = {line.lease: line.amount for line in event.statement.lines}
     vouched = Vouched(channel_id=state.channel_id, amounts=amounts)
     shares: dict[bytes, int] = {}
@@ -210,17 +270,18 @@ def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingC
         provider=state.config.payee,
         shares=shares,
         at_ms=event.at_ms,
+        before=state.metered,
+        splits=state.splits,
     )
     # A provider whose last receipt crossed our word that the channel ends is paid, and hears the new final sum.
     return Step(state=after, effects=(*outstanding(after, event.at_ms), Post(entry=entry), vouched))
 
 
 def _voucher(state: PayingChannel, at_ms: int) -> Send:
-    assert state.accepted is not None
     voucher = Voucher(
         channel_id=state.channel_id,
         cumulative=state.cumulative,
-        statement=receipt_digest(state.accepted.receipt),
+        statement=receipt_digest(state.accepted.receipt) if state.accepted else NOTHING,
     )
     message = VoucherSent(currency=state.currency, voucher=unsigned(voucher))
     replaces = f"voucher {state.channel_id.hex()}"
@@ -228,10 +289,14 @@ def _voucher(state: PayingChannel, at_ms: int) -> Send:
 
 
 def _finish(state: PayingChannel, event: CloseAcceptanceArrived) -> Step[PayingChannel]:
-    if event.close.document.cumulative != state.cumulative:
+    if event.close.document.cumulative != state.metered:
         return ignore(state, "the provider closed on another sum")
     entry = closed_by_buyer(
-        channel_id=state.channel_id, provider=state.config.payee, cumulative=state.cumulative, at_ms=event.at_ms
+        channel_id=state.channel_id,
+        provider=state.config.payee,
+        cumulative=state.metered,
+        at_ms=event.at_ms,
+        splits=state.splits,
     )
     after = replace(state, phase="closed", close_signature=event.close.signature)
     return Step(state=after, effects=(Post(entry=entry), *outstanding(after, event.at_ms)))
@@ -258,14 +323,14 @@ def outstanding(state: PayingChannel, at_ms: int) -> tuple[Any, ...]:
             currency=state.currency,
             config=state.config,
             splits=state.splits,
-            cumulative=state.cumulative,
+            cumulative=state.metered,
             other_signature=state.close_signature,
         )
         effects.append(settlement)
-    if state.accepted is not None and state.phase in ("open", "closing"):
+    if (state.accepted is not None or state.cumulative) and state.phase in ("open", "closing"):
         effects.append(_voucher(state, at_ms))
     if state.phase == "closing":
-        close = CooperativeClose(channel_id=state.channel_id, cumulative=state.cumulative)
+        close = CooperativeClose(channel_id=state.channel_id, cumulative=state.metered)
         message = CloseProposed(currency=state.currency, close=unsigned(close))
         replaces = f"close {state.channel_id.hex()}"
         effects.append(

@@ -10,7 +10,7 @@ from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.egress import covers
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import Bid, Decline, Device, Tender
-from hansa.proto.splits import check_splits, splits_hash
+from hansa.proto.splits import check_splits, percent, splits_hash
 from hansa.proto.units import (
     Address,
     Amount,
@@ -111,7 +111,7 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return f"the splits {fault.why}", ""
     shared_bps = sum(split.bps for split in tender.splits)
     if shared_bps > terms.max_splits_bps:
-        shared, most = f"{shared_bps / 100:g} %", f"{terms.max_splits_bps / 100:g} %"
+        shared, most = percent(shared_bps), percent(terms.max_splits_bps)
         return f"{shared} of every payment would go to others, and here at most {most}", f"splits ≤ {most} in all"
     if terms.buyers and tender.signer not in terms.buyers:
         return "this provider serves only buyers of its own list", ""

@@ -20,7 +20,7 @@ from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderS
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed
 from hansa.proto.typed_data import digest
-from hansa.proto.units import Address, Amount, Bytes32, Uint32, UnixMs, format_amount
+from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Uint32, UnixMs, format_amount
 from hansa.proto.workload import Workload
 
 CONFIRM_MS = 4_000
@@ -135,11 +135,13 @@ class Unfilled:
 
     Attributes:
         deserted: winners did not confirm. Without them another tender may well be filled.
+        missing: how much more the job's budget would have had to be; 0 where money was not the reason.
     """
 
     tender: Bytes32
     reason: str
     deserted: bool
+    missing: Amount = 0
     at_ms: UnixMs
 
 
@@ -153,6 +155,7 @@ class Purchase:
         tender_digest: its digest.
         workload: what the award will buy the running of.
         funds: the most that all of this purchase's leases may cost together.
+        max_prepay_ms: how much device time is paid ahead at the most.
         invited: accounts that the tender was sent to.
         channels: the open channel to a provider, where there is one already.
         records: how earlier leases with each provider ended.
@@ -168,6 +171,7 @@ class Purchase:
     tender_digest: Bytes32
     workload: Workload
     funds: Amount
+    max_prepay_ms: DurationMs = 0
     invited: tuple[Address, ...]
     channels: Mapping[bytes, ChannelConfig] = field(default_factory=dict)
     records: Mapping[bytes, Record] = field(default_factory=dict)
@@ -293,7 +297,7 @@ def _all_have_answered(state: Purchase) -> bool:
 
 def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Bidding is closed: rank what is there and give every shard to the best bid that is left."""
-    ranking = rank(state.tender, state.bids, state.records, at_ms=at_ms)
+    ranking = rank(state.tender, state.bids, state.records, max_prepay_ms=state.max_prepay_ms, at_ms=at_ms)
     return _fill(replace(state, phase="awarding", ranking=ranking), at_ms)
 
 
@@ -312,9 +316,9 @@ def _fill(state: Purchase, at_ms: int) -> Step[Purchase]:
     if promised > state.funds:
         reason = (
             f"price, devices and limits.wall allow the leases to cost {format_amount(promised)},"
-            f" and {format_amount(state.funds)} is left of the budget: lower limits.wall or raise budget.total"
+            f" and {format_amount(state.funds)} is left of the budget"
         )
-        return _give_up(state, reason, at_ms)
+        return _give_up(state, reason, at_ms, missing=promised - state.funds)
     after = replace(state, placements=(*state.placements, *new))
     awards = tuple(_award_message(after, placement) for placement in new)
     return Step(state=after, effects=awards)
@@ -450,7 +454,7 @@ def _release_losers(state: Purchase, at_ms: int) -> tuple[Send, ...]:
     )
 
 
-def _give_up(state: Purchase, reason: str, at_ms: int) -> Step[Purchase]:
+def _give_up(state: Purchase, reason: str, at_ms: int, *, missing: int = 0) -> Step[Purchase]:
     cancels = tuple(_cancel(placement, f"the gang did not come together: {reason}", at_ms) for placement in state.live)
     unfilled = replace(
         state,
@@ -458,7 +462,13 @@ def _give_up(state: Purchase, reason: str, at_ms: int) -> Step[Purchase]:
         reason=reason,
         placements=tuple(replace(entry, phase="failed") for entry in state.placements),
     )
-    told = Unfilled(tender=state.tender_digest, reason=reason, deserted=bool(unfilled.deserters), at_ms=at_ms)
+    told = Unfilled(
+        tender=state.tender_digest,
+        reason=reason,
+        deserted=bool(unfilled.deserters),
+        missing=missing,
+        at_ms=at_ms,
+    )
     return Step(state=unfilled, effects=(*cancels, *_release_losers(unfilled, at_ms), told))
 
 

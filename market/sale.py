@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market.effects import Send, clipped, unsigned
+from hansa.market.ledger import Post, written_back, written_off
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_award import objection_to
@@ -87,7 +88,7 @@ TABLE: Table[Sale] = Table(
         ("delivering", (LineVouched, LineRefused), "delivering"),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
         ("settling", LineVouched, ("settling", "settled", "stopped")),
-        ("settling", (LineRefused, TimePassed), ("settling", "unpaid")),
+        ("settling", (LineRefused, TimePassed), ("settling", "settled", "stopped", "unpaid")),
         # A buyer that comes back after it was written off may still pay.
         ("unpaid", LineVouched, ("unpaid", "settled", "stopped")),
     ),
@@ -189,10 +190,10 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return _finish_run(state, event)
         case LineVouched():
             return _take_voucher(state, event)
-        case LineRefused(reason=reason):
-            return _hear_refusal(state, reason)
-        case DeliveryTaken() | StopOrdered():
-            return _settle(replace(state, phase="settling"))
+        case LineRefused(reason=reason, at_ms=at_ms):
+            return _hear_refusal(state, reason, at_ms)
+        case DeliveryTaken(at_ms=at_ms) | StopOrdered(at_ms=at_ms):
+            return _settle(replace(state, phase="settling"), at_ms)
         case TimePassed(at_ms=at_ms):
             return _pass_time(state, at_ms)
         case _:
@@ -219,6 +220,7 @@ def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
         tier=state.bid.tier,
         price_e18_per_device_ms=state.bid.price_e18_per_device_ms,
         max_total=state.bid.max_total,
+        prepay=state.bid.prepay,
         begins_ms=event.at_ms,
         ends_ms=event.award.ends_ms,
     )
@@ -286,15 +288,17 @@ def _take_voucher(state: Sale, event: LineVouched) -> Step[Sale]:
         paid = replace(paid, unvouched_since_ms=waiting, refused="")
     if state.phase == "running" and state.paused_ms and not state.starved and paid.unpaid <= paid.bid.max_unpaid:
         return resume(paid, event.at_ms)
-    return _settle(paid) if state.phase in ("settling", "unpaid") else Step(state=paid)
+    if state.phase == "unpaid":
+        return _write_back(paid, state, event.at_ms)
+    return _settle(paid, event.at_ms) if state.phase == "settling" else Step(state=paid)
 
 
-def _hear_refusal(state: Sale, reason: str) -> Step[Sale]:
+def _hear_refusal(state: Sale, reason: str, at_ms: int) -> Step[Sale]:
     refused = replace(state, refused=reason)
     if state.phase == "running" and not state.stopping:
         stop = RunUnwanted(lease=state.lease, reason="the buyer refuses to pay")
         return Step(state=replace(refused, stopping=True), effects=(stop,))
-    return Step(state=replace(refused, phase="unpaid") if state.phase == "settling" else refused)
+    return _write_off(refused, at_ms) if state.phase == "settling" else Step(state=refused)
 
 
 def _finish_run(state: Sale, event: RunOver) -> Step[Sale]:
@@ -321,10 +325,47 @@ def _kind_of_end(state: Sale, event: RunOver) -> str:
     return UNFUNDED if event.outcome == "stopped" and state.starved else event.kind
 
 
-def _settle(state: Sale) -> Step[Sale]:
+def _write_off(state: Sale, at_ms: int, reason: str = "") -> Step[Sale]:
+    """Nobody will vouch for the rest: it is in the books as what it is. What was paid ahead covers it all the same."""
+    assert state.terms is not None
+    amount = state.lined_amount - state.vouched - state.ahead
+    if amount <= 0:
+        return Step(state=replace(state, phase="settled" if state.outcome == "succeeded" else "stopped"))
+    entry = written_off(
+        channel_id=state.channel_id,
+        lease=state.lease,
+        job=state.terms.job,
+        buyer=state.buyer,
+        amount=amount,
+        at_ms=at_ms,
+    )
+    unpaid = replace(state, phase="unpaid", reason=reason or state.reason, written_off=amount)
+    return Step(state=unpaid, effects=(Post(entry=entry),))
+
+
+def _write_back(state: Sale, before: Sale, at_ms: int) -> Step[Sale]:
+    """A buyer that was written off has paid after all, or a part of it."""
+    assert state.terms is not None
+    amount = min(state.written_off, state.vouched - before.vouched)
+    settled = _settle(replace(state, written_off=state.written_off - amount), at_ms)
+    if not amount:
+        return settled
+    entry = written_back(
+        channel_id=state.channel_id,
+        lease=state.lease,
+        job=state.terms.job,
+        buyer=state.buyer,
+        amount=amount,
+        vouched=state.vouched,
+        at_ms=at_ms,
+    )
+    return Step(state=settled.state, effects=(Post(entry=entry), *settled.effects))
+
+
+def _settle(state: Sale, at_ms: int) -> Step[Sale]:
     """Delivered: the end, if everything metered is vouched for."""
     if state.vouched < state.lined_amount:
-        return Step(state=replace(state, phase="unpaid") if state.refused else state)
+        return _write_off(state, at_ms) if state.refused and state.phase == "settling" else Step(state=state)
     return Step(state=replace(state, phase="settled" if state.outcome == "succeeded" else "stopped"))
 
 
@@ -339,9 +380,9 @@ def _pass_time(state: Sale, at_ms: int) -> Step[Sale]:
         case "running":
             return _pass_running_time(state, at_ms)
         case "delivering":
-            return _settle(replace(state, phase="settling"))
+            return _settle(replace(state, phase="settling"), at_ms)
         case _:
-            return Step(state=replace(state, phase="unpaid", reason="the buyer did not vouch for what was delivered"))
+            return _write_off(state, at_ms, "the buyer did not vouch for what was delivered")
 
 
 def _lapse_unfunded(state: Sale, at_ms: int) -> Step[Sale]:

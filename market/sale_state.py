@@ -40,6 +40,7 @@ class Sale:
         lined_steps: the evidence it had.
         lined_amount: what it came to.
         vouched: what the buyer vouched for.
+        written_off: what was metered and nobody vouched for, once it was given up.
         ahead: what the buyer paid ahead of receipts for this lease.
         ceiling: what its channel can pay for it in all; None where nothing limits it.
         start_round, start_checkpoint: where the run is to start from, once ordered.
@@ -78,6 +79,7 @@ class Sale:
     lined_steps: Uint64 = 0
     lined_amount: Amount = 0
     vouched: Amount = 0
+    written_off: Amount = 0
     ahead: Amount = 0
     ceiling: Amount | None = None
     start_round: Uint32 = 0

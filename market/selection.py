@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from hansa.market.isolation import is_served
 from hansa.proto.market_documents import Bid, Tender
-from hansa.proto.units import Address, Amount, Bytes32, Line, Uint32, amount_for, e18_to_price_per_hour
+from hansa.proto.splits import splits_hash
+from hansa.proto.units import Address, Amount, Bytes32, Line, Uint32, amount_for, e18_to_price_per_hour, format_amount
 
 HOUR_MS = 3_600_000
 TOLD_LEASES = 4
@@ -55,14 +56,26 @@ class Scored:
 
 
 def rank(
-    tender: Tender, bids: Mapping[bytes, Bid], records: Mapping[bytes, Record], *, at_ms: int
+    tender: Tender,
+    bids: Mapping[bytes, Bid],
+    records: Mapping[bytes, Record],
+    *,
+    max_prepay_ms: int = 0,
+    at_ms: int,
 ) -> tuple[Scored, ...]:
-    """All bids, the best first. Equal scores stand in the order of their digests."""
-    scored = [_score(tender, digest, bid, records.get(bid.signer, Record()), at_ms) for digest, bid in bids.items()]
+    """All bids, the best first. Equal scores stand in the order of their digests.
+
+    ``max_prepay_ms`` is how much device time the buyer pays ahead at the most: what it may lose to a provider that
+    takes it and leaves.
+    """
+    scored = [
+        _score(digest, bid, records.get(bid.signer, Record()), _exclusion(tender, bid, max_prepay_ms, at_ms))
+        for digest, bid in bids.items()
+    ]
     return tuple(sorted(scored, key=lambda entry: (bool(entry.excluded), entry.expected_cost, entry.bid)))
 
 
-def _score(tender: Tender, digest: bytes, bid: Bid, record: Record, at_ms: int) -> Scored:
+def _score(digest: bytes, bid: Bid, record: Record, excluded: str) -> Scored:
     hourly = amount_for(HOUR_MS * len(bid.devices), bid.price_e18_per_device_ms)
     return Scored(
         bid=digest,
@@ -70,11 +83,11 @@ def _score(tender: Tender, digest: bytes, bid: Bid, record: Record, at_ms: int) 
         price_per_hour=e18_to_price_per_hour(bid.price_e18_per_device_ms),
         reliability_ppm=record.reliability_ppm,
         expected_cost=hourly * 1_000_000 // record.reliability_ppm,
-        excluded=_exclusion(tender, bid, at_ms),
+        excluded=excluded,
     )
 
 
-def _exclusion(tender: Tender, bid: Bid, at_ms: int) -> str:
+def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
     needs = tender.requirements
     if bid.expires_ms <= at_ms:
         return "the bid has expired"
@@ -88,6 +101,10 @@ def _exclusion(tender: Tender, bid: Bid, at_ms: int) -> str:
         return "its limit is above price times time"
     if bid.meter_interval_ms > max(tender.meter_interval_ms, 1) * 10:
         return "its receipts would come too seldom"
+    if bid.splits_hash != splits_hash(tender.splits):
+        return "it does not agree to the splits"
+    if bid.prepay > min(bid.max_total, amount_for(max_prepay_ms * needs.devices, bid.price_e18_per_device_ms)):
+        return f"it wants {format_amount(bid.prepay)} paid ahead, more than max_prepay allows"
     return ""
 
 

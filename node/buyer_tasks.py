@@ -38,7 +38,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     if of is None:
         return
     spec = of.spec
-    failed = unwelcome(daemon.state, wanted) | daemon.state.blocked.keys()
+    failed = unwelcome(daemon.state, wanted)
     invited: tuple[bytes, ...] = ()
     with trio.move_on_after(NOBODY_PATIENCE_S):
         while True:
@@ -60,7 +60,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
         requirements=spec.requirements,
         currency=spec.currency,
         price_ceiling_e18_per_device_ms=spec.price_ceiling_e18_per_device_ms,
-        splits=(),
+        splits=spec.splits,
         meter_interval_ms=spec.meter_interval_ms,
         bids_close_ms=now_ms + spec.bid_window_ms,
         expires_ms=now_ms + spec.bid_window_ms + TENDER_LIFE_MS,
@@ -73,11 +73,11 @@ def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
     """Who already failed this job, or took its devices back: others are invited first.
 
     The cheapest of all may be one that never works. If the tender before this one found nobody else, they are welcome
-    again, but who deserts is not, nor who lost one of these shards if the job says so.
+    again, but who deserts is not, nor who lost one of these shards if the job says so, nor whom the owner has blocked.
     """
     ours = [bought for _, bought in state.purchases.all() if bought.tender.job == wanted.job]
     same = [bought for bought in ours if bought.tender.shards == wanted.shards]
-    deserters = {account for bought in ours for account in bought.deserters}
+    deserters = {account for bought in ours for account in bought.deserters} | state.blocked.keys()
     latest = max(same, key=lambda bought: bought.tender.bids_close_ms, default=None)
     of = state.jobs.get(wanted.job)
     if of is not None and not of.spec.retry_same_provider:

@@ -10,6 +10,7 @@ from hansa.market import paying_channel, purchase
 from hansa.market.effects import Send
 from hansa.market.purchase import Placement, Purchase
 from hansa.market.receipts import Statement
+from hansa.market.sale_funding import UNFUNDED
 from hansa.node.buying_turns import (
     advance_channel,
     advance_job,
@@ -90,6 +91,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         tender_digest=tender_digest,
         workload=of.spec.workload(of.job, of.package, of.files),
         funds=funds_left(state, of),
+        max_prepay_ms=of.spec.max_prepay_ms,
         invited=event.invited,
         channels=channels,
         records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
@@ -205,7 +207,7 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
             news = job_events.RunEndArrived(
                 lease=end.lease,
                 outcome=end.outcome,
-                kind=end.kind,
+                kind=_kind_of_end(state, placement, end.kind),
                 reason=end.reason,
                 outputs=end.outputs,
                 at_ms=at_ms,
@@ -217,6 +219,14 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
         if channel is not None and placement.lease in channel.terms:
             effects += end_metering(state, placement, at_ms)
     return effects + advance_job(state, bought.tender.job, news)
+
+
+def _kind_of_end(state: NodeState, placement: Placement, kind: str) -> str:
+    """A provider that says it had no money, on a channel that can pay, simply did not do what it had promised."""
+    channel = state.paying.get(placement.award.channel_id)
+    if kind == UNFUNDED and channel is not None and (channel.limit is None or channel.limit >= channel.wanted):
+        return "refused"
+    return kind
 
 
 def _hear_mirror(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:

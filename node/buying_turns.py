@@ -3,10 +3,12 @@
 A purchase's gang is the job's news and opens channels; the end of a lease is the purchase's and closes them.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from hansa.market import paying_channel, purchase
+from hansa.market.funding import FundsKnown, start_ms
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.purchase import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
@@ -34,9 +36,11 @@ def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
     """
     left = of.spec.budget - state.ledger.balance(f"spend:{of.job.hex()}")
     for channel in state.paying.live.values():
-        for lease, terms in channel.terms.items():
-            if terms.job == of.job:
-                left -= terms.most - channel.vouched(lease)
+        ours = [(lease, terms) for lease, terms in channel.terms.items() if terms.job == of.job]
+        left -= sum(terms.most - channel.vouched(lease) for lease, terms in ours)
+        if ours:
+            # What was paid ahead for leases that ended early comes back only when the channel closes, if ever.
+            left -= max(0, channel.cumulative - channel.wanted)
     for tender, bought in state.purchases.live.items():
         if bought.tender.job == of.job and tender != besides and bought.phase in GATHERS:
             left -= sum(bought.bids[placement.bid].max_total for placement in bought.live)
@@ -71,7 +75,22 @@ def advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
 def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
     """A channel that pays hears an event."""
     effects = state.turn("paying_channel", state.paying, key, paying_channel.advance, event)
-    return [effect for effect in effects if not isinstance(effect, paying_channel.Vouched)]
+    outward: Effects = [effect for effect in effects if not isinstance(effect, paying_channel.Vouched)]
+    if isinstance(event, FundsKnown):
+        for bought in list(state.purchases.live.values()):
+            confirmed = tuple(entry for entry in bought.placements if entry.phase == "confirmed")
+            waits = bought.phase == "running" and any(entry.award.channel_id == key for entry in confirmed)
+            if waits and _is_funded(state, confirmed):
+                leases = tuple(entry.lease for entry in confirmed)
+                news = job_events.GangFunded(leases=leases, at_ms=event.at_ms)
+                outward += advance_job(state, bought.tender.job, news)
+    return outward
+
+
+def _is_funded(state: NodeState, placements: Sequence[Placement]) -> bool:
+    """Whether the channels of all of these leases can pay what they may cost, as far as anybody limits them."""
+    channels = [state.paying.get(entry.award.channel_id) for entry in placements]
+    return all(channel is None or channel.limit is None or channel.limit >= channel.wanted for channel in channels)
 
 
 def follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
@@ -116,10 +135,12 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
                     )
                     for entry in placements
                 )
-                outward += advance_job(state, bought.tender.job, job_events.GangCame(granted=granted, at_ms=at_ms))
-            case purchase.Unfilled(reason=reason, deserted=deserted, at_ms=at_ms):
+                hold_ms = 0 if _is_funded(state, placements) else start_ms(bought.tender.currency) // 2
+                came = job_events.GangCame(granted=granted, hold_ms=hold_ms, at_ms=at_ms)
+                outward += advance_job(state, bought.tender.job, came)
+            case purchase.Unfilled(reason=reason, deserted=deserted, missing=missing, at_ms=at_ms):
                 news = job_events.TenderFailed(
-                    shards=bought.tender.shards, reason=reason, deserted=deserted, at_ms=at_ms
+                    shards=bought.tender.shards, reason=reason, deserted=deserted, missing=missing, at_ms=at_ms
                 )
                 outward += advance_job(state, bought.tender.job, news)
             case _:
@@ -144,6 +165,7 @@ def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_m
         tier=bid.tier,
         price_e18_per_device_ms=bid.price_e18_per_device_ms,
         max_total=bid.max_total,
+        prepay=bid.prepay,
         begins_ms=at_ms,
         ends_ms=placement.award.ends_ms,
     )
@@ -174,9 +196,10 @@ def end_metering(state: NodeState, placement: Placement, at_ms: int) -> Effects:
     """Nothing computes under a lease from now on: whatever else is waited for, later time is not paid."""
     key = placement.award.channel_id
     channel = state.paying.live.get(key)
-    assert channel is not None, "a channel ended before its leases"
+    if channel is None:
+        return []  # Its provider ended it at its backend, as it may at any time.
     terms = channel.terms[placement.lease]
-    shorter = replace(terms, ends_ms=min(terms.ends_ms, at_ms))
+    shorter = replace(terms, ends_ms=min(terms.ends_ms, at_ms), prepay=0)
     return advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
 
 

@@ -1,4 +1,4 @@
-"""The commands of a job's life: submit, jobs, watch, logs, results, cancel."""
+"""The commands of a job's life: submit, jobs, watch, logs, results, top-up, cancel."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -234,6 +234,26 @@ def cancel(job: str, data_dir: Path, as_json: bool) -> None:
         click.echo(f"job {answer['job']} {answer['phase']}")
 
 
+@click.command("top-up")
+@click.argument("job")
+@click.argument("amount")
+@with_data
+@with_json
+def top_up(job: str, amount: str, data_dir: Path, as_json: bool) -> None:
+    """Let a job cost AMOUNT more, in its currency. What waited for money goes on from its last checkpoints.
+
+    An AMOUNT of 0 changes nothing but lets it try again: after the wallet was filled, for example.
+    """
+    from hansa.node.cli_client import Daemon
+
+    with closing(Daemon(data_dir)) as daemon:
+        answer = daemon.post(f"/v1/jobs/{job_path_part(job)}/top-up", {"amount": amount})
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"job {answer['job']} may cost {answer['budget']} in all")
+
+
 def job_path_part(job: str) -> str:
     """A job's id as a part of an URL's path. Anything but hex digits is refused before it becomes another path."""
     wanted = job.strip().lower().removeprefix("0x")
@@ -242,4 +262,4 @@ def job_path_part(job: str) -> str:
     return wanted
 
 
-JOB_COMMANDS = (submit, lock, jobs, watch, logs, results, cancel)
+JOB_COMMANDS = (submit, lock, jobs, watch, logs, results, top_up, cancel)

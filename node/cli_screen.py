@@ -53,6 +53,8 @@ def _header(view: View) -> Text:
     header.append_text(_phase(view.get("phase")))
     if view.get("reason"):
         header.append(f"  {summary(view['reason'], 200)}")
+    if view.get("warning"):
+        header.append(f"\n{plain(view['warning'], 300)}", style="yellow")
     return header
 
 
@@ -188,6 +190,8 @@ def news(before: View | None, view: View) -> Iterator[str]:
         yield f"round {plain(done.get('round'), 12)}{of}: {metrics_text(done.get('metrics'))}"
         for rejected in done.get("rejected", []):
             yield f"  rejected shard {plain(rejected.get('shard'), 8)}: {plain(rejected.get('reason'), 200)}"
+    if view.get("warning") and view["warning"] != earlier.get("warning"):
+        yield f"warning: {plain(view['warning'], 300)}"
     if view.get("phase") != earlier.get("phase"):
         reason = f": {summary(view['reason'], 300)}" if view.get("reason") else ""
         yield f"job {plain(view.get('phase'), 20)}{reason}"

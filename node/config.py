@@ -16,12 +16,13 @@ from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
 from hansa.node.reputation_config import ReputationConfig, read_reputation
 from hansa.node.rules_config import RulesConfig, read_rules
+from hansa.node.splits_config import read_percent
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import TIER_GVISOR, TIER_NONE, TIER_SANDBOX
 from hansa.proto.signing import parse_address
-from hansa.proto.units import Address, Amount, DurationMs, PriceE18
+from hansa.proto.units import Address, Amount, DurationMs, PriceE18, Uint32
 
 FILE_NAME = "config.toml"
 SOCKET_NAME = "api.sock"
@@ -29,6 +30,7 @@ LONGEST_SOCKET_PATH_BYTES = 107
 """The kernel's sockaddr_un holds 108 bytes with the closing zero."""
 _MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[A-Za-z0-9:._\-%]+(/[A-Za-z0-9\-]+(/[A-Za-z0-9:._\-]+)?)*")
 _CURRENCY = re.compile(r"[A-Z][A-Z0-9]{1,11}")
+PREPAY_STRANGERS, PREPAY_EVERYBODY = "strangers", "everybody"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,9 @@ class ProviderConfig:
         meter_interval_ms: a receipt at most this often.
         voucher_timeout_ms: a run is paused without a voucher for this long after a receipt.
         max_unpaid: a run is paused with more than this run up and not vouched for.
+        prepay_ms: how much device time is paid ahead; 0 for none.
+        prepay_from: who pays ahead: ``strangers``, who never settled anything here, or ``everybody``.
+        max_splits_bps: the most of a payment that may go to others than this provider, in ten-thousandths.
         grace_ms: a run that has been paused for this long is stopped.
         reclaim_notice_ms: how long before taking a device back the buyer is told.
         shells: whether buyers may open shells in their own runs.
@@ -76,6 +81,9 @@ class ProviderConfig:
     meter_interval_ms: DurationMs
     voucher_timeout_ms: DurationMs
     max_unpaid: Amount
+    prepay_ms: DurationMs
+    prepay_from: str
+    max_splits_bps: Uint32
     grace_ms: DurationMs
     reclaim_notice_ms: DurationMs
     shells: bool
@@ -321,6 +329,9 @@ def _provider(table: TomlTable) -> ProviderConfig:
         meter_interval_ms=table.duration_ms("meter_interval", "10 s", least=100),
         voucher_timeout_ms=table.duration_ms("voucher_timeout", "60 s", least=1_000),
         max_unpaid=table.amount("max_unpaid", "0.25", least=1),
+        prepay_ms=table.duration_ms("prepay", "0 s", least=0),
+        prepay_from=table.choice("prepay_from", PREPAY_STRANGERS, (PREPAY_STRANGERS, PREPAY_EVERYBODY)),
+        max_splits_bps=read_percent(table, "max_splits", "10 %"),
         grace_ms=table.duration_ms("grace", "2 min"),
         reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
         shells=table.boolean("shells", True),

@@ -33,7 +33,7 @@ from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
 from hansa.node.chain_settling import ChainSettler, settler_for
-from hansa.node.config import Config
+from hansa.node.config import PREPAY_EVERYBODY, Config
 from hansa.node.courier import Courier
 from hansa.node.desk import NodeDesk
 from hansa.node.device_desk import DeviceDesk, device_routes
@@ -554,6 +554,9 @@ class Daemon:
                 buyers=provider.accept_buyers or frozenset(),
                 voucher_timeout_ms=provider.voucher_timeout_ms,
                 max_unpaid=provider.max_unpaid,
+                prepay_ms=provider.prepay_ms,
+                prepay_everybody=provider.prepay_from == PREPAY_EVERYBODY,
+                max_splits_bps=provider.max_splits_bps,
                 grace_ms=provider.grace_ms,
                 credit_limit=self.config.settlement.credit_limit,
                 bid_ms=BID_MS,

@@ -58,7 +58,7 @@ def _heard(state: NodeState, message: Any) -> list[Filed]:
         case messages.VoucherSent(voucher=voucher):
             earning = state.earning.get(voucher.document.channel_id)
             if earning is not None and earning.voucher == voucher:
-                channel = FiledChannel(currency=earning.currency, config=earning.config)
+                channel = FiledChannel(currency=earning.currency, config=earning.config, splits=earning.splits)
                 return [channel, FiledVoucher(currency=earning.currency, voucher=voucher)]
         case messages.CloseAccepted(close=close):
             paying = state.paying.get(close.document.channel_id)
@@ -72,7 +72,7 @@ def _said(state: NodeState, message: Any) -> list[Filed]:
         case messages.VoucherSent(voucher=voucher):
             paying = state.paying.get(voucher.document.channel_id)
             assert paying is not None, "a voucher is for a channel of ours"
-            found: list[Filed] = [FiledChannel(currency=paying.currency, config=paying.config)]
+            found: list[Filed] = [FiledChannel(currency=paying.currency, config=paying.config, splits=paying.splits)]
             last = paying.accepted
             if last is not None and receipt_digest(last.receipt) == voucher.document.statement:
                 receipt = Signed(document=last.receipt, signature=paying.receipt_signature)
@@ -81,7 +81,7 @@ def _said(state: NodeState, message: Any) -> list[Filed]:
         case messages.ReceiptSent(receipt=receipt, lines=lines, evidence=evidence):
             earning = state.earning.get(receipt.document.channel_id)
             assert earning is not None, "a receipt is for a channel of ours"
-            channel = FiledChannel(currency=earning.currency, config=earning.config)
+            channel = FiledChannel(currency=earning.currency, config=earning.config, splits=earning.splits)
             return [channel, FiledReceipt(receipt=receipt, lines=lines, evidence=evidence)]
         case messages.CloseAccepted(close=close):
             earning = state.earning.get(close.document.channel_id)

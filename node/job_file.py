@@ -15,10 +15,12 @@ from typing import Any
 
 from hansa.market.isolation import STRENGTH
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
+from hansa.market.sale_funding import UNFUNDED
 from hansa.node.faults import ConfigError
 from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
 from hansa.node.quantities import format_size
+from hansa.node.splits_config import read_splits
 from hansa.node.toml_reader import TomlTable, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.frames import is_safe_path
@@ -43,8 +45,8 @@ LONGEST_PARAMETER_NAME = 64
 LEAST_SHARED_MEMORY_BYTES = 128 << 20
 """Ray's object store takes at least 75 MiB, and with less than this nothing is left beside it."""
 MOST_HOSTS = 256
-RETRIABLE = tuple(sorted(WORDS.keys() - {RECLAIMED, RECLAIMED_EARLY}))
-"""A lease whose devices are taken back is moved in any case."""
+RETRIABLE = tuple(sorted(WORDS.keys() - {RECLAIMED, RECLAIMED_EARLY, UNFUNDED}))
+"""A lease whose devices are taken back is moved in any case, and one that lacked money when there is some."""
 MOST_SHARDS = 1024
 MOST_WORKERS = 64
 
@@ -98,6 +100,7 @@ class _Budget:
     total: Amount
     ceiling_e18: PriceE18
     currency: str
+    max_prepay_ms: DurationMs
 
 
 def read_job_file(path: Path) -> JobFile:
@@ -138,6 +141,7 @@ def read_job_file(path: Path) -> JobFile:
     meter_interval_ms = tender.duration_ms("meter", "10 s", least=100)
     tender.finish()
     budget = _budget(top.table("budget"), requirements.devices * min(meter_interval_ms, limits.wall_ms))
+    splits = read_splits(top, "splits")
     top.finish()
     spec = JobSpec(
         name=name,
@@ -164,6 +168,8 @@ def read_job_file(path: Path) -> JobFile:
         retry_on=retry.on,
         retry_same_provider=retry.same_provider,
         mirror=mirror,
+        max_prepay_ms=budget.max_prepay_ms,
+        splits=splits,
     )
     return JobFile(
         directory=directory,
@@ -290,15 +296,6 @@ def _mirror(table: TomlTable, shards: int) -> bool:
     return mirror
 
 
-def _mirror(table: TomlTable, shards: int) -> bool:
-    """Whether the shards hold each other's checkpoints. Their number is known by now, so a lone one is told."""
-    mirror = table.boolean("mirror", default=False)
-    if mirror and shards < 2:
-        raise table.fault("mirror", "needs a second shard, whose provider could hold the copy", "set shards = 2 or more")
-    table.finish()
-    return mirror
-
-
 def _retry(table: TomlTable, most: int) -> _Retry:
     """What is tried again. How often may stand in ``limits.retries`` as well, where it stood before there was this."""
     on = table.texts("on", WORTH_RETRYING, most=len(WORDS))
@@ -353,5 +350,6 @@ def _budget(table: TomlTable, least_device_ms: int) -> _Budget:
             f"allow at least {format_amount(smallest)}, or lower price_ceiling_per_hour",
         )
     currency = table.text("currency", "", empty=True, most=256)
+    max_prepay_ms = table.duration_ms("max_prepay", "1 min", least=0)
     table.finish()
-    return _Budget(total=total, ceiling_e18=ceiling_e18, currency=currency)
+    return _Budget(total=total, ceiling_e18=ceiling_e18, currency=currency, max_prepay_ms=max_prepay_ms)

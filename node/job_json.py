@@ -3,6 +3,7 @@
 Field names are the dataclass's own. Every value is held against the rule of its field's type, as on the wire.
 """
 
+import re
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -11,6 +12,7 @@ from hansa.proto.typed_data import check_value, element_of, is_document, unwrap
 from hansa.proto.typed_json import read_decimal, read_exact_keys
 from hansa.scheduler.job_spec import JobSpec
 
+_HEX = re.compile(r"0x(?:[0-9a-f]{2}){0,64}", re.ASCII)
 LARGEST_JSON_INTEGER = (1 << 53) - 1
 """Larger ones are decimal strings: many JSON readers would round them."""
 
@@ -37,6 +39,8 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if type(value) is bytes:
+        return "0x" + value.hex()
     if type(value) is int and value > LARGEST_JSON_INTEGER:
         return str(value)
     return value
@@ -56,6 +60,10 @@ def _read(hint: Any, raw: object, where: str) -> Any:
         return tuple(_read(element, item, f"{where}[{index}]") for index, item in enumerate(raw))
     if bare is int and type(raw) is str:
         raw = read_decimal(raw, where)
+    if bare is bytes:
+        if type(raw) is not str or not _HEX.fullmatch(raw):
+            raise Malformed(where, "is not 0x and pairs of hex digits in lower case")
+        raw = bytes.fromhex(raw[2:])
     if bare is bool and type(raw) is not bool:
         raise Malformed(where, "is neither true nor false")
     check_value(rules, raw, where)

@@ -72,13 +72,29 @@ def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
         why = too_cheap(tender, devices, terms)
         if why is not None:
             break
-        bid = bid_for(tender, tender_digest, devices, terms, number=number, at_ms=event.at_ms)
+        bid = bid_for(
+            tender,
+            tender_digest,
+            devices,
+            terms,
+            number=number,
+            is_stranger=_is_stranger(state, tender.signer),
+            at_ms=event.at_ms,
+        )
         effects += _hold(state, tender, bid, terms, at_ms=event.at_ms)
     if why is None:
         return effects
     decline = decline_for(tender, tender_digest, state.account, why)
     message_out = messages.DeclineSent(decline=unsigned(decline))
     return [*effects, Send(to=tender.signer, message=message_out, keep_until_ms=tender.bids_close_ms)]
+
+
+def _is_stranger(state: NodeState, buyer: bytes) -> bool:
+    """Whether a buyer never settled anything here, or left something unpaid."""
+    settled = any(
+        channel.config.payer_signer == buyer and channel.vouched is not None for channel in state.earning.ended.values()
+    )
+    return not settled or state.ledger.balance(f"unpaid:{buyer.hex()}") > 0
 
 
 def _hold(state: NodeState, tender: Tender, bid: Bid, terms: ProviderTerms, *, at_ms: int) -> Effects:

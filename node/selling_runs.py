@@ -102,7 +102,7 @@ def tell_checkpoint(state: NodeState, current: Run, at_ms: int) -> Effects:
 def life_signs(state: NodeState, at_ms: int) -> Iterator[Send]:
     """What tells the buyers that their runs live, or wait for money; said every few seconds, kept nowhere."""
     for waiting in state.sales.live.values():
-        if waiting.phase == "funding":
+        if waiting.phase in ("leased", "funding"):
             yield _life_sign(waiting, step=0, started=False, at_ms=at_ms)
     for lease, current in state.runs.live.items():
         entry = state.sale_on(lease)

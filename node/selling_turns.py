@@ -81,9 +81,11 @@ def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
     outward: Effects = []
     for effect in state.turn("earning_channel", state.earning, key, earning_channel.advance, event):
         match effect:
-            case earning_channel.LinesVouched(amounts=amounts, at_ms=at_ms):
-                for lease, amount in sorted(amounts.items()):
-                    vouched = sale_events.LineVouched(amount=amount, at_ms=at_ms)
+            case earning_channel.LinesVouched(amounts=amounts, ahead=ahead, at_ms=at_ms):
+                for lease in sorted({*amounts, *ahead}):
+                    vouched = sale_events.LineVouched(
+                        amount=amounts.get(lease, 0), ahead=ahead.get(lease, 0), at_ms=at_ms
+                    )
                     outward += advance_sale(state, state.sale_of.get(lease, b""), vouched)
             case earning_channel.LinesRefused(leases=leases, reason=reason):
                 for lease in leases:

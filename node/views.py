@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from hansa.market.ledger import Entry
+from hansa.market.ledger import Entry, payees_part
 from hansa.market.purchase import Purchase
 from hansa.market.receipts import Statement
 from hansa.market.selection import explain_choice
@@ -35,6 +35,8 @@ def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
         "name": job.spec.name,
         "phase": job.phase,
         "reason": job.reason,
+        "warning": money_warning(state, job),
+        "missing": format_amount(job.missing) if job.waits_for_money else None,
         "submitted_ms": job.submitted_ms,
         "ended_ms": job.ended_ms or None,
         "settled": ended and _is_settled(state, purchases),
@@ -73,6 +75,25 @@ def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
         for point in job.history
     ]
     return view
+
+
+def money_warning(state: NodeState, job: Job) -> str:
+    """What its developer should know about the money before it is gone, or now that it is; empty where all is well."""
+    channels = [
+        channel for channel in state.paying.live.values() if any(t.job == job.job for t in channel.terms.values())
+    ]
+    trouble = next((f" ({channel.trouble})" for channel in channels if channel.trouble), "")
+    name = job.job.hex()[:12]
+    if job.waits_for_money and job.missing:
+        lacking = format_amount(job.missing)
+        return f"it waits for money: {lacking} more is needed; hansa top-up {name} {lacking}"
+    if job.waits_for_money:
+        return f"it waits: its channel could not pay{trouble}; fill the wallet, then hansa top-up {name} 0"
+    for channel in channels:
+        if channel.phase == "open" and channel.limit is not None and channel.limit < channel.wanted:
+            most, wanted = format_amount(channel.limit), format_amount(channel.wanted)
+            return f"money runs low: a channel can pay {most} in all, and may need {wanted}{trouble}"
+    return ""
 
 
 def _is_settled(state: NodeState, purchases: list[Purchase]) -> bool:
@@ -268,7 +289,11 @@ def advert_view(advert: Advert, *, connected: bool) -> Json:
 
 
 def balance_view(state: NodeState, currency: str, entries: int) -> Json:
-    """What this node earned and spent, and how the books stand."""
+    """What this node earned and spent, and how the books stand.
+
+    What was earned is this node's own part where a job's payments are split, what was spent is all of them. What is
+    prepaid is in neither: it is a promise until a receipt uses it.
+    """
     ledger = state.ledger
     channels = [
         {
@@ -276,8 +301,9 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
             "role": "payer",
             "counterparty": checksum_address(paying.config.payee),
             "phase": paying.phase,
-            "vouched": format_amount(paying.cumulative),
-            "metered": format_amount(paying.accepted.receipt.amount_total if paying.accepted else 0),
+            "vouched": format_amount(paying.metered),
+            "metered": format_amount(paying.metered),
+            "prepaid": format_amount(max(0, paying.cumulative - paying.metered)),
         }
         for key, paying in state.paying.all()
     ]
@@ -287,8 +313,9 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
             "role": "payee",
             "counterparty": checksum_address(earning.config.payer),
             "phase": earning.phase,
-            "vouched": format_amount(earning.cumulative),
-            "metered": format_amount(earning.metered),
+            "vouched": format_amount(payees_part(earning.earned, earning.splits)),
+            "metered": format_amount(payees_part(earning.metered, earning.splits)),
+            "prepaid": format_amount(max(0, earning.cumulative - earning.earned)),
         }
         for key, earning in state.earning.all()
     ]
@@ -301,6 +328,8 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
         "due": format_amount(ledger.total("due:")),
         "paid_out": format_amount(-ledger.total("paid:")),
         "paid_in": format_amount(ledger.total("settled:")),
+        "written_off": format_amount(-ledger.total("written-off:")),
+        "forfeited": format_amount(ledger.total("forfeited:")),
         "sum": format_amount(ledger.total()),
         "channels": channels,
         "entries": entries,

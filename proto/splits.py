@@ -29,6 +29,12 @@ class Split:
     bps: Uint32
 
 
+def percent(bps: int) -> str:
+    """Ten-thousandths for people: 250 is ``"2.5 %"``."""
+    whole, rest = divmod(bps, 100)
+    return f"{whole}.{rest:02}".rstrip("0").rstrip(".") + " %"
+
+
 def check_splits(splits: Sequence[Split]) -> None:
     """Hold splits against their rules: at most 8, accounts rising and not zero, shares of 1 to 10,000 in all.
 

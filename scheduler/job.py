@@ -5,6 +5,7 @@ worth another try, is tendered again alone and goes on from its last checkpoint,
 it, and what becomes of a shard whose devices are taken back, is in ``hansa.scheduler.job_losses``.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,12 @@ from hansa.proto.messages import DeliveryAccepted, RunOrdered
 from hansa.scheduler.job_events import (
     BlobArrived,
     BlobMissed,
+    BudgetRaised,
     CancelWanted,
     CheckpointAnnounced,
     FetchWanted,
     GangCame,
+    GangFunded,
     KeepingArrived,
     OutputAnnounced,
     ReclaimArrived,
@@ -33,6 +36,7 @@ from hansa.scheduler.job_events import (
 )
 from hansa.scheduler.job_losses import KEEP_MS, end, lose, stop, tender_for
 from hansa.scheduler.job_mirrors import MirrorAnswered, grant_to, keep_mirrored, mirrors_of, take_answer
+from hansa.scheduler.job_money import raise_budget, try_short_shards_again, wait_for_money
 from hansa.scheduler.job_news import (
     announce_checkpoint,
     announce_output,
@@ -51,6 +55,8 @@ RETRY_MS = 3_000
 """A shard that found no place is tendered again after this."""
 FETCH_PATIENCE = 3
 """Outputs of a run that ended, or its last checkpoint, are waited for this many times the silence limit."""
+SLOWEST_BYTES_S = 256 << 10
+"""And in all for no longer than the most that they may be takes at this rate."""
 OVERDUE_MS = 60_000
 """For so long after the end of a lease, of a notice or of a keeping its provider may still tell how the run ended:
 clocks and stopping are counted in."""
@@ -63,6 +69,8 @@ TABLE: Table[Job] = Table(
         ("gathering", GangCame, "running"),
         ("gathering", TenderFailed, ("gathering", "failed")),
         (("gathering", "running"), CancelWanted, "cancelled"),
+        (("gathering", "running"), BudgetRaised, SAME),
+        ("running", GangFunded, "running"),
         ("running", RoundUnsound, "failed"),
         ("running", Restarted, "running"),
         ("running", (GangCame, ReportArrived, CheckpointAnnounced, OutputAnnounced, MirrorAnswered), "running"),
@@ -96,7 +104,8 @@ def advance(state: Job, event: Any) -> Step[Job]:
         return step
     # Whatever happened, a checkpoint may have come or a mirror have gone with it.
     mirrored = keep_mirrored(step.state, event.at_ms)
-    return Step(state=mirrored.state, effects=(*step.effects, *mirrored.effects))
+    step = Step(state=mirrored.state, effects=(*step.effects, *mirrored.effects))
+    return try_short_shards_again(state, step, event.at_ms)
 
 
 def deadline_ms(state: Job) -> int | None:
@@ -105,13 +114,21 @@ def deadline_ms(state: Job) -> int | None:
         return None
     silent = [_silent_at_ms(state, shard) for shard in state.shards if state.on(shard.lease) is shard]
     retries = [shard.retry_ms for shard in state.shards if shard.phase == "waiting" and shard.retry_ms]
+    retries += [shard.held_until_ms for shard in state.shards if _is_held(shard)]
     return min(silent + retries, default=None)
+
+
+def _is_held(shard: Shard) -> bool:
+    return shard.phase == "starting" and shard.held_until_ms > 0
 
 
 def _silent_at_ms(state: Job, shard: Shard) -> int:
     """When this shard's provider is given up on: after a silence, or when a run has outlived its lease."""
     if shard.phase in ("ending", "leaving"):
-        return shard.heard_ms + state.spec.silence_ms * FETCH_PATIENCE
+        patience_ms = state.spec.silence_ms * FETCH_PATIENCE
+        most_bytes = state.spec.output_bytes if shard.phase == "ending" else state.spec.state_bytes
+        # Whoever announces ever other bytes, or sends them by the drop, is not waited for without end.
+        return min(shard.heard_ms + patience_ms, shard.over_ms + patience_ms + most_bytes * 1000 // SLOWEST_BYTES_S)
     if shard.phase == "kept":
         return min(shard.kept_until_ms, shard.ends_ms) + OVERDUE_MS
     overdue_ms = min(shard.ends_ms, shard.reclaim_by_ms or shard.ends_ms) + OVERDUE_MS
@@ -126,6 +143,10 @@ def _react(state: Job, event: Any) -> Step[Job]:
             return _start(state, event)
         case TenderFailed():
             return _hear_tender_failed(state, event)
+        case GangFunded(leases=leases, at_ms=at_ms):
+            return _order_starts(state, [shard for shard in state.shards if shard.lease in leases], at_ms)
+        case BudgetRaised():
+            return raise_budget(state, event)
         case CancelWanted(reason=reason, at_ms=at_ms):
             return end(state, "cancelled", reason, at_ms)
         case RoundUnsound(round=number, reason=reason, at_ms=at_ms):
@@ -165,6 +186,7 @@ def _heard_at(shard: Shard, at_ms: int) -> Shard:
     return replace(
         shard,
         heard_ms=at_ms,
+        over_ms=shard.over_ms and max(shard.over_ms, at_ms),
         reclaim_by_ms=shard.reclaim_by_ms and max(shard.reclaim_by_ms, at_ms),
         kept_until_ms=shard.kept_until_ms and max(shard.kept_until_ms, at_ms),
     )
@@ -194,17 +216,29 @@ def _start(state: Job, event: GangCame) -> Step[Job]:
                 ends_ms=granted.ends_ms,
                 waiting_ms=0,
                 retry_ms=0,
+                short=False,
+                held_until_ms=event.hold_ms and event.at_ms + event.hold_ms,
                 reclaim_notice_ms=granted.reclaim_notice_ms,
                 reclaim_by_ms=0,
                 reclaim_why="",
                 reclaim_early=False,
+                reclaim_saved=False,
+                over_ms=0,
                 kept_until_ms=0,
             )
         )
         member = Member(shard=shard.shard, lease=granted.lease, provider=granted.provider)
         effects += [MemberJoined(member=member), *grant_to(state, started[-1], event.at_ms)]
-        effects.append(_start_order(state, started[-1], event.at_ms))
+        if not event.hold_ms:
+            effects.append(_start_order(state, started[-1], event.at_ms))
     return Step(state=replace(with_shards(state, *started), phase="running"), effects=tuple(effects))
+
+
+def _order_starts(state: Job, shards: Sequence[Shard], at_ms: int) -> Step[Job]:
+    """Let those of them start whose start was held back."""
+    held = [replace(shard, held_until_ms=0) for shard in shards if _is_held(shard)]
+    orders = tuple(_start_order(state, shard, at_ms) for shard in held)
+    return Step(state=with_shards(state, *held), effects=orders)
 
 
 def _start_order(state: Job, shard: Shard, at_ms: int) -> Send:
@@ -220,6 +254,8 @@ def _start_order(state: Job, shard: Shard, at_ms: int) -> Send:
 
 def _hear_tender_failed(state: Job, event: TenderFailed) -> Step[Job]:
     """The first gang is all or none. A shard that looks for a new place looks on for as long as a run may stall."""
+    if event.missing:
+        return wait_for_money(state, event)
     if state.phase == "gathering":
         if not event.deserted or state.desertions >= state.spec.retries:
             return end(state, "failed", f"unfilled: {event.reason}", event.at_ms)
@@ -238,7 +274,9 @@ def _hear_tender_failed(state: Job, event: TenderFailed) -> Step[Job]:
 
 def _pass_time(state: Job, at_ms: int) -> Step[Job]:
     """Give up on providers that fell silent, and tender again what waits for it."""
-    effects: list[Any] = []
+    released = _order_starts(state, [shard for shard in state.shards if shard.held_until_ms <= at_ms], at_ms)
+    state = released.state
+    effects: list[Any] = list(released.effects)
     for shard in state.shards:
         if shard.phase == "waiting" and shard.retry_ms and shard.retry_ms <= at_ms:
             state = with_shards(state, replace(shard, retry_ms=0))
@@ -277,7 +315,7 @@ def outstanding(state: Job, at_ms: int) -> tuple[Any, ...]:
     """What waits to be taken or fetched, ordered again after a restart."""
     effects: list[Any] = []
     for shard in state.shards:
-        if shard.phase == "starting":
+        if shard.phase == "starting" and not _is_held(shard):
             effects += [*grant_to(state, shard, at_ms), _start_order(state, shard, at_ms)]
         if state.on(shard.lease) is not shard:
             continue

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hansa.proto.blob import BlobRef
 from hansa.proto.messages import Metric
-from hansa.proto.units import Address, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
+from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +20,15 @@ class Granted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GangCame:
-    """Every shard that was tendered has a confirmed lease."""
+    """Every shard that was tendered has a confirmed lease.
+
+    Attributes:
+        hold_ms: their starts may be held back for so long, until the money for all of them is there: a shard that
+            waits for another one's part of a round computes nothing that its provider is paid for.
+    """
 
     granted: tuple[Granted, ...]
+    hold_ms: DurationMs = 0
     at_ms: UnixMs
 
 
@@ -32,11 +38,13 @@ class TenderFailed:
 
     Attributes:
         deserted: winners did not confirm. Without them another tender may well be filled.
+        missing: how much more the budget would have had to be; 0 where money was not the reason.
     """
 
     shards: tuple[Uint32, ...]
     reason: str
     deserted: bool
+    missing: Amount = 0
     at_ms: UnixMs
 
 
@@ -128,6 +136,22 @@ class CancelWanted:
     """The user wants the job to end."""
 
     reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GangFunded:
+    """The money for all of these leases, which came together, is there."""
+
+    leases: tuple[Bytes32, ...]
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRaised:
+    """The user lets the job cost more, or (by 0) has it try again with what there is."""
+
+    amount: Amount
     at_ms: UnixMs
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from hansa.market.effects import Send, clipped
 from hansa.market.machine import Step
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
+from hansa.market.sale_funding import UNFUNDED
 from hansa.proto.messages import RunStopOrdered
 from hansa.scheduler.job_events import JobOver, LeaseOver, TendersUnwanted, TenderWanted
 from hansa.scheduler.job_state import Job, Shard, with_shards
@@ -46,6 +47,7 @@ WORDS = {
     "bad-state": "its state could not be used",
     "wall-limit": "it took longer than it may",
     "protocol": "its sandbox said what it must not",
+    UNFUNDED: "its channel could not pay for it",
     RECLAIMED: "its devices were taken back, with the notice that was promised",
     RECLAIMED_EARLY: "its devices were taken back with less notice than was promised",
 }
@@ -62,7 +64,7 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
     """These shards' attempts came to nothing: tender them again, or fail the job where that cannot help."""
     effects: list[Any] = []
     for shard, kind, reason in lost:
-        blameless = kind == RECLAIMED
+        blameless = kind in (RECLAIMED, UNFUNDED)
         if shard.phase not in ("kept", "leaving"):
             effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
         effects += stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless)
@@ -75,7 +77,8 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
             waiting_ms=at_ms,
             kind=kind,
             reason=in_words(kind, reason),
-            losses=shard.losses + (not moved),
+            losses=shard.losses + (not moved and kind != UNFUNDED),
+            short=kind == UNFUNDED,
             reclaims=shard.reclaims + moved,
         )
         state = with_shards(state, waiting)
@@ -83,13 +86,14 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
         if why:
             failed = end(state, "failed", why, at_ms)
             return Step(state=failed.state, effects=(*effects, *failed.effects))
-        effects.append(tender_for(state, waiting, at_ms))
+        if not waiting.short:
+            effects.append(tender_for(state, waiting, at_ms))
     return Step(state=state, effects=tuple(effects))
 
 
 def is_worth_another(state: Job, kind: str) -> bool:
     """Whether an attempt that ended like this may be followed by another, as far as its kind goes."""
-    return kind in (RECLAIMED, RECLAIMED_EARLY) or kind in state.spec.retry_on
+    return kind in (RECLAIMED, RECLAIMED_EARLY, UNFUNDED) or kind in state.spec.retry_on
 
 
 def _why_not_again(state: Job, shard: Shard) -> str:
@@ -107,7 +111,8 @@ def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
     effects: list[Any] = [TendersUnwanted(job=state.job, reason=reason, at_ms=at_ms)]
     for shard in state.shards:
         if state.on(shard.lease) is shard:
-            effects += stop(shard.provider, shard.lease, reason, at_ms)
+            # Whatever ended the job, it was no provider whose run went well so far: whoever lost one was marked before.
+            effects += stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept")
     shards = tuple(replace(shard, phase="lost" if shard.phase != "finished" else shard.phase) for shard in state.shards)
     ended = replace(state, phase=phase, reason=reason, ended_ms=at_ms, shards=shards)
     return Step(state=ended, effects=(*effects, JobOver(job=state.job)))

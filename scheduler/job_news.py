@@ -53,9 +53,13 @@ def announce_checkpoint(state: Job, shard: Shard, event: CheckpointAnnounced) ->
     """A state from which the shard can go on is to be had: copy it."""
     if shard.phase in ("ending", "leaving"):
         return ignore(state, "a checkpoint of a run that is over")
+    if shard.reclaim_by_ms and not shard.reclaim_saved:
+        # Old news or not: a run that has leave to end has come to a checkpoint.
+        shard = replace(shard, reclaim_saved=True, heard_ms=event.at_ms)
+        state = with_shards(state, shard)
     newest = shard.announced or shard.copying or shard.checkpoint
     if newest is not None and (event.round, event.step) <= (newest.round, newest.step):
-        return ignore(state, "a checkpoint that is known or old")
+        return Step(state=state) if shard.reclaim_saved else ignore(state, "a checkpoint that is known or old")
     if event.checkpoint.size_bytes > state.spec.state_bytes:
         return ignore(state, "a checkpoint over the job's limit")
     copying = Checkpoint(round=event.round, step=event.step, blob=event.checkpoint)
@@ -123,9 +127,9 @@ def take_run_end(state: Job, shard: Shard, event: RunEndArrived) -> Step[Job]:
         if shard.copying is None or not is_worth_another(state, kind):
             return lose(state, ((shard, kind, reason),), event.at_ms)
         left = MemberLeft(lease=shard.lease, finished=False, at_ms=event.at_ms)
-        leaving = replace(shard, phase="leaving", kind=kind, reason=reason, heard_ms=event.at_ms)
+        leaving = replace(shard, phase="leaving", kind=kind, reason=reason, heard_ms=event.at_ms, over_ms=event.at_ms)
         return Step(state=with_shards(state, leaving), effects=(left,) if shard.phase != "kept" else ())
-    ending = replace(shard, phase="ending", expected=event.outputs, heard_ms=event.at_ms)
+    ending = replace(shard, phase="ending", expected=event.outputs, heard_ms=event.at_ms, over_ms=event.at_ms)
     left = MemberLeft(lease=shard.lease, finished=True, at_ms=event.at_ms)
     after = with_shards(state, ending)
     step = _finish_shard(after, ending, event.at_ms) if ending.complete else Step(state=after)
@@ -137,9 +141,13 @@ def _kind_of(shard: Shard, event: RunEndArrived) -> tuple[str, str]:
     if shard.phase == "kept":
         return shard.kind, shard.reason
     kind = event.kind or event.outcome
-    if kind == RECLAIMED and (shard.reclaim_early or (shard.phase == "running" and not shard.reclaim_by_ms)):
-        kind = RECLAIMED_EARLY
-    return kind, event.reason
+    if kind != RECLAIMED or shard.phase != "running":
+        early = shard.reclaim_early
+    else:
+        # A run that leaves before it must leaves at a checkpoint. Without one it was not let go on for the notice.
+        in_time = shard.reclaim_saved or event.at_ms + CLOCK_SKEW_MS >= shard.reclaim_by_ms
+        early = shard.reclaim_early or not shard.reclaim_by_ms or not in_time
+    return (RECLAIMED_EARLY if kind == RECLAIMED and early else kind), event.reason
 
 
 def _failure(kind: str) -> str:

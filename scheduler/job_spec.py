@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Requirements
+from hansa.proto.splits import Split
 from hansa.proto.units import Amount, Bytes32, DurationMs, Line, PriceE18, Uint32, Uint64
 from hansa.proto.workload import Parameter, Workload
 
@@ -36,6 +37,8 @@ class JobSpec:
         retries: how often one shard may be tendered again. A shard whose devices were taken back does not count.
         retry_on: the kinds of failure after which it is, sorted.
         mirror: whether checkpoints are held by the provider of another shard too.
+        max_prepay_ms: how much device time of each lease may be paid ahead: what a provider could take and leave with.
+        splits: who else than the provider gets a part of every payment.
         retry_same_provider: whether a provider that lost a shard may have it again if nobody else will.
         output_bytes: the most that one shard's outputs may weigh.
         state_bytes: the most that one shard's state or checkpoint may weigh.
@@ -69,6 +72,8 @@ class JobSpec:
     retry_on: tuple[Line, ...] = WORTH_RETRYING
     retry_same_provider: bool = True
     mirror: bool = False
+    max_prepay_ms: DurationMs = 0
+    splits: tuple[Split, ...] = ()
 
     def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from hansa.proto.blob import BlobRef
 from hansa.proto.messages import Metric
-from hansa.proto.units import Address, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
+from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 from hansa.scheduler.job_spec import JobSpec
 
 
@@ -69,11 +69,15 @@ class Shard:
         ends_ms: when its lease ends.
         waiting_ms: since when it looks for another provider; 0 while it has one.
         retry_ms: when it is tendered again; 0 while a tender is out.
+        held_until_ms: its start is not ordered before this, or before all of its gang can be paid; 0 once it is ordered.
+        short: whether it waits for money and not for a provider.
         losses: how many of its leases came to nothing, those left out whose devices were taken back.
         reclaims: how many of those there were.
         reclaim_notice_ms: the notice that the newest lease promises.
         reclaim_by_ms, reclaim_why: when its devices are taken back at the latest, and why; 0 while they are not.
         reclaim_early: whether that was said later than promised.
+        reclaim_saved: whether a checkpoint was announced since then.
+        over_ms: when it was said that the newest run is over; 0 before.
         kept_until_ms: how long the run that failed is kept.
         kind: what sort of end the last attempt had, the present one while it is kept or leaving.
         reason: the same in words.
@@ -96,12 +100,16 @@ class Shard:
     ends_ms: UnixMs = 0
     waiting_ms: UnixMs = 0
     retry_ms: UnixMs = 0
+    held_until_ms: UnixMs = 0
+    short: bool = False
     losses: Uint32 = 0
     reclaims: Uint32 = 0
     reclaim_notice_ms: DurationMs = 0
     reclaim_by_ms: UnixMs = 0
     reclaim_why: Note = ""
     reclaim_early: bool = False
+    reclaim_saved: bool = False
+    over_ms: UnixMs = 0
     kept_until_ms: UnixMs = 0
     kind: Line = ""
     reason: str = ""
@@ -132,6 +140,7 @@ class Job:
         package: the job's directory as a blob.
         files: the list of the files beside it, if there are any.
         shards: one entry each.
+        missing: how much more its budget needs at least, so that what waits for money can go on; 0 where nothing does.
         desertions: how often the first gang failed because winners did not confirm.
         history: metrics by step, in the order of steps.
         submitted_ms: when it came.
@@ -144,6 +153,7 @@ class Job:
     spec: JobSpec
     package: BlobRef
     shards: tuple[Shard, ...]
+    missing: Amount = 0
     desertions: Uint32 = 0
     history: tuple[Point, ...] = field(default=())
     submitted_ms: UnixMs
@@ -155,6 +165,11 @@ class Job:
         """The shard whose newest lease this is, while it lives."""
         alive = ("starting", "running", "kept", "leaving", "ending")
         return next((shard for shard in self.shards if shard.lease == lease and shard.phase in alive), None)
+
+    @property
+    def waits_for_money(self) -> bool:
+        """Whether some of its shards could go on, were there more money."""
+        return any(shard.phase == "waiting" and shard.short for shard in self.shards)
 
 
 def with_shards(state: Job, *changed: Shard) -> Job:

@@ -17,6 +17,7 @@ from hansa.proto.currency import currency_of
 from hansa.proto.documents import MeterLine, Receipt, channel_id
 from hansa.proto.market_documents import Award, Bid, Evidence, Tender
 from hansa.proto.network import DOMAIN
+from hansa.proto.splits import splits_hash
 from hansa.proto.typed_data import digest
 from hansa.scheduler import run
 from hansa.scheduler.job_spec import JobSpec
@@ -50,6 +51,11 @@ class Auditor:
         self.receipts: dict[bytes, tuple[Receipt, tuple[MeterLine, ...], tuple[Evidence, ...]]] = {}
         self.receipt_of: dict[tuple[bytes, int], bytes] = {}
         self.voucher_of: dict[bytes, tuple[int, bytes]] = {}
+        self.topped_up: Counter[bytes] = Counter()
+        self.received: dict[bytes, int] = {}
+        self.paid_for: set[tuple[bytes, bytes]] = set()
+        self.most_ahead: dict[bytes, int] = {}
+        self.over: set[bytes] = set()
         self.unpaid_between_honest = 0
         self.orders: dict[bytes, messages.RunOrdered] = {}
         self.given_up: dict[bytes, tuple[int, int]] = {}
@@ -80,17 +86,40 @@ class Auditor:
                 assert not node.honest or self.receipt_of.setdefault(key, found) == found, "two receipts of one number"
             case messages.VoucherSent(voucher=voucher) if node.honest:
                 document = voucher.document
-                before, statement = self.voucher_of.get(document.channel_id, (0, b""))
+                before, _ = self.voucher_of.get(document.channel_id, (0, b""))
                 assert document.cumulative >= before, "a voucher took money back"
-                assert document.cumulative > before or statement in (b"", document.statement) or before == 0, (
-                    "one sum was vouched for two receipts"
-                )
+                self._check_ahead(node, document, before)
                 self.voucher_of[document.channel_id] = (document.cumulative, document.statement)
 
             case messages.RunOrdered(lease=lease) if node.honest:
                 self.orders.setdefault(lease, message)
+            case messages.DeliveryAccepted(lease=lease) if node.honest:
+                self.over.add(lease)
             case messages.RunStopOrdered(lease=lease) if node.honest:
+                self.over.add(lease)
                 self.given_up.setdefault(lease, (len(node.journal._events), node.now_ms()))
+
+    def _check_ahead(self, node: Any, voucher: Any, before: int) -> None:
+        """A voucher says its receipt's sum, or that and what is paid ahead for leases that live; never more."""
+        receipt = self.receipts[voucher.statement][0] if any(voucher.statement) else None
+        assert receipt is None or receipt.channel_id == voucher.channel_id
+        received = receipt.amount_total if receipt else 0
+        last = self.received.get(voucher.channel_id, 0)
+        assert received >= last, "a voucher for an older receipt than the one before it"
+        assert received == last or (voucher.channel_id, voucher.statement) not in self.paid_for
+        self.received[voucher.channel_id] = received
+        self.paid_for.add((voucher.channel_id, voucher.statement))
+        ahead = voucher.cumulative - received
+        assert ahead >= 0, "a voucher for less than its receipt"
+        self.most_ahead[voucher.channel_id] = max(ahead, self.most_ahead.get(voucher.channel_id, 0))
+        if voucher.cumulative > before and ahead:
+            live = [
+                self.bids[award.bid].prepay
+                for lease, award in self.awards.items()
+                if award.channel_id == voucher.channel_id and award.signer == node.account and lease not in self.over
+            ]
+            assert ahead <= sum(live), f"{ahead} is paid ahead, and {sum(live)} is all that live leases ask for"
+            self.moves["vouchers that ran ahead"] += 1
 
     def note_run(self, event: Any) -> None:
         """An executor tells of a run, whether or not its daemon lives to write it down."""
@@ -125,9 +154,8 @@ class Auditor:
                 price = sold.bid.price_e18_per_device_ms * len(sold.bid.devices)
                 slack_ms = max(sold.bid.meter_interval_ms, LONGEST_STEP_MS) + LONGEST_STEP_MS + STOP_GRACE_MS
                 most = sold.bid.max_unpaid + floor_amount(slack_ms, price) + 1
-                assert sold.accrued - sold.vouched <= most, (
-                    f"{sold.accrued - sold.vouched} is unpaid, and {most} is the most that may be"
-                )
+                assert sold.unpaid <= most, f"{sold.unpaid} is unpaid, and {most} is the most that may be"
+                assert sold.ahead <= sold.bid.prepay, "more is paid ahead than was asked for"
 
     def _check_funds(self, state: NodeState) -> None:
         """On a chain: nothing runs before there is money for it, and nothing ever runs up more than lies there."""
@@ -141,7 +169,9 @@ class Auditor:
                 if sold is not None:
                     ran_up[lease] = max(sold.accrued, ran_up.get(lease, 0))
             assert sum(ran_up.values()) <= deposit, f"{sum(ran_up.values())} ran up, and {deposit} is there"
-            assert channel.cumulative <= deposit, "a voucher for more than is there"
+            assert channel.earned <= deposit, "a receipt was vouched for, and there is less"
+            trusted = sum(sold.ahead for lease in channel.live if (sold := state.sale_on(lease)) is not None)
+            assert channel.earned + trusted <= deposit or not trusted, "work is done for a promise that nothing covers"
 
     def check_books(self, node: Any, kept: Ledger) -> None:
         """At every start: the store has what the journal moved, to the unit."""
@@ -204,7 +234,8 @@ class Auditor:
             if payer.honest:
                 paid = payer.engine.state.paying.get(key)
                 assert paid is not None or earned.cumulative == 0
-                assert paid is None or paid.cumulative == earned.cumulative, "buyer and provider disagree"
+                assert paid is None or paid.metered == earned.earned, "buyer and provider disagree"
+                assert paid is None or paid.cumulative >= earned.cumulative, "a provider has more than was signed"
         for _, sold in state.sales.all():
             self.unpaid_between_honest += sold.phase == "unpaid" and self._honest(sold.buyer)
 
@@ -216,10 +247,21 @@ class Auditor:
             channel = self.channels[key]
             if channel.payer != node.account:
                 continue
+            if not any(statement):
+                continue  # Nothing was received for it; what it pays ahead was looked at when it was said.
             receipt, lines, evidence = self.receipts[statement]
             assert receipt.channel_id == key
-            assert receipt.amount_total == cumulative == sum(line.amount for line in lines), "a sum is wrong"
-            owed[channel.payee] = owed.get(channel.payee, 0) + cumulative
+            total = receipt.amount_total
+            assert cumulative >= total == sum(line.amount for line in lines), "a sum is wrong"
+            splits = next(
+                self.tenders[self.bids[award.bid].tender].splits
+                for award in self.awards.values()
+                if award.channel_id == key and award.signer == node.account
+            )
+            assert splits_hash(splits) == channel.splits_hash
+            parts = {split.account: total * split.bps // 10_000 for split in splits}
+            for account, part in (*parts.items(), (channel.payee, total - sum(parts.values()))):
+                owed[account] = owed.get(account, 0) + part
             for line, proof in zip(lines, evidence, strict=True):
                 award = self.awards[line.lease]
                 assert proof.busy_ms <= line.device_ms, "paid for use that was not metered"
@@ -235,7 +277,8 @@ class Auditor:
                 spent[tender.job] = spent.get(tender.job, 0) + line.amount
         for job, amount in spent.items():
             _, spec = self.jobs[job]
-            assert amount <= spec.budget, f"a job cost {amount} and its budget is {spec.budget}"
+            allowed = spec.budget + self.topped_up[job]
+            assert amount <= allowed, f"a job cost {amount} and its budget is {allowed}"
             assert node.engine.state.ledger.balance(f"spend:{job.hex()}") == amount, "the books say something else"
         for provider, amount in owed.items():
             books = node.engine.state.ledger

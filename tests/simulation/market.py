@@ -1,6 +1,7 @@
 """One whole market from one seed: nodes, jobs, chaos, healing, and the auditor's verdict."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from hansa.market.pricing import ProviderTerms
 from hansa.node import events
 from hansa.proto.blob import blob_ref
 from hansa.proto.market_documents import Device, Requirements
+from hansa.proto.splits import Split
 from hansa.proto.units import price_per_hour_to_e18
 from hansa.proto.workload import Parameter
 from hansa.scheduler.job_spec import JobSpec
@@ -38,6 +40,7 @@ class Verdict:
     ignored: dict[str, int]
     moves: dict[str, int]
     standstills_ms: tuple[int, ...]
+    cuts: dict[str, int]
 
 
 class Market:
@@ -51,6 +54,7 @@ class Market:
         self.world.faults = faults if faults is not None else draw_faults(chance)
         self.auditor = Auditor(self)
         self.bank = Bank(self.world, self)
+        self.cuts: Counter[str] = Counter()
         self.currency = CHAIN_CURRENCY if chance.random() < 0.4 else "USD"
         self.nodes: dict[bytes, SimNode] = {}
         self.progress_in: dict[bytes, tuple[int, int]] = {}
@@ -93,6 +97,9 @@ class Market:
             credit_limit=10**12,
             bid_ms=10_000,
             reclaim_notice_ms=chance.choice((2_000, 20_000, 60_000)),
+            prepay_ms=chance.choice((0, 0, 5_000, 60_000)),
+            prepay_everybody=chance.random() < 0.5,
+            max_splits_bps=chance.choice((300, 5_000, 5_000)),
         )
         kind: Any = LyingNode if lies else SimNode
         skew_ms = chance.randint(-self.world.faults.skew_ms, self.world.faults.skew_ms)
@@ -134,7 +141,7 @@ class Market:
             ),
             requirements=needs,
             currency=self.currency,
-            budget=shards * dearest * needs.wall_ms * chance.choice((2, 3, 8)) // 2 // 10**18 + 100,
+            budget=shards * dearest * needs.wall_ms * chance.choice((1, 2, 3, 8)) // 2 // 10**18 + 100,
             price_ceiling_e18_per_device_ms=dearest,
             meter_interval_ms=chance.choice((1_000, 5_000)),
             bid_window_ms=chance.choice((2_000, 10_000)),
@@ -148,14 +155,23 @@ class Market:
             shared_memory_bytes=192 << 20,
             egress_bytes=0,
             keep_failed_ms=chance.choice((0, 4_000, 40_000)),
+            max_prepay_ms=chance.choice((0, 60_000, 60_000)),
+            splits=self._draw_splits(),
         )
         job, package = chance.randbytes(32), blob_ref(b"package")
         at_ms = chance.randint(1_000, CHAOS_MS // 2)
         cancelled = self.world.chance(self.world.faults.cancel)
         self.auditor.jobs[job] = (buyer, spec)
         self.world.after(at_ms, self._submit, buyer, job, spec, package)
+        self.world.after(at_ms + 5_000, self._mind_money, buyer, job)
         if cancelled:
             self.world.after(at_ms + chance.randint(1_000, 60_000), self._cancel, buyer, job)
+
+    def _draw_splits(self) -> tuple[Split, ...]:
+        """Who else is paid: nobody mostly, else a few accounts that never take part."""
+        chance = self.world.random
+        accounts = sorted(chance.randbytes(20) for _ in range(chance.choice((0, 0, 1, 3))))
+        return tuple(Split(account=account, bps=chance.choice((1, 250, 1_000))) for account in accounts)
 
     def _submit(self, buyer: SimNode, job: bytes, spec: JobSpec, package: Any) -> None:
         """The user tries until the daemon has it."""
@@ -173,6 +189,22 @@ class Market:
             reason = "the user says: schluß … " * 8
             buyer.hear(events.JobCancelled(job=job, reason=reason[:120], at_ms=buyer.now_ms()))
             self.world.after(5_000, self._cancel, buyer, job)
+
+    def _mind_money(self, buyer: SimNode, job: bytes) -> None:
+        """The user looks now and then: a job that waits for money gets some, or enough, or is given up."""
+        chance = self.world.random
+        self.world.after(chance.randint(2_000, 20_000), self._mind_money, buyer, job)
+        of = buyer.engine.state.jobs.get(job) if buyer.engine is not None else None
+        if of is None or not of.waits_for_money:
+            return
+        # By then the daemon may have died with the word, so it is the journal that says what came.
+        amount = chance.choice((0, of.missing // 2, of.missing, 3 * of.missing, 3 * of.missing))
+        if self.auditor.topped_up[job] > 3 * of.spec.budget or self.world.chance(self.world.faults.cancel / 4):
+            buyer.hear(events.JobCancelled(job=job, reason="too dear", at_ms=buyer.now_ms()))
+        else:
+            self.auditor.moves["jobs topped up"] += 1
+            self.auditor.topped_up[job] += amount
+            buyer.hear(events.JobToppedUp(job=job, amount=amount, at_ms=buyer.now_ms()))
 
     def _maybe_cut(self) -> None:
         if self.world.chance(self.world.faults.partition):
@@ -280,4 +312,5 @@ class Market:
             ignored=ignored,
             moves=dict(self.auditor.moves),
             standstills_ms=tuple(self.auditor.standstills_ms),
+            cuts=dict(self.cuts),
         )

@@ -104,6 +104,7 @@ class SimNode:
         self._letters = 0
         self._pumping = False
         self._wake_ms = 0
+        self._cut = False
 
     # Life and death.
 
@@ -168,23 +169,30 @@ class SimNode:
         except Crashed:
             self._die()
 
-    def _maybe_crash(self) -> None:
+    def _maybe_crash(self, where: str) -> None:
         if self.world.chance(self.world.faults.crash / 3):
-            raise Crashed
+            self._crash(where)
+
+    def _crash(self, where: str) -> None:
+        self.market.cuts[where] += 1
+        raise Crashed
 
     def _take(self, inbox: list[tuple[Any, Any]]) -> None:
         assert self.engine is not None
-        self._maybe_crash()
+        self._maybe_crash("before a batch is in the journal")
         effects = self.engine.take([event for event, _ in inbox])
         self.market.auditor.check_state(self)
-        self._maybe_crash()
+        self._maybe_crash("after a batch is in the journal, before anything is done")
         for _, acknowledge in inbox:
             if acknowledge is not None:
                 acknowledge()
         for effect in effects:
             if self.world.chance(self.world.faults.crash / 3 / len(effects)):
-                raise Crashed
+                self._crash(f"before {_name_of(effect)}")
+            self._cut = self.world.chance(self.world.faults.crash / 3 / len(effects))
             self.perform(effect)
+            if self._cut:
+                self._crash(f"after {_name_of(effect)}")
         if self.world.chance(self.world.faults.snapshot):
             self.engine.write_snapshot_if_due(now=True)
         self._schedule_wake()
@@ -299,7 +307,7 @@ class SimNode:
             requirements=of.spec.requirements,
             currency=of.spec.currency,
             price_ceiling_e18_per_device_ms=of.spec.price_ceiling_e18_per_device_ms,
-            splits=(),
+            splits=of.spec.splits,
             meter_interval_ms=of.spec.meter_interval_ms,
             bids_close_ms=self.now_ms() + of.spec.bid_window_ms,
             expires_ms=self.now_ms() + 60_000,
@@ -348,6 +356,9 @@ class SimNode:
     def send(self, order: Send) -> None:
         """Put a message into the outbox and try to bring it."""
         message = sealed(order.message, self.key)
+        if self._cut and self.world.chance(0.5):
+            self._cut = False
+            self._crash(f"between signing and sending {type(message).__name__}")
         self.market.auditor.note_message(self, message)
         self.post(order.to, encode(message), order.keep_until_ms, order.replaces)
 
@@ -406,6 +417,11 @@ def _checked(body: bytes, sender: bytes) -> Any:
         if isinstance(value, Signed):
             check(domain_of(message), value, sender)
     return message
+
+
+def _name_of(effect: Any) -> str:
+    """What an effect is called in the count of crashes: a message by its own name."""
+    return f"sending {type(effect.message).__name__}" if isinstance(effect, Send) else type(effect).__name__
 
 
 def derived_key(random: Random) -> SigningKey:

@@ -38,6 +38,7 @@ def main() -> int:
     sales: collections.Counter[str] = collections.Counter()
     ignored: collections.Counter[str] = collections.Counter()
     moves: collections.Counter[str] = collections.Counter()
+    cuts: collections.Counter[str] = collections.Counter()
     standstills_ms: list[int] = []
     crashes = packets = simulated_ms = 0
     began = time.monotonic()
@@ -57,6 +58,7 @@ def main() -> int:
         sales.update(verdict.sales)
         ignored.update(verdict.ignored)
         moves.update(verdict.moves)
+        cuts.update(verdict.cuts)
         standstills_ms += verdict.standstills_ms
         crashes, packets = crashes + verdict.crashes, packets + verdict.packets
         simulated_ms += verdict.simulated_ms
@@ -71,6 +73,9 @@ def main() -> int:
         standstills_ms.sort()
         middle, most = standstills_ms[len(standstills_ms) // 2], standstills_ms[len(standstills_ms) * 9 // 10]
         print(f"a moved shard stood still for {middle / 1000:.1f} s, nine of ten for less than {most / 1000:.1f} s")
+    print(f"daemons died at {sum(cuts.values())} instants, of {len(cuts)} kinds:")
+    for name, count in cuts.most_common():
+        print(f"  {count:7} {name}")
     for name, count in ignored.most_common(60):
         print(f"  ignored {count:7} {name}")
     return 1 if failed else 0

@@ -180,7 +180,7 @@ def test_a_lease_that_comes_twice_asks_for_funds_once_and_lacking_ones_are_asked
 
 
 def test_a_closed_channel_is_brought_to_its_backend_until_that_says_it_is_settled():
-    closed = replace(OPEN, phase="closed", cumulative=1_000, close_signature=b"c" * 65)
+    closed = replace(OPEN, phase="closed", accepted=FIRST, cumulative=1_000, close_signature=b"c" * 65)
     wanted = some(SettlementWanted, channel_id=CHANNEL_ID, cumulative=1_000, other_signature=b"c" * 65)
     assert paying_channel.outstanding(closed, NOW_MS) == (wanted,)
     news = ChannelSettled(channel_id=CHANNEL_ID, paid=1_000, at_ms=NOW_MS)

@@ -11,6 +11,7 @@ from kit.trading import BUYER, CHANNEL, DEVICE, NOW_MS, OTHER, award, bid, needs
 from hansa.market import sale, sale_state
 from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
+from hansa.market.ledger import Entry, Leg, Post
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale import advance
 from hansa.market.sale_events import (
@@ -229,6 +230,17 @@ def test_nothing_is_charged_for_a_run_that_made_no_step():
     playbook.reaches("stopped", lined_amount=0)
 
 
+def moved(amount):
+    """The entry that writes so much off, or back."""
+    legs = (
+        Leg(account=f"unpaid:{BUYER.hex()}", amount=amount),
+        Leg(account=f"written-off:{TENDER.job.hex()}", amount=-amount),
+    )
+    return some(Post, entry=some(Entry, legs=legs))
+
+
+WRITTEN_OFF = moved(1_000)
+
 # Exposure.
 
 
@@ -251,23 +263,25 @@ def test_a_voucher_that_stays_away_pauses_and_then_ends_the_run():
     assert sale.deadline_ms(playbook.reaches("running")) == NOW_MS + 26_000
     playbook >> passed(26_000) << RunUnwanted(lease=LEASE, reason="no voucher within the grace period")
     playbook >> over("stopped") << FREED << ENDED >> DeliveryTaken(at_ms=NOW_MS + 61_000)
-    playbook >> passed(60_000 + sale.DELIVERY_MS + 10_000)
-    playbook.reaches("unpaid", vouched=0, lined_amount=1_000)
+    playbook >> passed(60_000 + sale.DELIVERY_MS + 10_000) << WRITTEN_OFF
+    playbook.reaches("unpaid", vouched=0, lined_amount=1_000, written_off=1_000)
 
 
 def test_a_buyer_that_refuses_to_pay_ends_the_run():
     playbook = running() >> progress(1_000, 1) << METERED >> LineRefused(reason="no", at_ms=NOW_MS)
     playbook << RunUnwanted(lease=LEASE, reason="the buyer refuses to pay") >> over("stopped") << FREED << ENDED
-    playbook >> StopOrdered(reason="over", at_ms=NOW_MS + 61_000)
+    playbook >> StopOrdered(reason="over", at_ms=NOW_MS + 61_000) << WRITTEN_OFF
     playbook.reaches("unpaid")
 
 
 def test_a_buyer_that_comes_back_may_still_pay():
     playbook = running() >> progress(1_000, 1) << METERED >> over() << FREED << ENDED
-    playbook >> passed(60_000 + sale.DELIVERY_MS) >> passed(70_000 + sale.DELIVERY_MS)
+    playbook >> passed(60_000 + sale.DELIVERY_MS) >> passed(70_000 + sale.DELIVERY_MS) << WRITTEN_OFF
     playbook.reaches("unpaid")
-    playbook >> vouched(1_000)
-    playbook.reaches("settled")
+    playbook >> vouched(400) << moved(-400)
+    playbook.reaches("unpaid", written_off=600)
+    playbook >> vouched(1_000) << moved(-600)
+    playbook.reaches("settled", written_off=0)
 
 
 def test_a_voucher_for_more_than_was_metered_is_our_own_fault():

@@ -425,3 +425,15 @@ def test_long_text_is_cut_and_tabs_are_spaces() -> None:
     assert plain("a\tb") == "a b"
     assert len(plain("x" * 10_000)) == 4096
     assert PROVIDERS[0] == plain(PROVIDERS[0])
+
+
+def test_a_job_that_waits_for_money_says_what_helps_and_the_command_helps(data: Path, desk: MemoryDesk) -> None:
+    warning = f"it waits for money: 0.500000 more is needed; hansa top-up {JOB[:12]} 0.500000"
+    desk.add(job_view(JOB, warning=warning), job_view(JOB, warning=warning, phase="running"))
+    assert "waits for money" in " ".join(run("jobs", "--data", data).stdout.split())
+    assert "may cost 1.500000 in all" in run("top-up", JOB, "0.5", "--data", data).stdout
+    assert json_lines(run("top-up", JOB, "0", "--json", "--data", data)) == [{"job": JOB, "budget": "1.500000"}]
+    assert is_one_line_with_a_hint(run("top-up", JOB, "0.0000001", "--data", data))
+    assert is_one_line_with_a_hint(run("top-up", JOB, "1e3", "--data", data))
+    desk.add(job_view(JOB, phase="succeeded"))
+    assert is_one_line_with_a_hint(run("top-up", JOB, "1", "--data", data))

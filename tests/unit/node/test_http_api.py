@@ -174,6 +174,27 @@ async def test_jobs_are_listed_and_cancelled(path: Path) -> None:
         assert (await client.post(f"/v1/jobs/{job}/cancel")).status_code == 409
 
 
+async def test_a_budget_is_raised_by_plain_amounts_and_up_to_the_owners_own_limit(path: Path) -> None:
+    desk = MemoryDesk()
+    job = desk.add(job_view("ab" * 32))
+    async with served(desk, path) as client:
+        answer = await client.post(f"/v1/jobs/{job}/top-up", json={"amount": "0.25"})
+        assert answer.json() == {"job": job, "budget": "1.250000"}
+        for wrong in (
+            {"amount": 1},
+            {"amount": "-1"},
+            {"amount": "1e3"},
+            {"amount": None},
+            {},
+            {"amount": "1", "x": 1},
+        ):
+            answer = await client.post(f"/v1/jobs/{job}/top-up", json=wrong)
+            assert (answer.status_code, bool(answer.json()["hint"])) == (400, True), wrong
+    async with served(desk, path, 2_000_000) as client:
+        assert (await client.post(f"/v1/jobs/{job}/top-up", json={"amount": "0.75"})).status_code == 200
+        assert (await client.post(f"/v1/jobs/{job}/top-up", json={"amount": "0.000001"})).status_code == 409
+
+
 async def test_watching_ends_with_the_job(path: Path) -> None:
     desk = MemoryDesk()
     job = desk.add(job_view("ab" * 32), job_view("ab" * 32, round=3), job_view("ab" * 32, phase="succeeded"))

@@ -70,6 +70,7 @@ def ordered(shard, **fields):
 
 STOPPED = some(Send, message=some(RunStopOrdered))
 BADLY, WELL = some(LeaseOver, well=False), some(LeaseOver, well=True)
+BLAMELESS = some(LeaseOver, well=False, blameless=True)
 LEFT, JOINED = some(MemberLeft), some(MemberJoined)
 TAKEN = some(Send, message=some(DeliveryAccepted))
 OVER = JobOver(job=JOB)
@@ -190,6 +191,26 @@ def test_outputs_on_their_way_are_waited_for_longer():
     lost(playbook >> passed(2_000 + SILENCE_MS * job.FETCH_PATIENCE)) << some(TenderWanted)
 
 
+def test_a_provider_whose_results_never_stop_changing_is_not_waited_for_without_end():
+    playbook = one(output_bytes=job.SLOWEST_BYTES_S) >> ended(lease(0), outputs=1) << LEFT
+    last_ms = NOW_MS + 2_000 + SILENCE_MS * job.FETCH_PATIENCE + 1_000
+    at_ms = NOW_MS + 2_000
+    for turn in range(40):
+        blob = blob_ref(b"%4d" % turn)
+        at_ms = min(at_ms + SILENCE_MS, last_ms - 1)
+        playbook >> OutputAnnounced(lease=lease(0), path="a", blob=blob, at_ms=at_ms) << some(FetchWanted, blob=blob)
+        assert job.deadline_ms(playbook.reaches("running")) <= last_ms
+    assert job.deadline_ms(playbook.reaches("running")) == last_ms
+    lost(playbook >> TimePassed(at_ms=last_ms)) << some(TenderWanted)
+    assert playbook.reaches("running").shards[0].reason == "its provider was lost: its results did not come"
+
+
+def test_our_own_absence_shortens_the_time_for_nobodys_results():
+    playbook = one(output_bytes=5) >> ended(lease(0), outputs=1) << LEFT >> Restarted(at_ms=NOW_MS + 900_000)
+    due_ms = NOW_MS + 900_000 + SILENCE_MS * job.FETCH_PATIENCE
+    assert job.deadline_ms(playbook.reaches("running")) == due_ms
+
+
 # Retries.
 
 
@@ -258,7 +279,7 @@ def test_a_provider_that_returns_after_it_was_replaced_is_not_listened_to():
 
 def test_a_job_that_is_cancelled_stops_everything():
     playbook = running() >> CancelWanted(reason="enough", at_ms=NOW_MS) << some(TendersUnwanted)
-    playbook << STOPPED << BADLY << STOPPED << BADLY << OVER
+    playbook << STOPPED << BLAMELESS << STOPPED << BLAMELESS << OVER  # nobody who worked for it did anything wrong
     playbook.reaches("cancelled", reason="enough")
     playbook >> came(granted(0, 1)) << STOPPED << BADLY
     playbook >> ended(lease(0)) << ignored("news of a job that is over")
@@ -266,7 +287,7 @@ def test_a_job_that_is_cancelled_stops_everything():
 
 def test_one_shard_that_fails_the_job_stops_the_others():
     playbook = lost(running() >> ended(lease(0), "failed", "user-exception"))
-    playbook << some(TendersUnwanted) << STOPPED << BADLY << OVER
+    playbook << some(TendersUnwanted) << STOPPED << BLAMELESS << OVER
     playbook.reaches("failed")
 
 

@@ -93,7 +93,7 @@ def passed(at_ms):
 
 
 def test_a_shard_whose_devices_were_taken_back_is_tendered_at_once_and_goes_on_from_its_checkpoint():
-    playbook = running(retries=0) >> announced(STATE, 4) << some(FetchWanted) >> arrived(STATE) >> wanted_back()
+    playbook = running(retries=0) >> wanted_back() >> announced(STATE, 4) << some(FetchWanted) >> arrived(STATE)
     playbook >> ended() << LEFT << STOPPED << BLAMELESS << TENDERED
     playbook >> came(1) << JOINED << some(Send, to=OTHER, message=some(RunOrdered, checkpoint=STATE))
     assert playbook.reaches("running").shards[0].losses == 0
@@ -111,7 +111,7 @@ def test_it_moves_when_its_last_checkpoint_is_here():
 
 
 def test_a_last_checkpoint_that_does_not_come_is_not_waited_for_for_ever():
-    playbook = running() >> announced(STATE, 4) << some(FetchWanted) >> wanted_back() >> ended() << LEFT
+    playbook = running() >> wanted_back() >> announced(STATE, 4) << some(FetchWanted) >> ended() << LEFT
     due_ms = NOW_MS + 9_000 + job.FETCH_PATIENCE * SILENCE_MS
     assert job.deadline_ms(playbook.reaches("running")) == due_ms
     playbook >> passed(due_ms) << STOPPED << BLAMELESS << TENDERED
@@ -120,7 +120,8 @@ def test_a_last_checkpoint_that_does_not_come_is_not_waited_for_for_ever():
 def test_devices_that_are_taken_back_cost_no_retry_but_not_without_end():
     state = running(retries=0).reaches("running")
     crowded = replace(state, shards=(replace(state.shards[0], reclaims=MOST_RECLAIMS),))
-    playbook = Playbook(advance, crowded) >> wanted_back() >> ended() << LEFT << STOPPED << BLAMELESS
+    playbook = Playbook(advance, crowded) >> wanted_back() >> ended(at_ms=NOW_MS + NOTICE_MS) << LEFT << STOPPED
+    playbook << BLAMELESS
     playbook << some(TendersUnwanted) << JobOver(job=JOB)
     assert playbook.reaches("failed").reason == f"the devices of shard 0 were taken back {MOST_RECLAIMS + 1} times"
 
@@ -128,8 +129,20 @@ def test_devices_that_are_taken_back_cost_no_retry_but_not_without_end():
 @pytest.mark.parametrize("short_ms", [0, CLOCK_SKEW_MS, CLOCK_SKEW_MS + 1])
 def test_less_notice_than_promised_counts_against_the_provider_whatever_it_calls_it(short_ms):
     counted = BADLY if short_ms > CLOCK_SKEW_MS else BLAMELESS
-    playbook = running() >> wanted_back(NOTICE_MS - short_ms) >> ended() << LEFT << STOPPED << counted << TENDERED
+    playbook = running() >> wanted_back(NOTICE_MS - short_ms) >> ended(at_ms=NOW_MS + NOTICE_MS)
+    playbook << LEFT << STOPPED << counted << TENDERED
     assert playbook.reaches("running").shards[0].losses == 0
+
+
+@pytest.mark.parametrize("after_ms", [9_000, NOTICE_MS - CLOCK_SKEW_MS])
+def test_a_notice_after_which_the_run_was_not_let_go_on_counts_as_none(after_ms):
+    """By its end alone nobody can tell; but a run that leaves of itself leaves at a checkpoint."""
+    early = running() >> announced(STATE, 4) << some(FetchWanted) >> arrived(STATE) >> wanted_back()
+    early >> ended(at_ms=NOW_MS + after_ms) << LEFT << STOPPED << BADLY << TENDERED
+    left = running() >> announced(STATE, 4) << some(FetchWanted) >> arrived(STATE) >> wanted_back()
+    left >> announced(STATE, 4) >> ended(at_ms=NOW_MS + after_ms) << LEFT << STOPPED << BLAMELESS << TENDERED
+    late = running() >> wanted_back() >> ended(at_ms=NOW_MS + NOTICE_MS - CLOCK_SKEW_MS + 1_000)
+    late << LEFT << STOPPED << BLAMELESS << TENDERED
 
 
 def test_a_run_that_is_gone_without_any_notice_counts_against_its_provider():
