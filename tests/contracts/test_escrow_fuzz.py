@@ -16,7 +16,14 @@ pytest.importorskip("pyrevm", reason="pyrevm, the EVM in this process, has no wh
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from kit.contract_house import as_item, as_tuple, as_tuples
 from kit.escrow_bench import EscrowBench
 from kit.settlement_scene import PAYEE, PAYEE_SIGNER, PAYER, PAYER_SIGNER, STRANGER, twins
@@ -407,7 +414,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
 
 
 EXAMPLES = int(os.environ.get("HANSA_FUZZ_EXAMPLES", "40"))
-EscrowAgainstModel.TestCase.settings = settings(
+BUDGET = settings(
     max_examples=EXAMPLES,
     stateful_step_count=50,
     deadline=None,
@@ -416,8 +423,8 @@ EscrowAgainstModel.TestCase.settings = settings(
 )
 
 
-class TestEscrowAgainstModel(EscrowAgainstModel.TestCase):
-    """The machine above, as pytest runs it."""
+def test_the_contract_does_what_the_model_does() -> None:
+    run_state_machine_as_test(EscrowAgainstModel, settings=BUDGET)
 
 
 @pytest.fixture(scope="module", autouse=True)
