@@ -28,6 +28,7 @@ from uv import find_uv_bin
 from hansa.node.build_room import WORK, Outcome, Tool, run_in_thread, run_tool, ways_out
 from hansa.node.builder import RunTool, tool_runner
 from hansa.node.environments_config import EnvironmentsConfig
+from hansa.node.host_paths import without_host_paths
 from hansa.node.images import check_images
 from hansa.node.locks import (
     Locked,
@@ -133,7 +134,7 @@ class Environments:
                         raise NotBuilt(f"the job's packages cannot be installed here: {self._words(outcome)}")
             self._trees.publish(made, plan.key)
         except (SandboxUnavailable, OSError) as fault:
-            raise NotBuilt(f"the job's packages cannot be installed here: {fault}") from fault
+            raise NotBuilt(f"the job's packages cannot be installed here: {without_host_paths(str(fault))}") from fault
         finally:
             self._trees.discard(made)
 
@@ -143,7 +144,7 @@ class Environments:
         tools = []
         if plan.fetched:
             (given / "fetched.txt").write_text(requirements_text(plan.fetched))
-            tools.append(self._from_index(inventory, made, given / "fetched.txt"))
+            tools.append(self._from_index(inventory, made, given / "fetched.txt", copied=bool(plan.shipped)))
         if plan.shipped:
             (given / "wheels").mkdir(mode=0o755)
             for _, wheels in plan.shipped:
@@ -154,11 +155,15 @@ class Environments:
             tools.append(from_job(inventory, made, given / "wheels"))
         return tools
 
-    def _from_index(self, inventory: Inventory, made: Path, wanted: Path) -> Tool:
-        """Its own cache and what is being made are all that it may write to."""
+    def _from_index(self, inventory: Inventory, made: Path, wanted: Path, *, copied: bool) -> Tool:
+        """Its own cache and what is being made are all that it may write to.
+
+        ``copied`` if wheels of the job's own come on top: whatever writes over these files then must not write over
+        those of the cache, which other jobs' packages are made of.
+        """
         command = [
             *_install(inventory, f"{WORK}/{made.name}", "/opt/fetched.txt"),
-            *("--link-mode", "hardlink", "--cache-dir", f"{WORK}/cache"),
+            *("--link-mode", "copy" if copied else "hardlink", "--cache-dir", f"{WORK}/cache"),
         ]
         read = [*_tool_binds(inventory), (str(wanted), "/opt/fetched.txt")]
         # An address may hold a password, and arguments can be read by every user of this machine.
@@ -187,7 +192,7 @@ class Environments:
         words = _ADDRESS.sub("(an address of this provider's)", outcome.words)
         for place in self._config.find_links:
             words = words.replace(place, "(a place of this provider's)")
-        return words[-LONGEST_WORDS:]
+        return without_host_paths(words)[-LONGEST_WORDS:]
 
 
 def make_plan(lock: str, wheels: Sequence[ShippedWheel], pinned_version: str) -> Plan:

@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from hansa.node.host_paths import without_host_paths
 from hansa.node.launcher_protocol import Ended
 from hansa.node.run_order import RunOrder
 from hansa.proto.errors import ProtocolError
@@ -16,6 +17,8 @@ FIRST_CHARS: Final = 500
 OMITTED: Final = "\n[…]\n"
 OF_THE_JOB: Final = frozenset({"user-exception", "bad-entry", "bad-state", "worker-died", "out-of-memory", "stalled"})
 """Failures of the job's own, for whose sake a run is kept: there is something to look at, and it is the buyer's."""
+OF_THIS_MACHINE: Final = frozenset({"refused", "sandbox-lost"})
+"""Failures whose words are bubblewrap's, the launcher's or the system's."""
 PERHAPS_MEMORY: Final = frozenset({"worker-died", "ray-lost", "sandbox-lost", "silent", "stalled", "user-exception"})
 """What it looks like when the kernel ends a process for want of memory."""
 
@@ -79,6 +82,8 @@ def last_event(order: RunOrder, over: Over, known: Circumstances, now_ms: int) -
     elif kind == "sandbox-lost" and known.ended is not None:
         words = " ".join(printable(known.ended.words).split())[-300:]
         reason = f"{reason} (status {known.ended.status}{': ' if words else ''}{words})"
+    if kind in OF_THIS_MACHINE:
+        reason = without_host_paths(reason)
     return RunFailed(run=run, kind=kind, reason=clipped_reason(reason), at_ms=now_ms)
 
 

@@ -22,6 +22,7 @@ import trio
 from hansa.node.build_room import WORK, Tool, run_in_thread, run_tool, ways_out
 from hansa.node.builder import RunTool, tool_runner
 from hansa.node.environments_config import EnvironmentsConfig
+from hansa.node.host_paths import without_host_paths
 from hansa.node.sandbox_inventory import SandboxUnavailable
 from hansa.node.trees import Trees, link_or_copy, open_to_everybody
 
@@ -109,7 +110,7 @@ class Images:
                 raise NoImage("the image cannot be unpacked here: it led elsewhere")
             self._trees.publish(made / "rootfs", wanted.key)
         except (SandboxUnavailable, OSError) as fault:
-            raise NoImage(f"the image cannot be unpacked here: {fault}") from fault
+            raise NoImage(f"the image cannot be unpacked here: {without_host_paths(str(fault))}") from fault
         finally:
             self._trees.discard(layout)
             self._trees.discard(made)
@@ -117,7 +118,7 @@ class Images:
     def _run(self, tool: Tool, given_up: threading.Event) -> None:
         outcome = self._run_tool(tool, given_up)
         if not outcome.ok:
-            raise NoImage(f"the image cannot be unpacked here: {outcome.words[-LONGEST_WORDS:]}")
+            raise NoImage(f"the image cannot be unpacked here: {without_host_paths(outcome.words)[-LONGEST_WORDS:]}")
 
     def _copy(self, wanted: Wanted, layout: Path, given: Path) -> Tool:
         """Bring the image here whole, every part held against its hash, in the one form that umoci reads."""

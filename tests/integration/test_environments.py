@@ -18,9 +18,10 @@ from kit.wheels import a_wheel, an_index, lock_line, sha256
 
 from hansa.node import environments
 from hansa.node.build_room import Outcome, Tool, make_work, run_tool
-from hansa.node.environments import Environments, NotBuilt, ShippedWheel, check_environments
+from hansa.node.environments import Environments, NotBuilt, ShippedWheel, check_environments, from_job
 from hansa.node.environments_config import EnvironmentsConfig
-from hansa.node.trees import Trees
+from hansa.node.sandbox_inventory import take_inventory
+from hansa.node.trees import Trees, open_to_everybody
 from hansa.proto.errors import Malformed
 
 RAY = "2.60.0"
@@ -122,6 +123,34 @@ def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
         shop.bring(f"one==1.0 --hash=sha256:{'0' * 64}\n")
     assert shop.trees.names() == []
     assert list(shop.trees.work.iterdir()) == [shop.trees.cache]
+
+
+def test_a_file_without_a_hash_is_not_installed_whoever_wrote_the_list(work: Path, tmp_path: Path) -> None:
+    """No lock gets as far as this; uv is told to refuse it all the same."""
+    wheels = tmp_path / "wheels"
+    wheel = a_wheel(wheels, "one", "1.0", {"one.py": ""})
+    for line, installed in (("one==1.0\n", False), (lock_line(wheel), True)):
+        (wheels / "requirements.txt").write_text(line)
+        open_to_everybody(wheels)
+        outcome = run_tool(from_job(take_inventory(), work, wheels))
+        assert outcome.ok == (work / "one.py").exists() == installed, outcome.words
+
+
+def test_a_jobs_own_wheel_cannot_write_over_what_other_jobs_packages_are_made_of(tmp_path: Path) -> None:
+    one = a_wheel(tmp_path / "w", "one", "1.0", {"one/__init__.py": "NAME = 'one'\n"})
+    evil = a_wheel(tmp_path / "w", "evil", "1.0", {"one/__init__.py": "NAME = 'evil'\n"})
+    shop = Workshop(tmp_path / "t", an_index(tmp_path / "index", one))
+    first = shop.bring(lock_line(one) + lock_line(evil), evil)
+    assert first is not None
+    assert imported(first, "import one; print(one.NAME)") == "evil", "a job may spoil what it brought itself"
+    second = shop.bring(lock_line(one), run=b"other")
+    assert second is not None
+    assert imported(second, "import one; print(one.NAME)") == "one"
+    # How uv of today writes over a file does not matter: where a job's wheels come on top, nothing is shared.
+    assert {path.stat().st_nlink for path in first.rglob("*") if path.is_file()} == {1}
+    assert (second / "one" / "__init__.py").stat().st_nlink > 1, (
+        "else packages would lie here once for each environment"
+    )
 
 
 def test_no_source_is_ever_built(tmp_path: Path) -> None:
@@ -370,6 +399,24 @@ def test_where_packages_come_from_is_not_told_to_strangers(tmp_path: Path) -> No
         shop.bring(f"one==1.0 --hash=sha256:{'0' * 64}\n")
     assert "an address of this provider's" in str(caught.value)
     assert not any(word in str(caught.value) for word in ("password", "owner", "own-mirror"))
+
+
+def test_where_things_lie_here_is_not_told_to_strangers(tmp_path: Path) -> None:
+    wheel = a_wheel(tmp_path / "w", "one", "1.0", {"one.py": ""})
+    shop = Workshop(tmp_path / "t")
+
+    def failing(_tool: Tool, _given_up: threading.Event | None) -> Outcome:
+        return Outcome(ok=False, words=f"bwrap: Can't find source path {tmp_path}/x: No such file")
+
+    def raising(_tool: Tool, _given_up: threading.Event | None) -> Outcome:
+        raise FileNotFoundError(2, "No such file", f"{tmp_path}/y")
+
+    for run in (failing, raising):
+        shop.environments._run_tool = run
+        with pytest.raises(NotBuilt) as caught:
+            shop.bring(lock_line(wheel), wheel)
+        assert "No such file" in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_wheel_that_is_no_wheel_is_refused_in_words(tmp_path: Path) -> None:

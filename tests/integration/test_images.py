@@ -98,6 +98,18 @@ def test_a_part_that_is_not_what_its_hash_says_spoils_the_image(tmp_path: Path) 
     assert list(shop.trees.work.iterdir()) == [shop.trees.cache]
 
 
+def test_where_things_lie_here_is_not_told_to_strangers(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path / "t")
+    path = an_archive(tmp_path / "image.tar", [a_layer(entry("a", b"x"))])
+    shop.images._run_tool = lambda _tool, _given_up: Outcome(
+        ok=False, words=f"FATA open {tmp_path}/policy.json: denied"
+    )
+    with pytest.raises(NoImage) as caught:
+        shop.bring(path)
+    assert "denied" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"junk" * 1000, bytes(1 << 16)],
