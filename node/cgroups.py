@@ -48,7 +48,7 @@ class Group(Protocol):
         """Other limits from now on. Raises ``OSError`` where it uses more than that already."""
 
     def favour(self, *, little: bool) -> None:
-        """Give it processor time only when nobody else wants any, or its share as everybody."""
+        """Give it a quarter of the processor time that others get where there is not enough, or as much as they."""
 
     def pids(self) -> list[int]:
         """The processes in it."""
@@ -96,9 +96,9 @@ class GroupV1:
             directory.joinpath("cgroup.procs").write_text(str(pid))
 
     def favour(self, *, little: bool) -> None:
-        """Shares of 2 are the least there are; 1024 is what everybody has."""
+        """1024 is what everybody has."""
         with contextlib.suppress(OSError):
-            self._directories["cpu"].joinpath("cpu.shares").write_text("2" if little else "1024")
+            self._directories["cpu"].joinpath("cpu.shares").write_text("256" if little else "1024")
 
     def pids(self) -> list[int]:
         """The kernel's own list."""
@@ -172,9 +172,9 @@ class GroupV2:
         self._directory.joinpath("cgroup.procs").write_text(str(pid))
 
     def favour(self, *, little: bool) -> None:
-        """A weight of 1 is the least there is; 100 is what everybody has."""
+        """100 is what everybody has."""
         with contextlib.suppress(OSError):
-            self._directory.joinpath("cpu.weight").write_text("1" if little else "100")
+            self._directory.joinpath("cpu.weight").write_text("25" if little else "100")
 
     def pids(self) -> list[int]:
         """The kernel's own list."""

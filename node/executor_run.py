@@ -42,7 +42,7 @@ from hansa.node.launcher_protocol import (
 )
 from hansa.node.run_order import RunOrder, gpu_count, open_to_readers, spec_of
 from hansa.node.run_shell import RunShell, RunShells, ShellRefused
-from hansa.node.warm_pool import WarmPool, threads_of
+from hansa.node.warm_pool import PreparedSandbox, WarmPool, threads_of
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError, TooLarge
@@ -268,22 +268,14 @@ class Supervision:
         """A prepared sandbox if there is one that fits, else one that is made now."""
         prepared = await self._around.pool.take(self._order)
         if prepared is not None:
-            await self._around.ask(Adopt(run=self._order.run, prepared=prepared.name, spec=spec_of(self._order)))
             try:
-                message, descriptors = await self._await_reply()
+                begun = await self._begin_in(prepared)
             except BaseException:
                 prepared.close()
                 raise
-            close_all(descriptors)
-            if isinstance(message, Started):
-                assert prepared.stream is not None, "it stood"
-                self._around.pool.forget(prepared.name)
-                await self._around.pool.make_room()
-                return prepared.stream
+            if begun is not None:
+                return begun
             prepared.close()  # what was begun with it cannot be undone; the launcher ends it
-            self._around.pool.forget(prepared.name)
-            if isinstance(message, Refused):
-                self._around.pool.complain(f"a prepared sandbox could not be used: {message.reason}")
         await self._around.pool.make_room()
         await self._around.ask(Start(run=self._order.run, spec=spec_of(self._order)))
         message, descriptors = await self._await_reply()
@@ -292,6 +284,20 @@ class Supervision:
         stream = socket.socket(fileno=descriptors[0])
         stream.setblocking(False)
         return trio.SocketStream(trio.socket.from_stdlib_socket(stream))
+
+    async def _begin_in(self, prepared: PreparedSandbox) -> trio.SocketStream | None:
+        """Make a prepared sandbox this run's; ``None`` if that cannot be done."""
+        pool = self._around.pool
+        await pool.make_room()
+        await self._around.ask(Adopt(run=self._order.run, prepared=prepared.name, spec=spec_of(self._order)))
+        message, descriptors = await self._await_reply()
+        close_all(descriptors)
+        if isinstance(message, Started):
+            pool.begun += 1
+            return prepared.stream
+        if isinstance(message, Refused):
+            pool.complain(f"a prepared sandbox could not be used: {message.reason}")
+        return None
 
     async def _await_reply(self) -> tuple[Message, list[int]]:
         """The launcher's answer to `Start`, unless the launcher goes first."""

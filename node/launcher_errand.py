@@ -53,6 +53,9 @@ class Errand:
         """
         try:
             packet, descriptors, _flags, _address = socket.recv_fds(self._ours, MAX_ANSWER_BYTES, MOST_DESCRIPTORS)
+            for descriptor in descriptors:
+                # No sandbox may inherit what comes. (Not by a flag of the call: Python 3.11 does not pass that on.)
+                os.set_inheritable(descriptor, False)
         finally:
             self.drop()
         if not packet:

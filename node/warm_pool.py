@@ -36,7 +36,7 @@ PROCESSES: Final = 4096
 SCRATCH_BYTES: Final = 1 << 20
 CPU_MILLIS: Final = 2000
 PREPARE_S: Final = 300.0
-"""It is given processor time only when nobody else wants any, so it may take long."""
+"""It is given less processor time than what is paid for, so it may take long."""
 LOOK_S: Final = 60.0
 ANSWER_S: Final = 10.0
 AGAIN_S: Final = 5.0
@@ -120,7 +120,11 @@ class PreparedSandbox:
 
 
 class WarmPool:
-    """Keeps so many sandboxes prepared, if there is the memory."""
+    """Keeps so many sandboxes prepared, if there is the memory.
+
+    Attributes:
+        begun: how many runs began in one.
+    """
 
     def __init__(
         self,
@@ -152,6 +156,7 @@ class WarmPool:
         self._held: dict[bytes, PreparedSandbox] = {}
         self._changed = trio.Event()
         self._why = ""
+        self.begun = 0
 
     @property
     def standing(self) -> int:
@@ -162,40 +167,50 @@ class WarmPool:
         """Keep them until cancelled."""
         if self._count == 0:
             return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_after)
-            again_s = AGAIN_S
-            while True:
-                changed = self._changed
-                if not self._wants_one():
-                    with trio.move_on_after(AGAIN_S):
-                        await changed.wait()
-                    continue
-                if await self._prepare():
-                    again_s = AGAIN_S
-                else:
-                    await trio.sleep(again_s)  # what cannot be made now must not keep a core busy
-                    again_s = min(again_s * 2, LONGEST_AGAIN_S)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_after)
+                await self._keep_preparing()
+        finally:
+            self.lose()
+
+    async def _keep_preparing(self) -> None:
+        again_s = AGAIN_S
+        while True:
+            changed = self._changed
+            if not self._wants_one():
+                with trio.move_on_after(AGAIN_S):
+                    await changed.wait()
+            elif await self._prepare():
+                again_s = AGAIN_S
+            else:
+                await trio.sleep(again_s)  # what cannot be made now must not keep a core busy
+                again_s = min(again_s * 2, LONGEST_AGAIN_S)
 
     async def take(self, order: RunOrder) -> PreparedSandbox | None:
-        """A sandbox for a run, looked at a moment ago, which is the run's to use or to end; ``None`` if none fits."""
+        """A sandbox for a run, looked at a moment ago, which is the run's from now on; ``None`` if none fits."""
         shape = shape_of(order)
         if shape is None or self._count == 0:
             return None
-        if shape != self._shape:
-            self._shape = shape
-            for one in [one for one in self._held.values() if one.shape != shape]:
-                await self._end(one)  # the next run will most likely be as this one
+        await self.expect(shape)
         while found := next((one for one in self._held.values() if one.standing and one.shape == shape), None):
             found.standing = False
             await self._ask(Resume(run=found.name))
             if await found.ask(frames.Look(), ANSWER_S) and not found.ended.is_set():
+                self._forget(found.name)
                 return found
             await self._end(found)
         return None
 
-    def forget(self, name: bytes) -> None:
-        """It is a run's by now, or was ended by it."""
+    async def expect(self, shape: Shape) -> None:
+        """The next run will most likely be of this shape; the last one was."""
+        if shape != self._shape:
+            self._shape = shape
+            for one in [one for one in self._held.values() if one.shape != shape]:
+                await self._end(one)
+
+    def _forget(self, name: bytes) -> None:
+        """It is none of these any more."""
         self._held.pop(name, None)
         self._wake()
 
@@ -224,7 +239,7 @@ class WarmPool:
             one.ended.set()
             one.standing = False
             one.close()
-            self.forget(message.run)
+            self._forget(message.run)
         one.answered.set()
         return True
 
@@ -235,7 +250,7 @@ class WarmPool:
             one.answered.set()
             one.standing = False
             one.close()
-            self.forget(one.name)
+            self._forget(one.name)
 
     def _wants_one(self) -> bool:
         return self._launcher_there() and len(self._held) < self._count and self._fits(self._shape.memory_bytes)
@@ -300,7 +315,7 @@ class WarmPool:
         one.standing = False
         one.close()
         one.answered.set()
-        self.forget(one.name)
+        self._forget(one.name)
         await self._ask(Kill(run=one.name))
 
     def complain(self, why: str) -> None:

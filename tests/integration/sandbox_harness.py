@@ -1,5 +1,6 @@
 """Runs jobs in real sandboxes for the tests: a blob store in memory, an executor, and every event that it told."""
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -18,6 +19,7 @@ from hansa.node.blobs import BlobStore
 from hansa.node.executor import Executor
 from hansa.node.preflight import SandboxReport, check_sandbox
 from hansa.node.run_order import RunLimits, RunOrder
+from hansa.node.warm_pool import shape_of
 
 LIMITS = RunLimits(
     memory_bytes=1 << 30,
@@ -78,6 +80,7 @@ class Room:
     executor: Executor
     blobs: HarnessBlobs
     events: list[Any] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
 
     async def wait_for(self, kind: type | tuple[type, ...], count: int = 1, within_s: float = 60) -> Any:
         """The ``count``-th event of a kind; if the run ends before, the test fails with what was told."""
@@ -99,14 +102,34 @@ class Room:
 @asynccontextmanager
 async def a_room(**settings: Any) -> AsyncIterator[Room]:
     clock: Callable[[], int] = lambda: int(trio.current_time() * 1000)  # noqa: E731
-    blobs, events = HarnessBlobs(), []
-    executor = Executor(tell=events.append, blobs=blobs, now_ms=clock, **settings)
+    blobs, events, words = HarnessBlobs(), [], []
+    executor = Executor(tell=events.append, blobs=blobs, now_ms=clock, say=words.append, **settings)
     async with trio.open_nursery() as nursery:
         await nursery.start(executor.serve)
         try:
-            yield Room(executor=executor, blobs=blobs, events=events)
+            yield Room(executor=executor, blobs=blobs, events=events, words=words)
         finally:
             nursery.cancel_scope.cancel()
+
+
+WARM = {"warm": 1, "memory_bytes": 64 << 30}
+"""Settings of a room that keeps a sandbox prepared."""
+
+
+async def stands_ready(room: Room, order: RunOrder, within_s: float = 120) -> None:
+    """Wait until a sandbox is prepared that this order can take."""
+    if os.getuid() != 0:
+        pytest.skip("only a launcher that is root prepares sandboxes")
+    shape = shape_of(order)
+    assert shape is not None, "no order that could take one"
+    await room.executor.pool.expect(shape)
+    with trio.move_on_after(within_s):
+        while not room.executor.pool.standing:  # noqa: ASYNC110 - nothing tells it
+            await trio.sleep(0.02)
+        return
+    if any("control groups" in words for words in room.words):
+        pytest.skip(f"no sandbox can be prepared here: {room.words}")
+    raise AssertionError(f"nothing was prepared within {within_s} s, but {room.words}")
 
 
 def an_order(directory: Path, code: str, **changes: Any) -> RunOrder:

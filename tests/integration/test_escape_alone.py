@@ -10,7 +10,7 @@ import pytest
 import trio
 from integration.attack_scene import an_attack, host_namespaces, need_known_numbers, what_came_of
 from integration.attacks.door_list import CALLS, FAMILIES
-from integration.sandbox_harness import a_room, need_sandbox
+from integration.sandbox_harness import WARM, a_room, need_sandbox, stands_ready
 
 OWN = {"/job/work", "/job/outputs", "/tmp", "/dev/shm"}
 SWITCHES = (
@@ -40,9 +40,9 @@ SECRETS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    """What the attacks found, and what they were told of the host."""
+@pytest.fixture(scope="module", params=["cold", "warm"])
+def scene(tmp_path_factory, request):
+    """What the attacks found, and what they were told of the host; in a new sandbox, and in one that was prepared."""
     need_sandbox()
     directory = tmp_path_factory.mktemp("alone")
     directory.chmod(0o755)
@@ -73,9 +73,13 @@ def scene(tmp_path_factory):
     }  # fmt: skip
 
     async def act():
-        async with a_room() as room:
+        async with a_room(**(WARM if request.param == "warm" else {})) as room:
             order = an_attack(directory, ["kernel_doors", "rooms_edges"], facts)
-            return await what_came_of(room, order)
+            if request.param == "warm":
+                await stands_ready(room, order)
+            found = await what_came_of(room, order)
+            assert room.executor.pool.begun == (request.param == "warm"), room.words
+            return found
 
     try:
         yield trio.run(act), facts
