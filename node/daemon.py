@@ -510,7 +510,16 @@ class Daemon:
                 now_ms=now_ms,
             )
             launch = self.cluster.switchboard.launch
-        self.executor = Executor(tell=self.tell, blobs=self.store, now_ms=now_ms, launch=launch)
+        self.executor = Executor(
+            tell=self.tell,
+            blobs=self.store,
+            now_ms=now_ms,
+            launch=launch,
+            # On which of several machines a run will be is not known while one is prepared.
+            warm=self.config.sandbox.warm if self.lends and self.cluster is None else 0,
+            memory_bytes=self.watch.machine.memory_bytes,
+            say=log_line,
+        )
         allowed = self.config.provider.shells
         self.shells = ShellService(self.net, self.directory, self.executor, buyer_of=self._buyer_of, allowed=allowed)
 
@@ -552,6 +561,7 @@ class Daemon:
                 egress=self.config.egress.allow,
                 price_e18_per_device_ms=provider.price_e18_per_device_ms,
                 buyers=provider.accept_buyers or frozenset(),
+                payee=provider.payee or ITSELF,
                 voucher_timeout_ms=provider.voucher_timeout_ms,
                 max_unpaid=provider.max_unpaid,
                 prepay_ms=provider.prepay_ms,
@@ -564,7 +574,6 @@ class Daemon:
                 max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
                 mirror_bytes=min(provider.mirror_bytes, self.config.blob_bytes // 2),
                 meter_interval_ms=provider.meter_interval_ms,
-                payee=provider.payee or ITSELF,
                 min_buyer_ppm=self.config.reputation.min_buyer_ppm,
             )
         devices = self.inventory.devices if self.lends else ()
