@@ -302,8 +302,10 @@ class ChainSettler:
         self._log(f"chain: took {format_amount(amount)} {self.symbol} out of the escrow")
 
     def close(self) -> None:
-        """Give the file back."""
+        """Give the file back, and hang up."""
         self._store.close()
+        for node in self._nodes.nodes:
+            node.hang_up()
 
     # For people.
 

@@ -109,7 +109,9 @@ class RpcNode:
         logging.getLogger("httpcore").setLevel(logging.WARNING)
         timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         # Neither a proxy nor a .netrc of the environment has a say in who is asked about money.
-        self._http = httpx.Client(timeout=timeout, trust_env=False, follow_redirects=False)
+        self._transport = httpx.HTTPTransport(trust_env=False)
+        self._http = httpx.Client(transport=self._transport, timeout=timeout, trust_env=False, follow_redirects=False)
+        self._hung_up = False
         self._limiter = trio.CapacityLimiter(MOST_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -117,6 +119,11 @@ class RpcNode:
 
     async def close(self) -> None:
         """Hang up."""
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Hang up, where nothing can be waited for."""
+        self._hung_up = True
         self._http.close()
 
     async def read(self, method: str, *params: Any) -> Any:
@@ -174,6 +181,14 @@ class RpcNode:
         return body
 
     def _exchange_blocking(self, question: dict[str, Any]) -> tuple[int, bytes]:
+        try:
+            return self._ask(question)
+        finally:
+            if self._hung_up:
+                # Nobody waited for this thread: what it dialled since then is closed by itself.
+                self._transport.close()
+
+    def _ask(self, question: dict[str, Any]) -> tuple[int, bytes]:
         body, deadline = bytearray(), time.monotonic() + self._timeout_s
         with self._http.stream("POST", self._url, json=question, headers=PLAIN) as answer:
             # Raw: what a compressed piece unfolds to has no bound. Of no size: one would be waited for.

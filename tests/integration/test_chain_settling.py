@@ -1,0 +1,345 @@
+"""A node's money on a real chain: what the engine hears of it, and what is done about closes, reorgs and outages."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from kit.rpc_house import RpcHouse, open_house
+from kit.rpc_stand_in import StandIn, lying, rpc_stand_in
+from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, STRANGER, Scene
+
+from hansa.market.earning_channel import EarningChannel
+from hansa.market.funding import ChannelSettled, FundingFailed, FundingWanted, FundsKnown, SettlementWanted
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.settlement import CLOSED
+from hansa.node.chain_config import ChainConfig
+from hansa.node.chain_settling import ChainSettler, settler_for
+from hansa.node.evm_backend import EvmBackend
+from hansa.node.evm_limits import FeeLimits
+from hansa.node.faults import ConfigError
+from hansa.node.state import NodeState
+from hansa.node.voucher_file import HeldVoucher, read_vouchers, voucher_view, write_vouchers
+from hansa.node.watchtower import Watch, Watchtower, held_in, run_watchtower
+from hansa.proto.currency import escrow_currency
+from hansa.proto.documents import ChannelConfig, CooperativeClose
+from hansa.proto.signing import SigningKey, sign
+
+pytestmark = pytest.mark.trio
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[RpcHouse]:
+    async with open_house() as opened:
+        opened.chain.mine(3)
+        yield opened
+
+
+class Party:
+    """One side's settler, with a state that the test writes and events that it reads."""
+
+    def __init__(self, house: RpcHouse, key: SigningKey, url: str = "", **limits: int) -> None:
+        self.house, self.key = house, key
+        self.state = NodeState(account=key.address)
+        self.events: list[Any] = []
+        self.lines: list[str] = []
+        self.ahead_ms = 0
+        house.chain.give_coins(key.address, 10**22)
+        config = ChainConfig(
+            rpc=(url or house.chain.url,),
+            currency=house.currency,
+            confirmations=0,
+            limits=FeeLimits(most_per_gas=10**12, most_per_day=10**20),
+            claim_at_least=limits.get("claim_at_least", 10),
+            claim_above=limits.get("claim_above", 1_000_000),
+            withdraw_above=limits.get("withdraw_above", 1 << 60),
+            poll_ms=30,
+        )
+        self.settler: ChainSettler = settler_for(
+            config,
+            house._folder / f"settler-{key.address.hex()}-{time.monotonic_ns()}.sqlite",
+            key,
+            state=lambda: self.state,
+            tell=self.events.append,
+            log=self.lines.append,
+            now_ms=lambda: time.time_ns() // 1_000_000 + self.ahead_ms,
+        )
+
+    def earns_on(self, scene: Scene, config: ChannelConfig, vouched: int, **fields: Any) -> None:
+        key = scene.id(config)
+        voucher = scene.voucher(config, vouched) if vouched else None
+        self.state.earning[key] = EarningChannel(
+            config=config, channel_id=key, currency=self.house.currency.name, voucher=voucher, **fields
+        )
+
+    def pays_on(self, scene: Scene, config: ChannelConfig, phase: str = "open", **fields: Any) -> None:
+        key = scene.id(config)
+        self.state.paying[key] = PayingChannel(
+            phase=phase, config=config, channel_id=key, currency=self.house.currency.name, **fields
+        )
+
+    def funds(self) -> list[int]:
+        return [event.most for event in self.events if isinstance(event, FundsKnown)]
+
+    def told(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def serving(*parties: Party, mines: bool = True) -> AsyncIterator[None]:
+    async def mine() -> None:
+        while mines:
+            parties[0].house.chain.mine()
+            await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mine)
+        for party in parties:
+            await nursery.start(party.settler.serve)
+        yield
+        nursery.cancel_scope.cancel()
+    for party in parties:
+        party.settler.close()
+
+
+async def until(holds: Any, what: str) -> None:
+    for _ in range(1_000):
+        if holds():
+            return
+        await trio.sleep(0.03)
+    raise AssertionError(f"it never held that {what}")
+
+
+def wanted(scene: Scene, config: ChannelConfig, amount: int) -> FundingWanted:
+    name = scene.house.currency.name  # type: ignore[attr-defined]
+    return FundingWanted(channel_id=scene.id(config), currency=name, config=config, splits=(), amount=amount)
+
+
+async def test_a_channel_is_opened_once_and_topped_up_to_what_is_wanted(house: RpcHouse) -> None:
+    scene, payer = Scene(house), Party(house, PAYER)
+    config = scene.config()
+    await house.fund(PAYER, 500)
+    payer.pays_on(scene, config)
+    async with serving(payer):
+        for _ in range(3):
+            payer.settler.want(wanted(scene, config, 300))
+        await until(lambda: 300 in payer.funds(), "300 are final")
+        payer.settler.want(wanted(scene, config, 300))
+        payer.settler.want(wanted(scene, config, 450))
+        await until(lambda: 450 in payer.funds() or payer.settler.want(wanted(scene, config, 450)), "450 are final")
+        assert await house.purse(PAYER.address) == 50
+        payer.settler.want(wanted(scene, config, 501))
+        await until(lambda: payer.told(FundingFailed), "it was said that there is too little")
+    assert "send some to 0x" in payer.told(FundingFailed)[0].reason
+    assert payer.funds() == sorted(payer.funds())
+
+
+async def test_an_order_in_another_currency_is_not_obeyed(house: RpcHouse) -> None:
+    """Such as a peer's own fake escrow: the node deals in the configured one."""
+    scene, payer = Scene(house), Party(house, PAYER)
+    await house.fund(PAYER, 500)
+    name = escrow_currency(31337, b"\xfa" * 20, house.token)
+    fake = replace(wanted(scene, scene.config(), 300), currency=name)
+    async with serving(payer):
+        payer.settler.want(fake)
+        await trio.sleep(0.3)
+    assert await house.purse(PAYER.address) == 500
+    assert payer.settler.counters["orders in another currency than the configured one"] == 1
+
+
+async def test_work_on_an_unconfirmed_or_reorged_deposit_is_never_told_to_be_paid_for(house: RpcHouse) -> None:
+    scene, payee = Scene(house), Party(house, PAYEE)
+    config = await scene.opened()
+    payee.earns_on(scene, config, 0, live=frozenset({b"\x09" * 32}))
+    async with serving(payee, mines=False):
+        await until(payee.funds, "something was said")
+        await trio.sleep(0.3)
+        assert payee.funds() == [0]
+        house.chain.mine(2)
+        await until(lambda: payee.funds()[-1] == DEPOSIT, "the deposit is final")
+        house.chain.ask("evm_setAutomine", False)
+        house.chain.reorg(3)
+        house.chain.ask("anvil_dropAllTransactions")
+        await until(lambda: payee.funds()[-1] == 0, "the deposit is gone")
+
+
+async def claimed(house: RpcHouse, scene: Scene, config: ChannelConfig) -> int:
+    return (await house.evm(STRANGER).state(scene.id(config), final=False)).claimed
+
+
+async def test_a_close_in_the_middle_is_answered_inside_the_window_and_stops_the_work(house: RpcHouse) -> None:
+    scene, payee = Scene(house), Party(house, PAYEE)
+    config = await scene.opened()
+    payee.earns_on(scene, config, 700, live=frozenset({b"\x09" * 32}))
+    async with serving(payee):
+        await until(lambda: DEPOSIT in payee.funds(), "the deposit is final")
+        assert await claimed(house, scene, config) == 0
+        await house.evm(PAYER).request_close(config)
+        await until(lambda: payee.funds()[-1] == 700, "no more is to be worked than is vouched for")
+        await until(lambda: payee.settler.counters["chain: vouchers claimed"], "it was claimed")
+    assert await claimed(house, scene, config) == 700
+
+
+async def test_many_channels_are_claimed_in_one_transaction(house: RpcHouse) -> None:
+    scene, payee = Scene(house), Party(house, PAYEE, claim_above=500)
+    configs = [await scene.opened() for _ in range(4)]
+    for number, config in enumerate(configs):
+        payee.earns_on(scene, config, (600, 20, 5, 30)[number])
+    async with serving(payee):
+        await until(lambda: payee.settler.counters["chain: vouchers claimed"] == 3, "three were claimed")
+    assert [await claimed(house, scene, config) for config in configs] == [600, 20, 0, 30]
+    assert house.chain.ask("eth_getTransactionCount", "0x" + PAYEE.address.hex(), "latest") == "0x1"
+
+
+async def test_what_both_signed_is_brought_to_the_chain_and_taken_out(house: RpcHouse) -> None:
+    scene, payee, payer = Scene(house), Party(house, PAYEE, withdraw_above=1), Party(house, PAYER, withdraw_above=1)
+    config = await scene.opened(payer_signer=PAYER.address, payee_signer=PAYEE.address)
+    close = CooperativeClose(channel_id=scene.id(config), cumulative=123)
+    proposed = sign(house.domain, close, PAYER)
+    payee.earns_on(scene, config, 0, proposed=proposed, phase="closed")
+    payer.pays_on(scene, config, "closed", close_signature=bytes(65))
+    ends = SettlementWanted(
+        channel_id=close.channel_id,
+        currency=house.currency.name,
+        config=config,
+        splits=(),
+        cumulative=123,
+        other_signature=proposed.signature,
+    )
+    async with serving(payee, payer):
+        payee.settler.want(ends)
+        await until(lambda: payee.told(ChannelSettled) and payer.told(ChannelSettled), "both heard of the end")
+        await until(lambda: payer.settler.counters["chain: withdrawals"], "the rest was taken back")
+        await until(lambda: payee.settler.counters["chain: withdrawals"], "the pay was taken out")
+    assert payee.told(ChannelSettled)[0].paid == 123
+    assert await house.purse(PAYEE.address) == 123
+    assert await house.purse(PAYER.address) == DEPOSIT - 123
+    assert await house.held() == 0
+
+
+async def test_a_deposit_for_an_award_that_came_to_nothing_is_got_back(house: RpcHouse) -> None:
+    scene, payer = Scene(house), Party(house, PAYER)
+    config = await scene.opened()
+    payer.pays_on(scene, config, "closed")
+    async with serving(payer):
+        store, purpose = payer.settler._store, f"request-close {scene.id(config).hex()}"
+        await until(lambda: (sent := store.newest(purpose)) is not None and sent.ok, "it is being closed")
+        await house.pass_time(config.challenge_period + 1)
+        await until(lambda: payer.told(ChannelSettled), "it is closed")
+    assert (await house.evm(STRANGER).state(scene.id(config))).phase == CLOSED
+    assert await house.evm(STRANGER).credit(PAYER.address) == DEPOSIT
+
+
+async def test_an_outage_of_the_rpc_is_survived_and_said(house: RpcHouse) -> None:
+    scene = Scene(house)
+    config = await scene.opened()
+    with rpc_stand_in(lying(house.chain.url, lambda *said: said[2])) as there:
+        payee = Party(house, PAYEE, there.url)
+        payee.earns_on(scene, config, 0)
+        there.down = True
+        async with serving(payee):
+            await until(payee.settler.troubles, "it is said")
+            assert not payee.settler.view()["sound"]
+            assert payee.funds() == []
+            there.down = False
+            await until(lambda: DEPOSIT in payee.funds(), "it works again")
+            await until(lambda: not payee.settler.troubles(), "nothing is wrong any more")
+            await outage_in_the_middle(payee, there)
+            assert "a-secret-key" not in repr(payee.settler.view()) + "".join(payee.lines)
+
+
+async def outage_in_the_middle(payee: Party, there: StandIn) -> None:
+    before = list(payee.funds())
+    there.down = True
+    await until(payee.settler.troubles, "it is said again")
+    assert payee.funds() == before
+    there.down = False
+    await until(lambda: not payee.settler.troubles(), "it is over")
+
+
+# The watchtower.
+
+
+def held_by(scene: Scene, config: ChannelConfig, total: int) -> HeldVoucher:
+    voucher = scene.voucher(config, total)
+    name = scene.house.currency.name  # type: ignore[attr-defined]
+    return HeldVoucher(currency=name, config=config, voucher=voucher.document, signature=voucher.signature)
+
+
+def write(file: Path, *vouchers: HeldVoucher) -> Path:
+    write_vouchers(file, [voucher_view(each.currency, each.config, each.claim.voucher) for each in vouchers])
+    return file
+
+
+def tower_of(house: RpcHouse, said: list[dict[str, Any]]) -> tuple[Watchtower, EvmBackend]:
+    backend = house.evm(STRANGER)
+    tower = Watchtower(backend._nodes, backend._transactions.store, STRANGER, say=said.append)
+    tower._backends[house.currency.name] = backend
+    return tower, backend
+
+
+async def test_close_while_the_provider_is_offline_the_watchtower_claims_without_its_keys(
+    house: RpcHouse, tmp_path: Path
+) -> None:
+    scene = Scene(house)
+    closing, still_open = await scene.opened(), await scene.opened()
+    file = write(tmp_path / "a.vouchers", held_by(scene, closing, 70), held_by(scene, still_open, 80))
+    write(tmp_path / "b.vouchers", held_by(scene, closing, 90))
+    held = held_in([tmp_path])
+    assert sorted(each.voucher.cumulative for each in held) == [80, 90]
+    said: list[dict[str, Any]] = []
+    tower, _ = tower_of(house, said)
+    await tower.look(held, dry_run=False)
+    assert said == []
+    await house.evm(PAYER).request_close(closing)
+    await tower.look(held, dry_run=True)
+    assert await claimed(house, scene, closing) == 0
+    await tower.look(held, dry_run=False)
+    await tower.look(held, dry_run=False)
+    assert [each["what"] for each in said] == ["closing", "claimed"]
+    assert await claimed(house, scene, closing) == 90
+    assert await claimed(house, scene, still_open) == 0
+    for key in (PAYEE, PAYER):
+        assert key.secret().hex() not in file.read_text()
+
+
+@pytest.mark.parametrize("wrong", ["signature", "channel", "ledger", "token", "junk", "empty"])
+async def test_a_file_of_vouchers_is_what_it_says_or_is_not_taken(house: RpcHouse, tmp_path: Path, wrong: str) -> None:
+    scene = Scene(house)
+    good = held_by(scene, scene.config(), 70)
+    file = write(tmp_path / "a.vouchers", good)
+    assert read_vouchers(file) == [good]
+    text = file.read_text()
+    changes = {
+        "signature": text.replace(good.signature.hex(), bytes(65).hex()),
+        "channel": text.replace(good.config.salt.hex(), bytes(32).hex()),
+        "ledger": text.replace(good.currency, "USD"),
+        "token": text.replace(f"erc20:0x{house.token.hex()}", f"erc20:0x{bytes(20).hex()}"),
+        "junk": text + "{}\n",
+        "empty": "",
+    }
+    assert changes[wrong] != text
+    file.write_text(changes[wrong])
+    with pytest.raises(ConfigError):
+        held_in([file])
+
+
+async def test_somebody_has_to_pay_the_fees_of_a_claim(house: RpcHouse, tmp_path: Path) -> None:
+    scene = Scene(house)
+    file = write(tmp_path / "a.vouchers", held_by(scene, scene.config(), 70))
+    watch = Watch(
+        files=(file,),
+        urls=(house.chain.url,),
+        keystore=None,
+        password_file=None,
+        room=None,
+        dry_run=False,
+        once=True,
+        poll_s=1.0,
+    )
+    with pytest.raises(ConfigError, match="pay the fees"):
+        run_watchtower(watch, say=lambda _: None)
