@@ -33,6 +33,7 @@ COMPILER = ROOT / "build" / "contracts-venv" / "bin" / "python"
 SUITE = ("test_escrow_attacks", "test_backends", "test_escrow_fuzz")
 LIMIT_S = 180
 FUZZED = 12
+COMPILERS = 2
 
 # What survives and why that is right. The key is the mutated line as it stands then, with the function that it is in.
 EQUIVALENT: dict[str, str] = {}
@@ -43,9 +44,10 @@ FLIPS = {
     " >= ": [" > "],
     " > ": [" >= "],
     " == ": [" != "],
-    " != ": [" == "],
     " and ": [" or "],
     " or ": [" and "],
+    "msg.sender": ["tx.origin", "self"],
+    " != ": [" == "],
     " + ": [" - "],
     " - ": [" + "],
     " += ": [" -= "],
@@ -60,8 +62,8 @@ FLIPS = {
     "True": ["False"],
     "False": ["True"],
     "not self": ["self"],
-    "msg.sender": ["tx.origin", "self"],
 }
+ARITHMETIC_FROM = 8
 ROLES = ("payer", "payerSigner", "payee", "payeeSigner")
 SIBLINGS = (
     ("total", "claimed", "settled", "amount", "deposit", "before", "refund", "part", "payee_total"),
@@ -83,6 +85,7 @@ class Mutant:
     line: int
     name: str
     source: str
+    kind: int
 
 
 def functions_of(lines: list[str]) -> list[str]:
@@ -132,26 +135,27 @@ def changed(lines: list[str], number: int, text: str) -> str:
     return "\n".join([*lines[:number], text, *lines[number + 1 :]]) + "\n"
 
 
-def replacements(line: str) -> Iterator[str]:
-    """A line, with one thing in it taken for another."""
+def replacements(line: str) -> Iterator[tuple[int, str]]:
+    """A line with one thing in it taken for another, and how much that is worth trying: 0 the most."""
     words = line.split('"', maxsplit=1)[0] if "assert" in line else line
-    for old, news in FLIPS.items():
+    for number, (old, news) in enumerate(FLIPS.items()):
         for at in (found.start() for found in re.finditer(re.escape(old), words)):
             for new in news:
-                yield line[:at] + new + line[at + len(old) :]
+                yield int(number >= ARITHMETIC_FROM), line[:at] + new + line[at + len(old) :]
     for found in re.finditer(r"config\.(payerSigner|payeeSigner|payer|payee)\b", words):
         for role in ROLES:
             if role != found[1]:
-                yield f"{line[: found.start()]}config.{role}{line[found.end() :]}"
+                yield 0, f"{line[: found.start()]}config.{role}{line[found.end() :]}"
     for family in SIBLINGS:
         for found in re.finditer(rf"(?<![\w.])({'|'.join(family)})\b(?!\s*[:=(][^=]|=)", words):
             for other in family:
                 if other != found[1]:
-                    yield line[: found.start()] + other + line[found.end() :]
+                    yield 2, line[: found.start()] + other + line[found.end() :]
+    is_constant = "constant(" in line
     for found in re.finditer(r"(?<![\w.x])\d[\d_]*(?![\w])", words):
         value = int(found[0].replace("_", ""))
-        for other in {value + 1, max(0, value - 1)} - {value}:
-            yield line[: found.start()] + str(other) + line[found.end() :]
+        for other in (value + 1, value - 1) if is_constant and value else (value + 1,):
+            yield int(not is_constant), line[: found.start()] + str(other) + line[found.end() :]
     for old, new in (
         ("0x1901", "0x1900"),
         ("0x1626ba7e", "0x1626ba7f"),
@@ -159,7 +163,7 @@ def replacements(line: str) -> Iterator[str]:
         ("uint128 cumulative", "uint256 cumulative"),
     ):
         if old in line:
-            yield line.replace(old, new)
+            yield 0, line.replace(old, new)
 
 
 def mutants(source: str) -> Iterator[Mutant]:
@@ -168,11 +172,13 @@ def mutants(source: str) -> Iterator[Mutant]:
     functions = functions_of(lines)
     seen = {source}
 
-    def make(number: int, text: str, said: str = "") -> Iterator[Mutant]:
+    def make(number: int, text: str, said: str = "", kind: int = 0) -> Iterator[Mutant]:
         made = changed(lines, number, text)
         if made not in seen:
             seen.add(made)
-            yield Mutant(line=number + 1, name=f"{functions[number] or 'top'}: {said or text.strip()}", source=made)
+            yield Mutant(
+                line=number + 1, name=f"{functions[number] or 'top'}: {said or text.strip()}", source=made, kind=kind
+            )
 
     yield from make(3, "# pragma nonreentrancy off")
     for number in code_lines(lines):
@@ -180,10 +186,10 @@ def mutants(source: str) -> Iterator[Mutant]:
         known = "\n".join(
             text for text, function in zip(lines, functions, strict=True) if function == functions[number]
         )
-        for text in replacements(line):
+        for kind, text in replacements(line):
             strange = {word for family in SIBLINGS[:1] for word in family if not re.search(rf"\b{word}:? ?", known)}
             if not any(re.search(rf"(?<![\w.]){word}\b(?!=)", text) for word in strange):
-                yield from make(number, text)
+                yield from make(number, text, kind=kind)
         if re.match(r" +(assert|log|self\.\w+\(|self\.\w+\[.*\] =)", line) and balanced(line):
             yield from make(number, f"{indent}pass", f"without {line.strip()}")
         elif re.match(r" +(log|assert)", line):
@@ -191,16 +197,16 @@ def mutants(source: str) -> Iterator[Mutant]:
             cut = "\n".join([*lines[:number], f"{indent}pass", *lines[end + 1 :]]) + "\n"
             if cut not in seen:
                 seen.add(cut)
-                yield Mutant(line=number + 1, name=f"{functions[number]}: without {line.strip()}…", source=cut)
+                yield Mutant(line=number + 1, name=f"{functions[number]}: without {line.strip()}…", source=cut, kind=0)
         if "assert extcall" in line:
             yield from make(number, line.replace("assert extcall", "moved: bool = extcall").split(', "')[0])
         condition = re.match(r"( +(?:el)?if )(.*):$", line)
         if condition:
             for fixed in ("True", "False"):
                 yield from make(number, f"{condition[1]}{fixed}:", f"{line.strip()} always {fixed}")
-        kind = re.match(r'    "(\w+)\((.*)\)"$', line)
-        if kind:
-            yield from make(number, line.replace("(", "(bytes32 more,", 1), f"another type string: {kind[1]}")
+        type_string = re.match(r'    "(\w+)\((.*)\)"$', line)
+        if type_string:
+            yield from make(number, line.replace("(", "(bytes32 more,", 1), f"another type string: {type_string[1]}")
     name = 'NAME: constant(String[11]) = "HansaEscrow"'
     yield from make(lines.index(name), name.replace("Escrow", "EscroW"))
 
@@ -212,11 +218,11 @@ def balanced(text: str) -> bool:
 # ------------------------------------------------------------ compiling, in the compiler's own Python
 
 
-def compile_all(folder: Path) -> None:
-    """Compile every ``*.vy`` of a folder into a ``*.json`` beside it; none where it does not compile."""
+def compile_all(folder: Path, part: int) -> None:
+    """Compile every ``*.vy`` of one part of a folder into a ``*.json`` beside it; none where it does not compile."""
     from vyper.compiler import compile_code
 
-    for path in sorted(folder.glob("*.vy")):
+    for path in sorted(folder.glob("*.vy"))[part::COMPILERS]:
         try:
             done = compile_code(
                 path.read_text(), contract_path="HansaEscrow.vy", output_formats=["abi", "bytecode", "bytecode_runtime"]
@@ -320,13 +326,15 @@ def import_once() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", type=Path, help="compile the sources in a folder (by the compiler's Python)")
+    parser.add_argument("--part", type=int, default=0, help="which part of them")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     parser.add_argument("--only", default="", help="only mutants whose name holds this")
     arguments = parser.parse_args()
     if arguments.compile:
-        compile_all(arguments.compile)
+        compile_all(arguments.compile, arguments.part)
         return 0
     made = [mutant for mutant in mutants(SOURCE.read_text(encoding="utf-8")) if arguments.only in mutant.name]
+    made.sort(key=lambda mutant: mutant.kind)
     if arguments.list:
         for mutant in made:
             print(f"{mutant.line}: {mutant.name}")
@@ -343,12 +351,13 @@ def tested(made: list[Mutant], folder: Path) -> int:
     original = json.loads((ROOT / "node" / "artefacts" / "HansaEscrow.json").read_text())["runtime"]
     for number, mutant in enumerate(made):
         (folder / f"{number:04}.vy").write_text(mutant.source)
-    compiling = subprocess.Popen([str(COMPILER), __file__, "--compile", str(folder)])
+    order = [str(COMPILER), __file__, "--compile", str(folder), "--part"]
+    compiling = [subprocess.Popen([*order, str(part)]) for part in range(COMPILERS)]
     killed, same, stillborn, survived = 0, 0, 0, []
     for number, mutant in enumerate(made):
         artefact = folder / f"{number:04}.json"
         while not artefact.exists() and not artefact.with_suffix(".no").exists():
-            assert compiling.poll() is None, "the compiler stopped"
+            assert compiling[number % COMPILERS].poll() in (None, 0), "a compiler stopped"
             time.sleep(0.05)
         if artefact.with_suffix(".no").exists():
             stillborn += 1
@@ -363,7 +372,8 @@ def tested(made: list[Mutant], folder: Path) -> int:
         else:
             survived.append(mutant)
             print(f"SURVIVED  {mutant.line}: {mutant.name}", flush=True)
-    compiling.wait()
+    for each in compiling:
+        each.wait()
     print(f"\n{len(made)} mutants: {stillborn} do not compile, {same} compile to the same bytes")
     print(f"of the other {killed + len(survived)}, {killed} were killed and {len(survived)} survived:")
     unknown = [mutant for mutant in survived if mutant.name not in EQUIVALENT]

@@ -482,6 +482,42 @@ def test_a_reentrant_token_does_get_in_where_nobody_is_inside(bench: EscrowBench
         assert token.got_in(), name
 
 
+def through_a_contract(bench: EscrowBench, key: SigningKey, token: HostileToken, name: str, *arguments: object) -> bool:
+    """Somebody calls a contract, and that calls the escrow: whether it was let in."""
+    token.reenter(name, *arguments)
+    token.send(key, "transfer", STRANGER.address, 0)
+    return token.got_in()
+
+
+def test_a_contract_that_somebody_calls_cannot_act_in_its_name(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    config = bench.open()
+    bench.escrow.mint(PAYER.address, 9 * DEPOSIT)
+    for key, name, *arguments in (
+        (PAYER, "open", as_tuple(bench.config()), [], 5),
+        (PAYER, "openWithPermit", as_tuple(bench.config()), [], 5, 0, 27, bytes(32), bytes(32)),
+        (PAYER, "openWithPermit", as_tuple(bench.config(payer=token.at)), [], 5, 0, 27, bytes(32), bytes(32)),
+        (PAYER, "topUp", as_tuple(config), 5),
+        (PAYER, "requestClose", as_tuple(config)),
+        (PAYER_SIGNER, "requestClose", as_tuple(config)),
+        (PAYEE, "payeeClose", as_tuple(config), [], 0, bytes(32), b""),
+        (PAYEE_SIGNER, "payeeClose", as_tuple(config), [], 0, bytes(32), b""),
+    ):
+        assert not through_a_contract(bench, key, token, name, *arguments), name
+    assert bench.escrow.balance(PAYER.address) == 9 * DEPOSIT
+
+
+def test_events_name_the_contract_that_called_and_not_who_called_it(bench: EscrowBench) -> None:
+    token = hostile(bench)
+    config = bench.open(token=token.at, minted=False, payee=token.at)
+    token.order("mint", token.at, DEPOSIT)
+    token.order("allow", token.at, bench.escrow.at, DEPOSIT)
+    assert through_a_contract(bench, PAYER, token, "topUp", as_tuple(config), 5)
+    assert through_a_contract(bench, PAYEE, token, "payeeClose", as_tuple(config), [], 0, bytes(32), b"")
+    told = {event.name: event.values for event in token.escrow_events}
+    assert told["ToppedUp"]["account"] == told["Closed"]["account"] == "0x" + token.at.hex()
+
+
 def test_a_blacklisted_royalty_owner_blocks_nobody_else(bench: EscrowBench) -> None:
     token = hostile(bench)
     token.order("blacklist", OWNERS[0], True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kit.chain_in_process import ChainInProcess
-from kit.contract_calls import Contract
+from kit.contract_calls import Contract, EventLog
 from kit.contract_house import LOT, TEST_ARTEFACTS, ContractHouse, as_item, as_tuple, as_tuples
 from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, PAYER_SIGNER, STRANGER, Scene
 
@@ -75,6 +75,7 @@ class HostileToken:
     def __init__(self, bench: EscrowBench) -> None:
         self._bench = bench
         self._chain = bench.escrow.chain
+        self.escrow_events: list[EventLog] = []
         self._calls = Contract(read_artefact(TEST_ARTEFACTS / "HostileToken.json"))
         self.at = self._chain.deploy(self._calls.creation())
         self.order("mint", PAYER.address, 10 * DEPOSIT)
@@ -85,6 +86,13 @@ class HostileToken:
     def order(self, name: str, *arguments: Any) -> None:
         """Tell it something."""
         self._chain.send(STRANGER.address, self.at, self._calls.call(name, *arguments))
+
+    def send(self, key: SigningKey, name: str, *arguments: Any) -> None:
+        """Call it, as somebody; what the escrow tells meanwhile is kept."""
+        outcome = self._chain.send(key.address, self.at, self._calls.call(name, *arguments))
+        of_escrow = [log for log in outcome.logs if log[0] == self._bench.escrow.at]
+        told = [self._bench.escrow.escrow.event(topics, data) for _, topics, data in of_escrow]
+        self.escrow_events += [event for event in told if event is not None]
 
     def behave(self, manner: int) -> None:
         """Choose its manner."""
