@@ -12,9 +12,13 @@ from hansa.market.ledger import (
     closed_by_buyer,
     closed_to_provider,
     fold,
+    payees_part,
     vouched_by_buyer,
     vouched_to_provider,
+    written_back,
+    written_off,
 )
+from hansa.proto.splits import Split
 
 
 def entry_of(number, amounts):
@@ -70,3 +74,36 @@ def test_ids_follow_from_channel_and_number():
         for seq in (1, 2, 256)
     }
     assert len(ids) == 6
+
+
+SPLITS = (Split(account=b"a" * 20, bps=250), Split(account=b"b" * 20, bps=3_333))
+
+
+@given(st.lists(st.dictionaries(st.sampled_from([JOB, b"k" * 32]), st.integers(0, 10_000), min_size=1), max_size=12))
+def test_each_is_owed_its_own_part_however_a_total_is_cut_and_both_sides_agree(vouchers):
+    bought, sold, total = [], [], 0
+    for seq, shares in enumerate(vouchers, start=1):
+        common = {"channel_id": CHANNEL_ID, "seq": seq, "shares": shares, "at_ms": NOW_MS}
+        bought.append(vouched_by_buyer(provider=PROVIDER, before=total, splits=SPLITS, **common))
+        sold.append(vouched_to_provider(buyer=BUYER, before=total, splits=SPLITS, **common))
+        total += sum(shares.values())
+    books, own = fold(bought), fold(sold)
+    parts = {split.account: total * split.bps // 10_000 for split in SPLITS}
+    assert {who: -books.balance(f"owed:{who.hex()}") for who in parts} == parts
+    assert -books.balance(f"owed:{PROVIDER.hex()}") == total - sum(parts.values()) == payees_part(total, SPLITS)
+    assert own.balance(f"due:{BUYER.hex()}") == -own.total("earned:") == payees_part(total, SPLITS)
+    assert books.total("spend:") == total
+    ends = {"channel_id": CHANNEL_ID, "cumulative": total, "at_ms": NOW_MS, "splits": SPLITS}
+    closed = books.post(closed_by_buyer(provider=PROVIDER, **ends))
+    assert (closed.total("owed:"), closed.total("paid:")) == (0, -total)
+    assert own.post(closed_to_provider(buyer=BUYER, **ends)).total("due:") == 0
+
+
+def test_what_was_written_off_is_in_accounts_of_its_own_and_comes_back_when_it_is_paid_after_all():
+    common = {"channel_id": CHANNEL_ID, "lease": b"L" * 32, "job": JOB, "buyer": BUYER, "at_ms": NOW_MS}
+    off = written_off(amount=100, **common)
+    back = [written_back(amount=40, vouched=40, **common), written_back(amount=60, vouched=100, **common)]
+    books = fold([off, off, *back])
+    assert books.balance(f"unpaid:{BUYER.hex()}") == books.balance(f"written-off:{JOB.hex()}") == 0
+    assert fold([off]).balance(f"unpaid:{BUYER.hex()}") == 100
+    assert len({entry.id for entry in (off, *back)}) == 3

@@ -20,6 +20,7 @@ from hansa.market.selection import rank
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Bid, Decline
 from hansa.proto.network import DOMAIN
+from hansa.proto.splits import Split
 from hansa.proto.typed_data import digest
 
 TERMS = ProviderTerms(
@@ -141,3 +142,29 @@ def test_bids_on_one_tender_differ_and_a_replay_makes_the_same():
 def test_a_decline_names_reason_and_change():
     made = decline_for(tender(), bytes(32), PROVIDER, ("busy", "later"))
     assert (made.signer, made.reason, made.relaxation) == (PROVIDER, "busy", "later")
+
+
+def test_only_so_much_of_every_payment_goes_to_others_and_the_limit_is_told():
+    splits = (Split(account=b"a" * 20, bps=300), Split(account=b"b" * 20, bps=701))
+    reason, change = objection(tender(splits=splits), TERMS, owed=0, at_ms=NOW_MS)
+    assert reason == "10.01 % of every payment would go to others, and here at most 10 %"
+    assert change == "splits ≤ 10 % in all"
+    assert why(tender(splits=splits), terms=replace(TERMS, max_splits_bps=1_001)) is None
+    assert why(tender(splits=splits[::-1])).startswith("the splits are not in the order")
+
+
+@pytest.mark.parametrize(
+    ("everybody", "is_stranger", "ahead"), [(False, True, 60_000), (False, False, 0), (True, False, 60_000)]
+)
+def test_strangers_or_everybody_pays_ahead_and_then_nothing_is_done_on_trust(everybody, is_stranger, ahead):
+    terms = replace(TERMS, prepay_ms=60_000, prepay_everybody=everybody)
+    asked = tender()
+    made = bid_for(asked, digest(DOMAIN, asked), (DEVICE,), terms, number=0, is_stranger=is_stranger, at_ms=NOW_MS)
+    assert (made.prepay, made.max_unpaid) == (ahead, 0 if ahead else TERMS.max_unpaid)
+    assert rank(asked, {b"x": made}, {}, max_prepay_ms=60_000, at_ms=NOW_MS)[0].excluded == ""
+
+
+def test_nobody_is_asked_to_pay_ahead_more_than_the_lease_can_cost():
+    asked = tender(requirements=needs(wall_ms=1_000))
+    terms = replace(TERMS, prepay_ms=60_000, prepay_everybody=True)
+    assert bid_for(asked, digest(DOMAIN, asked), (DEVICE,), terms, number=0, at_ms=NOW_MS).prepay == 1_001

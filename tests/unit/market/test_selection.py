@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kit.trading import NOW_MS, OTHER_KEY, PRICE, PROVIDER, PROVIDER_KEY, bid, needs, tender
 
 from hansa.market.selection import Record, explain_choice, rank
+from hansa.proto.splits import Split, splits_hash
 
 TENDER = tender()
 SOUND = bid(TENDER).document
@@ -27,6 +28,8 @@ def ranked(*bids, records=None, of=TENDER):
         ({"tier": "none"}, "not the isolation that was tendered for (sandbox)"),
         ({"max_total": 600_002}, "its limit is above price times time"),
         ({"meter_interval_ms": 10_001}, "its receipts would come too seldom"),
+        ({"splits_hash": b"x" * 32}, "it does not agree to the splits"),
+        ({"prepay": 1}, "it wants 0.000001 paid ahead, more than max_prepay allows"),
     ],
 )
 def test_a_bid_that_is_not_what_was_tendered_for_cannot_win(changes, why):
@@ -62,3 +65,20 @@ def test_the_order_in_which_bids_came_does_not_matter(prices, random):
     shuffled = list(bids.items())
     random.shuffle(shuffled)
     assert rank(TENDER, bids, {}, at_ms=NOW_MS) == rank(TENDER, dict(shuffled), {}, at_ms=NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("prepay", "max_total", "fine"), [(60_000, 600_001, True), (60_001, 600_001, False), (2, 1, False)]
+)
+def test_a_bid_may_want_as_much_paid_ahead_as_the_buyer_allows_and_its_lease_costs(prepay, max_total, fine):
+    asked = replace(SOUND, prepay=prepay, max_total=max_total)
+    (found,) = rank(TENDER, {b"x": asked}, {}, max_prepay_ms=60_000, at_ms=NOW_MS)
+    assert (found.excluded == "") == fine
+
+
+def test_a_bid_agrees_to_the_very_splits_of_its_tender():
+    splits = (Split(account=b"a" * 20, bps=250),)
+    asked = tender(splits=splits)
+    sound = bid(asked, splits_hash=splits_hash(splits)).document
+    assert ranked(sound, of=asked)[0].excluded == ""
+    assert ranked(replace(sound, splits_hash=bytes(32)), of=asked)[0].excluded == "it does not agree to the splits"
