@@ -39,17 +39,19 @@ class LedgerDamaged(OperatorError):
 class LedgerStore:
     """The records, in the order in which they were first posted."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, kinds: Any = Record) -> None:
         """Open the file, or make it.
 
         Args:
             path: the file.
+            kinds: what its records are: a dataclass, or a union of them, with an ``id``.
             read_only: change nothing, whatever the file's state: for copies, and beside a daemon that writes.
 
         Raises:
             OperatorError: the file is no ledger.
         """
         self._path = path
+        self._kinds = kinds
         try:
             if read_only:
                 # A copy without its write-ahead log beside it is complete, and may lie where nothing can be written.
@@ -178,9 +180,8 @@ class LedgerStore:
         """The entries among them, in order."""
         return (record for record in self.records() if isinstance(record, Entry))
 
-    @staticmethod
-    def _read(body: bytes) -> Record:
-        record: Record = decode(body, Record, limit_bytes=MAX_RECORD_BYTES, oldest=OLDEST)
+    def _read(self, body: bytes) -> Record:
+        record: Record = decode(body, self._kinds, limit_bytes=MAX_RECORD_BYTES, oldest=OLDEST)
         return record
 
     def rows(self) -> Iterator[Row]:

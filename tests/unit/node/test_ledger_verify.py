@@ -11,6 +11,7 @@ from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
 
 from hansa.market.ledger import Entry, Leg
 from hansa.market.ledger_records import FiledClose, FiledReceipt, FiledVoucher
+from hansa.market.receipts import receipt_digest
 from hansa.node.cli import cli
 from hansa.node.head_store import HeadStore
 from hansa.node.ledger_store import LedgerStore
@@ -118,6 +119,15 @@ def test_ledger_file_truncated(path):
         assert code == 1
         assert report["first_fault"] == 8
         assert faults(report)["heads"] == 8
+        assert "are gone" in next(f["words"] for f in report["findings"] if f["name"] == "heads")
+
+
+def test_a_record_that_stands_under_another_number_is_named_though_the_chain_is_whole(path):
+    last = verify(path)[1]["records"]
+    tamper(path, ("UPDATE entry SET position = position + 1 WHERE position = ?", (last,)))
+    code, report = verify(path)
+    assert (code, faults(report)["chain"]) == (1, last)
+    assert "missing" in next(f["words"] for f in report["findings"] if f["name"] == "chain")
 
 
 def test_ledger_file_truncated_in_its_bytes(path):
@@ -208,6 +218,21 @@ def test_a_forked_receipt_chain_is_named(tmp_path, owner):
     assert "totals" in faults(report)
 
 
+def test_a_receipt_that_does_not_follow_is_named_even_if_it_was_vouched_for(tmp_path):
+    """Both sides signed: the payee a receipt without a past, the payer a voucher for it."""
+    receipts = [at for at, record in enumerate(RECORDS[BUYER]) if isinstance(record, FiledReceipt)]
+    upto = next(at for at in range(receipts[1], len(RECORDS[BUYER])) if isinstance(RECORDS[BUYER][at], Entry))
+    forked = list(RECORDS[BUYER][: upto + 1])
+    at = receipts[1]
+    receipt = replace(forked[at].receipt.document, prev=bytes(32))
+    forked[at] = replace(forked[at], receipt=sign(DOMAIN, receipt, PROVIDER_KEY))
+    at = next(number for number in range(at, len(forked)) if isinstance(forked[number], FiledVoucher))
+    voucher = replace(forked[at].voucher.document, statement=receipt_digest(receipt))
+    forked[at] = replace(forked[at], voucher=sign(DOMAIN, voucher, BUYER_KEY))
+    code, report = verify(written(tmp_path, BUYER, forked))
+    assert (code, set(faults(report))) == (1, {"totals"})
+
+
 def test_a_total_that_falls_is_named(tmp_path):
     vouchers = [at for at, record in enumerate(RECORDS[PROVIDER]) if isinstance(record, FiledVoucher)]
     said = RECORDS[PROVIDER][vouchers[-1]].voucher.document
@@ -234,11 +259,14 @@ def test_a_close_at_another_sum_than_was_vouched_for_is_named(tmp_path, owner):
 
 
 def test_a_head_signed_by_another_key_is_not_this_ledgers(path, owner):
-    head = head_signer(OTHER_KEY)(2, bytes(32))
-    tamper(path, ("INSERT OR REPLACE INTO head VALUES (2, ?)", (encode(head),)))
+    store = LedgerStore(path, read_only=True)
+    said = store.newest_head().document
+    store.close()
+    head = head_signer(OTHER_KEY)(said.size, said.root)
+    tamper(path, ("UPDATE head SET body = ? WHERE size = ?", (encode(head), said.size)))
     code, report = verify(path)
     assert code == 1
-    assert "heads" in faults(report)
+    assert set(faults(report)) == {"heads"}
 
 
 def test_what_is_no_ledger_is_exit_code_2(tmp_path):
