@@ -52,6 +52,7 @@ class StandIn:
         answer: what it says.
         asked: the methods that it was asked for, in order.
         down: it refuses everything as a server that is broken.
+        elsewhere: where it sends whoever asks; nowhere if empty.
     """
 
     def __init__(self, url: str, answer: Answer) -> None:
@@ -59,6 +60,7 @@ class StandIn:
         self.answer = answer
         self.asked: list[str] = []
         self.down = False
+        self.elsewhere = ""
 
 
 @contextmanager
@@ -77,6 +79,8 @@ def rpc_stand_in(answer: Answer) -> Iterator[StandIn]:
             try:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                if held[0].elsewhere:
+                    self.send_header("Location", held[0].elsewhere)
                 self.end_headers()
                 self.wfile.write(body)
             except OSError:

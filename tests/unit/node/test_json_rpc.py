@@ -131,8 +131,16 @@ async def test_a_refusal_says_what_the_contract_said() -> None:
 
 @pytest.mark.trio
 async def test_a_redirection_is_not_followed() -> None:
-    with pytest.raises(RpcMalformed, match="302"):
-        await asked(lambda *_: (302, b"elsewhere"))
+    with (
+        rpc_stand_in(lambda *question: result("0x1", question[2])) as other,
+        rpc_stand_in(lambda *_: (307, b"elsewhere")) as there,
+    ):
+        there.elsewhere = other.url
+        node = RpcNode(there.url)
+        with pytest.raises(RpcMalformed, match="307"):
+            await node.order("eth_chainId")
+        assert other.asked == []
+        await node.close()
 
 
 @pytest.mark.trio
