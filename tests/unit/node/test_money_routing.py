@@ -1,0 +1,154 @@
+"""Money between two nodes: who is told of a channel's funds, when runs start, and whose word counts about it."""
+
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown
+from hansa.market.sale_funding import UNFUNDED
+from hansa.node import events
+from hansa.node.buying_turns import funds_left
+from hansa.node.engine import Engine
+from hansa.node.selling_runs import life_signs
+from hansa.node.state import restored, snapshot
+from hansa.node.views import job_view
+from hansa.proto import messages
+from hansa.proto.codec import encode
+from hansa.proto.currency import escrow_currency
+from hansa.scheduler import run
+
+CHAIN = escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20)
+MOST = 600_001
+
+
+def leased(currency=CHAIN, shards=1, changes=None, **rules):
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=shards, currency=currency, **rules)
+    of = spec(shards=shards, currency=currency, **(changes or {}))
+    made.submit(BUYER, of=of)
+    made.tender(BUYER, (PROVIDER,), shards=tuple(range(shards)), currency=currency)
+    return made
+
+
+def state_of(made, account):
+    return made.engines[account].state
+
+
+def channel_key(made):
+    return next(iter(state_of(made, BUYER).paying.live))
+
+
+def fund(made, account, most):
+    made.take(account, FundsKnown(channel_id=channel_key(made), most=most, at_ms=made.now_ms))
+
+
+def phases(made):
+    return [sold.phase for _, sold in state_of(made, PROVIDER).sales.all()]
+
+
+def test_a_gang_on_a_chain_is_ordered_to_start_when_its_buyer_sees_all_its_money_and_starts_when_the_provider_does():
+    made = leased(shards=2)
+    wanted = [effect.amount for _, effect in made.effects if isinstance(effect, FundingWanted)]
+    assert wanted == [MOST, 2 * MOST], "totals, the second with the first in it"
+    fund(made, BUYER, 2 * MOST - 1)
+    assert not made.heard(messages.RunOrdered)
+    assert phases(made) == ["leased", "leased"]
+    assert len(list(life_signs(state_of(made, PROVIDER), made.now_ms))) == 2, "who waits for money lives"
+    fund(made, BUYER, 2 * MOST)
+    assert len(made.heard(messages.RunOrdered)) == 2
+    assert phases(made) == ["funding", "funding"]
+    fund(made, PROVIDER, 2 * MOST)
+    assert phases(made) == ["running", "running"]
+
+
+def test_on_the_ledger_a_run_starts_at_once_within_what_its_buyer_may_owe():
+    made = leased("USD", credit_limit=10**9)
+    assert phases(made) == ["running"]
+    assert state_of(made, PROVIDER).earning.live[channel_key(made)].limit in (None, 10**9)
+
+
+def test_a_job_is_told_that_money_runs_low_and_by_how_much():
+    made = leased()
+    fund(made, BUYER, 400_000)
+    job = state_of(made, BUYER).jobs.get(JOB)
+    warning = job_view(state_of(made, BUYER), job)["warning"]
+    assert warning == "money runs low: a channel can pay 0.400000 in all, and may need 0.600001"
+
+
+def test_a_budget_that_does_not_suffice_waits_and_goes_on_after_a_top_up():
+    made = leased("USD", changes={"budget": MOST - 1})
+    state = state_of(made, BUYER)
+    view = job_view(state, state.jobs.get(JOB))
+    assert (view["phase"], view["missing"]) == ("gathering", "0.000001")
+    assert view["warning"].endswith(f"hansa top-up {JOB.hex()[:12]} 0.000001")
+    made.take(BUYER, events.JobToppedUp(job=JOB, amount=1, at_ms=made.now_ms))
+    made.tender(BUYER, (PROVIDER,), nonce=b"2" * 32)
+    assert phases(made)[-1] == "running"
+    again = Engine(made.journals[BUYER]).state
+    assert encode(snapshot(again)) == encode(snapshot(state_of(made, BUYER)))
+    assert encode(snapshot(restored(snapshot(again)))) == encode(snapshot(again))
+
+
+def test_a_restart_tenders_nothing_that_waits_for_money():
+    made = leased("USD", changes={"budget": 1})
+    made.effects.clear()
+    made.restart(BUYER)
+    assert [type(effect).__name__ for account, effect in made.effects if account == BUYER] == []
+
+
+def ends_unfunded(made):
+    lease = next(iter(state_of(made, PROVIDER).sale_of))
+    end = messages.RunEnded(lease=lease, outcome="failed", kind=UNFUNDED, reason="no money", outputs=0)
+    made.tell(PROVIDER, BUYER, end)
+    return state_of(made, BUYER).jobs.get(JOB).shards[0]
+
+
+def test_a_provider_that_says_unfunded_of_a_channel_that_can_pay_has_lost_the_shard():
+    made = leased("USD")
+    shard = ends_unfunded(made)
+    assert (shard.short, shard.losses, shard.kind) == (False, 1, "refused")
+
+
+def test_a_provider_that_says_so_of_one_that_cannot_costs_no_retry():
+    made = leased()
+    fund(made, BUYER, MOST)
+    fund(made, BUYER, 1_000)
+    shard = ends_unfunded(made)
+    assert (shard.short, shard.losses) == (True, 0)
+    assert state_of(made, BUYER).records == {}
+
+
+def test_strangers_pay_ahead_and_who_has_settled_here_does_not():
+    rules = {"prepay_ms": 2_000}
+    made = leased("USD", changes={"max_prepay_ms": 60_000}, **rules)
+    (sold,) = (sold for _, sold in state_of(made, PROVIDER).sales.all())
+    assert (sold.bid.prepay, sold.ahead, sold.phase) == (2_000, 2_000, "running")
+    lease = sold.lease
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    made.now_ms += 1_000
+    made.take(PROVIDER, run.RunProgressed(run=lease, step=1, metrics=(), at_ms=made.now_ms))
+    made.take(PROVIDER, run.RunFinished(run=lease, at_ms=made.now_ms))
+    assert made.heard(messages.CloseAccepted), "it is over, and closed at what was received"
+    assert state_of(made, BUYER).ledger.total("paid:") == -1_000
+    made.submit(BUYER, job=b"2" * 32, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,), job=b"2" * 32, nonce=b"2" * 32)
+    assert [sold.bid.prepay for _, sold in state_of(made, PROVIDER).sales.all()] == [2_000, 0]
+
+
+def test_what_was_paid_ahead_in_vain_counts_against_the_budget_until_it_comes_back():
+    made = leased("USD", changes={"max_prepay_ms": 600_000, "retries": 3}, prepay_ms=400_000)
+    before = state_of(made, BUYER)
+    of = before.jobs.get(JOB)
+    made.lost = lambda _, message: isinstance(message, messages.CloseProposed)
+    lease = next(iter(state_of(made, PROVIDER).sale_of))
+    made.tell(PROVIDER, BUYER, messages.RunEnded(lease=lease, outcome="failed", kind="lost", reason="", outputs=0))
+    assert funds_left(state_of(made, BUYER), of) <= of.spec.budget - 400_000
+
+
+def test_a_channel_that_its_backend_ended_pays_nothing_more_and_lets_its_leases_end():
+    made = leased()
+    fund(made, BUYER, MOST)
+    made.take(BUYER, ChannelSettled(channel_id=channel_key(made), paid=0, at_ms=NOW_MS + 60_000))
+    assert not state_of(made, BUYER).paying.live
+    shard = ends_unfunded(made)
+    assert shard.phase == "waiting"
