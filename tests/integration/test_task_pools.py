@@ -170,6 +170,11 @@ async def test_each_worker_has_whole_gpus_and_large_results_go_to_the_runs_disk(
 
 
 WRONG = """
+import numpy as np
+
+def wide(item):
+    return np.zeros(10 << 20, np.uint8)
+
 def load():
     raise RuntimeError("no such weights")
 
@@ -179,13 +184,15 @@ def main(ctx):
             ctx.tasks(abs, [1], **wish)
         except ValueError as error:
             print("refused", error, flush=True)
+    print("wide", sum(result.value.size for result in ctx.tasks(wide, range(5))) >> 20, flush=True)
+    ctx.checkpoint({})
     for result in ctx.tasks(abs, [1], setup=load):
         print("never")
 """
 
 
 @pytest.mark.trio
-async def test_a_pool_whose_workers_cannot_be_made_ends_the_job_with_the_reason(tmp_path):
+async def test_a_pool_keeps_what_fits_and_one_whose_workers_cannot_be_made_ends_the_job_with_the_reason(tmp_path):
     need_sandbox()
     async with a_room() as room:
         await room.executor.start(an_order(tmp_path, WRONG))
@@ -194,6 +201,9 @@ async def test_a_pool_whose_workers_cannot_be_made_ends_the_job_with_the_reason(
         await room.executor.start(several)
         refused = await room.wait_for(RunFailed, count=2)
     assert len(lines(room.log, "refused")) == 4
+    assert lines(room.log, "wide") == ["50"]
+    assert "the results are larger than limits.state" in room.log, "32 MiB, and the checkpoint keeps within it"
+    assert [event.checkpoint.size_bytes >> 20 for event in room.events if isinstance(event, RunCheckpointed)][-1] == 30
     assert failed.kind == "user-exception"
     assert "SetupFailed" in failed.reason
     assert "RuntimeError: no such weights" in failed.reason
