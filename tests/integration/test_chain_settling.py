@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from kit.rpc_house import RpcHouse, open_house
+from kit.rpc_house import RpcHouse, fresh_house
 from kit.rpc_stand_in import StandIn, lying, rpc_stand_in
 from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, STRANGER, Scene
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.trio
 
 @pytest.fixture
 async def house() -> AsyncIterator[RpcHouse]:
-    async with open_house() as opened:
+    async with fresh_house() as opened:
         opened.chain.mine(3)
         yield opened
 

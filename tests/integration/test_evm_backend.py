@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from kit.rpc_house import RpcHouse, open_house
+from kit.rpc_house import RpcHouse, fresh_house
 from kit.rpc_stand_in import Answer, StandIn, lying, rpc_stand_in
 from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, STRANGER, Scene
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.trio
 
 @pytest.fixture
 async def house() -> AsyncIterator[RpcHouse]:
-    async with open_house() as opened:
+    async with fresh_house() as opened:
         yield opened
 
 
@@ -123,7 +123,7 @@ async def test_a_deposit_takes_one_transaction_where_the_token_knows_permits(hou
 
 
 async def test_a_deposit_goes_without_permits_too() -> None:
-    async with open_house(permits=False) as house:
+    async with fresh_house(permits=False) as house:
         scene = Scene(house)
         config = await scene.opened()
         await scene.house.fund(PAYER, 7)

@@ -1,9 +1,11 @@
 """The escrow through this node's own backend: JSON-RPC to anvil, and each party's transactions in a file of its own."""
 
+import atexit
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from kit.anvil import Chain, local_chain
@@ -90,15 +92,38 @@ class RpcHouse:
         return await self.evm(SigningKey(b"\x77" * 32)).tokens(account)
 
 
+async def _furnished(chain: Chain, folder: Path, *, permits: bool) -> RpcHouse:
+    rpc = RpcNode(chain.url)
+    deployed = await DevChain(rpc).deploy()
+    await rpc.close()
+    name = escrow_currency(deployed.chain_id, deployed.escrow, deployed.token)
+    return RpcHouse(chain, folder, name, permits=permits)
+
+
 @asynccontextmanager
-async def open_house(*more: str, permits: bool = True) -> AsyncIterator[RpcHouse]:
+async def fresh_house(*more: str, permits: bool = True) -> AsyncIterator[RpcHouse]:
     """A house on a fresh chain, until the block ends."""
     with local_chain(*more) as chain, tempfile.TemporaryDirectory() as folder:
-        rpc = RpcNode(chain.url)
-        deployed = await DevChain(rpc).deploy()
-        await rpc.close()
-        name = escrow_currency(deployed.chain_id, deployed.escrow, deployed.token)
-        house = RpcHouse(chain, Path(folder), name, permits=permits)
+        house = await _furnished(chain, Path(folder), permits=permits)
+        try:
+            yield house
+        finally:
+            await house.close()
+
+
+@cache
+def _shared_chain() -> Chain:
+    """One chain for all houses of this process that do not mind each other's blocks."""
+    kept = ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(local_chain())
+
+
+@asynccontextmanager
+async def open_house() -> AsyncIterator[RpcHouse]:
+    """A house with an escrow and a token of its own on a chain that others use too, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        house = await _furnished(_shared_chain(), Path(folder), permits=True)
         try:
             yield house
         finally:
