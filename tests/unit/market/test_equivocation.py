@@ -129,6 +129,7 @@ def test_receipts_that_do_not_contradict_each_other_prove_nothing(proof):
         (head(), head(timestamp_ms=9)),
         (head(), head(size=6, root=b"x" * 32)),
         (head(), head(root=b"x" * 32, key=OTHER_KEY)),
+        (head(key=OTHER_KEY), head(root=b"x" * 32)),
         (head(), head(root=b"x" * 32, log_id=log_id_of(OTHER))),
         (head(log_id=b"\1" + log_id_of(PROVIDER)[1:]), head(root=b"x" * 32, log_id=b"\1" + log_id_of(PROVIDER)[1:])),
     ],

@@ -108,6 +108,14 @@ def test_merkle_second_preimage_an_inner_node_is_no_leaf_of_the_log():
     assert not is_included(root=root_at(4, NODE), size=2, leaf=forged, index=0, proof=(root_at(4, NODE),))
 
 
+def test_a_proof_for_one_size_is_none_for_a_far_larger_one():
+    for second in range(2, 30):
+        for first in range(1, second):
+            proof = consistency(first, second, NODE)
+            roots = {"first_root": root_at(first, NODE), "second_root": root_at(second, NODE)}
+            assert not is_consistent(first=first, second=4 * second, proof=proof, **roots)
+
+
 def test_of_nothing_there_is_nothing_to_prove():
     assert Edge().root == EMPTY_ROOT == merkle_root([])
     with pytest.raises(IndexError):
