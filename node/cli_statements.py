@@ -8,10 +8,10 @@ import click
 
 from hansa.node.cli_options import Command, print_json, with_data, with_json
 
-EARNED = (
-    "vouched = the buyer signed for it; settled = both signed the channel's final sum, or it was paid; due = the rest"
+WORDS = (
+    "vouched = signed for; closed = both signed the channel's final sum; paid = acknowledged, cancelled out, or by the"
+    " escrow contract; the rest is still owed"
 )
-SPENT = "vouched = you signed for it; settled = both signed the channel's final sum, or it was paid; owed = the rest"
 PEERS = {"earnings": "buyer", "spend": "provider"}
 HEADS = {"job": "job", "day": "day (UTC)"}
 
@@ -30,14 +30,14 @@ def _options(command: Command) -> Command:
 @click.command()
 @_options
 def earnings(by: str, data_dir: Path, as_json: bool, as_csv: bool) -> None:
-    """Show what this node earned as a provider: vouched, settled, still due, written off."""
+    """Show what this node earned as a provider: vouched, closed, paid, still due, written off."""
     _show("earnings", by, data_dir, as_json=as_json, as_csv=as_csv)
 
 
 @click.command()
 @_options
 def spend(by: str, data_dir: Path, as_json: bool, as_csv: bool) -> None:
-    """Show what this node spent as a buyer: vouched, settled, still owed, and what lost leases cost."""
+    """Show what this node spent as a buyer: vouched, closed, paid, still owed, and what lost leases cost."""
     _show("spend", by, data_dir, as_json=as_json, as_csv=as_csv)
 
 
@@ -82,12 +82,14 @@ def _print(view: dict[str, Any]) -> None:
         )
         return
     head = PEERS[side] if by == "peer" else HEADS[by]
+    columns: tuple[str, ...]
+    heads: tuple[str, ...]
     if side == "earnings":
-        columns = ("vouched", "settled", "open", "unvouched", "written_off")
-        heads = ("vouched", "settled", "due", "not vouched yet", "written off")
+        columns = ("vouched", "closed", "paid", "open", "unvouched", "written_off")
+        heads = ("vouched", "closed", "paid", "due", "not vouched yet", "written off")
     else:
-        columns = ("vouched", "settled", "open", "retries", "lost_cost")
-        heads = ("vouched", "settled", "owed", "retries", "lost leases cost")
+        columns = ("vouched", "closed", "paid", "open", "retries", "lost_cost", "written_off")
+        heads = ("vouched", "closed", "paid", "owed", "retries", "lost leases cost", "taken")
     rows = []
     for row in view["rows"]:
         name = plain(row.get("name", ""), 40)
@@ -96,7 +98,7 @@ def _print(view: dict[str, Any]) -> None:
         rows.append((f"{shown or '(no job)'} {name}".strip(), *(row[column] for column in columns), row["currency"]))
     rows += [("total", *(total[column] for column in columns), total["currency"]) for total in view["totals"]]
     print_table((head, *heads, "currency"), rows)
-    click.echo(EARNED if side == "earnings" else SPENT)
+    click.echo(WORDS)
     if side == "spend" and any(row["retries"] for row in view["rows"]):
         click.echo("lost leases cost = vouched for on leases whose shard then ran elsewhere; a part of vouched")
     click.echo(plain(view.get("promise", ""), 400))

@@ -14,8 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from hansa.market.ledger import Entry, Post
-from hansa.market.ledger_records import FiledChannel, Record
+from hansa.market.ledger import Entry, Post, netted, paid_by_buyer, paid_to_provider
+from hansa.market.ledger_records import FiledChannel, FiledNetting, FiledPayment, Record
 from hansa.market.purchase import Purchase
 from hansa.market.sale_state import ENDED
 from hansa.market.statements import By, LeaseFacts, Row, Side, Statement, statement
@@ -25,7 +25,7 @@ from hansa.node.journal import SqliteJournal
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.state import NodeState
 from hansa.node.views import PROMISE
-from hansa.proto.currency import currency_of
+from hansa.proto.currency import currency_of, unit_of
 from hansa.proto.documents import channel_id
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
@@ -35,7 +35,7 @@ LEDGER_NAME: Final = "ledger.sqlite"
 JOURNAL_NAME: Final = "journal.sqlite"
 NOT_LEASES: Final = ("failed", "awarded")
 """Placements that never became leases, or not yet."""
-COLUMNS: Final = ("currency", "vouched", "settled", "open", "unvouched", "written_off", "retries", "lost_cost")
+COLUMNS: Final = ("currency", "vouched", "closed", "paid", "open", "unvouched", "written_off", "retries", "lost_cost")
 """What every row has beside its key."""
 
 
@@ -48,14 +48,14 @@ def _sold(state: NodeState) -> Iterator[LeaseFacts]:
     for _, sale in state.sales.all():
         if sale.terms is None:
             continue
-        missing, is_over = max(0, sale.accrued - sale.vouched), sale.phase in ENDED
+        if sale.phase in ENDED:
+            continue  # what nobody vouched for by then is written off in the books
         yield LeaseFacts(
             job=sale.tender.job.hex(),
             peer=sale.buyer.hex(),
             currency=sale.tender.currency,
             at_ms=sale.over_ms or state.at_ms,
-            unvouched=0 if is_over else missing,
-            written_off=missing if is_over else 0,
+            unvouched=max(0, sale.accrued - sale.vouched),
         )
 
 
@@ -112,20 +112,47 @@ def known_of(state: NodeState, currency: str, side: Side) -> Known:
 
 def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: By) -> Json:
     """A statement as the local API shows it. Amounts are decimal strings, exact to the last digit."""
-    entries, currencies = list[Entry](), dict(known.currencies)
+    entries, currencies, of_entry = list[Entry](), dict(known.currencies), dict[bytes, str]()
+    units = {unit_of(name): name for name in (*currencies.values(), known.currency)}
     for record in records:
-        if isinstance(record, Entry):
-            entries.append(record)
-        elif isinstance(record, FiledChannel):
-            currencies[channel_id(currency_of(record.currency).domain, record.config)] = record.currency
+        match record:
+            case Entry():
+                entries.append(record)
+            case FiledChannel(currency=name, config=config):
+                currencies[channel_id(currency_of(name).domain, config)] = name
+                units[unit_of(name)] = name
+            case FiledPayment() | FiledNetting():
+                of_entry |= {each: units.get(unit, known.currency) for each, unit in _entries_of(record)}
+            case _:
+                pass
+
+    def currency_of_entry(entry: Entry) -> str:
+        return currencies.get(entry.channel_id) or of_entry.get(entry.id) or known.currency
+
     made = statement(
         entries,
         side=side,
         by=by,
-        currency_of_channel=lambda channel: currencies.get(channel, known.currency),
+        currency_of=currency_of_entry,
+        is_paid_by_close=lambda name: currency_of(name).is_on_chain,
         leases=known.leases,
     )
     return _view(made, known.names)
+
+
+def _entries_of(record: FiledPayment | FiledNetting) -> Iterator[tuple[bytes, bytes]]:
+    """The ids of the entries that follow from a document between two accounts, each with the document's unit."""
+    if isinstance(record, FiledPayment):
+        said = record.payment.document
+        for made in (
+            paid_to_provider(debtor=said.debtor, unit=said.unit, nonce=said.nonce, amount=0, how="", at_ms=0),
+            paid_by_buyer(creditor=said.creditor, unit=said.unit, nonce=said.nonce, amount=0, how="", at_ms=0),
+        ):
+            yield made.id, said.unit
+    else:
+        both = record.by_lower.document
+        for peer in (both.lower, both.higher):
+            yield netted(peer=peer, unit=both.unit, nonce=both.nonce, amount=0, at_ms=0).id, both.unit
 
 
 def _view(made: Statement, names: Mapping[str, str]) -> Json:
@@ -149,7 +176,8 @@ def _amounts(row: Row) -> Json:
     return {
         "currency": row.currency,
         "vouched": format_amount(row.vouched),
-        "settled": format_amount(row.settled),
+        "closed": format_amount(row.closed),
+        "paid": format_amount(row.paid),
         "open": format_amount(row.open),
         "unvouched": format_amount(row.unvouched),
         "written_off": format_amount(row.written_off),

@@ -1,6 +1,6 @@
 """Attacks on signatures and on who signs: each test has its attack's name, and fails when the defence is taken out."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 
 import pytest
@@ -17,6 +17,7 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.peer_id import peer_id_of
 from hansa.proto.signing import CURVE_ORDER, ZERO_ADDRESS, Signed, check, recover, sign
 from hansa.proto.typed_data import digest
+from hansa.proto.units import Amount, Bytes32
 
 CHAIN, ESCROW, TOKEN = 8453, b"\5" * 20, b"\6" * 20
 ON_CHAIN = escrow_currency(CHAIN, ESCROW, TOKEN)
@@ -37,8 +38,11 @@ def test_replay_on_another_chain_or_escrow(elsewhere):
     check(currency_of(ON_CHAIN).domain, signed, BUYER)
     with pytest.raises(BadSignature):
         check(currency_of(elsewhere).domain, signed, BUYER)
+    check_signatures(VoucherSent(currency=ON_CHAIN, voucher=signed), BUYER)
     with pytest.raises(BadSignature):
         check_signatures(VoucherSent(currency=elsewhere, voucher=signed), BUYER)
+    with pytest.raises(BadSignature):
+        check_signatures(VoucherSent(currency=ON_CHAIN, voucher=for_domain_of(elsewhere)), BUYER)
 
 
 def test_replay_on_another_channel():
@@ -94,7 +98,16 @@ def test_ecrecover_zero_and_a_zero_signer():
         check(DOMAIN, sign(DOMAIN, VOUCHER, BUYER_KEY), ZERO_ADDRESS)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """A harmless document of the very fields and values of a close."""
+
+    channel_id: Bytes32
+    cumulative: Amount
+
+
 SAME_FIELDS = (
+    Greeting(channel_id=b"c" * 32, cumulative=7),
     CooperativeClose(channel_id=b"c" * 32, cumulative=7),
     VOUCHER,
     channel(),

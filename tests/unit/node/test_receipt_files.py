@@ -211,3 +211,15 @@ def test_a_receipt_that_waits_for_its_voucher_gives_way_to_the_last_that_has_one
     found = find_receipt(ledger_file(tmp_path / LEDGER_NAME, PROVIDER_KEY, kept), the_job())
     assert found.voucher[0] == vouchers[-2].voucher
     assert holds(found)
+
+
+def test_without_paths_the_roots_themselves_are_worked_out_again(bundle):
+    (leaf,) = bundle.leaves
+    bare = replace(leaf, line_path=(), evidence_path=())
+    assert holds(replace(bundle, leaves=(bare,)))
+    for other in (
+        replace(bare, evidence=replace(leaf.evidence, steps=leaf.evidence.steps + 1)),
+        replace(bare, line=replace(leaf.line, device_ms=leaf.line.device_ms + 1)),
+    ):
+        words = [finding.words for finding in findings(replace(bundle, leaves=(other,))) if not finding.holds]
+        assert any("root that was signed" in each for each in words), words
