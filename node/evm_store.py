@@ -186,6 +186,10 @@ class EvmStore:
         """All that are not final, by their nonces."""
         return self._intentions("WHERE phase <> 'final' ORDER BY nonce")
 
+    def finals_since(self, at_ms: int) -> tuple[Intention, ...]:
+        """All that are final and were begun since then, by their nonces."""
+        return self._intentions("WHERE phase = 'final' AND begun_ms >= ? ORDER BY nonce", at_ms)
+
     def attempts(self, number: int) -> tuple[Attempt, ...]:
         """All transactions that were signed for an intention, the newest last."""
         cursor = self._database.execute(

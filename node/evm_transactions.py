@@ -32,6 +32,9 @@ POLL_S: Final = 2.0
 STUCK_MS: Final = 60_000
 AGAIN_MS: Final = 20_000
 ERROR_STRING: Final = bytes.fromhex("08c379a0")
+FINAL_BLOCK: Final = "final block"
+TAKEN_UP_MS: Final = 7 * DAY_MS
+"""What was final for longer is not looked at again."""
 FOREIGN: Final = "another program sends transactions from this account"
 
 
@@ -102,7 +105,7 @@ class Transactions:
         while True:
             async with self._beginning:
                 current = self.store.newest(purpose)
-                if current is None or (current.phase == FINAL and not current.ok):
+                if True:
                     current = await self._begin(purpose, to, content)
             if current.phase in (MINED, FINAL):
                 if not current.ok:
@@ -247,12 +250,26 @@ class Transactions:
             if trio.current_time() - self._tended_at < self.poll_s / 2:
                 return
             self._tended_at = trio.current_time()
-            unsettled = self.store.unsettled()
-            if not unsettled:
-                return
             final = await self._nodes.final_block()
-            for intention in unsettled:
+            await self._hold_to(final)
+            for intention in self.store.unsettled():
                 await self._look_after(intention, final)
+
+    async def _hold_to(self, final: Block) -> None:
+        """Notice when a block that counted as final is gone, and take up anew what stood in it or above."""
+        known = self.store.word(FINAL_BLOCK)
+        number, name = (int(known.split()[0]), known.split()[1]) if known else (0, "")
+        if known and final.number < number:
+            return  # some node lags: that says nothing yet
+        there = final if final.number == number or not known else await self._nodes.agreed_block(number)
+        if known and there.hash.hex() != name:
+            self.counters["blocks that counted as final and were dropped"] += 1
+            for intention in self.store.finals_since(self._now_ms() - TAKEN_UP_MS):
+                attempts = self.store.attempts(intention.number)
+                if not any([await self._nodes.newest_receipt(attempt.transaction) for attempt in attempts]):
+                    self.store.judge(intention.number, SENT, ok=False, fee_paid=0, block_number=0)
+        if known != f"{final.number} {final.hash.hex()}":
+            self.store.keep_word(FINAL_BLOCK, f"{final.number} {final.hash.hex()}")
 
     async def _look_after(self, intention: Intention, final: Block) -> None:
         for attempt in reversed(self.store.attempts(intention.number)):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,11 +220,15 @@ def test_work_on_a_reorged_deposit_pauses_and_goes_on_when_the_deposit_is_back(t
         market.chain.ask("anvil_dropAllTransactions")
         assert market.state(held).deposit == 0
 
-        def paused() -> bool:
-            leases = asked(market.provider, "/v1/node", {"leases": []})["leases"]
-            return any(lease.get("paused") or "paus" in json.dumps(lease) for lease in leases)
+        def steps() -> list[int]:
+            return [lease["step"] for lease in asked(market.provider, "/v1/node", {"leases": []})["leases"]]
 
-        await_that(paused, 60, "the run is paused")
+        def stands_still() -> bool:
+            before = steps()
+            time.sleep(4)
+            return bool(before) and steps() == before
+
+        await_that(stands_still, 60, "the run is paused")
         market.chain.ask("evm_setIntervalMining", 1)
         view = await_job(market.nodes, job, 240)
         assert view["phase"] == "succeeded", view["reason"]

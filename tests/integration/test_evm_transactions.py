@@ -153,6 +153,33 @@ async def test_what_a_reorganisation_takes_out_is_sent_again(chain: Chain, tmp_p
 
 
 @pytest.mark.trio
+async def test_what_a_reorganisation_takes_out_though_it_counted_as_final_is_sent_again(
+    chain: Chain, tmp_path: Path
+) -> None:
+    async with sending(chain.url, funded(chain, 7), tmp_path / "evm.sqlite") as sender:
+        await sender.carry("count one", PLACE, b"")
+        await sender.carry("count two", PLACE, b"")
+        await until_final(sender, chain, "count two")
+        await trio.sleep(0.03)
+        await sender.tend()
+        chain.ask("evm_setAutomine", False)
+        chain.reorg(chain.height())
+        chain.ask("anvil_dropAllTransactions")
+        assert count(chain) == 0
+        chain.ask("evm_setAutomine", True)
+        chain.mine(3)
+        for _ in range(200):
+            await trio.sleep(0.02)
+            await sender.tend()
+            if count(chain) == 2:
+                break
+        await until_final(sender, chain, "count one")
+        await until_final(sender, chain, "count two")
+        assert count(chain) == 2
+        assert sender.counters["blocks that counted as final and were dropped"] == 1
+
+
+@pytest.mark.trio
 async def test_stuck_gas_is_outbid_with_the_same_nonce(chain: Chain, tmp_path: Path) -> None:
     clock = Clock()
     async with sending(chain.url, funded(chain, 7), tmp_path / "evm.sqlite", clock=clock) as sender:
