@@ -16,7 +16,7 @@ from hansa.scheduler.job_state import Job, with_shards
 def wait_for_money(state: Job, event: TenderFailed) -> Step[Job]:
     """A tender would have cost more than is left: its shards wait."""
     waiting = [state.shards[number] for number in event.shards if state.shards[number].phase == "waiting"]
-    short = (replace(shard, short=True, retry_ms=0, reason=shard.reason or event.reason) for shard in waiting)
+    short = (replace(shard, short=True, retry_ms=0) for shard in waiting)
     return Step(state=replace(with_shards(state, *short), missing=max(state.missing, event.missing)))
 
 
