@@ -10,6 +10,7 @@ from hansa.market.effects import clipped
 from hansa.market.purchase import ENDED_BADLY, TAKEN_BACK
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.node.checkpoint_check import fault_of
 from hansa.node.directory import Stranger
 from hansa.node.events import BlobFetched, BlobNotFetched, RoundNotReduced, RoundReduced, TenderPrepared
 from hansa.node.reduce import Reduced, reduce_round
@@ -17,7 +18,7 @@ from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Tender
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
-from hansa.scheduler.job_state import Job
+from hansa.scheduler.job_state import Checkpoint, Job
 from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
 
 if TYPE_CHECKING:
@@ -105,10 +106,30 @@ async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
         if wanted.blob not in (shard.copying and shard.copying.blob, *(output.blob for output in shard.outputs)):
             return  # a newer checkpoint is copied instead
         if await _fetch(daemon, wanted.blob, wanted.provider, like) is None:
-            break
+            if shard.copying is None or shard.copying.blob != wanted.blob:
+                break
+            why = await trio.to_thread.run_sync(_fault_of, daemon.store, shard.copying, shard.checkpoint)
+            if not why:
+                break
+            why = clipped(why, LONGEST_REASON_BYTES)
+            words = f"[buyer] the checkpoint of step {shard.copying.step} is refused: {why}\n"
+            daemon.job_logs.append(wanted.job, shard.shard, words, daemon.now_ms())
+            refused = BlobNotFetched(
+                job=wanted.job, lease=wanted.lease, blob=wanted.blob, refusal=why, at_ms=daemon.now_ms()
+            )
+            daemon.tell(refused)
+            return
         daemon.tell(BlobNotFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
         await trio.sleep(RETRY_S)
     daemon.tell(BlobFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
+
+
+def _fault_of(store: BlobStore, announced: Checkpoint, before: Checkpoint | None) -> str:
+    """Why what came is no checkpoint; one that is gone again is none either."""
+    path = store.path(announced.blob)
+    if path is None:
+        return "it was fetched and is gone again: this node's blob quota is too small"
+    return fault_of(path, announced, store.path(before.blob) if before is not None else None)
 
 
 async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes, like: Sequence[BlobRef] = ()) -> str | None:

@@ -103,8 +103,9 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
 
 def take_blob(state: NodeState, event: BlobFetched | BlobNotFetched) -> Effects:
     """A checkpoint or an output is here, or could not be had."""
-    of_event = job_events.BlobArrived if isinstance(event, BlobFetched) else job_events.BlobMissed
-    news = of_event(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
+    news: Any = job_events.BlobArrived(lease=event.lease, blob=event.blob, at_ms=event.at_ms)
+    if isinstance(event, BlobNotFetched):
+        news = job_events.BlobMissed(lease=event.lease, blob=event.blob, refusal=event.refusal, at_ms=event.at_ms)
     return advance_job(state, event.job, news)
 
 

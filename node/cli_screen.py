@@ -123,9 +123,12 @@ def _checkpoint(checkpoint: View) -> str:
     """How far the newest checkpoint is, and where it lies."""
     text = f"round {plain(checkpoint.get('round', ''), 8)}, step {plain(checkpoint.get('step', ''), 16)}: here"
     if checkpoint.get("mirror"):
-        return f"{text} and at {short_account(checkpoint['mirror'])}"
-    refusal = plain(checkpoint.get("mirror_refusal", ""), 120)
-    return f"{text} only: {refusal}" if refusal else text
+        text += f" and at {short_account(checkpoint['mirror'])}"
+    elif checkpoint.get("mirror_refusal"):
+        text += f" only: {plain(checkpoint['mirror_refusal'], 120)}"
+    if checkpoint.get("refusal"):
+        text += f"; a newer one was refused: {plain(checkpoint['refusal'], 120)}"
+    return text
 
 
 def _until(shard: View) -> str:

@@ -219,11 +219,16 @@ class BlobFetched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobNotFetched:
-    """A try to copy a checkpoint came to nothing. It is tried again, unless a newer one is to be had."""
+    """A try to copy a checkpoint came to nothing. It is tried again, unless a newer one is to be had.
+
+    Attributes:
+        refusal: why what came is no checkpoint to go on from; then it is not tried again. Empty if nothing came.
+    """
 
     job: Bytes32
     lease: Bytes32
     blob: BlobRef
+    refusal: Note = ""
     at_ms: UnixMs
 
 

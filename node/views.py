@@ -116,6 +116,7 @@ def _checkpoint_view(shard: Shard) -> Json | None:
         "size_bytes": shard.checkpoint.blob.size_bytes,
         "mirror": checksum_address(mirror.provider) if mirror and mirror.held == shard.checkpoint.blob else None,
         "mirror_refusal": mirror.refusal if mirror else "",
+        "refusal": shard.refusal,
     }
 
 

@@ -91,10 +91,15 @@ class BlobArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobMissed:
-    """A checkpoint could not be copied just now: if there is a newer one, that is wanted instead."""
+    """A checkpoint could not be copied just now: if there is a newer one, that is wanted instead.
+
+    Attributes:
+        refusal: it was copied and is none that the shard could go on from, and why: it is not wanted any more.
+    """
 
     lease: Bytes32
     blob: BlobRef
+    refusal: Note = ""
     at_ms: UnixMs
 
 

@@ -94,7 +94,7 @@ def take_blob(state: Job, shard: Shard, event: BlobArrived) -> Step[Job]:
     )
     came = shard.copying is not None and shard.copying.blob == event.blob
     if came:
-        arrived = replace(arrived, checkpoint=shard.copying, copying=shard.announced, announced=None)
+        arrived = replace(arrived, checkpoint=shard.copying, copying=shard.announced, announced=None, refusal="")
     if arrived == shard:
         return ignore(state, "a blob that nobody waits for")
     after = with_shards(state, arrived)
@@ -112,10 +112,16 @@ def _fetch_copy(state: Job, shard: Shard) -> FetchWanted:
 
 def miss_blob(state: Job, shard: Shard, event: BlobMissed) -> Step[Job]:
     """A checkpoint was not to be had, and will be asked for again unless there is a newer one."""
-    if shard.copying is None or shard.announced is None or shard.copying.blob != event.blob:
+    if shard.copying is None or shard.copying.blob != event.blob or not (shard.announced or event.refusal):
         return ignore(state, "a blob that is waited for on")
-    after = replace(shard, copying=shard.announced, announced=None)
-    return Step(state=with_shards(state, after), effects=(_fetch_copy(state, after),))
+    after = replace(shard, copying=shard.announced, announced=None, refusal=event.refusal or shard.refusal)
+    told = with_shards(state, after)
+    if after.copying is not None:
+        return Step(state=told, effects=(_fetch_copy(state, after),))
+    # Nothing more comes, and what is here is still the last good one.
+    if after.phase == "leaving":
+        return lose(told, ((after, after.kind, after.reason),), event.at_ms)
+    return Step(state=told)
 
 
 def take_run_end(state: Job, shard: Shard, event: RunEndArrived) -> Step[Job]:

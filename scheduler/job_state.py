@@ -62,6 +62,7 @@ class Shard:
         checkpoint: the newest one that is here.
         copying: one that is announced and on its way.
         announced: a newer one, which is copied after that: a slow line must bring some of them.
+        refusal: why the newest that was copied did not take the checkpoint's place; empty where it did.
         mirror: who holds the checkpoint beside us, if the job asks for that.
         outputs: files announced by the newest run.
         expected: how many files the run announced in all, once it ended.
@@ -93,6 +94,7 @@ class Shard:
     checkpoint: Checkpoint | None = None
     copying: Checkpoint | None = None
     announced: Checkpoint | None = None
+    refusal: Note = ""
     mirror: Mirrored | None = None
     outputs: tuple[Output, ...] = ()
     expected: Uint32 = 0

@@ -58,6 +58,7 @@ class Auditor:
         self.over: set[bytes] = set()
         self.unpaid_between_honest = 0
         self.orders: dict[bytes, messages.RunOrdered] = {}
+        self.mirrored: set[tuple[bytes, Any]] = set()
         self.given_up: dict[bytes, tuple[int, int]] = {}
         self.began_ms: dict[bytes, int] = {}
         self.gone_ms: dict[bytes, int] = {}
@@ -91,8 +92,13 @@ class Auditor:
                 self._check_ahead(node, document, before)
                 self.voucher_of[document.channel_id] = (document.cumulative, document.statement)
 
+            case messages.MirrorHeld(checkpoint=checkpoint):
+                self.mirrored.add((node.account, checkpoint))
             case messages.RunOrdered(lease=lease) if node.honest:
                 self.orders.setdefault(lease, message)
+                named = {(mirror, message.checkpoint) for mirror in message.mirrors}
+                assert named <= self.mirrored, "a mirror is named that never said it had the checkpoint"
+                self.moves["starts for which a mirror was named"] += bool(named)
             case messages.DeliveryAccepted(lease=lease) if node.honest:
                 self.over.add(lease)
             case messages.RunStopOrdered(lease=lease) if node.honest:

@@ -100,6 +100,7 @@ class Market:
             prepay_ms=chance.choice((0, 0, 5_000, 60_000)),
             prepay_everybody=chance.random() < 0.5,
             max_splits_bps=chance.choice((300, 5_000, 5_000)),
+            mirror_bytes=chance.choice((0, 60, 1 << 20)),
         )
         kind: Any = LyingNode if lies else SimNode
         skew_ms = chance.randint(-self.world.faults.skew_ms, self.world.faults.skew_ms)
@@ -156,6 +157,7 @@ class Market:
             egress_bytes=0,
             keep_failed_ms=chance.choice((0, 4_000, 40_000)),
             max_prepay_ms=chance.choice((0, 60_000, 60_000)),
+            mirror=chance.random() < 0.5,
             splits=self._draw_splits(),
         )
         job, package = chance.randbytes(32), blob_ref(b"package")

@@ -33,6 +33,7 @@ from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
 from hansa.proto.signing import Signed, SigningKey, check
 from hansa.scheduler import job_events, rounds, run
+from hansa.scheduler.mirror import FetchCopy
 
 MESSAGE_BYTES = 1 << 18
 LIFE_SIGN_MS = 3_000
@@ -254,6 +255,8 @@ class SimNode:
                 self._later(self._prepare_tender, effect)
             case job_events.FetchWanted():
                 self._fetch(effect, 0)
+            case FetchCopy():
+                self._fetch_copy(effect, 0)
             case rounds.ReductionWanted():
                 self._later(self._reduce, effect)
             case DeliverRound():
@@ -319,11 +322,22 @@ class SimNode:
 
     def _fetch(self, wanted: job_events.FetchWanted, tries: int) -> None:
         if self.world.chance(self.world.faults.fetch_failure) or not self.market.has_blobs(wanted.provider):
+            missed = events.BlobNotFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=self.now_ms())
+            self._later(self.hear, missed)
             if tries < FETCH_TRIES:
                 self._later(self._fetch, wanted, tries + 1)
             return
         fetched = events.BlobFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=self.now_ms())
         self._later(self.hear, fetched)
+
+    def _fetch_copy(self, wanted: FetchCopy, tries: int) -> None:
+        sources = (wanted.buyer, wanted.holder)
+        if self.world.chance(self.world.faults.fetch_failure) or not any(map(self.market.has_blobs, sources)):
+            if tries < FETCH_TRIES:
+                self._later(self._fetch_copy, wanted, tries + 1)
+            return
+        copied = events.CopyFetched(lease=wanted.lease, checkpoint=wanted.checkpoint, at_ms=self.now_ms())
+        self._later(self.hear, copied)
 
     def _fetch_round(self, wanted: DeliverRound, tries: int) -> None:
         if self.world.chance(self.world.faults.fetch_failure) or not self.market.has_blobs(wanted.buyer):

@@ -14,14 +14,16 @@ from kit.memory_net import MemoryHub
 from kit.trading import award, bid, spec, tender, terms
 
 from hansa.market.sale_state import Sale
-from hansa.node import mirror_tasks, staging
+from hansa.node import buyer_tasks, mirror_tasks, staging
 from hansa.node.daemon import Daemon, now_ms
 from hansa.node.executor import Executor
 from hansa.node.packages import pack
 from hansa.node.run_order import RunOrder
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.network import DOMAIN
+from hansa.proto.tensors import encode_state
 from hansa.proto.typed_data import digest
+from hansa.scheduler.job_events import FetchWanted
 from hansa.scheduler.job_state import Checkpoint, Job, Mirrored, Shard
 from hansa.scheduler.mirror import Copy, FetchCopy, Grant, Mirror
 from hansa.scheduler.run import STAGING, Run, StartRun
@@ -48,7 +50,8 @@ class Three:
     def shard(self, number: int, **changes: object) -> Shard:
         provider, lease = ((self.first, FIRST), (self.second, SECOND))[number]
         running = Shard(shard=number, phase="running", lease=lease, provider=provider.account.address, attempts=1)
-        return replace(running, **changes)
+        alive = replace(running, heard_ms=now_ms(), ends_ms=now_ms() + 3_600_000)
+        return replace(alive, **changes)
 
     def lease(self, shard: int, provider: Daemon) -> None:
         called = tender(signer=self.buyer.account.address, shards=(0, 1))
@@ -216,3 +219,24 @@ async def test_a_shard_goes_on_from_its_mirror_when_its_buyer_lost_everything(
     assert order.checkpoint == REF
     assert three.first.store.read_bytes(REF, 1 << 30) == STATE
     assert (order.code / "a.py").exists()
+
+
+async def test_what_is_no_checkpoint_is_refused_in_words_in_the_jobs_log(three: Three) -> None:
+    good = encode_state({"round": 0, "step": 1, "state": [1, 2]})
+    first, provider = FetchWanted(job=JOB, lease=FIRST, provider=three.first.account.address, blob=REF), three.first
+    for data, expected in ((STATE, None), (good, blob_ref(good))):
+        ref = provider.store.put_bytes(data)
+        provider.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref)
+        copying = Checkpoint(round=0, step=1, blob=ref)
+        three.buyer.state.jobs[JOB] = replace(three.of, shards=(three.shard(0, copying=copying), three.shard(1)))
+        with trio.fail_after(20):
+            await buyer_tasks.fetch_for_job(three.buyer, replace(first, blob=ref))
+            while three.buyer.state.jobs.live[JOB].shards[0].copying is not None:
+                await trio.sleep(0.01)
+        shard = three.buyer.state.jobs.live[JOB].shards[0]
+        assert (shard.checkpoint.blob if shard.checkpoint else None) == expected
+        assert bool(shard.refusal) == (expected is None)
+    told = "".join(
+        path.read_text() for path in three.buyer.config.data_dir.joinpath("jobs").rglob("*") if path.is_file()
+    )
+    assert told.count("the checkpoint of step 1 is refused: it cannot be read") == 1

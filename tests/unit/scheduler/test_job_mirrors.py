@@ -220,3 +220,30 @@ def test_a_run_that_ended_is_given_up_when_the_newest_that_it_announced_is_here(
     assert shard_of(playbook).phase == "leaving"
     playbook >> arrived(NEWER) << some(Send) << some(LeaseOver) << some(TenderWanted)
     assert shard_of(playbook).checkpoint.blob == NEWER
+
+
+def refused(blob, *, why="it cannot be read"):
+    return BlobMissed(lease=lease(0), blob=blob, refusal=why, at_ms=NOW_MS)
+
+
+def test_a_checkpoint_that_is_none_never_takes_the_place_of_the_last_good_one():
+    playbook = saved(running(PROVIDER, mirror=False), STATE, 1) >> announced(NEWER, 2) << some(FetchWanted)
+    playbook >> refused(NEWER)
+    shard = shard_of(playbook)
+    assert (shard.checkpoint.blob, shard.copying, shard.refusal) == (STATE, None, "it cannot be read")
+    playbook >> refused(NEWER) << ignored("a blob that is waited for on")
+    shard = shard_of(saved(playbook, NEWEST, 3))
+    assert (shard.checkpoint.blob, shard.refusal) == (NEWEST, "")
+
+
+def test_after_one_that_was_refused_the_next_one_is_copied():
+    playbook = running(PROVIDER, mirror=False) >> announced(STATE, 1) << some(FetchWanted) >> announced(NEWER, 2)
+    playbook >> refused(STATE) << some(FetchWanted, blob=NEWER) >> arrived(NEWER)
+    assert shard_of(playbook).checkpoint.blob == NEWER
+
+
+def test_a_run_that_ended_goes_on_elsewhere_from_the_last_good_one_when_its_last_was_refused():
+    playbook = saved(running(PROVIDER, mirror=False), STATE, 1) >> announced(NEWER, 2) << some(FetchWanted)
+    playbook >> RunEndArrived(lease=lease(0), outcome="failed", kind="lost", reason="", outputs=0, at_ms=NOW_MS)
+    playbook << some(MemberLeft) >> refused(NEWER) << some(Send) << some(LeaseOver) << some(TenderWanted)
+    assert shard_of(playbook).checkpoint.blob == STATE
