@@ -32,7 +32,7 @@ SOURCE = ROOT / "contracts" / "HansaEscrow.vy"
 COMPILER = ROOT / "build" / "contracts-venv" / "bin" / "python"
 SUITE = ("test_escrow_attacks", "test_backends", "test_escrow_fuzz")
 LIMIT_S = 180
-FUZZED = 12
+FUZZED = 10
 COMPILERS = 2
 
 # What survives and why that is right. The key is the mutated line as it stands then, with the function that it is in.
@@ -348,13 +348,15 @@ def main() -> int:
 
 def tested(made: list[Mutant], folder: Path) -> int:
     """Compile and test all of them; 1 if one survives that is not known to be equivalent."""
-    original = json.loads((ROOT / "node" / "artefacts" / "HansaEscrow.json").read_text())["runtime"]
-    for number, mutant in enumerate(made):
-        (folder / f"{number:04}.vy").write_text(mutant.source)
+    sources = [SOURCE.read_text(encoding="utf-8"), *(mutant.source for mutant in made)]
+    for number, source in enumerate(sources):
+        # What a mutant does does not depend on how well it is compiled, and this is twice as quick.
+        (folder / f"{number:04}.vy").write_text(source.replace("# pragma optimize gas", "# pragma optimize none"))
     order = [str(COMPILER), __file__, "--compile", str(folder), "--part"]
     compiling = [subprocess.Popen([*order, str(part)]) for part in range(COMPILERS)]
     killed, same, stillborn, survived = 0, 0, 0, []
-    for number, mutant in enumerate(made):
+    original = ""
+    for number, mutant in enumerate([None, *made]):
         artefact = folder / f"{number:04}.json"
         while not artefact.exists() and not artefact.with_suffix(".no").exists():
             assert compiling[number % COMPILERS].poll() in (None, 0), "a compiler stopped"
@@ -362,7 +364,13 @@ def tested(made: list[Mutant], folder: Path) -> int:
         if artefact.with_suffix(".no").exists():
             stillborn += 1
             continue
-        if json.loads(artefact.read_text())["runtime"] == original:
+        runtime = json.loads(artefact.read_text())["runtime"]
+        if mutant is None:
+            original = runtime
+            noticed = passes_the_suite(artefact)
+            assert noticed == "", f"{noticed} must pass on the escrow itself"
+            continue
+        if runtime == original:
             same += 1
             continue
         by = passes_the_suite(artefact)

@@ -34,7 +34,7 @@ from kit.settlement_scene import (
 from pyrevm import AccountInfo
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Refused
-from hansa.node.escrow_artefact import escrow_code, read_artefact
+from hansa.node.escrow_artefact import read_artefact
 from hansa.proto.documents import channel_id, escrow_domain
 from hansa.proto.keccak import keccak256
 from hansa.proto.signing import SigningKey, sign
@@ -114,13 +114,10 @@ def test_replay_on_another_chain_and_on_another_escrow_pays_nothing() -> None:
 
 def test_replay_after_the_chain_forked_pays_nothing_and_the_forks_own_vouchers_do() -> None:
     """The contract's code, with what its constructor wrote into it, stands on a chain with another id."""
-    code = escrow_code(CHAIN_ID, bytes.fromhex("e3a207e4225d459095491ea75d30b31968dff887"))
     here = EscrowBench()
-    deployed = here.escrow.chain.code(here.escrow.at)
     fork = EscrowBench(ContractHouse(ChainInProcess(chain_id=CHAIN_ID + 1)))
-    fork.escrow.chain.evm.insert_account_info(
-        text(fork.escrow.at), AccountInfo(code=deployed[: len(code)].rstrip(b"\0"))
-    )
+    as_deployed_here = AccountInfo(code=here.escrow.chain.code(here.escrow.at))
+    fork.escrow.chain.evm.insert_account_info(text(fork.escrow.at), as_deployed_here)
     config = fork.config()
     fork.escrow.mint(PAYER.address, DEPOSIT)
     returned = fork.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
