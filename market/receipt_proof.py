@@ -224,11 +224,13 @@ def _voucher(bundle: ReceiptProof, signed: Signed[Voucher]) -> Finding:
     receipt = bundle.receipt.document
     if voucher.channel_id != _id(bundle) or voucher.statement != receipt_digest(receipt):
         return Finding(holds=False, words="the voucher is for another channel or receipt")
-    if voucher.cumulative != receipt.amount_total:
-        return Finding(holds=False, words="the voucher promises another sum than the receipt's total")
+    if voucher.cumulative < receipt.amount_total:
+        return Finding(holds=False, words="the voucher promises less than the receipt's total")
     if not _signed_by(currency_of(bundle.currency).domain, signed, bundle.config.payer_signer):
         return Finding(holds=False, words=f"the voucher is not signed by {signer}, who signs for the buyer")
-    return Finding(holds=True, words=f"{signer} signed a voucher for exactly that total and that receipt")
+    ahead = voucher.cumulative - receipt.amount_total
+    more = f", and for {format_amount(ahead)} ahead of it" if ahead else ""
+    return Finding(holds=True, words=f"{signer} signed a voucher for exactly that total and that receipt{more}")
 
 
 def _close(bundle: ReceiptProof, close: Close) -> Finding:

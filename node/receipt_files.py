@@ -91,7 +91,11 @@ def _channels(store: LedgerStore) -> dict[bytes, _Channel]:
                 of = found.setdefault(signed.document.channel_id, _Channel())
                 of.receipts[receipt_digest(signed.document)] = (position, record)
             case FiledVoucher(voucher=signed):
-                found.setdefault(signed.document.channel_id, _Channel()).vouchers[signed.document.statement] = record
+                vouchers = found.setdefault(signed.document.channel_id, _Channel()).vouchers
+                known = vouchers.get(signed.document.statement)
+                # Paying ahead, a buyer may sign several for one receipt: the highest replaces the others.
+                if known is None or signed.document.cumulative > known.voucher.document.cumulative:
+                    vouchers[signed.document.statement] = record
             case FiledClose(by_payer=signed):
                 found.setdefault(signed.document.channel_id, _Channel()).close = record
             case Entry(channel_id=key, legs=legs):

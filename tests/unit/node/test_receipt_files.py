@@ -223,3 +223,11 @@ def test_without_paths_the_roots_themselves_are_worked_out_again(bundle):
     ):
         words = [finding.words for finding in findings(replace(bundle, leaves=(other,))) if not finding.holds]
         assert any("root that was signed" in each for each in words), words
+
+
+def test_a_voucher_may_pay_ahead_of_its_receipt_and_that_is_said(bundle):
+    (voucher,) = bundle.voucher
+    ahead = sign(DOMAIN, replace(voucher.document, cumulative=voucher.document.cumulative + 5), BUYER_KEY)
+    found = findings(replace(bundle, voucher=(ahead,)))
+    assert all(finding.holds for finding in found)
+    assert any("0.000005 ahead" in finding.words for finding in found)
