@@ -225,7 +225,10 @@ class Daemon:
         """What the local API says of the sandbox."""
         if self.sandbox is None:
             return {"tier": TIER_NONE, "available": False, "reason": "this node lends nothing, so it needs no sandbox"}
-        return {"tier": self.sandbox.tier, "available": self.sandbox.available, "reason": self.sandbox.reason}
+        view: Json = {"tier": self.sandbox.tier, "available": self.sandbox.available, "reason": self.sandbox.reason}
+        if self.config.sandbox.warm:
+            view["prepared"] = self.executor.pool.standing
+        return view
 
     # What the rooms around the engine do with it.
 

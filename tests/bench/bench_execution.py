@@ -22,7 +22,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import trio
-from integration.sandbox_harness import LIMITS, Room, a_room, an_order, guard_and_launcher, sandbox_report
+from integration.sandbox_harness import (
+    LIMITS,
+    WARM,
+    Room,
+    a_room,
+    an_order,
+    guard_and_launcher,
+    sandbox_report,
+    stands_ready,
+)
 from kit.market import asked, job_of, running_market, submit
 
 from hansa.node import process_tree
@@ -199,14 +208,56 @@ def is_alive(pid: int) -> bool:
 # ---- a whole market --------------------------------------------------------------------------------------------------
 
 
-def award_to_first_line(jobs: int) -> list[float]:
-    """Seconds from the buyer's award to the first line of the job's code, job after job on the same provider."""
+async def prepared_runs(directory: Path, starts: int) -> dict[str, list[float]]:
+    """Runs that begin in prepared sandboxes, and what one costs that waits."""
+    found: dict[str, list[float]] = {"warm_s": [], "memory_mb": [], "idle_cpu_s": []}
+    async with a_room(**WARM) as room:
+        launcher = await launcher_below_us()
+        for number in range(starts):
+            order = an_order(directory, SELDOM, run=bytes([number + 1]) * 32, workers=2)
+            await stands_ready(room, order)
+            pids = process_tree.descendants(launcher)[1:]
+            found["memory_mb"].append(process_tree.memory_bytes(pids) / 1e6)
+            before_s = cpu_s(pids)
+            await trio.sleep(IDLE_S)
+            found["idle_cpu_s"].append(cpu_s(pids) - before_s)
+            before_s = time.perf_counter()
+            await room.executor.start(order)
+            await room.wait_for((RunStarted, RunFailed), count=number + 1, within_s=PATIENCE_S)
+            found["warm_s"].append(time.perf_counter() - before_s)
+            await room.executor.stop(order.run, grace_ms=0)
+            while room.executor.running:  # noqa: ASYNC110 - nothing tells it
+                await trio.sleep(0.002)
+        if room.executor.pool.begun != starts:
+            raise SystemExit(
+                f"only {room.executor.pool.begun} of {starts} runs began in a prepared sandbox: {room.words}"
+            )
+    return found
+
+
+def await_prepared(nodes: DemoNodes) -> None:
+    """Until the provider has a sandbox that waits."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not asked(nodes.providers[0], "/v1/node")["sandbox"].get("prepared"):
+        if time.monotonic() > deadline:
+            raise SystemExit("the provider prepared no sandbox")
+        time.sleep(POLL_S)
+
+
+def award_to_first_line(jobs: int, *, warm: bool) -> list[float]:
+    """Seconds from the buyer's award to the first line of the job's code, job after job on the same provider.
+
+    The first is cold, the others too unless ``warm``.
+    """
     found = []
-    with running_market("0.30") as nodes, tempfile.TemporaryDirectory() as name:
+    settings = {"warm = 0": "warm = 1"} if warm else {}
+    with running_market("0.30", settings=settings) as nodes, tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "job.toml").write_text(JOB)
         (directory / "job.py").write_text(textwrap.dedent(FIRST_LINE))
-        for _ in range(jobs):
+        for number in range(jobs):
+            if warm and number:
+                await_prepared(nodes)
             job = submit(nodes, directory)
             awarded_s = await_award(nodes, job)
             said = await_first_line(nodes, job)
@@ -303,6 +354,20 @@ LINES = (
 )
 
 
+def print_warm(starts: int, jobs: int, cold_starts: list[float], cold_awards: list[float]) -> None:
+    """Runs that begin in prepared sandboxes, against those before that did not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        found = trio.run(prepared_runs, Path(name), starts)
+    line(found["warm_s"], "s    start → first line, in a prepared sandbox")
+    print(f"  {statistics.median(found['warm_s']) / statistics.median(cold_starts):9.3f}      of a cold start")
+    line(found["memory_mb"], "MB   of memory (shared pages divided), a prepared sandbox that waits, two workers")
+    line(found["idle_cpu_s"], f"s    of CPU in {IDLE_S:g} s, the same")
+    _cold, *warm = award_to_first_line(jobs, warm=True)
+    line(warm, "s    award → first line, in a prepared sandbox")
+    print(f"  {statistics.median(warm) / statistics.median(cold_awards):9.3f}      of a cold one", flush=True)
+
+
 def line(values: list[float], words: str) -> None:
     """The median, and all of them."""
     print(
@@ -327,9 +392,13 @@ def main() -> None:
         runs: list[dict[str, Any]] = [trio.run(one_run, Path(name), number + 1) for number in range(starts)]
     for key, words in LINES:
         line([run[key] for run in runs], words)
-    first, *others = award_to_first_line(jobs)
+    first, *others = award_to_first_line(jobs, warm=False)
     line([first], "s    award → first line, the daemon's first job")
     line(others, "s    award → first line, the same job again")
+    if os.getuid() == 0:
+        print_warm(starts, jobs, [run["start_s"] for run in runs], others)
+    else:
+        print("  warm starts: none, since only a launcher that is root prepares sandboxes")
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         found = trio.run(throughput, Path(name), turns, 150)
