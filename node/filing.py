@@ -63,7 +63,9 @@ def _heard(state: NodeState, message: Any) -> list[Filed]:
         case messages.CloseAccepted(close=close):
             paying = state.paying.get(close.document.channel_id)
             if paying is not None and paying.close_signature == close.signature:
-                return [_close(paying.currency, unsigned(close.document), close)]
+                # A channel may close before anything moved on it.
+                channel = FiledChannel(currency=paying.currency, config=paying.config, splits=paying.splits)
+                return [channel, _close(paying.currency, unsigned(close.document), close)]
     return []
 
 
@@ -86,7 +88,8 @@ def _said(state: NodeState, message: Any) -> list[Filed]:
         case messages.CloseAccepted(close=close):
             earning = state.earning.get(close.document.channel_id)
             if earning is not None and earning.proposed is not None and earning.proposed.document == close.document:
-                return [_close(earning.currency, earning.proposed, close)]
+                channel = FiledChannel(currency=earning.currency, config=earning.config, splits=earning.splits)
+                return [channel, _close(earning.currency, earning.proposed, close)]
     return []
 
 

@@ -34,7 +34,7 @@ from hansa.market.equivocation import (
 )
 from hansa.market.receipts import CLOCK_SKEW_MS, fault_in
 from hansa.proto.codec import decode, encode
-from hansa.proto.documents import TreeHead, log_id_of
+from hansa.proto.documents import TreeHead, channel_id, log_id_of
 from hansa.proto.errors import ProtocolError
 from hansa.proto.merkle import inclusion_proof
 from hansa.proto.network import DOMAIN
@@ -159,6 +159,17 @@ def test_heads_that_do_not_contradict_each_other_prove_nothing(first, second):
 def test_honest_use_of_a_device_proves_nothing_and_neither_does_a_bent_proof(proof):
     with pytest.raises(ProtocolError):
         accused(proof)
+
+
+def test_two_providers_that_name_one_device_prove_nothing_against_either():
+    """A device's id is whatever its provider says: another one may say the same."""
+    config = replace(CHANNEL, payee=OTHER, payee_signer=OTHER)
+    theirs = use(2, 0, HOUR_MS)
+    receipt = replace(theirs.receipt.document, channel_id=channel_id(DOMAIN, config))
+    theirs = replace(theirs, config=config, receipt=sign(DOMAIN, receipt, OTHER_KEY))
+    for one, other in ((use(1, 0, HOUR_MS), theirs), (theirs, use(1, 0, HOUR_MS))):
+        with pytest.raises(ProtocolError):
+            accused(DeviceTwice(device=DEVICE.id, one=one, other=other))
 
 
 def test_of_several_devices_only_what_the_others_cannot_have_done_counts():

@@ -170,7 +170,11 @@ def test_heads_of_others_count_by_their_owners_signature_alone(town):
     assert buyer.counters["ledger: a head that its owner did not sign"] == 1
     # And nobody brings a head of another's ledger as its own.
     buyer.hear(OTHER, messages.TreeHeadsSent(own=sign(DOMAIN, said, OTHER_KEY), seen=()))
+    bigger = replace(said, size=9)
+    buyer.hear(OTHER, messages.TreeHeadsSent(own=sign(DOMAIN, bigger, OTHER_KEY), seen=()))
     assert not town.proven
+    assert not buyer.heads.unproved(log_id_of(PROVIDER))
+    assert buyer.counters["ledger: a head of another ledger than its sender's"] == 2
     assert newest(buyer, PROVIDER).size == 5
 
 

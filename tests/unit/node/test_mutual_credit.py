@@ -10,11 +10,11 @@ from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_
 from hansa.market import mutual
 from hansa.market.ledger import owed_by, owed_to
 from hansa.market.ledger_check import check_ledger
-from hansa.market.ledger_records import FiledCredit, FiledNetting, FiledPayment
+from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import mutual_credit
-from hansa.node.events import CreditDecided, EquivocationProven, NettingDue, PaymentReceived
+from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, NettingDue, PaymentReceived
 from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
 from hansa.proto import messages
@@ -183,6 +183,18 @@ def test_a_payment_is_booked_once_on_both_sides_whatever_is_lost_or_repeated(tmp
     verified(made, tmp_path)
 
 
+def test_a_channel_that_closes_before_anything_moved_is_filed_whole(tmp_path):
+    made = market()
+    lease = begin(made)
+    made.take(BUYER, JobCancelled(job=b"j" * 32, reason="no longer wanted", at_ms=made.now_ms))
+    made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    for _ in range(20):
+        made.pass_time(5_000)
+    closes = [record for record in records(made, PROVIDER_KEY) if isinstance(record, FiledClose)]
+    assert [close.by_payer.document.cumulative for close in closes] == [0]
+    verified(made, tmp_path)
+
+
 def test_nobody_else_can_say_that_a_debt_is_paid_and_no_debtor_by_itself():
     made = market()
     lease = begin(made)
@@ -253,6 +265,15 @@ def test_a_line_is_renewed_at_half_its_life_and_when_the_owner_changes_it():
     assert mutual.room(line, owed=0, at_ms=line.not_after + 1) == 0
     assert mutual.room(None, owed=0, at_ms=NOW_MS) == 0
     assert not mutual.is_newer_line(Mutual(taken=line), line)
+
+
+def test_only_the_account_whose_bytes_come_first_proposes_and_one_proposal_at_a_time():
+    lower, higher = sorted((BUYER, PROVIDER))
+    proposed = mutual.next_netting(Mutual(), own=lower, peer=higher, unit=UNIT, owes=7, owed=5)
+    assert (proposed.proposed.total, proposed.proposed.nonce) == (5, 1)
+    assert mutual.next_netting(proposed, own=lower, peer=higher, unit=UNIT, owes=9, owed=9) is None
+    assert mutual.next_netting(Mutual(), own=higher, peer=lower, unit=UNIT, owes=7, owed=5) is None
+    assert mutual.next_netting(Mutual(), own=lower, peer=higher, unit=UNIT, owes=0, owed=5) is None
 
 
 def test_the_owner_may_trust_one_buyer_more_and_another_less():
