@@ -46,6 +46,9 @@ on = ["worker-died", "out-of-memory", "worker-died"]
 most = 2
 same_provider = false
 
+[checkpoints]
+mirror = true
+
 [budget]
 total = "2.50"
 price_ceiling_per_hour = "0.80"
@@ -98,6 +101,8 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
     assert (needs.wall_ms, spec.stall_ms, spec.silence_ms, spec.round_timeout_ms) == (600_000, 90_000, 20_000, 30_000)
     assert (spec.retries, spec.output_bytes, spec.state_bytes) == (2, 10 << 20, 5 << 20)
     assert (spec.retry_on, spec.retry_same_provider) == (("out-of-memory", "worker-died"), False)
+    assert spec.mirror
+    assert needs.features == ("mirrors",)
     assert spec.budget == parse_amount("2.50")
     assert spec.price_ceiling_e18_per_device_ms == price_per_hour_to_e18("0.80")
     assert (spec.bid_window_ms, spec.meter_interval_ms) == (3_000, 2_000)
@@ -138,6 +143,9 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         (LEAST + '[retry]\non = ["worker-dies"]\n', "'worker-dies' is no kind of", 'did you mean "worker-died"?'),
         (LEAST + '[retry]\non = ["reclaimed"]\n', "retry.on: 'reclaimed' is no kind", "kinds of failure are bad-entry"),
         (LEAST + "[retry]\nmost = 101\n", "retry.most: is 101", "100"),
+        (LEAST + "[checkpoints]\nmirror = true\n", "checkpoints.mirror: needs a second shard", "shards = 2"),
+        (LEAST + "[checkpoints]\nmirror = 1\n", "checkpoints.mirror: must be true or false", "true"),
+        (LEAST + "[checkpoints]\nmirrors = true\n", "checkpoints.mirrors", "mirror"),
         (LEAST + "[retry]\nsame_provider = 1\n", "retry.same_provider: must be true or false", "true"),
         ("budget = 3\n" + LEAST, "job.toml:1: budget: must be a table", "[budget]"),
     ],
@@ -151,6 +159,8 @@ def test_a_mistake_is_named_with_its_place_and_a_way_out(job: Path, text: str, p
 def test_what_is_tried_again_without_a_word_about_it(job: Path) -> None:
     spec = read_job_file(job).spec
     assert (spec.retry_on, spec.retries, spec.retry_same_provider) == (WORTH_RETRYING, 3, True)
+    assert not spec.mirror
+    assert spec.requirements.features == ()
     (job / "job.toml").write_text(LEAST + "[limits]\nretries = 5\n")
     assert read_job_file(job).spec.retries == 5
 

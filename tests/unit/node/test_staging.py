@@ -29,7 +29,7 @@ from hansa.proto.codec import encode
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.proto.workload import FileList, ListedFile
-from hansa.scheduler.job_state import Job, Shard
+from hansa.scheduler.job_state import Checkpoint, Job, Shard
 from hansa.scheduler.run import STAGING, Run, RunStopWanted, StartRun
 
 pytestmark = pytest.mark.trio
@@ -151,6 +151,38 @@ async def test_a_shard_gets_its_files_as_links_to_the_store_and_no_others(pair: 
     assert path.stat().st_ino == (order.inputs / "set/deep/all").stat().st_ino, "a link, no copy"
     assert (order.inputs / "part").stat().st_mode & 0o777 == 0o444
     assert (order.code / "a.py").exists()
+
+
+async def test_a_checkpoint_is_fetched_without_what_an_earlier_one_of_the_same_shard_has(
+    pair: Pair, started: Started
+) -> None:
+    before = os.urandom(2 * CHUNK_BYTES)
+    after = before[:CHUNK_BYTES] + os.urandom(CHUNK_BYTES)
+    pair.lease(pair.listed())
+    old, new = pair.provider.store.put_bytes(before), pair.buyer.store.put_bytes(after)
+    state = pair.buyer.state
+    saved = Checkpoint(round=0, step=1, blob=new)
+    shards = tuple(replace(shard, checkpoint=saved) for shard in state.jobs.live[JOB].shards)
+    state.jobs[JOB] = replace(state.jobs.live[JOB], shards=shards)
+    sale = pair.provider.state.sale_on(LEASE)
+    assert sale is not None
+    earlier = b"e" * 32
+    pair.provider.state.sale_of[earlier] = sale.bid_digest
+    pair.provider.state.runs[earlier] = Run(run=earlier, phase="failed", checkpoint=old)
+    asked: list[int] = []
+    read_chunk = pair.buyer.store.read_chunk
+
+    def watched(ref: BlobRef, index: int) -> bytes:
+        if ref == new:
+            asked.append(index)
+        return read_chunk(ref, index)
+
+    pair.buyer.store.read_chunk = watched  # type: ignore[method-assign]
+    await staging.start_run(pair.provider, replace(ORDER, checkpoint=new))
+    (order,) = started.orders
+    assert order.checkpoint == new
+    assert asked == [1]
+    assert pair.provider.store.read_bytes(new, 1 << 30) == after
 
 
 async def test_nobody_may_have_another_shards_files(pair: Pair) -> None:

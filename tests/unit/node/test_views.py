@@ -15,6 +15,7 @@ from simulation.world import Faults
 from hansa.market.ledger import Entry, Leg
 from hansa.market.purchase import Purchase
 from hansa.node import views
+from hansa.node.cli_screen import _checkpoint
 from hansa.node.state import NodeState
 from hansa.proto.blob import blob_ref
 from hansa.proto.market_documents import Advert
@@ -22,7 +23,7 @@ from hansa.proto.messages import Metric
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import checksum_address
 from hansa.proto.typed_data import digest
-from hansa.scheduler.job_state import Job, Output, Point, Shard
+from hansa.scheduler.job_state import Checkpoint, Job, Mirrored, Output, Point, Shard
 
 HOSTILE = "\x00\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e\u2028\U0001f4a3'\"\\\n\ud7ff"
 SEEDS = (3, 5, 8, 13)
@@ -167,6 +168,24 @@ def test_what_strangers_write_comes_out_as_json_text_and_nothing_else() -> None:
     assert called["silent"] == []
     text = json.dumps(view)
     assert all(character.isprintable() for character in text), "escapes, so no control reaches a terminal raw"
+
+
+def test_where_the_newest_checkpoint_lies_is_said() -> None:
+    blob = blob_ref(b"state")
+    mirror = Mirrored(provider=OTHER, lease=b"m" * 32, held=blob)
+    saved = Shard(shard=0, checkpoint=Checkpoint(round=1, step=5, blob=blob), mirror=mirror)
+    view = views._checkpoint_view(saved)
+    assert view is not None
+    assert view["mirror"] == checksum_address(OTHER)
+    behind = replace(saved, mirror=replace(mirror, held=blob_ref(b"older"), refusal=HOSTILE), refusal="it is broken")
+    view = views._checkpoint_view(behind)
+    assert view is not None
+    assert view["mirror"] is None, "an older one is no copy of this"
+    assert views._checkpoint_view(replace(saved, checkpoint=None)) is None
+    text = _checkpoint(view)
+    assert text.startswith("round 1, step 5: here only: ")
+    assert text.endswith("; a newer one was refused: it is broken")
+    assert text.isprintable()
 
 
 def test_an_advert_of_anybody_is_plain_json() -> None:
