@@ -203,7 +203,8 @@ def _lines(bundle: ReceiptProof) -> Finding:
         return Finding(holds=False, words="a line's path does not lead to the root that was signed")
     if sum(leaf.line.amount for leaf in bundle.leaves) != receipt.amount_total:
         return Finding(holds=False, words="the lines do not add up to the total that was signed")
-    return Finding(holds=True, words=f"its {count} lines are those that were signed for, and add up to the total")
+    which = "its one line is that which was" if count == 1 else f"its {count} lines are those that were"
+    return Finding(holds=True, words=f"{which} signed for, and the total is their sum")
 
 
 def _evidence(bundle: ReceiptProof) -> Finding:

@@ -13,6 +13,27 @@ WORDS = (
     " escrow contract; the rest is still owed"
 )
 PEERS = {"earnings": "buyer", "spend": "provider"}
+ALWAYS = ("vouched", "closed", "paid", "open")
+COLUMNS: dict[str, dict[str, str]] = {
+    "earnings": {
+        "vouched": "vouched",
+        "closed": "closed",
+        "paid": "paid",
+        "open": "due",
+        "unvouched": "not vouched yet",
+        "written_off": "written off",
+    },
+    "spend": {
+        "vouched": "vouched",
+        "closed": "closed",
+        "paid": "paid",
+        "open": "owed",
+        "retries": "retries",
+        "lost_cost": "lost leases cost",
+        "written_off": "taken",
+    },
+}
+"""What is shown of a statement, and under which words."""
 HEADS = {"job": "job", "day": "day (UTC)"}
 
 
@@ -71,6 +92,11 @@ def _statement(side: Any, by: Any, data_dir: Path) -> dict[str, Any]:
     return offline_statement(load_config(data_dir), side=side, by=by)
 
 
+def _moves(value: object) -> bool:
+    """Whether there is anything in a cell."""
+    return bool(str(value).strip("0.-"))
+
+
 def _print(view: dict[str, Any]) -> None:
     from hansa.node.cli_tables import print_table
     from hansa.node.plain_text import plain, short_account
@@ -82,22 +108,29 @@ def _print(view: dict[str, Any]) -> None:
         )
         return
     head = PEERS[side] if by == "peer" else HEADS[by]
-    columns: tuple[str, ...]
-    heads: tuple[str, ...]
-    if side == "earnings":
-        columns = ("vouched", "closed", "paid", "open", "unvouched", "written_off")
-        heads = ("vouched", "closed", "paid", "due", "not vouched yet", "written off")
-    else:
-        columns = ("vouched", "closed", "paid", "open", "retries", "lost_cost", "written_off")
-        heads = ("vouched", "closed", "paid", "owed", "retries", "lost leases cost", "taken")
+    # A terminal is narrow: what nothing stands in is left out, and one currency is named once.
+    columns = [
+        column for column in COLUMNS[side] if column in ALWAYS or any(_moves(row[column]) for row in view["rows"])
+    ]
+    currencies = {row["currency"] for row in view["rows"]}
+    several = len(currencies) > 1
     rows = []
     for row in view["rows"]:
-        name = plain(row.get("name", ""), 40)
         key = plain(row[by], 64)
         shown = short_account(key) if by == "peer" else key[:12] if by == "job" else key
-        rows.append((f"{shown or '(no job)'} {name}".strip(), *(row[column] for column in columns), row["currency"]))
-    rows += [("total", *(total[column] for column in columns), total["currency"]) for total in view["totals"]]
-    print_table((head, *heads, "currency"), rows)
+        name = (plain(row["name"], 40),) if by == "job" else ()
+        rows.append(
+            (shown or "(no job)", *name, *(row[column] for column in columns), row["currency"] if several else "")
+        )
+    blank = ("",) if by == "job" else ()
+    rows += [
+        ("total", *blank, *(total[column] for column in columns), total["currency"] if several else "")
+        for total in view["totals"]
+    ]
+    if not several:
+        click.echo(f"amounts in {plain(min(currencies), 160)}")
+    heads = tuple(COLUMNS[side][column] for column in columns)
+    print_table((head, *(("name",) if by == "job" else ()), *heads, "currency" if several else ""), rows)
     click.echo(WORDS)
     if side == "spend" and any(row["retries"] for row in view["rows"]):
         click.echo("lost leases cost = vouched for on leases whose shard then ran elsewhere; a part of vouched")

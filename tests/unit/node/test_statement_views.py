@@ -169,3 +169,21 @@ def test_every_side_and_grouping_has_the_same_columns():
         for by in WAYS:
             made = view([], NodeState(), side, by)
             assert (made["rows"], made["totals"], made["by"]) == ([], [], by)
+
+
+def test_a_table_of_two_currencies_names_them_and_shows_strangers_words_as_plain_text(capsys):
+    from hansa.node.cli_statements import _print
+
+    hostile = "\x1b[2J[red]EUR"
+    entries = [
+        vouched_by_buyer(channel_id=CHANNEL_ID, seq=1, provider=PROVIDER, shares={JOB: 5}, at_ms=NOW_MS),
+        vouched_by_buyer(channel_id=bytes(32), seq=1, provider=PROVIDER, shares={JOB: 7}, at_ms=NOW_MS),
+    ]
+    known = Known(currency=hostile, currencies={CHANNEL_ID: "USD"}, names={JOB.hex(): hostile}, leases=())
+    for by in WAYS:
+        _print(statement_view(entries, known, side="spend", by=by))
+        shown = capsys.readouterr().out
+        assert "\x1b" not in shown
+        assert "USD" in shown
+        assert "[red]EUR" in shown
+        assert shown.count("total") == 2
