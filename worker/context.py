@@ -22,6 +22,9 @@ from hansa.proto.tensors import decode_state, encode_state
 from hansa.worker.states import back_into, for_keeping, to_arrays
 from hansa.worker.tasks import REPORT_S, PoolRoom, Pools, TaskResult, Wish
 
+SMALL_STATE_BYTES = 32 << 20
+"""A state that is kept here for the sake of pools that may come."""
+
 
 class Stopping(BaseException):
     """The run is to end. Raised by ``ctx.sync`` and ``ctx.report``, and by ``ctx.checkpoint`` in a run that leaves.
@@ -101,6 +104,7 @@ class Context:
         self._line = line
         self._restored: Any = None
         self._last: bytes | memoryview | None = checkpoint
+        self._last_is_gone = False
         self._counted: dict[str, float] | None = None
         self._told_s = -math.inf
         kept: Any = None
@@ -244,7 +248,7 @@ class Context:
 
     def look_up(self) -> None:
         """For a pool: end if the run is to end, once what is settled is kept."""
-        if not self._line.stopping and not self._line.leaving:
+        if not self._line.stopping and (not self._line.leaving or self._last_is_gone):
             return
         if not self._line.stopping or (self._pools and self._pools.changed and not self._line.leaving):
             leaving = self._line.leaving
@@ -267,7 +271,8 @@ class Context:
 
     def keep_tasks(self) -> None:
         """For a pool: send a checkpoint of what is settled, with the state that the job gave last."""
-        self._save(None if self._last is None else decode_state(self._last)["state"])
+        if not self._last_is_gone:
+            self._save(None if self._last is None else decode_state(self._last)["state"])
 
     def _save(self, state: Any) -> None:
         saved = {"round": self.round, "step": self._step, "state": state}
@@ -276,5 +281,9 @@ class Context:
             self._pools.changed = False
         data = encode_state(saved)
         if self._pools is not None:
-            self._last = data
+            # A job that trains is not to pay for pools with a second copy of its state. A pool that it comes to later
+            # keeps nothing, then, before the job's next checkpoint: else that of the pool would take its state's place.
+            self._last = data if self._pools.opened or len(data) <= SMALL_STATE_BYTES else None
+            self._last_is_gone = self._last is None
+            self._pools.own_bytes = len(data) - self._pools.size_bytes
         self._line.hand_over("checkpoint", data, self.round, self._step)

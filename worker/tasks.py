@@ -117,6 +117,7 @@ class Pools:
     Attributes:
         changed: whether something was settled that no checkpoint holds.
         own_bytes: what the job's own state takes in the checkpoint.
+        opened: whether there has been a pool.
     """
 
     def __init__(self, room: PoolRoom, code: Path, entry: str, kept: Any, host: Host) -> None:
@@ -132,6 +133,12 @@ class Pools:
         self._told_full = False
         self.changed = False
         self.own_bytes = 0
+        self.opened = False
+
+    @property
+    def size_bytes(self) -> int:
+        """What the records of this run's pools take."""
+        return sum(one.size_bytes for one in self._records.values())
 
     def to_state(self) -> dict[str, Any]:
         """What is settled, as a part of a checkpoint. Pools that this run has not come to yet are in it, too."""
@@ -140,6 +147,7 @@ class Pools:
 
     def open(self, wish: Wish, items: Sequence[Any], share: range) -> Iterator[TaskResult]:
         """Do the items of this share, as ``wish`` says."""
+        self.opened = True
         records = self._records_of(wish, share)
         size = self._size(wish)
         window = WINDOW * size if wish.ordered else None
@@ -209,8 +217,7 @@ class Pools:
         if not wish.keep:
             return
         record = settled.record or error_record(settled.error)
-        held = sum(one.size_bytes for one in self._records.values())
-        if held + self.own_bytes + len(record) + SPARE_BYTES <= self._room.state_bytes:
+        if self.size_bytes + self.own_bytes + len(record) + SPARE_BYTES <= self._room.state_bytes:
             records.add(settled.number, record)
             self.changed = True
         elif not self._told_full:

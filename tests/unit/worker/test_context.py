@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.proto.tensors import decode_state
+from hansa.proto.tensors import decode_state, encode_state
 from hansa.worker.context import Context, Stopping
 from hansa.worker.shard_worker import load_entry
 from hansa.worker.states import back_into, to_arrays
+from hansa.worker.task_records import Records, value_record
+from hansa.worker.tasks import PoolRoom
 
 
 class Line:
@@ -212,3 +214,85 @@ def test_an_entry_that_names_no_function_of_the_job_is_refused(tmp_path, entry, 
     (code / "job.py").write_text("number = 1\n")
     with pytest.raises((FileNotFoundError, AttributeError, TypeError)):
         load_entry(code, entry)
+
+
+ROOM = PoolRoom(gpus=0, threads=2, state_bytes=1 << 30)
+
+
+def test_a_pools_checkpoint_holds_the_state_that_the_job_gave_last():
+    line = Line()
+    ctx = a_context(line, room=ROOM)
+    ctx.checkpoint({"epoch": 4})
+    ctx.tasks(abs, [-1, -2])
+    ctx.keep_tasks()
+    assert [decode_state(data)["state"] for data in line.data] == [{"epoch": 4}] * 2
+    again = a_context(line, checkpoint=line.data[-1], room=ROOM)
+    again.tasks(abs, [-1, -2])
+    again.keep_tasks()
+    assert decode_state(line.data[-1])["state"] == {"epoch": 4}
+
+
+def test_a_large_state_is_not_held_twice_for_pools_and_none_of_them_takes_its_place():
+    line = Line()
+    ctx = a_context(line, room=ROOM)
+    large = {"w": np.zeros(33 << 20, np.uint8)}
+    ctx.checkpoint(large)
+    ctx.tasks(abs, [-1])
+    ctx.keep_tasks()
+    assert len(line.data) == 1, "the state that is kept elsewhere is not here any more"
+    line.leaving = True
+    ctx.look_up()  # nor does it leave at a checkpoint that would lack it
+    line.leaving = False
+    ctx.checkpoint(large)
+    ctx.keep_tasks()
+    assert decode_state(line.data[2])["state"]["w"].nbytes == 33 << 20
+
+
+def test_what_is_settled_is_kept_before_a_run_that_is_stopped_or_leaves_ends():
+    for changes in ({"stopping": True}, {"leaving": True}):
+        line = Line(**changes)
+        ctx = a_context(line, room=ROOM)
+        ctx.tasks(abs, [-1])
+        ctx._pools.changed = True
+        with pytest.raises(Stopping):
+            ctx.look_up()
+        assert len(line.data) == 1
+        assert line.waited == ("leaving" in changes)
+    line = Line(stopping=True)
+    with pytest.raises(Stopping):
+        a_context(line, room=ROOM).look_up()
+    assert line.data == [], "nothing was settled since"
+
+
+def test_pools_that_a_run_has_not_come_to_yet_stay_in_its_checkpoints():
+    records = Records(0, 2)
+    records.add(1, value_record(7))
+    line = Line()
+    kept = {"round": 0, "step": 3, "state": None, "tasks": {"later": records.to_state()}}
+    ctx = a_context(line, checkpoint=encode_state(kept), room=ROOM)
+    ctx.checkpoint({})
+    assert list(decode_state(line.data[0])["tasks"]) == ["later"]
+    first = next(ctx.tasks(abs, [-1, -2], name="later"))
+    assert (first.index, first.item, first.value, first.attempts) == (1, -2, 7, 0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_records_of_other_items_are_not_taken_for_those_of_these(count, capsys):
+    records = Records(0, 2)
+    records.add(0, value_record(7))
+    kept = {"round": 0, "step": 3, "state": None, "tasks": {"abs": records.to_state()}}
+    ctx = a_context(checkpoint=encode_state(kept), room=ROOM)
+    ctx.tasks(abs, [-1] * count)
+    assert "are not those of the checkpoint" in capsys.readouterr().err
+
+
+def test_two_pools_of_one_name_are_refused_and_of_one_function_told_apart():
+    line = Line()
+    ctx = a_context(line, room=ROOM)
+    for _ in range(2):
+        ctx.tasks(abs, [-1])
+    ctx.tasks(abs, [-1], name="mine")
+    ctx.checkpoint({})
+    assert list(decode_state(line.data[0])["tasks"]) == ["abs", "abs 2", "mine"]
+    with pytest.raises(ValueError, match="a pool named 'mine'"):
+        ctx.tasks(abs, [-1], name="mine")
