@@ -7,6 +7,7 @@ from hansa.market.effects import clipped, derived_nonce
 from hansa.market.isolation import is_served
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
+from hansa.proto.currency import currency_of
 from hansa.proto.egress import covers
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import Bid, Decline, Device, Tender
@@ -115,7 +116,8 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return f"{shared} of every payment would go to others, and here at most {most}", f"splits ≤ {most} in all"
     if terms.buyers and tender.signer not in terms.buyers:
         return "this provider serves only buyers of its own list", ""
-    if owed >= terms.credit_limit:
+    if owed >= terms.credit_limit and not currency_of(terms.currency).is_on_chain:
+        # On a chain nothing is lent: a run is worked within its buyer's deposit.
         return "you owe this provider as much as it lends to one buyer", "settle what you owe"
     if not is_served(tender.requirements.tier, terms.tier):
         return f"the isolation here is {terms.tier!r}", f"tier = {terms.tier!r}"

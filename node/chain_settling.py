@@ -16,6 +16,7 @@ import trio
 
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.funding import ChannelSettled, FundingFailed, FundingWanted, FundsKnown, SettlementWanted
+from hansa.market.ledger import payees_part
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Claim, Refused
 from hansa.node.chain_config import ChainConfig, format_coins
@@ -44,6 +45,8 @@ from hansa.proto.documents import CooperativeClose
 from hansa.proto.signing import SigningKey, checksum_address, sign
 from hansa.proto.units import format_amount
 
+PAID_IN: Final = "paid in "
+PAID_OUT: Final = "paid out "
 UNAUDITED: Final = "the escrow contract is experimental and unaudited"
 
 
@@ -215,10 +218,13 @@ class ChainSettler:
         for key, paying in list(state.paying.all()):
             if self._is_ours(paying) and key not in self._settled:
                 standing = await self._see(key, paying.cumulative)
+                self._keep_paid(PAID_OUT, key, standing, min(standing.final.settled, paying.cumulative))
                 self._act_as_payer(key, paying, standing, newest.at_s)
         for key, earning in list(state.earning.all()):
             if self._is_ours(earning) and key not in self._settled:
                 standing = await self._see(key, earning.cumulative)
+                own = payees_part(min(standing.final.settled, earning.earned), earning.splits)
+                self._keep_paid(PAID_IN, key, standing, own)
                 self._act_as_payee(key, earning, standing, claims)
         if any(due for _, due in claims):
             self._begin("claim", self._claim, [channel for channel, _ in claims])
@@ -240,6 +246,15 @@ class ChainSettler:
             self._settled.add(key)
             self._tell(ChannelSettled(channel_id=key, paid=standing.final.settled, at_ms=at_ms))
         return standing
+
+    def _keep_paid(self, word: str, key: bytes, standing: Standing, amount: int) -> None:
+        """What a channel that has ended paid: the books of the two sides do not know that it came through the chain."""
+        if standing.final.phase == CLOSED:
+            self._store.keep_word(word + key.hex(), str(amount))
+
+    def paid_on_chain(self) -> tuple[int, int]:
+        """What channels that ended on the chain paid to this node, and what its own paid to others."""
+        return self._store.amounts(PAID_IN), self._store.amounts(PAID_OUT)
 
     def _act_as_payer(self, key: bytes, channel: PayingChannel, standing: Standing, chain_s: int) -> None:
         if is_untouched(standing):

@@ -172,7 +172,11 @@ def print_balance(balance: dict[str, Any]) -> None:
         ("owed", "still owed by this node"),
         ("paid_in", "closed, to be received"),
         ("paid_out", "closed, to be paid"),
+        ("chain_in", "paid to this node on the chain"),
+        ("chain_out", "paid by this node on the chain"),
     ):
+        if key not in balance:
+            continue
         click.echo(f"  {plain(balance.get(key), 40):>20} {currency}  {words}")
     channels = balance.get("channels", [])
     if channels:

@@ -236,6 +236,10 @@ class NodeDesk:
         state = self._daemon.state
         view = views.balance_view(state, self._symbol, state.ledger.entries)
         if self._daemon.settler is not None:
+            came, went = self._daemon.settler.paid_on_chain()
+            view["chain_in"], view["chain_out"] = format_amount(came), format_amount(went)
+            view["paid_in"] = format_amount(max(0, state.ledger.total("settled:") - came))
+            view["paid_out"] = format_amount(max(0, -state.ledger.total("paid:") - went))
             view["promise"] = ON_CHAIN_PROMISE
         return view
 

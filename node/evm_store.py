@@ -118,6 +118,11 @@ class EvmStore:
         """Keep a fact, in place of what was kept by that name."""
         self._database.execute("INSERT OR REPLACE INTO word VALUES (?, ?)", (name, value))
 
+    def amounts(self, names: str) -> int:
+        """The sum of all facts that are amounts and whose names begin like this."""
+        found = self._database.execute("SELECT value FROM word WHERE substr(name, 1, ?) = ?", (len(names), names))
+        return sum(int(value) for (value,) in found)
+
     # Intentions.
 
     def intend(self, intention: Intention, attempt: Attempt) -> Intention:

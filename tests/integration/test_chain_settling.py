@@ -201,7 +201,7 @@ async def test_what_both_signed_is_brought_to_the_chain_and_taken_out(house: Rpc
     close = CooperativeClose(channel_id=scene.id(config), cumulative=123)
     proposed = sign(house.domain, close, PAYER)
     payee.earns_on(scene, config, 0, proposed=proposed, phase="closed")
-    payer.pays_on(scene, config, "closed", close_signature=bytes(65))
+    payer.pays_on(scene, config, "closed", close_signature=bytes(65), cumulative=123)
     ends = SettlementWanted(
         channel_id=close.channel_id,
         currency=house.currency.name,
@@ -215,7 +215,9 @@ async def test_what_both_signed_is_brought_to_the_chain_and_taken_out(house: Rpc
         await until(lambda: payee.told(ChannelSettled) and payer.told(ChannelSettled), "both heard of the end")
         await until(lambda: payer.settler.counters["chain: withdrawals"], "the rest was taken back")
         await until(lambda: payee.settler.counters["chain: withdrawals"], "the pay was taken out")
+        assert payer.settler.paid_on_chain() == (0, 123)
     assert payee.told(ChannelSettled)[0].paid == 123
+    assert payer.told(ChannelSettled)[0].paid == 123
     assert await house.purse(PAYEE.address) == 123
     assert await house.purse(PAYER.address) == DEPOSIT - 123
     assert await house.held() == 0

@@ -18,6 +18,7 @@ from hansa.market.pricing import (
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.selection import rank
 from hansa.proto.codec import decode, encode
+from hansa.proto.currency import escrow_currency
 from hansa.proto.market_documents import Bid, Decline
 from hansa.proto.network import DOMAIN
 from hansa.proto.splits import Split
@@ -93,6 +94,12 @@ def test_an_owners_list_of_buyers_is_kept():
 @pytest.mark.parametrize(("owed", "fine"), [(999, True), (1_000, False)])
 def test_no_buyer_owes_more_than_its_credit(owed, fine):
     assert (why(tender(), owed=owed) is None) == fine
+
+
+def test_on_a_chain_nothing_is_lent_so_nothing_is_owed_too_much():
+    name = escrow_currency(31337, b"\xe5" * 20, b"\x70" * 20)
+    terms = replace(TERMS, currency=name)
+    assert why(tender(currency=name), terms=terms, owed=10**12) is None
 
 
 def test_a_ceiling_below_the_price_is_told_the_price():
