@@ -7,6 +7,7 @@ from typing import Any
 
 from simulation.auditor import Auditor
 from simulation.bank import CHAIN_CURRENCY, Bank
+from simulation.debts import CREDIT_LIMITS, check_ledgers
 from simulation.liars import BUYERS_LIES, PROVIDERS_LIES, LyingNode
 from simulation.sim_node import SimNode, derived_key
 from simulation.world import EPOCH_MS, Faults, World, draw_faults
@@ -94,7 +95,7 @@ class Market:
             voucher_timeout_ms=chance.choice((3_000, 20_000)),
             max_unpaid=chance.choice((5_000, 100_000)),
             grace_ms=chance.choice((5_000, 60_000)),
-            credit_limit=10**12,
+            credit_limit=chance.choice(CREDIT_LIMITS),
             bid_ms=10_000,
             reclaim_notice_ms=chance.choice((2_000, 20_000, 60_000)),
             prepay_ms=chance.choice((0, 0, 5_000, 60_000)),
@@ -285,6 +286,7 @@ class Market:
         self.world.run_until(self.world.now_ms + 65_000)
         over = self.world.run_until(EPOCH_MS + CHAOS_MS + HEALING_MS, self.auditor.all_over)
         self.auditor.check_end(over=over)
+        check_ledgers(self)
         return self._verdict()
 
     def _verdict(self) -> Verdict:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
+from simulation.debts import mind_debts
 from simulation.executor import ScriptedExecutor
 from simulation.world import World
 
@@ -224,6 +225,7 @@ class SimNode:
         for effect in buying.reminders(self.engine.state, self.now_ms()):
             if isinstance(effect, FundingWanted):
                 self.perform(effect)
+        mind_debts(self)
         self.world.after(LIFE_SIGN_MS, self._say_life_signs, life)
 
     # Effects out.

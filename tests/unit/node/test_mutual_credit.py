@@ -200,6 +200,7 @@ def test_nobody_else_can_say_that_a_debt_is_paid_and_no_debtor_by_itself():
     lease = begin(made)
     work(made, lease, steps=5)
     before = owes(made)
+    books = [made.engines[account].state.ledger for account in (BUYER, PROVIDER)]
     forged = Payment(creditor=PROVIDER, debtor=BUYER, unit=UNIT, total=before, how="", nonce=1, paid_ms=NOW_MS)
     for claimed in (
         forged,
@@ -210,6 +211,7 @@ def test_nobody_else_can_say_that_a_debt_is_paid_and_no_debtor_by_itself():
         made.tell(BUYER, PROVIDER, message)
     made.tell(OTHER_KEY.address, BUYER, messages.PaymentAcknowledged(payment=sign(DOMAIN, forged, OTHER_KEY)))
     assert owes(made) == before
+    assert [made.engines[account].state.ledger for account in (BUYER, PROVIDER)] == books
 
 
 def test_inflated_last_cumulative_at_resync_moves_nothing():
