@@ -204,8 +204,8 @@ def test_nobody_else_can_say_that_a_debt_is_paid_and_no_debtor_by_itself():
     forged = Payment(creditor=PROVIDER, debtor=BUYER, unit=UNIT, total=before, how="", nonce=1, paid_ms=NOW_MS)
     for claimed in (
         forged,
-        replace(forged, creditor=BUYER, debtor=PROVIDER),
-        replace(forged, unit=bytes(32)),
+        replace(forged, creditor=OTHER_KEY.address, debtor=PROVIDER),
+        replace(forged, creditor=BUYER, debtor=PROVIDER, unit=bytes(32)),
     ):
         message = messages.PaymentAcknowledged(payment=sign(DOMAIN, claimed, BUYER_KEY))
         made.tell(BUYER, PROVIDER, message)
