@@ -36,7 +36,12 @@ FUZZED = 10
 COMPILERS = 2
 
 # What survives and why that is right. The key is the mutated line as it stands then, with the function that it is in.
-EQUIVALENT: dict[str, str] = {}
+NO_SUCH_S = "an s of exactly n / 2 cannot be made to order: the signer's address is part of what is signed"
+EQUIVALENT: dict[str, str] = {
+    "_is_signer: if s >= HALF_CURVE_ORDER:": NO_SUCH_S,
+    "top: HALF_CURVE_ORDER: constant(uint256) = 57896044618658097711785492504343953926418782139537452191302581570759080747169": NO_SUCH_S,
+    "top: HALF_CURVE_ORDER: constant(uint256) = 57896044618658097711785492504343953926418782139537452191302581570759080747167": NO_SUCH_S,
+}
 
 FLIPS = {
     " <= ": [" < "],

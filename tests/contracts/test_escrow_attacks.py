@@ -243,6 +243,15 @@ def test_a_contract_signs_by_erc_1271_on_the_single_claim_only(bench: EscrowBenc
     assert bench.credit(PAYEE.address) == 5
 
 
+def test_a_contracts_signature_is_at_most_1024_bytes_long(bench: EscrowBench) -> None:
+    _, signer = contract_signer(bench, PAYER_SIGNER)
+    config = as_tuple(bench.open(payer_signer=signer))
+    with pytest.raises(Refused, match="not this contract's kind of signature"):
+        bench.do(PAYEE, "claim", config, 5, bytes(32), bytes(1_024))
+    with pytest.raises(Refused, match=r"^$"):
+        bench.do(PAYEE, "claim", config, 5, bytes(32), bytes(1_025))
+
+
 # ------------------------------------------------------------ opening
 
 
