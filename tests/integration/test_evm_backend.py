@@ -272,6 +272,8 @@ async def test_more_than_half_of_the_nodes_must_answer(house: RpcHouse, stand_in
     honest[1].down = True
     with pytest.raises(RpcAway):
         await backend.check()
+    with pytest.raises(RpcAway):
+        await backend._nodes.chain_id()
     honest[0].down = honest[1].down = False
     await backend.check()
     assert backend._nodes.faults == {}

@@ -19,7 +19,7 @@ from hansa.node.chain_nodes import ChainNodes
 from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import AccountSigner
 from hansa.node.evm_store import FINAL, MINED, SENT, EvmStore
-from hansa.node.evm_transactions import FOREIGN, FeesTooHigh, Transactions
+from hansa.node.evm_transactions import FOREIGN, MOST_GAS, FeesTooHigh, Transactions
 from hansa.node.faults import OperatorError
 from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.proto.signing import SigningKey
@@ -308,6 +308,19 @@ async def test_what_the_contract_did_not_do_after_all_is_refused_and_may_be_trie
         chain.ask("anvil_setCode", "0x" + PLACE.hex(), "0x" + COUNTER.hex())
         assert (await sender.carry("count one", PLACE, b"")).ok
         assert count(chain) == 1
+
+
+@pytest.mark.trio
+async def test_more_gas_than_anything_takes_is_a_lie(chain: Chain, tmp_path: Path) -> None:
+    def lie(method: str, params: list[Any], result: Any) -> Any:
+        return hex(MOST_GAS + 1) if method == "eth_estimateGas" else result
+
+    with rpc_stand_in(lying(chain.url, lie)) as there:
+        limits = FeeLimits(most_per_gas=10**15, most_per_day=10**25)
+        async with sending(there.url, funded(chain, 7), tmp_path / "evm.sqlite", limits) as sender:
+            with pytest.raises(RpcFault, match="cannot be"):
+                await sender.carry("count one", PLACE, b"")
+            assert sender.store.newest("count one") is None
 
 
 @pytest.mark.trio
