@@ -290,6 +290,14 @@ def test_the_owner_may_trust_one_buyer_more_and_another_less():
     assert mutual_credit.limit_for(made.engines[PROVIDER].state, OTHER_KEY.address) == 20_000
 
 
+def test_whom_the_owner_trusts_with_nothing_gets_no_bid():
+    made = market()
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=0, at_ms=made.now_ms))
+    made.submit(BUYER, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,))
+    assert not made.engines[PROVIDER].state.sales
+
+
 def both_owe():
     """Each bought of the other. Answers the market, the lower account and the higher one."""
     made = market(both=True)
