@@ -87,10 +87,8 @@ class HeadExchange:
 
     def _others(self, to: bytes) -> tuple[Signed[TreeHead], ...]:
         """The newest heads of others' ledgers."""
-        hidden = {log_id_of(self._account), log_id_of(to)}
-        found = [kept.head for kept in self._heads.heads() if kept.proved and kept.head.document.log_id not in hidden]
-        found.sort(key=lambda head: head.document.timestamp_ms, reverse=True)
-        return tuple(found[: messages.MAX_SEEN_HEADS])
+        hidden = log_id_of(self._account), log_id_of(to)
+        return self._heads.newest_of_others(hidden, messages.MAX_SEEN_HEADS)
 
     def _bring(self, to: bytes, message: Any, *, replaces: str) -> None:
         self._send(Send(to=to, message=message, keep_until_ms=self._now_ms() + KEEP_MS, replaces=replaces))

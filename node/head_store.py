@@ -129,6 +129,14 @@ class HeadStore:
         for row in self._database.execute("SELECT body, proved FROM head ORDER BY log, size"):
             yield self._kept(row)
 
+    def newest_of_others(self, hidden: tuple[bytes, bytes], most: int) -> tuple[Signed[TreeHead], ...]:
+        """The heads that were kept last and continue what was known, but for two ledgers."""
+        rows = self._database.execute(
+            "SELECT body, proved FROM head WHERE proved = 1 AND log NOT IN (?, ?) ORDER BY rowid DESC LIMIT ?",
+            (*hidden, most),
+        )
+        return tuple(self._kept(row).head for row in rows)
+
     @staticmethod
     def _kept(row: tuple[bytes, int]) -> KeptHead:
         head: Signed[TreeHead] = decode(row[0], Signed[TreeHead], limit_bytes=LIMIT_BYTES, oldest=OLDEST)
