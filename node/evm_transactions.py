@@ -105,7 +105,7 @@ class Transactions:
         while True:
             async with self._beginning:
                 current = self.store.newest(purpose)
-                if True:
+                if current is None or (current.phase == FINAL and not current.ok):
                     current = await self._begin(purpose, to, content)
             if current.phase in (MINED, FINAL):
                 if not current.ok:
