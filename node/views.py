@@ -9,6 +9,7 @@ from hansa.market.purchase import Purchase
 from hansa.market.receipts import Statement
 from hansa.market.selection import explain_choice
 from hansa.node.state import NodeState
+from hansa.proto.currency import currency_of
 from hansa.proto.market_documents import Advert
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import e18_to_price_per_hour, format_amount
@@ -88,7 +89,8 @@ def money_warning(state: NodeState, job: Job) -> str:
         lacking = format_amount(job.missing)
         return f"it waits for money: {lacking} more is needed; hansa top-up {name} {lacking}"
     if job.waits_for_money:
-        return f"it waits: its channel could not pay{trouble}; fill the wallet, then hansa top-up {name} 0"
+        remedy = "fill the wallet" if currency_of(job.spec.currency).is_on_chain else "pay what you owe its provider"
+        return f"it waits: its channel could not pay{trouble}; {remedy}, then hansa top-up {name} 0"
     for channel in channels:
         if channel.phase == "open" and channel.limit is not None and channel.limit < channel.wanted:
             most, wanted = format_amount(channel.limit), format_amount(channel.wanted)
