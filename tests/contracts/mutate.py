@@ -37,10 +37,13 @@ COMPILERS = 2
 
 # What survives and why that is right. The key is the mutated line as it stands then, with the function that it is in.
 NO_SUCH_S = "an s of exactly n / 2 cannot be made to order: the signer's address is part of what is signed"
+HALF = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 EQUIVALENT: dict[str, str] = {
     "_is_signer: if s >= HALF_CURVE_ORDER:": NO_SUCH_S,
-    "top: HALF_CURVE_ORDER: constant(uint256) = 57896044618658097711785492504343953926418782139537452191302581570759080747169": NO_SUCH_S,
-    "top: HALF_CURVE_ORDER: constant(uint256) = 57896044618658097711785492504343953926418782139537452191302581570759080747167": NO_SUCH_S,
+    f"top: HALF_CURVE_ORDER: constant(uint256) = {HALF + 1}": NO_SUCH_S,
+    f"top: HALF_CURVE_ORDER: constant(uint256) = {HALF - 1}": NO_SUCH_S,
+    "_is_signer: if v != 27 and v != 28: always False": "the chain recovers zero for any other v, and zero is refused",
+    "_digest_of: if chain.id != DEPLOYED_ON: always True": "the same domain, worked out anew: it only costs more",
 }
 
 FLIPS = {

@@ -663,3 +663,5 @@ def test_a_fee_is_a_split_like_any_other(bench: EscrowBench) -> None:
     assert config.splits_hash == splits_hash((FEE,))
     bench.do(PAYEE_SIGNER, "payeeClose", as_tuple(config), as_tuples((FEE,)), 0, bytes(32), b"")
     assert [bench.credit(each) for each in (FEE.account, PAYEE.address, PAYER.address)] == [0, 0, DEPOSIT]
+    credited = [event.values["amount"] for event, _ in bench.escrow.logs if event.name == "Credited"]
+    assert credited == [DEPOSIT]  # nobody is told of a credit of nothing
