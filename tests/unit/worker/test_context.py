@@ -281,9 +281,13 @@ def test_records_of_other_items_are_not_taken_for_those_of_these(count, capsys):
     records = Records(0, 2)
     records.add(0, value_record(7))
     kept = {"round": 0, "step": 3, "state": None, "tasks": {"abs": records.to_state()}}
-    ctx = a_context(checkpoint=encode_state(kept), room=ROOM)
+    line = Line()
+    ctx = a_context(line, checkpoint=encode_state(kept), room=ROOM)
     ctx.tasks(abs, [-1] * count)
     assert "are not those of the checkpoint" in capsys.readouterr().err
+    ctx.checkpoint({})
+    now = decode_state(line.data[0])["tasks"]["abs"]
+    assert (now["count"], now["records"].size) == (count, 0)
 
 
 def test_two_pools_of_one_name_are_refused_and_of_one_function_told_apart():
