@@ -244,7 +244,13 @@ async def test_peer_id_account_binding_theft_over_the_network():
 
 def test_malformed_signatures_are_refused_before_any_recover(recovered):
     good = key(2).sign_digest(bytes(32))
-    for bad in (good[:-1], good[:64] + b"\0", bytes(64) + b"\x1b", good[:32] + b"\xff" * 32 + b"\x1b"):
+    for bad in (
+        good[:-1],
+        good[:64] + b"\0",
+        good[:64] + b"\x1d",
+        bytes(64) + b"\x1b",
+        good[:32] + b"\xff" * 32 + b"\x1b",
+    ):
         with pytest.raises(signing.BadSignature):
             signing.recover(bytes(32), bad)
     assert recovered == []
