@@ -268,6 +268,7 @@ class Transactions:
                 attempts = self.store.attempts(intention.number)
                 if not any([await self._nodes.newest_receipt(attempt.transaction) for attempt in attempts]):
                     self.store.judge(intention.number, SENT, ok=False, fee_paid=0, block_number=0)
+                    self._sent_here -= {attempt.transaction for attempt in attempts}
         if known != f"{final.number} {final.hash.hex()}":
             self.store.keep_word(FINAL_BLOCK, f"{final.number} {final.hash.hex()}")
 

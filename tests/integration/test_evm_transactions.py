@@ -79,7 +79,8 @@ async def until_final(sender: Transactions, chain: Chain, purpose: str) -> None:
             return
         chain.mine()
         await trio.sleep(0.02)
-    raise AssertionError(f"{purpose} never became final: {sender.trouble}")
+    story = (sender.trouble, dict(sender.counters), sender.store.unsettled(), chain.height())
+    raise AssertionError(f"{purpose} never became final: {story}")
 
 
 @pytest.mark.trio
