@@ -154,3 +154,17 @@ def test_a_channel_that_its_backend_ended_pays_nothing_more_and_lets_its_leases_
     assert not state_of(made, BUYER).paying.live
     shard = ends_unfunded(made)
     assert shard.phase == "waiting"
+
+
+def test_what_a_run_worked_and_has_not_written_down_yet_is_nobody_elses_to_use():
+    made = leased(shards=2)
+    fund(made, BUYER, 2 * MOST)
+    fund(made, PROVIDER, 18_000)
+    first, _ = state_of(made, PROVIDER).sale_of
+    made.take(PROVIDER, run.RunStarted(run=first, at_ms=made.now_ms))
+    made.now_ms += 500
+    made.take(PROVIDER, run.RunProgressed(run=first, step=1, metrics=(), at_ms=made.now_ms))
+    fund(made, PROVIDER, 600)
+    sold = [entry for _, entry in state_of(made, PROVIDER).sales.all()]
+    assert sorted(entry.accrued for entry in sold) == [0, 500]
+    assert sum(max(entry.accrued, entry.ceiling) for entry in sold) == 600
