@@ -32,7 +32,7 @@ def turn(answers_wrongly: bool):
 
 @external
 @view
-def isValidSignature(digest: bytes32, signature: Bytes[1024]) -> bytes4:
+def isValidSignature(digest: bytes32, signature: Bytes[2048]) -> bytes4:
     """
     @notice ERC-1271, for a signature of 66 bytes: any one, then r, s, v. So it can be no ordinary one of anybody's.
     """

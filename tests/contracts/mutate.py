@@ -42,6 +42,7 @@ EQUIVALENT: dict[str, str] = {
     "_is_signer: if s >= HALF_CURVE_ORDER:": NO_SUCH_S,
     f"top: HALF_CURVE_ORDER: constant(uint256) = {HALF + 1}": NO_SUCH_S,
     f"top: HALF_CURVE_ORDER: constant(uint256) = {HALF - 1}": NO_SUCH_S,
+    "openWithPermit: tx.origin,": "a payer that is a contract has no permit, and another's permit moves nothing here",
     "_is_signer: if v != 27 and v != 28: always False": "the chain recovers zero for any other v, and zero is refused",
     "_digest_of: if chain.id != DEPLOYED_ON: always True": "the same domain, worked out anew: it only costs more",
 }
