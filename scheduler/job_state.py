@@ -70,7 +70,7 @@ class Shard:
         ends_ms: when its lease ends.
         waiting_ms: since when it looks for another provider; 0 while it has one.
         retry_ms: when it is tendered again; 0 while a tender is out.
-        held_until_ms: its start is not ordered before this, or before all of its gang can be paid; 0 once it is ordered.
+        held_until_ms: its start is not ordered before this, or before its whole gang can be paid; 0 once it is ordered.
         short: whether it waits for money and not for a provider.
         losses: how many of its leases came to nothing, those left out whose devices were taken back.
         reclaims: how many of those there were.
