@@ -15,6 +15,7 @@ import httpx
 import pytest
 from kit.chain_in_process import CHAIN_ID, DEPLOYER, Outcome
 from kit.contract_calls import Reverted, revert_reason
+from kit.one_at_a_time import one_at_a_time
 
 from hansa.node.chain_dev import ANVIL_VERSION, anvil_package, find_anvil, free_port, running_anvil
 from hansa.node.faults import OperatorError
@@ -25,6 +26,11 @@ PLENTY = 10**30
 
 def anvil_program() -> Path:
     """Where anvil is; it is fetched when it is nowhere. Skips the test when it cannot be had."""
+    with one_at_a_time(ROOM):
+        return _fetched_anvil()
+
+
+def _fetched_anvil() -> Path:
     try:
         return find_anvil(ROOM)
     except OperatorError as absent:

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from kit.one_at_a_time import one_at_a_time
+
 VERSION = "1.7.1"
 FETCH_TIMEOUT_S = 120
 
@@ -15,6 +17,11 @@ def find_cast() -> tuple[Path | None, str]:
     if there is not None and "cast Version" in _said([there, "--version"]):
         return Path(there), ""
     directory = _directory()
+    with one_at_a_time(directory):
+        return _fetched_cast(directory)
+
+
+def _fetched_cast(directory: Path) -> tuple[Path | None, str]:
     program = directory / "node_modules" / "@foundry-rs" / "cast-linux-amd64" / "bin" / "cast"
     if not program.exists():
         npm = shutil.which("npm")
@@ -22,7 +29,6 @@ def find_cast() -> tuple[Path | None, str]:
             return None, "neither cast nor npm is on the path"
         if os.uname().machine != "x86_64":
             return None, f"no cast is fetched for {os.uname().machine}"
-        directory.mkdir(parents=True, exist_ok=True)
         wanted = f"@foundry-rs/cast-linux-amd64@{VERSION}"
         flags = ["--prefix", str(directory), "--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
         said = _said([npm, "install", *flags, wanted])
