@@ -134,9 +134,10 @@ class Supervision:
 
     async def pause(self) -> None:
         """Let nothing of it compute; its memory stays."""
-        if not self._clock.paused:
-            self._clock.paused = True
-            await self._around.ask(Pause(run=self._order.run))
+        told, self._clock.paused = self._clock.paused, True
+        # Also when it is known: the launcher forgets a pause of what it has not made yet.
+        await self._around.ask(Pause(run=self._order.run))
+        if not told:
             self._tell(RunPaused(run=self._order.run, at_ms=self._around.now_ms()))
 
     async def resume(self) -> None:
@@ -244,6 +245,8 @@ class Supervision:
                 raise Over("refused", f"its checkpoint cannot be had: {error}") from error
         try:
             self._stream = await self._ask_for_sandbox()
+            if self._clock.paused:
+                await self._around.ask(Pause(run=self._order.run))
         except BaseException:
             if file is not None:
                 file.close()

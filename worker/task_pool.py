@@ -52,6 +52,7 @@ class Staff:
     Attributes:
         function, setup: what they do with an item, and what they do before the first.
         code, entry: the job's code.
+        work: the directory in which they work.
         size: how many there are at the most.
         gpus_each: GPUs of each.
         threads: how many threads each should compute with.
@@ -63,6 +64,7 @@ class Staff:
     setup: Callable[[], Any] | None
     code: str
     entry: str
+    work: str
     size: int
     gpus_each: int
     threads: int
@@ -120,7 +122,7 @@ class TaskPool:
         self._workers[self._hired] = _Worker(
             actor=actor,
             name=f"task worker {next(_SERIAL)}",
-            loading=actor.load.remote(staff.code, staff.entry),
+            loading=actor.load.remote(staff.code, staff.entry, staff.work),
             preparing=actor.prepare.remote(staff.function, staff.setup),
         )
         self._hired += 1

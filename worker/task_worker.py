@@ -37,8 +37,9 @@ class TaskWorker:
         self._function: Callable[..., Any] = print
         self._at_hand: tuple[Any, ...] = ()
 
-    def load(self, code: str, entry: str) -> int:
+    def load(self, code: str, entry: str, work: str) -> int:
         """Load the job's code, so that its functions can be named; gives the number of this process."""
+        os.chdir(work)  # where it began may be what the run's disk covers by now
         from hansa.worker.shard_worker import load_entry  # noqa: PLC0415 - numpy comes with it
 
         self._code = Path(code)

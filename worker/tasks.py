@@ -157,6 +157,7 @@ class Pools:
             setup=wish.setup,
             code=self._code,
             entry=self._entry,
+            work=str(Path.cwd()),
             size=size,
             gpus_each=wish.gpus_each if self._room.gpus else 0,
             threads=max(1, self._room.threads // size),

@@ -301,6 +301,23 @@ async def test_time_does_not_pass_for_a_paused_run(tmp_path):
         assert (await stage.end()).kind == "wall-limit"
 
 
+async def test_a_pause_that_came_before_there_was_anything_to_pause_is_said_again(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.room.executor.pause(RUN)
+        await stage.furnish()
+        await stage.room.wait_for(RunPaused)
+        with trio.fail_after(10):
+            while sum(isinstance(message, Pause) for message in stage.asked) < 2:
+                await stage.next_request(Pause)
+        await stage.say(frames.Started())
+        await stage.room.executor.pause(RUN)
+        with trio.fail_after(10):
+            while sum(isinstance(message, Pause) for message in stage.asked) < 3:
+                await stage.next_request(Pause)
+        assert sum(isinstance(event, RunPaused) for event in stage.room.events) == 1
+
+
 async def test_a_worker_killed_for_memory_is_told_as_such(tmp_path):
     async with a_stage() as stage:
         await stage.room.executor.start(an_order(tmp_path, ""))
