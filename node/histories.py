@@ -15,7 +15,7 @@ from hansa.market.reputation import Dealt, Heard, read_dealing
 from hansa.node.directory import Directory, Stranger
 from hansa.node.events import DealingsHeard
 from hansa.node.net import Context, Net, NetError, Refused
-from hansa.node.standings import own_dealings
+from hansa.node.standings import own_dealings, worth_keeping
 from hansa.node.state import NodeState
 from hansa.proto.codec import decode, encode
 from hansa.proto.currency import currency_of
@@ -120,7 +120,7 @@ class Histories:
         return encode(HistorySent(dealings=shown_about(self._state, wanted.account, self._account_key)))
 
     async def ask(self, teller: bytes, about: bytes) -> int:
-        """Ask one account's node about an account, and keep what can count. Answers how many dealings were shown."""
+        """Ask one account's node about an account, and keep what can count. Answers how many dealings that were."""
         try:
             peer_id = await self._directory.reach(teller)
             request = encode(HistoryRequested(account=about))
@@ -133,6 +133,7 @@ class Histories:
         except ProtocolError:
             self._net.strike(peer_id, "a history that is not what was signed")
             return 0
+        heard = worth_keeping(self._state, heard)
         if heard:
             await self._take(DealingsHeard(heard=heard, at_ms=self._now_ms()))
         return len(heard)

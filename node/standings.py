@@ -4,11 +4,11 @@ Its own channels tell of those it dealt with itself. What others showed of their
 far as it can ever count: where one of the two is somebody whom this node has dealt with.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hansa.market.pricing import ProviderTerms
-from hansa.market.reputation import BUYER, PROVIDER, Dealt, Standing, newest, standing
+from hansa.market.reputation import BUYER, PROVIDER, Dealt, Heard, Standing, newest, standing
 from hansa.market.selection import Record
 from hansa.node.events import AccountBlocked, AccountUnblocked, DealingsHeard
 from hansa.node.state import NodeState
@@ -112,19 +112,42 @@ def percent(ppm: int) -> str:
     return f"{ppm // 10_000}.{ppm % 10_000 // 1_000} %"
 
 
+def worth_keeping(state: NodeState, shown: Iterable[Heard]) -> tuple[Heard, ...]:
+    """Those of the dealings that say something new and can ever count: one of the two is no stranger to this node.
+
+    This is looked at before anything is journaled, too: others may show as much as they like.
+    """
+    known_for = _known_for(state)
+    kept = []
+    for heard in shown:
+        dealt, known = heard.dealt, state.heard.get(heard.dealt.channel_id)
+        newer = known is None or (dealt.value, dealt.unpaid) > (known.dealt.value, known.dealt.unpaid)
+        if newer and known_for.keys() & {dealt.buyer, dealt.provider}:
+            kept.append(heard)
+    return tuple(kept)
+
+
+def _known_for(state: NodeState) -> dict[bytes, int]:
+    """Those whom this node dealt with, and for how much in all: the most that their word counts."""
+    known_for: dict[bytes, int] = {}
+    for dealt in own_dealings(state):
+        for party in {dealt.buyer, dealt.provider} - {state.account}:
+            known_for[party] = known_for.get(party, 0) + dealt.value
+    return {party: value for party, value in known_for.items() if value}
+
+
 def take_dealings(state: NodeState, event: DealingsHeard) -> list[Any]:
-    """Others showed dealings, checked by now: keep those that can count for something."""
-    dealt_with = {party for dealt in own_dealings(state) if dealt.value for party in (dealt.buyer, dealt.provider)}
-    dealt_with.discard(state.account)
-    for heard in event.heard:
-        dealt = heard.dealt
-        known = state.heard.get(dealt.channel_id)
-        if not dealt_with & {dealt.buyer, dealt.provider}:
-            state.ignore("reputation", "a dealing among strangers")
-        elif known is None or (dealt.value, dealt.unpaid) > (known.dealt.value, known.dealt.unpaid):
-            state.heard[dealt.channel_id] = heard
-    while len(state.heard) > MOST_HEARD:
-        least = min(state.heard, key=lambda key: (state.heard[key].dealt.value + state.heard[key].dealt.unpaid, key))
+    """Others showed dealings, checked by now: keep those that can count for something, the weightiest."""
+    for heard in worth_keeping(state, event.heard):
+        state.heard[heard.dealt.channel_id] = heard
+    known_for = _known_for(state)
+
+    def weight(key: bytes) -> tuple[int, bytes]:
+        dealt = state.heard[key].dealt
+        most = max(known_for.get(dealt.buyer, 0), known_for.get(dealt.provider, 0))
+        return min(dealt.value + dealt.unpaid, most), key
+
+    for least in sorted(state.heard, key=weight)[: max(0, len(state.heard) - MOST_HEARD)]:
         del state.heard[least]
     return []
 

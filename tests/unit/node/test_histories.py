@@ -105,6 +105,22 @@ async def test_nobody_is_asked_before_this_node_has_dealt_with_anybody(autojump_
         assert nobody.heard == []
 
 
+async def test_what_can_never_count_and_what_is_known_is_not_even_journaled(autojump_clock: trio.abc.Clock) -> None:
+    hub = MemoryHub()
+    async with three(hub) as (buyer, one, two), party(hub, 4) as third, party(hub, 5) as fourth:
+        strangers = traded(third, fourth)
+        teller = Talker(third, strangers.engines[third.account.address].state)
+        one.who.knows(third)
+        one.who.directory.hint(third.account.address, third.peer_id)
+        third.knows(one.who)
+        assert await one.histories.ask(third.account.address, third.account.address) == 0
+        assert (one.heard, teller.heard) == ([], [])
+        assert await one.histories.ask(buyer.who.account.address, two.who.account.address) == 1
+        one.histories._state.heard[one.heard[0].heard[0].dealt.channel_id] = one.heard[0].heard[0]
+        assert await one.histories.ask(buyer.who.account.address, two.who.account.address) == 0
+        assert len(one.heard) == 1
+
+
 async def test_a_node_that_shows_nothing_says_so(autojump_clock: trio.abc.Clock) -> None:
     async with three(share=False) as (buyer, one, two):
         assert await one.histories.ask(buyer.who.account.address, two.who.account.address) == 0

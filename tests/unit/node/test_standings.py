@@ -145,14 +145,36 @@ def test_what_was_heard_outlives_the_daemon_and_is_bounded():
     many = tuple(
         Heard(
             dealing=one.dealing,
-            dealt=replace(one.dealt, channel_id=number.to_bytes(32, "big"), value=PRIOR + number),
+            dealt=replace(one.dealt, channel_id=number.to_bytes(32, "big"), value=number),
         )
-        for number in range(MOST_HEARD + 5)
+        for number in range(1, MOST_HEARD + 6)
     )
     made.take(PROVIDER, events.DealingsHeard(heard=many, at_ms=made.now_ms))
     kept = made.engines[PROVIDER].state.heard
     assert len(kept) == MOST_HEARD
-    assert min(each.dealt.value for each in kept.values()) == PRIOR + 5
+    assert min(each.dealt.value for each in kept.values()) == 7
+
+
+def test_who_dealt_here_for_a_little_cannot_push_out_what_others_told():
+    made = traded()
+    made.add(THIRD_KEY)
+    deal(made, BUYER, OTHER, job=b"k" * 32)
+    heard_by(made, PROVIDER, BUYER, BUYER_KEY, OTHER)
+    ((honest, one),) = state_of(made, PROVIDER).heard.items()
+    crumb = replace(next(iter(own_dealings(state_of(made, PROVIDER)))), channel_id=b"c" * 32, buyer=THIRD, value=1)
+    shown = [Heard(dealing=one.dealing, dealt=crumb)]
+    for number in range(MOST_HEARD + 5):
+        dealt = replace(one.dealt, channel_id=number.to_bytes(32, "big"), buyer=THIRD, provider=b"x" * 20)
+        shown.append(Heard(dealing=one.dealing, dealt=replace(dealt, value=PRIOR * 1_000)))
+    # The accomplice really dealt here, for one unit.
+    channel = next(iter(state_of(made, PROVIDER).earning.ended.values()))
+    cheap = replace(channel, channel_id=b"e" * 32, config=replace(channel.config, payer_signer=THIRD))
+    receipt = replace(channel.vouched.receipt, amount_total=1)
+    cheap = replace(cheap, vouched=replace(channel.vouched, receipt=receipt))
+    state_of(made, PROVIDER).earning[b"e" * 32] = cheap
+    made.take(PROVIDER, events.DealingsHeard(heard=tuple(shown), at_ms=made.now_ms))
+    assert len(state_of(made, PROVIDER).heard) == MOST_HEARD
+    assert honest in state_of(made, PROVIDER).heard
 
 
 def test_a_good_word_makes_a_newcomer_likelier_to_win_and_our_own_experience_weighs_more():
