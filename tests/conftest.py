@@ -17,8 +17,10 @@ HERE = Path(__file__).resolve().parent
 USE_THE_MACHINE = (HERE / "integration", HERE / "e2e")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests in one line that use more of the machine than a process: users, control groups, namespaces, time."""
-    for item in items:
-        if any(item.path.is_relative_to(place) for place in USE_THE_MACHINE):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep tests in one line that use more of the machine than a process: users, control groups, namespaces, time.
+
+    Not later: whoever deals out the tests reads the mark as soon as all are collected.
+    """
+    if any(item.path.is_relative_to(place) for place in USE_THE_MACHINE):
+        item.add_marker(pytest.mark.xdist_group("machine"))
