@@ -3,6 +3,9 @@
 One receipt is out at a time. While it waits for its voucher, newer lines gather and go into the next one, so the chain
 of receipts is the same on both sides after any loss or crash.
 
+A voucher above what lies in a channel on a chain pays nothing there, so it never takes the place of one that does: it
+waits until the deposit covers it, and what it pays for counts as unpaid until then.
+
 Where a bid asked for it, vouchers run ahead of receipts, and the newest names a receipt that is paid already (or none).
 What is paid ahead is the leases' that live, each its own part; the channel closes at what receipts came to.
 """
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hansa.market.effects import Send, unsigned
-from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, limit_of
+from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, deposit_of, limit_of
 from hansa.market.ledger import Post, closed_to_provider, vouched_to_provider
 from hansa.market.machine import Step, Table, ignore, rows
 from hansa.market.receipts import NOTHING, LeaseTerms, Statement, next_statement, receipt_digest
@@ -114,6 +117,9 @@ class EarningChannel:
         out: the statement that waits for its voucher.
         vouched: the last statement that has one.
         voucher: that voucher, with the buyer's signature: the provider's money.
+        waiting: a voucher above the deposit, which counts once that covers it.
+        safe: the best voucher for no more than was earned. Claimed, it leaves the end open that both agree on.
+        rising: the oldest voucher above that; it becomes the safe one when as much was earned.
         refused: why the buyer refused the statement that is out; empty when it did not.
         proposed: the buyer's highest word on the final sum, which may come before the voucher for it.
         closed_ms: when the channel ended between the two; 0 before.
@@ -134,6 +140,9 @@ class EarningChannel:
     out: Statement | None = None
     vouched: Statement | None = None
     voucher: Signed[Voucher] | None = None
+    waiting: Signed[Voucher] | None = None
+    safe: Signed[Voucher] | None = None
+    rising: Signed[Voucher] | None = None
     refused: str = ""
     proposed: Signed[CooperativeClose] | None = None
     closed_ms: UnixMs = 0
@@ -144,6 +153,11 @@ class EarningChannel:
     def limit(self) -> int | None:
         """What it can pay in all; None where nothing limits it but this provider's own rules."""
         return limit_of(self.currency, self.funds)
+
+    @property
+    def deposit(self) -> int | None:
+        """What no voucher may pass; None where there is no deposit, as on the ledger."""
+        return deposit_of(self.currency, self.funds)
 
     @property
     def cumulative(self) -> int:
@@ -177,7 +191,8 @@ TABLE: Table[EarningChannel] = Table(
     start="open",
     terminal=frozenset({"closed"}),
     allowed=rows(
-        ("open", (LeaseJoined, FundsKnown), "open"),
+        ("open", LeaseJoined, "open"),
+        ("open", FundsKnown, ("open", "closed")),
         ("open", LineMetered, "open"),
         ("open", LeaseLeft, ("open", "closed")),
         ("open", VoucherArrived, ("open", "closed")),
@@ -199,10 +214,8 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
         case LeaseJoined(terms=terms):
             joined = replace(state, terms={**state.terms, terms.lease: terms}, live=state.live | {terms.lease})
             return Step(state=joined)
-        case FundsKnown(most=most, at_ms=at_ms):
-            funded = replace(state, funds=most)
-            told = () if funded.ahead == state.ahead else (_tell(funded, at_ms),)
-            return Step(state=funded, effects=told)
+        case FundsKnown():
+            return _hear_of_funds(state, event)
         case ChannelSettled():
             return _settle(state, event)
         case LeaseLeft(lease=lease, at_ms=at_ms):
@@ -221,6 +234,16 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
             return _close(replace(state, proposed=close) if close.document.cumulative > known else state, at_ms)
         case _:
             raise AssertionError(f"the table knows {type(event).__name__}, this function does not")
+
+
+def _hear_of_funds(state: EarningChannel, event: FundsKnown) -> Step[EarningChannel]:
+    """What can be paid changed; a voucher that waited for it is heard again."""
+    funded = replace(state, funds=event.most, waiting=None)
+    told = () if funded.ahead == state.ahead else (_tell(funded, event.at_ms),)
+    if state.waiting is None:
+        return Step(state=funded, effects=told)
+    taken = _take_voucher(funded, VoucherArrived(voucher=state.waiting, at_ms=event.at_ms))
+    return Step(state=taken.state, effects=(*told, *taken.effects))
 
 
 def _settle(state: EarningChannel, event: ChannelSettled) -> Step[EarningChannel]:
@@ -280,6 +303,8 @@ def _take_voucher(state: EarningChannel, event: VoucherArrived) -> Step[EarningC
         return ignore(state, "a voucher for another sum than its receipt")
     if voucher.cumulative < state.cumulative:
         return ignore(state, "a voucher that takes money back")
+    if state.deposit is not None and voucher.cumulative > state.deposit:
+        return _wait(state, event)
     shares: dict[bytes, int] = {}
     before = {line.lease: line.amount for line in state.vouched.lines} if state.vouched else {}
     for line in state.out.lines:
@@ -295,7 +320,7 @@ def _take_voucher(state: EarningChannel, event: VoucherArrived) -> Step[EarningC
         splits=state.splits,
     )
     amounts = {line.lease: line.amount for line in state.out.lines}
-    paid = replace(state, out=None, vouched=state.out, voucher=event.voucher, refused="")
+    paid = _with_voucher(replace(state, out=None, vouched=state.out, refused=""), event.voucher)
     further = _send_next(paid, event.at_ms)
     ended = _close(further.state, event.at_ms)
     told = (Post(entry=entry), LinesVouched(amounts=amounts, ahead=paid.ahead, at_ms=event.at_ms))
@@ -312,8 +337,35 @@ def _take_advance(state: EarningChannel, event: VoucherArrived) -> Step[EarningC
     cumulative = event.voucher.document.cumulative
     if not state.cumulative < cumulative <= _most(state, state.earned):
         return ignore(state, "a voucher for no receipt that is out")
-    paid = replace(state, voucher=event.voucher)
+    if state.deposit is not None and cumulative > state.deposit:
+        return _wait(state, event)
+    paid = _with_voucher(state, event.voucher)
     return Step(state=paid, effects=(_tell(paid, event.at_ms),))
+
+
+def _wait(state: EarningChannel, event: VoucherArrived) -> Step[EarningChannel]:
+    """Keep a voucher that the deposit does not cover, beside the one that it covers. It pays for nothing yet."""
+    if state.waiting is not None and event.voucher.document.cumulative < state.waiting.document.cumulative:
+        return ignore(state, "a voucher that takes money back")
+    return Step(state=replace(state, waiting=event.voucher))
+
+
+def _with_voucher(state: EarningChannel, voucher: Signed[Voucher]) -> EarningChannel:
+    """The state with a new best voucher, and with what can be claimed of it before the channel's end.
+
+    Two are kept below it, not all of them: the safe one lags behind what was earned by what is paid ahead, at most.
+    """
+    safe, rising = state.safe, state.rising
+    if rising is not None and rising.document.cumulative <= state.earned:
+        safe, rising = rising, None
+    if voucher.document.cumulative <= state.earned:
+        safe, rising = voucher, None
+    elif rising is None:
+        rising = voucher
+    waiting = state.waiting
+    if waiting is not None and waiting.document.cumulative <= voucher.document.cumulative:
+        waiting = None
+    return replace(state, voucher=voucher, safe=safe, rising=rising, waiting=waiting)
 
 
 def _tell(state: EarningChannel, at_ms: int) -> LinesVouched:

@@ -139,6 +139,14 @@ def shares_of_funds(most: int, used: Mapping[bytes, int], live: Mapping[bytes, i
     return shares
 
 
+def deposit_of(currency: str, funds: int | None) -> int | None:
+    """What a voucher must not pass: on a chain the deposit as far as anybody saw it, since one above it pays nothing.
+
+    None on the ledger, where a voucher is a promise, and counts beyond a credit line too.
+    """
+    return limit_of(currency, funds) if currency_of(currency).is_on_chain else None
+
+
 def limit_of(currency: str, funds: int | None) -> int | None:
     """What a channel can pay in all, as far as anybody said; None where nothing limits it but the parties' own rules.
 

@@ -19,6 +19,7 @@ from hansa.market.funding import (
     FundingWanted,
     FundsKnown,
     SettlementWanted,
+    deposit_of,
     limit_of,
 )
 from hansa.market.ledger import Post, closed_by_buyer, forfeited, vouched_by_buyer
@@ -170,8 +171,8 @@ def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
     match event:
         case LeaseOpened():
             return _open_lease(state, event)
-        case FundsKnown(most=most):
-            return Step(state=replace(state, funds=most, trouble="" if most >= state.wanted else state.trouble))
+        case FundsKnown():
+            return _hear_of_funds(state, event)
         case FundingFailed(reason=reason):
             return Step(state=replace(state, trouble=reason))
         case ChannelSettled():
@@ -205,9 +206,23 @@ def _open_lease(state: PayingChannel, event: LeaseOpened) -> Step[PayingChannel]
     return Step(state=paid, effects=(_funding(opened), _voucher(paid, terms.begins_ms)))
 
 
+def _hear_of_funds(state: PayingChannel, event: FundsKnown) -> Step[PayingChannel]:
+    """What can be paid changed; what is paid ahead and had to wait for that is vouched for."""
+    known = replace(state, funds=event.most, trouble="" if event.most >= state.wanted else state.trouble)
+    total = _next_total(known)
+    if state.phase != "open" or total == state.cumulative or deposit_of(state.currency, event.most) is None:
+        return Step(state=known)
+    paid = replace(known, cumulative=total)
+    return Step(state=paid, effects=(_voucher(paid, event.at_ms),))
+
+
 def _next_total(state: PayingChannel) -> int:
-    """The total of the next voucher: all receipts and what is paid ahead of them. It never falls."""
-    total = max(state.cumulative, state.metered + state.ahead)
+    """The total of the next voucher: all receipts and what is paid ahead of them. It never falls.
+
+    Nothing is paid ahead beyond a deposit: such a voucher would be good for nothing, and the one before it is spent.
+    """
+    ahead, deposit = state.metered + state.ahead, deposit_of(state.currency, state.funds)
+    total = max(state.cumulative, state.metered, ahead if deposit is None else min(ahead, deposit))
     assert total <= sum(terms.max_total for terms in state.terms.values()), "a voucher would pass what was agreed"
     return total
 

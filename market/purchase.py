@@ -13,6 +13,7 @@ from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, uns
 from hansa.market.funding import start_ms
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.selection import Record, Scored, rank
+from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
 from hansa.proto.market_documents import Award, Bid, Decline, Tender
@@ -25,7 +26,6 @@ from hansa.proto.workload import Workload
 
 CONFIRM_MS = 4_000
 """A winner that has not confirmed for so long is replaced."""
-CHALLENGE_PERIOD_S = 86_400
 SILENT = "did not confirm in time"
 ENDED_BADLY = "ended badly"
 TAKEN_BACK = "its devices were taken back in time"

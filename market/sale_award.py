@@ -4,6 +4,7 @@ from hansa.market.funding import longest_wait_ms
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_events import AwardArrived
 from hansa.market.sale_state import Sale
+from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import channel_id
 from hansa.proto.network import DOMAIN
@@ -50,6 +51,9 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
         return "the channel is not between this buyer and this provider"
     if channel.splits_hash != state.bid.splits_hash or channel.token != currency.token:
         return "the channel pays in another way than the bid says"
+    if currency.is_on_chain and channel.challenge_period != CHALLENGE_PERIOD_S:
+        # A shorter one could end before this side notices, a longer one would keep what it has earned for as long.
+        return f"the channel's challenge period is not {CHALLENGE_PERIOD_S} seconds"
     if award.ends_ms > award.start_by_ms + needs.wall_ms:
         return "the lease is longer than was tendered"
     return ""

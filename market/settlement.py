@@ -24,6 +24,8 @@ from hansa.proto.typed_data import Domain
 from hansa.proto.units import Address, Amount, Bytes32, Line, Signature, Uint64
 
 UNSET, OPEN, CLOSING, CLOSED = "unset", "open", "closing", "closed"
+CHALLENGE_PERIOD_S = 86_400
+"""What every channel has here: each side may be away for half a day and lose nothing by it."""
 SHORTEST_CHALLENGE_S = 900
 LONGEST_CHALLENGE_S = 30 * 86_400
 

@@ -57,7 +57,7 @@ def _heard(state: NodeState, message: Any) -> list[Filed]:
     match message:
         case messages.VoucherSent(voucher=voucher):
             earning = state.earning.get(voucher.document.channel_id)
-            if earning is not None and earning.voucher == voucher:
+            if earning is not None and voucher in (earning.voucher, earning.waiting):
                 channel = FiledChannel(currency=earning.currency, config=earning.config, splits=earning.splits)
                 return [channel, FiledVoucher(currency=earning.currency, voucher=voucher)]
         case messages.CloseAccepted(close=close):

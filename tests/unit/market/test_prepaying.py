@@ -31,7 +31,7 @@ from hansa.market.earning_channel import (
     VoucherArrived,
 )
 from hansa.market.effects import Send, unsigned
-from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown
+from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown, SettlementWanted
 from hansa.market.ledger import Leg, Post, fold
 from hansa.market.paying_channel import (
     ChannelConfirmed,
@@ -50,6 +50,7 @@ PREPAY = 2_000
 AHEAD = terms(prepay=PREPAY)
 BUYING = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD", phase="open")
 SELLING = EarningChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD")
+ON_CHAIN = replace(SELLING, currency=escrow_currency(31_337, b"e" * 20, b"t" * 20))
 FIRST = statement((line(1_000), evidence(1)))
 FUND = some(FundingWanted)
 
@@ -66,6 +67,14 @@ def heard(cumulative, named=NOTHING):
 
 def arrived(of):
     return ReceiptArrived(statement=of, signature=b"s" * 65, at_ms=NOW_MS + 10_000)
+
+
+def said_of(cumulative):
+    return Voucher(channel_id=CHANNEL_ID, cumulative=cumulative, statement=NOTHING)
+
+
+def funds(most):
+    return FundsKnown(channel_id=CHANNEL_ID, most=most, at_ms=NOW_MS)
 
 
 def told(amounts, ahead):
@@ -160,11 +169,73 @@ def test_a_provider_agrees_to_the_sum_of_receipts_and_no_other():
 
 
 def test_what_is_promised_ahead_beyond_the_deposit_is_not_trusted_until_it_lies_there():
-    on_chain = replace(SELLING, currency=escrow_currency(31_337, b"e" * 20, b"t" * 20))
-    playbook = selling(on_chain) >> heard(PREPAY) << told({}, {})
-    playbook >> FundsKnown(channel_id=CHANNEL_ID, most=1_500, at_ms=NOW_MS) << told({}, {LEASE: 1_500})
-    playbook >> FundsKnown(channel_id=CHANNEL_ID, most=9_000, at_ms=NOW_MS) << told({}, {LEASE: PREPAY})
-    playbook.reaches("open")
+    playbook = selling(ON_CHAIN) >> heard(PREPAY)
+    playbook >> funds(PREPAY - 1)
+    playbook.reaches("open", cumulative=0)
+    playbook >> funds(PREPAY) << told({}, {LEASE: PREPAY})
+    playbook.reaches("open", cumulative=PREPAY, waiting=None)
+
+
+def worked_off(upto):
+    """A provider on a chain whose deposit is 9 000, with receipts and vouchers up to a total, one a thousand."""
+    playbook = selling(ON_CHAIN) >> funds(9_000)
+    last = None
+    for total in range(1_000, upto + 1, 1_000):
+        playbook >> LineMetered(line=line(total), evidence=evidence(total // 1_000), at_ms=NOW_MS) << some(Send)
+        last = playbook.reaches("open").out.receipt
+        playbook >> heard(total + PREPAY, receipt_digest(last)) << some(Post)
+        playbook << told({LEASE: total}, {LEASE: PREPAY})
+    return playbook, last
+
+
+def test_a_voucher_above_the_deposit_never_takes_the_place_of_one_that_can_be_claimed():
+    playbook, last = worked_off(4_000)
+    playbook >> LeaseJoined(terms=replace(AHEAD, lease=OTHER_LEASE, prepay=5_000))
+    playbook >> heard(9_001, receipt_digest(last))
+    playbook.reaches("open", cumulative=6_000)
+    playbook >> LineMetered(line=line(5_000), evidence=evidence(5), at_ms=NOW_MS) << some(Send)
+    out = playbook.reaches("open").out.receipt
+    playbook >> heard(9_002, receipt_digest(out))
+    assert playbook.reaches("open", cumulative=6_000, earned=4_000).out is not None, "it is not paid for"
+    playbook >> heard(7_000, receipt_digest(out)) << some(Post) << some(LinesVouched)
+    playbook.reaches("open", cumulative=7_000, earned=5_000)
+
+
+def test_a_voucher_that_came_before_its_top_up_was_final_counts_when_it_is_and_may_end_the_channel():
+    playbook, _ = worked_off(4_000)
+    playbook >> LeaseJoined(terms=replace(AHEAD, lease=OTHER_LEASE, prepay=5_000))
+    playbook >> LineMetered(line=line(5_000), evidence=evidence(5), at_ms=NOW_MS) << some(Send)
+    out = playbook.reaches("open").out.receipt
+    (
+        playbook
+        >> heard(12_000, receipt_digest(out))
+        >> heard(11_999, receipt_digest(out))
+        << ignored("a voucher that takes money back")
+    )
+    close = CooperativeClose(channel_id=CHANNEL_ID, cumulative=5_000)
+    for lease in (LEASE, OTHER_LEASE):
+        playbook >> LeaseLeft(lease=lease, at_ms=NOW_MS)
+    playbook >> CloseProposalArrived(close=unsigned(close), at_ms=NOW_MS)
+    playbook.reaches("open", cumulative=6_000)
+    playbook >> funds(12_000) << some(Post) << told({LEASE: 5_000}, {})
+    playbook << some(Post) << some(Send, to=BUYER) << some(SettlementWanted, cumulative=5_000)
+    playbook.reaches("closed", cumulative=12_000, earned=5_000)
+
+
+@pytest.mark.parametrize(("upto", "safe"), [(2_000, 0), (3_000, 3_000), (4_000, 3_000), (7_000, 7_000)])
+def test_beside_the_newest_voucher_one_is_kept_that_pays_no_more_than_was_earned(upto, safe):
+    playbook, _ = worked_off(upto)
+    found = playbook.reaches("open", cumulative=upto + PREPAY)
+    assert (found.safe.document.cumulative if found.safe else 0) == safe <= found.earned
+
+
+def test_a_buyer_pays_nothing_ahead_beyond_the_deposit_and_the_rest_once_it_lies_there():
+    buyer = replace(BUYING, currency=ON_CHAIN.currency)
+    playbook = Playbook(paying_channel.advance, buyer) >> LeaseOpened(terms=AHEAD) << FUND
+    playbook >> funds(1_500) << some(Send, message=some(VoucherSent, voucher=some(object, document=said_of(1_500))))
+    playbook >> funds(1_500)
+    playbook >> funds(9_000) << some(Send, message=some(VoucherSent, voucher=some(object, document=said_of(PREPAY))))
+    playbook.reaches("open", cumulative=PREPAY)
 
 
 COURSE = st.lists(
