@@ -26,15 +26,24 @@ def fault_of(path: Path, announced: Checkpoint, before: Path | None) -> str:
         before: the file of the checkpoint that is held now.
     """
     try:
-        tensors = _mapped(path)
-        saved = put_together(tensors)
+        return _fault_of(path, announced, before)
     except ProtocolError as fault:
         return f"it cannot be read: {fault.why}"
     except OSError as fault:
         return f"it cannot be read: {fault.strerror}"
+    except Exception as fault:
+        # Whatever a stranger's bytes bring about: they are to cost a checkpoint, not the daemon that looks at them.
+        return f"it cannot be read: {type(fault).__name__}"
+
+
+def _fault_of(path: Path, announced: Checkpoint, before: Path | None) -> str:
+    tensors = _mapped(path)
+    saved = put_together(tensors)
     if not isinstance(saved, dict) or "state" not in saved:
         return "it is no checkpoint of a run"
-    if (saved.get("round"), saved.get("step")) != (announced.round, announced.step):
+    said = saved.get("round"), saved.get("step")
+    # An array in such a place can be compared with no number, and has no truth.
+    if any(type(number) is not int for number in said) or said != (announced.round, announced.step):
         return "it is of another step or round than its provider said"
     spoilt = sorted(name for name, array in tensors.arrays.items() if _holds_nan(array))
     if spoilt and before is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hansa.node import checkpoint_check
 from hansa.node.checkpoint_check import fault_of
 from hansa.proto.blob import blob_ref
 from hansa.proto.tensors import encode_state
@@ -65,6 +66,31 @@ def test_a_state_that_is_no_checkpoint_or_of_another_step_is_refused(tmp_path: P
     assert fault(tmp_path, encode_state([1, 2])) == "it is no checkpoint of a run"
     for lie in ({"step": 8}, {"round": 3}, {"step": "7"}, {"step": None}):
         assert fault(tmp_path, kept({"w": WEIGHTS}, **lie)).startswith("it is of another step")
+
+
+@pytest.mark.parametrize("name", ["round", "step"])
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_an_array_where_a_number_belongs_is_refused_and_ends_nothing(tmp_path: Path, name: str, size: int) -> None:
+    lie = {name: np.full(size, {"round": 2, "step": 7}[name])}
+    assert fault(tmp_path, kept({"w": WEIGHTS}, **lie)).startswith("it is of another step")
+
+
+@pytest.mark.parametrize("lie", [True, 2.0])
+def test_what_only_equals_a_number_is_none(tmp_path: Path, lie: object) -> None:
+    path = tmp_path / "new"
+    path.write_bytes(encode_state({"round": lie, "step": lie, "state": None}))
+    announced = Checkpoint(round=int(lie == 2) + 1, step=int(lie == 2) + 1, blob=blob_ref(b""))
+    assert fault_of(path, announced, None).startswith("it is of another step")
+
+
+def test_whatever_goes_wrong_while_bytes_are_judged_is_said_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_tensors: object) -> None:
+        raise KeyError("something nobody thought of")
+
+    monkeypatch.setattr(checkpoint_check, "put_together", breaks)
+    assert fault(tmp_path, kept({"w": WEIGHTS})) == "it cannot be read: KeyError"
 
 
 def test_weights_that_became_nan_are_refused_and_what_always_held_nan_is_not(tmp_path: Path) -> None:
