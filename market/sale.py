@@ -177,8 +177,9 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return Step(state=state, effects=(PauseWanted(lease=state.lease),))
         case RunBegan(at_ms=at_ms):
             return Step(state=replace(state, unproved_since_ms=at_ms))
-        case RunInterrupted():
-            return Step(state=replace(state, unproved_since_ms=0))
+        case RunInterrupted(at_ms=at_ms):
+            lost = replace(state, unproved=state.unproved_at(at_ms), unproved_since_ms=0, redoing=True)
+            return Step(state=lost)
         case ProgressMade():
             return take_progress(state, event)
         case UseSampled(busy_ms=busy_ms):

@@ -85,7 +85,13 @@ class RunBegan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInterrupted:
-    """The sandbox was lost with the daemon: nothing computes until it begins again."""
+    """The sandbox was lost with the daemon: nothing computes until it begins again.
+
+    Attributes:
+        at_ms: until when it is known to have computed.
+    """
+
+    at_ms: UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,11 @@ from hansa.proto.market_documents import Evidence
 
 
 def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
-    """Take the evidence in. Time is charged when it led to a new step: work that is done again is not paid again."""
+    """Take the evidence in. Time is charged when it led to a new step: work that is done again is not paid again.
+
+    An old step ends no stretch of time unless a lost sandbox is why it comes again: its job could report it between
+    any two new ones, and everything before it would be free.
+    """
     assert state.terms is not None
     after = replace(
         state,
@@ -22,10 +26,12 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
         checkpoint=event.checkpoint,
     )
     if event.steps is not None:
-        worked_ms = max(0, event.running_ms - state.seen_ms) if event.steps > state.steps else 0
+        is_new = event.steps > state.steps
+        worked_ms = max(0, event.running_ms - state.seen_ms) if is_new else 0
         after = replace(
             after,
-            seen_ms=event.running_ms,
+            seen_ms=event.running_ms if is_new or state.redoing else state.seen_ms,
+            redoing=state.redoing and not is_new,
             steps=max(state.steps, event.steps),
             evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
             unproved_since_ms=event.at_ms if worked_ms and state.unproved_since_ms else state.unproved_since_ms,

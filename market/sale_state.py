@@ -32,7 +32,8 @@ class Sale:
         terms: what was agreed, as far as money needs it.
         started_ms: when metering began.
         device_ms: metered with evidence.
-        seen_ms: the run's own time at the last report of a step.
+        seen_ms: the run's own time up to which it is charged, or known to be work that is done again.
+        redoing: whether its sandbox was lost and no new step came since: steps that are known are done again.
         steps, rounds, checkpoint: the newest evidence.
         busy_ms: device time in which the devices computed, as their driver saw it; may run ahead of ``device_ms``.
         evident_ms: when the time that is charged was last worked; a line ends then, however late it is written.
@@ -48,7 +49,7 @@ class Sale:
         unproved_since_ms: since when it computes without a new step; 0 while it does not compute.
         unvouched_since_ms: when the oldest line that waits for its voucher was written; 0 if none waits.
         paused_ms: since when the run is paused for want of vouchers or funds; 0 if it is not.
-        unproved: what the work before its pauses is worth that no step has proved yet.
+        unproved: what the work before its pauses, and before its sandbox was lost, is worth that no step has proved yet.
         starved: whether it is paused because its channel can pay no more.
         outcome, kind, reason, outputs: how the run ended.
         over_ms: when it ended.
@@ -70,6 +71,7 @@ class Sale:
     started_ms: UnixMs = 0
     device_ms: DeviceMs = 0
     seen_ms: DurationMs = 0
+    redoing: bool = False
     steps: Uint64 = 0
     evident_ms: UnixMs = 0
     rounds: Uint32 = 0
@@ -120,11 +122,14 @@ class Sale:
 
     @property
     def exposed_at_ms(self) -> int | None:
-        """When what ran up without a voucher passes ``max_unpaid``, if no step and no voucher comes before; or None."""
+        """When what ran up without a voucher passes ``max_unpaid``, if no step and no voucher comes before; or None.
+
+        What no step has proved yet counts, whatever pauses lie between.
+        """
         rate_e18 = self.bid.price_e18_per_device_ms * len(self.bid.devices)
         if not self.unproved_since_ms or not rate_e18:
             return None
-        left = max(0, self.bid.max_unpaid - self.unpaid)
+        left = max(0, self.bid.max_unpaid - self.unpaid - self.unproved)
         return self.unproved_since_ms + -(-(left + 1) * 10**18 // rate_e18)
 
     @property

@@ -57,6 +57,8 @@ MOST_ROUNDS_OF_TIME = 64
 
 def advance(state: NodeState, event: NodeEvent) -> Effects:
     """Let one event happen. Answers what the world is ordered to do, in order; money is already in the books."""
+    if isinstance(event, Started):
+        state.before_ms = state.at_ms
     state.at_ms = max(state.at_ms, event.at_ms)
     effects: Effects = []
     # What channels can pay follows from the books as they stand after the event.

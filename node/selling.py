@@ -265,7 +265,7 @@ def restart(state: NodeState, at_ms: int) -> Effects:
         # Before its end is told, if that comes of it now: the shard goes on from there.
         effects += tell_checkpoint(state, current, at_ms)
         effects += advance_run(state, run.RunLost(run=lease, at_ms=at_ms))
-        effects += advance_sale(state, state.sale_of[lease], sale_events.RunInterrupted())
+        effects += advance_sale(state, state.sale_of[lease], sale_events.RunInterrupted(at_ms=state.before_ms))
         entry = state.sale_on(lease)
         if entry is not None and entry.phase == "running" and entry.paused_ms:
             effects.append(sale_events.PauseWanted(lease=lease))

@@ -124,6 +124,7 @@ class NodeState:
         peer_id: the node's own name on the network.
         terms: the owner's rules as a provider; None where it provides nothing.
         at_ms: the time of the newest event.
+        before_ms: what that was when the daemon started: whatever ended with the daemon before lived until then.
         ledger: the books.
         capacity: the devices and who was promised them.
         records: how leases with each provider ended.
@@ -150,6 +151,7 @@ class NodeState:
     peer_id: str = ""
     terms: ProviderTerms | None = None
     at_ms: int = 0
+    before_ms: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     capacity: Capacity = field(default_factory=Capacity)
     records: dict[bytes, Record] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from hansa.market.sale_events import (
     ProgressMade,
     ReclaimOrdered,
     ResumeWanted,
+    RunInterrupted,
     RunOver,
     RunUnwanted,
     RunWanted,
@@ -204,7 +205,8 @@ def test_time_is_charged_when_it_led_to_a_new_step():
     playbook = running() >> progress(500, 1) >> progress(900, 1)
     assert playbook.reaches("running").device_ms == 500
     # The run was started again from an older checkpoint: what is done a second time is not paid a second time.
-    again = Playbook(advance, playbook.reaches("running")) >> progress(1_400, 1) << METERED
+    again = Playbook(advance, playbook.reaches("running")) >> RunInterrupted(at_ms=NOW_MS + 10_900)
+    again >> progress(1_400, 1) << METERED
     assert again.reaches("running").device_ms == 500
     playbook = Playbook(advance, again.reaches("running")) >> progress(1_500, 2)
     assert playbook.reaches("running").device_ms == 600

@@ -1,6 +1,7 @@
 """What a buyer that gives no evidence can cost a provider: never more than ``max_unpaid`` and one unit."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hansa.market.pricing import LONGEST_BIDDING_MS, ProviderTerms, objection
 from hansa.market.sale import advance
 from hansa.market.sale_events import (
     AwardArrived,
+    FundsShared,
     LeaseMade,
     LineVouched,
     PauseWanted,
@@ -94,7 +96,9 @@ def test_a_run_whose_buyer_owes_a_voucher_is_paused_and_not_stopped() -> None:
     assert playbook.reaches("running").exposed_at_ms is None, "what does not compute runs nothing up"
     vouched = LineVouched(amount=playbook.reaches("running").lined_amount, at_ms=exposed_at_ms + 50)
     playbook >> vouched << ResumeWanted(lease=LEASE)
-    assert playbook.reaches("running").exposed_at_ms == exposed_at_ms + 50 + ALLOWED_MS
+    unproved = playbook.reaches("running").unproved
+    left_ms = -(-(BID.max_unpaid - unproved + 1) * 10**18 // RATE_E18)
+    assert playbook.reaches("running").exposed_at_ms == exposed_at_ms + 50 + left_ms
 
 
 def test_work_done_again_is_no_new_evidence_and_a_lost_sandbox_runs_nothing_up() -> None:
@@ -102,7 +106,7 @@ def test_work_done_again_is_no_new_evidence_and_a_lost_sandbox_runs_nothing_up()
     before = playbook.reaches("running").exposed_at_ms
     playbook >> step(3, 1_800)
     assert playbook.reaches("running").exposed_at_ms == before
-    playbook >> RunInterrupted()
+    playbook >> RunInterrupted(at_ms=BEGAN_MS + 1_900)
     assert playbook.reaches("running").exposed_at_ms is None
     playbook >> RunBegan(at_ms=BEGAN_MS + 60_000)
     assert playbook.reaches("running").exposed_at_ms is not None
@@ -110,7 +114,12 @@ def test_work_done_again_is_no_new_evidence_and_a_lost_sandbox_runs_nothing_up()
 
 def test_a_paused_run_that_begins_anew_is_paused_again_and_runs_nothing_up() -> None:
     playbook = running() >> step(1, ALLOWED_MS) << some(LineMetered) << PauseWanted(lease=LEASE)
-    playbook >> RunInterrupted() >> RunBegan(at_ms=BEGAN_MS + 60_000) << PauseWanted(lease=LEASE)
+    (
+        playbook
+        >> RunInterrupted(at_ms=BEGAN_MS + 2 * ALLOWED_MS)
+        >> RunBegan(at_ms=BEGAN_MS + 60_000)
+        << PauseWanted(lease=LEASE)
+    )
     state = playbook.reaches("running")
     assert state.exposed_at_ms is None
     assert sale.deadline_ms(state) == state.paused_ms + state.grace_ms
@@ -156,3 +165,52 @@ def test_bidding_may_not_hold_devices_for_longer_than_a_minute() -> None:
     why = objection(TENDER, OWNER, owed=0, at_ms=at_ms - 1)
     assert why is not None
     assert why[0] == "the tender would stay open for too long"
+
+
+def after(*news: Any) -> Sale:
+    """A run that heard all of this, whatever came of it outside."""
+    state = running().reaches("running")
+    for event in news:
+        state = advance(state, event).state
+    return state
+
+
+def worth(worked_ms: int) -> int:
+    return amount_for(worked_ms * len(BID.devices), BID.price_e18_per_device_ms)
+
+
+def test_an_old_step_between_two_new_ones_makes_no_time_free() -> None:
+    news = [step(1, 100)]
+    for number in range(1, 8):
+        news += [step(number, number * 400 - 10), step(number + 1, number * 400)]
+    assert after(*news).accrued == worth(2_800)
+
+
+def test_an_old_step_moves_no_time_and_takes_nothing_from_what_is_unproved() -> None:
+    before, later = after(step(5, 1_500)), after(step(5, 1_500), step(3, 1_800))
+    assert (later.seen_ms, later.exposed_at_ms) == (before.seen_ms, before.exposed_at_ms)
+
+
+def test_work_that_a_lost_sandbox_has_done_again_is_not_charged_again() -> None:
+    lost = (step(5, 1_500), RunInterrupted(at_ms=BEGAN_MS + 1_600), RunBegan(at_ms=BEGAN_MS + 5_000))
+    again = (step(4, 2_000), step(5, 2_400), step(6, 2_600))
+    assert after(*lost, *again).accrued == worth(1_700)
+    assert after(*lost, *again, step(6, 2_700), step(7, 2_900)).accrued == worth(2_000)
+
+
+def test_what_no_step_proved_before_a_lost_sandbox_counts_after_it() -> None:
+    state = after(RunInterrupted(at_ms=BEGAN_MS + 1_000), RunBegan(at_ms=BEGAN_MS + 60_000))
+    assert state.exposed_at_ms == BEGAN_MS + 60_000 + ALLOWED_MS - 1_000
+
+
+def test_pauses_for_want_of_money_give_nothing_away_to_a_run_that_proves_nothing() -> None:
+    state, at_ms = after(FundsShared(ceiling=2_500, at_ms=BEGAN_MS)), BEGAN_MS
+    for more in range(2, 10):
+        due_ms = sale.deadline_ms(state)
+        if due_ms is None:
+            break
+        at_ms = due_ms
+        state = advance(state, TimePassed(at_ms=at_ms)).state
+        state = advance(state, FundsShared(ceiling=2_500 * more, at_ms=at_ms)).state
+    assert state.stopping
+    assert state.unproved_at(at_ms) <= BID.max_unpaid + 1
