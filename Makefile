@@ -18,9 +18,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SEEDS ?= 1000
-# Tests that use the machine itself (processes, sandboxes, networks) run one after another, the others beside them. Their
-# directories have short names, for the sockets in them; those of a failed run are kept.
-SIDE_BY_SIDE = room=$$(mktemp -d /tmp/hansa-XXXX) && $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --basetemp $$room/t
+# Where no tests are named, those that use no more than a process run beside the others.
+PYTEST = $(BIN)/python $(if $(TESTS),-m pytest,tests/run.py)
 
 .PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv fuzz-contract mutate-contract clean venv
 
@@ -28,19 +27,19 @@ demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
 
 test: $(VENV)/installed-dev
-	$(SIDE_BY_SIDE) -m "not long" $(TESTS) && rm -rf $$room
+	$(PYTEST) -m "not long" $(TESTS)
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long $(TESTS)
 
 test-quick: $(VENV)/installed-dev
-	$(SIDE_BY_SIDE) -m "not slow and not long" $(TESTS) && rm -rf $$room
+	$(PYTEST) -m "not slow and not long" $(TESTS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p hansa
-	$(SIDE_BY_SIDE) -m "not long" $(TESTS) && rm -rf $$room
+	$(PYTEST) -m "not long" $(TESTS)
 
 bench: $(VENV)/installed-dev
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
