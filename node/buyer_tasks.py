@@ -141,6 +141,8 @@ async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes, like: Sequence[B
         await daemon.exchange.fetch(blob, [peer_id], like=like)
     except (FetchFailed, NoRoom, Stranger) as fault:
         return str(fault)
+    except OSError as fault:
+        return f"this node's disk failed: {fault.strerror}"
     return None
 
 
@@ -161,7 +163,7 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
         blob, unsound = None, not missing and reduced.state is None
         if reduced.state is not None:
             blob = await trio.to_thread.run_sync(daemon.store.put_bytes, reduced.state)
-    except (BlobMissing, NoRoom) as fault:
+    except (BlobMissing, NoRoom, OSError, ValueError, MemoryError) as fault:
         # Evicted between the fetch and the sum, or no room for the result: the round is collected again.
         rejected, blob, unsound = {**missing, **{entry.shard: str(fault) for entry in here}}, None, False
     # A reason may hold a stranger's words in any script, and the journal takes only so many bytes of them.

@@ -31,7 +31,7 @@ def fault_of(path: Path, announced: Checkpoint, before: Path | None) -> str:
         return f"it cannot be read: {fault.why}"
     except OSError as fault:
         return f"it cannot be read: {fault.strerror}"
-    except Exception as fault:
+    except Exception as fault:  # noqa: BLE001 - see below
         # Whatever a stranger's bytes bring about: they are to cost a checkpoint, not the daemon that looks at them.
         return f"it cannot be read: {type(fault).__name__}"
 

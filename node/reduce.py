@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.proto.errors import ProtocolError
+from hansa.proto.errors import ProtocolError, TooLarge
 from hansa.proto.tensors import Array, Tensors, read_tensors, weighted_mean, write_tensors
 
 NORM_FACTOR = 3.0
@@ -69,7 +69,14 @@ def reduce_round(
     weights = _capped([weight for weight, _tensors in kept.values()])
     mean = weighted_mean([tensors.arrays for _weight, tensors in kept.values()], weights)
     first = next(iter(kept.values()))[1]
-    state = write_tensors(Tensors(arrays=mean, outline=first.outline))
+    try:
+        state = write_tensors(Tensors(arrays=mean, outline=first.outline))
+        if len(state) > limit_bytes:
+            raise TooLarge("state", f"over {limit_bytes} bytes")
+    except ProtocolError as error:
+        # Names outside ASCII and left-out padding take more room when written again than they took to be read.
+        refused = dict.fromkeys(kept, f"its state cannot be passed on: {error.why}")
+        return Reduced(state=None, accepted=(), rejected={**rejected, **refused})
     return Reduced(state=state, accepted=tuple(kept), rejected=rejected)
 
 

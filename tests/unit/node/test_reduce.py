@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,3 +87,28 @@ def test_the_order_of_contributions_makes_no_difference(values, random):
     one, other = reduce_round(a_state(0.5), contributions), reduce_round(a_state(0.5), mixed)
     assert one.state == other.state
     assert one.accepted == other.accepted
+
+
+def test_a_state_that_cannot_be_written_again_is_a_rejection_and_no_fault():
+    """Names outside ASCII grow when they are written: what could just be read is too large to be passed on."""
+    plain = encode_state({"w": np.ones(4)})
+    size = int.from_bytes(plain[:8], "little")
+    name = "\u00e9" * 600_000
+    text = plain[8 : 8 + size].decode().rstrip().replace('"w"', f'"{name}"').replace('\\"w\\"', f'\\"{name}\\"')
+    header = json.dumps(json.loads(text), ensure_ascii=False).encode()
+    data = len(header).to_bytes(8, "little") + header + plain[8 + size :]
+    reduced = reduce_round(None, [(0, 1.0, data)])
+    assert reduced.state is None
+    assert not reduced.accepted
+    assert "cannot be passed on" in reduced.rejected[0]
+
+
+def test_a_mean_over_the_limit_is_a_rejection_since_nobody_could_read_it():
+    data = a_state(1.0)
+    size = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + size].rstrip()
+    tight = len(text).to_bytes(8, "little") + text + data[8 + size :]
+    assert len(tight) < len(data)
+    reduced = reduce_round(None, [(0, 1.0, tight)], limit_bytes=len(tight))
+    assert reduced.state is None
+    assert "cannot be passed on" in reduced.rejected[0]
