@@ -2,8 +2,8 @@
 
     python tests/run.py [PYTEST'S OPTIONS]
 
-The first are those of tests/integration and tests/e2e: users, control groups, namespaces, time. Most of it is waiting, so
-that on two cores the whole takes little more than half as long. The output of the others comes when both are done.
+The first are those of tests/integration and tests/e2e: users, control groups, namespaces, time. Most of it is waiting,
+so the whole takes little more than half as long on two cores. The output of the others comes when both are done.
 """
 
 import subprocess
