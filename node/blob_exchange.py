@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from hansa.node.agent_streams import leaf
 from hansa.node.blobs import BlobMissing, BlobStore, Partial
 from hansa.node.net import Context, Net, NetError, Refused
 from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, root_of
@@ -55,6 +56,15 @@ class FetchFailed(Exception):
         super().__init__(f"{ref}: {'; '.join(reasons.values()) or 'no source was named'}")
         self.ref = ref
         self.reasons = reasons
+
+
+class DiskFailed(FetchFailed):
+    """This node could not write or read what came, whoever it came from."""
+
+    def __init__(self, ref: BlobRef, fault: BaseException) -> None:
+        """Say it in the system's words, without paths."""
+        words = fault.strerror if isinstance(fault, OSError) else None
+        super().__init__(ref, {"": f"this node's disk failed: {words or type(fault).__name__}"})
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +142,7 @@ class BlobExchange:
                     await trio.to_thread.run_sync(self._store.read_tree, wanted.ref, wanted.first, TREE_PAGE)
                 )
             return await trio.to_thread.run_sync(self._store.read_chunk, wanted.ref, wanted.index)
-        except BlobMissing:
+        except (BlobMissing, OSError):
             raise Refused("no such blob for you") from None
 
     async def fetch(
@@ -154,17 +164,39 @@ class BlobExchange:
             FetchFailed: no source gave it.
             NoRoom: the quota does not allow it.
         """
+        path, _ = await self._bring(ref, sources, like, chunk_timeout_ms, moved)
+        return path
+
+    async def fetch_shown(self, ref: BlobRef, sources: Sequence[str], *, like: Sequence[BlobRef] = ()) -> bool:
+        """As ``fetch``. Answers whether every byte came from these peers or from what it is like.
+
+        If not, another fetch brought it or some of it, and these peers may know no more of it than its name.
+        """
+        _, shown = await self._bring(ref, sources, like, CHUNK_TIMEOUT_MS, None)
+        return shown
+
+    async def _bring(
+        self, ref: BlobRef, sources: Sequence[str], like: Sequence[BlobRef], timeout_ms: int, moved: Moved | None
+    ) -> tuple[Path, bool]:
         while ref in self._fetching:
             other = self._fetching[ref]
             with other.heard_by(moved):
                 await other.done.wait()
         path = self._store.path(ref)
         if path is not None:
-            return path
+            return path, False
         self._fetching[ref] = _Fetch()
         try:
             with self._fetching[ref].heard_by(moved):
-                return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), like, chunk_timeout_ms)
+                return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), like, timeout_ms)
+        except OSError as fault:
+            raise DiskFailed(ref, fault) from fault
+        except BaseExceptionGroup as group:
+            # Of a full disk the workers that bring the chunks each have a word to say.
+            faults, rest = group.split(OSError)
+            if faults is None or rest is not None:
+                raise
+            raise DiskFailed(ref, leaf(faults)) from group
         finally:
             self._fetching.pop(ref).done.set()
 
@@ -173,7 +205,10 @@ class BlobExchange:
 
         Whoever knows a blob's name does not thereby have it.
         """
-        expected = await trio.to_thread.run_sync(self._store.read_chunk, ref, index)
+        try:
+            expected = await trio.to_thread.run_sync(self._store.read_chunk, ref, index)
+        except OSError:
+            return False  # it cannot be compared, on a disk that fails or with no descriptor left
         asked = _Sources(deque(dict.fromkeys(sources)))
         while (peer_id := asked.pick()) is not None:
             message = ChunkWanted(ref=ref, index=index)
@@ -182,7 +217,9 @@ class BlobExchange:
             asked.drop(peer_id, "it does not have it")
         return False
 
-    async def _fetch(self, ref: BlobRef, sources: _Sources, like: Sequence[BlobRef], timeout_ms: int) -> Path:
+    async def _fetch(
+        self, ref: BlobRef, sources: _Sources, like: Sequence[BlobRef], timeout_ms: int
+    ) -> tuple[Path, bool]:
         if ref.size_bytes > MAX_BLOB_BYTES:
             raise FetchFailed(ref, {"": "no blob is that large"})
         hashes = await trio.to_thread.run_sync(self._store.tree_of_part, ref)
@@ -198,12 +235,17 @@ class BlobExchange:
                     nursery.start_soon(self._fetch_chunks, partial, todo, sources, timeout_ms)
             if partial.missing():
                 raise FetchFailed(ref, sources.reasons)
-            return await trio.to_thread.run_sync(partial.finish)
+            return await trio.to_thread.run_sync(partial.finish), not partial.kept_bytes
         finally:
             partial.close()
 
     async def _fetch_tree(self, ref: BlobRef, sources: _Sources, timeout_ms: int) -> tuple[bytes, ...]:
         wanted = chunk_count(ref.size_bytes)
+        if not wanted:
+            # There is nothing to ask for, so nobody can have lied about it.
+            if root_of(0, ()) == ref.root:
+                return ()
+            raise FetchFailed(ref, {"": "no blob without bytes has this name"})
         while (peer_id := sources.pick()) is not None:
             data = bytearray()
             while len(data) < wanted * HASH_BYTES:

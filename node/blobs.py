@@ -25,6 +25,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ from hansa.proto.blob import (
 CANNOT_COPY = (errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 """Not every kernel and file system copies between files by itself."""
 PART_LIFE_S = 7 * 86_400
-"""How long a part file that nobody goes on with is kept."""
+"""How long a part file that nobody goes on with is kept, where nothing else wants its room."""
 
 
 class BlobMissing(Exception):
@@ -89,6 +90,7 @@ class BlobStore:
             left_over.unlink()
         self._pins = self._read_pins()
         self._resting: set[str] = set()
+        self._open: Counter[str] = Counter()
         self._entries = {
             path.name: _Entry(path.stat().st_size, path.stat().st_mtime)
             for path in self._whole.iterdir()
@@ -291,17 +293,38 @@ class BlobStore:
         self._entries[str(ref)] = _Entry(ref.size_bytes, time.time())
 
     def _make_room(self, wanted_bytes: int) -> None:
-        """Evict the longest unused of what is not pinned, or raise without having evicted anything."""
+        """Evict the longest unused of what is not pinned, or raise without having evicted anything.
+
+        What was broken off goes before what is whole: its sizes are a stranger's word, and it is of use to nobody yet.
+        """
         free_bytes = self.quota_bytes - self.size_bytes
         loose = sorted((entry.used_s, name) for name, entry in self._entries.items() if name not in self._pins)
-        if wanted_bytes > free_bytes + sum(self._entries[name].size_bytes for _, name in loose):
+        idle = self._idle_parts()
+        loose_bytes = sum(self._entries[name].size_bytes for _, name in loose)
+        if wanted_bytes > free_bytes + loose_bytes + sum(self._reserved[path.name] for path in idle):
             raise NoRoom(wanted_bytes, self.quota_bytes)
+        for path in idle:
+            if wanted_bytes <= free_bytes:
+                break
+            free_bytes += self._reserved[path.name]
+            self._release(path)
         for _, name in loose:
             if wanted_bytes <= free_bytes:
                 break
             free_bytes += self._entries[name].size_bytes
             self._remove(name)
             self.evicted += 1
+
+    def _idle_parts(self) -> list[Path]:
+        """Parts that nobody is fetching and nothing pins, the oldest first. A writer's room has no dot in its name."""
+        found = []
+        for name in self._reserved:
+            root, dot, _ = name.partition(".")
+            if dot and not self._open[name] and root not in self._pins:
+                path = self._parts / name
+                with contextlib.suppress(OSError):
+                    found.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(found)]
 
     def _remove(self, name: str) -> None:
         self._entries.pop(name, None)
@@ -374,11 +397,14 @@ class BlobStore:
         with self._lock:
             # Opened before room is made: its file can be read to its end, also if it is evicted for the new one.
             known = Likeness(self, like)
+        opened = False
         try:
             with self._lock:
                 if path.name not in self._reserved:
                     self._make_room(ref.size_bytes)
                     self._reserved[path.name] = ref.size_bytes
+                self._open[path.name] += 1
+            opened = True
             tree = path.with_name(f"{path.name}.tree")
             if self.tree_of_part(ref) is None:
                 temporary = self._new / f"{secrets.token_hex(16)}.tree"
@@ -389,7 +415,9 @@ class BlobStore:
                 _sync_folder(self._parts)
             return Partial(self, ref, tuple(hashes), path, known)
         except OSError:
-            self._release(path)
+            if opened:
+                self.close_part(path)
+                self.discard_part(ref)
             raise
         finally:
             known.close()
@@ -401,10 +429,19 @@ class BlobStore:
             self._release(partial.path)
             return self._whole / str(partial.ref)
 
-    def discard_part(self, ref: BlobRef) -> None:
-        """Give up a fetch and its bytes."""
+    def close_part(self, path: Path) -> None:
+        """A fetch stops for now."""
         with self._lock:
-            self._release(self._part(ref))
+            self._open[path.name] -= 1
+            if self._open[path.name] <= 0:
+                del self._open[path.name]
+
+    def discard_part(self, ref: BlobRef) -> None:
+        """Give up a fetch and its bytes, unless somebody else goes on with it."""
+        with self._lock:
+            path = self._part(ref)
+            if not self._open[path.name]:
+                self._release(path)
 
     def _release(self, path: Path) -> None:
         self._reserved.pop(path.name, None)
@@ -450,13 +487,15 @@ class Partial:
         self.hashes = hashes
         self.path = path
         self.reused_bytes = 0
+        self.kept_bytes = 0
         self._store = store
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
         try:
             self._missing = {index for index in range(len(hashes)) if not self._is_there(index)}
+            self.kept_bytes = ref.size_bytes - sum(chunk_size_bytes(ref.size_bytes, index) for index in self._missing)
             self._reuse(known)
         except OSError:
-            self.close()
+            self._file.close()
             raise
 
     def _is_there(self, index: int) -> bool:
@@ -493,8 +532,10 @@ class Partial:
         return path
 
     def close(self) -> None:
-        """Stop for now; what was fetched stays for the next time."""
-        self._file.close()
+        """Stop for now; what was fetched stays for the next time, unless its room is needed."""
+        if not self._file.closed:
+            self._file.close()
+            self._store.close_part(self.path)
 
 
 class BlobWriter:

@@ -141,8 +141,6 @@ async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes, like: Sequence[B
         await daemon.exchange.fetch(blob, [peer_id], like=like)
     except (FetchFailed, NoRoom, Stranger) as fault:
         return str(fault)
-    except OSError as fault:
-        return f"this node's disk failed: {fault.strerror}"
     return None
 
 

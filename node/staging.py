@@ -20,7 +20,7 @@ from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
 from hansa.node.agent_cluster import Unplaceable
 from hansa.node.agent_streams import leaf
-from hansa.node.blob_exchange import FetchFailed, Moved
+from hansa.node.blob_exchange import DiskFailed, FetchFailed, Moved
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
@@ -381,6 +381,9 @@ async def bring(
             await daemon.exchange.fetch(blob, await peers_of(daemon, owners), like=like, moved=moved)
         except NoRoom as fault:
             raise Unstageable(f"this provider has no room for it: {fault}", "no-room") from fault
+        except DiskFailed as fault:
+            why = "; ".join(fault.reasons.values())
+            raise Unstageable(f"this provider cannot lay out the job's files: {why}", "no-room") from fault
         except FetchFailed:
             await trio.sleep(RETRY_S)
 

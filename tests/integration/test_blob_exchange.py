@@ -1,5 +1,6 @@
 """Blobs between nodes: honest, lying, dying and unwilling sources, over the real network and the one in memory."""
 
+import errno
 import os
 from contextlib import AsyncExitStack
 
@@ -8,7 +9,7 @@ import trio
 from kit.memory_net import MemoryHub
 
 from hansa.node.blob_exchange import BlobExchange, ChunkWanted, FetchFailed
-from hansa.node.blobs import BlobMissing, BlobStore
+from hansa.node.blobs import BlobMissing, BlobStore, Partial
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import Context, NetConfig, Refused
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
@@ -224,3 +225,57 @@ async def test_that_somebody_has_a_blob_is_believed_for_the_right_bytes_only(hou
     assert await holds(REF, 5, [liar.net.peer_id, honest.net.peer_id])
     with pytest.raises(BlobMissing):
         await ignorant.exchange.holds(REF, 0, [honest.net.peer_id])
+
+
+async def test_the_name_of_an_empty_blob_that_is_none_harms_no_innocent_source(houses):
+    fetcher, innocent = houses[:2]
+    with pytest.raises(FetchFailed):
+        await fetcher.exchange.fetch(BlobRef(root=bytes(32), size_bytes=0), [innocent.net.peer_id])
+    assert "blob.wrong_bytes" not in fetcher.net.counters()
+
+
+async def test_a_full_disk_is_a_fetch_that_failed_for_everybody_who_waits(houses, monkeypatch):
+    fetcher, source = houses[:2]
+    source.store.put_bytes(DATA)
+
+    def full(*_anything):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    failed = []
+
+    async def fetch() -> None:
+        with pytest.raises(FetchFailed, match="No space left on device"):
+            await fetcher.exchange.fetch(REF, [source.net.peer_id])
+        failed.append(1)
+
+    for broken in ("write", "finish", "missing"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Partial, broken, full)
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(fetch)
+    assert len(failed) == 6
+    assert (await fetcher.exchange.fetch(REF, [source.net.peer_id])).read_bytes() == DATA
+
+
+async def test_only_bytes_of_the_named_sources_count_as_shown(houses):
+    fetcher, source, other, ignorant = houses
+    for house in (source, other):
+        house.store.put_bytes(DATA)
+    shown = {}
+
+    async def fetch(name: str, sources: list[str]) -> None:
+        shown[name] = await fetcher.exchange.fetch_shown(REF, sources)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch, "first", [source.net.peer_id])
+        await trio.sleep(0)
+        nursery.start_soon(fetch, "second", [ignorant.net.peer_id])
+    await fetch("third", [ignorant.net.peer_id])
+    assert shown == {"first": True, "second": False, "third": False}
+    fetcher.store.delete(REF)
+    partial = fetcher.store.begin(REF, fetcher.store.tree_of_part(REF) or source.store.read_tree(REF, 0, 6))
+    partial.write(0, DATA[:CHUNK_BYTES])
+    partial.close()
+    await fetch("fourth", [other.net.peer_id])
+    assert not shown["fourth"], "a part of it was here already"

@@ -147,12 +147,41 @@ def test_a_tree_that_does_not_make_the_root_starts_nothing(store):
 def test_a_fetch_reserves_its_room_before_the_first_byte_and_gives_it_back(tmp_path):
     store = BlobStore(tmp_path, quota_bytes=100)
     data = b"z" * 80
-    store.begin(blob_ref(data), hashes_of(data)).close()
+    partial = store.begin(blob_ref(data), hashes_of(data))
     with pytest.raises(NoRoom):
         store.put_bytes(b"y" * 30)
     assert BlobStore(tmp_path, quota_bytes=100).size_bytes == 80
     store.discard_part(blob_ref(data))
+    assert store.size_bytes == 80, "another still fetches it"
+    partial.close()
+    store.discard_part(blob_ref(data))
+    assert store.size_bytes == 0
     store.put_bytes(b"y" * 30)
+
+
+def test_what_was_broken_off_makes_room_for_others_the_oldest_first_unless_it_is_pinned(tmp_path):
+    store = BlobStore(tmp_path, quota_bytes=100)
+    broken = [bytes([number]) * 30 for number in range(3)]
+    for number, data in enumerate(broken):
+        partial = store.begin(blob_ref(data), hashes_of(data))
+        partial.close()
+        partial.close()
+        os.utime(partial.path, (1_000 + number, 1_000 + number))
+    store.pin(blob_ref(broken[0]), "wanted")
+    store.put_bytes(b"y" * 20)
+    assert store.tree_of_part(blob_ref(broken[1])) is None
+    assert [store.tree_of_part(blob_ref(data)) is not None for data in broken] == [True, False, True]
+    going_on = store.begin(blob_ref(broken[2]), hashes_of(broken[2]))
+    with pytest.raises(NoRoom):
+        store.put_bytes(b"x" * 50)
+    going_on.close()
+    store.put_bytes(b"x" * 50)
+    with pytest.raises(NoRoom):
+        store.put_bytes(b"w" * 80)
+    store.unpin(blob_ref(broken[0]), "wanted")
+    again = BlobStore(tmp_path, quota_bytes=100)
+    again.put_bytes(b"w" * 80)
+    assert not list((tmp_path / "part").iterdir())
 
 
 def test_a_fetch_goes_on_where_it_stopped_and_trusts_no_chunk_on_disk(store):
