@@ -395,7 +395,7 @@ def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
         return Step(state=state)
     closed = replace(state, phase="closed", closed_ms=at_ms)
     if state.vouched is None:
-        # Nothing moved. Such a channel may open again for another lease, and its entry must be the only one of its id.
+        # Nothing moved, so there is nothing to book.
         return Step(state=closed, effects=outstanding(closed, at_ms))
     entry = closed_to_provider(
         channel_id=state.channel_id,

@@ -68,9 +68,18 @@ def clipped(text: str, size_bytes: int) -> str:
     return text.encode(errors="replace")[:size_bytes].decode(errors="ignore")
 
 
-def channel_salt(tender_digest: bytes, provider: bytes) -> bytes:
-    """The salt of the one new channel that a tender may open with a provider."""
-    return derived_nonce(b"channel", tender_digest, provider)
+MOST_CHANNELS = 16
+"""So many new channels one tender may open with one provider, each after an award that came to nothing."""
+
+
+def channel_salt(tender_digest: bytes, provider: bytes, failed: int = 0) -> bytes:
+    """The salt of the new channel that a tender may open with a provider.
+
+    A channel that was closed never opens again, and one whose only award came to nothing may be closed. So after so
+    many ``failed`` awards of one tender to one provider the next channel is another one.
+    """
+    number = min(failed, MOST_CHANNELS - 1)
+    return derived_nonce(b"channel", tender_digest, provider, *((bytes([number]),) if number else ()))
 
 
 def derived_nonce(*parts: bytes) -> bytes:

@@ -101,7 +101,7 @@ class FiledClose:
 
     @property
     def id(self) -> bytes:
-        """Follows from channel and sum. A channel on which nothing moved may close and open again."""
+        """Follows from channel and sum."""
         said = self.by_payer.document
         return _id(b"close", said.channel_id, _number(said.cumulative))
 

@@ -351,7 +351,9 @@ def _shortage(state: Purchase) -> str:
 
 def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Placement:
     bid, tender = state.bids[bid_digest], state.tender
-    known = state.channels.get(bid.signer)
+    failed = sum(entry.phase == "failed" and entry.provider == bid.signer for entry in state.placements)
+    # What came to nothing may have been the last thing on its channel, which then is closed for good.
+    known = state.channels.get(bid.signer) if not failed else None
     channel = (
         known
         if known is not None and (known.splits_hash, known.payee) == (bid.splits_hash, bid.payee)
@@ -363,7 +365,7 @@ def _placement(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Pl
             token=currency_of(tender.currency).token,
             challenge_period=CHALLENGE_PERIOD_S,
             splits_hash=bid.splits_hash,
-            salt=channel_salt(state.tender_digest, bid.signer),
+            salt=channel_salt(state.tender_digest, bid.signer, failed),
         )
     )
     starts_ms = at_ms + CONFIRM_MS + start_ms(tender.currency)

@@ -49,7 +49,7 @@ class Sale:
         unproved_since_ms: since when it computes without a new step; 0 while it does not compute.
         unvouched_since_ms: when the oldest line that waits for its voucher was written; 0 if none waits.
         paused_ms: since when the run is paused for want of vouchers or funds; 0 if it is not.
-        unproved: what the work before its pauses, and before its sandbox was lost, is worth that no step has proved yet.
+        unproved: what the work before its pauses, or in a sandbox that was lost, is worth that no step has proved yet.
         starved: whether it is paused because its channel can pay no more.
         outcome, kind, reason, outputs: how the run ended.
         over_ms: when it ended.

@@ -9,7 +9,7 @@ from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
-from hansa.market.effects import Send, channel_salt, unsigned
+from hansa.market.effects import MOST_CHANNELS, Send, channel_salt, unsigned
 from hansa.market.ledger import owed_by
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.sale_state import Sale
@@ -22,7 +22,6 @@ from hansa.node.standings import unwelcome
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
-from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Bid, Tender
 from hansa.proto.network import DOMAIN
@@ -180,8 +179,8 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
 
 
 def _is_spent(channel: EarningChannel) -> bool:
-    """Whether a channel is over for good: money has passed on it, or it stands on a chain, where no id opens again."""
-    return channel.phase == "closed" and (channel.voucher is not None or currency_of(channel.currency).is_on_chain)
+    """Whether a channel is over for good. None opens again: its receipts would be numbered anew."""
+    return channel.phase == "closed"
 
 
 def _is_new(entry: Sale, config: ChannelConfig) -> bool:
@@ -189,7 +188,8 @@ def _is_new(entry: Sale, config: ChannelConfig) -> bool:
 
     Channels that ended are forgotten some day. One that came back would write entries whose ids the ledger has.
     """
-    return config.salt == channel_salt(entry.bid.tender, entry.bid.signer)
+    salts = (channel_salt(entry.bid.tender, entry.bid.signer, failed) for failed in range(MOST_CHANNELS))
+    return config.salt in salts
 
 
 def _hear_release(state: NodeState, event: MessageArrived) -> Effects:

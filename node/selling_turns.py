@@ -39,8 +39,7 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 _advance_capacity(state, bid, capacity.HoldAccepted())
                 state.sale_of[terms.lease] = bid
                 channel_key = after.channel_id
-                known = state.earning.get(channel_key)
-                if known is None or (known.phase == "closed" and known.voucher is None):
+                if state.earning.get(channel_key) is None:
                     state.earning[channel_key] = EarningChannel(
                         config=channel,
                         channel_id=channel_key,

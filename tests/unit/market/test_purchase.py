@@ -22,7 +22,7 @@ from kit.trading import (
 )
 
 from hansa.market import purchase
-from hansa.market.effects import Send
+from hansa.market.effects import MOST_CHANNELS, Send, channel_salt
 from hansa.market.purchase import (
     BidArrived,
     ConfirmationArrived,
@@ -284,3 +284,20 @@ def test_a_reason_of_any_length_fits_into_the_message():
 def test_a_restart_says_again_what_waits():
     assert len(purchase.outstanding(start(), NOW_MS)) == 3
     assert purchase.outstanding(awarding().reaches("awarding"), NOW_MS) == (sent(PROVIDER, AwardSent),)
+
+
+def test_after_an_award_that_came_to_nothing_the_same_provider_is_paid_on_another_channel():
+    """The first may be closed by then: the lease that was called off was the last thing on it."""
+    bids = [bid_of(TWO, PROVIDER_KEY, nonce=bytes([n]) * 32, devices=(bytes([n]) * 32,)) for n in (1, 2)]
+    more = bid_of(TWO, OTHER_KEY, 2 * PRICE)
+    state = start(TWO, invited=(PROVIDER, OTHER))
+    for event in (*bids, more, passed(CLOSE)):
+        state = advance(state, event).state
+    first, second = state.placements
+    assert first.channel == second.channel
+    state = replace(state, placements=(replace(first, phase="failed"), second), ranking=state.ranking)
+    third = purchase._placement(state, first.shard, digest(DOMAIN, bids[0].bid.document), NOW_MS + 3_000)
+    assert third.channel != first.channel
+    assert third.channel.salt in [channel_salt(state.tender_digest, PROVIDER, n) for n in range(MOST_CHANNELS)]
+    known = replace(state, channels={PROVIDER: first.channel})
+    assert purchase._placement(known, first.shard, third.bid, NOW_MS + 3_000).channel == third.channel

@@ -1,8 +1,21 @@
 """Money between two nodes: who is told of a channel's funds, when runs start, and whose word counts about it."""
 
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PROVIDER, PROVIDER_KEY, spec
+from kit.trading import (
+    BUYER,
+    BUYER_KEY,
+    JOB,
+    NOW_MS,
+    PROVIDER,
+    PROVIDER_KEY,
+    award,
+    channel,
+    spec,
+    tender,
+    workload,
+)
 
+from hansa.market.effects import channel_salt, sealed, unsigned
 from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown
 from hansa.market.sale_funding import UNFUNDED
 from hansa.node import events
@@ -14,6 +27,9 @@ from hansa.node.views import job_view
 from hansa.proto import messages
 from hansa.proto.codec import encode
 from hansa.proto.currency import escrow_currency
+from hansa.proto.documents import CooperativeClose, channel_id
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
 from hansa.scheduler import run
 
 CHAIN = escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20)
@@ -168,3 +184,38 @@ def test_what_a_run_worked_and_has_not_written_down_yet_is_nobody_elses_to_use()
     sold = [entry for _, entry in state_of(made, PROVIDER).sales.all()]
     assert sorted(entry.accrued for entry in sold) == [0, 500]
     assert sum(max(entry.accrued, entry.ceiling) for entry in sold) == 600
+
+
+def sale_on_a_channel(made, number, config=None, failed=0):
+    """A tender and an award of a buyer that is nobody's engine. Answers the lease and the channel."""
+    of = tender(nonce=bytes([number]) * 32, bids_close_ms=made.now_ms + 2_000, expires_ms=made.now_ms + 60_000)
+    made.tell(BUYER, PROVIDER, sealed(messages.TenderSent(tender=unsigned(of)), BUYER_KEY))
+    answer = made.heard(messages.BidSent)[-1].bid.document
+    config = config or channel(salt=channel_salt(digest(DOMAIN, of), PROVIDER, failed))
+    accepted = award(
+        answer,
+        channel_id=channel_id(DOMAIN, config),
+        confirm_by_ms=made.now_ms + 4_000,
+        start_by_ms=made.now_ms + 34_000,
+        ends_ms=made.now_ms + 634_000,
+    )
+    sent = messages.AwardSent(award=unsigned(accepted), channel=config, workload=workload())
+    made.tell(BUYER, PROVIDER, sealed(sent, BUYER_KEY))
+    return digest(DOMAIN, accepted), config
+
+
+def test_a_channel_that_was_closed_at_nothing_never_opens_again():
+    """Its provider would number receipts anew, and sign two that contradict each other."""
+    made = SmallMarket()
+    made.add(PROVIDER_KEY, devices=2)
+    lease, config = sale_on_a_channel(made, 1)
+    key = channel_id(DOMAIN, config)
+    made.tell(BUYER, PROVIDER, messages.LeaseCancelled(lease=lease, reason="x"))
+    close = messages.CloseProposed(currency="USD", close=unsigned(CooperativeClose(channel_id=key, cumulative=0)))
+    made.tell(BUYER, PROVIDER, sealed(close, BUYER_KEY))
+    assert state_of(made, PROVIDER).earning.get(key).phase == "closed"
+    sale_on_a_channel(made, 2, config)
+    assert made.heard(messages.LeaseRefused)[-1].reason == "the channel is closed"
+    assert state_of(made, PROVIDER).earning.get(key).phase == "closed"
+    sale_on_a_channel(made, 3, failed=1)
+    assert phases(made)[-1] == "leased"
