@@ -68,8 +68,8 @@ def room(line: CreditLine | None, *, owed: int, at_ms: int) -> int:
 
 
 def is_newer_line(state: Mutual, line: CreditLine) -> bool:
-    """Whether a line from the other side replaces the one that is known."""
-    return state.taken is None or line.nonce > state.taken.nonce
+    """Whether a line from the other side replaces the one that is known. The first has number 1."""
+    return line.nonce > (state.taken.nonce if state.taken else 0)
 
 
 def next_payment(
@@ -87,7 +87,7 @@ def next_payment(
 def newly_paid(last: Payment | None, payment: Payment) -> int:
     """By how much a payment is more than the last one that is known; 0 for an old or a contradictory one."""
     if last is None:
-        return payment.total
+        return payment.total if payment.nonce > 0 else 0
     return payment.total - last.total if payment.nonce > last.nonce and payment.total > last.total else 0
 
 

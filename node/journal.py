@@ -32,6 +32,13 @@ def _written(event: NodeEvent) -> bytes:
     return body
 
 
+def _written_whole(value: Snapshot) -> bytes:
+    """The state as bytes that are sure to be read back as the same state, for the same reason."""
+    body = encode(value)
+    assert decode(body, Snapshot, limit_bytes=MAX_SNAPSHOT_BYTES) == value, "a state would not be read back as it was"
+    return body
+
+
 class Journal(Protocol):
     """Where an engine writes its events before it acts on them."""
 
@@ -59,7 +66,7 @@ class MemoryJournal:
 
     def write_snapshot(self, value: Snapshot) -> None:
         """See ``Journal``."""
-        self._snapshot = (len(self._events), encode(value))
+        self._snapshot = (len(self._events), _written_whole(value))
 
     def read(self) -> tuple[Snapshot | None, Iterator[NodeEvent]]:
         """See ``Journal``."""
@@ -117,7 +124,7 @@ class SqliteJournal:
 
     def write_snapshot(self, value: Snapshot) -> None:
         """See ``Journal``. What only older snapshots need is dropped in the same transaction."""
-        body = encode(value)
+        body = _written_whole(value)
         self._database.execute("BEGIN IMMEDIATE")
         self._database.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?)", (self._position, body))
         self._database.execute(

@@ -118,8 +118,12 @@ def _lend(state: NodeState, peer: bytes, at_ms: int) -> Effects:
     left = mutual.room(with_peer(state, peer).given, owed=owed_by(state.ledger, peer), at_ms=at_ms)
     for key in channels:
         channel = state.earning.live.get(key)
-        if channel is not None and channel.funds != channel.cumulative + left:
-            known_funds = FundsKnown(channel_id=key, most=channel.cumulative + left, at_ms=at_ms)
+        if channel is None:
+            continue
+        # What is paid ahead of receipts is no debt yet: it is within the line, and makes no room of its own.
+        most = min(mutual.LARGEST, channel.earned + left)
+        if channel.funds != most:
+            known_funds = FundsKnown(channel_id=key, most=most, at_ms=at_ms)
             effects += selling_turns.advance_channel(state, key, known_funds)
     return effects
 
@@ -133,8 +137,12 @@ def _borrow(state: NodeState, peer: bytes, at_ms: int) -> Effects:
     left = mutual.room(line, owed=owed_to(state.ledger, peer), at_ms=at_ms)
     for key in _channels_to(state, peer):
         channel = state.paying.live.get(key)
-        if channel is not None and channel.funds != channel.cumulative + left:
-            known_funds = FundsKnown(channel_id=key, most=channel.cumulative + left, at_ms=at_ms)
+        if channel is None:
+            continue
+        # A line may be as long as an amount can be, and what was paid comes on top.
+        most = min(mutual.LARGEST, channel.metered + left)
+        if channel.funds != most:
+            known_funds = FundsKnown(channel_id=key, most=most, at_ms=at_ms)
             effects += buying_turns.advance_channel(state, key, known_funds)
     return effects
 

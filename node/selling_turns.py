@@ -81,7 +81,10 @@ def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
     for effect in state.turn("earning_channel", state.earning, key, earning_channel.advance, event):
         match effect:
             case earning_channel.LinesVouched(amounts=amounts, ahead=ahead, at_ms=at_ms):
-                for lease in sorted({*amounts, *ahead}):
+                channel = state.earning.get(key)
+                assert channel is not None, "it has just said this"
+                # Those that live and have nothing ahead any more are told too: what was theirs was spent by another.
+                for lease in sorted({*amounts, *ahead, *channel.live}):
                     vouched = sale_events.LineVouched(
                         amount=amounts.get(lease, 0), ahead=ahead.get(lease, 0), at_ms=at_ms
                     )

@@ -17,6 +17,7 @@ from kit.trading import (
 
 from hansa.market.effects import channel_salt, sealed, unsigned
 from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown
+from hansa.market.receipts import receipt_digest
 from hansa.market.sale_funding import UNFUNDED
 from hansa.node import events
 from hansa.node.buying_turns import funds_left
@@ -27,7 +28,7 @@ from hansa.node.views import job_view
 from hansa.proto import messages
 from hansa.proto.codec import encode
 from hansa.proto.currency import escrow_currency
-from hansa.proto.documents import CooperativeClose, channel_id
+from hansa.proto.documents import CooperativeClose, Voucher, channel_id
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.scheduler import run
@@ -219,3 +220,27 @@ def test_a_channel_that_was_closed_at_nothing_never_opens_again():
     assert state_of(made, PROVIDER).earning.get(key).phase == "closed"
     sale_on_a_channel(made, 3, failed=1)
     assert phases(made)[-1] == "leased"
+
+
+def test_a_lease_is_told_that_what_was_paid_ahead_for_it_went_to_another():
+    made = SmallMarket()
+    made.add(PROVIDER_KEY, devices=2, prepay_ms=2_000, prepay_everybody=True)
+    first, config = sale_on_a_channel(made, 1)
+    second, _ = sale_on_a_channel(made, 2, config)
+    key = channel_id(DOMAIN, config)
+
+    def vouch(total, named):
+        voucher = Voucher(channel_id=key, cumulative=total, statement=named)
+        made.tell(BUYER, PROVIDER, sealed(messages.VoucherSent(currency="USD", voucher=unsigned(voucher)), BUYER_KEY))
+
+    vouch(4_000, bytes(32))
+    state = state_of(made, PROVIDER)
+    assert (state.sale_on(first).ahead, state.sale_on(second).ahead) == (2_000, 2_000)
+    made.tell(BUYER, PROVIDER, messages.RunOrdered(lease=first, round=0, checkpoint=None, mirrors=()))
+    made.take(PROVIDER, run.RunStarted(run=first, at_ms=made.now_ms))
+    for step in (1, 2):
+        made.now_ms += 2_000
+        made.take(PROVIDER, run.RunProgressed(run=first, step=step, metrics=(), at_ms=made.now_ms))
+        vouch(4_000, receipt_digest(state.earning.live[key].out.receipt))
+    assert state.earning.live[key].ahead == {}
+    assert (state.sale_on(first).ahead, state.sale_on(second).ahead) == (0, 0)

@@ -8,6 +8,7 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market import mutual
+from hansa.market.effects import sealed, unsigned
 from hansa.market.ledger import owed_by, owed_to
 from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
@@ -19,7 +20,7 @@ from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
 from hansa.proto import messages
 from hansa.proto.currency import unit_of
-from hansa.proto.documents import Netting, Payment
+from hansa.proto.documents import CreditLine, Netting, Payment
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import check, sign
 from hansa.scheduler import run
@@ -380,3 +381,39 @@ def test_what_the_owner_signs_is_filed_and_a_replay_files_it_again(kind):
     pay(made, 100)
     engine = made.restart(PROVIDER, devices=1)
     assert any(isinstance(getattr(effect, "filed", None), kind) for effect in engine.recovered)
+
+
+def test_the_longest_line_there_is_and_a_payment_leave_a_state_that_can_be_written_and_read():
+    made = market()
+    begin(made)
+    line = CreditLine(creditor=PROVIDER, debtor=BUYER, unit=UNIT, limit=2**128 - 1, not_after=NOW_MS + 10**9, nonce=7)
+    made.tell(PROVIDER, BUYER, sealed(messages.CreditGranted(line=unsigned(line)), PROVIDER_KEY))
+    paid = Payment(creditor=PROVIDER, debtor=BUYER, unit=UNIT, total=1, how="x", nonce=1, paid_ms=made.now_ms)
+    made.tell(PROVIDER, BUYER, sealed(messages.PaymentAcknowledged(payment=unsigned(paid)), PROVIDER_KEY))
+    (paying,) = made.engines[BUYER].state.paying.live.values()
+    assert paying.funds == 2**128 - 1
+    made.engines[BUYER].write_snapshot_if_due(now=True)
+    assert made.restart(BUYER).state.paying.live
+
+
+def test_a_line_or_a_payment_with_number_nothing_is_none(tmp_path):
+    """Numbers begin at 1: the ledger's check would find one that is not above the last."""
+    line = CreditLine(creditor=PROVIDER, debtor=BUYER, unit=UNIT, limit=5, not_after=NOW_MS + 10**9, nonce=0)
+    assert not mutual.is_newer_line(Mutual(), line)
+    assert mutual.is_newer_line(Mutual(), replace(line, nonce=1))
+    paid = Payment(creditor=PROVIDER, debtor=BUYER, unit=UNIT, total=1, how="x", nonce=0, paid_ms=NOW_MS)
+    assert mutual.newly_paid(None, paid) == 0
+    assert mutual.newly_paid(None, replace(paid, nonce=1)) == 1
+
+
+def test_what_is_paid_ahead_makes_no_room_for_more_credit():
+    made = market(credit_limit=20_000, prepay_ms=4_000, prepay_everybody=True, max_unpaid=4_000)
+    lease = begin(made, max_prepay_ms=10_000)
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    assert (earning.cumulative, earning.earned) == (4_000, 0)
+    assert earning.funds == 20_000
+    (paying,) = made.engines[BUYER].state.paying.live.values()
+    assert paying.funds == 20_000
+    work(made, lease, steps=2)
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    assert earning.funds == 20_000 + earning.earned - owes(made) == 20_000
