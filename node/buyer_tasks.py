@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -13,6 +14,7 @@ from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.checkpoint_check import fault_of
 from hansa.node.directory import Stranger
 from hansa.node.events import BlobFetched, BlobNotFetched, RoundNotReduced, RoundReduced, TenderPrepared
+from hansa.node.mirror_tasks import while_wanted
 from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
@@ -95,16 +97,27 @@ def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
 
 
 async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
-    """Copy a checkpoint or an output, as long as the shard that made it is the job's."""
+    """Copy a checkpoint or an output, as long as the shard that made it is the job's and has no newer one."""
+    await while_wanted(daemon, wanted.blob, partial(_is_wanted, daemon, wanted), _fetch_for_job, wanted)
+
+
+def _is_wanted(daemon: "Daemon", wanted: FetchWanted) -> bool:
+    of: Job | None = daemon.state.jobs.live.get(wanted.job)
+    shard = of.on(wanted.lease) if of is not None else None
+    if shard is None:
+        return False
+    # If not, a newer checkpoint is copied instead.
+    return wanted.blob in (shard.copying and shard.copying.blob, *(output.blob for output in shard.outputs))
+
+
+async def _fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
     while True:
         of: Job | None = daemon.state.jobs.live.get(wanted.job)
         shard = of.on(wanted.lease) if of is not None else None
-        if shard is None:
+        if shard is None or not _is_wanted(daemon, wanted):
             return
         # What the provider may learn from what is not asked for, it has itself: the checkpoint before this one.
         like = [shard.checkpoint.blob] if shard.checkpoint else []
-        if wanted.blob not in (shard.copying and shard.copying.blob, *(output.blob for output in shard.outputs)):
-            return  # a newer checkpoint is copied instead
         if await _fetch(daemon, wanted.blob, wanted.provider, like) is None:
             if shard.copying is None or shard.copying.blob != wanted.blob:
                 break

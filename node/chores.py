@@ -13,6 +13,7 @@ from hansa.node.events import NettingDue
 from hansa.node.keeping import checkpoint_blobs, wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
 from hansa.node.mutual_credit import could_net
+from hansa.node.unsettled import settlements_wanted
 from hansa.proto.market_documents import Advert
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
@@ -98,6 +99,8 @@ async def remind(daemon: "Daemon") -> None:
         at_ms = daemon.now_ms()
         for effect in (*buying.reminders(daemon.state, at_ms), *selling.reminders(daemon.state, at_ms)):
             daemon.perform(effect)
+        for settlement in settlements_wanted(daemon.state, at_ms):
+            daemon.perform(settlement)
         if any(could_net(daemon.state)):
             daemon.tell(NettingDue(at_ms=at_ms))
 
@@ -115,9 +118,19 @@ async def keep_blobs(daemon: "Daemon") -> None:
 
 async def keep_checkpoints(daemon: "Daemon") -> None:
     """Fetch back what this node's jobs need and its store has lost, from whoever holds it for us."""
-    while True:
-        await mirror_tasks.bring_back(daemon)
-        await trio.sleep(KEEP_EVERY_S)
+    under_way: set[bytes] = set()
+
+    async def bring(job: bytes) -> None:
+        await mirror_tasks.bring_back_for(daemon, job)
+        under_way.discard(job)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            # A job whose sources are slow holds up no other one's.
+            for job in daemon.state.jobs.live.keys() - under_way:
+                under_way.add(job)
+                nursery.start_soon(bring, job)
+            await trio.sleep(KEEP_EVERY_S)
 
 
 async def keep_metrics(daemon: "Daemon", metrics: Metrics) -> None:

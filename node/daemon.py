@@ -167,6 +167,7 @@ class Daemon:
         self.images = Images(self.trees, config.environments)
         self.furnishings: frozenset[str] = frozenset()
         self.staging: dict[bytes, trio.CancelScope] = {}
+        self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
         self.file_lists = FileLists(self.store)
         for job in self.state.jobs.live.values():
             if job.files is not None:

@@ -2,15 +2,17 @@
 
 import contextlib
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, NoRoom
-from hansa.node.directory import Stranger
 from hansa.node.events import CopyFetched
+from hansa.node.staging import Fetching, peers_of
 from hansa.proto.blob import BlobRef, chunk_count
 from hansa.scheduler.job_state import Job
 from hansa.scheduler.mirror import FetchCopy
@@ -19,35 +21,84 @@ if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
 
 RETRY_S = 2.0
+LOOK_EVERY_S = 0.5
+"""How often it is looked whether what is being fetched is still wanted."""
 
 
-async def peers_of(daemon: "Daemon", accounts: Sequence[bytes]) -> list[str]:
-    """Where those of some accounts are that can be reached now, in their order."""
-    found: dict[int, str] = {}
+@dataclass(slots=True, eq=False)
+class CopyTurn:
+    """Of the copies of one shard under one lease only the newest is fetched, when the one before has let go.
 
-    async def reach(number: int, account: bytes) -> None:
-        with contextlib.suppress(Stranger):
-            found[number] = await daemon.directory.reach(account)
+    Attributes:
+        scope: around the fetch that goes on.
+        tasks: how many fetch or wait for their turn.
+    """
 
-    async with trio.open_nursery() as nursery:
-        for number, account in enumerate(accounts):
-            if account not in (daemon.state.account, bytes(20)):
-                nursery.start_soon(reach, number, account)
-    return [found[number] for number in sorted(found)]
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    tasks: int = 0
 
 
 async def fetch_copy(daemon: "Daemon", order: FetchCopy) -> None:
     """Bring a checkpoint here from its buyer or from whoever made it, as long as it is wanted."""
-    while _is_wanted(daemon, order):
+    if not _is_wanted(daemon, order):
+        return
+    key = order.lease, order.shard
+    turn = daemon.copies.setdefault(key, CopyTurn())
+    turn.tasks += 1
+    turn.scope.cancel()
+    try:
+        async with turn.lock:
+            turn.scope = trio.CancelScope()
+            with turn.scope:
+                await while_wanted(daemon, order.checkpoint, partial(_is_wanted, daemon, order), _fetch_until, order)
+    finally:
+        turn.tasks -= 1
+        if not turn.tasks:
+            del daemon.copies[key]
+
+
+async def _fetch_until(daemon: "Daemon", order: FetchCopy) -> None:
+    while True:
         if await _fetch(daemon, order):
-            daemon.tell(CopyFetched(lease=order.lease, checkpoint=order.checkpoint, at_ms=daemon.now_ms()))
-            return
+            break
         await trio.sleep(RETRY_S)
+    daemon.tell(CopyFetched(lease=order.lease, checkpoint=order.checkpoint, at_ms=daemon.now_ms()))
+
+
+async def while_wanted(
+    daemon: "Daemon",
+    blob: BlobRef,
+    is_wanted: Callable[[], bool],
+    fetch: Callable[["Daemon", Any], Awaitable[None]],
+    order: Any,
+) -> None:
+    """Fetch a blob until it is wanted no more, and then give its room back: what has come of it is of no use."""
+
+    async def watch(scope: trio.CancelScope) -> None:
+        while True:
+            if not is_wanted():
+                break
+            await trio.sleep(LOOK_EVERY_S)
+        scope.cancel()
+
+    if not is_wanted():
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery.cancel_scope)
+            await fetch(daemon, order)
+            nursery.cancel_scope.cancel()
+    finally:
+        if not is_wanted():
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(daemon.store.discard_part, blob)
 
 
 def _is_wanted(daemon: "Daemon", order: FetchCopy) -> bool:
     current = daemon.state.mirrors.live.get(order.lease)
-    return current is not None and any(copy.wanted == order.checkpoint for copy in current.copies)
+    copy = current.copy_of(order.shard) if current is not None else None
+    return copy is not None and copy.wanted == order.checkpoint
 
 
 async def _fetch(daemon: "Daemon", order: FetchCopy) -> bool:
@@ -56,10 +107,10 @@ async def _fetch(daemon: "Daemon", order: FetchCopy) -> bool:
         # It may be here for somebody else. What a buyer has a right to by asking for a copy, it must have had before.
         return await _is_proved(daemon, order.checkpoint, sources)
     try:
-        await daemon.exchange.fetch(order.checkpoint, sources, like=[order.like] if order.like else [])
+        shown = await daemon.exchange.fetch_shown(order.checkpoint, sources, like=[order.like] if order.like else [])
     except (FetchFailed, NoRoom):
         return False
-    return True
+    return shown or await _is_proved(daemon, order.checkpoint, sources)
 
 
 async def _is_proved(daemon: "Daemon", blob: BlobRef, sources: Sequence[str]) -> bool:
@@ -75,10 +126,20 @@ async def _is_proved(daemon: "Daemon", blob: BlobRef, sources: Sequence[str]) ->
 
 async def bring_back(daemon: "Daemon") -> None:
     """Fetch what jobs of ours need and this node has lost: checkpoints and code, from whoever holds them for us."""
-    for of in list(daemon.state.jobs.live.values()):
-        for blob, accounts in lost(daemon, of):
-            with contextlib.suppress(FetchFailed, NoRoom):
-                await daemon.exchange.fetch(blob, await peers_of(daemon, accounts))
+    async with trio.open_nursery() as nursery:
+        for job in daemon.state.jobs.live:
+            nursery.start_soon(bring_back_for, daemon, job)
+
+
+async def bring_back_for(daemon: "Daemon", job: bytes) -> None:
+    """Do so for one job. Each of its blobs is waited for as long as its bytes move, within a floor of speed."""
+    of = daemon.state.jobs.live.get(job)
+    for blob, accounts in lost(daemon, of) if of is not None else ():
+        fetching = Fetching(total_bytes=blob.size_bytes, owners=accounts)
+        fetching.begin()
+        with fetching.scope, contextlib.suppress(FetchFailed, NoRoom):
+            sources = await peers_of(daemon, fetching.owners)
+            await daemon.exchange.fetch(blob, sources, moved=fetching.moved)
 
 
 def lost(daemon: "Daemon", of: Job) -> list[tuple[BlobRef, tuple[bytes, ...]]]:

@@ -29,8 +29,8 @@ def hear(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
     news: Any = None
     match event.message:
         case messages.MirrorWanted(shard=shard, checkpoint=checkpoint, holder=holder):
-            if checkpoint.size_bytes > entry.workload.state_bytes or shard >= entry.workload.shards:
-                state.ignore("mirror", "a copy over the workload's limit, or of no shard of the job")
+            if not 0 < checkpoint.size_bytes <= entry.workload.state_bytes or shard >= entry.workload.shards:
+                state.ignore("mirror", "a copy without bytes or over the workload's limit, or of no shard of the job")
                 return effects
             news = mirror.CopyWanted(
                 shard=shard,
@@ -48,7 +48,7 @@ def hear(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
 
 def name_sources(state: NodeState, order: messages.RunOrdered, entry: Sale, at_ms: int) -> None:
     """A run is ordered whose checkpoint others have beside the buyer."""
-    if order.mirrors:
+    if order.mirrors and order.checkpoint is not None and order.checkpoint.size_bytes > 0:
         _of_lease(state, entry, mirror.SourcesNamed(accounts=order.mirrors, at_ms=at_ms))
 
 

@@ -22,11 +22,11 @@ from hansa.node.agent_cluster import Unplaceable
 from hansa.node.agent_streams import leaf
 from hansa.node.blob_exchange import DiskFailed, FetchFailed, Moved
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
 from hansa.node.images import NoImage, pulled, shipped
 from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
-from hansa.node.mirror_tasks import peers_of
 from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
@@ -366,6 +366,21 @@ async def _say_how_far(daemon: "Daemon", run: bytes, fetching: Fetching) -> None
 def say(daemon: "Daemon", run: bytes, text: str) -> None:
     """A line of this provider's own in the run's log."""
     daemon.tell(RunLogged(run=run, text=f"[provider] {text}", at_ms=daemon.now_ms()))
+
+
+async def peers_of(daemon: "Daemon", accounts: Sequence[bytes]) -> list[str]:
+    """Where those of some accounts are that can be reached now, in their order."""
+    found: dict[int, str] = {}
+
+    async def reach(number: int, account: bytes) -> None:
+        with contextlib.suppress(Stranger):
+            found[number] = await daemon.directory.reach(account)
+
+    async with trio.open_nursery() as nursery:
+        for number, account in enumerate(accounts):
+            if account not in (daemon.state.account, bytes(20)):
+                nursery.start_soon(reach, number, account)
+    return [found[number] for number in sorted(found)]
 
 
 async def bring(

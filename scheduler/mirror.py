@@ -143,6 +143,7 @@ class FetchCopy:
     """
 
     lease: Bytes32
+    shard: Uint32
     buyer: Address
     holder: Address
     checkpoint: BlobRef
@@ -212,7 +213,14 @@ def _want(state: Mirror, event: CopyWanted) -> Step[Mirror]:
 
 def _fetch(state: Mirror, copy: Copy) -> FetchCopy:
     assert copy.wanted is not None, "nothing else is fetched"
-    return FetchCopy(lease=state.lease, buyer=state.buyer, holder=copy.holder, checkpoint=copy.wanted, like=copy.held)
+    return FetchCopy(
+        lease=state.lease,
+        shard=copy.shard,
+        buyer=state.buyer,
+        holder=copy.holder,
+        checkpoint=copy.wanted,
+        like=copy.held,
+    )
 
 
 def _held(state: Mirror, shard: int, checkpoint: BlobRef, at_ms: int) -> Send:

@@ -269,7 +269,7 @@ async def test_only_bytes_of_the_named_sources_count_as_shown(houses):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fetch, "first", [source.net.peer_id])
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         nursery.start_soon(fetch, "second", [ignorant.net.peer_id])
     await fetch("third", [ignorant.net.peer_id])
     assert shown == {"first": True, "second": False, "third": False}

@@ -14,13 +14,17 @@ from kit.memory_net import MemoryHub
 from kit.trading import award, bid, spec, tender, terms
 
 from hansa.market.sale_state import Sale
-from hansa.node import buyer_tasks, mirror_tasks, staging
+from hansa.node import buyer_tasks, chores, mirror_tasks, staging
+from hansa.node.blob_exchange import ChunkWanted, TreeWanted
 from hansa.node.daemon import Daemon, now_ms
 from hansa.node.executor import Executor
+from hansa.node.net import Context
 from hansa.node.packages import pack
 from hansa.node.run_order import RunOrder
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
+from hansa.proto.codec import decode
 from hansa.proto.network import DOMAIN
+from hansa.proto.protocols import BLOB
 from hansa.proto.tensors import encode_state
 from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import FetchWanted
@@ -86,6 +90,7 @@ class Three:
     def order(self) -> FetchCopy:
         return FetchCopy(
             lease=SECOND,
+            shard=0,
             buyer=self.buyer.account.address,
             holder=self.first.account.address,
             checkpoint=REF,
@@ -240,3 +245,123 @@ async def test_what_is_no_checkpoint_is_refused_in_words_in_the_jobs_log(three: 
         path.read_text() for path in three.buyer.config.data_dir.joinpath("jobs").rglob("*") if path.is_file()
     )
     assert told.count("the checkpoint of step 1 is refused: it cannot be read") == 1
+
+
+def hang(daemon: Daemon, *hung: BlobRef) -> None:
+    """Give trees, and everything of other blobs; but chunks of these never come."""
+    honest = daemon.exchange._answer
+
+    async def answer(context: Context, data: bytes) -> bytes:
+        wanted: TreeWanted | ChunkWanted = decode(data, TreeWanted | ChunkWanted, limit_bytes=512)
+        if isinstance(wanted, ChunkWanted) and wanted.ref in hung:
+            await trio.sleep_forever()
+        return await honest(context, data)
+
+    daemon.net.serve(BLOB, answer, timeout_ms=60_000)
+
+
+async def part_of(daemon: Daemon, blob: BlobRef) -> None:
+    """Wait until a fetch has reserved its room."""
+    with trio.fail_after(10):
+        while daemon.store.tree_of_part(blob) is None:
+            await trio.sleep(0.01)
+
+
+async def gone(daemon: Daemon, blob: BlobRef) -> None:
+    """Wait until a fetch has given its room back."""
+    with trio.fail_after(10):
+        while daemon.store.tree_of_part(blob) is not None:
+            await trio.sleep(0.01)
+
+
+async def test_a_copy_that_is_replaced_gives_its_room_back_and_one_is_fetched_at_a_time(three: Three) -> None:
+    """A buyer that names ever new trees has one of them here, not all."""
+    several = [os.urandom(CHUNK_BYTES + number) for number in range(4)]
+    orders = [replace(three.order(), checkpoint=three.buyer.store.put_bytes(data)) for data in several]
+    hang(three.buyer, *(order.checkpoint for order in orders))
+    async with trio.open_nursery() as nursery:
+        for order in orders:
+            three.buyer.grants.give(three.second.account.address, order)
+            three.copied(wanted=order.checkpoint)
+            nursery.start_soon(mirror_tasks.fetch_copy, three.second, order)
+            await part_of(three.second, order.checkpoint)
+            assert three.second.store.size_bytes == order.checkpoint.size_bytes
+        three.copied(wanted=None)
+        await gone(three.second, orders[-1].checkpoint)
+        assert three.second.store.size_bytes == 0
+    assert not three.second.copies
+
+
+async def test_a_checkpoint_that_its_provider_replaced_gives_its_room_back(three: Three) -> None:
+    ref = three.first.store.put_bytes(STATE)
+    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref)
+    hang(three.first, ref)
+    copying = Checkpoint(round=0, step=1, blob=ref)
+    three.buyer.state.jobs[JOB] = replace(three.of, shards=(three.shard(0, copying=copying), three.shard(1)))
+    wanted = FetchWanted(job=JOB, lease=FIRST, provider=three.first.account.address, blob=ref)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(buyer_tasks.fetch_for_job, three.buyer, wanted)
+        await part_of(three.buyer, ref)
+        three.buyer.state.jobs[JOB] = replace(three.of, shards=(three.shard(0), three.shard(1)))
+        await gone(three.buyer, ref)
+
+
+async def test_bytes_that_another_fetch_brings_are_no_proof_that_this_buyer_had_them(three: Three) -> None:
+    three.copied(wanted=REF)
+    stranger = three.first
+    stranger.store.put_bytes(STATE)
+    stranger.exchange._allow = lambda _context, _blob: True
+    hold, honest = trio.Event(), stranger.exchange._answer
+
+    async def slow(context: Context, data: bytes) -> bytes:
+        await hold.wait()
+        return await honest(context, data)
+
+    stranger.net.serve(BLOB, slow, timeout_ms=60_000)
+    order = replace(three.order(), holder=three.second.account.address)  # only the buyer is asked, who has nothing
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(three.second.exchange.fetch, REF, [stranger.net.peer_id])
+        await trio.sleep(0.1)
+        nursery.start_soon(mirror_tasks.fetch_copy, three.second, order)
+        await trio.sleep(0.1)
+        hold.set()
+        with trio.fail_after(10):
+            while not three.second.store.has(REF):
+                await trio.sleep(0.01)
+        await trio.sleep(0.5)
+        nursery.cancel_scope.cancel()
+    assert three.second.state.mirrors.live[SECOND].copies[0].held is None
+
+
+async def test_a_source_that_hands_out_nothing_holds_up_no_other_job(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = blob_ref(b"stuck"), b"k" * 32
+
+    async def never(daemon: Daemon) -> None:
+        honest = daemon.exchange._answer
+
+        async def answer(context: Context, data: bytes) -> bytes:
+            wanted: TreeWanted | ChunkWanted = decode(data, TreeWanted | ChunkWanted, limit_bytes=512)
+            if wanted.ref == stuck:
+                await trio.sleep_forever()
+            return await honest(context, data)
+
+        daemon.net.serve(BLOB, answer, timeout_ms=60_000)
+
+    for daemon in (three.first, three.second):
+        await never(daemon)
+        daemon.store.put_bytes(three.package_bytes)
+    of = three.buyer.state.jobs.live[JOB]
+    three.buyer.store.delete(three.package)
+    three.buyer.state.jobs[JOB] = replace(of, package=stuck)
+    three.buyer.state.jobs[other] = replace(of, job=other)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chores.keep_checkpoints, three.buyer)
+        with trio.fail_after(10):
+            while not three.buyer.store.has(three.package):
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.3)
+    with trio.fail_after(10):
+        await mirror_tasks.bring_back(three.buyer)

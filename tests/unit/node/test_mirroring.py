@@ -56,7 +56,8 @@ def shard_of(made: SmallMarket, provider: bytes) -> Any:
 def test_a_checkpoint_goes_to_the_other_provider_and_the_buyer_knows_where_it_lies() -> None:
     made, leases = market()
     save(made, leases[PROVIDER])
-    order = FetchCopy(lease=leases[OTHER], buyer=BUYER, holder=PROVIDER, checkpoint=STATE, like=None)
+    shard = shard_of(made, PROVIDER).shard
+    order = FetchCopy(lease=leases[OTHER], shard=shard, buyer=BUYER, holder=PROVIDER, checkpoint=STATE, like=None)
     assert ordered(made) == [order]
     assert STATE in wanted_blobs(made.engines[OTHER].state), "it is not evicted while it comes"
     bring(made, leases[OTHER])
@@ -114,8 +115,17 @@ def test_a_shard_that_the_job_does_not_have_and_a_copy_over_its_limit_are_ignore
     huge = BlobRef(root=b"h" * 32, size_bytes=spec().state_bytes + 1)
     made.tell(BUYER, OTHER, messages.MirrorWanted(lease=lease, shard=0, checkpoint=huge, holder=PROVIDER))
     assert ordered(made) == []
-    reason = "mirror: a copy over the workload's limit, or of no shard of the job"
+    reason = "mirror: a copy without bytes or over the workload's limit, or of no shard of the job"
     assert made.engines[OTHER].state.ignored[reason] == 2
+
+
+def test_a_copy_without_bytes_is_no_copy_and_names_no_sources() -> None:
+    made, leases = market()
+    lease, empty = leases[OTHER], BlobRef(root=b"e" * 32, size_bytes=0)
+    made.tell(BUYER, OTHER, messages.MirrorWanted(lease=lease, shard=0, checkpoint=empty, holder=PROVIDER))
+    assert ordered(made) == []
+    made.tell(BUYER, OTHER, messages.RunOrdered(lease=lease, round=0, checkpoint=empty, mirrors=(PROVIDER,)))
+    assert lease not in made.engines[OTHER].state.mirrors.live
 
 
 def test_nobody_but_the_buyer_of_a_lease_has_copies_held_under_it() -> None:

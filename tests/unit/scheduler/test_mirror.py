@@ -38,8 +38,8 @@ def held(blob=OLD, shard=1):
     return some(Send, to=BUYER, message=MirrorHeld(lease=LEASE, shard=shard, checkpoint=blob))
 
 
-def fetched(blob=OLD, like=None):
-    return FetchCopy(lease=LEASE, buyer=BUYER, holder=OTHER, checkpoint=blob, like=like)
+def fetched(blob=OLD, like=None, shard=1):
+    return FetchCopy(lease=LEASE, shard=shard, buyer=BUYER, holder=OTHER, checkpoint=blob, like=like)
 
 
 def mirroring():
