@@ -17,7 +17,7 @@ from hansa.market.receipts import receipt_digest
 from hansa.node.device_twice import find_device_twice
 from hansa.node.events import EquivocationProven, MessageArrived
 from hansa.node.faults import OperatorError
-from hansa.node.head_store import HeadStore
+from hansa.node.head_store import LARGEST_KEPT_SIZE, HeadStore
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.state import NodeState
 from hansa.proto import messages
@@ -129,6 +129,9 @@ class HeadExchange:
 
     def _hear_head(self, head: Signed[TreeHead]) -> None:
         log, size = head.document.log_id, head.document.size
+        if size > LARGEST_KEPT_SIZE:
+            self.counters["ledger: a head of a size that no ledger reaches"] += 1
+            return
         known = self._heads.head(log, size)
         if known is not None and known.head.document.root == head.document.root:
             return
@@ -139,13 +142,17 @@ class HeadExchange:
         self._ask(log)
 
     def _ask(self, log: bytes) -> None:
-        """Have the owner show that the heads of its ledger that are known here are of one history."""
-        proved = self._heads.newest_proved(log)
-        for waiting in self._heads.unproved(log):
-            assert proved is not None, "the first head of a ledger is taken as it is"
-            first, second = sorted((proved.head.document.size, waiting.head.document.size))
-            wanted = messages.ConsistencyWanted(first=first, second=second)
-            self._bring(log[12:], wanted, replaces=f"consistency {first} {second}")
+        """Have the owner show that the heads of its ledger that are known here are of one history.
+
+        One question at a time, about the newest that waits; when it is answered, the next. Or whoever says ever new
+        heads would fill the queue of what is to be sent.
+        """
+        proved, waiting = self._heads.newest_proved(log), self._heads.unproved(log)
+        if not waiting:
+            return
+        assert proved is not None, "the first head of a ledger is taken as it is"
+        first, second = sorted((proved.head.document.size, waiting[-1].head.document.size))
+        self._bring(log[12:], messages.ConsistencyWanted(first=first, second=second), replaces="consistency")
 
     def _answer(self, sender: bytes, first: int, second: int) -> None:
         try:
@@ -154,9 +161,11 @@ class HeadExchange:
             self.counters["ledger: asked for a history that is not ours"] += 1
             return
         answer = messages.ConsistencySent(first=first, second=second, proof=proof)
-        self._bring(sender, answer, replaces=f"consistent {first} {second}")
+        self._bring(sender, answer, replaces="consistent")
 
     def _take_proof(self, log: bytes, first: int, second: int, proof: tuple[bytes, ...]) -> None:
+        if max(first, second) > LARGEST_KEPT_SIZE:
+            return
         before, after = self._heads.head(log, first), self._heads.head(log, second)
         if before is None or after is None or not (before.proved or after.proved):
             return

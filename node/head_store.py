@@ -23,6 +23,8 @@ OLDEST = 1
 MOST_UNPROVED = 16
 """Heads of one ledger that wait for a consistency proof. Beyond this the oldest of them go."""
 MOST_LOGS = 4_096
+LARGEST_KEPT_SIZE = (1 << 63) - 1
+"""SQLite's numbers end here, and a head may say more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,3 +231,41 @@ def test_two_receipts_that_were_both_refused_prove_it_too(town):
         refused = sign(DOMAIN, replace(sent.receipt.document, seq=50, amount_total=total), PROVIDER_KEY)
         buyer.watch(state, MessageArrived(sender=PROVIDER, message=replace(sent, receipt=refused), at_ms=1))
     assert [proven.account for _, proven in town.proven] == [PROVIDER]
+
+
+def test_ever_new_heads_of_a_silent_peer_leave_one_question_waiting(town):
+    provider, buyer = town.add(PROVIDER_KEY), town.add(BUYER_KEY)
+    post(provider, RECORDS[:1])
+    show(provider, BUYER)
+    asked = []
+    town.bring = lambda _sender, send: asked.append(send)
+    for size in range(2, 40):
+        made = head_signer(PROVIDER_KEY)(size, bytes([size]) * 32)
+        buyer.hear(PROVIDER, messages.TreeHeadsSent(own=made, seen=()))
+    assert len(asked) == 38, "one question for each head that was heard"
+    assert {send.replaces for send in asked} == {"consistency"}, "and each takes the place of the one before"
+    assert asked[-1].message == messages.ConsistencyWanted(first=1, second=39)
+
+
+def test_answers_to_ever_new_questions_take_each_other_s_place(town):
+    provider = town.add(PROVIDER_KEY)
+    post(provider, RECORDS[:9])
+    sent = []
+    town.bring = lambda _sender, send: sent.append(send)
+    for first in range(1, 9):
+        provider.hear(BUYER, messages.ConsistencyWanted(first=first, second=9))
+    assert len(sent) == 8
+    assert len({send.replaces for send in sent}) == 1
+
+
+@pytest.mark.parametrize("size", [1 << 63, (1 << 64) - 1])
+def test_sizes_that_no_ledger_reaches_are_dropped_and_counted(town, size):
+    provider, buyer = town.add(PROVIDER_KEY), town.add(BUYER_KEY)
+    post(provider, RECORDS[:1])
+    show(provider, BUYER)
+    absurd = head_signer(PROVIDER_KEY)(size, bytes(32))
+    buyer.hear(PROVIDER, messages.TreeHeadsSent(own=absurd, seen=(absurd,)))
+    buyer.hear(PROVIDER, messages.ConsistencySent(first=1, second=size, proof=()))
+    buyer.hear(PROVIDER, messages.ConsistencyWanted(first=1, second=size))
+    assert buyer.counters["ledger: a head of a size that no ledger reaches"] == 2
+    assert newest(buyer, PROVIDER).size == 1
