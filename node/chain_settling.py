@@ -8,7 +8,8 @@ Nothing here stops the daemon: while the chain cannot be reached nothing new is 
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,34 +21,74 @@ from hansa.market.ledger import payees_part
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Claim, Refused
 from hansa.node.chain_config import ChainConfig, format_coins
-from hansa.node.chain_nodes import ChainNodes
+from hansa.node.chain_nodes import Block, ChainNodes
 from hansa.node.claim_policy import (
+    PATIENCE_MS,
     SECOND_HAND_MS,
     Standing,
+    best_voucher,
     can_finalize,
     claim_is_due,
     ends_alone,
     funds_of,
+    is_agreed,
+    is_closing,
     is_untouched,
     is_worth_claiming,
+    last_voucher,
     unclaimed,
+    uncredited,
+    voucher_to_claim,
     wants_refund,
 )
 from hansa.node.evm_backend import EvmBackend, WrongChain, check_currency
+from hansa.node.evm_escrow import call, read_channel
 from hansa.node.evm_signing import AccountSigner
-from hansa.node.evm_store import EvmStore
+from hansa.node.evm_store import FINAL, EvmStore
 from hansa.node.evm_transactions import POLL_S, Transactions
 from hansa.node.faults import OperatorError
 from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.node.plain_text import plain
 from hansa.node.state import NodeState
-from hansa.proto.documents import CooperativeClose
-from hansa.proto.signing import SigningKey, checksum_address, sign
+from hansa.proto.documents import CooperativeClose, Voucher
+from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.units import format_amount
 
 PAID_IN: Final = "paid in "
 PAID_OUT: Final = "paid out "
+AT_ONCE: Final = 16
+"""So many channels that are being closed are claimed on before the others are looked at."""
+NEVER_MS: Final = 1 << 62
+REST_MS: Final = PATIENCE_MS
+"""How often a channel is looked at that nobody ever funded, while no lease is on it."""
 UNAUDITED: Final = "the escrow contract is experimental and unaudited"
+
+
+@dataclass(slots=True)
+class Claims:
+    """What one look finds worth a claim.
+
+    Attributes:
+        urgent: on channels that are being closed.
+        urgent_ms: since when there is one; the end of time where there is none.
+        others: on channels that are open.
+        is_due: whether one of those should be claimed now; the others then go along.
+    """
+
+    urgent: list[tuple[bytes, Claim]] = field(default_factory=list)
+    urgent_ms: int = NEVER_MS
+    others: list[tuple[bytes, Claim]] = field(default_factory=list)
+    is_due: bool = False
+
+    def take_urgent(self) -> list[tuple[bytes, Claim]]:
+        """What must not wait for the rest of the look. It is not found again."""
+        taken, self.urgent, self.urgent_ms = self.urgent, [], NEVER_MS
+        return taken
+
+    def take(self) -> list[tuple[bytes, Claim]]:
+        """Everything that should be claimed at the end of a look."""
+        urgent = self.take_urgent()
+        return [*urgent, *self.others] if urgent or self.is_due else []
 
 
 class ChainSettler:
@@ -90,7 +131,10 @@ class ChainSettler:
         self._since: dict[str, int] = {}
         self._trouble: dict[str, str] = {}
         self._sound = False
-        self._lags = False
+        self._funding = trio.Lock()
+        self._claiming: dict[bytes, int] = {}
+        self._unsure_since: dict[bytes, int] = {}
+        self._rest_until_ms: dict[bytes, int] = {}
         self._final_number = 0
         self._coins = 0
         self._tokens = 0
@@ -106,7 +150,7 @@ class ChainSettler:
             return
         if isinstance(effect, FundingWanted):
             self._begin(f"fund {effect.channel_id.hex()}", self._fund, effect)
-        else:
+        elif effect.channel_id not in self._settled and not self._rests(effect.channel_id, None):
             self._begin(f"close {effect.channel_id.hex()}", self._close, effect)
 
     def _begin(self, name: str, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
@@ -138,7 +182,16 @@ class ChainSettler:
         self._trouble[name] = words
 
     async def _fund(self, wanted: FundingWanted) -> None:
-        """Make a channel good for a total: open it, or add what is missing."""
+        """Make a channel good for a total: open it, or add what is missing. One after the other."""
+        async with self._funding:
+            channel = self._state().paying.get(wanted.channel_id)
+            if channel is None or channel.phase not in ("opening", "open"):
+                # It ended while others were paid into: a deposit would lie there for nothing.
+                self.counters["chain: deposits that were not wanted any more"] += 1
+                return
+            await self._pay_in(wanted)
+
+    async def _pay_in(self, wanted: FundingWanted) -> None:
         state = await self.backend.state(wanted.channel_id, final=False)
         if state.phase in (CLOSING, CLOSED):
             raise Refused("the channel is being closed")
@@ -204,40 +257,90 @@ class ChainSettler:
         return self.backend.symbol or "tokens"
 
     async def _look(self) -> None:
-        await self._transactions.tend()
-        final = await self._nodes.final_block()
-        self._final_number = final.number
+        faults: list[RpcFault] = []
+        newest = await self._nodes.newest_block()
+        final = await self._final_block(faults)
+        await self._look_at_channels(final, newest.at_s, faults)
         account = self.backend.account
         self._coins = await self._nodes.coins(account)
         self._tokens = await self.backend.tokens(account)
-        newest = await self._nodes.newest_block()
-        # A node that lags behind what is final has nothing newer to say.
-        self._lags = newest.number < final.number
-        claims: list[tuple[EarningChannel, bool]] = []
-        state = self._state()
-        for key, paying in list(state.paying.all()):
-            if self._is_ours(paying) and key not in self._settled:
-                standing = await self._see(key, paying.cumulative)
-                self._keep_paid(PAID_OUT, key, standing, min(standing.final.settled, paying.cumulative))
-                self._act_as_payer(key, paying, standing, newest.at_s)
-        for key, earning in list(state.earning.all()):
-            if self._is_ours(earning) and key not in self._settled:
-                standing = await self._see(key, earning.cumulative)
-                own = payees_part(min(standing.final.settled, earning.earned), earning.splits)
-                self._keep_paid(PAID_IN, key, standing, own)
-                self._act_as_payee(key, earning, standing, claims)
-        if any(due for _, due in claims):
-            self._begin("claim", self._claim, [channel for channel, _ in claims])
         self._credit = await self.backend.credit(account)
         if self._credit > self._config.withdraw_above:
             self._begin("withdraw", self._withdraw, account)
+        if faults:
+            raise faults[0]
+
+    async def _final_block(self, faults: list[RpcFault]) -> Block | None:
+        """The newest final block; none where the nodes do not agree, or too few answer: claims go on without it."""
+        try:
+            await self._transactions.tend()
+            final = await self._nodes.final_block()
+        except RpcFault as fault:
+            faults.append(fault)
+            return None
+        self._final_number = final.number
+        return final
+
+    async def _look_at_channels(self, final: Block | None, chain_s: int, faults: list[RpcFault]) -> None:
+        claims = Claims()
+        try:
+            await self._look_as_payee(final, chain_s, claims, faults)
+        finally:
+            # What was found is claimed, whatever became of the rest of the look.
+            self._begin_claims(claims.take())
+        for key, paying in list(self._state().paying.all()):
+            if self._is_ours(paying) and key not in self._settled:
+                standing, is_sure = await self._see(key, final, faults)
+                if is_sure:
+                    self._tell_of(key, standing, paying.cumulative)
+                    self._keep_paid(PAID_OUT, key, standing, min(standing.final.settled, paying.cumulative))
+                    self._act_as_payer(key, paying, standing, chain_s)
+
+    async def _look_as_payee(self, final: Block | None, chain_s: int, claims: Claims, faults: list[RpcFault]) -> None:
+        for key, earning in list(self._state().earning.all()):
+            if self._is_ours(earning) and key not in self._settled and not self._rests(key, earning):
+                standing, is_sure = await self._see(key, final, faults)
+                if is_sure:
+                    best = best_voucher(earning, standing)
+                    self._tell_of(key, standing, best.document.cumulative if best else 0)
+                    own = payees_part(min(standing.final.settled, earning.earned), earning.splits)
+                    self._keep_paid(PAID_IN, key, standing, own)
+                    self._rest(key, standing)
+                if not (is_sure and self._ends_as_payee(key, earning, standing, chain_s)):
+                    self._find_claim(key, earning, standing, claims)
+                if len(claims.urgent) >= AT_ONCE or self._now_ms() - claims.urgent_ms >= self._config.poll_ms:
+                    self._begin_claims(claims.take_urgent())
+
+    def _rests(self, key: bytes, channel: EarningChannel | None) -> bool:
+        """Whether a channel that nobody ever funded need not be looked at yet: strangers can make many of them."""
+        return not (channel is not None and channel.live) and self._now_ms() < self._rest_until_ms.get(key, 0)
+
+    def _rest(self, key: bytes, standing: Standing) -> None:
+        if is_untouched(standing):
+            self._rest_until_ms[key] = self._now_ms() + REST_MS
+        else:
+            self._rest_until_ms.pop(key, None)
 
     def _is_ours(self, channel: PayingChannel | EarningChannel) -> bool:
         return channel.currency == self.backend.currency.name and not channel.settled_ms
 
-    async def _see(self, key: bytes, vouched: int) -> Standing:
-        """Look at a channel, and tell the engine what is new."""
-        standing = Standing(final=await self.backend.state(key), newest=await self.backend.state(key, final=False))
+    async def _see(self, key: bytes, final: Block | None, faults: list[RpcFault]) -> tuple[Standing, bool]:
+        """Look at a channel. Answers with ``False`` where what is final is not known: both are the newest then."""
+        newest = await self.backend.state(key, final=False)
+        if final is not None:
+            try:
+                question = call("channel", key)
+                agreed = await self._nodes.call(read_channel, self.backend.currency.escrow, question, final)
+            except RpcFault as fault:
+                faults.append(fault)
+            else:
+                self._unsure_since.pop(key, None)
+                return Standing(final=agreed, newest=newest), True
+        self._unsure_since.setdefault(key, self._now_ms())
+        return Standing(final=newest, newest=newest), False
+
+    def _tell_of(self, key: bytes, standing: Standing, vouched: int) -> None:
+        """Tell the engine what is new."""
         at_ms, most = self._now_ms(), funds_of(standing, vouched)
         if self._told.get(key) != most:
             self._told[key] = most
@@ -245,7 +348,6 @@ class ChainSettler:
         if standing.final.phase == CLOSED:
             self._settled.add(key)
             self._tell(ChannelSettled(channel_id=key, paid=standing.final.settled, at_ms=at_ms))
-        return standing
 
     def _keep_paid(self, word: str, key: bytes, standing: Standing, amount: int) -> None:
         """What a channel that has ended paid: the books of the two sides do not know that it came through the chain."""
@@ -258,7 +360,7 @@ class ChainSettler:
 
     def _act_as_payer(self, key: bytes, channel: PayingChannel, standing: Standing, chain_s: int) -> None:
         if is_untouched(standing):
-            if channel.phase == "closed":
+            if channel.phase == "closed" and not self._is_paying_in(key):
                 # It never came to the chain, and nobody brings it there any more.
                 self._settled.add(key)
             return
@@ -268,21 +370,57 @@ class ChainSettler:
         elif can_finalize(standing, chain_s=chain_s):
             self._begin(f"finalize {key.hex()}", self.backend.finalize, channel.config, channel.splits)
 
-    def _act_as_payee(
-        self, key: bytes, channel: EarningChannel, standing: Standing, claims: list[tuple[EarningChannel, bool]]
-    ) -> None:
-        at_ms = self._now_ms()
-        word = f"unclaimed since {key.hex()} {standing.newest.claimed}"
-        if not unclaimed(channel, standing):
+    def _is_paying_in(self, key: bytes) -> bool:
+        """Whether a deposit may still come to the chain: it is being made, or was sent in an earlier life."""
+        if f"fund {key.hex()}" in self._busy:
+            return True
+        sent = self._store.newest(f"open {key.hex()}")
+        return sent is not None and (sent.phase != FINAL or sent.ok)
+
+    def _ends_as_payee(self, key: bytes, channel: EarningChannel, standing: Standing, chain_s: int) -> bool:
+        """End a channel by itself where this side should; whether that is so."""
+        owed, at_ms = uncredited(channel, standing), self._now_ms()
+        if not unclaimed(channel, standing) and owed < self._config.claim_at_least:
+            return False  # what is left to be credited is not worth a fee
+        if not channel.live:
+            since_ms = self._first_seen(f"idle since {key.hex()} {len(channel.terms)} {channel.cumulative}")
+            if ends_alone(channel, standing, since_ms=since_ms, at_ms=at_ms):
+                self._begin(f"payee-close {key.hex()}", self._end_alone, channel, last_voucher(channel, standing))
+                return True
+        if can_finalize(standing, chain_s=chain_s) and not unclaimed(channel, standing):
+            self._begin(f"finalize {key.hex()}", self.backend.finalize, channel.config, channel.splits)
+            return True
+        return False
+
+    def _find_claim(self, key: bytes, channel: EarningChannel, standing: Standing, claims: Claims) -> None:
+        voucher, at_ms = voucher_to_claim(channel, standing), self._now_ms()
+        if voucher is None or not unclaimed(channel, standing):
             return
-        since_ms = self._first_seen(word)
-        if channel.phase == "closed" and channel.proposed is not None and standing.newest.phase == OPEN:
+        since_ms = self._first_seen(f"unclaimed since {key.hex()} {standing.newest.claimed}")
+        if is_agreed(channel) and standing.newest.phase == OPEN:
             return  # both have signed its end: the close pays all of it, and is under way
-        if ends_alone(channel, standing, since_ms=since_ms, at_ms=at_ms):
-            self._begin(f"payee-close {key.hex()}", self._end_alone, channel)
-        elif is_worth_claiming(channel, standing, self._config):
-            due = claim_is_due(channel, standing, self._config, since_ms=since_ms, at_ms=at_ms)
-            claims.append((channel, due))
+        if not is_worth_claiming(channel, standing, self._config):
+            return
+        unsure_ms = at_ms - self._unsure_since.get(key, at_ms)
+        claim = Claim(config=channel.config, voucher=voucher)
+        if is_closing(standing):
+            claims.urgent_ms = min(claims.urgent_ms, at_ms)
+            claims.urgent.append((key, claim))
+            return
+        claims.others.append((key, claim))
+        claims.is_due |= claim_is_due(
+            channel, standing, self._config, since_ms=since_ms, at_ms=at_ms, unsure_ms=unsure_ms
+        )
+
+    def _begin_claims(self, found: Sequence[tuple[bytes, Claim]]) -> None:
+        """Claim what is not being claimed already. One that does not come back for long keeps no later one back."""
+        at_ms = self._now_ms()
+        fresh = {
+            key: claim for key, claim in found if at_ms - self._claiming.get(key, at_ms - PATIENCE_MS) >= PATIENCE_MS
+        }
+        if fresh and self._nursery is not None:
+            self._claiming.update(dict.fromkeys(fresh, at_ms))
+            self._nursery.start_soon(self._work, "claim", self._claim, (fresh, at_ms))
 
     def _first_seen(self, word: str) -> int:
         """When something was first seen so, in this life of the daemon or an earlier one."""
@@ -294,11 +432,13 @@ class ChainSettler:
             self._since[word] = int(kept)
         return self._since[word]
 
-    async def _claim(self, channels: list[EarningChannel]) -> None:
-        claims = [
-            Claim(config=channel.config, voucher=channel.voucher) for channel in channels if channel.voucher is not None
-        ]
-        results = await self.backend.claim(claims)
+    async def _claim(self, claims: dict[bytes, Claim], begun_ms: int) -> None:
+        try:
+            results = await self.backend.claim(list(claims.values()))
+        finally:
+            for key in claims:
+                if self._claiming.get(key) == begun_ms:
+                    del self._claiming[key]
         paid = sum(result.paid for result in results)
         self.counters["chain: vouchers claimed"] += sum(not result.fault for result in results)
         self._log(f"chain: claimed {format_amount(paid)} {self.symbol} on {len(claims)} channels")
@@ -306,8 +446,8 @@ class ChainSettler:
         if faults:
             raise Refused(f"{len(faults)} of {len(results)} vouchers were not counted: {faults[0]}")
 
-    async def _end_alone(self, channel: EarningChannel) -> None:
-        await self.backend.payee_close(channel.config, channel.splits, channel.voucher)
+    async def _end_alone(self, channel: EarningChannel, voucher: Signed[Voucher] | None) -> None:
+        await self.backend.payee_close(channel.config, channel.splits, voucher)
         self.counters["chain: channels closed by their payee"] += 1
         self._log("chain: ended a channel with its last voucher, as its buyer is silent or ends it")
 

@@ -22,6 +22,7 @@ from hansa.node.chain_settling import ChainSettler, settler_for
 from hansa.node.evm_backend import EvmBackend
 from hansa.node.evm_limits import FeeLimits
 from hansa.node.faults import ConfigError
+from hansa.node.json_rpc import RpcNode
 from hansa.node.state import NodeState
 from hansa.node.voucher_file import HeldVoucher, read_vouchers, voucher_view, write_vouchers
 from hansa.node.watchtower import Watch, Watchtower, held_in, run_watchtower
@@ -73,7 +74,11 @@ class Party:
         key = scene.id(config)
         voucher = scene.voucher(config, vouched) if vouched else None
         self.state.earning[key] = EarningChannel(
-            config=config, channel_id=key, currency=self.house.currency.name, voucher=voucher, **fields
+            config=config,
+            channel_id=key,
+            currency=self.house.currency.name,
+            voucher=voucher,
+            **{"safe": voucher, **fields},
         )
 
     def pays_on(self, scene: Scene, config: ChannelConfig, phase: str = "open", **fields: Any) -> None:
@@ -182,6 +187,93 @@ async def test_a_close_in_the_middle_is_answered_inside_the_window_and_stops_the
         await until(lambda: payee.funds()[-1] == 700, "no more is to be worked than is vouched for")
         await until(lambda: payee.settler.counters["chain: vouchers claimed"], "it was claimed")
     assert await claimed(house, scene, config) == 700
+
+
+async def test_what_was_claimed_is_credited_though_the_buyer_has_vanished(house: RpcHouse) -> None:
+    scene, payee = Scene(house), Party(house, PAYEE)
+    silent, closing, working = await scene.opened(), await scene.opened(), await scene.opened()
+    for config in (silent, closing, working):
+        await house.evm(STRANGER).claim([scene.claim(config, 700)])
+    await house.evm(PAYER).request_close(closing)
+    for config in (silent, closing):
+        payee.earns_on(scene, config, 700)
+    payee.earns_on(scene, working, 700, live=frozenset({b"\x09" * 32}))
+    async with serving(payee):
+        await until(lambda: len(payee.told(ChannelSettled)) == 1, "what is being closed has ended")
+        await trio.sleep(0.3)
+        assert [event.channel_id for event in payee.told(ChannelSettled)] == [scene.id(closing)]
+        payee.ahead_ms = silent.challenge_period * 1000
+        await until(lambda: len(payee.told(ChannelSettled)) == 2, "what is silent has ended")
+        assert await house.evm(STRANGER).credit(PAYEE.address) == 1_400
+        payee.state.earning[scene.id(working)] = replace(payee.state.earning.live[scene.id(working)], live=frozenset())
+        await house.evm(PAYER).request_close(working)
+        await until(lambda: len(payee.told(ChannelSettled)) == 3, "the last has ended")
+    assert await house.evm(STRANGER).credit(PAYEE.address) == 2_100
+
+
+async def test_a_close_is_answered_though_the_nodes_do_not_agree(house: RpcHouse) -> None:
+    scene = Scene(house)
+    config = await scene.opened()
+
+    def lie(method: str, _: Any, answer: Any) -> Any:
+        return {**answer, "hash": "0x" + "ab" * 32} if method == "eth_getBlockByNumber" and answer else answer
+
+    with rpc_stand_in(lying(house.chain.url, lie)) as liar:
+        payee = Party(house, PAYEE)
+        payee.earns_on(scene, config, 700, live=frozenset({b"\x09" * 32}))
+        async with serving(payee):
+            await until(lambda: DEPOSIT in payee.funds(), "the deposit is final")
+            honest = payee.settler._nodes.nodes
+            payee.settler._nodes.nodes = (*honest, liar_node := RpcNode(liar.url))
+            await until(payee.settler.troubles, "it is said that they disagree")
+            await house.evm(PAYER).request_close(config)
+            begun = payee.settler._claiming
+            await until(lambda: begun, "a claim has begun")
+            payee.settler._nodes.nodes = honest
+            await liar_node.close()
+            await until(lambda: payee.settler.counters["chain: vouchers claimed"], "it was claimed")
+    assert await claimed(house, scene, config) == 700
+
+
+async def test_a_channel_that_nobody_funds_is_looked_at_rarely_unless_a_lease_is_on_it(house: RpcHouse) -> None:
+    scene, payee = Scene(house), Party(house, PAYEE)
+    config = scene.config()
+    payee.earns_on(scene, config, 0)
+    node = payee.settler._nodes.nodes[0]
+    async with serving(payee):
+        await until(payee.funds, "it was looked at")
+        key = scene.id(config)
+        until_ms = payee.settler._rest_until_ms[key]
+        asked = node.asked
+        await until(lambda: node.asked > asked + 30, "it looks on")
+        assert payee.settler._rest_until_ms[key] == until_ms
+        payee.state.earning[key] = replace(payee.state.earning.live[key], live=frozenset({b"\x09" * 32}))
+        await until(lambda: payee.settler._rest_until_ms[key] > until_ms, "it is looked at again")
+
+
+async def test_a_deposit_that_is_under_way_when_its_channel_ends_is_not_forgotten(house: RpcHouse) -> None:
+    scene, payer = Scene(house), Party(house, PAYER)
+    first, second = scene.config(), scene.config()
+    await house.fund(PAYER, 900)
+    for config in (first, second):
+        payer.pays_on(scene, config)
+    house.chain.ask("evm_setAutomine", False)
+    async with serving(payer, mines=False):
+        store = payer.settler._store
+        for config in (first, second):
+            payer.settler.want(wanted(scene, config, 300))
+        await until(lambda: store.newest(f"open {scene.id(first).hex()}"), "the first deposit is under way")
+        for config in (first, second):
+            payer.pays_on(scene, config, "closed")
+        await trio.sleep(0.5)
+        assert scene.id(first) not in payer.settler._settled
+        house.chain.ask("evm_setAutomine", True)
+        house.chain.mine(3)
+        purpose = f"request-close {scene.id(first).hex()}"
+        await until(lambda: store.newest(purpose) or house.chain.mine(), "the first is asked back")
+        await until(lambda: scene.id(second) in payer.settler._settled, "the second is done with")
+    assert payer.settler.counters["chain: deposits that were not wanted any more"] == 1
+    assert await house.purse(PAYER.address) == 600
 
 
 async def test_many_channels_are_claimed_in_one_transaction(house: RpcHouse) -> None:
