@@ -19,6 +19,7 @@ from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, d
 from hansa.market.ledger import Post, closed_to_provider, vouched_to_provider
 from hansa.market.machine import Step, Table, ignore, rows
 from hansa.market.receipts import NOTHING, LeaseTerms, Statement, next_statement, receipt_digest
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, Voucher
 from hansa.proto.market_documents import Evidence
 from hansa.proto.messages import CloseAccepted, ReceiptSent
@@ -30,6 +31,8 @@ KEEP_MS = 7 * 24 * 3_600_000
 """A receipt is worth bringing for a week: the buyer may have been away."""
 
 
+UNASKED_MS = 60_000
+"""So long a buyer is told of the end of a channel on which nothing moved. It is no loss if it never hears of it."""
 REPEAT_MS = 24 * 3_600_000
 """For so long after a channel's end the buyer is told of it again at every start."""
 
@@ -219,7 +222,7 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
         case ChannelSettled():
             return _settle(state, event)
         case LeaseLeft(lease=lease, at_ms=at_ms):
-            return _close(replace(state, live=state.live - {lease}), at_ms)
+            return _leave(replace(state, live=state.live - {lease}), at_ms)
         case LineMetered():
             return _meter(state, event)
         case VoucherArrived():
@@ -228,6 +231,10 @@ def _react(state: EarningChannel, event: Any) -> Step[EarningChannel]:
             return _hear_refusal(state, event)
         case CloseProposalArrived(close=close, at_ms=at_ms):
             if state.phase == "closed":
+                if state.proposed is None and not state.settled_ms and close.document.cumulative == state.earned:
+                    # It ended here by itself, and what is agreed now is what was so.
+                    agreed = replace(state, proposed=close)
+                    return Step(state=agreed, effects=(_acceptance(agreed, at_ms), *_settlement(agreed)))
                 return _close(state, at_ms)
             # Both words and vouchers may overtake each other; the sum only rises, so the highest word is the last.
             known = state.proposed.document.cumulative if state.proposed else -1
@@ -378,6 +385,20 @@ def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningC
         return ignore(state, "a refusal of no receipt that is out")
     leases = tuple(line.lease for line in state.out.lines)
     return Step(state=replace(state, refused=event.reason), effects=(LinesRefused(leases=leases, reason=event.reason),))
+
+
+def _leave(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
+    """A lease is gone. A channel on which nothing ever moved goes with its last one: else each award left one behind.
+
+    Its buyer is told, so that it names another next time; who was not reached hears it when it names this one.
+    """
+    funded = state.funds and currency_of(state.currency).is_on_chain
+    moved = state.lines or state.out or state.voucher or state.proposed or funded
+    if state.live or moved:
+        return _close(state, at_ms)
+    ended = replace(state, phase="closed", closed_ms=at_ms)
+    told = replace(_acceptance(ended, at_ms), keep_until_ms=at_ms + UNASKED_MS)
+    return Step(state=ended, effects=(told,))
 
 
 def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:

@@ -156,6 +156,8 @@ TABLE: Table[PayingChannel] = Table(
         ("opening", CloseWanted, "closed"),
         ("open", ReceiptArrived, "open"),
         ("open", CloseWanted, "closing"),
+        # Its provider ended it by itself, since nothing ever moved on it.
+        ("open", CloseAcceptanceArrived, ("open", "closed")),
         ("closing", ReceiptArrived, "closing"),
         ("closing", CloseAcceptanceArrived, "closed"),
     ),
@@ -187,6 +189,8 @@ def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
                 return Step(state=replace(state, phase="closed"))
             closing = replace(state, phase="closing")
             return Step(state=closing, effects=outstanding(closing, at_ms))
+        case CloseAcceptanceArrived() if state.phase == "open" and (state.accepted is not None or state.cumulative):
+            return ignore(state, "an end that nobody asked for")
         case CloseAcceptanceArrived():
             return _finish(state, event)
         case _:

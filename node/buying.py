@@ -4,6 +4,7 @@ How its machines turn is in ``hansa.node.buying_turns``.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from hansa.market import paying_channel, purchase
@@ -293,7 +294,14 @@ def _hear_close(state: NodeState, event: MessageArrived) -> Effects:
         state.ignore("paying_channel", "a close of a channel that is not the sender's")
         return []
     news = paying_channel.CloseAcceptanceArrived(close=message.close, at_ms=event.at_ms)
-    return advance_channel(state, key, news)
+    effects = advance_channel(state, key, news)
+    if key not in state.paying.live:
+        for tender, bought in state.purchases.live.items():
+            if channel.config in bought.channels.values():
+                # It never opens again: who gathers on it takes another.
+                left = {account: config for account, config in bought.channels.items() if config != channel.config}
+                state.purchases.live[tender] = replace(bought, channels=left)
+    return effects
 
 
 HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {

@@ -152,8 +152,25 @@ def test_no_end_at_another_sum_than_the_vouchers(cumulative):
     (paid() >> LEFT >> proposal(cumulative)).reaches("open", cumulative=1_000)
 
 
-def test_an_end_at_nothing_moves_nothing_so_that_the_channel_may_open_again_and_end_once_more():
-    (Playbook(advance, START) >> JOINED >> LEFT >> proposal(0) << ACCEPTED).reaches("closed", voucher=None)
+def test_a_channel_on_which_nothing_moved_ends_with_its_last_lease_and_agrees_to_that_when_asked():
+    playbook = Playbook(advance, START) >> JOINED >> LeaseJoined(terms=terms(lease=OTHER_LEASE)) >> LEFT
+    playbook.reaches("open")
+    playbook >> LeaseLeft(lease=OTHER_LEASE, at_ms=NOW_MS) << ACCEPTED
+    playbook.reaches("closed", voucher=None, proposed=None)
+    playbook >> proposal(1) >> proposal(0) << ACCEPTED >> proposal(0) << ACCEPTED
+    playbook.reaches("closed", voucher=None)
+
+
+def test_an_end_at_nothing_moves_nothing():
+    (Playbook(advance, START) >> JOINED >> proposal(0) >> LEFT << ACCEPTED).reaches("closed", voucher=None)
+
+
+def test_a_channel_with_a_deposit_on_a_chain_or_with_anything_metered_does_not_end_by_itself():
+    chain = replace(START, currency=escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20))
+    (Playbook(advance, chain) >> JOINED >> FundsKnown(channel_id=CHANNEL_ID, most=5, at_ms=NOW_MS) >> LEFT).reaches(
+        "open"
+    )
+    (Playbook(advance, START) >> JOINED >> metered(1_000, 1) << receipt_of(FIRST) >> LEFT).reaches("open")
 
 
 def test_the_end_asked_for_again_is_answered_again_and_posted_once():

@@ -9,12 +9,14 @@ import textwrap
 import pytest
 from kit.trading import BUYER, NOW_MS, spec
 
+from hansa.market.mutual import Mutual
 from hansa.node.engine import Engine
 from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, JobSubmitted, Started, TimeCame
 from hansa.node.faults import OperatorError
 from hansa.node.journal import KEPT_SNAPSHOTS, MemoryJournal, SqliteJournal
 from hansa.node.state import NodeState, snapshot
 from hansa.proto.blob import blob_ref
+from hansa.proto.errors import ProtocolError
 from hansa.scheduler.run import RunKept, RunProgressed
 
 
@@ -208,4 +210,15 @@ def test_kill_in_mid_append_loses_nothing_that_was_acknowledged(tmp_path, moment
     assert len(times) % 2 == 0, "half a batch is there"
     assert len(times) // 2 >= acknowledged
     assert times == [number * 10 + half for number in range(1, len(times) // 2 + 1) for half in (0, 1)]
+    journal.close()
+
+
+def test_a_state_that_could_not_be_read_back_is_not_written(tmp_path):
+    """A daemon that has written one cannot start again; one that ends before can."""
+    big = NodeState(mutual={bytes(20): Mutual(limit=2**128)})
+    journal = SqliteJournal(tmp_path / "journal")
+    for kept in (journal, MemoryJournal()):
+        with pytest.raises((ProtocolError, AssertionError)):
+            kept.write_snapshot(snapshot(big))
+        assert kept.read()[0] is None
     journal.close()

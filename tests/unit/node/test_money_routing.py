@@ -244,3 +244,41 @@ def test_a_lease_is_told_that_what_was_paid_ahead_for_it_went_to_another():
         vouch(4_000, receipt_digest(state.earning.live[key].out.receipt))
     assert state.earning.live[key].ahead == {}
     assert (state.sale_on(first).ahead, state.sale_on(second).ahead) == (0, 0)
+
+
+def test_awards_that_are_called_off_leave_no_channel_behind_and_the_end_is_told_when_asked():
+    made = SmallMarket()
+    made.add(PROVIDER_KEY, devices=1)
+    for number in range(1, 5):
+        lease, config = sale_on_a_channel(made, number)
+        made.tell(BUYER, PROVIDER, messages.LeaseCancelled(lease=lease, reason="x"))
+        made.now_ms += 3_000
+    assert not state_of(made, PROVIDER).earning.live
+    made.said.clear()
+    wanted = CooperativeClose(channel_id=channel_id(DOMAIN, config), cumulative=0)
+    for _ in range(2):
+        made.tell(BUYER, PROVIDER, sealed(messages.CloseProposed(currency="USD", close=unsigned(wanted)), BUYER_KEY))
+    assert [said.close.document for said in made.heard(messages.CloseAccepted)] == [wanted, wanted]
+
+
+def test_a_buyer_hears_that_an_unused_channel_ended_and_names_another_next_time():
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=1)
+    made.submit(BUYER, of=spec(shards=1))
+    made.lost = lambda _to, message: isinstance(message, messages.RunOrdered)
+    made.tender(BUYER, (PROVIDER,))
+    key = channel_key(made)
+    made.lost = lambda _to, message: isinstance(message, messages.RunEnded)
+    made.pass_time(60_000, PROVIDER)
+    assert not state_of(made, PROVIDER).earning.live
+    assert state_of(made, BUYER).paying.get(key).phase == "closed"
+
+
+def test_a_channel_on_which_something_was_paid_is_ended_by_no_word_that_nobody_asked_for():
+    made = leased("USD", prepay_ms=1_000, prepay_everybody=True, changes={"max_prepay_ms": 1_000})
+    key = channel_key(made)
+    assert state_of(made, BUYER).paying.live[key].cumulative
+    wanted = CooperativeClose(channel_id=key, cumulative=0)
+    made.tell(PROVIDER, BUYER, sealed(messages.CloseAccepted(currency="USD", close=unsigned(wanted)), PROVIDER_KEY))
+    assert state_of(made, BUYER).paying.live[key].phase == "open"
