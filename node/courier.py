@@ -7,13 +7,13 @@ from typing import Any
 from hansa.market.effects import domain_of
 from hansa.node.directory import Directory
 from hansa.node.events import MessageArrived
-from hansa.node.gate import SIGNATURE_EVERY_MS, SIGNATURES_AT_ONCE, PeerRate
+from hansa.node.gate import DEBT_EVERY_MS, DEBTS_AT_ONCE, SIGNATURE_EVERY_MS, SIGNATURES_AT_ONCE, PeerRate
 from hansa.node.head_exchange import UNJOURNALED
 from hansa.node.net import Context, Net, Refused
 from hansa.node.outbox import NO_ROOM
 from hansa.proto.codec import decode
 from hansa.proto.errors import BadSignature
-from hansa.proto.messages import Direct, RunLogSent
+from hansa.proto.messages import CreditGranted, Direct, PaymentAcknowledged, RunLogSent
 from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES
 from hansa.proto.signing import Signed, check
 from hansa.proto.units import UnixMs
@@ -39,6 +39,7 @@ class Courier:
         """
         self._matters = matters
         self._rate = PeerRate(SIGNATURES_AT_ONCE, SIGNATURE_EVERY_MS)
+        self._debts = PeerRate(DEBTS_AT_ONCE, DEBT_EVERY_MS)
         self._net = net
         self._directory = directory
         self._take = take
@@ -61,6 +62,8 @@ class Courier:
         if _is_signed(message) and not self._rate.admits(sender, self._now_ms()):
             raise Refused(f"{NO_ROOM}: more signed messages than one peer may send")
         check_signatures(message, sender)
+        if isinstance(message, CreditGranted | PaymentAcknowledged) and not self._debts.admits(sender, self._now_ms()):
+            raise Refused(f"{NO_ROOM}: more credit lines and payments than one peer may send")
         if isinstance(message, RunLogSent):
             self._log(sender, message)
         elif isinstance(message, UNJOURNALED):

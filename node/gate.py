@@ -18,6 +18,9 @@ SIGNATURES_AT_ONCE = 400
 SIGNATURE_EVERY_MS = 10
 """One peer's signed messages that are looked into: to recover a hundred signers a second takes a few hundredths of a
 core, and an honest peer has one receipt or voucher for each metering interval."""
+DEBTS_AT_ONCE = 20
+DEBT_EVERY_MS = 60_000
+"""One peer's credit lines and acknowledged payments. The ledger keeps each for good, and a line lives for a month."""
 HELLOS_AT_ONCE = 20
 HELLO_EVERY_MS = 1_000
 """One peer's hellos that are looked into. It has one to say when it starts, and the same again for a month."""

@@ -36,11 +36,11 @@ from hansa.market.sale_events import (
 from hansa.market.sale_state import Sale
 from hansa.node.courier import Courier
 from hansa.node.directory import Stranger
-from hansa.node.gate import HELLOS_AT_ONCE, SIGNATURES_AT_ONCE
+from hansa.node.gate import DEBT_EVERY_MS, DEBTS_AT_ONCE, HELLOS_AT_ONCE, SIGNATURES_AT_ONCE
 from hansa.node.net import Refused
 from hansa.proto import messages, signing
 from hansa.proto.codec import encode
-from hansa.proto.documents import Voucher
+from hansa.proto.documents import CreditLine, Voucher
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import HELLO, MARKET
 from hansa.proto.signing import sign
@@ -195,6 +195,32 @@ async def test_signature_floods_are_limited_for_each_peer(recovered, autojump_cl
         assert refused >= 100
         await trio.sleep(1)
         assert await flooder.net.request(one.peer_id, MARKET, voucher(1, flooder.account), max_response_bytes=1) == b""
+
+
+@pytest.mark.trio
+async def test_a_flood_of_credit_lines_does_not_swell_the_ledger_that_keeps_them_all(autojump_clock):
+    def granted(number, signer):
+        line = CreditLine(
+            creditor=signer.address,
+            debtor=key(1).address,
+            unit=bytes(32),
+            limit=number,
+            not_after=now_ms(),
+            nonce=number + 1,
+        )
+        return encode(messages.CreditGranted(line=sign(DOMAIN, line, signer)))
+
+    async with door(lambda _sender, _message: True) as (one, flooder):
+        refused = 0
+        for number in range(DEBTS_AT_ONCE + 10):
+            try:
+                await flooder.net.request(one.peer_id, MARKET, granted(number, flooder.account), max_response_bytes=1)
+            except Refused as fault:
+                refused += fault.why.startswith("busy")  # an honest peer tries again
+        assert refused >= 9
+        await trio.sleep(2 * DEBT_EVERY_MS / 1000)
+        last = granted(99, flooder.account)
+        assert await flooder.net.request(one.peer_id, MARKET, last, max_response_bytes=1) == b""
 
 
 @pytest.mark.trio
