@@ -260,9 +260,9 @@ async def test_a_deposit_that_is_under_way_when_its_channel_ends_is_not_forgotte
     house.chain.ask("evm_setAutomine", False)
     async with serving(payer, mines=False):
         store = payer.settler._store
-        for config in (first, second):
-            payer.settler.want(wanted(scene, config, 300))
+        payer.settler.want(wanted(scene, first, 300))
         await until(lambda: store.newest(f"open {scene.id(first).hex()}"), "the first deposit is under way")
+        payer.settler.want(wanted(scene, second, 300))
         for config in (first, second):
             payer.pays_on(scene, config, "closed")
         await trio.sleep(0.5)
