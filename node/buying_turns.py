@@ -41,6 +41,9 @@ def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
         if ours:
             # What was paid ahead for leases that ended early comes back only when the channel closes, if ever.
             left -= max(0, channel.cumulative - channel.wanted)
+    for channel in state.paying.ended.values():
+        if channel.paid > channel.metered and any(terms.job == of.job for terms in channel.terms.values()):
+            left -= channel.paid - channel.metered  # The provider kept what was paid ahead.
     for tender, bought in state.purchases.live.items():
         if bought.tender.job == of.job and tender != besides and bought.phase in GATHERS:
             left -= sum(bought.bids[placement.bid].max_total for placement in bought.live)

@@ -282,3 +282,11 @@ def test_a_channel_on_which_something_was_paid_is_ended_by_no_word_that_nobody_a
     wanted = CooperativeClose(channel_id=key, cumulative=0)
     made.tell(PROVIDER, BUYER, sealed(messages.CloseAccepted(currency="USD", close=unsigned(wanted)), PROVIDER_KEY))
     assert state_of(made, BUYER).paying.live[key].phase == "open"
+
+
+def test_what_a_settled_channel_paid_beyond_its_receipts_is_gone_from_the_budget():
+    made = leased()
+    state, key = state_of(made, BUYER), channel_key(made)
+    made.take(BUYER, ChannelSettled(channel_id=key, paid=1_000, at_ms=made.now_ms))
+    of = state.jobs.get(JOB)
+    assert funds_left(state, of) == of.spec.budget - 1_000
