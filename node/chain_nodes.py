@@ -31,6 +31,10 @@ from hansa.proto.errors import Malformed
 T = TypeVar("T")
 
 MOST_CHAIN_ID_BITS = 63
+NONCE_BITS = 48
+"""No account has sent so much."""
+STRAGGLER_S = 5.0
+"""How long the slow are waited for when more than half have answered."""
 FEE_BITS = 96
 """A fee of 2**96 smallest units for one unit of gas is more than there are coins of any chain."""
 HASH_BYTES = 32
@@ -232,16 +236,23 @@ class ChainNodes:
 
     async def _all(self, read: Callable[[Any], T], method: str, *params: Any) -> dict[str, T | RpcFault]:
         answers: dict[str, T | RpcFault] = {}
+        slow = RpcAway("the chain's node", f"answers more than {STRAGGLER_S:g} s after most of the others")
 
         async def ask(number: int, node: RpcNode) -> None:
             try:
                 answers[f"{node.name} ({number})"] = await self._say(node, node.read(method, *params), read)
             except RpcFault as fault:
                 answers[f"{node.name} ({number})"] = fault
+            if 2 * sum(not isinstance(each, RpcAway) for each in answers.values()) > len(self.nodes):
+                # One silent node does not hold up what the others can decide.
+                nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + STRAGGLER_S)
 
         async with trio.open_nursery() as nursery:
             for number, node in enumerate(self.nodes, start=1):
                 nursery.start_soon(ask, number, node)
+        for number, node in enumerate(self.nodes, start=1):
+            if answers.setdefault(f"{node.name} ({number})", slow) is slow:
+                self.faults[node.name] = slow.why
         return answers
 
     # What decides about money: agreed.
@@ -284,7 +295,9 @@ class ChainNodes:
 
     async def nonce(self, account: bytes, block: Block) -> int:
         """How many transactions of an account were in blocks up to this one."""
-        return await self.agreed(_number_of("nonce", 63), "eth_getTransactionCount", hex_data(account), _at(block))
+        return await self.agreed(
+            _number_of("nonce", NONCE_BITS), "eth_getTransactionCount", hex_data(account), _at(block)
+        )
 
     async def logs(self, address: bytes, first: int, last: Block) -> tuple[Log, ...]:
         """Everything that a contract said from block ``first`` to block ``last``, both included."""
@@ -333,12 +346,28 @@ class ChainNodes:
         return await self.first(_receipt_logs, "eth_getTransactionReceipt", hex_data(transaction))
 
     async def pending_nonce(self, account: bytes) -> int:
-        """The first nonce of an account that no transaction known to the node has."""
-        return await self.first(_number_of("nonce", 63), "eth_getTransactionCount", hex_data(account), "pending")
+        """The first nonce of an account that no transaction known to a node has: the lowest that any node says.
+
+        Raises:
+            RpcFault: half of them or more do not answer.
+        """
+        return await self._lowest_nonce(account, "pending")
 
     async def newest_nonce(self, account: bytes) -> int:
-        """The first nonce of an account that no transaction in a block has."""
-        return await self.first(_number_of("nonce", 63), "eth_getTransactionCount", hex_data(account), "latest")
+        """The first nonce of an account that no transaction in a block has: the lowest that any node says.
+
+        Raises:
+            RpcFault: half of them or more do not answer.
+        """
+        return await self._lowest_nonce(account, "latest")
+
+    async def _lowest_nonce(self, account: bytes, tag: str) -> int:
+        read = _number_of("nonce", NONCE_BITS)
+        answers = await self._all(read, "eth_getTransactionCount", hex_data(account), tag)
+        said = [answer for answer in answers.values() if isinstance(answer, int)]
+        if 2 * len(said) <= len(self.nodes):
+            raise next(answer for answer in answers.values() if isinstance(answer, RpcFault))
+        return min(said)
 
     async def coins(self, account: bytes) -> int:
         """What an account has to pay fees with, in the coin's smallest unit."""

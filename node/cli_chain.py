@@ -75,7 +75,16 @@ def export_vouchers(file: Path, data_dir: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--rpc", "urls", multiple=True, required=True, metavar="URL", help="A node of the chain; or several.")
+@click.option(
+    "--rpc",
+    "urls",
+    multiple=True,
+    required=True,
+    metavar="URL",
+    envvar="HANSA_WATCHTOWER_RPC",
+    help="A node of the chain; or several. Everybody on the machine can read arguments: an address with a key in it "
+    "belongs into the environment variable HANSA_WATCHTOWER_RPC (several with spaces between them).",
+)
 @click.option("--account", "keystore", type=click.Path(path_type=Path), help="A keystore whose account pays the fees.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="What opens the keystore.")
 @click.option("--room", type=click.Path(path_type=Path), help="Where it writes down what it sends.")

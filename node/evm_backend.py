@@ -7,9 +7,9 @@ What is asked is asked of a block that cannot be dropped, and of all nodes that 
 through ``hansa.node.evm_transactions``, so it is done once in effect. The contract is experimental and unaudited.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -20,7 +20,7 @@ from hansa.market.settlement import (
     Happening,
     Refused,
 )
-from hansa.node.chain_nodes import Block, ChainNodes
+from hansa.node.chain_nodes import Block, ChainNodes, Log
 from hansa.node.escrow_artefact import escrow_code
 from hansa.node.evm_escrow import (
     CLAIM_FAULTS,
@@ -47,11 +47,14 @@ from hansa.node.json_rpc import RpcError, RpcMalformed
 from hansa.node.plain_text import plain
 from hansa.proto.currency import Currency
 from hansa.proto.documents import ChannelConfig, Voucher, channel_id
+from hansa.proto.errors import Malformed
 from hansa.proto.keccak import keccak256
 from hansa.proto.signing import Signed, SigningKey, checksum_address
 from hansa.proto.splits import Split
 from hansa.proto.typed_data import Domain, digest
 from hansa.proto.units import CURRENCY_DECIMALS
+
+T = TypeVar("T")
 
 PERMIT_LIFE_S: Final = 3_600
 LONGEST_SYMBOL: Final = 12
@@ -194,6 +197,17 @@ class EvmBackend:
             await self._transactions.check(self.currency.escrow, content)
         return await self._transactions.carry(purpose, self.currency.escrow, content)
 
+    async def _said(self, done: Intention, read: Callable[[Sequence[Log], bytes], T]) -> T:
+        """What the escrow's own logs say of something that was done. Others' logs in the same transaction say nothing.
+
+        Raises:
+            RpcMalformed: a node's answer has logs that the escrow cannot have written.
+        """
+        try:
+            return read(await self._transactions.logs(done), self.currency.escrow)
+        except Malformed as fault:
+            raise RpcMalformed("the chain's node", f"answered with a log that cannot be: {fault}") from None
+
     def _check_config(self, config: ChannelConfig) -> bytes:
         if config.token != self.currency.token:
             raise Refused("the channel is in another token than this node's currency")
@@ -218,16 +232,40 @@ class EvmBackend:
             else:
                 content = call("openWithPermit", config_words(config), split_words(splits), amount, *permit)
             await self._do(purpose, content)
+            self._keep_deposit(key, amount)
         return key
 
-    async def top_up(self, config: ChannelConfig, amount: int) -> None:
-        """See ``Backend``."""
+    async def deposit(self, channel_id: bytes) -> int:
+        """What is in a channel for all that is known: neither a node that lags nor a dropped block makes it less.
+
+        Raises:
+            RpcFault: the chain cannot be asked.
+        """
+        final = (await self.state(channel_id)).deposit
+        newest = (await self.state(channel_id, final=False)).deposit
+        done = int(self._transactions.store.word(f"deposited {channel_id.hex()}") or "0")
+        return max(final, newest, done)
+
+    def _keep_deposit(self, channel_id: bytes, total: int) -> None:
+        store, word = self._transactions.store, f"deposited {channel_id.hex()}"
+        store.keep_word(word, str(max(total, int(store.word(word) or "0"))))
+
+    async def top_up(self, config: ChannelConfig, amount: int, *, before: int | None = None) -> None:
+        """See ``Backend``.
+
+        Args:
+            config: the channel's.
+            amount: what is added.
+            before: the deposit that ``amount`` was reckoned from: said twice from one, it is added once.
+        """
         key = self._check_config(config)
         async with self._paying_in:
             # Named for the deposit that it starts from: said again after a crash it is the same intention.
-            before = (await self.state(key, final=False)).deposit
+            if before is None:
+                before = await self.deposit(key)
             await self._approve(amount, f"for top-up {key.hex()} from {before}")
             await self._do(f"top-up {key.hex()} from {before}", call("topUp", config_words(config), amount))
+            self._keep_deposit(key, before + amount)
 
     async def _permit(self, amount: int) -> tuple[int, int, bytes, bytes] | None:
         """A signature by which the escrow may take the deposit; none where key or token cannot give one."""
@@ -290,12 +328,12 @@ class EvmBackend:
             if len(batch) == 1:
                 content = _single_claim(batch[0])
             done = await self._transactions.carry(f"claim {keccak256(content).hex()}", escrow, content)
-            paid |= paid_by(await self._transactions.logs(done))
+            paid |= await self._said(done, paid_by)
         for at, signs in alone.items():
             if signs:
                 content = _single_claim(claims[at])
                 done = await self._transactions.carry(f"claim {keccak256(content).hex()}", escrow, content)
-                paid |= paid_by(await self._transactions.logs(done))
+                paid |= await self._said(done, paid_by)
         return [
             ClaimResult(
                 channel_id=key,
@@ -362,7 +400,7 @@ class EvmBackend:
         content = call("withdraw", token, account)
         done = await self._transactions.carry(f"withdraw {account.hex()} {number}", self.currency.escrow, content)
         store.keep_word(word, str(number + 1))
-        return withdrawn_by(await self._transactions.logs(done))
+        return await self._said(done, withdrawn_by)
 
 
 def _single_claim(claim: Claim) -> bytes:

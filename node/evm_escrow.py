@@ -263,20 +263,28 @@ def read_happening(log: Log, *, at_s: int, final: bool) -> Happening | None:
     )
 
 
-def paid_by(logs: Sequence[Log]) -> dict[tuple[bytes, int], int]:
-    """By how much each claimed total rose, as the logs of one transaction say, by channel and new total."""
+def paid_by(logs: Sequence[Log], escrow: bytes) -> dict[tuple[bytes, int], int]:
+    """By how much each claimed total rose, as the logs of one transaction say, by channel and new total.
+
+    Raises:
+        Malformed: a log of the escrow is none that it could have written.
+    """
     paid: dict[tuple[bytes, int], int] = {}
     for log in logs:
-        if log.topics and log.topics[0] == CLAIMED and len(log.topics) == 2:
+        if log.address == escrow and log.topics and log.topics[0] == CLAIMED and len(log.topics) == 2:
             cumulative, amount, _ = words(log.data, 3, "log claimed")
             paid[log.topics[1], cumulative] = _amount(amount, "log claimed")
     return paid
 
 
-def withdrawn_by(logs: Sequence[Log]) -> int:
-    """What was paid out, as the logs of one transaction say."""
+def withdrawn_by(logs: Sequence[Log], escrow: bytes) -> int:
+    """What was paid out, as the logs of one transaction say.
+
+    Raises:
+        Malformed: a log of the escrow is none that it could have written.
+    """
     return sum(
         _amount(words(log.data, 1, "log withdrawn")[0], "log withdrawn")
         for log in logs
-        if log.topics and log.topics[0] == WITHDRAWN
+        if log.address == escrow and log.topics and log.topics[0] == WITHDRAWN
     )

@@ -60,7 +60,7 @@ class Attempt:
         raw: the signed bytes.
         most_fee: the most that a unit of gas may cost.
         tip: what of it is for the miner.
-        sent_ms: when it was last sent.
+        signed_ms: when it was signed. How long it is stuck counts from here, however often it is sent again.
     """
 
     intention: int
@@ -68,7 +68,7 @@ class Attempt:
     raw: bytes
     most_fee: int
     tip: int
-    sent_ms: int
+    signed_ms: int
 
 
 class EvmStore:
@@ -157,12 +157,8 @@ class EvmStore:
         self._insert_attempt(attempt.intention, attempt)
 
     def _insert_attempt(self, number: int, attempt: Attempt) -> None:
-        values = (attempt.transaction, number, attempt.raw, str(attempt.most_fee), str(attempt.tip), attempt.sent_ms)
+        values = (attempt.transaction, number, attempt.raw, str(attempt.most_fee), str(attempt.tip), attempt.signed_ms)
         self._database.execute("INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?)", values)
-
-    def sent_again(self, transaction: bytes, at_ms: int) -> None:
-        """A signed transaction went out once more."""
-        self._database.execute("UPDATE attempt SET sent_ms = ? WHERE tx = ?", (at_ms, transaction))
 
     def judge(self, number: int, phase: str, *, ok: bool, fee_paid: int, block_number: int) -> None:
         """What became of an intention."""
@@ -203,7 +199,13 @@ class EvmStore:
         )
         return tuple(
             Attempt(
-                intention=row[0], transaction=row[1], raw=row[2], most_fee=int(row[3]), tip=int(row[4]), sent_ms=row[5]
+                intention=row[0],
+                transaction=row[1],
+                raw=row[2],
+                most_fee=int(row[3]),
+                tip=int(row[4]),
+                # The column has its old name: files of earlier versions are read as they are.
+                signed_ms=row[5],
             )
             for row in cursor
         )
@@ -212,6 +214,12 @@ class EvmStore:
         """The highest nonce that was ever used here."""
         row = self._database.execute("SELECT max(nonce) FROM intention").fetchone()
         return None if row[0] is None else int(row[0])
+
+    def nonces_from(self, nonce: int) -> frozenset[int]:
+        """All nonces from one on that intentions have."""
+        return frozenset(
+            row[0] for row in self._database.execute("SELECT nonce FROM intention WHERE nonce >= ?", (nonce,))
+        )
 
     def fees_since(self, at_ms: int, *, without: int = 0) -> int:
         """What was paid, and may still have to be paid, for everything begun since then.

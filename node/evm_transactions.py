@@ -20,7 +20,7 @@ from hansa.node.chain_nodes import Block, ChainNodes, Log
 from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import TransactionSigner, transaction_hash
 from hansa.node.evm_store import FINAL, MINED, SENT, Attempt, EvmStore, Intention
-from hansa.node.json_rpc import RpcError, RpcFault, RpcMalformed, hex_data
+from hansa.node.json_rpc import RpcAway, RpcError, RpcFault, RpcMalformed, hex_data
 from hansa.node.plain_text import plain
 from hansa.proto.signing import checksum_address
 
@@ -86,7 +86,8 @@ class Transactions:
         self._beginning = trio.Lock()
         self._tending = trio.Lock()
         self._tended_at = -1e9
-        self._sent_here: set[bytes] = set()
+        self._sent_ms: dict[bytes, int] = {}
+        self._taken_out_ms: dict[int, int] = {}
 
     @property
     def address(self) -> bytes:
@@ -189,7 +190,7 @@ class Transactions:
             raw=raw,
             most_fee=most_fee,
             tip=tip,
-            sent_ms=self._now_ms(),
+            signed_ms=self._now_ms(),
         )
 
     # Fees.
@@ -225,14 +226,23 @@ class Transactions:
     # Nonces.
 
     async def _next_nonce(self) -> int:
-        """The first nonce that nobody has, as far as can be seen."""
+        """The first nonce that nobody has, as far as can be seen.
+
+        What is above a gap is never mined, and neither is anything after it: so a nonce that nobody can vouch for is
+        not taken.
+        """
         pending = await self._nodes.pending_nonce(self.address)
+        used = await self._nodes.nonce(self.address, await self._nodes.final_block())
+        used = max(used, await self._nodes.newest_nonce(self.address))
         highest = self.store.highest_nonce()
-        if highest is None:
-            return pending
-        if pending > highest + 1:
+        if highest is not None and pending > highest + 1:
             self._say_foreign()
-        return max(pending, highest + 1)
+        nonce = max(pending, used, 0 if highest is None else highest + 1)
+        ours = self.store.nonces_from(used)
+        if any(number not in ours for number in range(used, min(nonce, used + len(ours) + 1))):
+            words = f"says that nonce {nonce} is the next, and what is below it is neither in a block nor this node's"
+            raise RpcAway("the chain's node", f"{words}: wait until the account's other transactions are in blocks")
+        return nonce
 
     def _say_foreign(self) -> None:
         self.counters[FOREIGN] += 1
@@ -268,7 +278,9 @@ class Transactions:
                 attempts = self.store.attempts(intention.number)
                 if not any([await self._nodes.newest_receipt(attempt.transaction) for attempt in attempts]):
                     self.store.judge(intention.number, SENT, ok=False, fee_paid=0, block_number=0)
-                    self._sent_here -= {attempt.transaction for attempt in attempts}
+                    self._taken_out_ms[intention.number] = self._now_ms()
+                    for attempt in attempts:
+                        self._sent_ms.pop(attempt.transaction, None)
         if known != f"{final.number} {final.hash.hex()}":
             self.store.keep_word(FINAL_BLOCK, f"{final.number} {final.hash.hex()}")
 
@@ -298,6 +310,7 @@ class Transactions:
         if intention.phase == MINED:
             self.counters["transactions that a reorganisation took out"] += 1
             self.store.judge(intention.number, SENT, ok=False, fee_paid=0, block_number=0)
+            self._taken_out_ms[intention.number] = self._now_ms()
             await self._send(intention, newest)
             return
         if await self._nodes.nonce(self.address, final) > intention.nonce:
@@ -308,10 +321,17 @@ class Transactions:
         if await self._nodes.newest_nonce(self.address) > intention.nonce:
             self._say_foreign()
             return
-        waited_ms = self._now_ms() - newest.sent_ms
-        if waited_ms >= self._stuck_ms:
+        # Sending it again does not make it any less stuck.
+        waits_since_ms = max(newest.signed_ms, self._taken_out_ms.get(intention.number, 0))
+        if self._now_ms() - waits_since_ms >= self._stuck_ms:
             await self._outbid(intention, newest)
-        elif newest.transaction not in self._sent_here or waited_ms >= AGAIN_MS:
+        else:
+            await self._send_again(intention, newest)
+
+    async def _send_again(self, intention: Intention, newest: Attempt) -> None:
+        """Send what this process has not sent for a while: some node may have dropped it."""
+        sent_ms = self._sent_ms.get(newest.transaction)
+        if sent_ms is None or self._now_ms() - sent_ms >= AGAIN_MS:
             await self._send(intention, newest)
 
     async def _outbid(self, intention: Intention, newest: Attempt) -> None:
@@ -320,7 +340,7 @@ class Transactions:
             most_fee, tip = await self._higher_fees(newest)
             self._check_spending(intention.gas * most_fee, without=intention.number)
         except FeesTooHigh as fault:
-            await self._send(intention, newest)
+            await self._send_again(intention, newest)
             self.trouble[intention.purpose] = str(fault)
             return
         self.counters["stuck transactions replaced at a higher fee"] += 1
@@ -340,5 +360,4 @@ class Transactions:
                 self.counters["transactions that a node did not take"] += 1
         except RpcFault as fault:
             self.trouble[intention.purpose] = str(fault)
-        self._sent_here.add(attempt.transaction)
-        self.store.sent_again(attempt.transaction, self._now_ms())
+        self._sent_ms[attempt.transaction] = self._now_ms()

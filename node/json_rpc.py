@@ -168,9 +168,13 @@ class RpcNode:
         try:
             # In a thread: httpx on trio leaves half-run generators behind wherever it is cancelled. A thread that
             # nobody waits for any more ends by itself, at the timeout.
-            status, body = await trio.to_thread.run_sync(  # type: ignore[call-arg]  # its stubs are older than trio
-                self._exchange_blocking, question, abandon_on_cancel=True, limiter=self._limiter
-            )
+            # Bounded as a whole from here: httpx's timeout begins anew with every byte of a header.
+            with trio.fail_after(1.5 * self._timeout_s):
+                status, body = await trio.to_thread.run_sync(  # type: ignore[call-arg]  # its stubs are older than trio
+                    self._exchange_blocking, question, abandon_on_cancel=True, limiter=self._limiter
+                )
+        except trio.TooSlowError:
+            raise RpcAway(self.name, f"took more than {self._timeout_s:g} s to answer") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as fault:
             # Only the kind of the fault: its text may repeat the address.
             raise RpcAway(self.name, f"cannot be reached ({type(fault).__name__})") from None

@@ -5,7 +5,7 @@ Who has the file can claim the vouchers, which pays their payee; it can see who 
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,25 +70,36 @@ def write_vouchers(file: Path, vouchers: Sequence[dict[str, Any]]) -> None:
         raise ConfigError(f"cannot write {file}: {fault.strerror}", "check the directory and the disk") from None
 
 
-def read_vouchers(file: Path) -> list[HeldVoucher]:
+def read_vouchers(file: Path, *, skip: Callable[[str], None] | None = None) -> list[HeldVoucher]:
     """The vouchers of a file. Each is what it says: its signature is its channel's payer's, in an escrow on a chain.
 
+    Args:
+        file: which.
+        skip: is told what is wrong, if it is to be skipped, be it a line or the whole file.
+
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: it cannot be read, or holds something else, and is not to be skipped.
     """
+    skip = skip or _refuse
     try:
         if file.stat().st_size > LARGEST_BYTES:
-            raise ConfigError(f"{file} is larger than {LARGEST_BYTES >> 20} MiB", "it is no file of vouchers")
+            skip(f"{file} is larger than {LARGEST_BYTES >> 20} MiB: it is no file of vouchers")
+            return []
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"cannot read {file}", "name a file that `hansa chain export-vouchers` wrote") from None
+        skip(f"cannot read {file}: name files that `hansa chain export-vouchers` wrote")
+        return []
     found = []
     for number, line in enumerate(lines, start=1):
         try:
             found.append(_sound(from_json(HeldVoucher, line)))
         except ProtocolError as fault:
-            raise ConfigError(f"line {number} of {file} is no voucher: it {fault}", "export them again") from None
+            skip(f"line {number} of {file} is no voucher: it {fault}")
     return found
+
+
+def _refuse(words: str) -> None:
+    raise ConfigError(words, "export them again: hansa chain export-vouchers FILE")
 
 
 def _sound(held: HeldVoucher) -> HeldVoucher:

@@ -25,14 +25,17 @@ from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.node.keys import read_password
 from hansa.node.keystore import load_account
 from hansa.node.plain_text import plain
+from hansa.node.secrecy import keep_memory_private
 from hansa.node.voucher_file import SUFFIX, HeldVoucher, read_vouchers
 from hansa.proto.currency import Currency, currency_of
+from hansa.proto.errors import Malformed
 from hansa.proto.signing import SigningKey
 from hansa.proto.units import format_amount
 
 LIMITS: Final = FeeLimits(most_per_gas=500 * 10**9, most_per_day=10**17)
 NOBODY: Final = SigningKey((1).to_bytes(32, "big"))
 """Stands for the account in a dry run, in which nothing is ever signed. Everybody knows this key."""
+MOST_TROUBLES: Final = 1_000
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -67,7 +70,10 @@ def run_watchtower(watch: Watch, *, say: Say) -> None:
     Raises:
         OperatorError: files, keystore or chain are not what they should be.
     """
-    held = held_in(watch.files)
+    keep_memory_private()
+    held = held_in(watch.files, skip=lambda words: say({"what": "trouble", "words": words}))
+    if not held:
+        raise ConfigError("there are no vouchers in these files", "write some: hansa chain export-vouchers FILE")
     if not watch.dry_run and watch.keystore is None:
         hint = "give --account KEYSTORE of an account with a few coins, or --dry-run"
         raise ConfigError("somebody has to pay the fees of a claim", hint)
@@ -80,20 +86,17 @@ def run_watchtower(watch: Watch, *, say: Say) -> None:
     trio.run(_watch, watch, key, [currency_of(name) for name in currencies], say)
 
 
-def held_in(files: Sequence[Path]) -> list[HeldVoucher]:
-    """The best voucher of each channel in all of these files.
+def held_in(files: Sequence[Path], *, skip: Callable[[str], None] | None = None) -> list[HeldVoucher]:
+    """Every voucher in all of these files, once. With ``skip``, what is none is said to it: others are not to suffer.
 
-    Raises:
-        ConfigError: one of them is no file of vouchers, or there is no voucher in them.
+    A channel can have several: the highest may be above what was paid in, and then a lower one counts.
     """
-    found: dict[bytes, HeldVoucher] = {}
+    found: dict[tuple[bytes, int], HeldVoucher] = {}
     for file in files:
         for each in sorted(file.glob(f"*{SUFFIX}")) if file.is_dir() else [file]:
-            for held in read_vouchers(each):
-                known = found.get(held.voucher.channel_id)
-                if known is None or held.voucher.cumulative > known.voucher.cumulative:
-                    found[held.voucher.channel_id] = held
-    if not found:
+            for held in read_vouchers(each, skip=skip):
+                found[held.voucher.channel_id, held.voucher.cumulative] = held
+    if not found and skip is None:
         raise ConfigError("there are no vouchers in these files", "write some: hansa chain export-vouchers FILE")
     return list(found.values())
 
@@ -128,16 +131,13 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
 
 async def _look_often(tower: "Watchtower", watch: Watch, currencies: Sequence[Currency]) -> None:
     for currency in currencies:
-        await tower.backend(currency).check()
+        await tower.check(currency)
     while True:
-        try:
-            # Read anew: whoever is watched for brings newer vouchers as they come.
-            await tower.look(held_in(watch.files), dry_run=watch.dry_run)
-        except (RpcFault, Refused, OperatorError) as fault:
-            tower.tell("trouble", f"cannot look or claim now: {plain(fault, 300)}")
-            if watch.once:
-                raise
+        # Read anew: whoever is watched for brings newer vouchers as they come.
+        faults = await tower.look(held_in(watch.files, skip=tower.trouble), dry_run=watch.dry_run)
         if watch.once:
+            if faults:
+                raise faults[0]
             return
         await trio.sleep(watch.poll_s)
 
@@ -153,6 +153,9 @@ class Watchtower:
         self._say = say
         self._backends: dict[str, EvmBackend] = {}
         self._told: set[tuple[bytes, str]] = set()
+        self._checked: set[str] = set()
+        self._troubles: set[str] = set()
+        self._chain_id: int | None = None
 
     def backend(self, currency: Currency) -> EvmBackend:
         """The way to settle in a currency."""
@@ -172,31 +175,68 @@ class Watchtower:
         """One line for the operator."""
         self._say({"what": what, "words": words, **facts})
 
-    async def look(self, held: Sequence[HeldVoucher], *, dry_run: bool) -> None:
-        """Look at every channel once, and claim what has to be claimed.
+    def trouble(self, words: str) -> None:
+        """Say what is wrong, once."""
+        if words not in self._troubles and len(self._troubles) < MOST_TROUBLES:
+            self._troubles.add(words)
+            self.tell("trouble", words)
+
+    async def check(self, currency: Currency) -> None:
+        """Hold a contract that a file names against what an escrow must be, before anything is sent to it.
 
         Raises:
+            OperatorError: it is on another chain than the tower's, or no escrow that this version knows.
             RpcFault: the chain cannot be asked.
-            Refused: a claim cannot be made.
         """
-        due: dict[str, list[HeldVoucher]] = {}
+        if currency.name in self._checked:
+            return
+        if self._chain_id is not None and currency.chain_id != self._chain_id:
+            words = f"a voucher is of chain {currency.chain_id}, and this watchtower is on chain {self._chain_id}"
+            raise ConfigError(words, "run a watchtower for each chain")
+        await self.backend(currency).check()
+        self._chain_id = currency.chain_id
+        self._checked.add(currency.name)
+
+    async def look(self, held: Sequence[HeldVoucher], *, dry_run: bool) -> list[Exception]:
+        """Look at every channel once, and claim what has to be claimed. What is wrong with one currency stops no other.
+
+        Returns:
+            What was wrong; it has been said, too.
+        """
+        faults: list[Exception] = []
+        by_currency: dict[str, list[HeldVoucher]] = {}
         for each in held:
-            backend = self.backend(currency_of(each.currency))
-            state = await backend.state(each.voucher.channel_id, final=False)
-            if state.phase == CLOSING and state.claimed < each.voucher.cumulative <= state.deposit:
-                due.setdefault(each.currency, []).append(each)
-                self._tell_once(each, state.closable_at_s)
+            by_currency.setdefault(each.currency, []).append(each)
+        for name, vouchers in by_currency.items():
+            try:
+                await self._look_at(currency_of(name), vouchers, dry_run=dry_run)
+            except (RpcFault, Refused, OperatorError, Malformed) as fault:
+                self.tell("trouble", f"cannot look or claim now: {plain(fault, 300)}")
+                faults.append(fault)
+        return faults
+
+    async def _look_at(self, currency: Currency, held: Sequence[HeldVoucher], *, dry_run: bool) -> None:
+        await self.check(currency)
+        backend = self.backend(currency)
+        by_channel: dict[bytes, list[HeldVoucher]] = {}
+        for each in held:
+            by_channel.setdefault(each.voucher.channel_id, []).append(each)
+        due: list[HeldVoucher] = []
+        for channel, vouchers in by_channel.items():
+            state = await backend.state(channel, final=False)
+            good = [each for each in vouchers if state.claimed < each.voucher.cumulative <= state.deposit]
+            if state.phase == CLOSING and good:
+                best = max(good, key=lambda each: each.voucher.cumulative)
+                due.append(best)
+                self._tell_once(best, state.closable_at_s)
         if self._store is not None:
-            for backend in self._backends.values():
-                await backend.tend()
-        for name, vouchers in due.items():
-            if dry_run:
-                continue
-            results = await self.backend(currency_of(name)).claim([each.claim for each in vouchers])
-            for result in results:
-                words = f"claimed {format_amount(result.paid)}" if not result.fault else f"not claimed: {result.fault}"
-                channel = result.channel_id.hex()
-                self.tell("claimed", f"channel {channel[:12]}: {words}", channel=channel, paid=result.paid)
+            await backend.tend()
+        if dry_run or not due:
+            return
+        for result in await backend.claim([each.claim for each in due]):
+            words = f"claimed {format_amount(result.paid)}" if not result.fault else f"not claimed: {result.fault}"
+            channel_name = result.channel_id.hex()
+            self.tell("claimed", f"channel {channel_name[:12]}: {words}", channel=channel_name, paid=result.paid)
 
     def _tell_once(self, held: HeldVoucher, closable_at_s: int) -> None:
         mark = (held.voucher.channel_id, "closing")

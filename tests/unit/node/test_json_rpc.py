@@ -3,12 +3,14 @@
 import contextlib
 import http.server
 import logging
+import socket
 import threading
 import time
 from typing import Any
 
 import httpx
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.rpc_stand_in import error, result, rpc_stand_in
@@ -254,3 +256,26 @@ def test_any_value_is_read_or_malformed(value: object) -> None:
 def test_the_library_for_http_is_the_one_that_was_looked_at() -> None:
     # The node's addresses are kept out of its log by the names of its loggers.
     assert httpx._client.logger.name == "httpx"
+
+
+@pytest.mark.trio
+async def test_a_node_that_drips_its_header_is_left() -> None:
+    def drip(taken: socket.socket) -> None:
+        with contextlib.suppress(OSError), taken:
+            taken.recv(65_536)
+            taken.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.1):
+                taken.sendall(b"a")
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            drip(listening.accept()[0])
+
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        node = RpcNode(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout_s=0.5)
+        with trio.fail_after(30), pytest.raises(RpcAway):
+            await node.order("eth_chainId")
+        ended.set()
+        await node.close()
