@@ -195,7 +195,9 @@ class ChainSettler:
         state = await self.backend.state(wanted.channel_id, final=False)
         if state.phase in (CLOSING, CLOSED):
             raise Refused("the channel is being closed")
-        missing = wanted.amount - state.deposit
+        # One reading decides how much and from where: a node that lags cannot have it paid in twice.
+        before = await self.backend.deposit(wanted.channel_id)
+        missing = wanted.amount - before
         if missing <= 0:
             return
         has = await self.backend.tokens(self.backend.account)
@@ -206,7 +208,7 @@ class ChainSettler:
             await self.backend.open(wanted.config, wanted.splits, wanted.amount)
             self._log(f"chain: opened a channel with {format_amount(wanted.amount)} {self.symbol}")
         else:
-            await self.backend.top_up(wanted.config, missing)
+            await self.backend.top_up(wanted.config, missing, before=before)
             self._log(f"chain: added {format_amount(missing)} {self.symbol} to a channel")
         self.counters["chain: deposits"] += 1
 
