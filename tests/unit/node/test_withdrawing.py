@@ -253,9 +253,9 @@ def test_the_use_of_devices_is_told_as_evidence():
 def test_a_shard_that_is_moved_goes_on_elsewhere_and_its_provider_keeps_its_name():
     made, lease = running()
     made.add(OTHER_KEY, devices=1)
+    withdraw(made, FIRST)
     tell(made, run.RunCheckpointed, lease, round=0, step=0, checkpoint=blob_ref(b"state"))
     made.take(BUYER, events.BlobFetched(job=JOB, lease=lease, blob=blob_ref(b"state"), at_ms=made.now_ms))
-    withdraw(made, FIRST)
     left(made, lease)
     wanted = [effect for account, effect in made.effects if isinstance(effect, job_events.TenderWanted)]
     assert [effect.attempt for effect in wanted] == [0, 1]
