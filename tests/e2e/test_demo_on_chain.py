@@ -29,7 +29,7 @@ from hansa.proto.signing import parse_address
 from hansa.proto.typed_json import from_json
 from hansa.proto.units import parse_amount
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 GIVEN = 1_000_000_000
 """Units of the token for everybody: 1,000.00."""

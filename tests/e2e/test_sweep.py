@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kit.market import await_job, job_of, running_market, submit
 
 from hansa.node.demo_nodes import DemoNodes
@@ -20,6 +21,7 @@ def output(nodes: DemoNodes, job: str, path: str) -> Any:
     return b"".join(nodes.buyer.daemon.blob(ref))
 
 
+@pytest.mark.long
 def test_a_sweep_and_its_inference_are_done_once_by_two_shards_and_paid_by_the_item(tmp_path: Path) -> None:
     for example in ("digits", "sweep"):
         shutil.copytree(EXAMPLES / example, tmp_path / example)

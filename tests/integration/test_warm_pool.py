@@ -130,7 +130,12 @@ def ticks(pids):
     return sum(int(one[11]) + int(one[12]) for one in fields)
 
 
-VICTIMS = ("init", "gcs_server", "raylet", "launcher")
+VICTIMS = (
+    "init",
+    pytest.param("gcs_server", marks=pytest.mark.long),
+    pytest.param("raylet", marks=pytest.mark.long),
+    "launcher",
+)
 
 
 @pytest.mark.slow
