@@ -207,7 +207,6 @@ def test_a_job_is_paid_from_a_deposit_to_the_last_unit_through_deaths_of_both_da
         assert "TROUBLE" not in market.log(market.provider)
 
 
-@pytest.mark.long
 def test_work_on_a_reorged_deposit_pauses_and_goes_on_when_the_deposit_is_back(tmp_path: Path) -> None:
     with market_on_chain(confirmations="3") as market:
         job = put_to_work(market, tmp_path / "job", 80)
@@ -236,7 +235,6 @@ def test_work_on_a_reorged_deposit_pauses_and_goes_on_when_the_deposit_is_back(t
         market.assert_conserved()
 
 
-@pytest.mark.long
 def test_close_while_the_provider_is_offline_a_watchtower_claims_what_it_was_given(tmp_path: Path) -> None:
     """And a dispute inside the window: what the buyer hoped to keep is the provider's."""
     # The provider itself claims nothing before its channel ends.
@@ -265,7 +263,6 @@ def test_close_while_the_provider_is_offline_a_watchtower_claims_what_it_was_giv
         market.assert_conserved()
 
 
-@pytest.mark.long
 def test_a_dispute_inside_the_window_is_won_by_the_provider_itself(tmp_path: Path) -> None:
     with market_on_chain(claim_above='"100.00"') as market:
         put_to_work(market, tmp_path / "job", 400)
