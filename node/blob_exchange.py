@@ -229,10 +229,10 @@ class BlobExchange:
         try:
             if partial.reused_bytes:
                 self._fetching[ref].tell(partial.reused_bytes)
-            todo = deque(partial.missing())
+            lacking = deque(partial.missing())
             async with trio.open_nursery() as nursery:
-                for _ in range(min(AT_ONCE, len(todo))):
-                    nursery.start_soon(self._fetch_chunks, partial, todo, sources, timeout_ms)
+                for _ in range(min(AT_ONCE, len(lacking))):
+                    nursery.start_soon(self._fetch_chunks, partial, lacking, sources, timeout_ms)
             if partial.missing():
                 raise FetchFailed(ref, sources.reasons)
             return await trio.to_thread.run_sync(partial.finish), not partial.kept_bytes
@@ -261,23 +261,23 @@ class BlobExchange:
                 self._lied(sources, peer_id)
         raise FetchFailed(ref, sources.reasons)
 
-    async def _fetch_chunks(self, partial: Partial, todo: deque[int], sources: _Sources, timeout_ms: int) -> None:
+    async def _fetch_chunks(self, partial: Partial, lacking: deque[int], sources: _Sources, timeout_ms: int) -> None:
         """One of several workers: the next chunk from whoever is next in turn, until none of either is left."""
-        while todo:
-            index = todo.popleft()
+        while lacking:
+            index = lacking.popleft()
             peer_id = sources.pick()
             if peer_id is None:
                 return
             message = ChunkWanted(ref=partial.ref, index=index)
             chunk = await self._ask(sources, peer_id, message, CHUNK_BYTES, timeout_ms)
             if chunk is None:
-                todo.appendleft(index)
+                lacking.appendleft(index)
                 continue
             try:
                 await trio.to_thread.run_sync(partial.write, index, chunk)
             except ValueError:
                 self._lied(sources, peer_id)
-                todo.appendleft(index)
+                lacking.appendleft(index)
             else:
                 self._fetching[partial.ref].tell(len(chunk))
 

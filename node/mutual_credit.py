@@ -118,13 +118,10 @@ def _lend(state: NodeState, peer: bytes, at_ms: int) -> Effects:
     left = mutual.room(with_peer(state, peer).given, owed=owed_by(state.ledger, peer), at_ms=at_ms)
     for key in channels:
         channel = state.earning.live.get(key)
-        if channel is None:
-            continue
-        # What is paid ahead of receipts is no debt yet: it is within the line, and makes no room of its own.
-        most = min(mutual.LARGEST, channel.earned + left)
-        if channel.funds != most:
-            known_funds = FundsKnown(channel_id=key, most=most, at_ms=at_ms)
-            effects += selling_turns.advance_channel(state, key, known_funds)
+        if channel is not None:
+            # What is paid ahead of receipts is no debt yet: it is within the line, and makes no room of its own.
+            for news in _funds(key, channel.funds, channel.earned + left, at_ms):
+                effects += selling_turns.advance_channel(state, key, news)
     return effects
 
 
@@ -137,14 +134,17 @@ def _borrow(state: NodeState, peer: bytes, at_ms: int) -> Effects:
     left = mutual.room(line, owed=owed_to(state.ledger, peer), at_ms=at_ms)
     for key in _channels_to(state, peer):
         channel = state.paying.live.get(key)
-        if channel is None:
-            continue
-        # A line may be as long as an amount can be, and what was paid comes on top.
-        most = min(mutual.LARGEST, channel.metered + left)
-        if channel.funds != most:
-            known_funds = FundsKnown(channel_id=key, most=most, at_ms=at_ms)
-            effects += buying_turns.advance_channel(state, key, known_funds)
+        if channel is not None:
+            for news in _funds(key, channel.funds, channel.metered + left, at_ms):
+                effects += buying_turns.advance_channel(state, key, news)
     return effects
+
+
+def _funds(key: bytes, known: int | None, most: int, at_ms: int) -> tuple[FundsKnown, ...]:
+    """What a channel should hear of what it can pay; nothing where it knows."""
+    # A line may be as long as an amount can be, and what was paid comes on top.
+    most = min(mutual.LARGEST, most)
+    return () if known == most else (FundsKnown(channel_id=key, most=most, at_ms=at_ms),)
 
 
 def _grant(line: Any, at_ms: int) -> Send:
