@@ -10,7 +10,7 @@ from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.currency import currency_of
 from hansa.proto.egress import covers
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import Bid, Decline, Device, Tender
+from hansa.proto.market_documents import LEASE_SPOT, Bid, Decline, Device, Tender
 from hansa.proto.splits import check_splits, percent, splits_hash
 from hansa.proto.units import (
     Address,
@@ -162,6 +162,9 @@ def bid_for(
     ahead_ms = terms.prepay_ms if is_stranger or terms.prepay_everybody else 0
     prepay = min(max_total, amount_for(ahead_ms * len(devices), price))
     return Bid(
+        lease=LEASE_SPOT,
+        penalty=0,
+        facts=(),
         signer=terms.account,
         tender=tender_digest,
         devices=tuple(device.id for device in devices),
@@ -184,6 +187,7 @@ def decline_for(tender: Tender, tender_digest: bytes, account: bytes, why: tuple
     """The "no" to a tender with its reason and the nearest change that would make it a yes."""
     reason, relaxation = why
     return Decline(
+        shortfalls=(),
         signer=account,
         tender=tender_digest,
         # They may hold the tender's own words, of which there may be many.

@@ -18,7 +18,7 @@ from hansa.node.mirror_tasks import while_wanted
 from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import Tender
+from hansa.proto.market_documents import LEASE_ANY, Tender
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.job_state import Checkpoint, Job
 from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
@@ -56,6 +56,9 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
         invited += tuple(account for account in others if account not in daemon.state.blocked)
     now_ms = daemon.now_ms()
     tender = Tender(
+        facts=(),
+        lease=LEASE_ANY,
+        deadline_ms=0,
         signer=daemon.state.account,
         peer_id=daemon.state.peer_id,
         job=wanted.job,

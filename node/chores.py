@@ -51,6 +51,7 @@ async def _publish_advert(daemon: "Daemon", free: int) -> None:
     if not daemon.lends or not daemon.state.capacity.devices:
         return
     advert = Advert(
+        facts=(),
         signer=daemon.account.address,
         peer_id=daemon.net.peer_id,
         addresses=tuple(daemon.net.addrs()[:MOST_ADDRESSES]),

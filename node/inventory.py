@@ -109,6 +109,7 @@ def take_inventory(
     gpus = {keccak256(account + gpu.uuid.encode()): gpu for gpu in lent}
     devices = [
         Device(
+            facts=(),
             id=device_id,
             kind=KIND_GPU,
             model=_line(gpu.model),
@@ -120,6 +121,7 @@ def take_inventory(
     ]
     devices += [
         Device(
+            facts=(),
             id=keccak256(account + f"{machine.serial}:cpu:{slot}".encode()),
             kind=KIND_CPU,
             model=_line(machine.model),

@@ -31,6 +31,7 @@ from hansa.proto.market_documents import (
     KIND_CPU,
     KIND_GPU,
     TIER_SANDBOX,
+    DeviceChoice,
     Requirements,
 )
 from hansa.proto.units import Amount, DurationMs, PriceE18, amount_for, format_amount
@@ -321,10 +322,12 @@ def _requirements(
     if models and kind != KIND_GPU:
         raise table.fault("gpu_models", f'makes no sense with kind = "{kind}"', 'set kind = "gpu", or remove the line')
     several = (FEATURE_SEVERAL_MACHINES,) if table.boolean("several_machines", False) else ()
+    devices = table.integer("devices", 1, least=1, most=64)
     requirements = Requirements(
+        clauses=(),
         kind=kind,
-        models=models,
-        devices=table.integer("devices", 1, least=1, most=64),
+        choices=tuple(DeviceChoice(devices=devices, model=model) for model in models),
+        devices=devices,
         device_memory_bytes=table.size_bytes("device_memory", "0 B"),
         cores_milli=table.cores_milli("cores", 1),
         memory_bytes=table.size_bytes("memory", "2 GiB", least=64 << 20),

@@ -42,6 +42,69 @@ FEATURE_MIRRORS = "mirrors"
 FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES)
 
 
+LEASE_FIRM = "firm"
+"""A lease whose devices the provider leaves to the buyer until it ends, or else forfeits the bid's ``penalty``."""
+LEASE_SPOT = "spot"
+"""A lease whose devices may be taken back after the notice, at no cost."""
+LEASE_ANY = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One thing that somebody states: of a device, a provider or a job.
+
+    Attributes:
+        name: a word of the vocabulary (``hansa.market.vocabulary``), such as ``"cuda"``, ``"region"`` or ``"licence"``.
+        value: its value in the one form in which the vocabulary writes it.
+    """
+
+    name: Line
+    value: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clause:
+    """One condition on a fact.
+
+    Attributes:
+        name: a word of the vocabulary.
+        operator: ``"="``, ``"!="``, ``"<"``, ``"<="``, ``">"``, ``">="``, ``"in"`` or ``"not in"``.
+        values: one value in the vocabulary's form, or the members of a list, sorted and each once.
+    """
+
+    name: Line
+    operator: Line
+    values: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceChoice:
+    """One of several sets of devices of which any would do for a shard, such as 8 H100 or 8 A100 of 80 GB.
+
+    Attributes:
+        devices: how many.
+        model: of which model, in its one form (``hansa.proto.gpu_models``).
+    """
+
+    devices: Uint32
+    model: Line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """One thing in which a provider falls short of a tender.
+
+    Attributes:
+        name: a word of the vocabulary, or a field of the tender.
+        wanted: what was asked for, as a person reads it.
+        nearest: the value with which this would be no obstacle, in the vocabulary's form; empty where there is none.
+    """
+
+    name: Line
+    wanted: Line
+    nearest: Line
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device that a provider lends whole: a GPU, or a slot of CPU cores that is sold as just that.
@@ -52,6 +115,7 @@ class Device:
         model: the model's name as its driver or the kernel gives it.
         memory_bytes: the GPU's own memory, or the slot's share of the machine's.
         cores: CPU cores that come with the device, in thousandths (2000 is two cores).
+        facts: what else is known of it and its machine, sorted by name, each name once.
     """
 
     id: Bytes32
@@ -59,6 +123,7 @@ class Device:
     model: Line
     memory_bytes: Uint64
     cores_milli: Uint32
+    facts: tuple[Fact, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +139,7 @@ class Advert:
         tier: the isolation every job gets here (``"sandbox"``, or ``"none"`` on the owner's own machines).
         features: what else jobs can have here, each a word of ``FEATURES`` or ``"python3.11"`` and the like, sorted.
         region: where the machine stands, in the owner's words.
+        facts: what is true of all its devices, sorted by name, each name once; a device's own fact goes before it.
         currency: the unit of account that prices are in.
         price_e18_per_device_ms: the posted price, in smallest units times 1e18 for one device and one millisecond.
         sequence: rises with every new advert of this signer; the highest wins.
@@ -88,6 +154,7 @@ class Advert:
     tier: Line
     features: tuple[Line, ...]
     region: Line
+    facts: tuple[Fact, ...]
     currency: Line
     price_e18_per_device_ms: PriceE18
     sequence: Uint64
@@ -100,8 +167,8 @@ class Requirements:
 
     Attributes:
         kind: ``"gpu"``, ``"cpu"`` or ``"any"``.
-        models: any of these (compared without case, as a part of the device's model); empty means any model.
-        devices: whole devices for the shard.
+        choices: sets of devices of which any one does, the best liked first; empty means ``devices`` of any model.
+        devices: whole devices for the shard; with choices, the most that any of them has.
         device_memory_bytes: least memory of each device.
         cores_milli: least CPU cores, all devices together, in thousandths.
         memory_bytes: main memory the sandbox may use.
@@ -111,10 +178,11 @@ class Requirements:
         egress: hosts outside that the job may speak to, each ``"host:port"``, the host with a leading ``*.`` for all
             below it; none means no network at all.
         wall_ms: the longest a run may take.
+        clauses: what must hold of the devices and their provider beside that, all of it.
     """
 
     kind: Line
-    models: tuple[Line, ...]
+    choices: tuple[DeviceChoice, ...]
     devices: Uint32
     device_memory_bytes: Uint64
     cores_milli: Uint32
@@ -124,6 +192,7 @@ class Requirements:
     features: tuple[Line, ...]
     egress: tuple[Line, ...]
     wall_ms: DurationMs
+    clauses: tuple[Clause, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +209,9 @@ class Tender:
         price_ceiling_e18_per_device_ms: a bid above this is not considered.
         meter_interval_ms: how often the buyer wants receipts.
         splits: what part of every payment goes to others than the provider: royalties, a fee.
+        facts: what the buyer states of the job, for the providers' own rules; sorted by name, each name once.
+        lease: ``"firm"``, ``"spot"``, or ``"any"`` for either.
+        deadline_ms: the job is worth nothing after this; 0 where there is no such time.
         bids_close_ms: bids that arrive later are not considered.
         expires_ms: after this the tender is void and every hold for it may be freed.
         nonce: random; tells this tender from every other.
@@ -154,6 +226,9 @@ class Tender:
     price_ceiling_e18_per_device_ms: PriceE18
     meter_interval_ms: DurationMs
     splits: tuple[Split, ...]
+    facts: tuple[Fact, ...]
+    lease: Line
+    deadline_ms: UnixMs
     bids_close_ms: UnixMs
     expires_ms: UnixMs
     nonce: Bytes32
@@ -178,6 +253,10 @@ class Bid:
         prepay: how far ahead of receipts the buyer pays; 0 where it pays afterwards.
         payee: the account that is paid; the signer itself, or a colder one of the same owner.
         reclaim_notice_ms: how long before taking a device back the provider says so.
+        lease: ``"firm"`` or ``"spot"``.
+        penalty: of what was worked for, so much is charged only when the lease has ended without the provider having
+            taken the devices back or lost the run; 0 in a spot lease.
+        facts: what the provider states of these very devices, its own and theirs, sorted by name, each name once.
         splits_hash: the hash of the tender's splits, to which the provider agrees (32 zero bytes: no split).
         expires_ms: the bid stands, and the devices are held, until then.
         nonce: random; tells this bid from every other.
@@ -195,6 +274,9 @@ class Bid:
     prepay: Amount
     payee: Address
     reclaim_notice_ms: DurationMs
+    lease: Line
+    penalty: Amount
+    facts: tuple[Fact, ...]
     splits_hash: Bytes32
     expires_ms: UnixMs
     nonce: Bytes32
@@ -209,6 +291,8 @@ class Decline:
         tender: digest of the tender that this answers.
         reason: the requirement that failed, in words.
         relaxation: the nearest change that would make it a yes, in words; empty where there is none.
+        shortfalls: the same for a machine to read: with every one of these changed, the answer would be a bid. Empty
+            where no change of the tender's would help.
         expires_ms: the answer may be different after this.
         nonce: random.
     """
@@ -217,6 +301,7 @@ class Decline:
     tender: Bytes32
     reason: Note
     relaxation: Note
+    shortfalls: tuple[Shortfall, ...]
     expires_ms: UnixMs
     nonce: Bytes32
 

@@ -1,6 +1,6 @@
 """Names under which nodes speak to each other, and how large their messages may be."""
 
-VERSION = 3
+VERSION = 4
 """Version of the message set. A node answers every version that it knows and refuses the others by name."""
 
 HELLO = "/hansa/hello/1"

@@ -151,7 +151,7 @@ def unmet(needs: Requirements, device: Device) -> tuple[str, str] | None:
     """The first requirement that the device fails: (name, value that it would meet). None if it meets all."""
     if needs.kind not in ("any", device.kind):
         return "kind", device.kind
-    models = [model.casefold() for model in needs.models]
+    models = [choice.model.casefold() for choice in needs.choices]
     if models and not any(model in device.model.casefold() for model in models):
         return "gpu_models", device.model
     if device.memory_bytes < needs.device_memory_bytes:

@@ -21,7 +21,7 @@ ACCOUNT = b"a" * 20
 
 def a_report(*numbers, **changes):
     devices = tuple(
-        Device(id=bytes([number]) * 32, kind="cpu", model="m", memory_bytes=1 << 30, cores_milli=1000)
+        Device(id=bytes([number]) * 32, kind="cpu", model="m", memory_bytes=1 << 30, cores_milli=1000, facts=())
         for number in numbers
     )
     facts = {"devices": devices, "gpus": (), "tier": "sandbox", "features": (), "overlay": False}

@@ -49,7 +49,9 @@ class HostileProvider:
         self.account = SigningKey(os.urandom(32))
         self.heard: list[Any] = []
         self.react: Callable[[Any], Awaitable[None]] | None = None
-        self.device = Device(id=os.urandom(32), kind="cpu", model="Xeon", memory_bytes=8 << 30, cores_milli=4_000)
+        self.device = Device(
+            id=os.urandom(32), kind="cpu", model="Xeon", memory_bytes=8 << 30, cores_milli=4_000, facts=()
+        )
         self.terms = ProviderTerms(
             account=self.account.address,
             currency="USD",
@@ -81,6 +83,7 @@ class HostileProvider:
         book = Book(self.net, now_ms, lambda _: None)
         book.serve()
         advert = Advert(
+            facts=(),
             signer=self.account.address,
             peer_id=self.net.peer_id,
             addresses=self.net.addrs(),

@@ -17,7 +17,7 @@ from hansa.proto.signing import Signed, SigningKey, sign
 
 START_MS = 1_700_000_000_000
 LIFE_MS = 1_000_000
-DEVICE = Device(id=b"d" * 32, kind="cpu", model="Xeon", memory_bytes=4 << 30, cores_milli=2_000)
+DEVICE = Device(id=b"d" * 32, kind="cpu", model="Xeon", memory_bytes=4 << 30, cores_milli=2_000, facts=())
 
 
 def now_ms() -> int:
@@ -98,6 +98,7 @@ def advert_of(some: Party, **changes: Any) -> Signed[Advert]:
         "tier": "sandbox",
         "features": (),
         "region": "here",
+        "facts": (),
         "currency": "USD",
         "price_e18_per_device_ms": 10**18,
         "sequence": now_ms(),

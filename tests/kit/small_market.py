@@ -39,7 +39,9 @@ def terms_of(key: SigningKey, **changes: Any) -> ProviderTerms:
 
 def device(number: int) -> Device:
     """One of many devices."""
-    return Device(id=bytes([number]) * 32, kind=DEVICE.kind, model="Xeon", memory_bytes=4 << 30, cores_milli=2_000)
+    return Device(
+        id=bytes([number]) * 32, kind=DEVICE.kind, model="Xeon", memory_bytes=4 << 30, cores_milli=2_000, facts=()
+    )
 
 
 class SmallMarket:

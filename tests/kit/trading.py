@@ -7,7 +7,17 @@ from hansa.market.receipts import LeaseTerms, Statement, next_statement
 from hansa.proto.blob import blob_ref
 from hansa.proto.currency import currency_id
 from hansa.proto.documents import ChannelConfig, MeterLine, channel_id
-from hansa.proto.market_documents import Award, Bid, Decline, Device, Evidence, Requirements, Tender
+from hansa.proto.market_documents import (
+    LEASE_ANY,
+    LEASE_SPOT,
+    Award,
+    Bid,
+    Decline,
+    Device,
+    Evidence,
+    Requirements,
+    Tender,
+)
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, sign
 from hansa.proto.typed_data import digest
@@ -18,7 +28,7 @@ NOW_MS = 1_700_000_000_000
 BUYER_KEY, PROVIDER_KEY, OTHER_KEY, THIRD_KEY = (SigningKey(bytes([number]) * 32) for number in (1, 2, 3, 4))
 BUYER, PROVIDER, OTHER, THIRD = (key.address for key in (BUYER_KEY, PROVIDER_KEY, OTHER_KEY, THIRD_KEY))
 JOB = b"j" * 32
-DEVICE = Device(id=b"d" * 32, kind="cpu", model="Xeon", memory_bytes=4 << 30, cores_milli=2_000)
+DEVICE = Device(id=b"d" * 32, kind="cpu", model="Xeon", memory_bytes=4 << 30, cores_milli=2_000, facts=())
 PRICE = 10**18
 """One smallest unit for a device-millisecond, so that amounts in tests can be read as milliseconds."""
 BLOB = blob_ref(b"blob")
@@ -28,8 +38,9 @@ def needs(**changes: Any) -> Requirements:
     """What a shard requires."""
     return replace(
         Requirements(
+            choices=(),
+            clauses=(),
             kind="cpu",
-            models=(),
             devices=1,
             device_memory_bytes=0,
             cores_milli=1_000,
@@ -83,6 +94,9 @@ def tender(**changes: Any) -> Tender:
     """The call for bids on one shard."""
     return replace(
         Tender(
+            facts=(),
+            lease=LEASE_ANY,
+            deadline_ms=0,
             signer=BUYER,
             peer_id="buyer",
             job=JOB,
@@ -103,6 +117,9 @@ def tender(**changes: Any) -> Tender:
 def bid(answers: Tender, *, key: SigningKey = PROVIDER_KEY, **changes: Any) -> Signed[Bid]:
     """A bid on a tender, signed."""
     made = Bid(
+        lease=LEASE_SPOT,
+        penalty=0,
+        facts=(),
         signer=key.address,
         tender=digest(DOMAIN, answers),
         devices=(DEVICE.id,),
@@ -125,6 +142,7 @@ def bid(answers: Tender, *, key: SigningKey = PROVIDER_KEY, **changes: Any) -> S
 def decline(answers: Tender, *, key: SigningKey = PROVIDER_KEY) -> Signed[Decline]:
     """A "no", signed."""
     made = Decline(
+        shortfalls=(),
         signer=key.address,
         tender=digest(DOMAIN, answers),
         reason="busy",

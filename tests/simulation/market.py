@@ -82,7 +82,7 @@ class Market:
         lies = self.world.chance(self.world.faults.liars)
         key = derived_key(chance)
         devices = tuple(
-            Device(id=chance.randbytes(32), kind="cpu", model="Xeon", memory_bytes=4 * GIB, cores_milli=2_000)
+            Device(id=chance.randbytes(32), kind="cpu", model="Xeon", memory_bytes=4 * GIB, cores_milli=2_000, facts=())
             for _ in range(chance.randint(1, 3) if provides else 0)
         )
         terms = ProviderTerms(
@@ -118,8 +118,9 @@ class Market:
         shards = chance.randint(1, 4)
         training = chance.random() < 0.6
         needs = Requirements(
+            choices=(),
+            clauses=(),
             kind="cpu",
-            models=(),
             devices=1,
             device_memory_bytes=0,
             cores_milli=1_000,

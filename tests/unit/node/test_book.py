@@ -14,7 +14,7 @@ from hansa.node import book as book_module
 from hansa.node.book import LONGEST_LIFE_MS, MOST_INVITED, Book
 from hansa.node.net import Context, Verdict
 from hansa.proto.codec import encode
-from hansa.proto.market_documents import Advert, Requirements
+from hansa.proto.market_documents import Advert, DeviceChoice, Requirements
 from hansa.proto.messages import AdvertPublished, BookRequested, BookSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC, BOOK, MAX_ADVERT_BYTES
@@ -50,8 +50,9 @@ async def reader(hub: MemoryHub, number: int) -> AsyncIterator[Reader]:
 
 def needs(**changes: Any) -> Requirements:
     wanted = Requirements(
+        choices=(),
+        clauses=(),
         kind="cpu",
-        models=(),
         devices=1,
         device_memory_bytes=0,
         cores_milli=1_000,
@@ -169,7 +170,7 @@ async def test_only_adverts_that_fit_are_invited_and_the_cheapest_first() -> Non
         assert invited(needs(), ceiling=20) == ["cheap", "middle"]
         assert invited(needs(), currency="EUR") == ["euros"]
         assert invited(needs(tier="none")) == ["open", "cheap", "middle", "dear"]
-        assert invited(needs(kind="gpu", models=("h200",))) == ["gpu"]
+        assert invited(needs(kind="gpu", choices=(DeviceChoice(devices=1, model="h200"),))) == ["gpu"]
         assert invited(needs(devices=2)) == ["middle"]
         assert invited(needs(devices=3)) == []
         fitting = one.book.matching(needs(), "USD", 30)

@@ -13,9 +13,11 @@ from hansa.node.gpus import GpuSample
 from hansa.proto.market_documents import Device
 
 LEASE = b"l" * 32
-GPUS = tuple(Device(id=bytes([n]) * 32, kind="gpu", model="G", memory_bytes=1 << 30, cores_milli=4_000) for n in (1, 2))
+GPUS = tuple(
+    Device(id=bytes([n]) * 32, kind="gpu", model="G", memory_bytes=1 << 30, cores_milli=4_000, facts=()) for n in (1, 2)
+)
 SLOTS = tuple(
-    Device(id=bytes([n]) * 32, kind="cpu", model="C", memory_bytes=1 << 30, cores_milli=2_000) for n in (3, 4)
+    Device(id=bytes([n]) * 32, kind="cpu", model="C", memory_bytes=1 << 30, cores_milli=2_000, facts=()) for n in (3, 4)
 )
 
 

@@ -9,6 +9,7 @@ from hansa.node.faults import ConfigError
 from hansa.node.job_file import read_job_file
 from hansa.node.job_json import spec_from_json, spec_to_json
 from hansa.proto.errors import Malformed
+from hansa.proto.market_documents import DeviceChoice
 from hansa.proto.units import parse_amount, price_per_hour_to_e18
 from hansa.scheduler.job_spec import WORTH_RETRYING
 
@@ -96,7 +97,12 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         "layers": [64, 32],
         "label": "a",
     }
-    assert (needs.kind, needs.models, needs.devices, needs.device_memory_bytes) == ("gpu", ("H100",), 2, 40 << 30)
+    assert (needs.kind, needs.choices, needs.devices, needs.device_memory_bytes) == (
+        "gpu",
+        (DeviceChoice(devices=2, model="H100"),),
+        2,
+        40 << 30,
+    )
     assert (needs.cores_milli, needs.memory_bytes, needs.scratch_bytes) == (1500, 512 << 20, 10**9)
     assert (needs.wall_ms, spec.stall_ms, spec.silence_ms, spec.round_timeout_ms) == (600_000, 90_000, 20_000, 30_000)
     assert (spec.retries, spec.output_bytes, spec.state_bytes) == (2, 10 << 20, 5 << 20)

@@ -190,6 +190,7 @@ def test_where_the_newest_checkpoint_lies_is_said() -> None:
 
 def test_an_advert_of_anybody_is_plain_json() -> None:
     advert = Advert(
+        facts=(),
         signer=PROVIDER,
         peer_id=HOSTILE,
         addresses=(HOSTILE,),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import DEVICE, needs
 
+from hansa.proto.market_documents import DeviceChoice
 from hansa.scheduler.devices import GIB, Shortage, Topology, choose, unmet
 
 GPU = replace(DEVICE, id=b"g" * 32, kind="gpu", model="NVIDIA H100 80GB", memory_bytes=80 * GIB)
@@ -41,7 +42,7 @@ def test_what_no_device_meets_is_named_with_the_nearest_change(wanted, name):
 
 
 def test_models_are_found_by_any_part_of_their_name_in_any_case():
-    assert unmet(needs(kind="gpu", models=("h100",)), GPU) is None
+    assert unmet(needs(kind="gpu", choices=(DeviceChoice(devices=1, model="h100"),)), GPU) is None
     assert unmet(needs(kind="any"), GPU) is None
 
 
