@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hansa.market.effects import clipped
-from hansa.market.purchase import ENDED_BADLY, TAKEN_BACK
+from hansa.market.purchase_state import ENDED_BADLY, TAKEN_BACK
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.checkpoint_check import fault_of

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from hansa.market import paying_channel, purchase
+from hansa.market import paying_channel, purchase, purchase_events
 from hansa.market.effects import Send
-from hansa.market.purchase import Placement, Purchase
+from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import Statement
 from hansa.market.sale_funding import UNFUNDED
 from hansa.node.buying_turns import (
@@ -141,7 +141,7 @@ def _hear_bid(state: NodeState, event: MessageArrived) -> Effects:
     if bid.signer != event.sender:
         state.ignore("purchase", "a bid that is not its sender's")
         return []
-    return advance_purchase(state, bid.tender, purchase.BidArrived(bid=message.bid, at_ms=event.at_ms))
+    return advance_purchase(state, bid.tender, purchase_events.BidArrived(bid=message.bid, at_ms=event.at_ms))
 
 
 def _hear_decline(state: NodeState, event: MessageArrived) -> Effects:
@@ -150,7 +150,7 @@ def _hear_decline(state: NodeState, event: MessageArrived) -> Effects:
     if decline.signer != event.sender:
         state.ignore("purchase", "a decline that is not its sender's")
         return []
-    news = purchase.DeclineArrived(decline=message.decline, at_ms=event.at_ms)
+    news = purchase_events.DeclineArrived(decline=message.decline, at_ms=event.at_ms)
     return advance_purchase(state, decline.tender, news)
 
 
@@ -171,13 +171,13 @@ def _of_provider(
 
 
 def _confirmed(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
-    news = purchase.ConfirmationArrived(lease=placement.lease, at_ms=event.at_ms)
+    news = purchase_events.ConfirmationArrived(lease=placement.lease, at_ms=event.at_ms)
     return advance_purchase(state, bought.tender_digest, news)
 
 
 def _refused(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
     reason: str = event.message.reason  # type: ignore[union-attr]
-    news = purchase.RefusalOfLeaseArrived(lease=placement.lease, reason=reason, at_ms=event.at_ms)
+    news = purchase_events.RefusalOfLeaseArrived(lease=placement.lease, reason=reason, at_ms=event.at_ms)
     return advance_purchase(state, bought.tender_digest, news)
 
 
@@ -348,7 +348,7 @@ def pass_time(state: NodeState, at_ms: int) -> Effects:
             effects += advance_job(state, key, job_events.TimePassed(at_ms=at_ms))
     for key, bought in list(state.purchases.live.items()):
         if (due_ms := purchase.deadline_ms(bought)) is not None and due_ms <= at_ms:
-            effects += advance_purchase(state, key, purchase.TimePassed(at_ms=at_ms))
+            effects += advance_purchase(state, key, purchase_events.TimePassed(at_ms=at_ms))
     for key, current in list(state.rounds.live.items()):
         if (due_ms := rounds.deadline_ms(current)) is not None and due_ms <= at_ms:
             effects += advance_rounds(state, key, rounds.TimePassed(at_ms=at_ms))

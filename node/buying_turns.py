@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hansa.market import paying_channel, purchase
+from hansa.market import paying_channel, purchase, purchase_events
 from hansa.market.funding import FundsKnown, start_ms
 from hansa.market.paying_channel import PayingChannel
-from hansa.market.purchase import Placement, Purchase
+from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
 from hansa.market.selection import Record
 from hansa.node.state import NodeState
@@ -110,7 +110,8 @@ def follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
             case job_events.TendersUnwanted(reason=reason, at_ms=at_ms):
                 for tender, bought in list(state.purchases.live.items()):
                     if bought.tender.job == key:
-                        outward += advance_purchase(state, tender, purchase.Withdrawn(reason=reason, at_ms=at_ms))
+                        unwanted = purchase_events.Withdrawn(reason=reason, at_ms=at_ms)
+                        outward += advance_purchase(state, tender, unwanted)
             case _:
                 outward.append(effect)
     return outward
@@ -125,7 +126,7 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
     outward: Effects = []
     for effect in effects:
         match effect:
-            case purchase.Gathered(placements=placements, at_ms=at_ms):
+            case purchase_events.Gathered(placements=placements, at_ms=at_ms):
                 for placement in placements:
                     outward += _open_channel(state, bought, placement, at_ms)
                 granted = tuple(
@@ -141,7 +142,7 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
                 hold_ms = 0 if _is_funded(state, placements) else start_ms(bought.tender.currency) // 2
                 came = job_events.GangCame(granted=granted, hold_ms=hold_ms, at_ms=at_ms)
                 outward += advance_job(state, bought.tender.job, came)
-            case purchase.Unfilled(reason=reason, deserted=deserted, missing=missing, at_ms=at_ms):
+            case purchase_events.Unfilled(reason=reason, deserted=deserted, missing=missing, at_ms=at_ms):
                 news = job_events.TenderFailed(
                     shards=bought.tender.shards, reason=reason, deserted=deserted, missing=missing, at_ms=at_ms
                 )
@@ -189,7 +190,7 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
         state.records[placement.provider] = (
             replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
         )
-    ended = purchase.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
+    ended = purchase_events.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
     effects = advance_purchase(state, bought.tender_digest, ended)
     effects += end_metering(state, placement, over.at_ms)
     return effects + _close_idle_channels(state, over.at_ms)

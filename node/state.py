@@ -15,7 +15,7 @@ from hansa.market.machine import Phased, Step
 from hansa.market.mutual import Mutual
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
-from hansa.market.purchase import Purchase
+from hansa.market.purchase_state import Purchase
 from hansa.market.reputation import Heard
 from hansa.market.sale_state import Sale
 from hansa.market.selection import Record

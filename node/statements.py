@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from hansa.market.ledger import Entry, Post, netted, paid_by_buyer, paid_to_provider
 from hansa.market.ledger_records import FiledChannel, FiledNetting, FiledPayment, Record
-from hansa.market.purchase import Purchase
+from hansa.market.purchase_state import Purchase
 from hansa.market.sale_state import ENDED
 from hansa.market.statements import By, LeaseFacts, Row, Side, Statement, statement
 from hansa.node.config import Config

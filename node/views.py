@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hansa.market.ledger import Entry, payees_part
-from hansa.market.purchase import Purchase
+from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import Statement
 from hansa.market.selection import explain_choice
 from hansa.node.state import NodeState

@@ -23,20 +23,20 @@ from kit.trading import (
 
 from hansa.market import purchase
 from hansa.market.effects import MOST_CHANNELS, Send, channel_salt
-from hansa.market.purchase import (
+from hansa.market.purchase import advance, open_purchase
+from hansa.market.purchase_awards import CONFIRM_MS, placement_for
+from hansa.market.purchase_events import (
     BidArrived,
     ConfirmationArrived,
     DeclineArrived,
     Gathered,
     LeaseEnded,
-    Purchase,
     RefusalOfLeaseArrived,
     TimePassed,
     Unfilled,
     Withdrawn,
-    advance,
-    open_purchase,
 )
+from hansa.market.purchase_state import Purchase
 from hansa.market.selection import Record
 from hansa.proto.documents import channel_id
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderSent
@@ -158,8 +158,8 @@ def test_a_bid_that_comes_too_late_is_let_go_at_once():
 
 def test_a_winner_that_does_not_confirm_is_replaced_and_told_so():
     playbook = awarding()
-    assert purchase.deadline_ms(playbook.reaches("awarding")) == NOW_MS + CLOSE + purchase.CONFIRM_MS
-    playbook >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled) << sent(OTHER, AwardSent)
+    assert purchase.deadline_ms(playbook.reaches("awarding")) == NOW_MS + CLOSE + CONFIRM_MS
+    playbook >> passed(CLOSE + CONFIRM_MS) << sent(PROVIDER, LeaseCancelled) << sent(OTHER, AwardSent)
     first, second = playbook.reaches("awarding").placements
     assert (first.phase, second.phase) == ("failed", "awarded")
     # It confirms after all: it hears once more that nobody waits for it.
@@ -190,14 +190,14 @@ def test_a_provider_that_stayed_silent_once_gets_no_second_award():
     playbook = Playbook(advance, start(TWO)) >> cheap >> middle[0] >> middle[1] >> dear >> passed(CLOSE)
     playbook << sent(OTHER, AwardSent) << sent(PROVIDER, AwardSent)
     kept, _ = playbook.reaches("awarding").placements
-    playbook >> confirmed(kept) >> passed(CLOSE + purchase.CONFIRM_MS) << sent(PROVIDER, LeaseCancelled)
+    playbook >> confirmed(kept) >> passed(CLOSE + CONFIRM_MS) << sent(PROVIDER, LeaseCancelled)
     playbook << sent(THIRD, AwardSent)
     playbook.reaches("awarding")
 
 
 def test_a_gang_whose_winners_all_stay_silent_was_deserted():
     playbook = Playbook(advance, start(ONE)) >> bid_of(ONE, OTHER_KEY) >> passed(CLOSE) << sent(OTHER, AwardSent)
-    playbook >> passed(CLOSE + purchase.CONFIRM_MS)
+    playbook >> passed(CLOSE + CONFIRM_MS)
     playbook << sent(OTHER, LeaseCancelled) << some(Unfilled, deserted=True)
     playbook.reaches("unfilled", deserters=frozenset({OTHER}))
 
@@ -296,8 +296,8 @@ def test_after_an_award_that_came_to_nothing_the_same_provider_is_paid_on_anothe
     first, second = state.placements
     assert first.channel == second.channel
     state = replace(state, placements=(replace(first, phase="failed"), second), ranking=state.ranking)
-    third = purchase._placement(state, first.shard, digest(DOMAIN, bids[0].bid.document), NOW_MS + 3_000)
+    third = placement_for(state, first.shard, digest(DOMAIN, bids[0].bid.document), NOW_MS + 3_000)
     assert third.channel != first.channel
     assert third.channel.salt in [channel_salt(state.tender_digest, PROVIDER, n) for n in range(MOST_CHANNELS)]
     known = replace(state, channels={PROVIDER: first.channel})
-    assert purchase._placement(known, first.shard, third.bid, NOW_MS + 3_000).channel == third.channel
+    assert placement_for(known, first.shard, third.bid, NOW_MS + 3_000).channel == third.channel

@@ -12,7 +12,7 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import party
 from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec, tender, workload
 
-from hansa.market.purchase import ENDED_BADLY, SILENT, TAKEN_BACK, Placement, Purchase
+from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, Placement, Purchase
 from hansa.node import buyer_tasks
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.daemon import now_ms

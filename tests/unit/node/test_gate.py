@@ -28,7 +28,7 @@ from hansa.market.earning_channel import EarningChannel
 from hansa.market.effects import unsigned
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
-from hansa.market.purchase import Placement, Purchase
+from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.sale_state import Sale
 from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns
 from hansa.node.state import NodeState

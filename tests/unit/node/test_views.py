@@ -13,7 +13,7 @@ from simulation.market import Market
 from simulation.world import Faults
 
 from hansa.market.ledger import Entry, Leg
-from hansa.market.purchase import Purchase
+from hansa.market.purchase_state import Purchase
 from hansa.node import views
 from hansa.node.cli_screen import _checkpoint
 from hansa.node.state import NodeState

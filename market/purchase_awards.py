@@ -1,0 +1,170 @@
+"""Who is awarded what, and who is let go: the part of a purchase that comes when bidding is closed.
+
+Every shard goes to the best bid that is left. When one comes to nothing the next takes its place at once; when there is
+none, everybody is freed in the same step. Until then the bids that lost are kept: they are what replaces a winner.
+"""
+
+from dataclasses import replace
+
+from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
+from hansa.market.funding import start_ms
+from hansa.market.machine import Step
+from hansa.market.purchase_events import Unfilled
+from hansa.market.purchase_state import Placement, Purchase
+from hansa.market.settlement import CHALLENGE_PERIOD_S
+from hansa.proto.currency import currency_of
+from hansa.proto.documents import ChannelConfig, channel_id
+from hansa.proto.market_documents import Award
+from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.proto.units import format_amount
+
+CONFIRM_MS = 4_000
+"""A winner that has not confirmed for so long is replaced."""
+
+
+def fill(state: Purchase, at_ms: int) -> Step[Purchase]:
+    """Award what has no live award; give up and free everybody when that cannot be done."""
+    placed = {placement.shard for placement in state.live}
+    new: list[Placement] = []
+    for shard in state.tender.shards:
+        if shard in placed:
+            continue
+        best = _best_left(state, (*state.placements, *new))
+        if best is None:
+            return give_up(state, _shortage(state), at_ms)
+        new.append(placement_for(state, shard, best, at_ms))
+    promised = sum(state.bids[placement.bid].max_total for placement in (*state.live, *new))
+    if promised > state.funds:
+        reason = (
+            f"price, devices and limits.wall allow the leases to cost {format_amount(promised)},"
+            f" and {format_amount(state.funds)} is left of the budget"
+        )
+        return give_up(state, reason, at_ms, missing=promised - state.funds)
+    after = replace(state, placements=(*state.placements, *new))
+    awards = tuple(award_message(after, placement) for placement in new)
+    return Step(state=after, effects=awards)
+
+
+def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | None:
+    """The best bid that was not tried, of a provider that answers, on devices that it did not sell us already."""
+    used = {placement.bid for placement in placements}
+    sold = {
+        (placement.provider, device)
+        for placement in placements
+        if placement.phase != "failed"
+        for device in state.bids[placement.bid].devices
+    }
+    for entry in state.ranking:
+        devices = {(entry.provider, device) for device in state.bids[entry.bid].devices}
+        tried = entry.bid in used or entry.provider in state.deserters
+        if not entry.excluded and not tried and not devices & sold:
+            return entry.bid
+    return None
+
+
+def _shortage(state: Purchase) -> str:
+    eligible = sum(not entry.excluded for entry in state.ranking)
+    wanted = len(state.tender.shards)
+    if eligible < wanted:
+        return f"{eligible} of the {wanted} bids that it takes"
+    return "too many of the winners did not confirm"
+
+
+def placement_for(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) -> Placement:
+    """The award of a bid, on the channel to its provider that is open already or on a new one."""
+    bid, tender = state.bids[bid_digest], state.tender
+    failed = sum(entry.phase == "failed" and entry.provider == bid.signer for entry in state.placements)
+    # What came to nothing may have been the last thing on its channel, which then is closed for good.
+    known = state.channels.get(bid.signer) if not failed else None
+    channel = (
+        known
+        if known is not None and (known.splits_hash, known.payee) == (bid.splits_hash, bid.payee)
+        else ChannelConfig(
+            payer=tender.signer,
+            payer_signer=tender.signer,
+            payee=bid.payee,
+            payee_signer=bid.signer,
+            token=currency_of(tender.currency).token,
+            challenge_period=CHALLENGE_PERIOD_S,
+            splits_hash=bid.splits_hash,
+            salt=channel_salt(state.tender_digest, bid.signer, failed),
+        )
+    )
+    starts_ms = at_ms + CONFIRM_MS + start_ms(tender.currency)
+    award = Award(
+        signer=tender.signer,
+        bid=bid_digest,
+        shard=shard,
+        channel_id=channel_id(currency_of(tender.currency).domain, channel),
+        workload=digest(DOMAIN, state.workload),
+        confirm_by_ms=at_ms + CONFIRM_MS,
+        start_by_ms=starts_ms,
+        ends_ms=starts_ms + tender.requirements.wall_ms,
+        nonce=derived_nonce(b"award", state.tender_digest, bid_digest),
+    )
+    return Placement(
+        shard=shard,
+        bid=bid_digest,
+        provider=bid.signer,
+        award=award,
+        lease=digest(DOMAIN, award),
+        channel=channel,
+    )
+
+
+def award_message(state: Purchase, placement: Placement) -> Send:
+    """The award on its way to the winner."""
+    message = AwardSent(award=unsigned(placement.award), channel=placement.channel, workload=state.workload)
+    return Send(to=placement.provider, message=message, keep_until_ms=placement.award.confirm_by_ms)
+
+
+def with_phase(state: Purchase, lease: bytes, phase: str, why: str = "") -> Purchase:
+    """The purchase with one of its placements in another phase."""
+    changed = tuple(
+        replace(entry, phase=phase, why=why or entry.why) if entry.lease == lease else entry
+        for entry in state.placements
+    )
+    return replace(state, placements=changed)
+
+
+def cancel(placement: Placement, reason: str, at_ms: int) -> Send:
+    """The word that nobody waits for a lease any more."""
+    message = LeaseCancelled(lease=placement.lease, reason=clipped(reason, 2_000))
+    return Send(to=placement.provider, message=message, keep_until_ms=max(at_ms, placement.award.ends_ms))
+
+
+def release(state: Purchase, provider: bytes, bid: bytes, reason: str, at_ms: int) -> Send:
+    """The word that a bid did not win, so that its devices are free at once."""
+    keep_until_ms = max(at_ms, state.tender.expires_ms)
+    return Send(to=provider, message=BidReleased(bid=bid, reason=reason), keep_until_ms=keep_until_ms)
+
+
+def release_losers(state: Purchase, at_ms: int) -> tuple[Send, ...]:
+    """That word to everybody whose bid was never awarded."""
+    used = {placement.bid for placement in state.placements}
+    return tuple(
+        release(state, bid.signer, bid_digest, "another bid won", at_ms)
+        for bid_digest, bid in state.bids.items()
+        if bid_digest not in used
+    )
+
+
+def give_up(state: Purchase, reason: str, at_ms: int, *, missing: int = 0) -> Step[Purchase]:
+    """The gang does not come together: all are freed, and the job is told why."""
+    cancels = tuple(cancel(placement, f"the gang did not come together: {reason}", at_ms) for placement in state.live)
+    unfilled = replace(
+        state,
+        phase="unfilled",
+        reason=reason,
+        placements=tuple(replace(entry, phase="failed") for entry in state.placements),
+    )
+    told = Unfilled(
+        tender=state.tender_digest,
+        reason=reason,
+        deserted=bool(unfilled.deserters),
+        missing=missing,
+        at_ms=at_ms,
+    )
+    return Step(state=unfilled, effects=(*cancels, *release_losers(unfilled, at_ms), told))

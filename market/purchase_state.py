@@ -1,0 +1,92 @@
+"""What a buyer knows of one tender: the state of ``hansa.market.purchase``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hansa.market.selection import Record, Scored
+from hansa.proto.documents import ChannelConfig
+from hansa.proto.market_documents import Award, Bid, Decline, Tender
+from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Uint32
+from hansa.proto.workload import Workload
+
+SILENT = "did not confirm in time"
+ENDED_BADLY = "ended badly"
+TAKEN_BACK = "its devices were taken back in time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One shard given to one bid.
+
+    Attributes:
+        shard: the shard.
+        bid: the bid's digest.
+        provider: who made it.
+        award: the award that was sent.
+        lease: its digest.
+        channel: the channel that pays.
+        phase: ``awarded``, ``confirmed``, ``failed`` (never became a lease) or ``ended``.
+        why: why it was chosen, or why it failed.
+    """
+
+    shard: Uint32
+    bid: Bytes32
+    provider: Address
+    award: Award
+    lease: Bytes32
+    channel: ChannelConfig
+    phase: str = "awarded"
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """The state.
+
+    Attributes:
+        phase: tendering, awarding, running, settling, settled, unfilled or cancelled.
+        tender: the call for bids.
+        tender_digest: its digest.
+        workload: what the award will buy the running of.
+        funds: the most that all of this purchase's leases may cost together.
+        max_prepay_ms: how much device time is paid ahead at the most.
+        invited: accounts that the tender was sent to.
+        channels: the open channel to a provider, where there is one already.
+        records: how earlier leases with each provider ended.
+        bids: by digest.
+        declines: by provider.
+        ranking: the table as it was when bidding closed.
+        placements: every award made, failed ones included.
+        reason: why it ended as it did.
+    """
+
+    phase: str = "tendering"
+    tender: Tender
+    tender_digest: Bytes32
+    workload: Workload
+    funds: Amount
+    max_prepay_ms: DurationMs = 0
+    invited: tuple[Address, ...]
+    channels: Mapping[bytes, ChannelConfig] = field(default_factory=dict)
+    records: Mapping[bytes, Record] = field(default_factory=dict)
+    bids: Mapping[bytes, Bid] = field(default_factory=dict)
+    declines: Mapping[bytes, Decline] = field(default_factory=dict)
+    ranking: tuple[Scored, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    reason: str = ""
+
+    @property
+    def live(self) -> tuple[Placement, ...]:
+        """Placements that are, or may become, leases."""
+        return tuple(placement for placement in self.placements if placement.phase in ("awarded", "confirmed"))
+
+    @property
+    def deserters(self) -> frozenset[Address]:
+        """Who won and did not confirm."""
+        return frozenset(placement.provider for placement in self.placements if placement.why == SILENT)
+
+    @property
+    def silent(self) -> tuple[Address, ...]:
+        """Who was invited and has not answered."""
+        answered = {bid.signer for bid in self.bids.values()} | set(self.declines)
+        return tuple(account for account in self.invited if account not in answered)
