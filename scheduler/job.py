@@ -28,13 +28,14 @@ from hansa.scheduler.job_events import (
     ReclaimArrived,
     ReportArrived,
     Restarted,
+    RoomSeen,
     RoundUnsound,
     RunEndArrived,
     TenderFailed,
     TenderWanted,
     TimePassed,
 )
-from hansa.scheduler.job_losses import KEEP_MS, end, lose, stop, tender_for
+from hansa.scheduler.job_losses import KEEP_MS, end, lose, stop
 from hansa.scheduler.job_mirrors import MirrorAnswered, grant_to, keep_mirrored, mirrors_of, take_answer
 from hansa.scheduler.job_money import raise_budget, try_short_shards_again, wait_for_money
 from hansa.scheduler.job_news import (
@@ -47,12 +48,11 @@ from hansa.scheduler.job_news import (
     take_report,
     take_run_end,
 )
+from hansa.scheduler.job_queue import hear_of_room, tender_again, wait_in_queue
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job, Shard, with_shards
 from hansa.scheduler.rounds import Member, MemberJoined
 
-RETRY_MS = 3_000
-"""A shard that found no place is tendered again after this."""
 FETCH_PATIENCE = 3
 """Outputs of a run that ended, or its last checkpoint, are waited for this many times the silence limit."""
 SLOWEST_BYTES_S = 256 << 10
@@ -68,6 +68,8 @@ TABLE: Table[Job] = Table(
     allowed=rows(
         ("gathering", GangCame, "running"),
         ("gathering", TenderFailed, ("gathering", "failed")),
+        ("gathering", (RoomSeen, TimePassed), "gathering"),
+        ("running", RoomSeen, "running"),
         (("gathering", "running"), CancelWanted, "cancelled"),
         (("gathering", "running"), BudgetRaised, SAME),
         ("running", GangFunded, "running"),
@@ -110,7 +112,7 @@ def advance(state: Job, event: Any) -> Step[Job]:
 
 def deadline_ms(state: Job) -> int | None:
     """When time alone will change something: a provider has been silent for too long."""
-    if state.phase != "running":
+    if state.phase in TABLE.terminal:
         return None
     silent = [_silent_at_ms(state, shard) for shard in state.shards if state.on(shard.lease) is shard]
     retries = [shard.retry_ms for shard in state.shards if shard.phase == "waiting" and shard.retry_ms]
@@ -147,6 +149,8 @@ def _react(state: Job, event: Any) -> Step[Job]:
             return _order_starts(state, [shard for shard in state.shards if shard.lease in leases], at_ms)
         case BudgetRaised():
             return raise_budget(state, event)
+        case RoomSeen():
+            return hear_of_room(state, event)
         case CancelWanted(reason=reason, at_ms=at_ms):
             return end(state, "cancelled", reason, at_ms)
         case RoundUnsound(round=number, reason=reason, at_ms=at_ms):
@@ -216,6 +220,8 @@ def _start(state: Job, event: GangCame) -> Step[Job]:
                 ends_ms=granted.ends_ms,
                 waiting_ms=0,
                 retry_ms=0,
+                tries=0,
+                unfilled="",
                 short=False,
                 held_until_ms=event.hold_ms and event.at_ms + event.hold_ms,
                 reclaim_notice_ms=granted.reclaim_notice_ms,
@@ -253,34 +259,24 @@ def _start_order(state: Job, shard: Shard, at_ms: int) -> Send:
 
 
 def _hear_tender_failed(state: Job, event: TenderFailed) -> Step[Job]:
-    """The first gang is all or none. A shard that looks for a new place looks on for as long as a run may stall."""
+    """The first gang is all or none. What finds no place waits in the queue, as far as that is allowed."""
     if event.missing:
         return wait_for_money(state, event)
-    if state.phase == "gathering":
-        if not event.deserted or state.desertions >= state.spec.retries:
-            return end(state, "failed", f"unfilled: {event.reason}", event.at_ms)
+    if state.phase == "gathering" and event.deserted and state.desertions < state.spec.retries:
         # Cheap bids that are never confirmed cost their makers nothing. They may not cost the job its life either.
         again = replace(state, desertions=state.desertions + 1)
         tender = TenderWanted(job=state.job, shards=event.shards, attempt=again.desertions, at_ms=event.at_ms)
         return Step(state=again, effects=(tender,))
     waiting = [state.shards[number] for number in event.shards if state.shards[number].phase == "waiting"]
-    for shard in waiting:
-        if event.at_ms >= shard.waiting_ms + state.spec.stall_ms:
-            reason = f"shard {shard.shard} found no other provider: {event.reason} (it had been {shard.reason})"
-            return end(state, "failed", reason, event.at_ms)
-    later = (replace(shard, retry_ms=event.at_ms + RETRY_MS) for shard in waiting)
-    return Step(state=with_shards(state, *later))
+    return wait_in_queue(state, waiting, event.reason, event.at_ms)
 
 
 def _pass_time(state: Job, at_ms: int) -> Step[Job]:
     """Give up on providers that fell silent, and tender again what waits for it."""
     released = _order_starts(state, [shard for shard in state.shards if shard.held_until_ms <= at_ms], at_ms)
-    state = released.state
-    effects: list[Any] = list(released.effects)
-    for shard in state.shards:
-        if shard.phase == "waiting" and shard.retry_ms and shard.retry_ms <= at_ms:
-            state = with_shards(state, replace(shard, retry_ms=0))
-            effects.append(tender_for(state, shard, at_ms))
+    again = tender_again(released.state, at_ms)
+    state = again.state
+    effects: list[Any] = [*released.effects, *again.effects]
     alive = [shard for shard in state.shards if state.on(shard.lease) is shard]
     late = [shard for shard in alive if _silent_at_ms(state, shard) <= at_ms]
     lost = lose(state, [(shard, *_why_late(state, shard, at_ms)) for shard in late], at_ms)

@@ -49,6 +49,13 @@ class TenderFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoomSeen:
+    """A provider that could take a shard of the job has appeared, or has devices free again."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportArrived:
     """A sign of life from a run."""
 

@@ -46,6 +46,8 @@ class JobSpec:
         shared_memory_bytes: size of /dev/shm in the sandbox.
         egress_bytes: the most that a shard may send to and get from the outside.
         keep_failed_ms: how long a run that failed is kept to be looked at.
+        queue_ms: how long the job looks for its first providers before it fails for want of them; 0: one tender.
+        deadline_after_ms: so long after it was submitted the job is worth nothing; 0 where there is no such time.
     """
 
     name: Line
@@ -74,6 +76,8 @@ class JobSpec:
     mirror: bool = False
     max_prepay_ms: DurationMs = 0
     splits: tuple[Split, ...] = ()
+    queue_ms: DurationMs = 0
+    deadline_after_ms: DurationMs = 0
 
     def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""

@@ -70,6 +70,9 @@ class Shard:
         ends_ms: when its lease ends.
         waiting_ms: since when it looks for another provider; 0 while it has one.
         retry_ms: when it is tendered again; 0 while a tender is out.
+        tries: how many tenders for it came to nothing since it last had a place.
+        tried_ms: when the last of these did.
+        unfilled: why.
         held_until_ms: its start is not ordered before this, or before its whole gang can be paid; 0 once it is ordered.
         short: whether it waits for money and not for a provider.
         losses: how many of its leases came to nothing, those left out whose devices were taken back.
@@ -102,6 +105,9 @@ class Shard:
     ends_ms: UnixMs = 0
     waiting_ms: UnixMs = 0
     retry_ms: UnixMs = 0
+    tries: Uint32 = 0
+    tried_ms: UnixMs = 0
+    unfilled: Note = ""
     held_until_ms: UnixMs = 0
     short: bool = False
     losses: Uint32 = 0

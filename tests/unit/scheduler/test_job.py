@@ -32,6 +32,7 @@ from hansa.scheduler.job_events import (
     TimePassed,
 )
 from hansa.scheduler.job_losses import in_words
+from hansa.scheduler.job_queue import RETRY_MS
 from hansa.scheduler.job_spec import WORTH_RETRYING
 from hansa.scheduler.rounds import MemberJoined, MemberLeft
 
@@ -258,8 +259,8 @@ def test_a_shard_looks_for_another_place_for_as_long_as_a_run_may_stall():
     playbook = lost(one() >> ended(lease(0), "failed", "lost")) << some(TenderWanted)
     failed = TenderFailed(shards=(0,), reason="nobody", deserted=False, at_ms=NOW_MS + 3_000)
     playbook >> failed
-    assert job.deadline_ms(playbook.reaches("running")) == NOW_MS + 3_000 + job.RETRY_MS
-    playbook >> passed(3_000 + job.RETRY_MS) << some(TenderWanted, shards=(0,))
+    assert job.deadline_ms(playbook.reaches("running")) == NOW_MS + 3_000 + RETRY_MS
+    playbook >> passed(3_000 + RETRY_MS) << some(TenderWanted, shards=(0,))
     assert job.deadline_ms(playbook.reaches("running")) is None
     playbook >> replace(failed, at_ms=NOW_MS + 62_000) << some(TendersUnwanted) << OVER
     assert playbook.reaches("failed").reason.startswith("shard 0 found no other provider: nobody")
