@@ -5,11 +5,16 @@
 A mutant is the source with one thing changed: a comparison, a constant, an assertion or a write left out, a role or a
 variable taken for another. Those that do not compile, or compile to the very same bytes, say nothing and are left out.
 Each other one is deployed in place of the escrow by the attacks, the conformance suite and the fuzzer; one that all of
-them let pass is a survivor. A survivor must be known to be equivalent, with the reason (``EQUIVALENT``), or the script
-fails.
+them let pass is a survivor. A survivor must be known to be equivalent, with the reason (``equivalent_mutants.toml``),
+or the script fails; it also fails where a reason stands there for a mutant that a test does notice, or for none.
+
+It takes half an hour, so verdicts are kept (``--verdicts``) and a run that was stopped goes on where it was: what was
+killed stays so while the contract and the test that noticed it read as they did. Survivors are tried anew each time,
+and with ``--anew`` all of them.
 """
 
 import argparse
+import hashlib
 import importlib
 import inspect
 import json
@@ -20,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,21 +37,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "contracts" / "HansaEscrow.vy"
 COMPILER = ROOT / "build" / "contracts-venv" / "bin" / "python"
 SUITE = ("test_escrow_attacks", "test_backends", "test_escrow_fuzz")
+REASONS = Path(__file__).with_name("equivalent_mutants.toml")
+VERDICTS = ROOT / "build" / "mutants.jsonl"
+FUZZER = "test_the_contract_does_what_the_model_does"
+HUNG = "it hung"
 LIMIT_S = 180
 FUZZED = 10
-COMPILERS = 2
 
-# What survives and why that is right. The key is the mutated line as it stands then, with the function that it is in.
-NO_SUCH_S = "an s of exactly n / 2 cannot be made to order: the signer's address is part of what is signed"
-HALF = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
-EQUIVALENT: dict[str, str] = {
-    "_is_signer: if s >= HALF_CURVE_ORDER:": NO_SUCH_S,
-    f"top: HALF_CURVE_ORDER: constant(uint256) = {HALF + 1}": NO_SUCH_S,
-    f"top: HALF_CURVE_ORDER: constant(uint256) = {HALF - 1}": NO_SUCH_S,
-    "openWithPermit: tx.origin,": "a payer that is a contract has no permit, and another's permit moves nothing here",
-    "_is_signer: if v != 27 and v != 28: always False": "the chain recovers zero for any other v, and zero is refused",
-    "_digest_of: if chain.id != DEPLOYED_ON: always True": "the same domain, worked out anew: it only costs more",
-}
 
 FLIPS = {
     " <= ": [" < "],
@@ -95,6 +93,11 @@ class Mutant:
     name: str
     source: str
     kind: int
+
+    @property
+    def digest(self) -> str:
+        """What its verdict is kept under: the whole source, so that it holds for no other contract."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
 
 
 def functions_of(lines: list[str]) -> list[str]:
@@ -199,7 +202,7 @@ def mutants(source: str) -> Iterator[Mutant]:
             strange = {word for family in SIBLINGS[:1] for word in family if not re.search(rf"\b{word}:? ?", known)}
             if not any(re.search(rf"(?<![\w.]){word}\b(?!=)", text) for word in strange):
                 yield from make(number, text, kind=kind)
-        if re.match(r" +(assert|log|self\.\w+\(|self\.\w+\[.*\] =)", line) and balanced(line):
+        if re.match(r" +(assert|log|self\.\w+\(|self\.\w+\[.*\] =|\w+ [-+]?= |\w+\.append\()", line) and balanced(line):
             yield from make(number, f"{indent}pass", f"without {line.strip()}")
         elif re.match(r" +(log|assert)", line):
             end = next(at for at in range(number, len(lines)) if balanced("\n".join(lines[number : at + 1])))
@@ -227,11 +230,11 @@ def balanced(text: str) -> bool:
 # ------------------------------------------------------------ compiling, in the compiler's own Python
 
 
-def compile_all(folder: Path, part: int) -> None:
-    """Compile every ``*.vy`` of one part of a folder into a ``*.json`` beside it; none where it does not compile."""
+def compile_all(folder: Path) -> None:
+    """Compile every ``*.vy`` of a folder into a ``*.json`` beside it, or a ``*.no`` where it does not compile."""
     from vyper.compiler import compile_code
 
-    for path in sorted(folder.glob("*.vy"))[part::COMPILERS]:
+    for path in sorted(folder.glob("*.vy")):
         try:
             done = compile_code(
                 path.read_text(), contract_path="HansaEscrow.vy", output_formats=["abi", "bytecode", "bytecode_runtime"]
@@ -262,7 +265,7 @@ def passes_the_suite(artefact: Path) -> str:
             os.write(writer, verdict.encode()[:4000])
             os._exit(0)
     os.close(writer)
-    verdict = "it hung"
+    verdict = HUNG
     if select.select([reader], [], [], LIMIT_S)[0]:
         verdict = os.read(reader, 4096).decode()
     else:
@@ -283,7 +286,7 @@ def noticed_by(artefact: Path) -> str:
     from hypothesis import settings
 
     os.environ["HANSA_ESCROW_MUTANT"] = str(artefact)
-    attacks, backends, fuzz = (importlib.import_module(name) for name in SUITE)
+    attacks, backends, fuzz = suite()
     from kit.chain_in_process import ChainInProcess
     from kit.contract_house import ContractHouse
     from kit.escrow_bench import EscrowBench
@@ -307,7 +310,7 @@ def noticed_by(artefact: Path) -> str:
     try:
         fuzz.run_state_machine_as_test(fuzz.EscrowAgainstModel, settings=settings(fuzz.BUDGET, max_examples=FUZZED))
     except (Exception, pytest.fail.Exception):  # noqa: BLE001
-        return "test_escrow_fuzz"
+        return FUZZER
     return ""
 
 
@@ -325,22 +328,77 @@ def tests_of(module: ModuleType) -> Iterator[tuple[str, Test, Arguments]]:
             yield name, test, case
 
 
+def suite() -> list[ModuleType]:
+    """The modules whose tests a mutant has to pass."""
+    return [importlib.import_module(name) for name in SUITE]
+
+
 def import_once() -> None:
     """What the tests import, before the forks and not in each of them."""
     sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("", "contracts", "conformance")]
-    for name in ("eth_account.messages", "trio", *SUITE):
+    for name in ("eth_account.messages", "trio"):
         importlib.import_module(name)
+    suite()
+
+
+def fingerprints() -> dict[str, str]:
+    """How each test reads now."""
+    tests = {name: test for module in suite() for name, test, _ in tests_of(module)}
+    tests |= {FUZZER: suite()[-1].EscrowAgainstModel, HUNG: passes_the_suite}
+    return {name: hashlib.sha256(inspect.getsource(test).encode()).hexdigest()[:16] for name, test in tests.items()}
+
+
+# ------------------------------------------------------------ verdicts
+
+NOT_COMPILED, SAME, KILLED, SURVIVED = "does not compile", "compiles to the same bytes", "killed", "survived"
+
+
+class Verdicts:
+    """What is known of each mutant; kept in a file, a line for each, so that a stopped run goes on."""
+
+    def __init__(self, path: Path, *, anew: bool) -> None:
+        self._path, self._tests = path, fingerprints()
+        self._known: dict[str, dict[str, str]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if anew:
+            path.unlink(missing_ok=True)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            if line.endswith("}"):  # what was being written when a run was stopped does not
+                known = json.loads(line)
+                self._known[known["mutant"]] = known
+
+    def of(self, mutant: Mutant) -> dict[str, str] | None:
+        """What holds of a mutant still; nothing where it has to be tried."""
+        known = self._known.get(mutant.digest)
+        if known is None or known["verdict"] == SURVIVED:
+            return None
+        return known if known["verdict"] != KILLED or self._tests.get(known["by"]) == known["test"] else None
+
+    def keep(self, mutant: Mutant, verdict: str, by: str = "") -> None:
+        """Write a verdict down at once."""
+        known = {"mutant": mutant.digest, "verdict": verdict, "by": by, "test": self._tests.get(by, "")}
+        self._known[mutant.digest] = known
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(known) + "\n")
+
+    def count(self, made: list[Mutant], verdict: str) -> int:
+        return len([mutant for mutant in made if self._known[mutant.digest]["verdict"] == verdict])
+
+    def survivors(self, made: list[Mutant]) -> list[Mutant]:
+        """Those that every test let pass."""
+        return [mutant for mutant in made if self._known[mutant.digest]["verdict"] == SURVIVED]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", type=Path, help="compile the sources in a folder (by the compiler's Python)")
-    parser.add_argument("--part", type=int, default=0, help="which part of them")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     parser.add_argument("--only", default="", help="only mutants whose name holds this")
+    parser.add_argument("--verdicts", type=Path, default=VERDICTS, help="where verdicts are kept")
+    parser.add_argument("--anew", action="store_true", help="try all of them again, whatever is known")
     arguments = parser.parse_args()
     if arguments.compile:
-        compile_all(arguments.compile, arguments.part)
+        compile_all(arguments.compile)
         return 0
     made = [mutant for mutant in mutants(SOURCE.read_text(encoding="utf-8")) if arguments.only in mutant.name]
     made.sort(key=lambda mutant: mutant.kind)
@@ -351,52 +409,68 @@ def main() -> int:
         return 0
     os.chdir(ROOT)
     import_once()
+    verdicts = Verdicts(arguments.verdicts.resolve(), anew=arguments.anew)
+    waiting = [mutant for mutant in made if verdicts.of(mutant) is None]
+    print(f"{len(made)} mutants, {len(made) - len(waiting)} of them judged before", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        return tested(made, Path(folder))
+        judge(waiting, verdicts, Path(folder))
+    return summary(made, verdicts, is_whole=not arguments.only)
 
 
-def tested(made: list[Mutant], folder: Path) -> int:
-    """Compile and test all of them; 1 if one survives that is not known to be equivalent."""
-    sources = [SOURCE.read_text(encoding="utf-8"), *(mutant.source for mutant in made)]
-    for number, source in enumerate(sources):
+def judge(waiting: list[Mutant], verdicts: Verdicts, folder: Path) -> None:
+    """Compile and test mutants, one after the other, while the next ones compile."""
+    for number, source in enumerate([SOURCE.read_text(encoding="utf-8"), *(mutant.source for mutant in waiting)]):
         # What a mutant does does not depend on how well it is compiled, and this is twice as quick.
         (folder / f"{number:04}.vy").write_text(source.replace("# pragma optimize gas", "# pragma optimize none"))
-    order = [str(COMPILER), __file__, "--compile", str(folder), "--part"]
-    compiling = [subprocess.Popen([*order, str(part)]) for part in range(COMPILERS)]
-    killed, same, stillborn, survived = 0, 0, 0, []
-    original = ""
-    for number, mutant in enumerate([None, *made]):
-        artefact = folder / f"{number:04}.json"
-        while not artefact.exists() and not artefact.with_suffix(".no").exists():
-            assert compiling[number % COMPILERS].poll() in (None, 0), "a compiler stopped"
-            time.sleep(0.05)
-        if artefact.with_suffix(".no").exists():
-            stillborn += 1
-            continue
-        runtime = json.loads(artefact.read_text())["runtime"]
-        if mutant is None:
-            original = runtime
-            noticed = passes_the_suite(artefact)
-            assert noticed == "", f"{noticed} must pass on the escrow itself"
-            continue
-        if runtime == original:
-            same += 1
-            continue
-        by = passes_the_suite(artefact)
-        if by:
-            killed += 1
-            print(f"killed    {mutant.line}: {mutant.name}    by {by}", flush=True)
-        else:
-            survived.append(mutant)
-            print(f"SURVIVED  {mutant.line}: {mutant.name}", flush=True)
-    for each in compiling:
-        each.wait()
-    print(f"\n{len(made)} mutants: {stillborn} do not compile, {same} compile to the same bytes")
+    compiler = subprocess.Popen([str(COMPILER), __file__, "--compile", str(folder)])
+    try:
+        original = json.loads(compiled(compiler, folder / "0000.json").read_text())["runtime"]
+        noticed = passes_the_suite(folder / "0000.json")
+        assert noticed == "", f"{noticed} must pass on the escrow itself"
+        for number, mutant in enumerate(waiting, start=1):
+            artefact = compiled(compiler, folder / f"{number:04}.json")
+            if not artefact.exists():
+                verdicts.keep(mutant, NOT_COMPILED)
+            elif json.loads(artefact.read_text())["runtime"] == original:
+                verdicts.keep(mutant, SAME)
+            elif by := passes_the_suite(artefact):
+                verdicts.keep(mutant, KILLED, by)
+                print(f"killed    {mutant.line}: {mutant.name}    by {by}", flush=True)
+            else:
+                verdicts.keep(mutant, SURVIVED)
+                print(f"SURVIVED  {mutant.line}: {mutant.name}", flush=True)
+    finally:
+        compiler.kill()
+        compiler.wait()
+
+
+def compiled(compiler: subprocess.Popen[bytes], artefact: Path) -> Path:
+    """Wait until the compiler is done with one source; where it does not compile, there is no such file."""
+    while not artefact.exists() and not artefact.with_suffix(".no").exists():
+        assert compiler.poll() in (None, 0), "the compiler stopped"
+        time.sleep(0.05)
+    return artefact
+
+
+def summary(made: list[Mutant], verdicts: Verdicts, *, is_whole: bool) -> int:
+    """Say what became of all of them; 1 if one survived without a reason, or has a reason and did not."""
+    reasons = {
+        f"{function}: {change}": reason
+        for function, changes in tomllib.loads(REASONS.read_text(encoding="utf-8")).items()
+        for change, reason in changes.items()
+    }
+    killed, survived = verdicts.count(made, KILLED), verdicts.survivors(made)
+    print(f"\n{len(made)} mutants: {verdicts.count(made, NOT_COMPILED)} do not compile,", end=" ")
+    print(f"{verdicts.count(made, SAME)} compile to the same bytes")
     print(f"of the other {killed + len(survived)}, {killed} were killed and {len(survived)} survived:")
-    unknown = [mutant for mutant in survived if mutant.name not in EQUIVALENT]
     for mutant in survived:
-        print(f"  {mutant.line}: {mutant.name}    {EQUIVALENT.get(mutant.name, 'NOT KNOWN TO BE EQUIVALENT')}")
-    return 1 if unknown else 0
+        print(f"  {mutant.line}: {mutant.name}    {reasons.get(mutant.name, 'NOT KNOWN TO BE EQUIVALENT')}")
+    unexplained = {mutant.name for mutant in survived} - set(reasons)
+    unfounded = set(reasons) - {mutant.name for mutant in survived} if is_whole else set()
+    for name in sorted(unfounded):
+        print(f"  a reason is given for what did not survive: {name}")
+    print(f"{len(unexplained)} survived without a reason")
+    return 1 if unexplained or unfounded else 0
 
 
 if __name__ == "__main__":

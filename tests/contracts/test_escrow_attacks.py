@@ -31,7 +31,6 @@ from kit.settlement_scene import (
     STRANGER,
     twins,
 )
-from pyrevm import AccountInfo
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Refused
 from hansa.node.escrow_artefact import read_artefact
@@ -116,8 +115,7 @@ def test_replay_after_the_chain_forked_pays_nothing_and_the_forks_own_vouchers_d
     """The contract's code, with what its constructor wrote into it, stands on a chain with another id."""
     here = EscrowBench()
     fork = EscrowBench(ContractHouse(ChainInProcess(chain_id=CHAIN_ID + 1)))
-    as_deployed_here = AccountInfo(code=here.escrow.chain.code(here.escrow.at))
-    fork.escrow.chain.evm.insert_account_info(text(fork.escrow.at), as_deployed_here)
+    fork.escrow.chain.put_code(fork.escrow.at, here.escrow.chain.code(here.escrow.at))
     config = fork.config()
     fork.escrow.mint(PAYER.address, DEPOSIT)
     returned = fork.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
@@ -349,6 +347,18 @@ def test_somebody_elses_permit_opens_nothing_for_me(bench: EscrowBench) -> None:
         bench.do(STRANGER, "openWithPermit", as_tuple(bench.config()), [], DEPOSIT, *permit)
     with pytest.raises(Refused):
         bench.do(STRANGER, "openWithPermit", as_tuple(bench.config(payer=STRANGER.address)), [], DEPOSIT, *permit)
+
+
+def test_a_payer_whose_account_delegates_to_code_opens_with_its_own_permit(bench: EscrowBench) -> None:
+    """By EIP-7702 an account with a key runs code that anybody may call: the payer calls, and somebody else sends."""
+    minted(bench)
+    config = bench.config()
+    permit = permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60)
+    account = hostile(bench).become(PAYER.address)
+    account.reenter("openWithPermit", as_tuple(config), [], DEPOSIT, *permit)
+    account.send(STRANGER, "transfer", STRANGER.address, 0)
+    assert account.got_in()
+    assert bench.escrow.state(bench.id(config)).deposit == DEPOSIT
 
 
 # ------------------------------------------------------------ tokens

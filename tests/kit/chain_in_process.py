@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from kit.contract_calls import Reverted, revert_reason
-from pyrevm import EVM, BlockEnv, CfgEnv, Env
+from pyrevm import EVM, AccountInfo, BlockEnv, CfgEnv, Env
 
 CHAIN_ID = 31337
 START_S = 1_700_000_000
@@ -57,6 +57,10 @@ class ChainInProcess:
     def code(self, address: bytes) -> bytes:
         """The code at an address."""
         return bytes(self.evm.get_code(text(address)) or b"")
+
+    def put_code(self, address: bytes, code: bytes) -> None:
+        """Let code stand at an address that nobody deployed it to."""
+        self.evm.insert_account_info(text(address), AccountInfo(code=code))
 
     def _run(self, caller: bytes, to: bytes, data: bytes, *, is_static: bool) -> bytes:
         self.evm.reset_transient_storage()

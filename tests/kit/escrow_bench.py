@@ -83,6 +83,13 @@ class HostileToken:
         for key in (PAYER, STRANGER):
             self._chain.send(key.address, self.at, self._calls.call("approve", bench.escrow.at, LOT))
 
+    def become(self, account: bytes) -> "HostileToken":
+        """The same code at an account that has a key, as EIP-7702 would put it there; that account sends no more."""
+        self._chain.put_code(account, self._chain.code(self.at))
+        self.at = account
+        self.order("rebase", 10_000)  # its constructor did not run there
+        return self
+
     def order(self, name: str, *arguments: Any) -> None:
         """Tell it something."""
         self._chain.send(STRANGER.address, self.at, self._calls.call(name, *arguments))
