@@ -26,7 +26,7 @@ CLAIM_FAULTS: Final = (
     "",
     "not above what was claimed",
     "above the deposit, or no open channel",
-    "not signed by the payer",
+    "not signed by the payer's signer",
 )
 
 _CONFIG: Final = "(address,address,address,address,address,uint64,bytes32,bytes32)"

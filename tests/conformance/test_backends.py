@@ -408,6 +408,8 @@ async def test_a_stale_voucher_at_the_close_is_answered_by_the_best_one_inside_t
     await counted(scene, config, 100)
     await (await scene.backend(PAYER)).request_close(config)
     await scene.house.pass_time(PERIOD_S - 60)
+    with pytest.raises(Refused):
+        await (await scene.backend(PAYER)).finalize(config, ROYALTIES)
     await counted(scene, config, 60_000)
     await scene.house.pass_time(61)
     await (await scene.backend(PAYER)).finalize(config, ROYALTIES)

@@ -252,15 +252,15 @@ def compile_all(folder: Path) -> None:
 # ------------------------------------------------------------ testing
 
 
-def passes_the_suite(artefact: Path) -> str:
-    """Run the suite on a mutant, in a fork of this process: the test that noticed it, or nothing."""
+def passes_the_suite(artefact: Path, *, only: str = "") -> str:
+    """Run the suite, or one test of it, on a mutant, in a fork of this process: the test that noticed it, or none."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         verdict = "the suite could not be run"
         try:
-            verdict = noticed_by(artefact)
+            verdict = noticed_by(artefact, only)
         finally:
             os.write(writer, verdict.encode()[:4000])
             os._exit(0)
@@ -276,7 +276,7 @@ def passes_the_suite(artefact: Path) -> str:
     return verdict
 
 
-def noticed_by(artefact: Path) -> str:
+def noticed_by(artefact: Path, only: str) -> str:
     """The test that fails on a mutant, or nothing.
 
     The tests are called as pytest would, without its start, which costs more than they do.
@@ -301,12 +301,16 @@ def noticed_by(artefact: Path) -> str:
 
     for module, call in ((attacks, bench), (backends, scene)):
         for name, test, arguments in tests_of(module):
+            if only not in ("", name):
+                continue
             try:
                 call(test, arguments)
             except pytest.skip.Exception:
                 continue
             except (Exception, pytest.fail.Exception):  # noqa: BLE001  (whatever it notices the mutant with)
                 return name
+    if only:
+        return ""
     try:
         fuzz.run_state_machine_as_test(fuzz.EscrowAgainstModel, settings=settings(fuzz.BUDGET, max_examples=FUZZED))
     except (Exception, pytest.fail.Exception):  # noqa: BLE001

@@ -8,7 +8,7 @@ pytest.importorskip("pyrevm", reason="pyrevm, the EVM in this process, has no wh
 
 from kit.chain_in_process import CHAIN_ID, DEPLOYER, ChainInProcess, text
 from kit.contract_calls import Contract, Reverted
-from kit.contract_house import TEST_ARTEFACTS, ContractHouse, as_item, as_tuple, as_tuples
+from kit.contract_house import TEST_ARTEFACTS, ContractHouse
 from kit.escrow_bench import (
     FALSE_RETURN,
     FEE_ON_TRANSFER,
@@ -34,6 +34,7 @@ from kit.settlement_scene import (
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Refused
 from hansa.node.escrow_artefact import read_artefact
+from hansa.node.evm_escrow import claim_words, config_words, split_words
 from hansa.proto.documents import channel_id, escrow_domain
 from hansa.proto.keccak import keccak256
 from hansa.proto.signing import SigningKey, sign
@@ -59,7 +60,7 @@ def test_the_escrow_says_what_its_documents_are_signed_for(bench: EscrowBench) -
 
 def test_a_channels_id_is_the_digest_that_we_sign_with(bench: EscrowBench) -> None:
     config = bench.config(ROYALTIES)
-    assert bench.escrow.ask("channelId", as_tuple(config)) == channel_id(bench.escrow.domain, config)
+    assert bench.escrow.ask("channelId", config_words(config)) == channel_id(bench.escrow.domain, config)
 
 
 def test_opening_writes_down_all_that_is_needed_to_close(bench: EscrowBench) -> None:
@@ -102,12 +103,12 @@ def test_replay_on_another_chain_and_on_another_escrow_pays_nothing() -> None:
     config = here.open(token=here.escrow.token)
     for other in (elsewhere, second):
         other.escrow.mint(PAYER.address, DEPOSIT)
-        other.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
+        other.do(PAYER, "open", config_words(config), [], DEPOSIT)
         assert other.batch(here.claim(config, 5)) == [3]
         with pytest.raises(Refused, match="not signed by the payer's signer"):
-            other.do(PAYEE, "claim", as_tuple(config), 5, bytes(32), here.voucher(config, 5).signature)
+            other.do(PAYEE, "claim", config_words(config), 5, bytes(32), here.voucher(config, 5).signature)
         with pytest.raises(Refused, match="not signed by the payer's signer"):
-            other.do(STRANGER, "cooperativeClose", as_tuple(config), [], 5, *here.both_signatures(config, 5))
+            other.do(STRANGER, "cooperativeClose", config_words(config), [], 5, *here.both_signatures(config, 5))
     assert beside.id(config) == here.id(config) != elsewhere.id(config) != second.id(config)
 
 
@@ -118,7 +119,7 @@ def test_replay_after_the_chain_forked_pays_nothing_and_the_forks_own_vouchers_d
     fork.escrow.chain.put_code(fork.escrow.at, here.escrow.chain.code(here.escrow.at))
     config = fork.config()
     fork.escrow.mint(PAYER.address, DEPOSIT)
-    returned = fork.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
+    returned = fork.do(PAYER, "open", config_words(config), [], DEPOSIT)
     assert returned == channel_id(escrow_domain(CHAIN_ID + 1, fork.escrow.at), config)
     assert fork.batch(here.claim(config, 5)) == [3]
     assert fork.batch(fork.claim(config, 5)) == [0]
@@ -128,7 +129,7 @@ def test_replay_of_a_voucher_on_another_channel_pays_nothing(bench: EscrowBench)
     one, other = bench.open(), bench.open()
     voucher = bench.voucher(one, 5)
     with pytest.raises(Refused, match="not signed"):
-        bench.do(PAYEE, "claim", as_tuple(other), 5, voucher.document.statement, voucher.signature)
+        bench.do(PAYEE, "claim", config_words(other), 5, voucher.document.statement, voucher.signature)
 
 
 def test_the_same_voucher_twice_and_a_changed_one_are_refused_by_the_single_claim(bench: EscrowBench) -> None:
@@ -140,7 +141,7 @@ def test_the_same_voucher_twice_and_a_changed_one_are_refused_by_the_single_clai
     voucher = bench.voucher(config, 7)
     for total, statement in ((8, voucher.document.statement), (7, bytes(32))):
         with pytest.raises(Refused, match="not signed"):
-            bench.do(PAYEE, "claim", as_tuple(config), total, statement, voucher.signature)
+            bench.do(PAYEE, "claim", config_words(config), total, statement, voucher.signature)
     bench.claim_one(config, DEPOSIT)
     assert bench.escrow.state(bench.id(config)).claimed == DEPOSIT
 
@@ -163,15 +164,15 @@ def test_the_high_s_twin_and_other_spellings_of_v_are_refused_by_the_single_clai
     spelled = [*twins(voucher.signature).values(), voucher.signature[:64], voucher.signature + b"\0", b""]
     for each in spelled:
         with pytest.raises(Refused, match="not signed by the payer's signer"):
-            bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, each)
+            bench.do(PAYEE, "claim", config_words(config), 5, voucher.document.statement, each)
         with pytest.raises(Refused, match="not signed by the payer's signer"):
-            bench.do(PAYEE, "payeeClose", as_tuple(config), [], 5, voucher.document.statement, each)
+            bench.do(PAYEE, "payeeClose", config_words(config), [], 5, voucher.document.statement, each)
 
 
 def test_words_in_a_batch_that_are_no_bytes_of_a_signature_are_skipped(bench: EscrowBench) -> None:
     """A batch must not fail because of one item, whatever its words are."""
     config = bench.open()
-    good = as_item(bench.claim(config, 5))
+    good = claim_words(bench.claim(config, 5))
     largest = 2**256 - 1
     bad = [
         (*good[:1], 2**128 + 5, *good[2:]),
@@ -190,9 +191,9 @@ def test_the_zero_address_signs_for_nobody(bench: EscrowBench) -> None:
     bench.escrow.mint(PAYER.address, DEPOSIT)
     for part, why in (("payer_signer", "no signer of the payer"), ("payee_signer", "no signer of the payee")):
         with pytest.raises(Refused, match=why):
-            bench.do(PAYER, "open", as_tuple(bench.config(**{part: bytes(20)})), [], DEPOSIT)
+            bench.do(PAYER, "open", config_words(bench.config(**{part: bytes(20)})), [], DEPOSIT)
     with pytest.raises(Refused, match="no payee"):
-        bench.do(PAYER, "open", as_tuple(bench.config(payee=bytes(20))), [], DEPOSIT)
+        bench.do(PAYER, "open", config_words(bench.config(payee=bytes(20))), [], DEPOSIT)
 
 
 def test_no_document_passes_for_another_type(bench: EscrowBench) -> None:
@@ -203,14 +204,14 @@ def test_no_document_passes_for_another_type(bench: EscrowBench) -> None:
     own = sign(bench.escrow.domain, config, PAYER_SIGNER).signature
     for signature in (close, own):
         with pytest.raises(Refused, match="not signed"):
-            bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, signature)
+            bench.do(PAYEE, "claim", config_words(config), 5, voucher.document.statement, signature)
         with pytest.raises(Refused, match="not signed"):
-            bench.do(PAYEE, "payeeClose", as_tuple(config), [], 5, voucher.document.statement, signature)
+            bench.do(PAYEE, "payeeClose", config_words(config), [], 5, voucher.document.statement, signature)
     for signature in (voucher.signature, own):
         with pytest.raises(Refused, match="not signed by the payer's signer"):
-            bench.do(PAYEE, "cooperativeClose", as_tuple(config), [], 5, signature, close)
+            bench.do(PAYEE, "cooperativeClose", config_words(config), [], 5, signature, close)
         with pytest.raises(Refused, match="not signed by the payee's signer"):
-            bench.do(PAYEE, "cooperativeClose", as_tuple(config), [], 5, close, signature)
+            bench.do(PAYEE, "cooperativeClose", config_words(config), [], 5, close, signature)
 
 
 def contract_signer(bench: EscrowBench, owner: SigningKey) -> tuple[Contract, bytes]:
@@ -225,25 +226,25 @@ def test_a_contract_signs_by_erc_1271_on_the_single_claim_only(bench: EscrowBenc
     for_contract = b"\x01" + voucher.signature
     for wrong in (voucher.signature, for_contract[1:] + b"\0", b"\x01" + bench.voucher(config, 6).signature):
         with pytest.raises(Refused):
-            bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, wrong)
+            bench.do(PAYEE, "claim", config_words(config), 5, voucher.document.statement, wrong)
     bench.escrow.chain.send(STRANGER.address, signer, calls.call("turn", True))
     with pytest.raises(Refused, match="the payer's contract does not accept"):
-        bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, for_contract)
+        bench.do(PAYEE, "claim", config_words(config), 5, voucher.document.statement, for_contract)
     bench.escrow.chain.send(STRANGER.address, signer, calls.call("turn", False))
     with pytest.raises(Refused, match="not signed by the payer's signer"):
-        bench.do(PAYEE, "payeeClose", as_tuple(config), [], 5, voucher.document.statement, for_contract)
+        bench.do(PAYEE, "payeeClose", config_words(config), [], 5, voucher.document.statement, for_contract)
     assert bench.batch(bench.claim(config, 5)) == [3]
-    bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, for_contract)
+    bench.do(PAYEE, "claim", config_words(config), 5, voucher.document.statement, for_contract)
     assert bench.escrow.state(bench.id(config)).claimed == 5
     with pytest.raises(Refused, match="not above"):
-        bench.do(PAYEE, "claim", as_tuple(config), 5, voucher.document.statement, for_contract)
+        bench.do(PAYEE, "claim", config_words(config), 5, voucher.document.statement, for_contract)
     bench.payee_close(config)
     assert bench.credit(PAYEE.address) == 5
 
 
 def test_a_contracts_signature_is_at_most_1024_bytes_long(bench: EscrowBench) -> None:
     _, signer = contract_signer(bench, PAYER_SIGNER)
-    config = as_tuple(bench.open(payer_signer=signer))
+    config = config_words(bench.open(payer_signer=signer))
     with pytest.raises(Refused, match="not this contract's kind of signature"):
         bench.do(PAYEE, "claim", config, 5, bytes(32), bytes(1_024))
     with pytest.raises(Refused, match=r"^$"):
@@ -256,10 +257,10 @@ def test_a_contracts_signature_is_at_most_1024_bytes_long(bench: EscrowBench) ->
 def test_double_open_and_a_reopened_id_are_refused(bench: EscrowBench) -> None:
     config = bench.open()
     bench.escrow.mint(PAYER.address, 3 * DEPOSIT)
-    again = ("open", as_tuple(config), [], DEPOSIT)
+    again = ("open", config_words(config), [], DEPOSIT)
     with pytest.raises(Refused, match="opened before"):
         bench.do(PAYER, *again)
-    bench.do(PAYER, "requestClose", as_tuple(config))
+    bench.do(PAYER, "requestClose", config_words(config))
     with pytest.raises(Refused, match="opened before"):
         bench.do(PAYER, *again)
     bench.payee_close(config)
@@ -271,7 +272,7 @@ def test_more_than_eight_splits_and_more_than_32_claims_do_not_decode(bench: Esc
     splits = tuple(Split(account=bytes([n]) * 20, bps=1) for n in range(1, 10))
     bench.escrow.mint(PAYER.address, DEPOSIT)
     with pytest.raises(Refused):
-        bench.do(PAYER, "open", as_tuple(bench.config(splits)), as_tuples(splits), DEPOSIT)
+        bench.do(PAYER, "open", config_words(bench.config(splits)), split_words(splits), DEPOSIT)
     config = bench.open(minted=False)
     claims = [bench.claim(config, total) for total in range(1, 34)]
     with pytest.raises(Refused):
@@ -285,27 +286,37 @@ def test_splits_over_the_whole_or_with_an_unknown_preimage_do_not_open(bench: Es
     bench.escrow.mint(PAYER.address, DEPOSIT)
     over = (Split(account=OWNERS[0], bps=10_000), Split(account=OWNERS[1], bps=1))
     with pytest.raises(Refused, match="more than the whole"):
-        bench.do(PAYER, "open", as_tuple(bench.config(over)), as_tuples(over), DEPOSIT)
+        bench.do(PAYER, "open", config_words(bench.config(over)), split_words(over), DEPOSIT)
     for config in (bench.config(ROYALTIES), bench.config(splits_hash=b"\x05" * 32)):
         with pytest.raises(Refused, match="not the channel's splits"):
-            bench.do(PAYER, "open", as_tuple(config), [], DEPOSIT)
+            bench.do(PAYER, "open", config_words(config), [], DEPOSIT)
     wrapping = (Split(account=OWNERS[0], bps=2**32 - 1),)
     with pytest.raises(Refused):
-        bench.do(PAYER, "open", as_tuple(bench.config(wrapping)), [(OWNERS[0], 2**256 - 1), (OWNERS[1], 2)], DEPOSIT)
+        bench.do(
+            PAYER, "open", config_words(bench.config(wrapping)), [(OWNERS[0], 2**256 - 1), (OWNERS[1], 2)], DEPOSIT
+        )
 
 
 def test_a_token_that_is_no_contract_is_refused(bench: EscrowBench) -> None:
     with pytest.raises(Refused):
-        bench.do(PAYER, "open", as_tuple(bench.config(token=STRANGER.address)), [], DEPOSIT)
+        bench.do(PAYER, "open", config_words(bench.config(token=STRANGER.address)), [], DEPOSIT)
     with pytest.raises(Refused):
         bench.do(
-            PAYER, "openWithPermit", as_tuple(bench.config(token=STRANGER.address)), [], 5, 0, 27, bytes(32), bytes(32)
+            PAYER,
+            "openWithPermit",
+            config_words(bench.config(token=STRANGER.address)),
+            [],
+            5,
+            0,
+            27,
+            bytes(32),
+            bytes(32),
         )
 
 
 def with_permit(bench: EscrowBench, permit: tuple[object, ...], amount: int = DEPOSIT) -> bytes:
     config = bench.config(ROYALTIES)
-    return bench.do(PAYER, "openWithPermit", as_tuple(config), as_tuples(ROYALTIES), amount, *permit)
+    return bench.do(PAYER, "openWithPermit", config_words(config), split_words(ROYALTIES), amount, *permit)
 
 
 def minted(bench: EscrowBench) -> None:
@@ -344,9 +355,9 @@ def test_somebody_elses_permit_opens_nothing_for_me(bench: EscrowBench) -> None:
     minted(bench)
     permit = permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60)
     with pytest.raises(Refused, match="not the payer"):
-        bench.do(STRANGER, "openWithPermit", as_tuple(bench.config()), [], DEPOSIT, *permit)
+        bench.do(STRANGER, "openWithPermit", config_words(bench.config()), [], DEPOSIT, *permit)
     with pytest.raises(Refused):
-        bench.do(STRANGER, "openWithPermit", as_tuple(bench.config(payer=STRANGER.address)), [], DEPOSIT, *permit)
+        bench.do(STRANGER, "openWithPermit", config_words(bench.config(payer=STRANGER.address)), [], DEPOSIT, *permit)
 
 
 def test_a_payer_whose_account_delegates_to_code_opens_with_its_own_permit(bench: EscrowBench) -> None:
@@ -355,7 +366,7 @@ def test_a_payer_whose_account_delegates_to_code_opens_with_its_own_permit(bench
     config = bench.config()
     permit = permit_for(bench, DEPOSIT, bench.escrow.now_s() + 60)
     account = hostile(bench).become(PAYER.address)
-    account.reenter("openWithPermit", as_tuple(config), [], DEPOSIT, *permit)
+    account.reenter("openWithPermit", config_words(config), [], DEPOSIT, *permit)
     account.send(STRANGER, "transfer", STRANGER.address, 0)
     assert account.got_in()
     assert bench.escrow.state(bench.id(config)).deposit == DEPOSIT
@@ -375,7 +386,7 @@ def test_a_fee_on_transfer_token_is_refused(bench: EscrowBench) -> None:
     with pytest.raises(Refused, match="did not arrive in full"):
         bench.open(token=token.at, minted=False)
     with pytest.raises(Refused, match="did not arrive in full"):
-        bench.do(STRANGER, "topUp", as_tuple(config), 1_000)
+        bench.do(STRANGER, "topUp", config_words(config), 1_000)
     assert bench.escrow.state(bench.id(config)).deposit == DEPOSIT == token.balance(bench.escrow.at)
 
 
@@ -387,7 +398,7 @@ def test_a_false_returning_token_and_one_that_moves_nothing_are_refused(bench: E
     with pytest.raises(Refused, match="the token did not"):
         bench.open(token=token.at, minted=False)
     with pytest.raises(Refused, match="the token did not"):
-        bench.do(STRANGER, "topUp", as_tuple(config), 1_000)
+        bench.do(STRANGER, "topUp", config_words(config), 1_000)
 
 
 def test_a_false_returning_token_leaves_the_credit_where_it_is(bench: EscrowBench) -> None:
@@ -407,7 +418,7 @@ def test_a_no_return_token_works(bench: EscrowBench) -> None:
     token = hostile(bench)
     token.behave(NO_RETURN)
     config = bench.open(token=token.at, minted=False)
-    bench.do(STRANGER, "topUp", as_tuple(config), 1_000)
+    bench.do(STRANGER, "topUp", config_words(config), 1_000)
     bench.payee_close(config, (), DEPOSIT + 1_000)
     bench.withdraw(PAYEE.address, token.at)
     assert token.balance(PAYEE.address) == DEPOSIT + 1_000
@@ -436,7 +447,7 @@ def reentries(bench: EscrowBench, token: HostileToken) -> list[tuple[object, ...
     live, closing, closable = (bench.open(token=token.at, minted=False) for _ in range(3))
     bench.claim_one(live, 5)
     for config in (closing, closable):
-        bench.do(PAYER, "requestClose", as_tuple(config))
+        bench.do(PAYER, "requestClose", config_words(config))
     bench.escrow.chain.pass_time(PERIOD_S)
     for_payee = bench.open(token=token.at, minted=False, payee=token.at)
     for_payer = bench.open(token=token.at, minted=False, payer_signer=token.at)
@@ -444,25 +455,25 @@ def reentries(bench: EscrowBench, token: HostileToken) -> list[tuple[object, ...
     token.order("mint", token.at, DEPOSIT)
     token.order("allow", token.at, bench.escrow.at, DEPOSIT)
     voucher = bench.voucher(live, 9)
-    item = as_item(bench.claim(live, 8))
+    item = claim_words(bench.claim(live, 8))
     both = bench.both_signatures(closing, 0)
     credited = bench.open(token=token.at, minted=False)
     bench.payee_close(credited, (), 77)
     return [
-        ("open", as_tuple(own), [], 5),
-        ("openWithPermit", as_tuple(own), [], 5, 0, 27, bytes(32), bytes(32)),
-        ("topUp", as_tuple(live), 5),
-        ("claim", as_tuple(live), 9, voucher.document.statement, voucher.signature),
+        ("open", config_words(own), [], 5),
+        ("openWithPermit", config_words(own), [], 5, 0, 27, bytes(32), bytes(32)),
+        ("topUp", config_words(live), 5),
+        ("claim", config_words(live), 9, voucher.document.statement, voucher.signature),
         ("claimBatch", [item]),
-        ("settle", as_tuple(live), []),
-        ("requestClose", as_tuple(for_payer)),
-        ("finalize", as_tuple(closable), []),
-        ("payeeClose", as_tuple(for_payee), [], 0, bytes(32), b""),
-        ("cooperativeClose", as_tuple(closing), [], 0, *both),
+        ("settle", config_words(live), []),
+        ("requestClose", config_words(for_payer)),
+        ("finalize", config_words(closable), []),
+        ("payeeClose", config_words(for_payee), [], 0, bytes(32), b""),
+        ("cooperativeClose", config_words(closing), [], 0, *both),
         ("withdraw", token.at, PAYEE.address),
         ("credit", token.at, PAYEE.address),
         ("channel", bench.id(live)),
-        ("channelId", as_tuple(live)),
+        ("channelId", config_words(live)),
         ("eip712Domain",),
     ]
 
@@ -476,7 +487,7 @@ def test_a_reentrant_token_gets_in_nowhere(bench: EscrowBench) -> None:
         token.reenter(*call)
         config = bench.open(token=token.at, minted=False, deposit=100)
         assert not token.got_in(), f"{call[0]} inside open"
-        bench.do(STRANGER, "topUp", as_tuple(config), 100)
+        bench.do(STRANGER, "topUp", config_words(config), 100)
         assert not token.got_in(), f"{call[0]} inside topUp"
         bench.payee_close(config)
         bench.withdraw(PAYER.address, token.at)
@@ -492,7 +503,7 @@ def test_a_reentrant_token_does_get_in_where_nobody_is_inside(bench: EscrowBench
     for call in reentries(bench, token):
         name, *arguments = call
         if name == "openWithPermit":
-            arguments[0] = as_tuple(bench.config(payer=token.at, token=token.at))
+            arguments[0] = config_words(bench.config(payer=token.at, token=token.at))
         token.reenter(str(name), *arguments)
         token.order("transfer", PAYEE.address, 0)
         assert token.got_in(), name
@@ -510,14 +521,14 @@ def test_a_contract_that_somebody_calls_cannot_act_in_its_name(bench: EscrowBenc
     config = bench.open()
     bench.escrow.mint(PAYER.address, 9 * DEPOSIT)
     for key, name, *arguments in (
-        (PAYER, "open", as_tuple(bench.config()), [], 5),
-        (PAYER, "openWithPermit", as_tuple(bench.config()), [], 5, 0, 27, bytes(32), bytes(32)),
-        (PAYER, "openWithPermit", as_tuple(bench.config(payer=token.at)), [], 5, 0, 27, bytes(32), bytes(32)),
-        (PAYER, "topUp", as_tuple(config), 5),
-        (PAYER, "requestClose", as_tuple(config)),
-        (PAYER_SIGNER, "requestClose", as_tuple(config)),
-        (PAYEE, "payeeClose", as_tuple(config), [], 0, bytes(32), b""),
-        (PAYEE_SIGNER, "payeeClose", as_tuple(config), [], 0, bytes(32), b""),
+        (PAYER, "open", config_words(bench.config()), [], 5),
+        (PAYER, "openWithPermit", config_words(bench.config()), [], 5, 0, 27, bytes(32), bytes(32)),
+        (PAYER, "openWithPermit", config_words(bench.config(payer=token.at)), [], 5, 0, 27, bytes(32), bytes(32)),
+        (PAYER, "topUp", config_words(config), 5),
+        (PAYER, "requestClose", config_words(config)),
+        (PAYER_SIGNER, "requestClose", config_words(config)),
+        (PAYEE, "payeeClose", config_words(config), [], 0, bytes(32), b""),
+        (PAYEE_SIGNER, "payeeClose", config_words(config), [], 0, bytes(32), b""),
     ):
         assert not through_a_contract(bench, key, token, name, *arguments), name
     assert bench.escrow.balance(PAYER.address) == 9 * DEPOSIT
@@ -528,8 +539,8 @@ def test_events_name_the_contract_that_called_and_not_who_called_it(bench: Escro
     config = bench.open(token=token.at, minted=False, payee=token.at)
     token.order("mint", token.at, DEPOSIT)
     token.order("allow", token.at, bench.escrow.at, DEPOSIT)
-    assert through_a_contract(bench, PAYER, token, "topUp", as_tuple(config), 5)
-    assert through_a_contract(bench, PAYEE, token, "payeeClose", as_tuple(config), [], 0, bytes(32), b"")
+    assert through_a_contract(bench, PAYER, token, "topUp", config_words(config), 5)
+    assert through_a_contract(bench, PAYEE, token, "payeeClose", config_words(config), [], 0, bytes(32), b"")
     told = {event.name: event.values for event in token.escrow_events}
     assert told["ToppedUp"]["account"] == told["Closed"]["account"] == "0x" + token.at.hex()
 
@@ -539,9 +550,9 @@ def test_a_blacklisted_royalty_owner_blocks_nobody_else(bench: EscrowBench) -> N
     token.order("blacklist", OWNERS[0], True)
     config = bench.open(ROYALTIES, token=token.at, minted=False)
     bench.claim_one(config, 100_000)
-    bench.do(PAYER, "requestClose", as_tuple(config))
+    bench.do(PAYER, "requestClose", config_words(config))
     bench.escrow.chain.pass_time(PERIOD_S)
-    bench.do(STRANGER, "finalize", as_tuple(config), as_tuples(ROYALTIES))
+    bench.do(STRANGER, "finalize", config_words(config), split_words(ROYALTIES))
     for account in (PAYEE.address, PAYER.address, *OWNERS[1:]):
         bench.withdraw(account, token.at)
     with pytest.raises(Refused):
@@ -568,7 +579,7 @@ def test_no_token_pays_for_another(bench: EscrowBench) -> None:
     with pytest.raises(Refused, match="no credit"):
         bench.withdraw(PAYEE.address)
     with pytest.raises(Refused, match="not open"):
-        bench.do(STRANGER, "topUp", as_tuple(replace(config, token=bench.escrow.token)), 1)
+        bench.do(STRANGER, "topUp", config_words(replace(config, token=bench.escrow.token)), 1)
 
 
 # ------------------------------------------------------------ order of things
@@ -592,7 +603,7 @@ def test_a_voucher_above_the_deposit_is_not_partly_paid_and_so_not_burnt(bench: 
     with pytest.raises(Refused, match="above the deposit"):
         bench.payee_close(config, (), DEPOSIT + 10)
     bench.escrow.mint(STRANGER.address, 10)
-    bench.do(STRANGER, "topUp", as_tuple(config), 10)
+    bench.do(STRANGER, "topUp", config_words(config), 10)
     assert bench.batch(claim) == [0]
     assert bench.escrow.state(bench.id(config)).claimed == DEPOSIT + 10
 
@@ -600,28 +611,28 @@ def test_a_voucher_above_the_deposit_is_not_partly_paid_and_so_not_burnt(bench: 
 def test_a_close_storm_is_answered_in_one_batch(bench: EscrowBench) -> None:
     configs = [bench.open(deposit=1_000) for _ in range(32)]
     for config in configs:
-        bench.do(PAYER_SIGNER, "requestClose", as_tuple(config))
+        bench.do(PAYER_SIGNER, "requestClose", config_words(config))
     bench.escrow.chain.pass_time(PERIOD_S - 1)
     assert bench.batch(*[bench.claim(config, 900) for config in configs]) == [0] * 32
     bench.escrow.chain.pass_time(1)
     for config in configs:
-        bench.do(STRANGER, "finalize", as_tuple(config), [])
+        bench.do(STRANGER, "finalize", config_words(config), [])
     assert bench.credit(PAYEE.address) == 32 * 900
     assert bench.credit(PAYER.address) == 32 * 100
 
 
 def test_asking_again_for_a_close_neither_hastens_nor_delays_it(bench: EscrowBench) -> None:
     config = bench.open()
-    bench.do(PAYER, "requestClose", as_tuple(config))
+    bench.do(PAYER, "requestClose", config_words(config))
     closable_at_s = bench.escrow.state(bench.id(config)).closable_at_s
     assert closable_at_s == bench.escrow.now_s() + PERIOD_S
     bench.escrow.chain.pass_time(PERIOD_S - 1)
     with pytest.raises(Refused, match="not open"):
-        bench.do(PAYER, "requestClose", as_tuple(config))
+        bench.do(PAYER, "requestClose", config_words(config))
     with pytest.raises(Refused, match="not over"):
-        bench.do(PAYER, "finalize", as_tuple(config), [])
+        bench.do(PAYER, "finalize", config_words(config), [])
     bench.escrow.chain.pass_time(1)
-    bench.do(PAYER, "finalize", as_tuple(config), [])
+    bench.do(PAYER, "finalize", config_words(config), [])
     assert bench.escrow.state(bench.id(config)).phase == CLOSED
 
 
@@ -629,12 +640,12 @@ def test_dust_top_ups_delay_no_close_and_cost_only_who_makes_them(bench: EscrowB
     config = bench.open()
     bench.escrow.mint(STRANGER.address, 100)
     for _ in range(20):
-        bench.do(STRANGER, "topUp", as_tuple(config), 1)
-    bench.do(PAYER, "requestClose", as_tuple(config))
+        bench.do(STRANGER, "topUp", config_words(config), 1)
+    bench.do(PAYER, "requestClose", config_words(config))
     before = bench.escrow.state(bench.id(config))
     assert before.phase == CLOSING
     with pytest.raises(Refused, match="not open"):
-        bench.do(STRANGER, "topUp", as_tuple(config), 1)
+        bench.do(STRANGER, "topUp", config_words(config), 1)
     assert bench.escrow.state(bench.id(config)) == before
     bench.payee_close(config, (), DEPOSIT + 20)
     assert bench.credit(PAYEE.address) == DEPOSIT + 20
@@ -643,13 +654,13 @@ def test_dust_top_ups_delay_no_close_and_cost_only_who_makes_them(bench: EscrowB
 def test_a_top_up_needs_money_and_an_amount(bench: EscrowBench) -> None:
     config = bench.open()
     with pytest.raises(Refused, match="nothing is deposited"):
-        bench.do(STRANGER, "topUp", as_tuple(config), 0)
+        bench.do(STRANGER, "topUp", config_words(config), 0)
     with pytest.raises(Refused):
-        bench.do(STRANGER, "topUp", as_tuple(config), 1)
+        bench.do(STRANGER, "topUp", config_words(config), 1)
     bench.escrow.mint(STRANGER.address, 2**128)
     with pytest.raises(Refused, match="too large"):
-        bench.do(STRANGER, "topUp", as_tuple(config), 2**128 - DEPOSIT)
-    bench.do(STRANGER, "topUp", as_tuple(config), 2**128 - 1 - DEPOSIT)
+        bench.do(STRANGER, "topUp", config_words(config), 2**128 - DEPOSIT)
+    bench.do(STRANGER, "topUp", config_words(config), 2**128 - 1 - DEPOSIT)
     assert bench.escrow.state(bench.id(config)).deposit == 2**128 - 1
 
 
@@ -671,7 +682,7 @@ def test_nobody_owns_the_escrow(bench: EscrowBench) -> None:
 def test_a_fee_is_a_split_like_any_other(bench: EscrowBench) -> None:
     config = bench.open((FEE,))
     assert config.splits_hash == splits_hash((FEE,))
-    bench.do(PAYEE_SIGNER, "payeeClose", as_tuple(config), as_tuples((FEE,)), 0, bytes(32), b"")
+    bench.do(PAYEE_SIGNER, "payeeClose", config_words(config), split_words((FEE,)), 0, bytes(32), b"")
     assert [bench.credit(each) for each in (FEE.account, PAYEE.address, PAYER.address)] == [0, 0, DEPOSIT]
     credited = [event.values["amount"] for event, _ in bench.escrow.logs if event.name == "Credited"]
     assert credited == [DEPOSIT]  # nobody is told of a credit of nothing

@@ -24,7 +24,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from kit.contract_house import as_item, as_tuple, as_tuples
 from kit.escrow_bench import EscrowBench
 from kit.settlement_scene import PAYEE, PAYEE_SIGNER, PAYER, PAYER_SIGNER, STRANGER, twins
 
@@ -39,6 +38,7 @@ from hansa.market.settlement import (
     ClaimResult,
     Refused,
 )
+from hansa.node.evm_escrow import CLAIM_FAULTS, claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.signing import Signed, SigningKey, sign
 from hansa.proto.splits import Split, splits_hash
@@ -47,11 +47,6 @@ KEYS = (PAYER, PAYER_SIGNER, PAYEE, PAYEE_SIGNER, STRANGER)
 ACCOUNTS = tuple(key.address for key in KEYS)
 EVERYBODY = sorted({*ACCOUNTS, *(bytes([n]) * 20 for n in range(1, 6))})
 LARGEST = 2**128 - 1
-FAULTS = {
-    "not above what was claimed": 1,
-    "above the deposit, or no open channel": 2,
-    "not signed by the payer's signer": 3,
-}
 DONE: Counter[str] = Counter()
 
 small = st.integers(0, 12)
@@ -175,7 +170,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "open",
             key,
-            (as_tuple(config), as_tuples(splits), amount),
+            (config_words(config), split_words(splits), amount),
             lambda: self.model.open(key.address, config, splits, amount, now_s=self.now_s),
         )
 
@@ -194,7 +189,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "topUp",
             key,
-            (as_tuple(config), amount),
+            (config_words(config), amount),
             lambda: self.model.top_up(key.address, config, amount, now_s=self.now_s),
         )
 
@@ -240,7 +235,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
                 raise Refused(result.fault)
             return result
 
-        self.both("claim", key, (as_tuple(config), total, voucher.document.statement, voucher.signature), single)
+        self.both("claim", key, (config_words(config), total, voucher.document.statement, voucher.signature), single)
 
     @precondition(lambda self: self.opened)
     @rule(data=st.data(), count=st.integers(0, 6), key=st.sampled_from(KEYS))
@@ -253,12 +248,12 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         results, outcome = self.both(
             "claimBatch",
             key,
-            ([as_item(claim) for claim in claims],),
+            ([claim_words(claim) for claim in claims],),
             lambda: self.model.claim(claims, now_s=self.now_s),
         )
         DONE["vouchers in batches"] += count
         faults = list(self.house.escrow.answer("claimBatch", outcome.returned))
-        assert faults == [FAULTS.get(result.fault, 0) for result in results]
+        assert faults == [CLAIM_FAULTS.index(result.fault) for result in results]
 
     @rule(pick=picks, key=st.sampled_from(KEYS), wrong=seldom)
     def settle(self, pick: int, key: SigningKey, wrong: bool) -> None:
@@ -266,7 +261,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "settle",
             key,
-            (as_tuple(config), as_tuples(splits)),
+            (config_words(config), split_words(splits)),
             lambda: self.model.settle(config, splits, now_s=self.now_s),
         )
 
@@ -282,7 +277,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "requestClose",
             key,
-            (as_tuple(config),),
+            (config_words(config),),
             lambda: self.model.request_close(key.address, config, now_s=self.now_s),
         )
 
@@ -295,7 +290,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "finalize",
             key,
-            (as_tuple(config), as_tuples(splits)),
+            (config_words(config), split_words(splits)),
             lambda: self.model.finalize(key.address, config, splits, now_s=self.now_s),
         )
 
@@ -319,7 +314,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "payeeClose",
             key,
-            (as_tuple(config), as_tuples(splits), *last),
+            (config_words(config), split_words(splits), *last),
             lambda: self.model.payee_close(key.address, config, splits, voucher, now_s=self.now_s),
         )
 
@@ -350,7 +345,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         self.both(
             "cooperativeClose",
             key,
-            (as_tuple(config), as_tuples(splits), total, payers, payees),
+            (config_words(config), split_words(splits), total, payers, payees),
             lambda: self.model.cooperative_close(
                 key.address, config, splits, total, payer_signature=payers, payee_signature=payees, now_s=self.now_s
             ),

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 from kit.chain_on_anvil import ChainOnAnvil, anvil_chain
-from kit.contract_house import ContractHouse, as_item, as_tuple, as_tuples
+from kit.contract_house import ContractHouse
 from kit.escrow_bench import EscrowBench, permit_for
 from kit.settlement_scene import DEPOSIT, OWNERS, PAYEE, PAYER, ROYALTIES, STRANGER
 
 from hansa.node.escrow_artefact import escrow_code
+from hansa.node.evm_escrow import claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import SigningKey
 
@@ -64,18 +65,18 @@ def weigh_opening(meter: Meter) -> None:
     bench = meter.bench
     coin, chain, token = bench.escrow.coin, bench.escrow.chain, bench.escrow.token
     for what, bound in (("open, the token's first deposit ever", 114_000), ("open with a bounded approval", None)):
-        meter.note(what, meter.of(PAYER, "open", as_tuple(bench.config()), [], DEPOSIT), bound)
+        meter.note(what, meter.of(PAYER, "open", config_words(bench.config()), [], DEPOSIT), bound)
     chain.send(PAYER.address, token, coin.call("approve", bench.escrow.at, 2**256 - 1))
-    meter.note("open", meter.of(PAYER, "open", as_tuple(bench.config()), [], DEPOSIT), 94_000)
+    meter.note("open", meter.of(PAYER, "open", config_words(bench.config()), [], DEPOSIT), 94_000)
     config = bench.config(ROYALTIES)
-    meter.note("open with 3 splits", meter.of(PAYER, "open", as_tuple(config), as_tuples(ROYALTIES), DEPOSIT))
+    meter.note("open with 3 splits", meter.of(PAYER, "open", config_words(config), split_words(ROYALTIES), DEPOSIT))
     buyer = SigningKey(b"\x57" * 32)
     chain.send(buyer.address, token, coin.call("mint", buyer.address, 9 * DEPOSIT))
     for what in ("open with permit, the account's first", "open with permit"):
         permit = permit_for(bench, DEPOSIT, bench.escrow.now_s() + 1_000, buyer)
-        config = as_tuple(bench.config(payer=buyer.address))
+        config = config_words(bench.config(payer=buyer.address))
         meter.note(what, meter.of(buyer, "openWithPermit", config, [], DEPOSIT, *permit), 124_000)
-    meter.note("topUp", meter.of(PAYER, "topUp", as_tuple(meter.opened()), DEPOSIT))
+    meter.note("topUp", meter.of(PAYER, "topUp", config_words(meter.opened()), DEPOSIT))
 
 
 def weigh_claims(meter: Meter) -> None:
@@ -83,10 +84,10 @@ def weigh_claims(meter: Meter) -> None:
     for what, total in (("claim, a channel's first", 5), ("claim", 9)):
         config = meter.opened()
         voucher = bench.voucher(config, total)
-        gas = meter.of(STRANGER, "claim", as_tuple(config), total, voucher.document.statement, voucher.signature)
+        gas = meter.of(STRANGER, "claim", config_words(config), total, voucher.document.statement, voucher.signature)
         meter.note(what, gas, 39_000)
     for number, bound in ((1, 44_000), (10, 19_800), (32, 18_000)):
-        items = [as_item(bench.claim(meter.opened(), HALF)) for _ in range(number)]
+        items = [claim_words(bench.claim(meter.opened(), HALF)) for _ in range(number)]
         gas = meter.of(STRANGER, "claimBatch", items)
         meter.note(f"claim in a batch of {number}, each", gas // number, bound)
 
@@ -96,10 +97,10 @@ def weigh_closing(meter: Meter) -> None:
     for state in ("new", "known"):
         config = meter.opened(ROYALTIES)
         bench.claim_one(config, HALF)
-        gas = meter.of(PAYER, "requestClose", as_tuple(config))
+        gas = meter.of(PAYER, "requestClose", config_words(config))
         meter.note(f"requestClose ({state})", gas, 32_000)
         bench.escrow.chain.pass_time(config.challenge_period)
-        gas = meter.of(STRANGER, "finalize", as_tuple(config), as_tuples(ROYALTIES))
+        gas = meter.of(STRANGER, "finalize", config_words(config), split_words(ROYALTIES))
         bound = 86_000 if state == "known" else None
         meter.note(f"finalize with 3 splits and a refund, accounts {state}", gas, bound)
     fresh = SigningKey(b"\x55" * 32)
@@ -107,11 +108,13 @@ def weigh_closing(meter: Meter) -> None:
         config = meter.opened(payee=payee.address)
         voucher = bench.voucher(config, HALF)
         last = (HALF, voucher.document.statement, voucher.signature)
-        gas = meter.of(payee, "payeeClose", as_tuple(config), [], *last)
+        gas = meter.of(payee, "payeeClose", config_words(config), [], *last)
         meter.note(f"payeeClose with a voucher and a refund, payee {what}", gas, bound)
     for what, payee in (("new", SigningKey(b"\x56" * 32)), ("known", PAYEE)):
         config = meter.opened(payee=payee.address)
-        gas = meter.of(STRANGER, "cooperativeClose", as_tuple(config), [], HALF, *bench.both_signatures(config, HALF))
+        gas = meter.of(
+            STRANGER, "cooperativeClose", config_words(config), [], HALF, *bench.both_signatures(config, HALF)
+        )
         meter.note(f"cooperativeClose with a refund, payee {what}", gas, 84_000)
 
 
@@ -119,7 +122,7 @@ def weigh_the_rest(meter: Meter) -> None:
     bench = meter.bench
     config = meter.opened(ROYALTIES)
     bench.claim_one(config, HALF)
-    meter.note("settle with 3 splits", meter.of(STRANGER, "settle", as_tuple(config), as_tuples(ROYALTIES)))
+    meter.note("settle with 3 splits", meter.of(STRANGER, "settle", config_words(config), split_words(ROYALTIES)))
     meter.note(
         "withdraw, to an account without tokens", meter.of(STRANGER, "withdraw", bench.escrow.token, OWNERS[0]), 57_000
     )

@@ -8,31 +8,14 @@ from typing import Any, Protocol
 from kit.chain_in_process import Outcome
 from kit.contract_calls import Contract, EventLog, Reverted
 
-from hansa.market.settlement import (
-    CLOSED,
-    CLOSING,
-    OPEN,
-    UNSET,
-    Backend,
-    ChannelState,
-    Claim,
-    ClaimResult,
-    Happening,
-    Refused,
-)
+from hansa.market.settlement import Backend, ChannelState, Claim, ClaimResult, Happening, Refused
 from hansa.node.escrow_artefact import ESCROW, TEST_TOKEN, Artefact, artefact, read_artefact
+from hansa.node.evm_escrow import CLAIM_FAULTS, PHASES, claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig, Voucher, channel_id, escrow_domain
 from hansa.proto.signing import Signed, SigningKey
 from hansa.proto.splits import Split
 from hansa.proto.typed_data import Domain
 
-PHASES = (UNSET, OPEN, CLOSING, CLOSED)
-FAULTS = (
-    "",
-    "not above what was claimed",
-    "above the deposit, or no open channel",
-    "not signed by the payer's signer",
-)
 LOT = 2**200
 TEST_ARTEFACTS = Path(__file__).resolve().parents[1] / "contracts" / "artefacts"
 
@@ -53,32 +36,6 @@ class Chain(Protocol):
     def deploy(self, code: bytes) -> bytes: ...
     def send(self, caller: bytes, to: bytes, data: bytes) -> Outcome: ...
     def ask(self, to: bytes, data: bytes) -> bytes: ...
-
-
-def as_tuple(config: ChannelConfig) -> tuple[Any, ...]:
-    """A config as the ABI has it."""
-    return (
-        config.payer,
-        config.payer_signer,
-        config.payee,
-        config.payee_signer,
-        config.token,
-        config.challenge_period,
-        config.splits_hash,
-        config.salt,
-    )
-
-
-def as_tuples(splits: Sequence[Split]) -> list[tuple[bytes, int]]:
-    """Splits as the ABI has them."""
-    return [(split.account, split.bps) for split in splits]
-
-
-def as_item(claim: Claim) -> tuple[Any, ...]:
-    """One claim of a batch as the ABI has it."""
-    voucher, signature = claim.voucher.document, claim.voucher.signature
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
-    return (as_tuple(claim.config), voucher.cumulative, voucher.statement, r, s, signature[64])
 
 
 class ContractHouse:
@@ -201,18 +158,18 @@ class ContractBackend:
         return self._house.domain
 
     async def open(self, config: ChannelConfig, splits: Sequence[Split], amount: int) -> bytes:
-        self._house.do(self.account, "open", as_tuple(config), as_tuples(splits), amount)
+        self._house.do(self.account, "open", config_words(config), split_words(splits), amount)
         return channel_id(self.domain, config)
 
     async def top_up(self, config: ChannelConfig, amount: int) -> None:
-        self._house.do(self.account, "topUp", as_tuple(config), amount)
+        self._house.do(self.account, "topUp", config_words(config), amount)
 
     async def state(self, channel_id: bytes, *, final: bool = True) -> ChannelState:  # noqa: ARG002  (the protocol's)
         return self._house.state(channel_id)
 
     async def claim(self, claims: Sequence[Claim]) -> tuple[ClaimResult, ...]:
         before = len(self._house.logs)
-        self._house.do(self.account, "claimBatch", [as_item(claim) for claim in claims])
+        self._house.do(self.account, "claimBatch", [claim_words(claim) for claim in claims])
         results = []
         told = [event for event, _ in self._house.logs[before:]]
         assert len(told) == len(claims), "one event for each item"
@@ -225,17 +182,17 @@ class ContractBackend:
                 results.append(ClaimResult(channel_id=id_, paid=event.values["paid"], fault=""))
             else:
                 assert event.values["index"] == index
-                results.append(ClaimResult(channel_id=id_, paid=0, fault=FAULTS[event.values["fault"]]))
+                results.append(ClaimResult(channel_id=id_, paid=0, fault=CLAIM_FAULTS[event.values["fault"]]))
         return tuple(results)
 
     async def settle(self, config: ChannelConfig, splits: Sequence[Split]) -> None:
-        self._house.do(self.account, "settle", as_tuple(config), as_tuples(splits))
+        self._house.do(self.account, "settle", config_words(config), split_words(splits))
 
     async def request_close(self, config: ChannelConfig) -> None:
-        self._house.do(self.account, "requestClose", as_tuple(config))
+        self._house.do(self.account, "requestClose", config_words(config))
 
     async def finalize(self, config: ChannelConfig, splits: Sequence[Split]) -> None:
-        self._house.do(self.account, "finalize", as_tuple(config), as_tuples(splits))
+        self._house.do(self.account, "finalize", config_words(config), split_words(splits))
 
     async def payee_close(
         self, config: ChannelConfig, splits: Sequence[Split], voucher: Signed[Voucher] | None
@@ -243,7 +200,7 @@ class ContractBackend:
         last = (0, bytes(32), b"")
         if voucher is not None:
             last = (voucher.document.cumulative, voucher.document.statement, voucher.signature)
-        self._house.do(self.account, "payeeClose", as_tuple(config), as_tuples(splits), *last)
+        self._house.do(self.account, "payeeClose", config_words(config), split_words(splits), *last)
 
     async def cooperative_close(
         self,
@@ -256,8 +213,8 @@ class ContractBackend:
         self._house.do(
             self.account,
             "cooperativeClose",
-            as_tuple(config),
-            as_tuples(splits),
+            config_words(config),
+            split_words(splits),
             cumulative,
             payer_signature,
             payee_signature,

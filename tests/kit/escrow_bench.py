@@ -4,10 +4,11 @@ from typing import Any
 
 from kit.chain_in_process import ChainInProcess
 from kit.contract_calls import Contract, EventLog
-from kit.contract_house import LOT, TEST_ARTEFACTS, ContractHouse, as_item, as_tuple, as_tuples
+from kit.contract_house import LOT, TEST_ARTEFACTS, ContractHouse
 from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, PAYER_SIGNER, STRANGER, Scene
 
 from hansa.node.escrow_artefact import read_artefact
+from hansa.node.evm_escrow import claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import SigningKey
 from hansa.proto.splits import Split
@@ -33,17 +34,17 @@ class EscrowBench(Scene):
         config = self.config(splits, **changes)
         if minted:
             self.escrow.mint(PAYER.address, deposit)
-        self.do(PAYER, "open", as_tuple(config), as_tuples(splits), deposit)
+        self.do(PAYER, "open", config_words(config), split_words(splits), deposit)
         return config
 
     def claim_one(self, config: ChannelConfig, total: int, key: SigningKey = PAYER_SIGNER) -> None:
         """A voucher by the single claim."""
         voucher = self.voucher(config, total, key)
-        self.do(STRANGER, "claim", as_tuple(config), total, voucher.document.statement, voucher.signature)
+        self.do(STRANGER, "claim", config_words(config), total, voucher.document.statement, voucher.signature)
 
     def batch(self, *items: Any) -> list[int]:
         """The faults of a batch of claims or of raw items."""
-        raw = [item if isinstance(item, tuple) else as_item(item) for item in items]
+        raw = [item if isinstance(item, tuple) else claim_words(item) for item in items]
         returned = self.do(STRANGER, "claimBatch", raw)
         return list(self.escrow.escrow.answer("claimBatch", returned))
 
@@ -53,11 +54,11 @@ class EscrowBench(Scene):
         if total:
             voucher = self.voucher(config, total)
             last = (total, voucher.document.statement, voucher.signature)
-        self.do(PAYEE, "payeeClose", as_tuple(config), as_tuples(splits), *last)
+        self.do(PAYEE, "payeeClose", config_words(config), split_words(splits), *last)
 
     def cooperative_close(self, config: ChannelConfig, total: int) -> None:
         """Both end the channel."""
-        self.do(STRANGER, "cooperativeClose", as_tuple(config), [], total, *self.both_signatures(config, total))
+        self.do(STRANGER, "cooperativeClose", config_words(config), [], total, *self.both_signatures(config, total))
 
     def credit(self, account: bytes, token: bytes | None = None) -> int:
         """What an account could withdraw."""
