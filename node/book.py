@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from hansa.market.isolation import is_served
 from hansa.node.net import Context, Net, NetError, Verdict
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
@@ -17,7 +16,7 @@ from hansa.proto.messages import MAX_BOOK_ADVERTS, AdvertPublished, BookRequeste
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC, BOOK, MAX_ADVERT_BYTES, MAX_BOOK_BYTES
 from hansa.proto.signing import Signed, check
-from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler.fitting import misfit
 
 LONGEST_LIFE_MS = 10 * 60_000
 """An advert that claims to stand for longer is not kept: it could not be taken back."""
@@ -69,10 +68,7 @@ class Book:
         fitting = (
             known.advert.signer
             for known in self.standing()
-            if known.advert.currency == currency
-            and known.advert.price_e18_per_device_ms <= ceiling_e18
-            and is_served(needs.tier, known.advert.tier)
-            and not isinstance(choose(needs, known.advert.devices, known.advert.devices), Shortage)
+            if misfit(known.advert, needs, currency=currency, ceiling_e18=ceiling_e18) is None
         )
         return tuple(islice(fitting, MOST_INVITED))
 

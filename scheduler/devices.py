@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hansa.proto.market_documents import FEATURE_SEVERAL_MACHINES, Device, Requirements
+from hansa.proto.market_documents import FEATURE_SEVERAL_MACHINES, Device, Requirements, Shortfall
 from hansa.proto.units import Bytes32, Line
 
 GIB = 1 << 30
@@ -11,10 +11,16 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """Why no devices fit: the first requirement that failed, and the nearest change that would help."""
+    """Why no devices fit: the requirement that failed, and the nearest change that would help.
+
+    Attributes:
+        reason, relaxation: in words.
+        shortfalls: the same for ``hansa.market.why``: with all of these changed, devices would fit.
+    """
 
     reason: str
     relaxation: str
+    shortfalls: tuple[Shortfall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

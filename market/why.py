@@ -1,0 +1,386 @@
+"""Why a job found no provider: everybody's "no" merged into a table, and the nearest changes that would help.
+
+A provider says in what it falls short (``Decline.shortfalls``); an advert says it of providers that were not asked. A
+provider counts for a change only where the change covers *all* of its shortfalls: who has too little memory and is
+too dear is not won by a higher price alone. So every provider's own set of shortfalls is a candidate; whoever needs no
+more than that comes with it; and a candidate that costs more than another and brings nobody beyond it is left out.
+
+A size, a price, a version or an isolation can be asked for more or less strictly, and whoever met the stricter wish
+meets the other. A word cannot: who asks for another region loses those in the first. Such a change is a swap, wins only
+those who need just it, and the bids that there are do not count beside them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from hansa.market.isolation import STRENGTH
+from hansa.market.purchase_state import SILENT, Purchase
+from hansa.proto.market_documents import Shortfall
+from hansa.proto.units import Address, Line, Note, Uint32, e18_to_price_per_hour
+
+BID = "bid"
+EXCLUDED = "excluded"
+DECLINED = "declined"
+NO_ANSWER = "silent"
+DESERTED = "deserted"
+NOT_ASKED = "not asked"
+OUTCOMES = (BID, EXCLUDED, DECLINED, DESERTED, NO_ANSWER, NOT_ASKED)
+
+PRICE = "price"
+"""The price of one device and hour, in the currency: the one thing of which a change is told as a difference."""
+BUSY = "free"
+"""The devices are there and somebody has them: a shortfall that goes away by waiting."""
+NUMBERS_TAKEN = frozenset({"devices", "shards"})
+"""Asked for as just so many; whoever has more can give fewer."""
+TIER = "tier"
+VERSIONS = frozenset({"cuda", "driver", "compute", "python"})
+MOST_RELAXATIONS = 12
+MOST_CANDIDATES = 512
+"""More different sets of shortfalls are not weighed: beyond that nobody reads the list."""
+
+_SCALES: Mapping[str, Fraction] = {
+    "": Fraction(1),
+    "B": Fraction(1),
+    "ms": Fraction(1, 1000),
+    "s": Fraction(1),
+    "min": Fraction(60),
+    "h": Fraction(3600),
+    "d": Fraction(86_400),
+    "%": Fraction(1, 100),
+    "bit/s": Fraction(1),
+    **{f"{prefix}B": Fraction(1000**power) for power, prefix in enumerate(("k", "M", "G", "T", "P"), 1)},
+    **{f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate(("K", "M", "G", "T", "P"), 1)},
+    **{f"{prefix}bit/s": Fraction(1000**power) for power, prefix in enumerate(("k", "M", "G", "T"), 1)},
+}
+_OPERATOR = re.compile(r"(<=|>=|!=|==|=|<|>|≤|≥|not in\b|in\b)?\s*(.*)", re.DOTALL)
+_NUMBER = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z/%]{0,6})", re.ASCII)
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of one provider.
+
+    Attributes:
+        provider: who.
+        outcome: one of ``OUTCOMES``.
+        reason: why it does not serve the job, in words that may be its own.
+        relaxation: the nearest change in its own words, for a provider that names no shortfalls.
+        shortfalls: with all of these changed it would bid. Empty where that is not known, or nothing would help.
+    """
+
+    provider: Address
+    outcome: Line
+    reason: Note = ""
+    relaxation: Note = ""
+    shortfalls: tuple[Shortfall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """One condition, and how many providers fail it, whatever else they fail."""
+
+    name: Line
+    wanted: Line
+    nearest: Line
+    providers: Uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxation:
+    """Changes that, made together, would win providers.
+
+    Attributes:
+        changes: all of them have to be made; none where ``words`` is a provider's own sentence.
+        words: that sentence.
+        providers: who would bid then.
+        swaps: whether providers that fit the job as it is would not fit it any more.
+        enough: whether these providers, with the bids that would still be there, could take every shard, one each.
+    """
+
+    changes: tuple[Shortfall, ...]
+    words: Note = ""
+    providers: tuple[Address, ...]
+    swaps: bool = False
+    enough: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Everything merged.
+
+    Attributes:
+        summary: in one paragraph; never empty.
+        wanted: shards to be placed.
+        eligible: bids that could have won.
+        failing: what is failed by how many, the most failed first.
+        relaxations: the cheapest first.
+        helpless: providers that no change of the job's would win.
+        answers: each provider's own.
+    """
+
+    summary: str
+    wanted: Uint32
+    eligible: Uint32
+    failing: tuple[Failing, ...]
+    relaxations: tuple[Relaxation, ...]
+    helpless: Uint32
+    answers: tuple[Answer, ...]
+
+
+def answers_of(purchases: Iterable[Purchase]) -> tuple[Answer, ...]:
+    """What the providers that were invited said to a job's tenders, the newest of each. The oldest tender comes first.
+
+    A silence does not undo what a provider said to the tender before.
+    """
+    newest: dict[bytes, Answer] = {}
+    for bought in purchases:
+        for answer in _answers_to(bought):
+            if answer.outcome != NO_ANSWER or answer.provider not in newest:
+                newest[answer.provider] = answer
+    return tuple(newest.values())
+
+
+def _answers_to(bought: Purchase) -> Iterable[Answer]:
+    excluded = {entry.bid: entry.excluded for entry in bought.ranking}
+    deserted = {entry.provider for entry in bought.placements if entry.why == SILENT}
+    for account in bought.invited:
+        bids = {key: bid for key, bid in bought.bids.items() if bid.signer == account}
+        why_not = [excluded.get(key, "") for key in bids]
+        if account in deserted:
+            yield Answer(provider=account, outcome=DESERTED, reason="it won and did not confirm the lease in time")
+        elif bids and not all(why_not):
+            yield Answer(provider=account, outcome=BID)
+        elif bids:
+            yield Answer(
+                provider=account, outcome=EXCLUDED, reason=why_not[0], shortfalls=_shortfalls_of_bids(bought, account)
+            )
+        elif (decline := bought.declines.get(account)) is not None:
+            yield Answer(
+                provider=account,
+                outcome=DECLINED,
+                reason=decline.reason,
+                relaxation=decline.relaxation,
+                shortfalls=decline.shortfalls,
+            )
+        else:
+            yield Answer(provider=account, outcome=NO_ANSWER, reason="it did not answer before bidding closed")
+
+
+def _shortfalls_of_bids(bought: Purchase, account: bytes) -> tuple[Shortfall, ...]:
+    """A bid that is only too dear is had for its price."""
+    ceiling = bought.tender.price_ceiling_e18_per_device_ms
+    prices = [bid.price_e18_per_device_ms for bid in bought.bids.values() if bid.signer == account]
+    return (price_shortfall(ceiling, min(prices)),) if prices and min(prices) > ceiling else ()
+
+
+def price_shortfall(ceiling_e18: int, price_e18: int) -> Shortfall:
+    """A price that is above the ceiling."""
+    wanted, nearest = e18_to_price_per_hour(ceiling_e18), e18_to_price_per_hour(price_e18)
+    return Shortfall(name=PRICE, wanted=f"<= {wanted}", nearest=nearest)
+
+
+# Values: whether one covers another, and how far a change goes.
+
+
+def _bare(text: str) -> str:
+    match = _OPERATOR.fullmatch(text.strip())
+    return match[2].strip() if match else text.strip()
+
+
+def _size_of(name: str, text: str) -> tuple[Fraction, ...] | None:
+    """A value that has a size, as something that is compared; ``None`` for any other."""
+    bare = _bare(text)
+    if name == TIER:
+        return (Fraction(STRENGTH.index(bare)),) if bare in STRENGTH else None
+    if name in VERSIONS and _VERSION.fullmatch(bare):
+        return tuple(Fraction(int(part)) for part in bare.split("."))
+    match = _NUMBER.fullmatch(bare)
+    scale = _SCALES.get(match[2]) if match else None
+    return (Fraction(match[1]) * scale,) if match and scale is not None else None
+
+
+def _covers(change: Shortfall, need: Shortfall) -> bool:
+    """Whether a condition that is changed like this is one that a provider with this shortfall meets."""
+    if (change.name, change.wanted) != (need.name, need.wanted):
+        return False
+    if change.nearest == need.nearest:
+        return True
+    wanted, given, needed = (_size_of(change.name, text) for text in (change.wanted, change.nearest, need.nearest))
+    if wanted is None or given is None or needed is None:
+        return False
+    return given <= needed <= wanted or wanted <= needed <= given
+
+
+def _is_swap(change: Shortfall) -> bool:
+    """Whether who met the condition before it was changed may not meet it afterwards."""
+    if change.name == BUSY:
+        return False
+    return _size_of(change.name, change.wanted) is None or _size_of(change.name, change.nearest) is None
+
+
+def _cost(change: Shortfall) -> Fraction:
+    """How much is given up: the share by which a size changes, one for anything else, half of it for waiting."""
+    if change.name == BUSY:
+        return Fraction(1, 2)
+    wanted, nearest = _size_of(change.name, change.wanted), _size_of(change.name, change.nearest)
+    if wanted is None or nearest is None or change.name in VERSIONS or change.name == TIER:
+        return Fraction(1)
+    return abs(nearest[0] - wanted[0]) / max(wanted[0], nearest[0], Fraction(1, 10**9))
+
+
+# Merging.
+
+
+def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: str = "") -> Explanation:
+    """Merge what is known.
+
+    Args:
+        wanted: shards to be placed, all or none.
+        eligible: bids on them that could have won.
+        answers: one of each provider that is known.
+        reason: what the tender itself said, if it ended for another reason than that nobody would.
+    """
+    told = [answer for answer in answers if answer.outcome != BID]
+    fixable = [answer for answer in told if answer.shortfalls and all(one.nearest for one in answer.shortfalls)]
+    spoken = [answer for answer in told if not answer.shortfalls and answer.relaxation]
+    found = [*_merge(fixable, wanted, eligible), *_merge_spoken(spoken, max(0, wanted - eligible))]
+    return Explanation(
+        summary=_summary(wanted, eligible, answers, reason),
+        wanted=wanted,
+        eligible=eligible,
+        failing=_failing(told),
+        relaxations=tuple(found[:MOST_RELAXATIONS]),
+        helpless=len(told) - len(fixable) - len(spoken),
+        answers=tuple(sorted(answers, key=lambda answer: (OUTCOMES.index(answer.outcome), answer.provider))),
+    )
+
+
+def _failing(told: Sequence[Answer]) -> tuple[Failing, ...]:
+    failed: dict[tuple[str, str], dict[bytes, Shortfall]] = {}
+    for answer in told:
+        for one in answer.shortfalls:
+            failed.setdefault((one.name, one.wanted), {})[answer.provider] = one
+    rows = []
+    for (name, wanted), who in failed.items():
+        near = [one for one in who.values() if one.nearest]
+        nearest = min(near, key=_cost).nearest if near else ""
+        rows.append(Failing(name=name, wanted=wanted, nearest=nearest, providers=len(who)))
+    return tuple(sorted(rows, key=lambda row: (-row.providers, row.name, row.wanted)))
+
+
+def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxation]:
+    """Every provider's own shortfalls as a candidate, with all whom it wins; what another one beats is left out."""
+    candidates = list(dict.fromkeys(_sorted(answer.shortfalls) for answer in fixable))[:MOST_CANDIDATES]
+    weighed = []
+    for changes in candidates:
+        won = tuple(sorted(answer.provider for answer in fixable if _wins(changes, answer.shortfalls)))
+        weighed.append((sum(map(_cost, changes)), changes, won))
+    weighed.sort(key=lambda entry: (entry[0], len(entry[1]), -len(entry[2]), _key(entry[1])))
+    kept: list[Relaxation] = []
+    best: list[frozenset[bytes]] = []
+    for _, changes, won in weighed:
+        if any(frozenset(won) <= earlier for earlier in best):
+            continue  # A cheaper change wins all of them.
+        best.append(frozenset(won))
+        swaps = any(map(_is_swap, changes))
+        enough = len(won) + (0 if swaps else eligible) >= wanted
+        kept.append(Relaxation(changes=changes, providers=won, swaps=swaps, enough=enough))
+    return kept
+
+
+def _wins(changes: Sequence[Shortfall], needs: Sequence[Shortfall]) -> bool:
+    """Whether a provider with these shortfalls bids when the changes are made: all are met, and no swap loses it."""
+    swaps = {change for change in changes if _is_swap(change)}
+    return swaps <= set(needs) and all(any(_covers(change, need) for change in changes) for need in needs)
+
+
+def _sorted(shortfalls: Iterable[Shortfall]) -> tuple[Shortfall, ...]:
+    return tuple(sorted(set(shortfalls), key=lambda one: (one.name, one.wanted, one.nearest)))
+
+
+def _key(changes: Sequence[Shortfall]) -> tuple[tuple[str, str], ...]:
+    return tuple((one.name, one.nearest) for one in changes)
+
+
+def _merge_spoken(spoken: Sequence[Answer], missing: int) -> list[Relaxation]:
+    """Providers that say in words only what would help: those with the same words together, the most first."""
+    by_words: dict[str, list[bytes]] = {}
+    for answer in spoken:
+        by_words.setdefault(answer.relaxation, []).append(answer.provider)
+    rows = sorted(by_words.items(), key=lambda row: (-len(row[1]), row[0]))
+    return [
+        Relaxation(changes=(), words=words, providers=tuple(sorted(who)), enough=len(who) >= missing)
+        for words, who in rows
+    ]
+
+
+# Words.
+
+
+def in_words(relaxation: Relaxation, unit: str = "device-hour") -> str:
+    """``2 more providers if vram >= 22 GiB``, ``5 more providers at +0.06 per GPU-hour``, ``1 more provider later``."""
+    count = len(relaxation.providers)
+    who = f"{count} {'other' if relaxation.swaps else 'more'} provider{'s' * (count != 1)}"
+    if not relaxation.changes:
+        return f"{who} if {relaxation.words}"
+    plain = [one for one in relaxation.changes if one.name not in (PRICE, BUSY)]
+    conditions = " and ".join(change_in_words(one) for one in plain)
+    parts = [who, *([f"if {conditions}"] if plain else [])]
+    parts += [_price_in_words(one, unit) for one in relaxation.changes if one.name == PRICE]
+    parts += [_later_in_words(one) for one in relaxation.changes if one.name == BUSY]
+    return " ".join(parts)
+
+
+def change_in_words(change: Shortfall) -> str:
+    """The condition as it would have to be: ``vram >= 22 GiB``."""
+    wanted, nearest = _size_of(change.name, change.wanted), _size_of(change.name, change.nearest)
+    sign = "="
+    if wanted is not None and nearest is not None and change.name not in (*NUMBERS_TAKEN, TIER):
+        sign = ">=" if nearest < wanted else "<="
+    bare = change.nearest if sign == "=" and _OPERATOR.fullmatch(change.nearest.strip()) else _bare(change.nearest)
+    return f"{change.name} {bare}" if bare.startswith(("without ", "not ")) else f"{change.name} {sign} {bare}"
+
+
+def _price_in_words(change: Shortfall, unit: str) -> str:
+    wanted, nearest = _size_of(PRICE, change.wanted), _size_of(PRICE, change.nearest)
+    if wanted is None or nearest is None:
+        return f"at {change.nearest} per {unit}"
+    more = nearest[0] - wanted[0]
+    # Rounded up: with what is printed they would bid.
+    cents = -(-more * 1_000_000 // 1)
+    text = f"{cents // 1_000_000}.{cents % 1_000_000:06d}".rstrip("0")
+    return f"at +{text}{'0' * max(0, 2 - len(text.partition('.')[2]))} per {unit}"
+
+
+def _later_in_words(change: Shortfall) -> str:
+    return "later (busy now)" if change.nearest in ("", "later") else f"later (busy until about {change.nearest})"
+
+
+def _summary(wanted: int, eligible: int, answers: Sequence[Answer], reason: str) -> str:
+    """How many were asked and what they said."""
+    if not answers:
+        said = "No provider is known here that trades in this job's currency, so there was nobody to ask."
+    else:
+        counted = {outcome: sum(answer.outcome == outcome for answer in answers) for outcome in OUTCOMES}
+        asked = len(answers) - counted[NOT_ASKED]
+        words = {
+            BID: "made a bid that could win",
+            EXCLUDED: "made a bid that could not win",
+            DECLINED: "declined",
+            DESERTED: "won and did not confirm",
+            NO_ANSWER: "did not answer",
+        }
+        told = ", ".join(f"{counted[outcome]} {text}" for outcome, text in words.items() if counted[outcome])
+        said = f"{_providers(asked)} {'was' if asked == 1 else 'were'} asked: {told}." if asked else "Nobody was asked."
+        if counted[NOT_ASKED]:
+            count = counted[NOT_ASKED]
+            said += f" {_providers(count)} known here {'was' if count == 1 else 'were'} not."
+    bids = f"The job needs {wanted} bid{'s' * (wanted != 1)} at once, and {eligible} could win."
+    return " ".join(filter(None, (said, bids, f"The tender ended because: {reason}." if reason else "")))
+
+
+def _providers(count: int) -> str:
+    return f"{count} provider{'s' * (count != 1)}"

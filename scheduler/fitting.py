@@ -1,0 +1,46 @@
+"""Whether an advert's provider could serve a shard, and everything in which it falls short if not.
+
+One function chooses whom a tender invites, and explains of those who were not why: so the two never tell apart.
+"""
+
+from hansa.market.isolation import is_served
+from hansa.market.why import price_shortfall
+from hansa.proto.market_documents import Advert, Requirements, Shortfall
+from hansa.proto.units import e18_to_price_per_hour
+from hansa.scheduler.devices import Shortage, choose
+
+
+def misfit(advert: Advert, needs: Requirements, *, currency: str, ceiling_e18: int) -> Shortage | None:
+    """What an advert lacks for a shard; None where it lacks nothing. An advert says what is owned, free or not."""
+    lacks: list[Shortage] = []
+    if advert.currency != currency:
+        lacks.append(_lack(f"its prices are in {advert.currency}", "currency", currency, ""))
+    if advert.price_e18_per_device_ms > ceiling_e18:
+        price = e18_to_price_per_hour(advert.price_e18_per_device_ms)
+        dear = price_shortfall(ceiling_e18, advert.price_e18_per_device_ms)
+        lacks.append(Shortage(reason=f"it wants {price}", relaxation=f"price ceiling ≥ {price}", shortfalls=(dear,)))
+    if not is_served(needs.tier, advert.tier):
+        lacks.append(_lack(f"the isolation there is {advert.tier!r}", "tier", needs.tier, advert.tier))
+    lacks += [
+        _lack(f"jobs cannot have {feature} there", "features", feature, f"without {feature}")
+        for feature in needs.features
+        if feature not in advert.features
+    ]
+    devices = choose(needs, advert.devices, advert.devices)
+    if isinstance(devices, Shortage):
+        lacks.append(devices)
+    if not lacks:
+        return None
+    helps = all(one.relaxation for one in lacks)
+    return Shortage(
+        reason="; ".join(one.reason for one in lacks),
+        relaxation=" and ".join(one.relaxation for one in lacks) if helps else "",
+        # A part of it that says nothing for a machine would make the rest look like all that is lacking.
+        shortfalls=tuple(each for one in lacks for each in one.shortfalls) if all(o.shortfalls for o in lacks) else (),
+    )
+
+
+def _lack(reason: str, name: str, wanted: str, nearest: str) -> Shortage:
+    relaxation = (nearest if nearest.startswith("without ") else f"{name} = {nearest}") if nearest else ""
+    shortfall = Shortfall(name=name, wanted=wanted, nearest=nearest)
+    return Shortage(reason=reason, relaxation=relaxation, shortfalls=(shortfall,))

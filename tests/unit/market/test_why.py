@@ -1,0 +1,279 @@
+"""Every "no" explained: what is promised for a change is what comes of it, and nobody is left out or won twice."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.trading import (
+    CHANNEL,
+    OTHER,
+    OTHER_KEY,
+    PRICE,
+    PROVIDER,
+    PROVIDER_KEY,
+    THIRD,
+    award,
+    bid,
+    decline,
+    tender,
+    workload,
+)
+
+from hansa.market.purchase_state import SILENT, Placement, Purchase
+from hansa.market.selection import Scored
+from hansa.market.why import (
+    BID,
+    BUSY,
+    DECLINED,
+    DESERTED,
+    EXCLUDED,
+    NO_ANSWER,
+    NOT_ASKED,
+    Answer,
+    Relaxation,
+    answers_of,
+    explain,
+    in_words,
+)
+from hansa.proto.market_documents import Shortfall
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
+from hansa.proto.units import format_amount
+
+GIB = 1 << 30
+
+
+def short(name, wanted, nearest):
+    return Shortfall(name=name, wanted=wanted, nearest=nearest)
+
+
+def who(number):
+    return bytes([number]) * 20
+
+
+def no(number, *shortfalls, **changes):
+    return Answer(provider=who(number), outcome=DECLINED, reason="no", shortfalls=shortfalls, **changes)
+
+
+VRAM_22, VRAM_16 = short("vram", ">= 24 GiB", "22 GiB"), short("vram", ">= 24 GiB", "16 GiB")
+DEAR = short("price", "<= 0.40", "0.46")
+DEARER = short("price", "<= 0.40", "0.80")
+TAKEN = short(BUSY, "1", "later")
+
+
+def told(answers, **changes):
+    return explain(**{"wanted": 4, "eligible": 0, "answers": answers, **changes})
+
+
+def test_the_nearest_changes_are_told_the_cheapest_first():
+    answers = [no(1, VRAM_22), no(2, VRAM_22), *(no(number, DEAR) for number in range(3, 8)), no(8, TAKEN)]
+    words = [in_words(one, "GPU-h") for one in told(answers).relaxations]
+    assert words == [
+        "2 more providers if vram >= 22 GiB",
+        "5 more providers at +0.06 per GPU-h",
+        "1 more provider later (busy now)",
+    ]
+
+
+def test_who_falls_short_in_two_things_counts_only_where_both_are_changed():
+    found = told([no(1, VRAM_22), no(2, VRAM_22, DEAR), no(3, DEARER)]).relaxations
+    assert [(in_words(one), len(one.providers)) for one in found] == [
+        ("1 more provider if vram >= 22 GiB", 1),
+        ("2 more providers if vram >= 22 GiB at +0.06 per device-hour", 2),
+        ("1 more provider at +0.40 per device-hour", 1),
+    ]
+
+
+def test_a_change_wins_whoever_needs_less_of_it_and_a_dearer_one_that_wins_nobody_else_is_not_told():
+    found = told([no(1, VRAM_22), no(2, VRAM_16), no(3, VRAM_16)], wanted=3).relaxations
+    assert [(in_words(one), one.enough) for one in found] == [
+        ("1 more provider if vram >= 22 GiB", False),
+        ("3 more providers if vram >= 16 GiB", True),
+    ]
+    assert [row.nearest for row in told([no(1, VRAM_22), no(2, VRAM_16)]).failing] == ["22 GiB"]
+
+
+def test_versions_are_compared_as_versions_and_words_only_with_themselves():
+    cuda = [no(1, short("cuda", ">= 12.10", "12.9")), no(2, short("cuda", ">= 12.10", "12.4"))]
+    assert in_words(told(cuda).relaxations[-1]) == "2 more providers if cuda >= 12.4"
+    tiers = [no(1, short("tier", "gvisor", "sandbox")), no(2, short("tier", "gvisor", "none"))]
+    words = [in_words(one) for one in told(tiers).relaxations]
+    assert words[-1] == "2 more providers if tier = none", "less isolation is had from who has more"
+    regions = [no(1, short("region", "eu", "us")), no(2, short("region", "eu", "jp")), no(3, TAKEN)]
+    found = told(regions, eligible=3).relaxations
+    assert [(in_words(one), one.enough) for one in found] == [
+        ("1 more provider later (busy now)", True),
+        ("1 other provider if region = jp", False),
+        ("1 other provider if region = us", False),
+    ], "who is taken in another region is none of those that there are here"
+
+
+def test_whom_nothing_would_win_is_counted_and_who_says_it_in_words_is_quoted():
+    answers = [no(1, short("buyer", "you", "")), no(2, relaxation="cores ≤ 2"), no(3, relaxation="cores ≤ 2"), no(4)]
+    found = told(answers)
+    assert [in_words(one) for one in found.relaxations] == ["2 more providers if cores ≤ 2"]
+    assert found.helpless == 2
+
+
+@pytest.mark.parametrize("outcome", [DECLINED, EXCLUDED, NO_ANSWER, DESERTED, NOT_ASKED])
+def test_there_is_always_something_to_say(outcome):
+    for answers in ([], [Answer(provider=who(1), outcome=outcome)]):
+        found = told(answers)
+        assert found.summary
+        assert "0 could win" in found.summary
+    assert "It was cancelled" in told([], reason="It was cancelled").summary
+
+
+def bought(called, **changes):
+    fields = {"tender": called, "tender_digest": digest(DOMAIN, called), "workload": workload(), "funds": 1}
+    return Purchase(**{**fields, "invited": (PROVIDER, OTHER, THIRD), "phase": "unfilled", **changes})
+
+
+def scored(made, excluded=""):
+    entry = {"bid": digest(DOMAIN, made), "provider": made.signer, "price_per_hour": "1", "reliability_ppm": 1}
+    return _scored({**entry, "expected_cost": 1, "excluded": excluded})
+
+
+def _scored(known):
+    """A row of the ranking, whatever terms it may have beside these."""
+    names = Scored.__dataclass_fields__
+    blank = {name: type_default(field) for name, field in names.items() if name not in known}
+    return Scored(**known, **{name: value for name, value in blank.items() if value is not None})
+
+
+def type_default(field):
+    return () if "tuple" in str(field.type) else 0 if "int" in str(field.type) or "Amount" in str(field.type) else None
+
+
+def test_what_the_tenders_of_a_job_heard_is_merged_and_the_newest_word_of_each_counts():
+    first, second = tender(), tender(nonce=b"2" * 32)
+    dear = bid(first, key=OTHER_KEY, price_e18_per_device_ms=3 * PRICE).document
+    no_of = decline(first).document
+    one = bought(
+        first,
+        declines={PROVIDER: replace(no_of, shortfalls=(TAKEN,))},
+        bids={digest(DOMAIN, dear): dear},
+        ranking=(scored(dear, "above the price ceiling"),),
+    )
+    answers = {answer.provider: answer for answer in answers_of([one])}
+    assert {account: answer.outcome for account, answer in answers.items()} == {
+        PROVIDER: DECLINED,
+        OTHER: EXCLUDED,
+        THIRD: NO_ANSWER,
+    }
+    price = answers[OTHER].shortfalls[0]
+    assert (price.name, price.nearest) == ("price", format_amount(3 * 3_600_000))
+    fine = bid(second, key=PROVIDER_KEY).document
+    two = bought(second, bids={digest(DOMAIN, fine): fine}, ranking=(scored(fine),))
+    answers = {answer.provider: answer for answer in answers_of([one, two])}
+    assert answers[PROVIDER].outcome == BID
+    assert answers[OTHER].outcome == EXCLUDED, "a silence does not undo what was said"
+
+
+def test_who_won_and_did_not_confirm_is_told_apart():
+    called = tender()
+    made = bid(called).document
+    accepted = award(made)
+    lost = Placement(
+        shard=0,
+        bid=digest(DOMAIN, made),
+        provider=PROVIDER,
+        award=accepted,
+        lease=digest(DOMAIN, accepted),
+        channel=CHANNEL,
+        phase="failed",
+        why=SILENT,
+    )
+    one = bought(called, bids={digest(DOMAIN, made): made}, ranking=(scored(made),), placements=(lost,))
+    assert answers_of([one])[0].outcome == DESERTED
+
+
+# A market of providers that have sizes, prices and words, and a job that wants some of each.
+
+SIZES, PRICES, VERSIONS, REGIONS = (8, 16, 22, 24, 40, 80), (30, 40, 46, 80, 200), ("11.8", "12.4", "12.10"), "abc"
+offers = st.fixed_dictionaries(
+    {
+        "vram": st.sampled_from(SIZES),
+        "price": st.sampled_from(PRICES),
+        "cuda": st.sampled_from(VERSIONS),
+        "region": st.sampled_from(REGIONS),
+        "busy": st.booleans(),
+        "closed": st.booleans(),
+    }
+)
+wishes = st.fixed_dictionaries(
+    {
+        "vram": st.sampled_from(SIZES),
+        "price": st.sampled_from(PRICES),
+        "cuda": st.sampled_from(VERSIONS),
+        "region": st.sampled_from(REGIONS),
+    }
+)
+
+
+def version(text):
+    return tuple(map(int, text.split(".")))
+
+
+def shortfalls(offer, wish):
+    """What an honest provider says."""
+    found = []
+    if offer["vram"] < wish["vram"]:
+        found.append(short("vram", f">= {wish['vram']} GiB", f"{offer['vram']} GiB"))
+    if offer["price"] > wish["price"]:
+        found.append(short("price", f"<= 0.{wish['price']:03}", f"0.{offer['price']:03}"))
+    if version(offer["cuda"]) < version(wish["cuda"]):
+        found.append(short("cuda", f">= {wish['cuda']}", offer["cuda"]))
+    if offer["region"] != wish["region"]:
+        found.append(short("region", wish["region"], offer["region"]))
+    if offer["busy"]:
+        found.append(short(BUSY, "1", "later"))
+    if offer["closed"]:
+        found.append(short("buyer", "you", ""))
+    return tuple(found)
+
+
+def relaxed(wish, relaxation: Relaxation):
+    """The wish with these changes made, and whether one waits."""
+    after, later = dict(wish), False
+    for change in relaxation.changes:
+        match change.name:
+            case "vram":
+                after["vram"] = int(change.nearest.removesuffix(" GiB"))
+            case "price":
+                after["price"] = int(change.nearest.removeprefix("0."))
+            case "free":
+                later = True
+            case name:
+                after[name] = change.nearest
+    return after, later
+
+
+@given(st.lists(offers, max_size=12), wishes, st.integers(1, 6))
+def test_whoever_is_promised_for_a_change_bids_when_it_is_made(market, wish, wanted):
+    answers = []
+    for number, offer in enumerate(market):
+        lacks = shortfalls(offer, wish)
+        answers.append(no(number, *lacks) if lacks else Answer(provider=who(number), outcome=BID))
+    eligible = sum(answer.outcome == BID for answer in answers)
+    found = explain(wanted=wanted, eligible=eligible, answers=answers)
+    assert found.summary
+    for relaxation in found.relaxations:
+        after, later = relaxed(wish, relaxation)
+        would_bid = {
+            who(number)
+            for number, offer in enumerate(market)
+            if not shortfalls(offer | {"busy": offer["busy"] and not later}, after)
+        }
+        already = {answer.provider for answer in answers if answer.outcome == BID}
+        assert relaxation.swaps or already <= would_bid, "what is made easier loses nobody"
+        assert set(relaxation.providers) == would_bid - already
+        assert relaxation.enough == (len(would_bid) >= wanted)
+    # And nobody who could be won is forgotten, as far as the list goes.
+    hopeless = {who(number) for number, offer in enumerate(market) if offer["closed"]}
+    refused = {answer.provider for answer in answers if answer.outcome == DECLINED}
+    assert found.helpless == len(hopeless & refused)
+    if len(found.relaxations) < 12:
+        won = {provider for relaxation in found.relaxations for provider in relaxation.providers}
+        assert won == refused - hopeless
