@@ -1,16 +1,17 @@
 """What a provider wants for its devices, and how a tender is answered: a bid, or a decline that explains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hansa.market.effects import clipped, derived_nonce
 from hansa.market.isolation import is_served
+from hansa.market.pricing_rule import PricingRule, RulePrice, price_of
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.currency import currency_of
 from hansa.proto.egress import covers
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import LEASE_SPOT, Bid, Decline, Device, Tender
+from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Bid, Decline, Device, Shortfall, Tender
 from hansa.proto.splits import check_splits, percent, splits_hash
 from hansa.proto.units import (
     Address,
@@ -22,6 +23,9 @@ from hansa.proto.units import (
     Uint64,
     amount_for,
     e18_to_price_per_hour,
+    format_amount,
+    parse_amount,
+    price_per_hour_to_e18,
 )
 
 LONGEST_BIDDING_MS = 60_000
@@ -47,7 +51,10 @@ class ProviderTerms:
         features: what else jobs can have here (``Advert.features``).
         egress: hosts that jobs may be let out to, as in ``Requirements.egress``; ``"*"`` is any public host.
         price_e18_per_device_ms: for any device without a price of its own.
-        price_by_model: prices of their own, by the device's model.
+        rule: prices of their own by model, and what hours and utilisation make of them.
+        on_price_fault: what is done where the owner's program names no price: ``"rule"`` or ``"decline"``; empty where
+            there is no program.
+        leases: the kinds of lease that are offered, the one first that a tender for any kind gets.
         buyers: the only accounts that are served; empty serves everyone.
         voucher_timeout_ms: without a voucher for this long after a receipt the run is paused.
         max_unpaid: with more than this run up and not vouched for, the run is paused.
@@ -71,7 +78,9 @@ class ProviderTerms:
     features: tuple[Line, ...] = ()
     egress: tuple[Line, ...] = ()
     price_e18_per_device_ms: PriceE18
-    price_by_model: Mapping[str, int] = field(default_factory=dict)
+    rule: PricingRule = field(default_factory=PricingRule)
+    on_price_fault: Line = ""
+    leases: tuple[Line, ...] = (LEASE_SPOT,)
     buyers: frozenset[Address] = frozenset()
     voucher_timeout_ms: DurationMs
     max_unpaid: Amount
@@ -88,9 +97,22 @@ class ProviderTerms:
     prepay_everybody: bool = False
     max_splits_bps: Uint32 = DEFAULT_MAX_SPLITS_BPS
 
-    def price(self, devices: Sequence[Device]) -> int:
-        """The price of one device-millisecond, times 1e18: of the dearest of the very devices that would be given."""
-        return max(self.price_by_model.get(device.model, self.price_e18_per_device_ms) for device in devices)
+    def price(self, devices: Sequence[Device], *, lease: str, share_ppm: int, at_ms: int) -> RulePrice:
+        """What the owner's rule says of the very devices that would be given."""
+        return price_of(
+            self.rule,
+            devices,
+            otherwise_e18=self.price_e18_per_device_ms,
+            lease=lease,
+            share_ppm=share_ppm,
+            at_ms=at_ms,
+        )
+
+    def lease_for(self, tender: Tender) -> str | None:
+        """The kind of lease that a tender would get; None where the one that it wants is not to be had."""
+        if tender.lease == LEASE_ANY:
+            return self.leases[0]
+        return tender.lease if tender.lease in self.leases else None
 
 
 def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) -> tuple[str, str] | None:
@@ -131,14 +153,26 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
     return None
 
 
-def too_cheap(tender: Tender, devices: Sequence[Device], terms: ProviderTerms) -> tuple[str, str] | None:
-    """Whether the tender's price ceiling is below the price of the very devices that would be given."""
-    price = terms.price(devices)
-    if price <= tender.price_ceiling_e18_per_device_ms:
+def too_cheap(tender: Tender, price_e18: int) -> tuple[str, str, Shortfall] | None:
+    """Whether the tender's price ceiling is below a price: (reason, nearest change, the same for a machine).
+
+    The change is rounded up to what a price is written with, so a ceiling that was raised to it is not too low again.
+    """
+    if price_e18 <= tender.price_ceiling_e18_per_device_ms:
         return None
-    wanted = e18_to_price_per_hour(price)
+    wanted = price_not_below(price_e18)
     ceiling = e18_to_price_per_hour(tender.price_ceiling_e18_per_device_ms)
-    return f"the price here is {wanted} a device-hour, above your ceiling of {ceiling}", f"price ceiling ≥ {wanted}"
+    reason = f"the price here is {wanted} a device-hour, above your ceiling of {ceiling}"
+    shortfall = Shortfall(name="price", wanted=f"price <= {ceiling}", nearest=wanted)
+    return reason, f"price ceiling ≥ {wanted}", shortfall
+
+
+def price_not_below(price_e18: int) -> str:
+    """A price for a device-hour as text, and never a text that stands for less."""
+    text = e18_to_price_per_hour(price_e18)
+    if price_per_hour_to_e18(text) >= price_e18:
+        return text
+    return format_amount(parse_amount(text) + 1)
 
 
 def bid_for(
@@ -147,29 +181,30 @@ def bid_for(
     devices: Sequence[Device],
     terms: ProviderTerms,
     *,
+    price_e18: int,
+    lease: str = LEASE_SPOT,
     number: int,
     is_stranger: bool = False,
     at_ms: int,
 ) -> Bid:
-    """The bid on one shard with these devices. ``number`` tells several bids on one tender apart.
+    """The bid on one shard with these devices at this price. ``number`` tells several bids on one tender apart.
 
     Where the owner wants to be paid ahead (by strangers, or by everybody), nothing is done on trust beside that.
     """
-    price = terms.price(devices)
     longest = tender.requirements.wall_ms * len(devices)
     # One unit more than the product: the difference of two floors may be one above the floor of the difference.
-    max_total = amount_for(longest, price) + 1
+    max_total = amount_for(longest, price_e18) + 1
     ahead_ms = terms.prepay_ms if is_stranger or terms.prepay_everybody else 0
-    prepay = min(max_total, amount_for(ahead_ms * len(devices), price))
+    prepay = min(max_total, amount_for(ahead_ms * len(devices), price_e18))
     return Bid(
-        lease=LEASE_SPOT,
+        lease=lease,
         penalty=0,
         facts=(),
         signer=terms.account,
         tender=tender_digest,
         devices=tuple(device.id for device in devices),
         tier=terms.tier,
-        price_e18_per_device_ms=price,
+        price_e18_per_device_ms=price_e18,
         meter_interval_ms=max(tender.meter_interval_ms, terms.meter_interval_ms),
         voucher_timeout_ms=terms.voucher_timeout_ms,
         max_unpaid=0 if prepay else terms.max_unpaid,
@@ -183,11 +218,17 @@ def bid_for(
     )
 
 
-def decline_for(tender: Tender, tender_digest: bytes, account: bytes, why: tuple[str, str]) -> Decline:
+def decline_for(
+    tender: Tender,
+    tender_digest: bytes,
+    account: bytes,
+    why: tuple[str, str],
+    shortfalls: tuple[Shortfall, ...] = (),
+) -> Decline:
     """The "no" to a tender with its reason and the nearest change that would make it a yes."""
     reason, relaxation = why
     return Decline(
-        shortfalls=(),
+        shortfalls=shortfalls,
         signer=account,
         tender=tender_digest,
         # They may hold the tender's own words, of which there may be many.

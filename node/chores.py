@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -14,7 +15,7 @@ from hansa.node.keeping import checkpoint_blobs, wanted_blobs
 from hansa.node.metrics import Metrics, Snapshot
 from hansa.node.mutual_credit import could_net
 from hansa.node.unsettled import settlements_wanted
-from hansa.proto.market_documents import Advert
+from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
 
@@ -61,11 +62,23 @@ async def _publish_advert(daemon: "Daemon", free: int) -> None:
         features=daemon.state.terms.features if daemon.state.terms else (),
         region=config.region,
         currency=config.currency,
-        price_e18_per_device_ms=config.provider.price_e18_per_device_ms,
+        price_e18_per_device_ms=_posted_price(daemon, devices),
         sequence=daemon.now_ms(),
         expires_ms=daemon.now_ms() + ADVERT_LIFE_MS,
     )
     await daemon.book.publish(sign(DOMAIN, advert, daemon.account))
+
+
+def _posted_price(daemon: "Daemon", devices: Sequence[Device]) -> int:
+    """What the cheapest of the devices costs now by the owner's rule: no buyer who could have one is to pass it by."""
+    terms, capacity = daemon.state.terms, daemon.state.capacity
+    if terms is None or not devices:
+        return daemon.config.provider.price_e18_per_device_ms
+    return min(
+        terms.price([device], lease=lease, share_ppm=capacity.leased_ppm, at_ms=daemon.now_ms()).price_e18
+        for device in devices
+        for lease in terms.leases
+    )
 
 
 async def greet_arrivals(daemon: "Daemon") -> None:

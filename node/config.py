@@ -14,6 +14,7 @@ from pathlib import Path
 from hansa.node.chain_config import ChainConfig, read_chain
 from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
+from hansa.node.pricing_config import PricingConfig, read_pricing
 from hansa.node.reputation_config import ReputationConfig, read_reputation
 from hansa.node.rules_config import RulesConfig, read_rules
 from hansa.node.splits_config import read_percent
@@ -67,6 +68,7 @@ class ProviderConfig:
         shells: whether buyers may open shells in their own runs.
         max_fetch_bytes: what one shard may bring beside its package at most.
         mirror_bytes: what the copies of checkpoints may weigh that are held for shards elsewhere; 0 holds none.
+        pricing: what makes the price of a bid out of the posted one.
     """
 
     enabled: bool
@@ -89,6 +91,7 @@ class ProviderConfig:
     shells: bool
     max_fetch_bytes: int
     mirror_bytes: int
+    pricing: PricingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +340,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         shells=table.boolean("shells", True),
         max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
         mirror_bytes=table.size_bytes("mirrors", "10 GiB"),
+        pricing=read_pricing(table.table("pricing")),
     )
     if provider.tier == TIER_GVISOR and provider.gpus != ():
         raise table.fault("gpus", 'must be empty with tier = "gvisor"', "runs in gVisor get no GPU here: gpus = []")

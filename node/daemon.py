@@ -14,6 +14,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
 from hansa.market.pricing import ITSELF, ProviderTerms
+from hansa.market.pricing_rule import PricingRule
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, mirror_tasks, provider_tasks, staging
 from hansa.node.agent_cluster import Cluster, makes_gangs
@@ -73,6 +75,7 @@ from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
+from hansa.node.pricing_config import clock_of
 from hansa.node.secrecy import keep_memory_private
 from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
@@ -564,6 +567,8 @@ class Daemon:
                 features=self._features(),
                 egress=self.config.egress.allow,
                 price_e18_per_device_ms=provider.price_e18_per_device_ms,
+                rule=self._pricing_rule(),
+                on_price_fault=provider.pricing.on_program_fault if provider.pricing.program else "",
                 buyers=provider.accept_buyers or frozenset(),
                 payee=provider.payee or ITSELF,
                 voucher_timeout_ms=provider.voucher_timeout_ms,
@@ -590,6 +595,11 @@ class Daemon:
             currency=self.config.currency,
             netting=self.config.settlement.netting,
         )
+
+    def _pricing_rule(self) -> PricingRule:
+        """The owner's rule, with the owner's clock as it will be in the next years."""
+        rule = self.config.provider.pricing.rule
+        return replace(rule, clock=clock_of(self.config.rules.utc_offset_s, now_ms())) if rule.hours else rule
 
     def _features(self) -> tuple[str, ...]:
         """What jobs can have here beside devices, sorted."""

@@ -11,7 +11,7 @@ from hansa.market.reputation import Heard
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
-from hansa.proto.units import Address, Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, UnixMs
+from hansa.proto.units import Address, Amount, Bytes32, DeviceMs, DurationMs, Line, Note, PriceE18, Uint32, UnixMs
 from hansa.scheduler.devices import ONE_MACHINE, Topology
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.rounds import Rejected
@@ -208,6 +208,34 @@ class TenderPrepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PricedSet:
+    """What the owner's program wants for one set of devices; None: what the rule says."""
+
+    devices: tuple[Bytes32, ...]
+    price_e18: PriceE18 | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenderPriced:
+    """The owner's program has looked at a tender.
+
+    Attributes:
+        tender: it; nothing of it is remembered while the program thinks.
+        sets: a price for each set of devices that was asked about; none where it declines or failed.
+        refusal: its words, where it declines.
+        fault: why it named no price, where it failed.
+        tries: how often it was asked.
+    """
+
+    tender: Tender
+    sets: tuple[PricedSet, ...] = ()
+    refusal: Note = ""
+    fault: Line = ""
+    tries: Uint32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFetched:
     """A blob that a job waits for is here, checked."""
 
@@ -308,6 +336,7 @@ NodeEvent = (
     | JobCancelled
     | JobToppedUp
     | TenderPrepared
+    | TenderPriced
     | BlobFetched
     | BlobNotFetched
     | CopyFetched

@@ -10,6 +10,7 @@ from typing import Any
 from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
 from hansa.market.ledger import Post
 from hansa.node import (
+    answering,
     buying,
     buying_turns,
     mirroring,
@@ -44,6 +45,7 @@ from hansa.node.events import (
     RoundReduced,
     Started,
     TenderPrepared,
+    TenderPriced,
     TimeCame,
 )
 from hansa.node.filing import filed
@@ -91,6 +93,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.top_up
         case TenderPrepared():
             return buying.open_tender
+        case TenderPriced():
+            return answering.take_price
         case BlobFetched() | BlobNotFetched():
             return buying.take_blob
         case CopyFetched():

@@ -1,34 +1,28 @@
-"""The provider's rooms: what it hears of buyers, how it answers a tender, and what it does when time passes.
+"""The provider's rooms: what it hears of buyers, and what it does when time passes.
 
-How its machines turn is in ``hansa.node.selling_turns``; what it hears of its own runs, in ``hansa.node.selling_runs``.
+How it answers a tender is in ``hansa.node.answering``, how its machines turn in ``hansa.node.selling_turns``, and what
+it hears of its own runs in ``hansa.node.selling_runs``.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
-from hansa.market.effects import MOST_CHANNELS, Send, channel_salt, unsigned
-from hansa.market.ledger import owed_by
-from hansa.market.pricing import ProviderTerms, bid_for, decline_for, objection, too_cheap
+from hansa.market.effects import MOST_CHANNELS, Send, channel_salt
 from hansa.market.sale_state import Sale
 from hansa.node import mirroring
+from hansa.node.answering import answer_tender
 from hansa.node.events import MessageArrived
-from hansa.node.mutual_credit import limit_for
 from hansa.node.selling_runs import tell_checkpoint
 from hansa.node.selling_turns import advance_channel, advance_run, advance_sale
-from hansa.node.standings import unwelcome
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig
-from hansa.proto.market_documents import Bid, Tender
-from hansa.proto.network import DOMAIN
-from hansa.proto.typed_data import digest
 from hansa.proto.units import Address, Bytes32, Uint64
-from hansa.scheduler import capacity, run
-from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler import run
 
 Effects = list[Any]
 
@@ -44,73 +38,6 @@ class DeliverRound:
     buyer: Address
     round: Uint64
     state: BlobRef
-
-
-def answer_tender(state: NodeState, event: MessageArrived) -> Effects:
-    """A bid for every shard that there is room for, held in the same instant; a decline if there is not for all."""
-    message: messages.TenderSent = event.message  # type: ignore[assignment]
-    tender, terms = message.tender.document, state.terms
-    tender_digest = digest(DOMAIN, tender)
-    if tender.signer != event.sender or terms is None:
-        state.ignore("sale", "a tender that is not its sender's" if terms else "a tender, and nothing is provided here")
-        return []
-    standing = [bid for bid, entry in state.sales.all() if entry.bid.tender == tender_digest]
-    if standing:
-        state.ignore("sale", "a tender that is known")
-        return []
-    terms = replace(terms, credit_limit=limit_for(state, tender.signer))
-    owed = owed_by(state.ledger, tender.signer)
-    why = unwelcome(state, tender, terms, at_ms=event.at_ms) or objection(tender, terms, owed=owed, at_ms=event.at_ms)
-    effects: Effects = []
-    for number in range(len(tender.shards) if why is None else 0):
-        owned = state.capacity
-        devices = choose(tender.requirements, owned.free, owned.lent, owned.topology)
-        if isinstance(devices, Shortage):
-            why = why or (devices.reason, devices.relaxation)
-            break
-        why = too_cheap(tender, devices, terms)
-        if why is not None:
-            break
-        bid = bid_for(
-            tender,
-            tender_digest,
-            devices,
-            terms,
-            number=number,
-            is_stranger=_is_stranger(state, tender.signer),
-            at_ms=event.at_ms,
-        )
-        effects += _hold(state, tender, bid, terms, at_ms=event.at_ms)
-    if why is None:
-        return effects
-    decline = decline_for(tender, tender_digest, state.account, why)
-    message_out = messages.DeclineSent(decline=unsigned(decline))
-    return [*effects, Send(to=tender.signer, message=message_out, keep_until_ms=tender.bids_close_ms)]
-
-
-def _is_stranger(state: NodeState, buyer: bytes) -> bool:
-    """Whether a buyer never settled anything here, or left something unpaid."""
-    settled = any(
-        channel.config.payer_signer == buyer and channel.vouched is not None for channel in state.earning.ended.values()
-    )
-    return not settled or state.ledger.balance(f"unpaid:{buyer.hex()}") > 0
-
-
-def _hold(state: NodeState, tender: Tender, bid: Bid, terms: ProviderTerms, *, at_ms: int) -> Effects:
-    bid_digest = digest(DOMAIN, bid)
-    by_id = {device.id: device for device in state.capacity.devices}
-    devices = [by_id[device] for device in bid.devices]
-    state.capacity = capacity.hold(state.capacity, bid_digest, devices, at_ms)
-    begun = Sale(
-        tender=tender,
-        bid=bid,
-        bid_digest=bid_digest,
-        grace_ms=terms.grace_ms,
-        max_fetch_bytes=terms.max_fetch_bytes,
-    )
-    step = sale.open_sale(begun)
-    state.begin("sale", state.sales, bid_digest, step.state)
-    return list(step.effects)
 
 
 # What buyers say. The sender is proven; whether it may say this is asked here.

@@ -16,7 +16,7 @@ from hansa.node.quantities import parse_duration, parse_size
 from hansa.proto.units import parse_amount, price_per_hour_to_e18
 
 _HEADER = re.compile(r"\s*\[\s*([A-Za-z0-9_.\-\s]+?)\s*\]\s*(?:#.*)?")
-_ENTRY = re.compile(r"""\s*["']?([A-Za-z0-9_\-]+)["']?\s*[.=]""")
+_ENTRY = re.compile(r"""\s*(?:"([^"\\]+)"|'([^']+)'|([A-Za-z0-9_\-]+))\s*[.=]""")
 _CORES = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?", re.ASCII)
 LEAST_CORES_MILLI = 100
 LARGEST_FILE_BYTES = 1 << 20
@@ -32,7 +32,7 @@ def _line_numbers(text: str) -> dict[tuple[str, str], int]:
             table = ".".join(part.strip() for part in header[1].split("."))
             found.setdefault((table, ""), number)
         elif entry := _ENTRY.match(line):
-            found.setdefault((table, entry[1]), number)
+            found.setdefault((table, entry[1] or entry[2] or entry[3]), number)
     return found
 
 

@@ -121,6 +121,13 @@ class Capacity:
         promised = self.promised
         return tuple(device for device in self.lent if device.id not in promised)
 
+    @property
+    def leased_ppm(self) -> int:
+        """How much of what is owned is leased, in millionths. What is only held earns nothing yet."""
+        owned = {device.id for device in self.devices}
+        leased = {device for entry in self.allotments.values() if entry.phase == "lease" for device in entry.devices}
+        return len(leased & owned) * 1_000_000 // len(owned) if owned else 0
+
     def phase_of(self, device: bytes) -> str:
         """``"free"``, ``"held"``, ``"leased"`` (a withdrawn device too, until its run has left) or ``"withdrawn"``."""
         for entry in self.allotments.values():

@@ -130,7 +130,15 @@ class HostileProvider:
     async def answer_with_bid(self, message: TenderSent) -> None:
         """The cheapest bid."""
         tender = message.tender.document
-        self.bid = bid_for(tender, digest(DOMAIN, tender), (self.device,), self.terms, number=0, at_ms=now_ms())
+        self.bid = bid_for(
+            tender,
+            digest(DOMAIN, tender),
+            (self.device,),
+            self.terms,
+            price_e18=self.terms.price_e18_per_device_ms,
+            number=0,
+            at_ms=now_ms(),
+        )
         await self.say(BidSent(bid=unsigned(self.bid)))
 
     async def bid_and_confirm(self, message: Any) -> None:

@@ -23,6 +23,7 @@ from hansa.proto.market_documents import Bid, Decline
 from hansa.proto.network import DOMAIN
 from hansa.proto.splits import Split
 from hansa.proto.typed_data import digest
+from hansa.proto.units import price_per_hour_to_e18
 
 TERMS = ProviderTerms(
     account=PROVIDER,
@@ -103,16 +104,18 @@ def test_on_a_chain_nothing_is_lent_so_nothing_is_owed_too_much():
 
 
 def test_a_ceiling_below_the_price_is_told_the_price():
-    assert too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE), [DEVICE], TERMS) is None
-    reason, change = too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE - 1), [DEVICE], TERMS)
+    assert too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE), PRICE) is None
+    reason, change, shortfall = too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE - 1), PRICE)
     assert "above your ceiling" in reason
     assert "3.6" in change
+    assert (shortfall.name, shortfall.nearest) == ("price", "3.600000")
 
 
-def test_several_devices_cost_what_the_dearest_costs():
-    terms = replace(TERMS, price_by_model={"H100": 7})
-    assert terms.price([DEVICE]) == PRICE
-    assert replace(terms, price_e18_per_device_ms=3).price([DEVICE, replace(DEVICE, model="H100")]) == 7
+@given(price=st.integers(1, 10**24), under=st.integers(1, 10**24))
+def test_a_ceiling_that_is_raised_to_the_price_that_was_told_is_not_too_low_again(price, under):
+    told = too_cheap(tender(price_ceiling_e18_per_device_ms=max(0, price - under)), price)
+    raised = price_per_hour_to_e18(told[2].nearest)
+    assert too_cheap(tender(price_ceiling_e18_per_device_ms=raised), price) is None
 
 
 @given(
@@ -128,7 +131,7 @@ def test_a_bid_is_a_document_that_its_buyer_can_read_and_would_rank(wall_ms, dev
         meter_interval_ms=interval_ms,
     )
     owned = [replace(DEVICE, id=bytes([number]) * 32) for number in range(devices)]
-    made = bid_for(asked, digest(DOMAIN, asked), owned, TERMS, number=0, at_ms=NOW_MS)
+    made = bid_for(asked, digest(DOMAIN, asked), owned, TERMS, price_e18=PRICE, number=0, at_ms=NOW_MS)
     assert decode(encode(made), Bid, limit_bytes=1 << 16) == made
     assert made.expires_ms <= NOW_MS + LONGEST_WINDOW_MS + TERMS.bid_ms
     assert rank(asked, {b"x": made}, {}, at_ms=NOW_MS)[0].excluded == ""
@@ -136,12 +139,14 @@ def test_a_bid_is_a_document_that_its_buyer_can_read_and_would_rank(wall_ms, dev
 
 def test_receipts_come_no_more_often_than_the_owner_wants():
     slow = replace(TERMS, meter_interval_ms=3_000)
-    made = bid_for(tender(), bytes(32), [DEVICE], slow, number=0, at_ms=NOW_MS)
+    made = bid_for(tender(), bytes(32), [DEVICE], slow, price_e18=PRICE, number=0, at_ms=NOW_MS)
     assert made.meter_interval_ms == 3_000
 
 
 def test_bids_on_one_tender_differ_and_a_replay_makes_the_same():
-    one, two, again = (bid_for(tender(), bytes(32), [DEVICE], TERMS, number=n, at_ms=NOW_MS) for n in (0, 1, 0))
+    one, two, again = (
+        bid_for(tender(), bytes(32), [DEVICE], TERMS, price_e18=PRICE, number=n, at_ms=NOW_MS) for n in (0, 1, 0)
+    )
     assert one == again
     assert one.nonce != two.nonce
 
@@ -166,7 +171,9 @@ def test_only_so_much_of_every_payment_goes_to_others_and_the_limit_is_told():
 def test_strangers_or_everybody_pays_ahead_and_then_nothing_is_done_on_trust(everybody, is_stranger, ahead):
     terms = replace(TERMS, prepay_ms=60_000, prepay_everybody=everybody)
     asked = tender()
-    made = bid_for(asked, digest(DOMAIN, asked), (DEVICE,), terms, number=0, is_stranger=is_stranger, at_ms=NOW_MS)
+    made = bid_for(
+        asked, digest(DOMAIN, asked), (DEVICE,), terms, price_e18=PRICE, number=0, is_stranger=is_stranger, at_ms=NOW_MS
+    )
     assert (made.prepay, made.max_unpaid) == (ahead, 0 if ahead else TERMS.max_unpaid)
     assert rank(asked, {b"x": made}, {}, max_prepay_ms=60_000, at_ms=NOW_MS)[0].excluded == ""
 
@@ -174,4 +181,6 @@ def test_strangers_or_everybody_pays_ahead_and_then_nothing_is_done_on_trust(eve
 def test_nobody_is_asked_to_pay_ahead_more_than_the_lease_can_cost():
     asked = tender(requirements=needs(wall_ms=1_000))
     terms = replace(TERMS, prepay_ms=60_000, prepay_everybody=True)
-    assert bid_for(asked, digest(DOMAIN, asked), (DEVICE,), terms, number=0, at_ms=NOW_MS).prepay == 1_001
+    assert (
+        bid_for(asked, digest(DOMAIN, asked), (DEVICE,), terms, price_e18=PRICE, number=0, at_ms=NOW_MS).prepay == 1_001
+    )
