@@ -2,7 +2,7 @@
 # make test    every test but those that take minutes, which are make test-long      make test-quick   without the slow ones
 # make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks (bench-execution: a run's)
 # make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
-# make contracts   compile contracts/ anew into the artefacts that the wheel carries; fuzz-contract and mutate-contract test it
+# make contracts   compile contracts/ anew into the artefacts that the wheel carries; fuzz-, mutate- and break-contract test it
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
 
 SHELL := /bin/sh
@@ -21,7 +21,7 @@ SEEDS ?= 1000
 # Where no tests are named, those that use no more than a process run beside the others.
 PYTEST = $(BIN)/python $(if $(TESTS),-m pytest,tests/run.py)
 
-.PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv fuzz-contract mutate-contract clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv fuzz-contract mutate-contract break-contract clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -61,12 +61,16 @@ $(CONTRACTS_VENV)/installed:
 contracts: $(CONTRACTS_VENV)/installed
 	$(CONTRACTS_VENV)/bin/python contracts/compile.py
 
-# The contract against its model, and the suite against mutants of the contract: minutes, and more with more examples.
+# The contract against its model, the suite against mutants of the contract (half an hour; a run that was stopped goes on),
+# and each attack's test against a contract without the defence.
 fuzz-contract: $(VENV)/installed-dev
 	HANSA_FUZZ_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/python -m pytest -q -s tests/contracts/test_escrow_fuzz.py
 
 mutate-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
 	$(BIN)/python tests/contracts/mutate.py
+
+break-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
+	$(BIN)/python tests/contracts/without_defences.py
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)
