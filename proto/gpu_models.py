@@ -25,24 +25,8 @@ _MEMORY = re.compile(r"([1-9][0-9]{0,2})(?:gb|gib|g)", re.ASCII)
 _GLUED_MEMORY = re.compile(r"(.*[a-z0-9]{2})m(16|32)", re.ASCII)
 _FORM = re.compile(r"sxm[0-9]?|pcie|nvl|dgxs|fhhl|oam", re.ASCII)
 _GLUED_FORM = re.compile(r"([a-z]+[0-9]+[a-z]?)(sxm[0-9]?|pcie|nvl)", re.ASCII)
-_MAKERS: Final = frozenset(
-    (
-        "nvidia",
-        "amd",
-        "ati",
-        "geforce",
-        "tesla",
-        "quadro",
-        "instinct",
-        "radeon",
-        "graphics",
-        "gpu",
-        "corporation",
-        "generation",
-        "edition",
-        "vf",
-    )
-)
+_NOISE: Final = "nvidia amd ati geforce tesla quadro instinct radeon graphics gpu corporation generation edition vf"
+_MAKERS: Final = frozenset(_NOISE.split(" "))
 _STACKED: Final = frozenset(("hbm2", "hbm2e", "hbm3", "hbm3e"))
 
 _CONSUMER = re.compile(r"(rtx|gtx|gt)?([0-9]{3,4})((?:ti|super|s|d|ada|sff|laptop|mobile|maxq|with|design)*)", re.ASCII)
@@ -51,7 +35,7 @@ _AMPERE = re.compile(r"(?:rtx)?a(400|1000|2000|4000|4500|5000|5500|6000)(laptop|
 _PRO = re.compile(r"rtxpro([0-9]{3,4})(blackwell)?(maxq)?(server|workstation|s|se|w|wk|ws|we)?", re.ASCII)
 _AMD = re.compile(r"mi[0-9]{2,3}[axp]?|rx[0-9]{3,4}(?:xtx|xt|gre|s|m)?|(?:pro)?(?:w|v)[0-9]{3,4}[a-z]?", re.ASCII)
 _TITAN = re.compile(r"(?:gtx)?titan(xp|x|v|rtx|black|z)?", re.ASCII)
-_CARD = re.compile(r"(?:gb|gh|gv|[abghklmpt])[0-9]{1,4}[a-z]{0,2}|v100s?|cmp[0-9]{2,3}hx", re.ASCII)
+_CARD = re.compile(r"(?:gb|gh|gv|[abghklmpt])[0-9]{1,4}[cdgmsx]?|v100s?|cmp[0-9]{2,3}hx", re.ASCII)
 
 _PRO_EDITIONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("server", "s", "se"), "SERVER"),

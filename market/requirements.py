@@ -1,0 +1,397 @@
+"""What a job needs and what a provider accepts, from text to the market's documents and back.
+
+``parse_needs`` reads ``[resources] needs`` of a job and ``--needs`` of the command line, ``parse_rules`` a provider's
+``accepts``. Both give clauses in one canonical form: of equal meaning is equal text, and ``render`` writes a text that
+is read as the same again. How clauses are judged is in ``hansa.market.clauses``.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from hansa.market.needs_text import NeedsError, Term, Value, terms_of
+from hansa.market.vocabulary import (
+    ANY,
+    VOCABULARY,
+    WORDS,
+    Of,
+    Word,
+    duration_ms,
+    duration_text,
+    find,
+    number_text,
+    size_bytes,
+    size_text,
+    thousandths,
+)
+from hansa.proto.gpu_models import canonical, parse
+from hansa.proto.market_documents import FEATURES, KIND_GPU, LEASE_ANY, Clause, DeviceChoice, Requirements
+from hansa.proto.units import PriceE18, e18_to_price_per_hour, price_per_hour_to_e18
+
+MOST_DEVICES: Final = 64
+MOST_CHOICES: Final = 16
+TIMES: Final = "\N{MULTIPLICATION SIGN}"
+_COUNTED = re.compile(rf"([0-9]{{1,4}})(?: ?[{TIMES}xX*] ?| (?=[A-Za-z]))(\S.*)")
+_COUNTED_AFTER = re.compile(rf"(\S.*?) ?[:{TIMES}*] ?([0-9]{{1,4}})")
+_BARE = re.compile(r"(?:(?!\.\.)[A-Za-z0-9_./:@%$*+\-])+", re.ASCII)
+_RESERVED: Final = frozenset(("and", "or", "in", "not", "notin", ANY))
+_AT_LEAST: Final = ("vram", "cores", "ram", "disk")
+"""Words whose lower bound has a field of its own in ``Requirements``."""
+_SHOWN: Final = ("H100", "H200", "A100", "A100-80GB", "B200", "L4", "L40S", "A10", "T4", "V100", "RTX3090", "RTX4090")
+_MODELS: Final = (*_SHOWN, "RTX5090", "RTXA6000", "RTX6000-ADA", "RTXPRO6000", "MI300X", "GH200", "A40", "P100")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a text says that a job needs. ``None`` and empty values were not said.
+
+    Attributes:
+        choices: sets of devices of which any one does, the best liked first.
+        kind: ``"gpu"`` or ``"cpu"``.
+        devices: whole devices for a shard, of any model; only without choices.
+        device_memory_bytes: least memory of each device.
+        cores_milli: least CPU cores, all devices together, in thousandths.
+        memory_bytes: main memory of the run.
+        scratch_bytes: room for its files.
+        tier: the isolation, or a stronger one.
+        features: what the provider must have beside devices, sorted.
+        clauses: what must hold beside that, in the canonical order.
+        price_e18_per_device_ms: the price ceiling.
+        deadline_ms: so long from now the job is worth nothing.
+        lease: ``"firm"`` or ``"spot"``.
+    """
+
+    choices: tuple[DeviceChoice, ...] = ()
+    kind: str = ""
+    devices: int | None = None
+    device_memory_bytes: int | None = None
+    cores_milli: int | None = None
+    memory_bytes: int | None = None
+    scratch_bytes: int | None = None
+    tier: str = ""
+    features: tuple[str, ...] = ()
+    clauses: tuple[Clause, ...] = ()
+    price_e18_per_device_ms: PriceE18 | None = None
+    deadline_ms: int | None = None
+    lease: str = ""
+
+    def applied_to(self, base: Requirements) -> Requirements:
+        """Requirements with everything that was said in the place of what stood there; features and clauses add up."""
+        return replace(
+            base,
+            kind=self.kind or base.kind,
+            choices=self.choices or base.choices,
+            devices=max((one.devices for one in self.choices), default=self.devices or base.devices),
+            device_memory_bytes=_said(self.device_memory_bytes, base.device_memory_bytes),
+            cores_milli=_said(self.cores_milli, base.cores_milli),
+            memory_bytes=_said(self.memory_bytes, base.memory_bytes),
+            scratch_bytes=_said(self.scratch_bytes, base.scratch_bytes),
+            tier=self.tier or base.tier,
+            features=tuple(sorted({*base.features, *self.features})),
+            clauses=ordered((*base.clauses, *self.clauses)),
+        )
+
+
+def needs_of(requirements: Requirements) -> Needs:
+    """The part of requirements that the language can say."""
+    return Needs(
+        choices=requirements.choices,
+        kind="" if requirements.kind == ANY else requirements.kind,
+        devices=None if requirements.choices else requirements.devices,
+        device_memory_bytes=requirements.device_memory_bytes or None,
+        cores_milli=requirements.cores_milli or None,
+        memory_bytes=requirements.memory_bytes,
+        scratch_bytes=requirements.scratch_bytes,
+        tier=requirements.tier,
+        features=requirements.features,
+        clauses=requirements.clauses,
+    )
+
+
+def parse_needs(text: str) -> Needs:
+    """What a job needs.
+
+    Raises:
+        NeedsError: the text is not in the language; it knows the place, and what to write instead.
+    """
+    reader = _Needs(text)
+    for term in terms_of(text):
+        reader.read(term)
+    return reader.done()
+
+
+def parse_rules(text: str) -> tuple[Clause, ...]:
+    """The conditions under which a provider takes a job.
+
+    Raises:
+        NeedsError: as for ``parse_needs``.
+    """
+    found: list[Clause] = []
+    for term in terms_of(text):
+        if not term.name.text:
+            hint = "say for example devices <= 4 and wall <= 24 h"
+            raise _fault(term.values[0], "is no condition on a job", hint, text)
+        found += _clauses(_word_of(term, text, of_jobs=True), term, text)
+    return ordered(found)
+
+
+def ordered(clauses: Iterable[Clause]) -> tuple[Clause, ...]:
+    """Clauses in the canonical order, each once."""
+    return tuple(sorted(set(clauses), key=lambda one: (one.name, one.operator, one.values)))
+
+
+def render(needs: Needs | Requirements) -> str:
+    """A text that ``parse_needs`` reads as the same needs."""
+    needs = needs_of(needs) if isinstance(needs, Requirements) else needs
+    terms = [" or ".join(render_choice(choice) for choice in needs.choices)] if needs.choices else []
+    terms += [f"devices = {needs.devices}"] if needs.devices is not None else []
+    # A choice of GPUs says what kind of devices they are.
+    terms += [f"kind = {needs.kind}"] if needs.kind and needs.kind != _kind_of(needs.choices) else []
+    for name, value in (
+        ("vram", None if needs.device_memory_bytes is None else size_text(needs.device_memory_bytes)),
+        ("cores", None if needs.cores_milli is None else number_text(needs.cores_milli)),
+        ("ram", None if needs.memory_bytes is None else size_text(needs.memory_bytes)),
+        ("disk", None if needs.scratch_bytes is None else size_text(needs.scratch_bytes)),
+    ):
+        terms += [f"{name} >= {value}"] if value is not None else []
+    terms += [f"tier = {needs.tier}"] if needs.tier else []
+    terms += [f"features = {_quoted(feature)}" for feature in needs.features]
+    terms += [render_clause(clause) for clause in needs.clauses]
+    if needs.price_e18_per_device_ms is not None:
+        terms.append(f"price <= {VOCABULARY['price'].read(e18_to_price_per_hour(needs.price_e18_per_device_ms))}")
+    terms += [f"deadline = {duration_text(needs.deadline_ms)}"] if needs.deadline_ms is not None else []
+    terms += [f"lease = {needs.lease}"] if needs.lease else []
+    return " and ".join(terms)
+
+
+def render_choice(choice: DeviceChoice) -> str:
+    """One set of devices, such as 8 times an H100."""
+    known = parse(choice.model) is not None
+    return (
+        f"{choice.devices}{TIMES}{choice.model}"
+        if known and _BARE.fullmatch(choice.model)
+        else (f'"{choice.devices}{TIMES}{choice.model}"')
+    )
+
+
+def render_clause(clause: Clause) -> str:
+    """One clause as a term."""
+    values = [_quoted(value) for value in clause.values]
+    joined = ", ".join(values)
+    return f"{clause.name} {clause.operator} " + (f"({joined})" if clause.operator in ("in", "not in") else joined)
+
+
+def _quoted(value: str) -> str:
+    bare = all(_BARE.fullmatch(part) and part.casefold() not in _RESERVED for part in value.split(" "))
+    return value if bare else f'"{value}"'
+
+
+def _said(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _fault(value: Value, why: str, hint: str, text: str) -> NeedsError:
+    return NeedsError(value.text, value.position, why, hint, text)
+
+
+def _word_of(term: Term, text: str, *, of_jobs: bool) -> Word:
+    """The vocabulary's word that a term begins with."""
+    names = [word.name for word in WORDS if _serves(word, of_jobs=of_jobs)]
+    word = find(term.name.text)
+    if word is not None and word.name in names:
+        return word
+    if word is not None:
+        if of_jobs:
+            raise _fault(term.name, "says nothing of a job", f"a provider's rules know {', '.join(names)}", text)
+        raise _fault(term.name, "is nothing that a provider has", f"a job's needs know {', '.join(names)}", text)
+    near = difflib.get_close_matches(term.name.text.casefold(), names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+    raise _fault(term.name, "is no word of the vocabulary", hint, text)
+
+
+def _serves(word: Word, *, of_jobs: bool) -> bool:
+    return Of.JOB in word.of if of_jobs else any(one is not Of.JOB for one in word.of)
+
+
+def _read(word: Word, value: Value, text: str) -> str:
+    try:
+        return word.read(value.text)
+    except ValueError as fault:
+        raise _fault(value, str(fault), f"for example {word.example}", text) from None
+
+
+def _clauses(word: Word, term: Term, text: str) -> list[Clause]:
+    """A term as clauses; none where it says that anything does."""
+    if any(value.text.casefold() == ANY for value in term.values):
+        if term.operator in ("=", "in") and len(term.values) == 1:
+            return []
+        raise _fault(term.values[0], "sets no condition, so it stands alone", f"{word.name} = any", text)
+    if term.operator == "..":
+        if not word.is_ordered:
+            raise _fault(term.values[0], f"begins a range, and {word.name} knows no order", word.example, text)
+        ends = [_read(word, value, text) if value.text else "" for value in term.values]
+        if all(ends) and word.key(ends[0]) > word.key(ends[1]):
+            raise _fault(term.values[0], "begins a range that ends below it", f"{word.name} in low..high", text)
+        found = zip((">=", "<="), ends, strict=True)
+        return [Clause(name=word.name, operator=operator, values=(end,)) for operator, end in found if end]
+    values = tuple(sorted({_read(word, value, text) for value in term.values}))
+    if term.operator in ("<", "<=", ">", ">=") and not word.is_ordered:
+        raise _fault(term.name, "knows no order, so < and > say nothing of it", f"for example {word.example}", text)
+    if term.operator in ("in", "not in") and len(values) == 1:
+        return [Clause(name=word.name, operator="=" if term.operator == "in" else "!=", values=values)]
+    return [Clause(name=word.name, operator=term.operator, values=values)]
+
+
+class _Needs:
+    """Collects what the terms of one text say."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.said = Needs()
+        self.clauses: list[Clause] = []
+        self.choices: list[tuple[int, str]] = []
+        self.places: dict[str, Value] = {}
+
+    def read(self, term: Term) -> None:
+        """Take one term in."""
+        if not term.name.text or (term.name.text.casefold() == "gpu" and term.operator in ("=", "in")):
+            self._devices(term)
+            return
+        word = _word_of(term, self.text, of_jobs=False)
+        for clause in _clauses(word, term, self.text):
+            self._take(word, clause, term)
+
+    def _devices(self, term: Term) -> None:
+        if any(value.text.casefold() == ANY for value in term.values):
+            self.said = replace(self.said, kind=KIND_GPU)
+            return
+        if self.choices:
+            raise _fault(term.values[0], "names devices a second time", "join what would do as well with or", self.text)
+        for value in term.values:
+            self.choices.append(self._choice(value))
+        if len(self.choices) > MOST_CHOICES:
+            raise _fault(term.values[0], f"begins more than {MOST_CHOICES} choices", "name families", self.text)
+
+    def _choice(self, value: Value) -> tuple[int, str]:
+        count, model = 0, value.text
+        if match := _COUNTED.fullmatch(value.text):
+            count, model = int(match[1]), match[2]
+        elif match := _COUNTED_AFTER.fullmatch(value.text):
+            model, count = match[1], int(match[2])
+        if count > MOST_DEVICES or (not count and model != value.text):
+            raise _fault(value, f"is not 1 to {MOST_DEVICES} devices", "for example 8xH100", self.text)
+        quoted = self.text[value.position : value.position + 1] in ("'", '"')
+        if parse(model) is None and not quoted:
+            self._unknown(value, model)
+        try:
+            return count, VOCABULARY["gpu"].read(model)
+        except ValueError as fault:
+            raise _fault(value, str(fault), "for example 8xH100", self.text) from None
+
+    def _unknown(self, value: Value, model: str) -> None:
+        first = model.split(" ", maxsplit=1)[0].casefold()
+        word = find(first) or (find(near[0]) if (near := difflib.get_close_matches(first, VOCABULARY, n=1)) else None)
+        if word is not None:
+            hint = f"write for example {word.example}"
+            raise _fault(value, "is no GPU model, and no operator follows it", hint, self.text)
+        shown = difflib.get_close_matches(canonical(model).upper().replace(" ", ""), _MODELS, n=1)
+        hint = f"did you mean {shown[0]}?" if shown else f"for example {', '.join(_SHOWN)}; any other name in quotes"
+        raise _fault(value, "is no GPU model that is known here", hint, self.text)
+
+    def _take(self, word: Word, clause: Clause, term: Term) -> None:
+        """A clause into the field that is made for it, or to the others."""
+        name, operator, value = word.name, clause.operator, clause.values[0]
+        if name in _AT_LEAST and operator == ">=":
+            self._at_least(name, value)
+        elif name in ("devices", "kind", "lease", "deadline", "price", "tier", "features"):
+            self._set(word, clause, term)
+        else:
+            self.clauses.append(clause)
+
+    def _at_least(self, name: str, value: str) -> None:
+        said = self.said
+        match name:
+            case "vram":
+                self.said = replace(said, device_memory_bytes=max(size_bytes(value), said.device_memory_bytes or 0))
+            case "cores":
+                self.said = replace(said, cores_milli=max(thousandths(value), said.cores_milli or 0))
+            case "ram":
+                self.said = replace(said, memory_bytes=max(size_bytes(value), said.memory_bytes or 0))
+            case _:
+                self.said = replace(said, scratch_bytes=max(size_bytes(value), said.scratch_bytes or 0))
+
+    def _set(self, word: Word, clause: Clause, term: Term) -> None:
+        """Words that set something rather than compare."""
+        name, value = word.name, clause.values[0]
+        operators = {"tier": ("=", ">="), "price": ("=", "<="), "deadline": ("=", "<=")}.get(name, ("=",))
+        if clause.operator not in operators:
+            raise _fault(term.name, f"takes {' or '.join(operators)} and one value here", word.example, self.text)
+        before = {
+            "devices": self.said.devices,
+            "kind": self.said.kind or None,
+            "lease": self.said.lease or None,
+            "deadline": self.said.deadline_ms,
+            "price": self.said.price_e18_per_device_ms,
+            "tier": self.said.tier or None,
+        }.get(name)
+        if before is not None:
+            raise _fault(term.name, "is said twice", "say it once", self.text)
+        self.places[name] = term.values[0]
+        match name:
+            case "devices":
+                if not 1 <= int(value) <= MOST_DEVICES:
+                    raise _fault(term.values[0], f"is not 1 to {MOST_DEVICES} devices", word.example, self.text)
+                self.said = replace(self.said, devices=int(value))
+            case "kind":
+                self.said = replace(self.said, kind=value)
+            case "lease":
+                self.said = replace(self.said, lease=value)
+            case "deadline":
+                self.said = replace(self.said, deadline_ms=duration_ms(value))
+            case "price":
+                self.said = replace(self.said, price_e18_per_device_ms=price_per_hour_to_e18(value))
+            case "tier":
+                self.said = replace(self.said, tier=value)
+            case _:
+                self._feature(value, term)
+
+    def _feature(self, value: str, term: Term) -> None:
+        for feature in value.split(","):
+            if feature not in FEATURES and not feature.startswith("python"):
+                near = difflib.get_close_matches(feature, FEATURES, n=1)
+                hint = (
+                    f"did you mean {near[0]}?" if near else f"features are {', '.join(FEATURES)}, python3.12 and alike"
+                )
+                raise _fault(term.values[0], "is no feature", hint, self.text)
+        self.said = replace(self.said, features=tuple(sorted({*self.said.features, *value.split(",")})))
+
+    def done(self) -> Needs:
+        """All of it, in the canonical form."""
+        said = self.said
+        if self.choices and said.devices is not None and all(count for count, _ in self.choices):
+            hint = "say how many once"
+            raise _fault(self.places["devices"], "says again how many, as each model does", hint, self.text)
+        choices = [DeviceChoice(devices=count or said.devices or 1, model=model) for count, model in self.choices]
+        unique = tuple(dict.fromkeys(choices))
+        if said.kind and _kind_of(unique) not in ("", said.kind):
+            hint = f"remove kind, or write kind = {KIND_GPU}"
+            raise _fault(self.places["kind"], f"is the kind, and {unique[0].model} is a GPU", hint, self.text)
+        return replace(
+            said,
+            choices=unique,
+            devices=None if unique else said.devices,
+            kind=said.kind or _kind_of(unique),
+            clauses=ordered(self.clauses),
+        )
+
+
+def _kind_of(choices: tuple[DeviceChoice, ...]) -> str:
+    """GPUs, if any model is a GPU's."""
+    return KIND_GPU if any(parse(choice.model) is not None for choice in choices) else ""
+
+
+def lease_of(needs: Needs) -> str:
+    """The tender's word for the lease."""
+    return needs.lease or LEASE_ANY
