@@ -13,13 +13,15 @@ from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.checkpoint_check import fault_of
 from hansa.node.directory import Stranger
-from hansa.node.events import BlobFetched, BlobNotFetched, RoundNotReduced, RoundReduced, TenderPrepared
+from hansa.node.events import BlobFetched, BlobNotFetched, NobodyFits, RoundNotReduced, RoundReduced, TenderPrepared
 from hansa.node.mirror_tasks import while_wanted
+from hansa.node.queueing import has_asked
 from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import LEASE_ANY, Tender
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
+from hansa.scheduler.job_queue import due_ms, is_too_late
 from hansa.scheduler.job_state import Checkpoint, Job
 from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
 
@@ -30,6 +32,10 @@ TENDER_LIFE_MS = 30_000
 """How much longer than its bidding a tender stands: awards are confirmed in this time."""
 NOBODY_PATIENCE_S = 5.0
 """How long a tender waits for the first fitting advert: a node that has just started has not heard them yet."""
+ASKED_PATIENCE_S = 0.0
+"""And one that follows a tender which came to nothing: whoever appears has it sent again anyway."""
+NOBODY = "no provider is known whose advert fits"
+TOO_LATE = "a run that began now might not end by the job's deadline"
 FETCH_PATIENCE_S = 20.0
 RETRY_S = 1.0
 LONGEST_REASON_BYTES = 256
@@ -43,22 +49,27 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     spec = of.spec
     failed = unwelcome(daemon.state, wanted)
     invited: tuple[bytes, ...] = ()
-    with trio.move_on_after(NOBODY_PATIENCE_S):
+    asked = has_asked(of, wanted.shards)
+    with trio.move_on_after(ASKED_PATIENCE_S if asked else NOBODY_PATIENCE_S):
         while True:
             fitting = daemon.book.matching(spec.requirements, spec.currency, spec.price_ceiling_e18_per_device_ms)
             invited = tuple(account for account in fitting if account not in failed)
             if len(invited) >= len(wanted.shards):
                 break
             await trio.sleep(0.2)
-    if len(invited) < len(wanted.shards):
+    now_ms = daemon.now_ms()
+    why_not = TOO_LATE if is_too_late(of, now_ms) else NOBODY if asked and not invited else ""
+    if why_not:
+        daemon.tell(NobodyFits(job=wanted.job, shards=wanted.shards, reason=why_not, at_ms=now_ms))
+        return
+    if len(invited) < len(wanted.shards) and not asked:
         # Too few seem to fit. The others decline, and their reasons tell the developer what to change.
         others = daemon.book.others(invited, spec.currency)
         invited += tuple(account for account in others if account not in daemon.state.blocked)
-    now_ms = daemon.now_ms()
     tender = Tender(
         facts=(),
         lease=LEASE_ANY,
-        deadline_ms=0,
+        deadline_ms=due_ms(of),
         signer=daemon.state.account,
         peer_id=daemon.state.peer_id,
         job=wanted.job,

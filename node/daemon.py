@@ -76,6 +76,7 @@ from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
 from hansa.node.pricing_config import clock_of
+from hansa.node.queueing import watch_book
 from hansa.node.secrecy import keep_memory_private
 from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
@@ -444,6 +445,7 @@ class Daemon:
             for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
             nursery.start_soon(ask_around, self)
+            nursery.start_soon(watch_book, self)
             nursery.start_soon(chores.keep_checkpoints, self)
             nursery.start_soon(chores.keep_metrics, self, metrics)
             nursery.start_soon(PeerExchange(self.net).run)

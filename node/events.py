@@ -236,6 +236,24 @@ class TenderPriced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NobodyFits:
+    """A tender was wanted and not sent: nobody that is known would fit, or it could not end in time."""
+
+    job: Bytes32
+    shards: tuple[Uint32, ...]
+    reason: Note
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomAppeared:
+    """A provider that could take a shard of a waiting job is new in the book, or has devices free again."""
+
+    job: Bytes32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFetched:
     """A blob that a job waits for is here, checked."""
 
@@ -336,6 +354,8 @@ NodeEvent = (
     | JobCancelled
     | JobToppedUp
     | TenderPrepared
+    | NobodyFits
+    | RoomAppeared
     | TenderPriced
     | BlobFetched
     | BlobNotFetched

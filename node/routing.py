@@ -15,6 +15,7 @@ from hansa.node import (
     buying_turns,
     mirroring,
     mutual_credit,
+    queueing,
     selling,
     selling_runs,
     selling_turns,
@@ -39,8 +40,10 @@ from hansa.node.events import (
     JobToppedUp,
     MessageArrived,
     NettingDue,
+    NobodyFits,
     NodeEvent,
     PaymentReceived,
+    RoomAppeared,
     RoundNotReduced,
     RoundReduced,
     Started,
@@ -93,6 +96,10 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.top_up
         case TenderPrepared():
             return buying.open_tender
+        case NobodyFits():
+            return queueing.take_nobody
+        case RoomAppeared():
+            return queueing.take_room
         case TenderPriced():
             return answering.take_price
         case BlobFetched() | BlobNotFetched():

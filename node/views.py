@@ -8,6 +8,7 @@ from hansa.market.ledger import Entry, payees_part
 from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import Statement
 from hansa.market.selection import explain_choice
+from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
 from hansa.proto.market_documents import Advert
@@ -15,6 +16,7 @@ from hansa.proto.signing import checksum_address
 from hansa.proto.units import e18_to_price_per_hour, format_amount
 from hansa.scheduler import run
 from hansa.scheduler.job_losses import in_words
+from hansa.scheduler.job_queue import due_ms
 from hansa.scheduler.job_state import Job, Shard
 
 Json = dict[str, Any]
@@ -38,6 +40,8 @@ def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
         "reason": job.reason,
         "warning": money_warning(state, job),
         "missing": format_amount(job.missing) if job.waits_for_money else None,
+        "queue": queue_view(job),
+        "deadline_ms": due_ms(job) or None,
         "submitted_ms": job.submitted_ms,
         "ended_ms": job.ended_ms or None,
         "settled": ended and _is_settled(state, purchases),
