@@ -260,6 +260,16 @@ def owed_by(ledger: Ledger, buyer: Address) -> int:
     return sum(ledger.balance(f"{account}:{buyer.hex()}") for account in ("due", "settled", "acknowledged"))
 
 
+def taken_off(ledger: Ledger, buyer: Address) -> int:
+    """What was taken off a buyer's debt in all: payments that this node acknowledged, and nettings."""
+    return -ledger.balance(f"acknowledged:{buyer.hex()}")
+
+
+def vouched_to(ledger: Ledger, provider: Address) -> int:
+    """All that this node ever vouched for to a provider, whatever was paid since."""
+    return -sum(ledger.balance(f"{account}:{provider.hex()}") for account in ("owed", "paid"))
+
+
 def owed_to(ledger: Ledger, provider: Address) -> int:
     """What this node owes a provider: all that it vouched for, less what was acknowledged and what was netted."""
     return -sum(ledger.balance(f"{account}:{provider.hex()}") for account in ("owed", "paid", "acquitted"))

@@ -90,6 +90,7 @@ class PayingChannel:
         currency: what it pays in, which says on which books.
         splits: who gets a part of what it pays, beside the payee.
         funds: what it can pay in all, as its backend says; None as long as it said nothing.
+        able_ms: since when it can pay the most that all of its leases may come to; 0 while it cannot.
         trouble: why the backend could not fund it; empty when it could.
         terms: what was agreed, by lease.
         accepted: the last statement that a voucher was signed for.
@@ -107,6 +108,7 @@ class PayingChannel:
     currency: Line
     splits: tuple[Split, ...] = ()
     funds: Amount | None = None
+    able_ms: UnixMs = 0
     trouble: str = ""
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
     accepted: Statement | None = None
@@ -200,8 +202,10 @@ def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
 def _open_lease(state: PayingChannel, event: LeaseOpened) -> Step[PayingChannel]:
     """A new lease: its channel should be good for it, and what it is paid ahead is vouched for at once."""
     terms = event.terms
+    known = terms.lease in state.terms
     opened = replace(state, terms={**state.terms, terms.lease: terms})
-    if terms.lease in state.terms:
+    opened = _rated(opened, terms.ends_ms if known else terms.begins_ms)
+    if known:
         return Step(state=opened)
     total = _next_total(opened)
     if state.phase != "open" or total == state.cumulative:
@@ -213,11 +217,18 @@ def _open_lease(state: PayingChannel, event: LeaseOpened) -> Step[PayingChannel]
 def _hear_of_funds(state: PayingChannel, event: FundsKnown) -> Step[PayingChannel]:
     """What can be paid changed; what is paid ahead and had to wait for that is vouched for."""
     known = replace(state, funds=event.most, trouble="" if event.most >= state.wanted else state.trouble)
+    known = _rated(known, event.at_ms)
     total = _next_total(known)
     if state.phase != "open" or total == state.cumulative or deposit_of(state.currency, event.most) is None:
         return Step(state=known)
     paid = replace(known, cumulative=total)
     return Step(state=paid, effects=(_voucher(paid, event.at_ms),))
+
+
+def _rated(state: PayingChannel, at_ms: int) -> PayingChannel:
+    """The state that knows since when it can pay for all its leases."""
+    able = state.limit is not None and state.limit >= state.wanted
+    return replace(state, able_ms=(state.able_ms or at_ms) if able else 0)
 
 
 def _next_total(state: PayingChannel) -> int:

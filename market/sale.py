@@ -446,5 +446,9 @@ def _run_ended(state: Sale) -> Send:
         kind=state.kind,
         reason=clipped(state.reason, 8_000),
         outputs=state.outputs,
+        # By these words its buyer can see that there was no money, or that this is not true.
+        line=unsigned(state.lent) if state.lent is not None and state.kind == UNFUNDED else None,
+        paid=state.paid,
+        vouched=state.held,
     )
     return Send(to=state.buyer, message=message, keep_until_ms=state.over_ms + DELIVERY_MS)

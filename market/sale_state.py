@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hansa.market.receipts import NOTHING, LeaseTerms
 from hansa.proto.blob import BlobRef
+from hansa.proto.documents import CreditLine
 from hansa.proto.market_documents import Award, Bid, Tender
 from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs, amount_for
 from hansa.proto.workload import Workload
@@ -52,6 +53,8 @@ class Sale:
         unproved: what the work before its pauses, or in a sandbox that was lost, is worth that no step has proved yet.
         starved: whether it is paused because its channel can pay no more.
         outcome, kind, reason, outputs: how the run ended.
+        lent, paid, held: the buyer's credit line, what was taken off its debt, and the signed total on the channel, as
+            they were when a lease on the ledger could last have ended for want of money.
         over_ms: when it ended.
         reclaim_by_ms, reclaim_why: when its devices are wanted back at the latest, and why; 0 while they are not.
         reclaim_early: whether that leaves less time than the bid promised.
@@ -101,6 +104,9 @@ class Sale:
     reclaim_why: Note = ""
     reclaim_early: bool = False
     outputs: Uint32 = 0
+    lent: CreditLine | None = None
+    paid: Amount = 0
+    held: Amount = 0
     over_ms: UnixMs = 0
 
     @property

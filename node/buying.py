@@ -9,14 +9,19 @@ from typing import Any
 
 from hansa.market import paying_channel, purchase, purchase_events
 from hansa.market.effects import Send
+from hansa.market.ledger import vouched_to
+from hansa.market.mutual import Mutual
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import Statement
-from hansa.market.sale_funding import UNFUNDED
+from hansa.market.sale_funding import UNFUNDED, enough_to_start
+from hansa.market.want_of_credit import contradiction
+from hansa.node import mutual_credit
 from hansa.node.buying_turns import (
     advance_channel,
     advance_job,
     advance_purchase,
     advance_rounds,
+    credit_for,
     end_metering,
     follow,
     follow_purchase,
@@ -37,6 +42,7 @@ from hansa.node.events import (
 from hansa.node.standings import records_for
 from hansa.node.state import NodeState
 from hansa.proto import messages
+from hansa.proto.currency import currency_of
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.scheduler import job, job_events, rounds
@@ -49,6 +55,8 @@ Effects = list[Any]
 MOST_LEASES = 256
 """A channel that had so many leases gets no more: its receipts carry a line for each."""
 STOP_KEEP_MS = 60_000
+MOST_AT_ONCE = 8
+"""A shard that had more leases than this waits for word of money before it looks for another."""
 
 
 def submit(state: NodeState, event: JobSubmitted) -> Effects:
@@ -186,6 +194,7 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
     if placement.phase in ("failed", "ended"):
         state.ignore("job", "news of a lease that is over")
         return _say_it_is_over(event)
+    effects: Effects = []
     news: Any = None
     match event.message:
         case messages.RunReported(lease=lease, step=step, metrics=metrics, started=started):
@@ -206,29 +215,59 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
         case messages.LeaseReclaimed(lease=lease, by_ms=by_ms, reason=reason):
             news = job_events.ReclaimArrived(lease=lease, by_ms=by_ms, reason=reason, at_ms=at_ms)
         case messages.RunEnded() as end:
+            if end.line is not None:
+                effects += mutual_credit.take_line(state, end.line, event.sender)
             news = job_events.RunEndArrived(
                 lease=end.lease,
                 outcome=end.outcome,
-                kind=_kind_of_end(state, placement, end.kind),
+                kind=_kind_of_end(state, event, bought, placement),
                 reason=end.reason,
                 outputs=end.outputs,
                 at_ms=at_ms,
             )
-    effects: Effects = []
     if isinstance(event.message, messages.RunKept | messages.RunEnded) and placement.phase == "confirmed":
         # By its provider's own word. The lease lives on until the run is looked at, or what it made is here.
         channel = state.paying.live.get(placement.award.channel_id)
         if channel is not None and placement.lease in channel.terms:
             effects += end_metering(state, placement, at_ms)
-    return effects + advance_job(state, bought.tender.job, news)
+    effects += advance_job(state, bought.tender.job, news)
+    return effects + (
+        _try_again(state, bought, placement, at_ms) if isinstance(event.message, messages.RunEnded) else []
+    )
 
 
-def _kind_of_end(state: NodeState, placement: Placement, kind: str) -> str:
-    """A provider that says it had no money, on a channel that can pay, simply did not do what it had promised."""
+def _kind_of_end(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> str:
+    """A provider that says it had no money, against its own signed words, did not do what it had promised."""
+    end: messages.RunEnded = event.message  # type: ignore[assignment]
     channel = state.paying.get(placement.award.channel_id)
-    if kind == UNFUNDED and channel is not None and (channel.limit is None or channel.limit >= channel.wanted):
-        return "refused"
-    return kind
+    if end.kind != UNFUNDED or channel is None:
+        return end.kind
+    why = contradiction(
+        end,
+        channel,
+        state.mutual.get(placement.provider, Mutual()),
+        vouched=vouched_to(state.ledger, channel.config.payee),
+        paid_ahead=bought.bids[placement.bid].prepay > 0,
+        by_ms=placement.award.start_by_ms,
+        at_ms=event.at_ms,
+    )
+    return "refused" if why else end.kind
+
+
+def _try_again(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:
+    """A lease ended for want of money that is here by now: its shard looks for a provider at once, some times."""
+    channel, of = state.paying.get(placement.award.channel_id), state.jobs.live.get(bought.tender.job)
+    shard = of.shards[placement.shard] if of is not None else None
+    if channel is None or shard is None or not shard.short or shard.attempts > MOST_AT_ONCE:
+        return []
+    if currency_of(channel.currency).is_on_chain:
+        enough = channel.able_ms > 0
+    else:
+        credit = credit_for(state, channel, at_ms)
+        enough = credit is not None and credit - channel.metered >= enough_to_start(bought.bids[placement.bid])
+    if not enough:
+        return []
+    return advance_job(state, bought.tender.job, job_events.BudgetRaised(amount=0, at_ms=at_ms))
 
 
 def _hear_mirror(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hansa.market import paying_channel, purchase, purchase_events
+from hansa.market import mutual, paying_channel, purchase, purchase_events
 from hansa.market.funding import FundsKnown, start_ms
+from hansa.market.ledger import owed_to
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
@@ -139,7 +140,10 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
                     )
                     for entry in placements
                 )
-                hold_ms = 0 if _is_funded(state, placements) else start_ms(bought.tender.currency) // 2
+                currency = bought.tender.currency
+                # A deposit comes within the wait. Credit grows when somebody pays, which nobody waits for here.
+                comes = currency_of(currency).is_on_chain and not _is_funded(state, placements)
+                hold_ms = start_ms(currency) // 2 if comes else 0
                 came = job_events.GangCame(granted=granted, hold_ms=hold_ms, at_ms=at_ms)
                 outward += advance_job(state, bought.tender.job, came)
             case purchase_events.Unfilled(reason=reason, deserted=deserted, missing=missing, at_ms=at_ms):
@@ -154,13 +158,22 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
     return outward
 
 
+def credit_for(state: NodeState, channel: PayingChannel, at_ms: int) -> int | None:
+    """What a channel on the ledger can pay in all by its provider's credit line; None where no line is known."""
+    known = state.mutual.get(channel.config.payee)
+    if known is None or known.taken is None or currency_of(channel.currency).is_on_chain:
+        return None
+    # A line may be as long as an amount can be, and what was paid comes on top.
+    left = mutual.room(known.taken, owed=owed_to(state.ledger, channel.config.payee), at_ms=at_ms)
+    return min(mutual.LARGEST, channel.metered + left)
+
+
 def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:
     key, bid = placement.award.channel_id, bought.bids[placement.bid]
     if state.paying.get(key) is None:
         tender = bought.tender
-        state.paying[key] = PayingChannel(
-            config=placement.channel, channel_id=key, currency=tender.currency, splits=tender.splits
-        )
+        opened = PayingChannel(config=placement.channel, channel_id=key, currency=tender.currency, splits=tender.splits)
+        state.paying[key] = replace(opened, funds=credit_for(state, opened, at_ms))
     terms = LeaseTerms(
         lease=placement.lease,
         job=bought.tender.job,

@@ -14,13 +14,17 @@ from hansa.market.funding import FundsKnown
 from hansa.market.ledger import Post, netted, owed_by, owed_to, paid_by_buyer, paid_to_provider
 from hansa.market.ledger_records import File, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import Mutual
+from hansa.market.sale_funding import UNFUNDED, enough_to_start
 from hansa.node import buying_turns, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, MessageArrived, NettingDue, PaymentReceived, Started
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.currency import currency_of, unit_of
-from hansa.proto.documents import Netting
+from hansa.proto.documents import CreditLine, Netting
+from hansa.proto.market_documents import Bid
 from hansa.proto.signing import Signed
+from hansa.proto.units import format_amount
+from hansa.scheduler import job_events
 
 Effects = list[Any]
 
@@ -28,6 +32,14 @@ KEEP_MS = 30 * 24 * 3_600_000
 """Words about debts are worth bringing for a month."""
 REPEAT_MS = 7 * 24 * 3_600_000
 """For so long they are said again at every start: the outbox does not outlive the daemon."""
+EARLY = ("bid", "leased", "funding", "running")
+"""Phases in which a sale has still to run something up; later it waits for what it ran up."""
+CREDIT_RISES = (
+    messages.CreditGranted,
+    messages.PaymentAcknowledged,
+    messages.NettingProposed,
+    messages.NettingAccepted,
+)
 MOVES_MONEY = (
     messages.AwardSent,
     messages.ReceiptSent,
@@ -38,6 +50,7 @@ MOVES_MONEY = (
     messages.PaymentAcknowledged,
     messages.NettingProposed,
     messages.NettingAccepted,
+    messages.RunEnded,
 )
 
 
@@ -50,6 +63,25 @@ def limit_for(state: NodeState, peer: bytes) -> int:
     """What an account may owe this node."""
     own = with_peer(state, peer).limit
     return own if own is not None else state.terms.credit_limit if state.terms else 0
+
+
+def beyond_credit(state: NodeState, buyer: bytes, bid: Bid) -> tuple[str, str] | None:
+    """Why a bid could never start on the ledger, and what would change that; None where it could.
+
+    What leases and bids that live need of the buyer's credit is theirs. A bid beyond that would hold devices in vain.
+    """
+    if not _is_ledger(state):
+        return None
+    held = 0
+    for sold in state.sales.live.values():
+        if sold.buyer == buyer:
+            held += max(0, (enough_to_start(sold.bid) if sold.phase in EARLY else sold.accrued) - sold.vouched)
+    left = max(0, limit_for(state, buyer) - owed_by(state.ledger, buyer) - held)
+    enough = enough_to_start(bid)
+    if enough <= left:
+        return None
+    reason = f"you may owe this provider {format_amount(left)} more, and a start takes {format_amount(enough)}"
+    return reason, "settle what you owe, or ask for a larger credit line"
 
 
 def _is_ledger(state: NodeState) -> bool:
@@ -77,9 +109,11 @@ def _channels_to(state: NodeState, peer: bytes) -> list[bytes]:
 
 def follow(state: NodeState, event: Any) -> Effects:
     """After an event that may have moved money: sign a credit line if one is due, tell channels what they can pay."""
+    rose = False
     match event:
         case MessageArrived(sender=sender, message=message) if isinstance(message, MOVES_MONEY):
             peers = {sender}
+            rose = isinstance(message, CREDIT_RISES)
         case PaymentReceived(debtor=debtor) | CreditDecided(debtor=debtor):
             peers = {debtor}
         case Started():
@@ -92,18 +126,30 @@ def follow(state: NodeState, event: Any) -> Effects:
         return []
     effects: Effects = []
     for peer in sorted(peers):
-        effects += _lend(state, peer, event.at_ms)
+        effects += _lend(state, peer, event.at_ms, decided=isinstance(event, CreditDecided))
         effects += _borrow(state, peer, event.at_ms)
+    return effects + (_try_again(state, event.at_ms) if rose else [])
+
+
+def _try_again(state: NodeState, at_ms: int) -> Effects:
+    """A provider may lend more now: jobs whose leases ended for want of credit look for providers again."""
+    effects: Effects = []
+    for key, of in list(state.jobs.live.items()):
+        if any(shard.short and shard.kind == UNFUNDED for shard in of.shards):
+            effects += buying_turns.advance_job(state, key, job_events.BudgetRaised(amount=0, at_ms=at_ms))
     return effects
 
 
-def _lend(state: NodeState, peer: bytes, at_ms: int) -> Effects:
-    """To one that pays on a channel here: a line, and what follows from it."""
+def _lend(state: NodeState, peer: bytes, at_ms: int, *, decided: bool) -> Effects:
+    """To one that pays on a channel here: a line, and what follows from it.
+
+    Who had a line before hears what the owner decided, channel or not: a job may be waiting for it.
+    """
     channels = _channels_from(state, peer)
-    if not channels:
+    known = with_peer(state, peer)
+    if not channels and not (decided and known.given is not None):
         return []
     effects: Effects = []
-    known = with_peer(state, peer)
     line = mutual.next_line(
         known,
         creditor=state.account,
@@ -127,15 +173,12 @@ def _lend(state: NodeState, peer: bytes, at_ms: int) -> Effects:
 
 def _borrow(state: NodeState, peer: bytes, at_ms: int) -> Effects:
     """From one that is paid on a channel here: what its line leaves. Without its line nothing is known to limit it."""
-    line = with_peer(state, peer).taken
-    if line is None:
-        return []
     effects: Effects = []
-    left = mutual.room(line, owed=owed_to(state.ledger, peer), at_ms=at_ms)
     for key in _channels_to(state, peer):
         channel = state.paying.live.get(key)
-        if channel is not None:
-            for news in _funds(key, channel.funds, channel.metered + left, at_ms):
+        most = buying_turns.credit_for(state, channel, at_ms) if channel is not None else None
+        if channel is not None and most is not None:
+            for news in _funds(key, channel.funds, most, at_ms):
                 effects += buying_turns.advance_channel(state, key, news)
     return effects
 
@@ -156,15 +199,20 @@ def _grant(line: Any, at_ms: int) -> Send:
 
 
 def _hear_line(state: NodeState, event: MessageArrived) -> Effects:
-    signed: Signed[Any] = event.message.line  # type: ignore[union-attr]
-    line, known = signed.document, with_peer(state, event.sender)
-    if (line.creditor, line.debtor, line.unit) != (event.sender, state.account, unit_of(state.currency)):
+    message: messages.CreditGranted = event.message  # type: ignore[assignment]
+    return take_line(state, message.line, event.sender)
+
+
+def take_line(state: NodeState, signed: Signed[CreditLine], sender: bytes) -> Effects:
+    """A credit line, by itself or with the word that a lease ended for want of credit."""
+    line, known = signed.document, with_peer(state, sender)
+    if (line.creditor, line.debtor, line.unit) != (sender, state.account, unit_of(state.currency)):
         state.ignore("credit", "a credit line between others, or in another unit")
         return []
     if not mutual.is_newer_line(known, line):
         state.ignore("credit", "a credit line that is known")
         return []
-    state.mutual[event.sender] = replace(known, taken=line)
+    state.mutual[sender] = replace(known, taken=line)
     return [File(filed=FiledCredit(line=signed))]
 
 

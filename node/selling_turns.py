@@ -9,6 +9,7 @@ from typing import Any
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.funding import FundsKnown, shares_of_funds
+from hansa.market.ledger import taken_off
 from hansa.market.receipts import NOTHING
 from hansa.market.sale_state import ENDED
 from hansa.node.state import NodeState
@@ -27,6 +28,7 @@ LAST_ROUND = (1 << 32) - 1
 
 def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
     """A sale hears an event, and every machine that this is news to hears of it. Answers what goes outward."""
+    _note_words(state, key, event)
     before = state.sales.get(key)
     effects = state.turn("sale", state.sales, key, sale.advance, event)
     after = state.sales.get(key)
@@ -68,6 +70,21 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
         left = earning_channel.LeaseLeft(lease=after.lease, at_ms=state.at_ms)
         outward += advance_channel(state, after.channel_id, left)
     return outward
+
+
+def _note_words(state: NodeState, key: bytes, event: Any) -> None:
+    """Where a lease on the ledger may end now for want of money: by which words its provider goes then."""
+    entry = state.sales.get(key)
+    ends = isinstance(event, sale_events.TimePassed | sale_events.RunOver)
+    if entry is None or not ends or entry.ceiling is None or entry.phase not in EARNING:
+        return
+    channel = state.earning.get(entry.channel_id)
+    state.sales[key] = replace(
+        entry,
+        lent=state.mutual[entry.buyer].given if entry.buyer in state.mutual else None,
+        paid=taken_off(state.ledger, entry.buyer),
+        held=channel.cumulative if channel is not None else 0,
+    )
 
 
 def _advance_capacity(state: NodeState, bid: bytes, event: capacity.HoldAccepted | capacity.Freed) -> None:

@@ -23,7 +23,7 @@ from hansa.proto.documents import (
 )
 from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
 from hansa.proto.signing import Signed
-from hansa.proto.units import Address, AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
+from hansa.proto.units import Address, Amount, AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
 MAX_LINES = 1024
@@ -256,6 +256,9 @@ class RunEnded:
         kind: what sort of failure, for the retry policy; empty on success.
         reason: in words, bounded, and to be shown as text only.
         outputs: how many files were announced before this.
+        line: where it ended for want of money on the ledger, the credit line that the provider went by.
+        paid: what the provider had taken off the buyer's debt by then, in all: payments and nettings.
+        vouched: the signed total that the provider held by then on the lease's channel.
     """
 
     lease: Bytes32
@@ -263,6 +266,9 @@ class RunEnded:
     kind: Line
     reason: Annotated[str, AtMost(8192)]
     outputs: Uint32
+    line: Signed[CreditLine] | None
+    paid: Amount
+    vouched: Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

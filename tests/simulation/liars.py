@@ -17,6 +17,12 @@ LATER_MS = 3_600_000
 BLOB = blob_ref(b"a lie")
 
 
+def _ended(lease: bytes, *, outcome: str, kind: str = "", reason: str = "", outputs: int = 0) -> messages.RunEnded:
+    return messages.RunEnded(
+        lease=lease, outcome=outcome, kind=kind, reason=reason, outputs=outputs, line=None, paid=0, vouched=0
+    )
+
+
 class LyingNode(SimNode):
     """One of the lies below, told whenever the occasion comes."""
 
@@ -88,7 +94,7 @@ class LyingNode(SimNode):
         """It takes back whatever it has leased, for ever, and calls that a promise kept."""
         if isinstance(order.message, messages.RunReported):
             lease = order.message.lease
-            end = messages.RunEnded(lease=lease, outcome="failed", kind="reclaimed", reason="mine again", outputs=0)
+            end = _ended(lease, outcome="failed", kind="reclaimed", reason="mine again")
             word = messages.LeaseReclaimed(lease=lease, by_ms=self.now_ms() + LATER_MS, reason="mine again")
             return [self._say(order.to, word), self._say(order.to, end)]
         return [order]
@@ -157,7 +163,7 @@ class LyingNode(SimNode):
         leases = [lease for node in self.market.nodes.values() if node.engine for lease in node.engine.state.sale_of]
         theirs = self.world.random.choice([*sorted(leases), bytes(32)])
         strangers = [
-            messages.RunEnded(lease=theirs, outcome="failed", kind="lost", reason="gone", outputs=0),
+            _ended(theirs, outcome="failed", kind="lost", reason="gone"),
             messages.LeaseConfirmed(lease=theirs),
             messages.LeaseReclaimed(lease=theirs, by_ms=0, reason="mine"),
             messages.RunKept(lease=theirs, kind="lost", reason="look", until_ms=(1 << 63) - 1),
@@ -179,9 +185,7 @@ class LyingNode(SimNode):
         strays: list[Any] = []
         if lease is not None:
             strays += [
-                messages.RunEnded(
-                    lease=lease, outcome=chance.choice(("succeeded", "")), kind="", reason="", outputs=number
-                ),
+                _ended(lease, outcome=chance.choice(("succeeded", "")), outputs=number),
                 messages.RunReported(lease=lease, step=number, metrics=(), started=chance.random() < 0.5),
                 messages.RoundContributed(lease=lease, round=number, weight_milli=0, state=BLOB),
                 messages.CheckpointStored(lease=lease, round=number, step=number, checkpoint=BLOB),

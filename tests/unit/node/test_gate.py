@@ -93,7 +93,9 @@ FOR_BUYERS = [
     messages.LeaseConfirmed(lease=LEASE),
     messages.LeaseRefused(lease=LEASE, reason=""),
     messages.RunReported(lease=LEASE, step=1, metrics=(), started=True),
-    messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0),
+    messages.RunEnded(
+        lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0, line=None, paid=0, vouched=0
+    ),
     messages.RunKept(lease=LEASE, kind="user-exception", reason="", until_ms=1),
     messages.LeaseReclaimed(lease=LEASE, by_ms=1, reason=""),
     messages.MirrorHeld(lease=LEASE, shard=1, checkpoint=BLOB),

@@ -1,5 +1,6 @@
 """Money between two nodes: who is told of a channel's funds, when runs start, and whose word counts about it."""
 
+import pytest
 from kit.small_market import SmallMarket
 from kit.trading import (
     BUYER,
@@ -30,6 +31,7 @@ from hansa.proto.codec import encode
 from hansa.proto.currency import escrow_currency
 from hansa.proto.documents import CooperativeClose, Voucher, channel_id
 from hansa.proto.network import DOMAIN
+from hansa.proto.signing import sign
 from hansa.proto.typed_data import digest
 from hansa.scheduler import run
 
@@ -113,17 +115,26 @@ def test_a_restart_tenders_nothing_that_waits_for_money():
     assert [type(effect).__name__ for account, effect in made.effects if account == BUYER] == []
 
 
-def ends_unfunded(made):
+def ended(lease, kind, *, line=None, paid=0, vouched=0):
+    signed = line and sign(DOMAIN, line, PROVIDER_KEY)
+    return messages.RunEnded(
+        lease=lease, outcome="failed", kind=kind, reason="no money", outputs=0, line=signed, paid=paid, vouched=vouched
+    )
+
+
+def ends_unfunded(made, **words):
     lease = next(iter(state_of(made, PROVIDER).sale_of))
-    end = messages.RunEnded(lease=lease, outcome="failed", kind=UNFUNDED, reason="no money", outputs=0)
-    made.tell(PROVIDER, BUYER, end)
+    made.tell(PROVIDER, BUYER, ended(lease, UNFUNDED, **words))
     return state_of(made, BUYER).jobs.get(JOB).shards[0]
 
 
-def test_a_provider_that_says_unfunded_of_a_channel_that_can_pay_has_lost_the_shard():
+@pytest.mark.parametrize("shows_its_line", [False, True])
+def test_a_provider_that_says_unfunded_of_a_channel_that_can_pay_has_lost_the_shard(shows_its_line):
     made = leased("USD")
-    shard = ends_unfunded(made)
+    line = state_of(made, PROVIDER).mutual[BUYER].given if shows_its_line else None
+    shard = ends_unfunded(made, line=line)
     assert (shard.short, shard.losses, shard.kind) == (False, 1, "refused")
+    assert state_of(made, BUYER).records[PROVIDER].bad == 1
 
 
 def test_a_provider_that_says_so_of_one_that_cannot_costs_no_retry():
@@ -160,7 +171,7 @@ def test_what_was_paid_ahead_in_vain_counts_against_the_budget_until_it_comes_ba
     of = before.jobs.get(JOB)
     made.lost = lambda _, message: isinstance(message, messages.CloseProposed)
     lease = next(iter(state_of(made, PROVIDER).sale_of))
-    made.tell(PROVIDER, BUYER, messages.RunEnded(lease=lease, outcome="failed", kind="lost", reason="", outputs=0))
+    made.tell(PROVIDER, BUYER, ended(lease, "lost"))
     assert funds_left(state_of(made, BUYER), of) <= of.spec.budget - 400_000
 
 

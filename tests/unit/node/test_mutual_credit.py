@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from kit.filed_ledger import ledger_file, records
-from kit.small_market import SmallMarket
+from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market import mutual
@@ -14,6 +14,7 @@ from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
+from hansa.market.sale_funding import UNFUNDED
 from hansa.node import mutual_credit
 from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, NettingDue, PaymentReceived
 from hansa.node.gate import concerns
@@ -24,6 +25,7 @@ from hansa.proto.documents import CreditLine, Netting, Payment
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import check, sign
 from hansa.scheduler import run
+from hansa.scheduler.job_events import TenderWanted
 
 UNIT = unit_of("USD")
 DAY_MS = 24 * 3_600_000
@@ -157,6 +159,75 @@ def test_who_owes_as_much_as_it_may_gets_no_bid_until_it_has_paid():
     made.submit(BUYER, job=b"l" * 32, of=spec(shards=1))
     made.tender(BUYER, (PROVIDER,), job=b"l" * 32, nonce=b"l" * 32)
     assert len(made.engines[PROVIDER].state.sales) == begun + 1
+
+
+def refused_for_want_of_credit(made):
+    """A lease whose provider lends less from now on, and says so only when it ends. Answers the shard of the job."""
+    made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
+    made.submit(BUYER, job=b"j" * 32, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,), job=b"j" * 32)
+    made.lost = lambda _to, message: isinstance(message, messages.CreditGranted)
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=100, at_ms=made.now_ms))
+    (confirmed,) = made.heard(messages.LeaseConfirmed)
+    made.tell(PROVIDER, BUYER, confirmed)
+    (sold,) = made.engines[PROVIDER].state.sales.live.values()
+    assert (sold.phase, sold.ceiling) == ("funding", 100)
+    assert made.engines[BUYER].state.mutual[PROVIDER].taken.limit == 10**9, "it does not know better yet"
+    made.pass_time(60_000, PROVIDER)
+    return made.engines[BUYER].state.jobs.get(b"j" * 32).shards[0]
+
+
+def test_a_lease_refused_for_want_of_credit_marks_nobody_costs_no_retry_and_brings_the_line_that_shows_why(tmp_path):
+    made = market()
+    shard = refused_for_want_of_credit(made)
+    assert (shard.short, shard.losses, shard.kind) == (True, 0, UNFUNDED)
+    state = made.engines[BUYER].state
+    assert all(not record.bad for record in state.records.values())
+    assert state.mutual[PROVIDER].taken.limit == 100
+    made.restart(PROVIDER, devices=1)
+    end = made.heard(messages.RunEnded)[-1]
+    assert end.line.document.limit == 100, "the same words after a restart"
+    verified(made, tmp_path)
+
+
+@pytest.mark.parametrize("raised", [CreditDecided(debtor=BUYER, limit=10**9, at_ms=NOW_MS + 70_000)])
+def test_a_shard_that_waits_for_credit_is_tendered_again_as_soon_as_its_provider_lends_more(raised):
+    made = market()
+    refused_for_want_of_credit(made)
+    made.lost = lambda _to, _message: False
+    made.effects.clear()
+    made.take(PROVIDER, raised)
+    wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
+    assert [effect.shards for effect in wanted] == [(0,)]
+
+
+def test_what_a_new_channel_can_pay_is_known_when_it_opens_if_its_providers_line_is():
+    made = market(credit_limit=50_000)
+    lease = begin(made)
+    work(made, lease)
+    finish(made, lease)
+    assert not made.engines[BUYER].state.paying.live
+    begin(made, job=b"k" * 32)
+    (paying,) = made.engines[BUYER].state.paying.live.values()
+    assert paying.funds == 50_000 - owes(made)
+
+
+def test_no_bid_is_made_that_could_not_start_within_what_its_buyer_may_still_owe():
+    # A start takes what may be unpaid and six intervals: 9,000.
+    made = market(credit_limit=17_999)
+    made.engines[PROVIDER].state.capacity = replace(
+        made.engines[PROVIDER].state.capacity, devices=(device(1), device(2), device(3))
+    )
+    begin(made)
+    made.submit(BUYER, job=b"k" * 32, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,), job=b"k" * 32, nonce=b"k" * 32)
+    assert len(made.engines[PROVIDER].state.sales) == 1
+    (decline,) = made.heard(messages.DeclineSent)
+    assert decline.decline.document.reason == "you may owe this provider 0.008999 more, and a start takes 0.009000"
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=18_000, at_ms=made.now_ms))
+    made.submit(BUYER, job=b"l" * 32, of=spec(shards=1))
+    made.tender(BUYER, (PROVIDER,), job=b"l" * 32, nonce=b"l" * 32)
+    assert len(made.engines[PROVIDER].state.sales) == 2
 
 
 def test_a_payment_is_booked_once_on_both_sides_whatever_is_lost_or_repeated(tmp_path):

@@ -122,7 +122,9 @@ def about(lease, channel_id):
         messages.OutputStored(lease=lease, path="x", blob=blob),
         messages.RunKept(lease=lease, kind="user-exception", reason="", until_ms=NOW_MS + 10**6),
         messages.LeaseReclaimed(lease=lease, by_ms=NOW_MS, reason="mine"),
-        messages.RunEnded(lease=lease, outcome="failed", kind="user-exception", reason="", outputs=0),
+        messages.RunEnded(
+            lease=lease, outcome="failed", kind="user-exception", reason="", outputs=0, line=None, paid=0, vouched=0
+        ),
         messages.RoundContributed(lease=lease, round=1, weight_milli=1, state=blob),
         receipt,
         messages.CloseAccepted(currency="USD", close=close),

@@ -1,0 +1,49 @@
+"""Whether a provider that ends a lease for want of money contradicts what it signed itself. Rules, no machine.
+
+Both sides count the same documents, and each has some of them before the other. So a provider says by which words it
+went: its newest credit line, what it had taken off the debt, which voucher it held. Its buyer works out what a channel
+can pay by just these. Where that is too little, the provider told the truth, even if the buyer knows of more by now;
+nobody is marked then, and the job waits for money. Older words than it had signed by then are no excuse.
+"""
+
+from hansa.market import mutual
+from hansa.market.mutual import LINE_LIFE_MS, Mutual
+from hansa.market.paying_channel import PayingChannel
+from hansa.proto.currency import currency_of
+from hansa.proto.messages import RunEnded
+
+FRESH_MS = 60_000
+"""A deposit is final for one side before the other, and the word that a lease ended is on its way for a while."""
+
+
+def contradiction(
+    end: RunEnded, channel: PayingChannel, known: Mutual, *, vouched: int, paid_ahead: bool, by_ms: int, at_ms: int
+) -> str:
+    """Why it cannot be that a lease ended for want of money, in words; empty where it may be so.
+
+    Args:
+        end: what its provider says.
+        channel: what the lease is paid on.
+        known: what the buyer has of the provider's credit lines and payments.
+        vouched: all that the buyer ever vouched for to this provider.
+        paid_ahead: whether the lease is to be paid ahead.
+        by_ms: the provider waits for money until then at least, so what it signed before that it knows.
+        at_ms: when its word came.
+    """
+    if currency_of(channel.currency).is_on_chain:
+        able = channel.able_ms and channel.able_ms + FRESH_MS < by_ms
+        return "the channel could pay for all its leases" if able else ""
+    said, line, payment = end.line.document if end.line else None, known.taken, known.paid_out
+    if said is None:
+        return "it names no credit line"
+    if line is not None and said.nonce < line.nonce and line.not_after - LINE_LIFE_MS < by_ms:
+        return "it goes by an older credit line than it had signed"
+    if payment is not None and end.paid < payment.total and payment.paid_ms < by_ms:
+        return "it leaves out a payment that it had acknowledged"
+    if paid_ahead and end.vouched < channel.cumulative:
+        return ""  # What is paid ahead is on its way.
+    left = mutual.room(said, owed=max(0, vouched - end.paid), at_ms=at_ms)
+    wanted = sum(
+        terms.max_total if terms.ends_ms > at_ms - FRESH_MS else terms.most for terms in channel.terms.values()
+    )
+    return "by its own words the channel could pay for all its leases" if channel.metered + left >= wanted else ""

@@ -1,0 +1,123 @@
+"""A lease that ends for want of money: whose word is true, when each side has some documents before the other."""
+
+from dataclasses import replace
+
+import pytest
+from kit.trading import BUYER, CHANNEL, CHANNEL_ID, JOB, LEASE, NOW_MS, PRICE, PROVIDER
+
+from hansa.market.effects import unsigned
+from hansa.market.mutual import LINE_LIFE_MS, Mutual
+from hansa.market.paying_channel import PayingChannel
+from hansa.market.receipts import LeaseTerms
+from hansa.market.sale_funding import UNFUNDED
+from hansa.market.want_of_credit import FRESH_MS, contradiction
+from hansa.proto.currency import escrow_currency
+from hansa.proto.documents import CreditLine, Payment
+from hansa.proto.messages import RunEnded
+
+MOST = 600_001
+TERMS = LeaseTerms(
+    lease=LEASE,
+    job=JOB,
+    shard=0,
+    devices=(b"d" * 32,),
+    tier="sandbox",
+    price_e18_per_device_ms=PRICE,
+    max_total=MOST,
+    begins_ms=NOW_MS,
+    ends_ms=NOW_MS + 600_000,
+)
+OPEN = PayingChannel(phase="open", config=CHANNEL, channel_id=CHANNEL_ID, currency="USD", terms={LEASE: TERMS})
+START_MS = NOW_MS + 30_000
+HEARD_MS = START_MS + 1_000
+
+
+def line(limit, nonce=1, signed_ms=NOW_MS - 1):
+    return CreditLine(
+        creditor=PROVIDER,
+        debtor=BUYER,
+        unit=bytes(32),
+        limit=limit,
+        not_after=signed_ms + LINE_LIFE_MS,
+        nonce=nonce,
+    )
+
+
+def payment(total, paid_ms):
+    return Payment(creditor=PROVIDER, debtor=BUYER, unit=bytes(32), total=total, how="cash", nonce=1, paid_ms=paid_ms)
+
+
+def fault(*, by=None, paid=0, held=0, known=None, vouched=0, channel=OPEN, paid_ahead=False, at_ms=HEARD_MS):
+    said = by and unsigned(by)
+    end = RunEnded(
+        lease=LEASE, outcome="failed", kind=UNFUNDED, reason="", outputs=0, line=said, paid=paid, vouched=held
+    )
+    return contradiction(
+        end,
+        channel,
+        known or Mutual(),
+        vouched=vouched,
+        paid_ahead=paid_ahead,
+        by_ms=START_MS,
+        at_ms=at_ms,
+    )
+
+
+def test_too_little_credit_by_the_line_that_it_shows_is_the_truth():
+    assert fault(by=line(MOST - 1)) == ""
+
+
+def test_a_line_that_can_pay_for_every_lease_is_no_reason_to_end_one():
+    assert "by its own words" in fault(by=line(MOST))
+
+
+def test_on_the_ledger_who_shows_no_line_has_no_reason():
+    assert fault() == "it names no credit line"
+
+
+def test_what_was_vouched_for_counts_against_the_line_and_what_was_paid_does_not():
+    assert fault(by=line(MOST + 500), vouched=501) == ""
+    assert fault(by=line(MOST + 500), vouched=501, paid=1)
+
+
+@pytest.mark.parametrize(("signed_ms", "true"), [(START_MS - 1, False), (START_MS, True)])
+def test_a_newer_line_is_no_fault_only_if_it_was_signed_after_the_lease_could_have_ended(signed_ms, true):
+    newer = Mutual(taken=line(10**9, nonce=2, signed_ms=signed_ms))
+    assert (fault(by=line(5), known=newer) == "") is true
+
+
+@pytest.mark.parametrize(("paid_ms", "true"), [(START_MS - 1, False), (START_MS, True)])
+def test_a_payment_that_it_leaves_out_is_no_fault_only_if_it_was_acknowledged_later(paid_ms, true):
+    later = Mutual(taken=line(MOST), paid_out=payment(1_000, paid_ms))
+    assert (fault(by=line(MOST), vouched=1_000, paid=0, known=later) == "") is true
+    assert fault(by=line(MOST), vouched=1_000, paid=1_000, known=later), "with it there was enough"
+
+
+def test_what_is_paid_ahead_and_on_its_way_is_nobodys_fault():
+    paid = replace(OPEN, cumulative=700)
+    assert fault(by=line(10**9), channel=paid, held=0, paid_ahead=True) == ""
+    assert fault(by=line(10**9), channel=paid, held=700, paid_ahead=True)
+    assert fault(by=line(10**9), channel=paid, held=0), "nothing was to be paid ahead for this lease"
+
+
+def test_a_lease_that_ended_just_now_may_still_count_for_its_provider():
+    over = replace(TERMS, lease=bytes(32), ends_ms=HEARD_MS - 1_000)
+    two = replace(OPEN, terms={**OPEN.terms, over.lease: over})
+    assert fault(by=line(2 * MOST - 1), channel=two) == ""
+    long_ago = replace(over, ends_ms=HEARD_MS - FRESH_MS)
+    two = replace(OPEN, terms={**OPEN.terms, over.lease: long_ago})
+    assert fault(by=line(2 * MOST - 1), channel=two, at_ms=HEARD_MS)
+
+
+def test_a_line_that_ran_out_lends_nothing():
+    old = line(MOST, signed_ms=HEARD_MS - LINE_LIFE_MS - 1)
+    assert fault(by=old) == ""
+    assert fault(by=replace(old, not_after=old.not_after + 1))
+
+
+@pytest.mark.parametrize(
+    ("able_ms", "true"), [(0, True), (START_MS - FRESH_MS, True), (START_MS - FRESH_MS - 1, False)]
+)
+def test_on_a_chain_a_deposit_that_was_final_only_just_may_not_have_been_seen(able_ms, true):
+    on_chain = replace(OPEN, currency=escrow_currency(1, b"e" * 20, b"t" * 20), able_ms=able_ms)
+    assert (fault(channel=on_chain) == "") is true
