@@ -1,16 +1,26 @@
 """The buyer's machine for one tender: from the call for bids to the last lease that came of it.
 
 A job's first tender asks for all of its shards, all or none; a shard that is lost later is tendered again as a purchase
-of its own. Nobody is waited for alone: bidding closes when everyone invited has answered or at its deadline, and a
-winner that does not confirm in time is replaced by the next bid.
+of its own. Nobody is waited for alone: bidding closes at its deadline, when everyone invited has answered, or when more
+bids cannot pay for the wait (``hansa.market.closing``); a winner that does not confirm in time is replaced by the next.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from hansa.market.closing import MOST_WEIGHED, pays_until_ms
 from hansa.market.effects import Send, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
-from hansa.market.purchase_awards import award_message, cancel, fill, give_up, release, release_losers, with_phase
+from hansa.market.purchase_awards import (
+    award_message,
+    cancel,
+    fill,
+    give_up,
+    release,
+    release_losers,
+    usable,
+    with_phase,
+)
 from hansa.market.purchase_events import (
     BidArrived,
     ConfirmationArrived,
@@ -22,6 +32,7 @@ from hansa.market.purchase_events import (
     Withdrawn,
 )
 from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, Purchase
+from hansa.market.scoring import Scored
 from hansa.market.selection import rank
 from hansa.proto.messages import TenderSent
 from hansa.proto.network import DOMAIN
@@ -55,7 +66,8 @@ def open_purchase(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Send the tender to everyone invited; with nobody to invite it is unfilled at once."""
     if not state.invited:
         return give_up(state, "no provider is known that could be invited", at_ms)
-    return Step(state=state, effects=outstanding(state, at_ms))
+    opened = replace(state, opened_ms=at_ms)
+    return Step(state=opened, effects=outstanding(opened, at_ms))
 
 
 def advance(state: Purchase, event: Any) -> Step[Purchase]:
@@ -66,7 +78,7 @@ def advance(state: Purchase, event: Any) -> Step[Purchase]:
 def deadline_ms(state: Purchase) -> int | None:
     """When time alone will change something."""
     if state.phase == "tendering":
-        return state.tender.bids_close_ms
+        return state.closes_ms or state.tender.bids_close_ms
     if state.phase == "awarding":
         waiting = [placement.award.confirm_by_ms for placement in state.placements if placement.phase == "awarded"]
         return min(waiting, default=None)
@@ -81,7 +93,7 @@ def _react(state: Purchase, event: Any) -> Step[Purchase]:
             if decline.document.signer not in state.invited:
                 return ignore(state, "a decline of somebody who was not invited")
             declined = replace(state, declines={**state.declines, decline.document.signer: decline.document})
-            return _close_if_complete(declined, event.at_ms)
+            return _close_or_wait(declined, event.at_ms)
         case TimePassed() if state.phase == "tendering":
             return _award(state, event.at_ms)
         case TimePassed():
@@ -112,11 +124,30 @@ def _take_bid(state: Purchase, event: BidArrived) -> Step[Purchase]:
     if sum(known.signer == bid.signer for known in state.bids.values()) >= len(state.tender.shards):
         return ignore(state, "more bids of one provider than there are shards")
     bids = {**state.bids, bid_digest: bid}
-    return _close_if_complete(replace(state, bids=bids), event.at_ms)
+    return _close_or_wait(replace(state, bids=bids), event.at_ms)
 
 
-def _close_if_complete(state: Purchase, at_ms: int) -> Step[Purchase]:
-    return _award(state, at_ms) if _all_have_answered(state) else Step(state=state)
+def _close_or_wait(state: Purchase, at_ms: int) -> Step[Purchase]:
+    """Somebody answered: close if nobody else could, or if it cannot pay to wait for them."""
+    if _all_have_answered(state):
+        return _award(state, at_ms)
+    waits = replace(state, closes_ms=_pays_until_ms(state, at_ms))
+    return _award(waits, at_ms) if waits.closes_ms <= at_ms else Step(state=waits)
+
+
+def _pays_until_ms(state: Purchase, at_ms: int) -> int:
+    latest_ms = state.tender.bids_close_ms
+    if not state.opened_ms or len(state.bids) > MOST_WEIGHED:
+        return latest_ms
+    return pays_until_ms(
+        usable(replace(state, ranking=_ranking(state, at_ms))),
+        shards=len(state.tender.shards),
+        invited=len(state.invited),
+        answered=len(state.invited) - len(state.silent),
+        wall_ms=state.tender.requirements.wall_ms,
+        opened_ms=state.opened_ms,
+        latest_ms=latest_ms,
+    )
 
 
 def _all_have_answered(state: Purchase) -> bool:
@@ -128,9 +159,21 @@ def _all_have_answered(state: Purchase) -> bool:
     return all(account in state.declines or bids.get(account, 0) >= wanted for account in state.invited)
 
 
+def _ranking(state: Purchase, at_ms: int) -> tuple[Scored, ...]:
+    return rank(
+        state.tender,
+        state.bids,
+        state.records,
+        trials=state.trials,
+        input_bytes=state.workload.package_bytes + state.workload.fetch_bytes,
+        max_prepay_ms=state.max_prepay_ms,
+        at_ms=at_ms,
+    )
+
+
 def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Bidding is closed: rank what is there and give every shard to the best bid that is left."""
-    ranking = rank(state.tender, state.bids, state.records, max_prepay_ms=state.max_prepay_ms, at_ms=at_ms)
+    ranking = _ranking(state, at_ms)
     return fill(replace(state, phase="awarding", ranking=ranking), at_ms)
 
 

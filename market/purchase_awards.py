@@ -11,6 +11,7 @@ from hansa.market.funding import start_ms
 from hansa.market.machine import Step
 from hansa.market.purchase_events import Unfilled
 from hansa.market.purchase_state import Placement, Purchase
+from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
@@ -62,6 +63,18 @@ def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | No
         if not entry.excluded and not tried and not devices & sold:
             return entry.bid
     return None
+
+
+def usable(state: Purchase) -> list[Scored]:
+    """The bids that could all win beside each other: the best of those that offer a device twice."""
+    taken: set[tuple[bytes, bytes]] = set()
+    found: list[Scored] = []
+    for entry in state.ranking:
+        devices = {(entry.provider, device) for device in state.bids[entry.bid].devices}
+        if not entry.excluded and not devices & taken:
+            taken |= devices
+            found.append(entry)
+    return found
 
 
 def _shortage(state: Purchase) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hansa.market.selection import Record, Scored
+from hansa.market.scoring import Scored
+from hansa.market.track_record import Record, Trial
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Award, Bid, Decline, Tender
-from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Uint32
+from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Uint32, UnixMs
 from hansa.proto.workload import Workload
 
 SILENT = "did not confirm in time"
@@ -53,9 +54,12 @@ class Purchase:
         invited: accounts that the tender was sent to.
         channels: the open channel to a provider, where there is one already.
         records: how earlier leases with each provider ended.
+        trials: how fast jobs of this kind ran, and on what.
         bids: by digest.
         declines: by provider.
         ranking: the table as it was when bidding closed.
+        opened_ms: when the tender went out.
+        closes_ms: until when it pays to wait for more bids, by those that are here; 0 before the first answer.
         placements: every award made, failed ones included.
         reason: why it ended as it did.
     """
@@ -69,9 +73,12 @@ class Purchase:
     invited: tuple[Address, ...]
     channels: Mapping[bytes, ChannelConfig] = field(default_factory=dict)
     records: Mapping[bytes, Record] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
     bids: Mapping[bytes, Bid] = field(default_factory=dict)
     declines: Mapping[bytes, Decline] = field(default_factory=dict)
     ranking: tuple[Scored, ...] = ()
+    opened_ms: UnixMs = 0
+    closes_ms: UnixMs = 0
     placements: tuple[Placement, ...] = ()
     reason: str = ""
 

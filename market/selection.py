@@ -1,58 +1,21 @@
 """Which bids win: every bid gets a score and a sentence, and the cheapest way to finish comes first.
 
-The score is the expected cost of one shard-hour: price times devices, divided by the share of this provider's leases
-with us that ended well (Laplace's rule, so a newcomer counts as one good and one bad). What others' signed dealings say
-of it (``hansa.market.reputation``) counts as up to four good ones: our own experience soon weighs more. Integers.
+The score is what a bid would cost until the work is done (``hansa.market.scoring``). What cannot win is scored too, so
+that the buyer sees what it would have cost. Integers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from hansa.market.isolation import is_served
-from hansa.proto.market_documents import Bid, Tender
+from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
+from hansa.market.track_record import Record, Trial
+from hansa.market.vocabulary import VOCABULARY
+from hansa.proto.gpu_models import matches
+from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Bid, Tender
 from hansa.proto.splits import splits_hash
-from hansa.proto.units import Address, Amount, Bytes32, Line, Uint32, amount_for, e18_to_price_per_hour, format_amount
+from hansa.proto.units import amount_for, format_amount
 
-HOUR_MS = 3_600_000
-TOLD_LEASES = 4
-"""As so many good leases counts the best reputation of a provider that is new here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """How a provider's earlier leases with this node ended, and its figure from signed dealings, in millionths."""
-
-    good: Uint32 = 0
-    bad: Uint32 = 0
-    told_ppm: Uint32 = 0
-
-    @property
-    def reliability_ppm(self) -> int:
-        """Expected share of good ends, in millionths."""
-        told = TOLD_LEASES * self.told_ppm
-        good, all_ends = (self.good + 1) * 1_000_000 + told, (self.good + self.bad + 2) * 1_000_000 + told
-        return good * 1_000_000 // all_ends
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """One bid in the table that the buyer sees.
-
-    Attributes:
-        bid: the bid's digest.
-        provider: who made it.
-        price_per_hour: of one device, as text.
-        reliability_ppm: expected share of good ends, in millionths; a provider that is new here counts as one half.
-        expected_cost: of one shard-hour, reliability counted in, in smallest units: the score. Lower is better.
-        excluded: why it cannot win; empty if it can.
-    """
-
-    bid: Bytes32
-    provider: Address
-    price_per_hour: Line
-    reliability_ppm: Uint32
-    expected_cost: Amount
-    excluded: Line
+NOT_SO_MANY = "not the number of devices that was tendered for"
 
 
 def rank(
@@ -60,31 +23,61 @@ def rank(
     bids: Mapping[bytes, Bid],
     records: Mapping[bytes, Record],
     *,
+    trials: Sequence[Trial] = (),
+    input_bytes: int = 0,
     max_prepay_ms: int = 0,
     at_ms: int,
 ) -> tuple[Scored, ...]:
     """All bids, the best first. Equal scores stand in the order of their digests.
 
-    ``max_prepay_ms`` is how much device time the buyer pays ahead at the most: what it may lose to a provider that
-    takes it and leaves.
+    Args:
+        tender: what was tendered.
+        bids: by digest.
+        records: how leases with each provider ended.
+        trials: how fast this kind of job ran.
+        input_bytes: what a provider has to fetch before a shard can start.
+        max_prepay_ms: how much device time the buyer pays ahead at the most: what it may lose to a provider that takes
+            it and leaves.
+        at_ms: now.
     """
+    excluded = {key: _exclusion(tender, bid, max_prepay_ms, at_ms) for key, bid in bids.items()}
+    stated = {key: stated_in(bid) for key, bid in bids.items()}
+    # Whoever cannot win must not move what the others are measured by.
+    eligible = {key: bid for key, bid in bids.items() if not excluded[key]}
+    fast = {**speeds(bids, stated, trials), **speeds(eligible, stated, trials)}
+    said = {key: stated[key] for key in eligible}
+    waits = {**transfer_times_ms(stated, input_bytes), **transfer_times_ms(said, input_bytes)}
     scored = [
-        _score(digest, bid, records.get(bid.signer, Record()), _exclusion(tender, bid, max_prepay_ms, at_ms))
-        for digest, bid in bids.items()
+        score(
+            key,
+            bid,
+            tender,
+            records.get(bid.signer, Record()),
+            speed=fast[key],
+            transfer_ms=waits[key],
+            excluded=excluded[key],
+        )
+        for key, bid in bids.items()
     ]
     return tuple(sorted(scored, key=lambda entry: (bool(entry.excluded), entry.expected_cost, entry.bid)))
 
 
-def _score(digest: bytes, bid: Bid, record: Record, excluded: str) -> Scored:
-    hourly = amount_for(HOUR_MS * len(bid.devices), bid.price_e18_per_device_ms)
-    return Scored(
-        bid=digest,
-        provider=bid.signer,
-        price_per_hour=e18_to_price_per_hour(bid.price_e18_per_device_ms),
-        reliability_ppm=record.reliability_ppm,
-        expected_cost=hourly * 1_000_000 // record.reliability_ppm,
-        excluded=excluded,
+def stated_in(bid: Bid) -> Stated:
+    """What a bid says of its devices and its line, as far as the score needs it."""
+    facts = {fact.name: fact.value for fact in bid.facts}
+    return Stated(
+        model=facts.get("gpu", ""),
+        benchmark=_figure("benchmark", facts),
+        download_bps=_figure("download", facts),
     )
+
+
+def _figure(name: str, facts: Mapping[str, str]) -> int:
+    """A fact as a number; 0 where it is not stated, or is no value of its word."""
+    try:
+        return int(VOCABULARY[name].key(facts[name]))
+    except (KeyError, ValueError):
+        return 0
 
 
 def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
@@ -93,19 +86,32 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
         return "the bid has expired"
     if bid.price_e18_per_device_ms > tender.price_ceiling_e18_per_device_ms:
         return "above the price ceiling"
-    if len(bid.devices) != needs.devices or len(set(bid.devices)) != len(bid.devices):
-        return "not the number of devices that was tendered for"
+    if not _has_devices(tender, bid):
+        return "not the devices that were tendered for" if needs.choices else NOT_SO_MANY
+    if bid.lease not in (LEASE_FIRM, LEASE_SPOT) or tender.lease not in (LEASE_ANY, bid.lease):
+        return f"not the lease that was tendered for ({tender.lease})"
+    if bid.penalty > (bid.max_total if bid.lease == LEASE_FIRM else 0):
+        return "its penalty is more than its lease can cost, or stands in a lease without one"
     if not is_served(needs.tier, bid.tier):
         return f"not the isolation that was tendered for ({needs.tier})"
-    if bid.max_total > amount_for(needs.wall_ms * needs.devices, bid.price_e18_per_device_ms) + 1:
+    if bid.max_total > amount_for(needs.wall_ms * len(bid.devices), bid.price_e18_per_device_ms) + 1:
         return "its limit is above price times time"
     if bid.meter_interval_ms > max(tender.meter_interval_ms, 1) * 10:
         return "its receipts would come too seldom"
     if bid.splits_hash != splits_hash(tender.splits):
         return "it does not agree to the splits"
-    if bid.prepay > min(bid.max_total, amount_for(max_prepay_ms * needs.devices, bid.price_e18_per_device_ms)):
+    if bid.prepay > min(bid.max_total, amount_for(max_prepay_ms * len(bid.devices), bid.price_e18_per_device_ms)):
         return f"it wants {format_amount(bid.prepay)} paid ahead, more than max_prepay allows"
     return ""
+
+
+def _has_devices(tender: Tender, bid: Bid) -> bool:
+    needs, count, model = tender.requirements, len(bid.devices), stated_in(bid).model
+    if len(set(bid.devices)) != count:
+        return False
+    if not needs.choices:
+        return count == needs.devices
+    return any(choice.devices == count and matches(choice.model, model) for choice in needs.choices)
 
 
 def explain_choice(ranking: Sequence[Scored], winner: bytes) -> str:

@@ -39,6 +39,7 @@ from hansa.node.events import (
     RoundReduced,
     TenderPrepared,
 )
+from hansa.node.speeds import trials_of
 from hansa.node.standings import records_for
 from hansa.node.state import NodeState
 from hansa.proto import messages
@@ -95,15 +96,17 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         and len(channel.terms) < MOST_LEASES
         and channel.currency == event.tender.currency
     }
+    workload = of.spec.workload(of.job, of.package, of.files)
     begun = Purchase(
         tender=event.tender,
         tender_digest=tender_digest,
-        workload=of.spec.workload(of.job, of.package, of.files),
+        workload=workload,
         funds=funds_left(state, of),
         max_prepay_ms=of.spec.max_prepay_ms,
         invited=event.invited,
         channels=channels,
         records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
+        trials=trials_of(state, workload),
     )
     step = purchase.open_purchase(begun, event.at_ms)
     state.begin("purchase", state.purchases, tender_digest, step.state)

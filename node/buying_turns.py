@@ -13,7 +13,8 @@ from hansa.market.ledger import owed_to
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
+from hansa.node.speeds import note_speeds
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import channel_id
@@ -78,7 +79,11 @@ def advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
 
 def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
     """A channel that pays hears an event."""
+    before = state.paying.get(key)
     effects = state.turn("paying_channel", state.paying, key, paying_channel.advance, event)
+    after = state.paying.get(key)
+    if before is not None and after is not None and before.accepted != after.accepted:
+        note_speeds(state, before.accepted, after.accepted)
     outward: Effects = [effect for effect in effects if not isinstance(effect, paying_channel.Vouched)]
     if isinstance(event, FundsKnown):
         for bought in list(state.purchases.live.values()):
@@ -198,11 +203,12 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     placement = placement_of(bought, over.lease)
     if bought is None or placement is None or placement.phase != "confirmed":
         return []
-    if not over.blameless:
-        record = state.records.get(placement.provider, Record())
-        state.records[placement.provider] = (
-            replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
-        )
+    record = state.records.get(placement.provider, Record())
+    if over.blameless:
+        record = replace(record, taken_back=record.taken_back + 1)
+    else:
+        record = replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
+    state.records[placement.provider] = record
     ended = purchase_events.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
     effects = advance_purchase(state, bought.tender_digest, ended)
     effects += end_metering(state, placement, over.at_ms)

@@ -5,11 +5,12 @@ far as it can ever count: where one of the two is somebody whom this node has de
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hansa.market.pricing import ProviderTerms
 from hansa.market.reputation import BUYER, PROVIDER, Dealt, Heard, Standing, newest, standing
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
 from hansa.node.events import AccountBlocked, AccountUnblocked, DealingsHeard
 from hansa.node.state import NodeState
 from hansa.proto.market_documents import Tender
@@ -85,7 +86,7 @@ def records_for(state: NodeState, accounts: tuple[bytes, ...], *, currency: str,
     for account in accounts:
         told = standing_of(state, account, PROVIDER, currency=currency, at_ms=at_ms, dealings=dealings)
         known = state.records.get(account, Record())
-        record = Record(good=known.good, bad=known.bad, told_ppm=told.ppm)
+        record = replace(known, told_ppm=told.ppm)
         if record != Record():
             records[account] = record
     return records

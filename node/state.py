@@ -18,7 +18,7 @@ from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase_state import Purchase
 from hansa.market.reputation import Heard
 from hansa.market.sale_state import Sale
-from hansa.market.selection import Record
+from hansa.market.track_record import Record, Trial
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
 from hansa.scheduler.capacity import Capacity
 from hansa.scheduler.job_state import Job
@@ -113,6 +113,7 @@ class Snapshot:
     netting: bool = True
     mutual: Mapping[Address, Mutual] = field(default_factory=dict)
     proven: Mapping[Address, Line] = field(default_factory=dict)
+    trials: Mapping[Bytes32, Trial] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,6 +129,7 @@ class NodeState:
         ledger: the books.
         capacity: the devices and who was promised them.
         records: how leases with each provider ended.
+        trials: how fast each kind of job ran on which devices, the newest last.
         jobs, rounds: as buyer, by job.
         purchases: as buyer, by tender.
         paying: as buyer, by channel.
@@ -155,6 +157,7 @@ class NodeState:
     ledger: Ledger = field(default_factory=Ledger)
     capacity: Capacity = field(default_factory=Capacity)
     records: dict[bytes, Record] = field(default_factory=dict)
+    trials: dict[bytes, Trial] = field(default_factory=dict)
     jobs: Shelf[Job] = field(default_factory=Shelf)
     rounds: Shelf[Rounds] = field(default_factory=Shelf)
     purchases: Shelf[Purchase] = field(default_factory=Shelf)
@@ -239,6 +242,7 @@ def snapshot(state: NodeState) -> Snapshot:
         netting=state.netting,
         mutual=dict(state.mutual),
         proven=dict(state.proven),
+        trials=dict(state.trials),
         **shelves,
     )
 
@@ -260,6 +264,7 @@ def restored(written: Snapshot) -> NodeState:
         netting=written.netting,
         mutual=dict(written.mutual),
         proven=dict(written.proven),
+        trials=dict(written.trials),
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))

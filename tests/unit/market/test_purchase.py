@@ -37,7 +37,7 @@ from hansa.market.purchase_events import (
     Withdrawn,
 )
 from hansa.market.purchase_state import Purchase
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
 from hansa.proto.documents import channel_id
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderSent
 from hansa.proto.network import DOMAIN

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import NOW_MS, OTHER_KEY, PRICE, PROVIDER, PROVIDER_KEY, bid, needs, tender
 
-from hansa.market.selection import Record, explain_choice, rank
+from hansa.market.selection import explain_choice, rank
+from hansa.market.track_record import Record
 from hansa.proto.splits import Split, splits_hash
 
 TENDER = tender()

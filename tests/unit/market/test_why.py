@@ -21,7 +21,7 @@ from kit.trading import (
 )
 
 from hansa.market.purchase_state import SILENT, Placement, Purchase
-from hansa.market.selection import Scored
+from hansa.market.scoring import Scored
 from hansa.market.why import (
     BID,
     BUSY,

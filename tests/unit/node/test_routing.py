@@ -24,7 +24,7 @@ from kit.trading import (
 from hansa.market import sale_events
 from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import next_statement
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
 from hansa.node import buying, events, selling
 from hansa.node.buying_turns import funds_left
 from hansa.node.engine import Engine

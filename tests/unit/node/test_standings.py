@@ -10,7 +10,7 @@ from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVI
 from hansa.market.reputation import BUYER as AS_BUYER
 from hansa.market.reputation import PRIOR, Heard, newest, read_dealing
 from hansa.market.reputation import PROVIDER as AS_PROVIDER
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
 from hansa.node import events
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.faults import OperatorError
@@ -178,7 +178,7 @@ def test_who_dealt_here_for_a_little_cannot_push_out_what_others_told():
 
 
 def test_a_good_word_makes_a_newcomer_likelier_to_win_and_our_own_experience_weighs_more():
-    assert Record(told_ppm=1_000_000).reliability_ppm > Record().reliability_ppm == 500_000
+    assert Record(told_ppm=1_000_000).reliability_ppm > Record().reliability_ppm
     assert Record(told_ppm=1_000_000).reliability_ppm == Record(good=4).reliability_ppm
     assert Record(told_ppm=1_000_000, bad=6).reliability_ppm < Record().reliability_ppm
     made = traded()

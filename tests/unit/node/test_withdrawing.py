@@ -8,7 +8,7 @@ from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVI
 
 from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import CLOCK_SKEW_MS, next_statement
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
 from hansa.node import events
 from hansa.node.buyer_tasks import unwelcome
 from hansa.node.routing import deadline_ms
@@ -262,7 +262,8 @@ def test_a_shard_that_is_moved_goes_on_elsewhere_and_its_provider_keeps_its_name
     assert unwelcome(made.engines[BUYER].state, wanted[-1]) == {PROVIDER}
     made.tender(BUYER, (OTHER,), nonce=b"2" * 32)
     assert made.heard(messages.RunOrdered)[-1].checkpoint == blob_ref(b"state")
-    assert made.engines[BUYER].state.records == {}
+    assert made.engines[BUYER].state.records == {PROVIDER: Record(taken_back=1)}
+    assert Record(taken_back=1).reliability_ppm == Record().reliability_ppm
     assert made.engines[BUYER].state.jobs.get(JOB).shards[0].losses == 0
 
 

@@ -16,7 +16,7 @@ from kit import trading
 
 from hansa.market.effects import unsigned
 from hansa.market.ledger import Ledger, vouched_by_buyer
-from hansa.market.selection import Record
+from hansa.market.track_record import Record
 from hansa.node import events
 from hansa.node.state import NodeState, Snapshot, snapshot
 from hansa.proto import messages

@@ -1,0 +1,203 @@
+"""What a bid would cost until the work is done, term by term."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.trading import NOW_MS, OTHER, PRICE, PROVIDER, THIRD, bid, needs, tender, workload
+
+from hansa.market.scoring import MEASURED_HERE, MEASURED_ON_MODEL, MOVE_MS, SLOWEST_KNOWN, STATED, UNKNOWN
+from hansa.market.selection import rank, stated_in
+from hansa.market.track_record import PPM, Record, Trial, job_kind
+from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, DeviceChoice, Fact
+from hansa.proto.units import HOUR_MS
+
+TENDER = tender()
+WALL_MS = TENDER.requirements.wall_ms
+KIND = job_kind(workload())
+WHO = {b"\1": PROVIDER, b"\2": OTHER, b"\3": THIRD}
+
+
+def facts(**stated):
+    return tuple(Fact(name=name, value=stated[name]) for name in sorted(stated))
+
+
+def offer(of=TENDER, **changes):
+    return bid(of, **changes).document
+
+
+def table(*bids, of=TENDER, records=None, trials=(), input_bytes=0):
+    """The bids by their place, from three providers in turn; answers what was scored in the order given."""
+    signers = dict(zip(WHO, bids, strict=False))
+    signed = {key: replace(each, signer=WHO[key], payee=WHO[key]) for key, each in signers.items()}
+    ranking = rank(of, signed, records or {}, trials=trials, input_bytes=input_bytes, at_ms=NOW_MS)
+    found = {entry.bid: entry for entry in ranking}
+    return [found[key] for key in signed]
+
+
+def measured(provider, model, steps, devices=1):
+    return Trial(kind=KIND, provider=provider, model=model, devices=devices, steps=steps, device_ms=10_000)
+
+
+def speeds_of(entries):
+    return [(entry.speed_ppm, entry.speed_source) for entry in entries]
+
+
+@given(
+    st.integers(1, 2 * PRICE),
+    st.builds(Record, good=st.integers(0, 20), bad=st.integers(0, 20), taken_back=st.integers(0, 20)),
+    st.integers(0, 1 << 40),
+    st.booleans(),
+)
+def test_the_score_is_the_sum_of_its_terms_and_none_is_negative(price, record, input_bytes, firm):
+    lease = {"lease": LEASE_FIRM, "penalty": 1_000} if firm else {}
+    one = offer(price_e18_per_device_ms=price, facts=facts(download="100 Mbit/s"), **lease)
+    for entry in table(one, offer(), records={PROVIDER: record}, input_bytes=input_bytes):
+        terms = (entry.finishing, entry.risk, entry.transfer, entry.reclaim)
+        assert entry.expected_cost == sum(terms)
+        assert min(terms) >= 0
+
+
+def test_where_nothing_is_known_price_alone_decides_between_equals():
+    cheap, dear = table(offer(), offer(price_e18_per_device_ms=2 * PRICE, max_total=1_200_001))
+    assert speeds_of((cheap, dear)) == [(PPM, UNKNOWN)] * 2
+    assert (cheap.finishing, dear.finishing) == (HOUR_MS, 2 * HOUR_MS)
+    assert cheap.transfer == 0
+
+
+def test_devices_that_do_twice_as_much_are_worth_almost_twice_the_price():
+    cheap = offer(facts=facts(gpu="A100"), price_e18_per_device_ms=PRICE * 11 // 20, max_total=1)
+    both = (offer(facts=facts(gpu="H100")), cheap)
+    trials = (measured(THIRD, "H100", 200), measured(b"4" * 20, "A100", 100))
+    fast, slow = table(*both, trials=trials)
+    assert speeds_of((fast, slow)) == [(2 * PPM, MEASURED_ON_MODEL), (PPM, MEASURED_ON_MODEL)]
+    assert fast.expected_cost < slow.expected_cost
+    fast, slow = table(*both)
+    assert fast.expected_cost > slow.expected_cost
+
+
+def test_a_model_that_is_only_said_to_be_fast_is_believed_until_it_was_measured():
+    liar, honest = offer(facts=facts(gpu="H100")), offer(facts=facts(gpu="A100"))
+    trials = [measured(THIRD, "H100", 300), measured(OTHER, "A100", 100)]
+    said, _ = table(liar, honest, trials=trials)
+    assert said.speed_source == MEASURED_ON_MODEL
+    caught, other = table(liar, honest, trials=[*trials, measured(PROVIDER, "H100", 50)])
+    assert caught.speed_source == MEASURED_HERE
+    assert caught.speed_ppm < other.speed_ppm
+
+
+def test_a_stated_benchmark_counts_within_bounds_and_silence_is_never_better():
+    entries = table(
+        offer(facts=facts(benchmark="100")), offer(facts=facts(benchmark="900000")), offer(facts=facts(gpu="X"))
+    )
+    assert speeds_of(entries) == [(PPM, STATED), (4 * PPM, STATED), (PPM, SLOWEST_KNOWN)]
+    entries = table(offer(facts=facts(benchmark="100")), offer(facts=facts(benchmark="1")), offer())
+    # The usual one is the lower of two: the slowest cannot push the others beyond the bound.
+    assert speeds_of(entries) == [(4 * PPM, STATED), (PPM, STATED), (PPM, SLOWEST_KNOWN)]
+
+
+def test_benchmarks_are_held_against_what_was_measured_beside_them():
+    entries = table(
+        offer(facts=facts(gpu="H100", benchmark="100")),
+        offer(facts=facts(gpu="A100", benchmark="50")),
+        trials=[measured(PROVIDER, "H100", 100)],
+    )
+    assert speeds_of(entries) == [(PPM, MEASURED_HERE), (PPM // 2, STATED)]
+
+
+def test_a_bid_that_cannot_win_moves_nothing_for_the_others():
+    void = offer(facts=facts(benchmark="1"), tier="none")
+    alone, beside = table(offer(facts=facts(benchmark="100"))), table(offer(facts=facts(benchmark="100")), void)
+    assert alone[0] == beside[0]
+
+
+def test_what_a_fact_says_that_is_no_value_of_its_word_counts_as_nothing():
+    garbled = offer(facts=facts(benchmark="very", download="fast"))
+    assert (stated_in(garbled).benchmark, stated_in(garbled).download_bps) == (0, 0)
+
+
+def test_inputs_over_a_slow_line_cost_time_of_the_devices():
+    size = 75_000_000  # a minute at 10 Mbit/s
+    entries = table(
+        offer(facts=facts(download="10 Mbit/s")), offer(facts=facts(download="1 Gbit/s")), offer(), input_bytes=size
+    )
+    slow, fast, hidden = (entry.transfer for entry in entries)
+    assert slow == HOUR_MS * 60_000 // WALL_MS
+    assert fast == slow // 100
+    assert hidden == slow
+
+
+@pytest.mark.parametrize(("penalty", "costs"), [(0, MOVE_MS), (MOVE_MS // 2, MOVE_MS // 2), (MOVE_MS, 0)])
+def test_a_penalty_makes_up_for_devices_that_may_be_taken_back(penalty, costs):
+    """At one unit for a millisecond, a move costs its minute."""
+    lease = {"lease": LEASE_FIRM, "penalty": penalty} if penalty else {}
+    (entry,) = table(offer(**lease))
+    assert entry.reclaim == costs * Record().taken_back_ppm * HOUR_MS // (PPM * WALL_MS)
+
+
+def test_who_takes_its_devices_back_often_costs_more():
+    calm, fickle = table(offer(), offer(), records={OTHER: Record(taken_back=5)})
+    assert fickle.expected_cost > calm.expected_cost
+    assert fickle.risk == calm.risk
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "penalty", "why"),
+    [
+        (LEASE_ANY, LEASE_SPOT, 0, ""),
+        (LEASE_ANY, LEASE_FIRM, 10, ""),
+        (LEASE_FIRM, LEASE_FIRM, 10, ""),
+        (LEASE_FIRM, LEASE_SPOT, 0, "not the lease that was tendered for (firm)"),
+        (LEASE_SPOT, LEASE_FIRM, 0, "not the lease that was tendered for (spot)"),
+        (LEASE_ANY, "eternal", 0, "not the lease that was tendered for (any)"),
+        (LEASE_ANY, LEASE_FIRM, 600_002, "its penalty is more than its lease can cost"),
+        (LEASE_ANY, LEASE_SPOT, 1, "its penalty is more than its lease can cost"),
+    ],
+)
+def test_the_kind_of_lease_is_the_one_that_was_tendered_for(wanted, offered, penalty, why):
+    asked = tender(lease=wanted)
+    (entry,) = table(offer(asked, lease=offered, penalty=penalty), of=asked)
+    assert entry.excluded.startswith(why)
+    assert bool(entry.excluded) == bool(why)
+
+
+CHOICES = tender(
+    requirements=needs(
+        devices=2, choices=(DeviceChoice(devices=1, model="H100"), DeviceChoice(devices=2, model="A100-80GB"))
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "fits"),
+    [
+        ("H100-SXM5", 1, True),
+        ("H100-SXM5", 2, False),
+        ("A100-SXM4-80GB", 2, True),
+        ("A100-PCIE-40GB", 2, False),
+        ("A100-SXM4-80GB", 1, False),
+        ("", 1, False),
+    ],
+)
+def test_of_several_choices_of_devices_one_must_be_met_exactly(model, count, fits):
+    devices = tuple(bytes([number]) * 32 for number in range(count))
+    stated = facts(gpu=model) if model else ()
+    (entry,) = table(offer(CHOICES, devices=devices, facts=stated, max_total=1), of=CHOICES)
+    assert (entry.excluded == "") == fits, entry.excluded
+
+
+def test_two_choices_cost_what_all_their_devices_do_for_what_they_do_together():
+    one = offer(CHOICES, facts=facts(gpu="H100-SXM5"), price_e18_per_device_ms=PRICE)
+    pair = offer(
+        CHOICES,
+        facts=facts(gpu="A100-SXM4-80GB"),
+        devices=(b"1" * 32, b"2" * 32),
+        price_e18_per_device_ms=PRICE * 3 // 5,
+    )
+    single, two = table(one, pair, of=CHOICES)
+    assert two.finishing > single.finishing
+    trials = (measured(THIRD, "H100-SXM5", 100), measured(THIRD, "A100-SXM4-80GB", 75))
+    single, two = table(one, pair, of=CHOICES, trials=trials)
+    assert two.speed_ppm == single.speed_ppm * 3 // 2
+    assert two.finishing < single.finishing
