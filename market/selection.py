@@ -6,16 +6,15 @@ that the buyer sees what it would have cost. Integers.
 
 from collections.abc import Mapping, Sequence
 
+from hansa.market.clauses import facts_of, is_answered_by, unmet_by_bid
+from hansa.market.effects import clipped
 from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
-from hansa.market.track_record import Record, Trial
-from hansa.market.vocabulary import VOCABULARY
-from hansa.proto.gpu_models import matches
+from hansa.market.track_record import PPM, Record, Trial
+from hansa.market.vocabulary import VOCABULARY, share_text
 from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Bid, Tender
 from hansa.proto.splits import splits_hash
 from hansa.proto.units import amount_for, format_amount
-
-NOT_SO_MANY = "not the number of devices that was tendered for"
 
 
 def rank(
@@ -40,7 +39,10 @@ def rank(
             it and leaves.
         at_ms: now.
     """
-    excluded = {key: _exclusion(tender, bid, max_prepay_ms, at_ms) for key, bid in bids.items()}
+    excluded = {
+        key: _exclusion(tender, bid, max_prepay_ms, at_ms) or _shortfall(tender, bid, records.get(bid.signer, Record()))
+        for key, bid in bids.items()
+    }
     stated = {key: stated_in(bid) for key, bid in bids.items()}
     # Whoever cannot win must not move what the others are measured by.
     eligible = {key: bid for key, bid in bids.items() if not excluded[key]}
@@ -86,8 +88,10 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
         return "the bid has expired"
     if bid.price_e18_per_device_ms > tender.price_ceiling_e18_per_device_ms:
         return "above the price ceiling"
-    if not _has_devices(tender, bid):
-        return "not the devices that were tendered for" if needs.choices else NOT_SO_MANY
+    if len(set(bid.devices)) != len(bid.devices):
+        return "not the number of devices that was tendered for"
+    if why := is_answered_by(needs, len(bid.devices), facts_of(bid)):
+        return why
     if bid.lease not in (LEASE_FIRM, LEASE_SPOT) or tender.lease not in (LEASE_ANY, bid.lease):
         return f"not the lease that was tendered for ({tender.lease})"
     if bid.penalty > (bid.max_total if bid.lease == LEASE_FIRM else 0):
@@ -105,13 +109,18 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
     return ""
 
 
-def _has_devices(tender: Tender, bid: Bid) -> bool:
-    needs, count, model = tender.requirements, len(bid.devices), stated_in(bid).model
-    if len(set(bid.devices)) != count:
-        return False
-    if not needs.choices:
-        return count == needs.devices
-    return any(choice.devices == count and matches(choice.model, model) for choice in needs.choices)
+def _shortfall(tender: Tender, bid: Bid, record: Record) -> str:
+    """Which of the tender's clauses the bid does not meet: those on what only the buyer knows are judged here too.
+
+    How its leases ended is asked of those that had some with this buyer; of others there is nothing that could fail.
+    """
+    if not tender.requirements.clauses:
+        return ""
+    known = {"reputation": share_text(record.told_ppm)}
+    if ends := record.good + record.bad:
+        known["reliability"] = share_text(record.good * PPM // ends)
+    unmet = unmet_by_bid(tender.requirements.clauses, {**facts_of(bid), **known})
+    return clipped(f"does not meet {' and '.join(each.wanted for each in unmet)}", 256) if unmet else ""
 
 
 def explain_choice(ranking: Sequence[Scored], winner: bytes) -> str:

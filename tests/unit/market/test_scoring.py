@@ -10,7 +10,7 @@ from kit.trading import NOW_MS, OTHER, PRICE, PROVIDER, THIRD, bid, needs, tende
 from hansa.market.scoring import MEASURED_HERE, MEASURED_ON_MODEL, MOVE_MS, SLOWEST_KNOWN, STATED, UNKNOWN
 from hansa.market.selection import rank, stated_in
 from hansa.market.track_record import PPM, Record, Trial, job_kind
-from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, DeviceChoice, Fact
+from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Clause, DeviceChoice, Fact
 from hansa.proto.units import HOUR_MS
 
 TENDER = tender()
@@ -201,3 +201,34 @@ def test_two_choices_cost_what_all_their_devices_do_for_what_they_do_together():
     single, two = table(one, pair, of=CHOICES, trials=trials)
     assert two.speed_ppm == single.speed_ppm * 3 // 2
     assert two.finishing < single.finishing
+
+
+def clause(name, operator, *values):
+    return Clause(name=name, operator=operator, values=values)
+
+
+@pytest.mark.parametrize(
+    ("asked", "record", "why"),
+    [
+        (clause("cuda", ">=", "12.4"), Record(), ""),
+        (clause("cuda", ">=", "12.8"), Record(), "does not meet cuda >= 12.8"),
+        (clause("notice", ">=", "5 min"), Record(), "does not meet notice >= 5 min"),
+        (clause("notice", ">=", "1 s"), Record(), ""),
+        (clause("reliability", ">=", "0.9"), Record(), ""),
+        (clause("reliability", ">=", "0.9"), Record(good=9, bad=1), ""),
+        (clause("reliability", ">=", "0.9"), Record(good=8, bad=1), "does not meet reliability >= 0.9"),
+        (clause("reputation", ">=", "0.5"), Record(told_ppm=500_000), ""),
+        (clause("reputation", ">=", "0.5"), Record(good=99, told_ppm=499_999), "does not meet reputation >= 0.5"),
+        (clause("colour", "=", "red"), Record(), "does not meet colour = red"),
+    ],
+)
+def test_every_clause_of_the_tender_is_held_against_the_bid_and_what_the_buyer_knows(asked, record, why):
+    of = tender(requirements=needs(clauses=(asked,)))
+    (entry,) = table(offer(of, facts=facts(cuda="12.6")), of=of, records={PROVIDER: record})
+    assert entry.excluded == why
+
+
+def test_why_a_bid_cannot_win_fits_on_a_line():
+    of = tender(requirements=needs(clauses=tuple(clause(f"{'x' * 200}{number}", "=", "y") for number in range(9))))
+    (entry,) = table(offer(of), of=of)
+    assert 0 < len(entry.excluded.encode()) <= 256
