@@ -5,20 +5,21 @@ provider counts for a change only where the change covers *all* of its shortfall
 too dear is not won by a higher price alone. So every provider's own set of shortfalls is a candidate; whoever needs no
 more than that comes with it; and a candidate that costs more than another and brings nobody beyond it is left out.
 
-A size, a price, a version or an isolation can be asked for more or less strictly, and whoever met the stricter wish
-meets the other. A word cannot: who asks for another region loses those in the first. Such a change is a swap, wins only
-those who need just it, and the bids that there are do not count beside them.
+A condition is made wider, never another one: a bound is moved, a name is added to those that would do, an exclusion or
+the whole condition is dropped. So whoever met it before meets it afterwards, and the bids that there are stay. The one
+exception is the currency of a job, which has no second one.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-from hansa.market.isolation import STRENGTH
 from hansa.market.purchase_state import SILENT, Purchase
+from hansa.market.vocabulary import ANY, find
 from hansa.proto.market_documents import Shortfall
-from hansa.proto.units import Address, Line, Note, Uint32, e18_to_price_per_hour
+from hansa.proto.units import Address, Line, Note, Uint32, e18_to_price_per_hour, format_amount
 
 BID = "bid"
 EXCLUDED = "excluded"
@@ -30,33 +31,17 @@ OUTCOMES = (BID, EXCLUDED, DECLINED, DESERTED, NO_ANSWER, NOT_ASKED)
 
 PRICE = "price"
 """The price of one device and hour, in the currency: the one thing of which a change is told as a difference."""
+TIER = "tier"
 BUSY = "free"
 """The devices are there and somebody has them: a shortfall that goes away by waiting."""
-NUMBERS_TAKEN = frozenset({"devices", "shards"})
+CURRENCY = "currency"
+TAKEN_EXACTLY = frozenset({"devices", "shards"})
 """Asked for as just so many; whoever has more can give fewer."""
-TIER = "tier"
-VERSIONS = frozenset({"cuda", "driver", "compute", "python"})
 MOST_RELAXATIONS = 12
 MOST_CANDIDATES = 512
 """More different sets of shortfalls are not weighed: beyond that nobody reads the list."""
 
-_SCALES: Mapping[str, Fraction] = {
-    "": Fraction(1),
-    "B": Fraction(1),
-    "ms": Fraction(1, 1000),
-    "s": Fraction(1),
-    "min": Fraction(60),
-    "h": Fraction(3600),
-    "d": Fraction(86_400),
-    "%": Fraction(1, 100),
-    "bit/s": Fraction(1),
-    **{f"{prefix}B": Fraction(1000**power) for power, prefix in enumerate(("k", "M", "G", "T", "P"), 1)},
-    **{f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate(("K", "M", "G", "T", "P"), 1)},
-    **{f"{prefix}bit/s": Fraction(1000**power) for power, prefix in enumerate(("k", "M", "G", "T"), 1)},
-}
-_OPERATOR = re.compile(r"(<=|>=|!=|==|=|<|>|≤|≥|not in\b|in\b)?\s*(.*)", re.DOTALL)
-_NUMBER = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z/%]{0,6})", re.ASCII)
-_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}", re.ASCII)
+_TERM = re.compile(r"(?:[a-z_]{1,32} )?(<=|>=|!=|==|=|<|>|not in\b|in\b) *(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,56 +164,54 @@ def _shortfalls_of_bids(bought: Purchase, account: bytes) -> tuple[Shortfall, ..
 def price_shortfall(ceiling_e18: int, price_e18: int) -> Shortfall:
     """A price that is above the ceiling."""
     wanted, nearest = e18_to_price_per_hour(ceiling_e18), e18_to_price_per_hour(price_e18)
-    return Shortfall(name=PRICE, wanted=f"<= {wanted}", nearest=nearest)
+    return Shortfall(name=PRICE, wanted=f"{PRICE} <= {wanted}", nearest=nearest)
 
 
 # Values: whether one covers another, and how far a change goes.
 
 
-def _bare(text: str) -> str:
-    match = _OPERATOR.fullmatch(text.strip())
-    return match[2].strip() if match else text.strip()
+def _operator_and_value(wanted: str) -> tuple[str, str]:
+    """What a condition says, such as ``>=`` and ``24 GiB``; an empty operator where only the value stands."""
+    match = _TERM.fullmatch(wanted.strip())
+    return (match[1], match[2].strip()) if match else ("", wanted.strip())
 
 
-def _size_of(name: str, text: str) -> tuple[Fraction, ...] | None:
+def _size_of(name: str, value: str) -> Any:
     """A value that has a size, as something that is compared; ``None`` for any other."""
-    bare = _bare(text)
-    if name == TIER:
-        return (Fraction(STRENGTH.index(bare)),) if bare in STRENGTH else None
-    if name in VERSIONS and _VERSION.fullmatch(bare):
-        return tuple(Fraction(int(part)) for part in bare.split("."))
-    match = _NUMBER.fullmatch(bare)
-    scale = _SCALES.get(match[2]) if match else None
-    return (Fraction(match[1]) * scale,) if match and scale is not None else None
+    word = find(name)
+    if word is None or not word.is_ordered:
+        return None
+    try:
+        return word.key(word.read(value))
+    except ValueError:
+        return None
 
 
 def _covers(change: Shortfall, need: Shortfall) -> bool:
     """Whether a condition that is changed like this is one that a provider with this shortfall meets."""
     if (change.name, change.wanted) != (need.name, need.wanted):
         return False
-    if change.nearest == need.nearest:
+    if change.nearest in (need.nearest, ANY):
         return True
-    wanted, given, needed = (_size_of(change.name, text) for text in (change.wanted, change.nearest, need.nearest))
+    operator, value = _operator_and_value(change.wanted)
+    if operator in ("!=", "not in"):
+        # What stays excluded is named: the fewer, the more come.
+        return set(change.nearest.split("; ")) <= set(need.nearest.split("; "))
+    wanted, given, needed = (_size_of(change.name, text) for text in (value, change.nearest, need.nearest))
     if wanted is None or given is None or needed is None:
         return False
-    return given <= needed <= wanted or wanted <= needed <= given
-
-
-def _is_swap(change: Shortfall) -> bool:
-    """Whether who met the condition before it was changed may not meet it afterwards."""
-    if change.name == BUSY:
-        return False
-    return _size_of(change.name, change.wanted) is None or _size_of(change.name, change.nearest) is None
+    return bool(given <= needed <= wanted or wanted <= needed <= given)
 
 
 def _cost(change: Shortfall) -> Fraction:
     """How much is given up: the share by which a size changes, one for anything else, half of it for waiting."""
     if change.name == BUSY:
         return Fraction(1, 2)
-    wanted, nearest = _size_of(change.name, change.wanted), _size_of(change.name, change.nearest)
-    if wanted is None or nearest is None or change.name in VERSIONS or change.name == TIER:
+    value = _operator_and_value(change.wanted)[1]
+    wanted, nearest = _size_of(change.name, value), _size_of(change.name, change.nearest)
+    if type(wanted) is not int or type(nearest) is not int or change.name == TIER:
         return Fraction(1)
-    return abs(nearest[0] - wanted[0]) / max(wanted[0], nearest[0], Fraction(1, 10**9))
+    return Fraction(abs(nearest - wanted), max(wanted, nearest, 1))
 
 
 # Merging.
@@ -285,7 +268,7 @@ def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxa
         if any(frozenset(won) <= earlier for earlier in best):
             continue  # A cheaper change wins all of them.
         best.append(frozenset(won))
-        swaps = any(map(_is_swap, changes))
+        swaps = any(one.name == CURRENCY for one in changes)
         enough = len(won) + (0 if swaps else eligible) >= wanted
         kept.append(Relaxation(changes=changes, providers=won, swaps=swaps, enough=enough))
     return kept
@@ -293,7 +276,7 @@ def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxa
 
 def _wins(changes: Sequence[Shortfall], needs: Sequence[Shortfall]) -> bool:
     """Whether a provider with these shortfalls bids when the changes are made: all are met, and no swap loses it."""
-    swaps = {change for change in changes if _is_swap(change)}
+    swaps = {change for change in changes if change.name == CURRENCY}
     return swaps <= set(needs) and all(any(_covers(change, need) for change in changes) for need in needs)
 
 
@@ -335,24 +318,29 @@ def in_words(relaxation: Relaxation, unit: str = "device-hour") -> str:
 
 
 def change_in_words(change: Shortfall) -> str:
-    """The condition as it would have to be: ``vram >= 22 GiB``."""
-    wanted, nearest = _size_of(change.name, change.wanted), _size_of(change.name, change.nearest)
-    sign = "="
-    if wanted is not None and nearest is not None and change.name not in (*NUMBERS_TAKEN, TIER):
-        sign = ">=" if nearest < wanted else "<="
-    bare = change.nearest if sign == "=" and _OPERATOR.fullmatch(change.nearest.strip()) else _bare(change.nearest)
-    return f"{change.name} {bare}" if bare.startswith(("without ", "not ")) else f"{change.name} {sign} {bare}"
+    """The condition as it would have to be: ``vram >= 22 GiB``, ``region may also be us``."""
+    name, nearest = change.name, change.nearest
+    operator, value = _operator_and_value(change.wanted)
+    if nearest == ANY:
+        return f"{name} may be anything" if operator not in ("<=", ">=", "<", ">") else f"{name} has no limit"
+    if nearest.startswith("without "):
+        return f"{name} {nearest}"
+    if operator in ("!=", "not in"):
+        return f"{name} not in ({nearest.replace(';', ',')})"
+    wanted, size = _size_of(name, value), _size_of(name, nearest)
+    if name in TAKEN_EXACTLY or name == CURRENCY or (name == TIER and wanted is not None):
+        return f"{name} = {nearest}"
+    if wanted is not None and size is not None:
+        return f"{name} {'>=' if size < wanted else '<='} {nearest}"
+    return f"{name} may also be {nearest}"
 
 
 def _price_in_words(change: Shortfall, unit: str) -> str:
-    wanted, nearest = _size_of(PRICE, change.wanted), _size_of(PRICE, change.nearest)
+    wanted, nearest = _size_of(PRICE, _operator_and_value(change.wanted)[1]), _size_of(PRICE, change.nearest)
     if wanted is None or nearest is None:
         return f"at {change.nearest} per {unit}"
-    more = nearest[0] - wanted[0]
-    # Rounded up: with what is printed they would bid.
-    cents = -(-more * 1_000_000 // 1)
-    text = f"{cents // 1_000_000}.{cents % 1_000_000:06d}".rstrip("0")
-    return f"at +{text}{'0' * max(0, 2 - len(text.partition('.')[2]))} per {unit}"
+    whole, _, places = format_amount(max(0, nearest - wanted)).partition(".")
+    return f"at +{whole}.{places.rstrip('0').ljust(2, '0')} per {unit}"
 
 
 def _later_in_words(change: Shortfall) -> str:

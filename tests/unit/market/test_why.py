@@ -56,9 +56,9 @@ def no(number, *shortfalls, **changes):
     return Answer(provider=who(number), outcome=DECLINED, reason="no", shortfalls=shortfalls, **changes)
 
 
-VRAM_22, VRAM_16 = short("vram", ">= 24 GiB", "22 GiB"), short("vram", ">= 24 GiB", "16 GiB")
-DEAR = short("price", "<= 0.40", "0.46")
-DEARER = short("price", "<= 0.40", "0.80")
+VRAM_22, VRAM_16 = short("vram", "vram >= 24 GiB", "22 GiB"), short("vram", "vram >= 24 GiB", "16 GiB")
+DEAR = short("price", "price <= 0.40", "0.46")
+DEARER = short("price", "price <= 0.40", "0.80")
 TAKEN = short(BUSY, "1", "later")
 
 
@@ -95,18 +95,33 @@ def test_a_change_wins_whoever_needs_less_of_it_and_a_dearer_one_that_wins_nobod
 
 
 def test_versions_are_compared_as_versions_and_words_only_with_themselves():
-    cuda = [no(1, short("cuda", ">= 12.10", "12.9")), no(2, short("cuda", ">= 12.10", "12.4"))]
+    cuda = [no(1, short("cuda", "cuda >= 12.10", "12.9")), no(2, short("cuda", "cuda >= 12.10", "12.4"))]
     assert in_words(told(cuda).relaxations[-1]) == "2 more providers if cuda >= 12.4"
     tiers = [no(1, short("tier", "gvisor", "sandbox")), no(2, short("tier", "gvisor", "none"))]
     words = [in_words(one) for one in told(tiers).relaxations]
     assert words[-1] == "2 more providers if tier = none", "less isolation is had from who has more"
-    regions = [no(1, short("region", "eu", "us")), no(2, short("region", "eu", "jp")), no(3, TAKEN)]
+    regions = [no(1, short("region", "region = eu", "us")), no(2, short("region", "region = eu", "jp")), no(3, TAKEN)]
     found = told(regions, eligible=3).relaxations
-    assert [(in_words(one), one.enough) for one in found] == [
-        ("1 more provider later (busy now)", True),
-        ("1 other provider if region = jp", False),
-        ("1 other provider if region = us", False),
-    ], "who is taken in another region is none of those that there are here"
+    assert [in_words(one) for one in found] == [
+        "1 more provider later (busy now)",
+        "1 more provider if region may also be jp",
+        "1 more provider if region may also be us",
+    ]
+    gone = [short("region", "region not in (cn, ru)", "ru"), short("region", "region not in (cn, ru)", "any")]
+    found = told([no(1, gone[0]), no(2, gone[1])]).relaxations
+    assert [in_words(one) for one in found] == [
+        "2 more providers if region may be anything",
+    ] or [in_words(one) for one in found] == [
+        "1 more provider if region not in (ru)",
+        "2 more providers if region may be anything",
+    ]
+    unsaid = [no(1, short("cuda", "cuda >= 12.4", "any")), no(2, short("cuda", "cuda >= 12.4", "12.2"))]
+    assert in_words(told(unsaid).relaxations[-1]) == "2 more providers if cuda has no limit"
+
+
+def test_whoever_trades_in_another_currency_would_be_there_instead_of_the_others():
+    (found,) = told([no(1, short("currency", "USD", "EUR"))], wanted=2, eligible=1).relaxations
+    assert (in_words(found), found.enough) == ("1 other provider if currency = EUR", False)
 
 
 def test_whom_nothing_would_win_is_counted_and_who_says_it_in_words_is_quoted():
@@ -220,13 +235,13 @@ def shortfalls(offer, wish):
     """What an honest provider says."""
     found = []
     if offer["vram"] < wish["vram"]:
-        found.append(short("vram", f">= {wish['vram']} GiB", f"{offer['vram']} GiB"))
+        found.append(short("vram", f"vram >= {wish['vram']} GiB", f"{offer['vram']} GiB"))
     if offer["price"] > wish["price"]:
-        found.append(short("price", f"<= 0.{wish['price']:03}", f"0.{offer['price']:03}"))
+        found.append(short("price", f"price <= 0.{wish['price']:03}", f"0.{offer['price']:03}"))
     if version(offer["cuda"]) < version(wish["cuda"]):
-        found.append(short("cuda", f">= {wish['cuda']}", offer["cuda"]))
-    if offer["region"] != wish["region"]:
-        found.append(short("region", wish["region"], offer["region"]))
+        found.append(short("cuda", f"cuda >= {wish['cuda']}", offer["cuda"]))
+    if offer["region"] not in wish["region"].split(","):
+        found.append(short("region", f"region = {wish['region']}", offer["region"]))
     if offer["busy"]:
         found.append(short(BUSY, "1", "later"))
     if offer["closed"]:
@@ -245,6 +260,8 @@ def relaxed(wish, relaxation: Relaxation):
                 after["price"] = int(change.nearest.removeprefix("0."))
             case "free":
                 later = True
+            case "region":
+                after["region"] += f",{change.nearest}"
             case name:
                 after[name] = change.nearest
     return after, later
@@ -267,7 +284,7 @@ def test_whoever_is_promised_for_a_change_bids_when_it_is_made(market, wish, wan
             if not shortfalls(offer | {"busy": offer["busy"] and not later}, after)
         }
         already = {answer.provider for answer in answers if answer.outcome == BID}
-        assert relaxation.swaps or already <= would_bid, "what is made easier loses nobody"
+        assert already <= would_bid, "what is made wider loses nobody"
         assert set(relaxation.providers) == would_bid - already
         assert relaxation.enough == (len(would_bid) >= wanted)
     # And nobody who could be won is forgotten, as far as the list goes.
