@@ -21,6 +21,7 @@ from hansa.node.cli_ledger import LEDGER_COMMANDS
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
+from hansa.node.cli_price import price
 from hansa.node.cli_receipt import RECEIPT_COMMANDS
 from hansa.node.cli_reputation import REPUTATION_COMMANDS
 from hansa.node.cli_shell import SHELL_COMMANDS
@@ -136,7 +137,7 @@ def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
     daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
 
 
-for _node_command in (status, *DEVICE_COMMANDS):
+for _node_command in (status, price, *DEVICE_COMMANDS):
     node.add_command(_node_command)
 
 

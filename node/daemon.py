@@ -30,6 +30,7 @@ from hansa.market.pricing_rule import PricingRule
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.node import buyer_tasks, chores, mirror_tasks, provider_tasks, staging
 from hansa.node.agent_cluster import Cluster, makes_gangs
+from hansa.node.answering import PriceWanted
 from hansa.node.attestation import NoQuote, request_quote
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
@@ -75,6 +76,8 @@ from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
+from hansa.node.price_desk import PriceDesk, price_routes
+from hansa.node.price_program import program_of
 from hansa.node.pricing_config import clock_of
 from hansa.node.queueing import watch_book
 from hansa.node.secrecy import keep_memory_private
@@ -198,6 +201,7 @@ class Daemon:
                 log=log_line,
                 now_ms=now_ms,
             )
+        self.price_program = program_of(config.provider.pricing, data, now_ms) if self.lends else None
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
@@ -281,6 +285,7 @@ class Daemon:
             **self.egress.counters(),
             **self.head_exchange.counters,
             **(self.settler.counts() if self.settler is not None else {}),
+            **(self.price_program.counters if self.price_program is not None else {}),
             **self._drops,
         }
 
@@ -364,6 +369,8 @@ class Daemon:
                 start(mirror_tasks.fetch_copy, self, effect)
             case ReductionWanted():
                 start(buyer_tasks.reduce, self, effect)
+            case PriceWanted():
+                start(provider_tasks.price_tender, self, effect)
             case StartRun():
                 start(staging.start_run, self, effect)
             case StopRun(run=run, grace_ms=grace_ms):
@@ -456,6 +463,7 @@ class Daemon:
             *statement_routes(StatementDesk(self)),
             *shell_routes(ShellDesk(self)),
             *device_routes(DeviceDesk(self)),
+            *price_routes(PriceDesk(self)),
             *ledger_routes(LedgerDesk(self)),
             *reputation_routes(ReputationDesk(self)),
         ]

@@ -1,16 +1,40 @@
-"""The provider's orders to runs that have been staged: stop, leave, take a round's result."""
+"""The provider's orders to the world: ask for a price; have a staged run stop, leave, take a round's result."""
 
 from typing import TYPE_CHECKING
 
 import trio
 
+from hansa.node.answering import PriceWanted
 from hansa.node.blobs import BlobMissing
+from hansa.node.logs import log_line
+from hansa.node.price_program import priced, question_about
 from hansa.node.selling import DeliverRound
 from hansa.node.staging import RETRY_S, STAGE_PATIENCE_S, Unstageable, bring
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
 from hansa.scheduler.run import LeaveRun, RunStopped
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
+
+
+async def price_tender(daemon: "Daemon", wanted: PriceWanted) -> None:
+    """Ask the owner's program for the price of a tender, unless it thinks about that very tender already."""
+    program, tender = daemon.price_program, digest(DOMAIN, wanted.tender)
+    if program is None or tender in program.thinking_of:
+        return
+    program.thinking_of.add(tender)
+    try:
+        capacity, now_ms = daemon.state.capacity, daemon.now_ms
+        devices = {device.id: device for device in capacity.devices}
+        leased = sum(capacity.phase_of(device) == "leased" for device in devices)
+        question = question_about(wanted, devices, leased=leased, owned=len(devices), at_ms=now_ms())
+        said = await priced(program, wanted, question, now_ms=now_ms)
+    finally:
+        program.thinking_of.discard(tender)
+    if said.fault:
+        log_line(f"the pricing program named no price: {said.fault}")
+    daemon.tell(said)
 
 
 async def stop_run(daemon: "Daemon", run: bytes, grace_ms: int) -> None:
