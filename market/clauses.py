@@ -6,12 +6,23 @@ met either: a provider that does not say its CUDA version has none for a job tha
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from hansa.market.requirements import render_choice, render_clause
-from hansa.market.vocabulary import ANY, VOCABULARY, Kind, Of, Word, duration_text, find, size_text
+from hansa.market.requirements import ordered, parse_needs, render_choice, render_clause
+from hansa.market.vocabulary import (
+    ANY,
+    VOCABULARY,
+    Kind,
+    Of,
+    Word,
+    duration_text,
+    find,
+    size_bytes,
+    size_text,
+    thousandths,
+)
 from hansa.proto.gpu_models import canonical, matches
 from hansa.proto.market_documents import Advert, Bid, Clause, Device, Requirements, Shortfall
 from hansa.proto.units import e18_to_price_per_hour
@@ -75,6 +86,47 @@ def relaxed(clause: Clause, nearest: str) -> Clause | None:
             return Clause(name=clause.name, operator="in", values=tuple(sorted({*clause.values, nearest})))
         case _:
             return Clause(name=clause.name, operator="not in", values=tuple(nearest.split("; ")))
+
+
+def relaxed_requirements(requirements: Requirements, shortfalls: Iterable[Shortfall]) -> Requirements:
+    """Requirements with every shortfall's nearest value in them. What is of the tender and not of these stays."""
+    changed = requirements
+    for shortfall in shortfalls:
+        changed = _changed(changed, shortfall)
+    return changed
+
+
+def _changed(needs: Requirements, shortfall: Shortfall) -> Requirements:
+    name, nearest = shortfall.name, shortfall.nearest
+    same = [clause for clause in needs.clauses if _line(render_clause(clause)) == shortfall.wanted]
+    if same:
+        kept = [clause for clause in needs.clauses if clause not in same]
+        loose = [one for clause in same if (one := relaxed(clause, nearest)) is not None]
+        return replace(needs, clauses=ordered((*kept, *loose)))
+    match name:
+        case "gpu":
+            more = () if nearest == ANY else parse_needs(nearest).choices
+            choices = (*needs.choices, *more) if more else ()
+            return replace(needs, choices=choices, devices=max((one.devices for one in choices), default=needs.devices))
+        case "devices":
+            return replace(needs, devices=int(nearest))
+        case "kind":
+            return replace(needs, kind=nearest)
+        case "vram":
+            return replace(needs, device_memory_bytes=_least(nearest, size_bytes))
+        case "cores":
+            return replace(needs, cores_milli=_least(nearest, thousandths))
+        case "ram":
+            return replace(needs, memory_bytes=_least(nearest, size_bytes))
+        case "disk":
+            return replace(needs, scratch_bytes=_least(nearest, size_bytes))
+        case "tier":
+            return replace(needs, tier=nearest)
+    return needs
+
+
+def _least(nearest: str, read: Callable[[str], int]) -> int:
+    return 0 if nearest == ANY else read(nearest)
 
 
 def relaxation(failure: Failure) -> str:

@@ -1,22 +1,36 @@
-"""Which of a provider's own devices a shard could run on, and in words what is missing when none could."""
+"""Which of a provider's own devices a shard could run on, and what is missing when none could.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+A tender names sets of devices of which any would do; every one is tried, the best liked first. Where none can be given,
+the set of devices that falls short of the fewest things is found, and all of these are told: with every one of them
+changed, the answer would have been a bid.
+"""
 
-from hansa.proto.market_documents import FEATURE_SEVERAL_MACHINES, Device, Requirements, Shortfall
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from hansa.market.clauses import Failure, device_facts, failures, of_provider, relaxation
+from hansa.market.requirements import render_choice
+from hansa.market.vocabulary import ANY, find, number_text, size_text
+from hansa.proto.gpu_models import canonical, matches
+from hansa.proto.market_documents import (
+    FEATURE_SEVERAL_MACHINES,
+    KIND_CPU,
+    Clause,
+    Device,
+    DeviceChoice,
+    Requirements,
+    Shortfall,
+)
 from hansa.proto.units import Bytes32, Line
 
 GIB = 1 << 30
+_OF_THE_SET = ("cores", "devices")
+"""Words that tell something of all devices of a shard together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """Why no devices fit: the requirement that failed, and the nearest change that would help.
-
-    Attributes:
-        reason, relaxation: in words.
-        shortfalls: the same for ``hansa.market.why``: with all of these changed, devices would fit.
-    """
+    """Why no devices fit, the nearest change that would help, and the same for a machine to read."""
 
     reason: str
     relaxation: str
@@ -40,11 +54,25 @@ class Topology:
         return self.machine_of.get(device.id, "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lack:
+    """One thing in which devices fall short: as it goes into a decline, its change in words, and why."""
+
+    shortfall: Shortfall
+    change: str
+    reason: str
+
+
 ONE_MACHINE = Topology()
+NOTHING_SAID: Mapping[str, str] = {}
 
 
 def choose(
-    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], topology: Topology = ONE_MACHINE
+    needs: Requirements,
+    free: Sequence[Device],
+    owned: Sequence[Device],
+    topology: Topology = ONE_MACHINE,
+    about: Mapping[str, str] = NOTHING_SAID,
 ) -> tuple[Device, ...] | Shortage:
     """The devices for one shard, on one machine if any has enough of them; on several only if the job says that it may.
 
@@ -53,23 +81,55 @@ def choose(
         free: devices that nobody holds.
         owned: all devices, to tell "not here" from "not now".
         topology: which of them share a machine.
+        about: what is true of the provider, by the vocabulary's words.
     """
+    shortages: list[Shortage] = []
+    for wanted in _each_choice(needs):
+        chosen = _choose_set(wanted, free, owned, topology, about)
+        if not isinstance(chosen, Shortage):
+            return chosen
+        shortages.append(chosen)
+    best = min(shortages, key=lambda one: len(one.shortfalls))
+    return replace(best, shortfalls=tuple(_of_all_choices(needs, one) for one in best.shortfalls))
+
+
+def _each_choice(needs: Requirements) -> Iterable[Requirements]:
+    if not needs.choices:
+        return (needs,)
+    return (replace(needs, choices=(choice,), devices=choice.devices) for choice in needs.choices)
+
+
+def _of_all_choices(needs: Requirements, shortfall: Shortfall) -> Shortfall:
+    if shortfall.name != "gpu" or not needs.choices:
+        return shortfall
+    wanted = " or ".join(render_choice(choice) for choice in needs.choices)
+    return replace(shortfall, wanted=wanted.encode()[:250].decode("utf-8", "ignore"))
+
+
+def _choose_set(
+    needs: Requirements,
+    free: Sequence[Device],
+    owned: Sequence[Device],
+    topology: Topology,
+    about: Mapping[str, str],
+) -> tuple[Device, ...] | Shortage:
+    """For one choice at the most."""
     machines = sorted({topology.machine(device) for device in owned})
     if len(machines) <= 1:
-        return _choose_among(needs, free, owned)
+        return _choose_among(needs, free, owned, about)
     found: list[tuple[int, str, tuple[Device, ...]]] = []
     shortages: list[Shortage] = []
     for machine in machines:
         there = [device for device in owned if topology.machine(device) == machine]
         left = [device for device in free if topology.machine(device) == machine]
-        chosen = _choose_among(needs, left, there)
+        chosen = _choose_among(needs, left, there, about)
         if isinstance(chosen, Shortage):
             shortages.append(chosen)
         else:
             found.append((len(left), machine, chosen))
     if found:
         return min(found)[2]  # where the least is left free: whole machines stay whole
-    return _choose_over_several(needs, free, owned, topology, shortages)
+    return _choose_over_several(needs, free, owned, topology, about=about, shortages=shortages)
 
 
 def _choose_over_several(
@@ -77,28 +137,31 @@ def _choose_over_several(
     free: Sequence[Device],
     owned: Sequence[Device],
     topology: Topology,
+    *,
+    about: Mapping[str, str],
     shortages: Sequence[Shortage],
 ) -> tuple[Device, ...] | Shortage:
     """No machine has enough for itself."""
     joined = [device for device in owned if topology.machine(device) not in topology.apart]
     left = [device for device in free if topology.machine(device) not in topology.apart]
-    # In the order of machines, the fullest first, so that a run is on as few of them as can be.
-    count = {topology.machine(device): 0 for device in left}
-    for device in left:
-        count[topology.machine(device)] += not unmet(needs, device)
-    left.sort(key=lambda device: (-count[topology.machine(device)], topology.machine(device)))
-    fitting = [device for device in left if not unmet(needs, device)]
-    enough = _choose_among(needs, left, joined)
+    enough = _choose_among(needs, left, joined, about)
     if isinstance(enough, Shortage):
         return enough if len(joined) == len(owned) else _choose_least_short(shortages)
+    # In the order of machines, the fullest first, so that a run is on as few of them as can be.
+    fitting = _alike(needs, [device for device in left if not unmet(needs, device, about)])
+    count = {topology.machine(device): 0 for device in left}
+    for device in fitting:
+        count[topology.machine(device)] += 1
+    fitting.sort(key=lambda device: (-count[topology.machine(device)], topology.machine(device)))
     if FEATURE_SEVERAL_MACHINES not in needs.features:
         most = max(count.values(), default=0)
         return Shortage(
             reason=f"{len(fitting)} fitting devices are free here, at most {most} of them on one machine",
             relaxation=f"devices ≤ {most}, or several_machines = true",
+            shortfalls=(_too_few(needs, most, fitting[0].model).shortfall,),
         )
     chosen = tuple(fitting[: needs.devices])
-    return enough if _is_too_small(needs, chosen) else chosen
+    return enough if _lacks_of_set(needs, chosen, about) else chosen
 
 
 def _choose_least_short(shortages: Sequence[Shortage]) -> Shortage:
@@ -106,74 +169,191 @@ def _choose_least_short(shortages: Sequence[Shortage]) -> Shortage:
     return next((one for one in shortages if one.relaxation), shortages[0])
 
 
-def _is_too_small(needs: Requirements, chosen: Sequence[Device]) -> bool:
-    memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == "cpu")
-    too_little = needs.kind == "cpu" and memory_bytes < needs.memory_bytes
-    return too_little or sum(device.cores_milli for device in chosen) < needs.cores_milli
+def _alike(needs: Requirements, devices: Sequence[Device]) -> list[Device]:
+    """Where models were named, those of one model: a shard's devices keep each other waiting. The most numerous."""
+    if not needs.choices or not devices:
+        return list(devices)
+    groups = _by_model(devices)
+    return max(groups.values(), key=len)
+
+
+def _by_model(devices: Sequence[Device]) -> dict[str, list[Device]]:
+    groups: dict[str, list[Device]] = {}
+    for device in devices:
+        groups.setdefault(canonical(device.model), []).append(device)
+    return groups
 
 
 def _choose_among(
-    needs: Requirements, free: Sequence[Device], owned: Sequence[Device]
+    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], about: Mapping[str, str]
 ) -> tuple[Device, ...] | Shortage:
     """The smallest that fit, so that large ones stay free for who needs them."""
-    fitting = [device for device in owned if not unmet(needs, device)]
-    if len(fitting) < needs.devices:
-        return _missing(needs, owned, len(fitting))
-    available = sorted(
-        (device for device in fitting if device in free),
-        key=lambda device: (device.memory_bytes, device.cores_milli, device.id),
-    )
-    if len(available) < needs.devices:
-        busy = len(fitting) - len(available)
-        return Shortage(reason=f"{busy} of {len(fitting)} fitting devices are busy", relaxation="tender again later")
-    chosen = _smallest_that_do(needs, available)
-    cores_milli = sum(device.cores_milli for device in chosen)
-    if cores_milli < needs.cores_milli:
-        return Shortage(
-            reason=f"{cores_milli / 1000:g} CPU cores come with {needs.devices} devices here",
-            relaxation=f"cores ≤ {cores_milli / 1000:g}",
-        )
-    memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == "cpu")
-    if needs.kind == "cpu" and memory_bytes < needs.memory_bytes:
-        return Shortage(
-            reason=f"{memory_bytes / GIB:.3g} GiB of memory come with {needs.devices} devices here",
-            relaxation=f"memory ≤ {memory_bytes / GIB:.3g} GiB",
-        )
-    return chosen
+    if not owned:
+        return Shortage(reason="this provider lends no devices at present", relaxation="")
+    fitting = [device for device in owned if not unmet(needs, device, about)]
+    groups = list(_by_model(fitting).values()) if needs.choices else [fitting]
+    tried: list[tuple[Device, ...]] = []
+    for group in sorted((one for one in groups if len(one) >= needs.devices), key=_size_of_smallest):
+        ids = {device.id for device in free}
+        available = sorted((device for device in group if device.id in ids), key=_size)
+        if len(available) < needs.devices:
+            continue
+        chosen = _smallest_that_do(needs, available, about)
+        if not _lacks_of_set(needs, chosen, about):
+            return chosen
+        tried.append(chosen)
+    if tried:
+        return _shortage(_lacks_of_set(needs, tried[0], about))
+    most = max((len(group) for group in groups), default=0)
+    if most >= needs.devices:
+        enough = max(groups, key=len)
+        busy = len([device for device in enough if device.id not in {one.id for one in free}])
+        return Shortage(reason=f"{busy} of {most} fitting devices are busy", relaxation="tender again later")
+    return _missing(needs, owned, most, about)
 
 
-def _smallest_that_do(needs: Requirements, available: Sequence[Device]) -> tuple[Device, ...]:
+def _size(device: Device) -> tuple[int, int, bytes]:
+    return device.memory_bytes, device.cores_milli, device.id
+
+
+def _size_of_smallest(group: Sequence[Device]) -> tuple[int, int, bytes]:
+    return min(map(_size, group), default=(0, 0, b""))
+
+
+def _smallest_that_do(needs: Requirements, available: Sequence[Device], about: Mapping[str, str]) -> tuple[Device, ...]:
     """The first neighbours in order of size whose cores and memory do together; the largest where none do."""
     windows = [available[start : start + needs.devices] for start in range(len(available) - needs.devices + 1)]
     for window in windows:
-        enough_cores = sum(device.cores_milli for device in window) >= needs.cores_milli
-        memory_bytes = sum(device.memory_bytes for device in window if device.kind == "cpu")
-        if enough_cores and (needs.kind != "cpu" or memory_bytes >= needs.memory_bytes):
+        if not _lacks_of_set(needs, window, about):
             return tuple(window)
     return tuple(windows[-1])
 
 
-def unmet(needs: Requirements, device: Device) -> tuple[str, str] | None:
-    """The first requirement that the device fails: (name, value that it would meet). None if it meets all."""
-    if needs.kind not in ("any", device.kind):
-        return "kind", device.kind
-    models = [choice.model.casefold() for choice in needs.choices]
-    if models and not any(model in device.model.casefold() for model in models):
-        return "gpu_models", device.model
-    if device.memory_bytes < needs.device_memory_bytes:
-        return "device_memory", f"{device.memory_bytes / GIB:.3g} GiB"
-    return None
-
-
-def _missing(needs: Requirements, owned: Sequence[Device], fitting: int) -> Shortage:
-    if not owned:
-        return Shortage(reason="this provider lends no devices at present", relaxation="")
-    if fitting:
-        return Shortage(
-            reason=f"{fitting} fitting devices here, {needs.devices} wanted", relaxation=f"devices ≤ {fitting}"
+def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], about: Mapping[str, str]) -> list[_Lack]:
+    """In what devices fall short together that may each be well."""
+    lacks: list[_Lack] = []
+    cores_milli = sum(device.cores_milli for device in chosen)
+    if cores_milli < needs.cores_milli:
+        reason = f"{cores_milli / 1000:g} CPU cores come with {len(chosen)} devices here"
+        change = f"cores ≤ {cores_milli / 1000:g}"
+        lacks.append(
+            _lack("cores", f"cores >= {number_text(needs.cores_milli)}", number_text(cores_milli), change, reason)
         )
-    failed = [found for device in owned if (found := unmet(needs, device)) is not None]
-    # The requirement that comes last in the order of checks is the one that this provider is nearest to meeting.
-    order = ("kind", "gpu_models", "device_memory")
-    name, value = max(failed, key=lambda found: order.index(found[0]))
-    return Shortage(reason=f"no device here meets {name}", relaxation=f"{name} = {value}")
+    memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == KIND_CPU)
+    if needs.kind == KIND_CPU and memory_bytes < needs.memory_bytes:
+        reason = f"{memory_bytes / GIB:.3g} GiB of memory come with {len(chosen)} devices here"
+        change = f"memory ≤ {memory_bytes / GIB:.3g} GiB"
+        lacks.append(_lack("ram", f"ram >= {size_text(needs.memory_bytes)}", size_text(memory_bytes), change, reason))
+    together = {"cores": number_text(cores_milli), "devices": str(len(chosen))}
+    clauses = [clause for clause in needs.clauses if clause.name in _OF_THE_SET]
+    return lacks + [_lack_of(failure) for failure in failures(clauses, {**about, **together})]
+
+
+def unmet(needs: Requirements, device: Device, about: Mapping[str, str] = NOTHING_SAID) -> tuple[Shortfall, ...]:
+    """Everything in which one device, and the provider with it, falls short."""
+    return tuple(lack.shortfall for lack in _lacks(needs, device, about))
+
+
+def _lacks(needs: Requirements, device: Device, about: Mapping[str, str]) -> list[_Lack]:
+    lacks: list[_Lack] = []
+    if needs.kind not in (ANY, device.kind):
+        lacks.append(_lack("kind", f"kind = {needs.kind}", device.kind, f"kind = {device.kind}"))
+    if needs.choices and not any(matches(one.model, device.model, device.memory_bytes) for one in needs.choices):
+        lacks.append(_gpu(needs, needs.devices, device.model))
+    if device.memory_bytes < needs.device_memory_bytes:
+        nearest, shown = size_text(device.memory_bytes), f"{device.memory_bytes / GIB:.3g} GiB"
+        lacks.append(_lack("vram", f"vram >= {size_text(needs.device_memory_bytes)}", nearest, f"vram = {shown}"))
+    for name, least_bytes in (("ram", needs.memory_bytes), ("disk", needs.scratch_bytes)):
+        lacks += _too_small(name, least_bytes, about)
+    clauses = [clause for clause in of_provider(needs.clauses) if clause.name not in _OF_THE_SET]
+    return lacks + [_lack_of(failure) for failure in failures(clauses, {**about, **device_facts(device)})]
+
+
+def _too_small(name: str, least_bytes: int, about: Mapping[str, str]) -> list[_Lack]:
+    """What a provider does not say of its memory and disk is no obstacle: a run is held to its limits in any case."""
+    wanted = Clause(name=name, operator=">=", values=(size_text(least_bytes),))
+    if name not in about:
+        return []
+    return [_lack_of(failure) for failure in failures((wanted,), about)]
+
+
+def _lack(name: str, wanted: str, nearest: str, change: str, reason: str = "") -> _Lack:
+    return _Lack(shortfall=Shortfall(name=name, wanted=wanted, nearest=nearest), change=change, reason=reason)
+
+
+def _lack_of(failure: Failure) -> _Lack:
+    return _Lack(shortfall=failure.shortfall, change=relaxation(failure), reason=failure.reason)
+
+
+def _gpu(needs: Requirements, devices: int, model: str) -> _Lack:
+    wanted = " or ".join(render_choice(choice) for choice in needs.choices)
+    nearest = render_choice(DeviceChoice(devices=devices, model=canonical(model)))
+    return _lack("gpu", wanted, nearest, f"gpu = {nearest}")
+
+
+def _too_few(needs: Requirements, most: int, model: str) -> _Lack:
+    if needs.choices:
+        return _gpu(needs, most, model)
+    return _lack("devices", f"devices = {needs.devices}", str(most), f"devices ≤ {most}")
+
+
+def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, about: Mapping[str, str]) -> Shortage:
+    """The devices of one model that fall short of the fewest things, and all of these."""
+    nearest = min(
+        (_lacks_of_group(needs, group, about) for group in _by_model(owned).values()),
+        key=lambda lacks: (len(lacks), -_count_of(lacks)),
+    )
+    shortage = _shortage(nearest)
+    if fitting:
+        reason = f"{fitting} fitting devices here, {needs.devices} wanted"
+        return replace(shortage, reason=reason)
+    names = [lack.shortfall.name for lack in nearest]
+    reasons = [lack.reason for lack in nearest if lack.reason]
+    told = f": {'; '.join(reasons)}" if reasons else ""
+    return replace(shortage, reason=f"no device here meets {' and '.join(dict.fromkeys(names))}{told}")
+
+
+def _count_of(lacks: Sequence[_Lack]) -> int:
+    counts = [lack.shortfall.nearest for lack in lacks if lack.shortfall.name == "devices"]
+    return int(counts[0]) if counts else 1 << 32
+
+
+def _lacks_of_group(needs: Requirements, group: Sequence[Device], about: Mapping[str, str]) -> list[_Lack]:
+    """What would have to change for a shard to run on the best of these, as many of them as there are."""
+    best = sorted(
+        ((_lacks(needs, device, about), device) for device in group), key=lambda one: (len(one[0]), _size(one[1]))
+    )
+    taken = best[: needs.devices]
+    merged: dict[tuple[str, str], _Lack] = {}
+    for lacks, _ in taken:
+        for lack in lacks:
+            key = lack.shortfall.name, lack.shortfall.wanted
+            merged[key] = _looser(merged[key], lack) if key in merged else lack
+    if len(taken) < needs.devices:
+        few = _too_few(needs, len(taken), group[0].model)
+        merged[few.shortfall.name, few.shortfall.wanted] = few
+    for lack in _lacks_of_set(needs, [device for _, device in taken], about):
+        key = lack.shortfall.name, lack.shortfall.wanted
+        merged[key] = _looser(merged[key], lack) if key in merged else lack
+    return list(merged.values())
+
+
+def _looser(one: _Lack, other: _Lack) -> _Lack:
+    """Of two changes to the same requirement the one that suffices for both."""
+    if one.shortfall.nearest == other.shortfall.nearest:
+        return one
+    word = find(one.shortfall.name)
+    if word is None or not word.is_ordered or ANY in (one.shortfall.nearest, other.shortfall.nearest):
+        dropped = replace(one.shortfall, nearest=ANY)
+        return _Lack(shortfall=dropped, change=f"{dropped.name} = {ANY}", reason=one.reason)
+    lowest = " > " in one.shortfall.wanted or " >= " in one.shortfall.wanted
+    ordered = sorted((one, other), key=lambda lack: word.key(word.read(lack.shortfall.nearest)))
+    return ordered[0] if lowest else ordered[-1]
+
+
+def _shortage(lacks: Sequence[_Lack]) -> Shortage:
+    return Shortage(
+        reason="; ".join(lack.reason or f"no device here meets {lack.shortfall.name}" for lack in lacks),
+        relaxation=" and ".join(lack.change for lack in lacks),
+        shortfalls=tuple(lack.shortfall for lack in lacks),
+    )

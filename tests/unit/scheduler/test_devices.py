@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import DEVICE, needs
 
-from hansa.proto.market_documents import DeviceChoice
+from hansa.market.clauses import relaxed_requirements
+from hansa.market.requirements import parse_needs
+from hansa.proto.market_documents import DeviceChoice, Fact, Shortfall
 from hansa.scheduler.devices import GIB, Shortage, Topology, choose, unmet
 
 GPU = replace(DEVICE, id=b"g" * 32, kind="gpu", model="NVIDIA H100 80GB", memory_bytes=80 * GIB)
@@ -30,8 +32,8 @@ def test_a_larger_device_is_given_where_the_smallest_has_too_few_cores_or_too_li
     ("wanted", "name"),
     [
         ({"kind": "gpu"}, "kind"),
-        ({"models": ("A100",)}, "gpu_models"),
-        ({"device_memory_bytes": 1 << 60}, "device_memory"),
+        ({"choices": (DeviceChoice(devices=1, model="A100"),)}, "gpu"),
+        ({"device_memory_bytes": 1 << 60}, "vram"),
     ],
 )
 def test_what_no_device_meets_is_named_with_the_nearest_change(wanted, name):
@@ -41,9 +43,154 @@ def test_what_no_device_meets_is_named_with_the_nearest_change(wanted, name):
     assert found.relaxation.startswith(f"{name} = ")
 
 
-def test_models_are_found_by_any_part_of_their_name_in_any_case():
-    assert unmet(needs(kind="gpu", choices=(DeviceChoice(devices=1, model="h100"),)), GPU) is None
-    assert unmet(needs(kind="any"), GPU) is None
+def test_models_are_found_by_their_family_in_any_form():
+    for wanted, fits in (("h100", True), ("H100-80GB", True), ("H100-SXM", False), ("H10", False)):
+        assert (unmet(needs(kind="gpu", choices=(DeviceChoice(devices=1, model=wanted),)), GPU) == ()) is fits, wanted
+    assert unmet(needs(kind="any"), GPU) == ()
+
+
+def fleet(models, **changes):
+    return [
+        replace(GPU, id=f"{model}{number}".encode().ljust(32, b"."), model=model, **changes)
+        for model, count in models.items()
+        for number in range(count)
+    ]
+
+
+def either(*sets, **changes):
+    choices = tuple(DeviceChoice(devices=devices, model=model) for devices, model in sets)
+    return needs(kind="gpu", choices=choices, devices=max(devices for devices, _ in sets), cores_milli=0, **changes)
+
+
+def models_of(found):
+    assert not isinstance(found, Shortage), found
+    return [device.model for device in found]
+
+
+def test_of_several_sets_of_devices_the_best_liked_is_given_and_any_other_where_it_cannot_be():
+    owned = fleet({"NVIDIA L4": 4, "NVIDIA H100 PCIe": 2})
+    asked = either((2, "H100"), (4, "L4"))
+    assert models_of(choose(asked, owned, owned)) == ["NVIDIA H100 PCIe"] * 2
+    assert models_of(choose(asked, owned[:5], owned)) == ["NVIDIA L4"] * 4, "one H100 is taken"
+    assert choose(asked, owned[:3], owned).reason == "2 of 2 fitting devices are busy"
+    assert models_of(choose(either((4, "L4"), (2, "H100")), owned, owned)) == ["NVIDIA L4"] * 4
+
+
+def test_devices_of_a_named_family_are_all_of_one_model():
+    owned = fleet({"NVIDIA A100-SXM4-80GB": 1, "NVIDIA A100-PCIE-40GB": 2})
+    assert models_of(choose(either((2, "A100")), owned, owned)) == ["NVIDIA A100-PCIE-40GB"] * 2
+    assert isinstance(choose(either((3, "A100")), owned, owned), Shortage)
+    assert len(choose(needs(kind="gpu", devices=3, cores_milli=0), owned, owned)) == 3
+
+
+def test_every_requirement_that_fails_at_the_nearest_devices_is_named():
+    owned = fleet({"NVIDIA L4": 2}, facts=(Fact(name="cuda", value="12.2"),), memory_bytes=23_034 << 20)
+    clauses = parse_needs("cuda >= 12.4 and driver >= 550 and region = de and reliability >= 0.9").clauses
+    found = choose(
+        either((4, "H100"), device_memory_bytes=40 * GIB, clauses=clauses), owned, owned, about={"region": "us"}
+    )
+    assert found.shortfalls == (
+        Shortfall(name="gpu", wanted="4\N{MULTIPLICATION SIGN}H100", nearest="2\N{MULTIPLICATION SIGN}L4"),
+        Shortfall(name="vram", wanted="vram >= 40 GiB", nearest="23034 MiB"),
+        Shortfall(name="cuda", wanted="cuda >= 12.4", nearest="12.2"),
+        Shortfall(name="driver", wanted="driver >= 550", nearest="any"),
+        Shortfall(name="region", wanted="region = de", nearest="us"),
+    )
+    assert found.reason == (
+        "no device here meets gpu and vram and cuda and driver and region: "
+        "cuda is 12.2; does not say its driver; region is us"
+    )
+    assert found.relaxation.endswith("vram = 22.5 GiB and cuda >= 12.2 and driver = any and region = us")
+
+
+def test_memory_and_disk_of_the_machine_count_where_they_are_known():
+    asked = needs(memory_bytes=GIB, scratch_bytes=4 * GIB)
+    assert choose(asked, [LARGE], [LARGE]) == (LARGE,)
+    assert choose(asked, [LARGE], [LARGE], about={"disk": "4 GiB", "ram": "1 GiB"}) == (LARGE,)
+    found = choose(asked, [LARGE], [LARGE], about={"disk": "3 GiB"})
+    assert found.shortfalls == (Shortfall(name="disk", wanted="disk >= 4 GiB", nearest="3 GiB"),)
+
+
+MODELS = ["NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA GeForce RTX 4090", "Xeon 7"]
+ABOUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "region": st.sampled_from(["de", "us"]),
+        "disk": st.sampled_from(["1 GiB", "9 GiB"]),
+        "ram": st.just("1 GB"),
+    },
+)
+SAID = st.lists(
+    st.sampled_from(
+        [
+            "cuda >= 12.4",
+            "cuda < 12",
+            "region in (de, fr)",
+            "region not in (us, cn)",
+            "interconnect = nvlink",
+            "gpu != A100",
+            "disk <= 4 GiB",
+            "cores <= 3",
+            "vram <= 30 GB",
+            "licence = mit",
+        ]
+    ),
+    max_size=4,
+)
+
+
+@st.composite
+def some_fleet(draw):
+    fleet = []
+    for number, model in enumerate(draw(st.lists(st.sampled_from(MODELS), max_size=6))):
+        told = draw(st.dictionaries(st.sampled_from(["cuda", "interconnect"]), st.sampled_from(["12.2", "13"])))
+        told = {name: value if name == "cuda" else "pcie" for name, value in told.items()}
+        facts = tuple(Fact(name=name, value=told[name]) for name in sorted(told))
+        fleet.append(
+            replace(
+                DEVICE,
+                id=bytes([number]) * 32,
+                kind="cpu" if model == "Xeon 7" else "gpu",
+                model=model,
+                memory_bytes=draw(st.sampled_from([2, 24, 80])) * GIB,
+                cores_milli=draw(st.sampled_from([1_000, 4_000])),
+                facts=facts,
+            )
+        )
+    return fleet
+
+
+@given(
+    fleet=some_fleet(),
+    about=ABOUT,
+    said=SAID,
+    choices=st.lists(
+        st.builds(DeviceChoice, devices=st.integers(1, 4), model=st.sampled_from(["H100", "A100", "RTX4090"])),
+        max_size=2,
+    ),
+    vram_bytes=st.sampled_from([0, 30 * GIB, 100 * GIB]),
+    kind=st.sampled_from(["any", "gpu", "cpu"]),
+)
+def test_with_every_shortfalls_nearest_value_the_answer_is_devices(fleet, about, said, *, choices, vram_bytes, kind):
+    asked = needs(
+        kind=kind,
+        choices=tuple(choices),
+        devices=max((one.devices for one in choices), default=2),
+        device_memory_bytes=vram_bytes,
+        cores_milli=3_000,
+        memory_bytes=3 * GIB,
+        scratch_bytes=4 * GIB,
+        clauses=parse_needs(" and ".join(said)).clauses,
+    )
+    found = choose(asked, fleet, fleet, about=about)
+    if not isinstance(found, Shortage):
+        sizes = {(one.devices, one.model) for one in asked.choices} or {(asked.devices, "")}
+        assert len(found) in {devices for devices, _ in sizes}
+        return
+    assert bool(found.shortfalls) == bool(fleet)
+    if fleet:
+        eased = relaxed_requirements(asked, found.shortfalls)
+        assert not isinstance(choose(eased, fleet, fleet, about=about), Shortage), (found, eased)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +219,7 @@ def test_what_is_chosen_is_free_fits_and_is_as_many_as_asked(free, devices, kind
     found = choose(asked, free, [SMALL, LARGE, GPU])
     if not isinstance(found, Shortage):
         assert len(found) == devices == len(set(found))
-        assert all(device in free and unmet(asked, device) is None for device in found)
+        assert all(device in free and not unmet(asked, device) for device in found)
 
 
 def on(machine, count):
