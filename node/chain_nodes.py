@@ -8,23 +8,31 @@ What only costs a fee or a moment when it is wrong (fees, the newest block) is t
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
 
+from hansa.node.chain_answers import (
+    FEE_BITS,
+    Block,
+    Log,
+    TransactionReceipt,
+    any_data,
+    number_of,
+    of_data,
+    read_block,
+    read_logs,
+    read_receipt,
+    read_receipt_logs,
+)
 from hansa.node.json_rpc import (
     RpcAway,
     RpcError,
     RpcFault,
     RpcMalformed,
     RpcNode,
-    data,
     hex_data,
     hex_quantity,
-    quantity,
-    rows,
-    table,
 )
 from hansa.proto.errors import Malformed
 
@@ -35,125 +43,10 @@ NONCE_BITS = 48
 """No account has sent so much."""
 STRAGGLER_S = 5.0
 """How long the slow are waited for when more than half have answered."""
-FEE_BITS = 96
-"""A fee of 2**96 smallest units for one unit of gas is more than there are coins of any chain."""
-HASH_BYTES = 32
 
 
 class NodesDisagree(RpcFault):
     """Two nodes of one chain say different things about what both must know. One of them is broken, or lies."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A block's header, as far as it matters here.
-
-    Attributes:
-        number: its height.
-        hash: its name.
-        parent: the name of the block before it.
-        at_s: when, as the chain counts.
-        base_fee: what a unit of gas costs in it at least, in the coin's smallest unit.
-    """
-
-    number: int
-    hash: bytes
-    parent: bytes
-    at_s: int
-    base_fee: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransactionReceipt:
-    """That a transaction is in a block, and how it went."""
-
-    ok: bool
-    block_number: int
-    block_hash: bytes
-    gas_used: int
-    fee_paid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """One thing that a contract said, and where in the chain it stands."""
-
-    address: bytes
-    topics: tuple[bytes, ...]
-    data: bytes
-    block_number: int
-    block_hash: bytes
-    index: int
-
-
-def read_block(raw: Any) -> Block:
-    """A block of a node's answer.
-
-    Raises:
-        Malformed: it is none.
-    """
-    found = table(raw, "block", "number", "hash", "parentHash", "timestamp")
-    return Block(
-        number=quantity(found["number"], "block.number", 63),
-        hash=data(found["hash"], "block.hash", HASH_BYTES),
-        parent=data(found["parentHash"], "block.parentHash", HASH_BYTES),
-        at_s=quantity(found["timestamp"], "block.timestamp", 63),
-        base_fee=quantity(found.get("baseFeePerGas", "0x0"), "block.baseFeePerGas", FEE_BITS),
-    )
-
-
-def read_receipt(raw: Any) -> TransactionReceipt | None:
-    """A receipt of a node's answer; nothing where the transaction is in no block.
-
-    Raises:
-        Malformed: it is none.
-    """
-    if raw is None:
-        return None
-    found = table(raw, "receipt", "status", "blockNumber", "blockHash", "gasUsed")
-    gas_used = quantity(found["gasUsed"], "receipt.gasUsed", 63)
-    return TransactionReceipt(
-        ok=quantity(found["status"], "receipt.status", 1) == 1,
-        block_number=quantity(found["blockNumber"], "receipt.blockNumber", 63),
-        block_hash=data(found["blockHash"], "receipt.blockHash", HASH_BYTES),
-        gas_used=gas_used,
-        fee_paid=gas_used * quantity(found.get("effectiveGasPrice", "0x0"), "receipt.effectiveGasPrice", FEE_BITS),
-    )
-
-
-def read_logs(raw: Any) -> tuple[Log, ...]:
-    """The logs of a node's answer, in their order in the chain.
-
-    Raises:
-        Malformed: they are none, or are not in order.
-    """
-    logs = tuple(_read_log(row) for row in rows(raw, "logs"))
-    places = [(log.block_number, log.index) for log in logs]
-    if places != sorted(set(places)):
-        raise Malformed("logs", "are not in the order of the chain")
-    return logs
-
-
-def _read_log(raw: Any) -> Log:
-    found = table(raw, "log", "address", "topics", "data", "blockNumber", "blockHash", "logIndex")
-    if found.get("removed"):
-        raise Malformed("log", "is of a block that was dropped")
-    return Log(
-        address=data(found["address"], "log.address", 20),
-        topics=tuple(data(topic, "log.topics", HASH_BYTES) for topic in rows(found["topics"], "log.topics")),
-        data=data(found["data"], "log.data"),
-        block_number=quantity(found["blockNumber"], "log.blockNumber", 63),
-        block_hash=data(found["blockHash"], "log.blockHash", HASH_BYTES),
-        index=quantity(found["logIndex"], "log.logIndex", 31),
-    )
-
-
-def _receipt_logs(raw: Any) -> tuple[Log, ...]:
-    return () if raw is None else read_logs(table(raw, "receipt", "logs")["logs"])
-
-
-def _number_of(what: str, bits: int) -> Callable[[Any], int]:
-    return lambda raw: quantity(raw, what, bits)
 
 
 class ChainNodes:
@@ -259,7 +152,7 @@ class ChainNodes:
 
     async def chain_id(self) -> int:
         """Which chain this is."""
-        return await self.agreed(_number_of("chain id", MOST_CHAIN_ID_BITS), "eth_chainId")
+        return await self.agreed(number_of("chain id", MOST_CHAIN_ID_BITS), "eth_chainId")
 
     async def final_block(self) -> Block:
         """The newest block that cannot be dropped any more, as all nodes have it.
@@ -286,17 +179,17 @@ class ChainNodes:
 
     async def code(self, address: bytes, block: Block) -> bytes:
         """The code at an address."""
-        return await self.agreed(_any_data("code"), "eth_getCode", hex_data(address), _at(block))
+        return await self.agreed(any_data("code"), "eth_getCode", hex_data(address), _at(block))
 
     async def call(self, read: Callable[[bytes], T], to: bytes, content: bytes, block: Block) -> T:
         """What a contract answers at a block, read."""
         question = {"to": hex_data(to), "data": hex_data(content)}
-        return await self.agreed(_of_data(read), "eth_call", question, _at(block))
+        return await self.agreed(of_data(read), "eth_call", question, _at(block))
 
     async def nonce(self, account: bytes, block: Block) -> int:
         """How many transactions of an account were in blocks up to this one."""
         return await self.agreed(
-            _number_of("nonce", NONCE_BITS), "eth_getTransactionCount", hex_data(account), _at(block)
+            number_of("nonce", NONCE_BITS), "eth_getTransactionCount", hex_data(account), _at(block)
         )
 
     async def logs(self, address: bytes, first: int, last: Block) -> tuple[Log, ...]:
@@ -330,7 +223,7 @@ class ChainNodes:
         question = {"to": hex_data(to), "data": hex_data(content)}
         if sender is not None:
             question["from"] = hex_data(sender)
-        return await self.first(_of_data(read), "eth_call", question, "latest")
+        return await self.first(of_data(read), "eth_call", question, "latest")
 
     async def newest_logs(self, address: bytes, first: int, last: int) -> tuple[Log, ...]:
         """What a contract said in blocks that may still be dropped."""
@@ -343,7 +236,7 @@ class ChainNodes:
 
     async def newest_receipt_logs(self, transaction: bytes) -> tuple[Log, ...]:
         """What contracts said in a transaction, if it is in a block."""
-        return await self.first(_receipt_logs, "eth_getTransactionReceipt", hex_data(transaction))
+        return await self.first(read_receipt_logs, "eth_getTransactionReceipt", hex_data(transaction))
 
     async def pending_nonce(self, account: bytes) -> int:
         """The first nonce of an account that no transaction known to a node has: the lowest that any node says.
@@ -362,7 +255,7 @@ class ChainNodes:
         return await self._lowest_nonce(account, "latest")
 
     async def _lowest_nonce(self, account: bytes, tag: str) -> int:
-        read = _number_of("nonce", NONCE_BITS)
+        read = number_of("nonce", NONCE_BITS)
         answers = await self._all(read, "eth_getTransactionCount", hex_data(account), tag)
         said = [answer for answer in answers.values() if isinstance(answer, int)]
         if 2 * len(said) <= len(self.nodes):
@@ -371,16 +264,16 @@ class ChainNodes:
 
     async def coins(self, account: bytes) -> int:
         """What an account has to pay fees with, in the coin's smallest unit."""
-        return await self.first(_number_of("balance", 128), "eth_getBalance", hex_data(account), "latest")
+        return await self.first(number_of("balance", 128), "eth_getBalance", hex_data(account), "latest")
 
     async def tip(self) -> int:
         """What miners are given beside the base fee, for a unit of gas."""
-        return await self.first(_number_of("tip", FEE_BITS), "eth_maxPriorityFeePerGas")
+        return await self.first(number_of("tip", FEE_BITS), "eth_maxPriorityFeePerGas")
 
     async def gas_of(self, sender: bytes, to: bytes, content: bytes) -> int:
         """How much gas a call would take; ``RpcError`` if it would fail."""
         question = {"from": hex_data(sender), "to": hex_data(to), "data": hex_data(content)}
-        return await self.first(_number_of("gas", 63), "eth_estimateGas", question)
+        return await self.first(number_of("gas", 63), "eth_estimateGas", question)
 
     async def send(self, raw: bytes) -> None:
         """Hand a signed transaction to every node. One that takes it is enough.
@@ -392,21 +285,13 @@ class ChainNodes:
         faults: list[RpcFault] = []
         for node in self.nodes:
             try:
-                await self._say(node, node.order("eth_sendRawTransaction", hex_data(raw)), _any_data("hash"))
+                await self._say(node, node.order("eth_sendRawTransaction", hex_data(raw)), any_data("hash"))
             except RpcError as fault:
                 faults.insert(0, fault)
             except RpcFault as fault:
                 faults.append(fault)
         if len(faults) == len(self.nodes):
             raise faults[0]
-
-
-def _any_data(what: str) -> Callable[[Any], bytes]:
-    return lambda raw: data(raw, what)
-
-
-def _of_data(read: Callable[[bytes], T]) -> Callable[[Any], T]:
-    return lambda raw: read(data(raw, "answer"))
 
 
 def _at(block: Block) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from hansa.market.funding import ChannelSettled, FundingFailed, FundingWanted, F
 from hansa.market.ledger import payees_part
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Claim, Refused
+from hansa.node.chain_answers import Block
 from hansa.node.chain_config import ChainConfig, format_coins
-from hansa.node.chain_nodes import Block, ChainNodes
+from hansa.node.chain_nodes import ChainNodes
 from hansa.node.claim_policy import (
     PATIENCE_MS,
     SECOND_HAND_MS,

@@ -20,7 +20,8 @@ from hansa.market.settlement import (
     Happening,
     Refused,
 )
-from hansa.node.chain_nodes import Block, ChainNodes, Log
+from hansa.node.chain_answers import Block, Log
+from hansa.node.chain_nodes import ChainNodes
 from hansa.node.escrow_artefact import escrow_code
 from hansa.node.evm_escrow import (
     CLAIM_FAULTS,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from eth_abi.abi import encode as abi_encode
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, ChannelState, Claim, Happening
-from hansa.node.chain_nodes import Log
+from hansa.node.chain_answers import Log
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.errors import Malformed
 from hansa.proto.keccak import keccak256

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Final
 
 from hansa.market.settlement import Happening
-from hansa.node.chain_nodes import ChainNodes, Log
+from hansa.node.chain_answers import Log
+from hansa.node.chain_nodes import ChainNodes
 from hansa.node.evm_escrow import read_happening
 from hansa.node.evm_store import EvmStore
 from hansa.node.json_rpc import RpcMalformed

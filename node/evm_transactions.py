@@ -16,7 +16,8 @@ from typing import Final
 import trio
 
 from hansa.market.settlement import Refused
-from hansa.node.chain_nodes import Block, ChainNodes, Log
+from hansa.node.chain_answers import Block, Log
+from hansa.node.chain_nodes import ChainNodes
 from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import TransactionSigner, transaction_hash
 from hansa.node.evm_store import FINAL, MINED, SENT, Attempt, EvmStore, Intention
