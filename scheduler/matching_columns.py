@@ -1,0 +1,235 @@
+"""Adverts in columns: put in, replaced and taken out in place, so that a filter is a few comparisons of whole arrays.
+
+One row is one advert's devices of one sort (kind, model, memory, cores, facts); nearly all adverts have one. Rows that
+became free are used again, and the arrays double when they are full, so a change costs the same however many adverts
+there are. Figures here rank and rule out; what is promised and paid is decided on the documents themselves.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa.market.clauses import facts_of
+from hansa.market.vocabulary import VOCABULARY, Kind, Of, Word
+from hansa.proto.market_documents import Advert, Device, Fact
+from hansa.proto.units import Address
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+MISSING = np.iinfo(np.int64).min
+"""Where a row does not state the fact."""
+LARGEST = np.iinfo(np.int64).max
+FIRST_ROWS = 64
+MOST_FEATURES = 62
+"""As many features have a bit of their own; whatever is named after that is looked at in the advert itself."""
+COUNTED = frozenset((Kind.SIZE, Kind.NUMBER, Kind.COUNT, Kind.DURATION, Kind.SHARE, Kind.PRICE, Kind.RATE, Kind.TIER))
+"""Kinds whose values are compared as one whole number; of the others the distinct values are looked at once each."""
+
+SLACK_NAMES = 4_096
+"""So many more distinct texts than rows may be remembered, before those that nobody states any more are forgotten."""
+
+ASKED = frozenset(word.name for word in VOCABULARY.values() if {Of.DEVICE, Of.PROVIDER} & set(word.of))
+"""Words whose values an advert can tell."""
+
+FactsOf = Callable[[Advert, Device], Mapping[str, str]]
+
+
+@dataclass(slots=True)
+class Names:
+    """Texts and their numbers, in the order in which they were first seen."""
+
+    number: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def of(self, name: str) -> int:
+        """The number of a text, a new one if need be."""
+        known = self.number.get(name)
+        if known is None:
+            known = self.number[name] = len(self.names)
+            self.names.append(name)
+        return known
+
+
+@dataclass(slots=True)
+class FactColumn:
+    """The values of one word: numbers of a kind that is counted, else numbers of the distinct texts."""
+
+    word: Word
+    values: Ints
+    texts: Names = field(default_factory=Names)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the values are compared as they are."""
+        return self.word.kind in COUNTED
+
+    def key(self, text: str) -> int:
+        """What stands in the column for a value; ``MISSING`` for one that is none."""
+        if not self.is_counted:
+            return self.texts.of(text)
+        try:
+            return min(int(self.word.key(self.word.read(text))), LARGEST)
+        except ValueError:
+            return int(MISSING)
+
+
+def spread(words: Words) -> Words:
+    """The words mixed so that neighbours are far apart (the finisher of splitmix64): chance that comes from a seed."""
+    mixed = words + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
+
+
+class Columns:
+    """Adverts by account, their rows, and the columns of these."""
+
+    def __init__(self, facts_of: FactsOf = facts_of) -> None:
+        """Empty. ``facts_of`` says what an advert states of a device."""
+        self._facts_of = facts_of
+        self.generation = 0
+        """Rises when texts and rows get other numbers."""
+        self._clear()
+
+    def _clear(self) -> None:
+        self.adverts: dict[Address, Advert] = {}
+        self.rows_of: dict[Address, tuple[int, ...]] = {}
+        self.account: list[Address] = [Address(bytes(20))] * FIRST_ROWS
+        self._free: list[int] = []
+        self.height = 0
+        """Rows that were ever used; those beyond hold nothing."""
+        self.kinds, self.models, self.tiers, self.currencies = Names(), Names(), Names(), Names()
+        self.features, self.facts = Names(), dict[str, FactColumn]()
+        self.live: Flags = np.zeros(FIRST_ROWS, dtype=np.bool_)
+        self.several: Flags = np.zeros(FIRST_ROWS, dtype=np.bool_)
+        """Rows of adverts that have more than one."""
+        self.first: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        """The first row of the same advert, which stands for all of it."""
+        self.count: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.free: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.kind: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.model: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.memory: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.cores: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.tier: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.currency: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.feature_bits: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.expires: Ints = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.price: Floats = np.zeros(FIRST_ROWS, dtype=np.float64)
+        """For ranking only; prices are whole numbers, and compared as such before anybody is bound to one."""
+        self.reliability: Floats = np.zeros(FIRST_ROWS, dtype=np.float64)
+        self.word: Words = np.zeros(FIRST_ROWS, dtype=np.uint64)
+        """The account's first eight bytes: what breaks ties, and what chance is mixed with."""
+
+    def __len__(self) -> int:
+        """How many adverts there are."""
+        return len(self.adverts)
+
+    def put(self, advert: Advert, *, reliability: float = 1.0) -> None:
+        """Take an advert in; it replaces the account's earlier one."""
+        self.remove(advert.signer)
+        if self._distinct() > SLACK_NAMES + 4 * self.height:
+            self._compact()
+        sorts: dict[tuple[str, str, int, int, tuple[Fact, ...]], list[Device]] = {}
+        for device in advert.devices:
+            sort = (device.kind, device.model, device.memory_bytes, device.cores_milli, device.facts)
+            sorts.setdefault(sort, []).append(device)
+        if not sorts:
+            return
+        rows = tuple(self._row() for _ in sorts)
+        for row, devices in zip(rows, sorts.values(), strict=True):
+            self._write(row, advert, devices, reliability)
+            self.first[row], self.several[row] = rows[0], len(rows) > 1
+        self.adverts[advert.signer], self.rows_of[advert.signer] = advert, rows
+
+    def remove(self, account: Address) -> None:
+        """Take the account's advert out, if it has one."""
+        if self.adverts.pop(account, None) is None:
+            return
+        for row in self.rows_of.pop(account):
+            self.live[row] = False
+            self._free.append(row)
+
+    def expire(self, now_ms: int) -> tuple[Address, ...]:
+        """Take out what has expired; the accounts whose adverts these were."""
+        rows = np.flatnonzero(self.live[: self.height] & (self.expires[: self.height] <= now_ms))
+        gone = tuple(sorted({self.account[row] for row in rows}))
+        for account in gone:
+            self.remove(account)
+        return gone
+
+    def learn(self, account: Address, reliability: float) -> None:
+        """What is held of a provider has changed."""
+        for row in self.rows_of.get(account, ()):
+            self.reliability[row] = reliability
+
+    def fact(self, name: str) -> Ints | None:
+        """The column of one word, as far as there are rows; ``None`` where nobody states it."""
+        column = self.facts.get(name)
+        return None if column is None else column.values[: self.height]
+
+    def _distinct(self) -> int:
+        texts = (self.kinds, self.models, self.tiers, self.currencies, self.features)
+        return sum(len(names.names) for names in (*texts, *(column.texts for column in self.facts.values())))
+
+    def _compact(self) -> None:
+        """Begin anew with what is there: whoever changes its texts with every advert must not fill the memory."""
+        standing = [(advert, float(self.reliability[self.rows_of[key][0]])) for key, advert in self.adverts.items()]
+        self.generation += 1
+        self._clear()
+        for advert, reliability in standing:
+            self.put(advert, reliability=reliability)
+
+    def _row(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self.height == len(self.live):
+            self._grow()
+        self.height += 1
+        return self.height - 1
+
+    def _grow(self) -> None:
+        for name, column in list(vars(self).items()):
+            if isinstance(column, np.ndarray):
+                setattr(self, name, np.concatenate((column, np.zeros_like(column))))
+        self.account += [Address(bytes(20))] * len(self.account)
+        for fact in self.facts.values():
+            fact.values = np.concatenate((fact.values, np.full(len(fact.values), MISSING, dtype=np.int64)))
+
+    def _write(self, row: int, advert: Advert, devices: list[Device], reliability: float) -> None:
+        device = devices[0]
+        self.live[row] = True
+        self.account[row] = advert.signer
+        self.word[row] = int.from_bytes(advert.signer[:8], "big")
+        self.count[row], self.free[row] = len(devices), advert.free
+        self.kind[row], self.model[row] = self.kinds.of(device.kind), self.models.of(device.model)
+        self.memory[row], self.cores[row] = min(device.memory_bytes, LARGEST), device.cores_milli
+        self.tier[row], self.currency[row] = self.tiers.of(advert.tier), self.currencies.of(advert.currency)
+        self.feature_bits[row] = self.bits(advert.features)
+        self.expires[row] = min(advert.expires_ms, LARGEST)
+        self.price[row] = float(advert.price_e18_per_device_ms)
+        self.reliability[row] = reliability
+        # Words that nobody could ask for get no column: they are as many as strangers care to think of.
+        told = {name: value for name, value in self._facts_of(advert, device).items() if name in ASKED}
+        for name, column in self.facts.items():
+            if name not in told:
+                column.values[row] = MISSING
+        for name, value in told.items():
+            self._fact_column(name).values[row] = self._fact_column(name).key(value)
+
+    def _fact_column(self, name: str) -> FactColumn:
+        column = self.facts.get(name)
+        if column is None:
+            values = np.full(len(self.live), MISSING, dtype=np.int64)
+            column = self.facts[name] = FactColumn(word=VOCABULARY[name], values=values)
+        return column
+
+    def bits(self, features: tuple[str, ...]) -> int:
+        """The features as bits; those that came after ``MOST_FEATURES`` others have none."""
+        numbers = [self.features.of(feature) for feature in features]
+        return sum(1 << number for number in numbers if number < MOST_FEATURES)
