@@ -42,7 +42,8 @@ from hansa.node.claim_policy import (
     voucher_to_claim,
     wants_refund,
 )
-from hansa.node.evm_backend import EvmBackend, WrongChain, check_currency
+from hansa.node.evm_backend import EvmBackend
+from hansa.node.evm_currency import WrongChain, check_currency
 from hansa.node.evm_escrow import call, read_channel
 from hansa.node.evm_signing import AccountSigner
 from hansa.node.evm_store import FINAL, EvmStore

@@ -20,87 +20,39 @@ from hansa.market.settlement import (
     Happening,
     Refused,
 )
-from hansa.node.chain_answers import Block, Log
+from hansa.node.chain_answers import Log
 from hansa.node.chain_nodes import ChainNodes
-from hansa.node.escrow_artefact import escrow_code
+from hansa.node.evm_allowance import Allowance
+from hansa.node.evm_currency import check_currency
 from hansa.node.evm_escrow import (
     CLAIM_FAULTS,
     MOST_CLAIMS,
-    Permit,
     call,
     claim_words,
     config_words,
-    escrow_domain_answer,
     paid_by,
     read_amount,
     read_channel,
     read_faults,
     read_number,
-    read_text,
     split_words,
     withdrawn_by,
 )
 from hansa.node.evm_events import look
 from hansa.node.evm_store import FINAL, MINED, Intention
 from hansa.node.evm_transactions import Transactions
-from hansa.node.faults import OperatorError
 from hansa.node.json_rpc import RpcError, RpcMalformed
-from hansa.node.plain_text import plain
 from hansa.proto.currency import Currency
 from hansa.proto.documents import ChannelConfig, Voucher, channel_id
 from hansa.proto.errors import Malformed
 from hansa.proto.keccak import keccak256
-from hansa.proto.signing import Signed, SigningKey, checksum_address
+from hansa.proto.signing import Signed, SigningKey
 from hansa.proto.splits import Split
-from hansa.proto.typed_data import Domain, digest
-from hansa.proto.units import CURRENCY_DECIMALS
+from hansa.proto.typed_data import Domain
 
 T = TypeVar("T")
 
-PERMIT_LIFE_S: Final = 3_600
-LONGEST_SYMBOL: Final = 12
 STATE_ATTEMPTS: Final = 3
-
-
-class WrongChain(OperatorError):
-    """What stands on the chain is not what the configuration says. Nothing is settled there."""
-
-
-async def check_currency(currency: Currency, nodes: ChainNodes) -> str:
-    """Hold a chain against a currency's name: its id, the escrow's code and domain, the token. Answers its symbol.
-
-    Raises:
-        WrongChain: something is not as it must be.
-        RpcFault: it could not be asked.
-    """
-    chain_id = await nodes.chain_id()
-    if chain_id != currency.chain_id:
-        hint = "mend [chain]: rpc and chain_id belong together"
-        raise WrongChain(f"the nodes in chain.rpc are of chain {chain_id}, not {currency.chain_id}", hint)
-    block = await nodes.final_block()
-    escrow, shown = currency.escrow, checksum_address(currency.escrow)
-    if await nodes.code(escrow, block) != escrow_code(chain_id, escrow):
-        hint = "take the escrow's address from somebody you trust; on a new chain wait until its block is final"
-        raise WrongChain(f"what stands at {shown} is not the escrow that this version of Hansa knows", hint)
-    if await nodes.call(bytes, escrow, call("eip712Domain"), block) != escrow_domain_answer(currency.domain):
-        raise WrongChain(f"the escrow at {shown} signs for another domain", "mend [chain]: escrow and chain_id")
-    return await _check_token(currency.token, nodes, block)
-
-
-async def _check_token(token: bytes, nodes: ChainNodes, block: Block) -> str:
-    shown = checksum_address(token)
-    try:
-        decimals = await nodes.call(read_number, token, call("decimals"), block)
-    except (RpcMalformed, RpcError):
-        raise WrongChain(f"what stands at {shown} is no token", "mend [chain]: token") from None
-    if decimals != CURRENCY_DECIMALS:
-        hint = f"choose a token with {CURRENCY_DECIMALS} decimals, as most stable ones have"
-        raise WrongChain(f"the token at {shown} has {decimals} decimals, and all amounts here have 6", hint)
-    try:
-        symbol = await nodes.call(read_text, token, call("symbol"), block)
-    except (RpcMalformed, RpcError):
-        symbol = ""
-    return plain(symbol, LONGEST_SYMBOL).strip() or shown[:8]
 
 
 class EvmBackend:
@@ -127,7 +79,7 @@ class EvmBackend:
         self.symbol = ""
         self._nodes = nodes
         self._transactions = transactions
-        self._permit_key = permit_key
+        self._allowance = Allowance(currency, nodes, transactions, permit_key)
         self._paying_in = trio.Lock()
         self._looking = trio.Lock()
 
@@ -226,9 +178,9 @@ class EvmBackend:
             await self._transactions.carry(purpose, self.currency.escrow, known.content)
             return key
         async with self._paying_in:
-            permit = await self._permit(amount)
+            permit = await self._allowance.permit(amount)
             if permit is None:
-                await self._approve(amount, f"for open {key.hex()}")
+                await self._allowance.approve(amount, f"for open {key.hex()}")
                 content = call("open", config_words(config), split_words(splits), amount)
             else:
                 content = call("openWithPermit", config_words(config), split_words(splits), amount, *permit)
@@ -264,49 +216,9 @@ class EvmBackend:
             # Named for the deposit that it starts from: said again after a crash it is the same intention.
             if before is None:
                 before = await self.deposit(key)
-            await self._approve(amount, f"for top-up {key.hex()} from {before}")
+            await self._allowance.approve(amount, f"for top-up {key.hex()} from {before}")
             await self._do(f"top-up {key.hex()} from {before}", call("topUp", config_words(config), amount))
             self._keep_deposit(key, before + amount)
-
-    async def _permit(self, amount: int) -> tuple[int, int, bytes, bytes] | None:
-        """A signature by which the escrow may take the deposit; none where key or token cannot give one."""
-        if self._permit_key is None or self._permit_key.address != self.account:
-            return None
-        token, ask = self.currency.token, self._nodes.newest_call
-        try:
-            separator = await ask(bytes, token, call("DOMAIN_SEPARATOR"))
-            name = await ask(read_text, token, call("name"))
-            nonce = await ask(read_number, token, call("nonces", self.account))
-        except (RpcError, RpcMalformed):
-            return None
-        domains = [
-            Domain(name=name, version=version, chain_id=self.currency.chain_id, verifying_contract=token)
-            for version in ("1", "2")
-        ]
-        domain = next((each for each in domains if each.separator == separator), None)
-        if domain is None:
-            return None
-        deadline = (await self._nodes.newest_block()).at_s + PERMIT_LIFE_S
-        escrow = self.currency.escrow
-        permit = Permit(owner=self.account, spender=escrow, value=amount, nonce=nonce, deadline=deadline)
-        signature = self._permit_key.sign_digest(digest(domain, permit))
-        return deadline, signature[64], signature[:32], signature[32:64]
-
-    async def _approve(self, amount: int, why: str) -> None:
-        """Let the escrow take exactly what the next deposit needs."""
-        token, escrow = self.currency.token, self.currency.escrow
-        allowed = await self._nodes.newest_call(read_number, token, call("allowance", self.account, escrow))
-        if allowed >= amount:
-            return
-        if allowed:
-            # Some tokens only change an allowance from or to nothing.
-            await self._transactions.carry(f"approve 0 {why} after {allowed}", token, call("approve", escrow, 0))
-        purpose = f"approve {amount} {why}"
-        known = self._transactions.store.newest(purpose)
-        if known is not None and known.phase == FINAL:
-            # Spent, or taken back: it is wanted once more.
-            purpose = f"{purpose} after {known.number}"
-        await self._transactions.carry(purpose, token, call("approve", escrow, amount))
 
     async def claim(self, claims: Sequence[Claim]) -> tuple[ClaimResult, ...]:
         """See ``Backend``. What would be skipped is not sent, so it costs nothing."""

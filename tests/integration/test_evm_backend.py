@@ -16,7 +16,8 @@ from hansa.market.settlement import OPEN, UNSET, ChannelState, Happening, Refuse
 from hansa.node.chain_dev import DevChain
 from hansa.node.chain_nodes import NodesDisagree
 from hansa.node.escrow_artefact import ESCROW, TEST_TOKEN, artefact, escrow_code
-from hansa.node.evm_backend import EvmBackend, WrongChain
+from hansa.node.evm_backend import EvmBackend
+from hansa.node.evm_currency import WrongChain
 from hansa.node.evm_escrow import _CALLS, _EVENTS, CLAIM_SKIPPED
 from hansa.node.json_rpc import RpcAway, RpcFault, RpcMalformed, RpcNode
 from hansa.proto.currency import currency_of, escrow_currency
