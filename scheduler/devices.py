@@ -63,6 +63,36 @@ class _Lack:
     reason: str
 
 
+class _Judge:
+    """Judges a tender's clauses and sizes once for every sort of device: a stranger may send many of each."""
+
+    def __init__(self, needs: Requirements, about: Mapping[str, str]) -> None:
+        self.about = about
+        self._clauses = [clause for clause in of_provider(needs.clauses) if clause.name not in _OF_THE_SET]
+        self._of_set = [clause for clause in needs.clauses if clause.name in _OF_THE_SET]
+        self._sizes = [("ram", needs.memory_bytes), ("disk", needs.scratch_bytes)]
+        self._seen: dict[tuple[object, ...], list[_Lack]] = {}
+
+    def of(self, device: Device) -> list[_Lack]:
+        """What of the clauses and sizes one device, and its provider, fall short of."""
+        sort = device.kind, device.model, device.memory_bytes, device.facts
+        if sort not in self._seen:
+            facts = {**self.about, **device_facts(device)}
+            # What a provider does not say of its memory and disk is no obstacle: a run is held to its limits anyway.
+            sizes = [
+                Clause(name=name, operator=">=", values=(size_text(least_bytes),))
+                for name, least_bytes in self._sizes
+                if name in facts
+            ]
+            self._seen[sort] = [_lack_of(failure) for failure in failures((*sizes, *self._clauses), facts)]
+        return self._seen[sort]
+
+    def of_set(self, devices: int, cores_milli: int) -> list[_Lack]:
+        """The same of what is only known of several devices together."""
+        together = {"cores": number_text(cores_milli), "devices": str(devices)}
+        return [_lack_of(failure) for failure in failures(self._of_set, {**self.about, **together})]
+
+
 ONE_MACHINE = Topology()
 NOTHING_SAID: Mapping[str, str] = {}
 
@@ -84,8 +114,9 @@ def choose(
         about: what is true of the provider, by the vocabulary's words.
     """
     shortages: list[Shortage] = []
+    judge = _Judge(needs, about)
     for wanted in _each_choice(needs):
-        chosen = _choose_set(wanted, free, owned, topology, about)
+        chosen = _choose_set(wanted, free, owned, topology, judge)
         if not isinstance(chosen, Shortage):
             return chosen
         shortages.append(chosen)
@@ -111,25 +142,25 @@ def _choose_set(
     free: Sequence[Device],
     owned: Sequence[Device],
     topology: Topology,
-    about: Mapping[str, str],
+    judge: _Judge,
 ) -> tuple[Device, ...] | Shortage:
     """For one choice at the most."""
     machines = sorted({topology.machine(device) for device in owned})
     if len(machines) <= 1:
-        return _choose_among(needs, free, owned, about)
+        return _choose_among(needs, free, owned, judge)
     found: list[tuple[int, str, tuple[Device, ...]]] = []
     shortages: list[Shortage] = []
     for machine in machines:
         there = [device for device in owned if topology.machine(device) == machine]
         left = [device for device in free if topology.machine(device) == machine]
-        chosen = _choose_among(needs, left, there, about)
+        chosen = _choose_among(needs, left, there, judge)
         if isinstance(chosen, Shortage):
             shortages.append(chosen)
         else:
             found.append((len(left), machine, chosen))
     if found:
         return min(found)[2]  # where the least is left free: whole machines stay whole
-    return _choose_over_several(needs, free, owned, topology, about=about, shortages=shortages)
+    return _choose_over_several(needs, free, owned, topology, judge=judge, shortages=shortages)
 
 
 def _choose_over_several(
@@ -138,17 +169,17 @@ def _choose_over_several(
     owned: Sequence[Device],
     topology: Topology,
     *,
-    about: Mapping[str, str],
+    judge: _Judge,
     shortages: Sequence[Shortage],
 ) -> tuple[Device, ...] | Shortage:
     """No machine has enough for itself."""
     joined = [device for device in owned if topology.machine(device) not in topology.apart]
     left = [device for device in free if topology.machine(device) not in topology.apart]
-    enough = _choose_among(needs, left, joined, about)
+    enough = _choose_among(needs, left, joined, judge)
     if isinstance(enough, Shortage):
         return enough if len(joined) == len(owned) else _choose_least_short(shortages)
     # In the order of machines, the fullest first, so that a run is on as few of them as can be.
-    fitting = _alike(needs, [device for device in left if not unmet(needs, device, about)])
+    fitting = _alike(needs, [device for device in left if not _lacks(needs, device, judge)])
     count = {topology.machine(device): 0 for device in left}
     for device in fitting:
         count[topology.machine(device)] += 1
@@ -161,7 +192,7 @@ def _choose_over_several(
             shortfalls=(_too_few(needs, most, fitting[0].model).shortfall,),
         )
     chosen = tuple(fitting[: needs.devices])
-    return enough if _lacks_of_set(needs, chosen, about) else chosen
+    return enough if _lacks_of_set(needs, chosen, judge) else chosen
 
 
 def _choose_least_short(shortages: Sequence[Shortage]) -> Shortage:
@@ -185,12 +216,12 @@ def _by_model(devices: Sequence[Device]) -> dict[str, list[Device]]:
 
 
 def _choose_among(
-    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], about: Mapping[str, str]
+    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], judge: _Judge
 ) -> tuple[Device, ...] | Shortage:
     """The smallest that fit, so that large ones stay free for who needs them."""
     if not owned:
         return Shortage(reason="this provider lends no devices at present", relaxation="")
-    fitting = [device for device in owned if not unmet(needs, device, about)]
+    fitting = [device for device in owned if not _lacks(needs, device, judge)]
     groups = list(_by_model(fitting).values()) if needs.choices else [fitting]
     tried: list[tuple[Device, ...]] = []
     for group in sorted((one for one in groups if len(one) >= needs.devices), key=_size_of_smallest):
@@ -198,18 +229,18 @@ def _choose_among(
         available = sorted((device for device in group if device.id in ids), key=_size)
         if len(available) < needs.devices:
             continue
-        chosen = _smallest_that_do(needs, available, about)
-        if not _lacks_of_set(needs, chosen, about):
+        chosen = _smallest_that_do(needs, available, judge)
+        if not _lacks_of_set(needs, chosen, judge):
             return chosen
         tried.append(chosen)
     if tried:
-        return _shortage(_lacks_of_set(needs, tried[0], about))
+        return _shortage(_lacks_of_set(needs, tried[0], judge))
     most = max((len(group) for group in groups), default=0)
     if most >= needs.devices:
         enough = max(groups, key=len)
         busy = len([device for device in enough if device.id not in {one.id for one in free}])
         return Shortage(reason=f"{busy} of {most} fitting devices are busy", relaxation="tender again later")
-    return _missing(needs, owned, most, about)
+    return _missing(needs, owned, most, judge)
 
 
 def _size(device: Device) -> tuple[int, int, bytes]:
@@ -220,16 +251,16 @@ def _size_of_smallest(group: Sequence[Device]) -> tuple[int, int, bytes]:
     return min(map(_size, group), default=(0, 0, b""))
 
 
-def _smallest_that_do(needs: Requirements, available: Sequence[Device], about: Mapping[str, str]) -> tuple[Device, ...]:
+def _smallest_that_do(needs: Requirements, available: Sequence[Device], judge: _Judge) -> tuple[Device, ...]:
     """The first neighbours in order of size whose cores and memory do together; the largest where none do."""
     windows = [available[start : start + needs.devices] for start in range(len(available) - needs.devices + 1)]
     for window in windows:
-        if not _lacks_of_set(needs, window, about):
+        if not _lacks_of_set(needs, window, judge):
             return tuple(window)
     return tuple(windows[-1])
 
 
-def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], about: Mapping[str, str]) -> list[_Lack]:
+def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) -> list[_Lack]:
     """In what devices fall short together that may each be well."""
     lacks: list[_Lack] = []
     cores_milli = sum(device.cores_milli for device in chosen)
@@ -244,17 +275,15 @@ def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], about: Mapping[
         reason = f"{memory_bytes / GIB:.3g} GiB of memory come with {len(chosen)} devices here"
         change = f"memory ≤ {memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("ram", f"ram >= {size_text(needs.memory_bytes)}", size_text(memory_bytes), change, reason))
-    together = {"cores": number_text(cores_milli), "devices": str(len(chosen))}
-    clauses = [clause for clause in needs.clauses if clause.name in _OF_THE_SET]
-    return lacks + [_lack_of(failure) for failure in failures(clauses, {**about, **together})]
+    return lacks + judge.of_set(len(chosen), cores_milli)
 
 
 def unmet(needs: Requirements, device: Device, about: Mapping[str, str] = NOTHING_SAID) -> tuple[Shortfall, ...]:
     """Everything in which one device, and the provider with it, falls short."""
-    return tuple(lack.shortfall for lack in _lacks(needs, device, about))
+    return tuple(lack.shortfall for lack in _lacks(needs, device, _Judge(needs, about)))
 
 
-def _lacks(needs: Requirements, device: Device, about: Mapping[str, str]) -> list[_Lack]:
+def _lacks(needs: Requirements, device: Device, judge: _Judge) -> list[_Lack]:
     lacks: list[_Lack] = []
     if needs.kind not in (ANY, device.kind):
         lacks.append(_lack("kind", f"kind = {needs.kind}", device.kind, f"kind = {device.kind}"))
@@ -263,18 +292,7 @@ def _lacks(needs: Requirements, device: Device, about: Mapping[str, str]) -> lis
     if device.memory_bytes < needs.device_memory_bytes:
         nearest, shown = size_text(device.memory_bytes), f"{device.memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("vram", f"vram >= {size_text(needs.device_memory_bytes)}", nearest, f"vram = {shown}"))
-    for name, least_bytes in (("ram", needs.memory_bytes), ("disk", needs.scratch_bytes)):
-        lacks += _too_small(name, least_bytes, about)
-    clauses = [clause for clause in of_provider(needs.clauses) if clause.name not in _OF_THE_SET]
-    return lacks + [_lack_of(failure) for failure in failures(clauses, {**about, **device_facts(device)})]
-
-
-def _too_small(name: str, least_bytes: int, about: Mapping[str, str]) -> list[_Lack]:
-    """What a provider does not say of its memory and disk is no obstacle: a run is held to its limits in any case."""
-    wanted = Clause(name=name, operator=">=", values=(size_text(least_bytes),))
-    if name not in about:
-        return []
-    return [_lack_of(failure) for failure in failures((wanted,), about)]
+    return lacks + judge.of(device)
 
 
 def _lack(name: str, wanted: str, nearest: str, change: str, reason: str = "") -> _Lack:
@@ -297,10 +315,10 @@ def _too_few(needs: Requirements, most: int, model: str) -> _Lack:
     return _lack("devices", f"devices = {needs.devices}", str(most), f"devices ≤ {most}")
 
 
-def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, about: Mapping[str, str]) -> Shortage:
+def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, judge: _Judge) -> Shortage:
     """The devices of one model that fall short of the fewest things, and all of these."""
     nearest = min(
-        (_lacks_of_group(needs, group, about) for group in _by_model(owned).values()),
+        (_lacks_of_group(needs, group, judge) for group in _by_model(owned).values()),
         key=lambda lacks: (len(lacks), -_count_of(lacks)),
     )
     shortage = _shortage(nearest)
@@ -318,10 +336,10 @@ def _count_of(lacks: Sequence[_Lack]) -> int:
     return int(counts[0]) if counts else 1 << 32
 
 
-def _lacks_of_group(needs: Requirements, group: Sequence[Device], about: Mapping[str, str]) -> list[_Lack]:
+def _lacks_of_group(needs: Requirements, group: Sequence[Device], judge: _Judge) -> list[_Lack]:
     """What would have to change for a shard to run on the best of these, as many of them as there are."""
     best = sorted(
-        ((_lacks(needs, device, about), device) for device in group), key=lambda one: (len(one[0]), _size(one[1]))
+        ((_lacks(needs, device, judge), device) for device in group), key=lambda one: (len(one[0]), _size(one[1]))
     )
     taken = best[: needs.devices]
     merged: dict[tuple[str, str], _Lack] = {}
@@ -332,7 +350,7 @@ def _lacks_of_group(needs: Requirements, group: Sequence[Device], about: Mapping
     if len(taken) < needs.devices:
         few = _too_few(needs, len(taken), group[0].model)
         merged[few.shortfall.name, few.shortfall.wanted] = few
-    for lack in _lacks_of_set(needs, [device for _, device in taken], about):
+    for lack in _lacks_of_set(needs, [device for _, device in taken], judge):
         key = lack.shortfall.name, lack.shortfall.wanted
         merged[key] = _looser(merged[key], lack) if key in merged else lack
     return list(merged.values())
