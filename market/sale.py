@@ -152,8 +152,8 @@ def _patience_ms(state: Sale) -> int:
 
 def _react(state: Sale, event: Any) -> Step[Sale]:
     match event:
-        case BidLost():
-            return _free(replace(state, phase="declined", reason="another bid won"))
+        case BidLost(reason=reason):
+            return _free(replace(state, phase="declined", reason=reason or "another bid won"))
         case AwardArrived() if state.phase == "bid":
             return _lease(state, event)
         case AwardArrived(award=award):

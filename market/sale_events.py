@@ -32,8 +32,9 @@ class AwardArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BidLost:
-    """The buyer took another bid."""
+    """The buyer took another bid, or none; perhaps it says why."""
 
+    reason: Note = ""
     at_ms: UnixMs
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from hansa.market.pricing import price_not_below
 from hansa.market.purchase_state import SILENT, Purchase
 from hansa.market.vocabulary import ANY, find
 from hansa.proto.market_documents import Shortfall
@@ -34,6 +35,8 @@ PRICE = "price"
 TIER = "tier"
 BUSY = "free"
 """The devices are there and somebody has them: a shortfall that goes away by waiting."""
+LATER = "tender again later"
+"""What a provider says to that: no change of the tender's would help, so it names no shortfall."""
 CURRENCY = "currency"
 TAKEN_EXACTLY = frozenset({"devices", "shards"})
 """Asked for as just so many; whoever has more can give fewer."""
@@ -143,12 +146,13 @@ def _answers_to(bought: Purchase) -> Iterable[Answer]:
                 provider=account, outcome=EXCLUDED, reason=why_not[0], shortfalls=_shortfalls_of_bids(bought, account)
             )
         elif (decline := bought.declines.get(account)) is not None:
+            waits = not decline.shortfalls and decline.relaxation == LATER
             yield Answer(
                 provider=account,
                 outcome=DECLINED,
                 reason=decline.reason,
                 relaxation=decline.relaxation,
-                shortfalls=decline.shortfalls,
+                shortfalls=(busy(bought.tender.requirements.devices),) if waits else decline.shortfalls,
             )
         else:
             yield Answer(provider=account, outcome=NO_ANSWER, reason="it did not answer before bidding closed")
@@ -161,10 +165,15 @@ def _shortfalls_of_bids(bought: Purchase, account: bytes) -> tuple[Shortfall, ..
     return (price_shortfall(ceiling, min(prices)),) if prices and min(prices) > ceiling else ()
 
 
+def busy(devices: int) -> Shortfall:
+    """So many devices are there, and not free."""
+    return Shortfall(name=BUSY, wanted=f"{BUSY} = {devices}", nearest="later")
+
+
 def price_shortfall(ceiling_e18: int, price_e18: int) -> Shortfall:
     """A price that is above the ceiling."""
-    wanted, nearest = e18_to_price_per_hour(ceiling_e18), e18_to_price_per_hour(price_e18)
-    return Shortfall(name=PRICE, wanted=f"{PRICE} <= {wanted}", nearest=nearest)
+    wanted = e18_to_price_per_hour(ceiling_e18)
+    return Shortfall(name=PRICE, wanted=f"{PRICE} <= {wanted}", nearest=price_not_below(price_e18))
 
 
 # Values: whether one covers another, and how far a change goes.

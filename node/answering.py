@@ -10,14 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hansa.market import sale
+from hansa.market.acceptance import Lack, lacks, provider_facts
+from hansa.market.clauses import relaxed_requirements
 from hansa.market.effects import Send, clipped, unsigned
 from hansa.market.ledger import owed_by
 from hansa.market.pricing import LONGEST_NOTE_BYTES, ProviderTerms, bid_for, decline_for, objection, too_cheap
+from hansa.market.reputation import BUYER
 from hansa.market.sale_state import Sale
 from hansa.node.events import MessageArrived, TenderPriced
 from hansa.node.mutual_credit import beyond_credit, limit_for
-from hansa.node.standings import unwelcome
+from hansa.node.standings import standing_of, unwelcome
 from hansa.node.state import NodeState
+from hansa.node.tender_log import note_decline
 from hansa.proto import messages
 from hansa.proto.market_documents import Bid, Device, Shortfall, Tender
 from hansa.proto.network import DOMAIN
@@ -94,7 +98,7 @@ def _answer(state: NodeState, tender: Tender, priced: TenderPriced | None, *, at
     if no is not None or lease is None:
         assert no is not None, "a lease that is not offered is an objection"
         return _decline(state, tender, tender_digest, no)
-    sets, no = _sets(state, tender)
+    sets, no = _sets(state, tender, terms, at_ms=at_ms)
     found = _prices(state, tender, terms, sets, priced, at_ms=at_ms)
     if isinstance(found, PriceWanted):
         return [found]
@@ -159,24 +163,60 @@ def _objection(state: NodeState, tender: Tender, terms: ProviderTerms, lease: st
     why = unwelcome(state, tender, terms, at_ms=at_ms) or objection(tender, terms, owed=owed, at_ms=at_ms)
     if why is not None:
         return _No(reason=why[0], relaxation=why[1])
+    found = [*lacks(tender, terms, reputation_ppm=_reputation(state, tender, terms, at_ms=at_ms))]
     if lease is None:
-        offered = " or ".join(terms.leases)
         shortfall = Shortfall(name="lease", wanted=f"lease = {tender.lease}", nearest=terms.leases[0])
-        return _No(
-            reason=f"leases here are {offered}", relaxation=f"lease = {terms.leases[0]}", shortfalls=(shortfall,)
+        change = f"lease = {terms.leases[0]}"
+        found.append(
+            Lack(reason=f"leases here are {' or '.join(terms.leases)}", relaxation=change, shortfall=shortfall)
         )
-    return None
+    return _with_devices(state, tender, terms, found, at_ms=at_ms) if found else None
 
 
-def _sets(state: NodeState, tender: Tender) -> tuple[list[tuple[Device, ...]], _No | None]:
+def _reputation(state: NodeState, tender: Tender, terms: ProviderTerms, *, at_ms: int) -> int:
+    """The buyer's, if a rule of the owner's asks for it."""
+    if not any(clause.name == "reputation" for clause in terms.accepts):
+        return 0
+    return standing_of(state, tender.signer, BUYER, currency=tender.currency, at_ms=at_ms).ppm
+
+
+def _with_devices(state: NodeState, tender: Tender, terms: ProviderTerms, found: Sequence[Lack], *, at_ms: int) -> _No:
+    """Everything that speaks against a bid, in what the devices fall short and the price of the nearest ones with it."""
+    needs, owned, about = tender.requirements, state.capacity, provider_facts(terms)
+    devices = choose(needs, owned.free, owned.lent, owned.topology, about)
+    short = devices if isinstance(devices, Shortage) and devices.shortfalls else None
+    if isinstance(devices, Shortage):
+        eased = relaxed_requirements(needs, devices.shortfalls)
+        devices = choose(eased, owned.lent, owned.lent, owned.topology, about)
+    dear = None
+    if not isinstance(devices, Shortage):
+        lease = terms.lease_for(tender) or terms.leases[0]
+        price = terms.price(devices, lease=lease, share_ppm=owned.leased_ppm, at_ms=at_ms)
+        dear = _too_cheap(tender, price.price_e18)
+    noes = [*(_No(reason=one.reason, relaxation=one.relaxation, shortfalls=(one.shortfall,)) for one in found)]
+    noes += [_No(reason=short.reason, relaxation=short.relaxation, shortfalls=short.shortfalls)] if short else []
+    noes += [dear] if dear else []
+    return _No(
+        reason="; ".join(no.reason for no in noes),
+        relaxation=" and ".join(no.relaxation for no in noes if no.relaxation),
+        shortfalls=tuple(shortfall for no in noes for shortfall in no.shortfalls),
+    )
+
+
+def _sets(
+    state: NodeState, tender: Tender, terms: ProviderTerms, *, at_ms: int
+) -> tuple[list[tuple[Device, ...]], _No | None]:
     """The devices that each shard would get, as far as there are any, and why there are no more."""
     owned, taken = state.capacity, set[bytes]()
+    about = provider_facts(terms)
     sets: list[tuple[Device, ...]] = []
     for _ in tender.shards:
         free = tuple(device for device in owned.free if device.id not in taken)
-        devices = choose(tender.requirements, free, owned.lent, owned.topology)
+        devices = choose(tender.requirements, free, owned.lent, owned.topology, about)
         if isinstance(devices, Shortage):
-            return sets, _No(reason=devices.reason, relaxation=devices.relaxation)
+            if devices.shortfalls and not sets:
+                return sets, _with_devices(state, tender, terms, (), at_ms=at_ms)
+            return sets, _No(reason=devices.reason, relaxation=devices.relaxation, shortfalls=devices.shortfalls)
         sets.append(devices)
         taken |= {device.id for device in devices}
     return sets, None
@@ -200,6 +240,7 @@ def _too_cheap(tender: Tender, price_e18: int) -> _No | None:
 
 
 def _decline(state: NodeState, tender: Tender, tender_digest: bytes, no: _No) -> Effects:
+    note_decline(state, tender, tender_digest, no.reason, no.relaxation)
     decline = decline_for(tender, tender_digest, state.account, (no.reason, no.relaxation), no.shortfalls)
     message = messages.DeclineSent(decline=unsigned(decline))
     return [Send(to=tender.signer, message=message, keep_until_ms=tender.bids_close_ms)]

@@ -16,8 +16,10 @@ from hansa import __version__
 from hansa.node.cli_agent import AGENT_COMMANDS
 from hansa.node.cli_chain import CHAIN_COMMANDS
 from hansa.node.cli_devices import DEVICE_COMMANDS
+from hansa.node.cli_import import IMPORT_COMMANDS
 from hansa.node.cli_jobs import JOB_COMMANDS
 from hansa.node.cli_ledger import LEDGER_COMMANDS
+from hansa.node.cli_market import MARKET_COMMANDS, tenders
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
@@ -137,7 +139,7 @@ def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
     daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
 
 
-for _node_command in (status, price, *DEVICE_COMMANDS):
+for _node_command in (status, price, tenders, *DEVICE_COMMANDS):
     node.add_command(_node_command)
 
 
@@ -190,8 +192,10 @@ def doctor(data_dir: Path, as_json: bool) -> int:
 for _command in (
     *AGENT_COMMANDS,
     *CHAIN_COMMANDS,
+    *IMPORT_COMMANDS,
     *JOB_COMMANDS,
     *SHELL_COMMANDS,
+    *MARKET_COMMANDS,
     *METRICS_COMMANDS,
     *LEDGER_COMMANDS,
     *MONEY_COMMANDS,

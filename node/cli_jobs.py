@@ -1,6 +1,6 @@
 """The commands of a job's life: submit, jobs, watch, logs, results, top-up, cancel."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +18,32 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0
 """How long ``watch`` waits for a daemon that restarts: the job goes on meanwhile."""
 SHORT_ID = 12
+_TIMES = {"keep_failed": "keep_failed_ms", "queue": "queue_ms", "deadline": "deadline_after_ms"}
+_NO_CHANGES: Mapping[str, Any] = {}
 
 
 @click.command()
 @click.argument("jobfile", type=click.Path(path_type=Path))
 @click.option("--watch", "and_watch", is_flag=True, help="Follow the job until it has ended.")
 @click.option("--keep-failed", metavar="TIME", help='Keep a run that failed for so long, e.g. "1h", to look at it.')
+@click.option("--queue", metavar="TIME", help='Wait for providers for so long, e.g. "2h", instead of failing at once.')
+@click.option("--deadline", metavar="TIME", help='So long from now the job is worth nothing, e.g. "6h".')
+@click.option("--dry-run", is_flag=True, help="Check and pack it and show whom it would ask; send nothing.")
 @with_data
 @with_json
-def submit(jobfile: Path, and_watch: bool, keep_failed: str | None, data_dir: Path, as_json: bool) -> int:
+def submit(jobfile: Path, and_watch: bool, dry_run: bool, data_dir: Path, as_json: bool, **times: str | None) -> int:
     """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
     from hansa.node.cli_client import Daemon
 
-    keep_failed_ms = None if keep_failed is None else _duration_ms(keep_failed)
+    changes = {
+        field: _duration_ms(text, f"--{name.replace('_', '-')}")
+        for name, field in _TIMES.items()
+        if (text := times[name]) is not None
+    }
     with closing(Daemon(data_dir)) as daemon:
-        job = submit_job(daemon, jobfile, keep_failed_ms=keep_failed_ms)
+        if dry_run:
+            return _dry_run(daemon, jobfile, changes, as_json)
+        job = submit_job(daemon, jobfile, changes=changes)
         if as_json:
             print_json({"job": job})
         else:
@@ -49,39 +60,61 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
+def _dry_run(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_json: bool) -> int:
+    """Everything up to the tender. What is packed stays with this node, and goes when its room is needed."""
+    from hansa.node.cli_market import print_dry_run
+
+    view = daemon.post("/v1/dry-run", {"spec": packed_job(daemon, jobfile, changes, _say)["spec"]})
+    if as_json:
+        print_json(view)
+    else:
+        print_dry_run(view)
+    return 0 if view.get("enough") else 1
+
+
 def submit_job(
-    daemon: "Daemon", jobfile: Path, *, keep_failed_ms: int | None = None, say: Callable[[str], None] = _say
+    daemon: "Daemon",
+    jobfile: Path,
+    *,
+    changes: Mapping[str, Any] = _NO_CHANGES,
+    say: Callable[[str], None] = _say,
 ) -> str:
     """Check a job file, pack its directory, upload it and put the job on the market; answer the job's id.
 
     Args:
         daemon: the node that buys.
         jobfile: the file, or its directory.
-        keep_failed_ms: how long a run that failed is kept, if that is not to be as the file says.
+        changes: fields of the job that are not to be as the file says.
         say: told what is done, one line at a time.
     """
-    from hansa.node.job_file import read_job_file
+    return str(daemon.post("/v1/jobs", packed_job(daemon, jobfile, changes, say))["job"])
+
+
+def packed_job(
+    daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Check a job file and upload what belongs to it; answer what the daemon is asked with."""
+    from hansa.node.job_file import check_deadline, read_job_file
     from hansa.node.job_json import spec_to_json
     from hansa.node.job_upload import upload_files, upload_package
 
     found = read_job_file(jobfile)
-    if keep_failed_ms is not None:
-        found = replace(found, spec=replace(found.spec, keep_failed_ms=keep_failed_ms))
+    found = replace(found, spec=replace(found.spec, **changes))
+    check_deadline(found.spec)
     files, spec = upload_files(daemon, found, say)
     package = upload_package(daemon, found)
     for left_out in sorted(found.left_out):
         say(f"kept out of the package: {left_out}")
-    body = {"spec": spec_to_json(spec), "package": package, "files": files}
-    return str(daemon.post("/v1/jobs", body)["job"])
+    return {"spec": spec_to_json(spec), "package": package, "files": files}
 
 
-def _duration_ms(text: str) -> int:
+def _duration_ms(text: str, option: str) -> int:
     from hansa.node.quantities import parse_duration
 
     try:
         return parse_duration(text)
     except ValueError as fault:
-        raise ConfigError(f"--keep-failed: {fault}", "for example --keep-failed 1h") from None
+        raise ConfigError(f"{option}: {fault}", f"for example {option} 1h") from None
 
 
 def _follow(views: Iterable[dict[str, Any]], as_json: bool) -> int:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hansa.node.cli_tables import clock, use_text
+from hansa.node.cli_tables import clock, queue_text, use_text
 from hansa.node.plain_text import fields_of, number, plain, short_account, summary
 
 View = Mapping[str, Any]
@@ -55,6 +55,9 @@ def _header(view: View) -> Text:
         header.append(f"  {summary(view['reason'], 200)}")
     if view.get("warning"):
         header.append(f"\n{plain(view['warning'], 300)}", style="yellow")
+    if view.get("queue"):
+        header.append(f"\n{queue_text(view['queue'])} {plain(view['queue'].get('reason', ''), 200)}", style="yellow")
+        header.append(f"\nwhat would help: hansa why {plain(view.get('job'), 64)[:12]}", style="dim")
     return header
 
 
@@ -73,9 +76,9 @@ def _tender_table(tender: View) -> Table:
         result = "lost" if not won else "won" if shard is None else f"shard {plain(shard, 8)}"
         table.add_row(
             Text(short_account(bid.get("provider"))),
-            Text(_money(bid.get("price_per_hour"))),
+            Text(money_text(bid.get("price_per_hour"))),
             Text(plain(bid.get("reliability", ""), 8)),
-            Text(_money(bid.get("expected_cost"))),
+            Text(money_text(bid.get("expected_cost"))),
             Text(result, style="green" if won else "dim"),
             Text(plain(bid.get("why", ""), 160)),
         )
@@ -89,7 +92,7 @@ def _tender_table(tender: View) -> Table:
     return table
 
 
-def _money(text: object) -> str:
+def money_text(text: object) -> str:
     """An amount without the zeros that say nothing: at least two decimals stay."""
     shown = plain(text, 40)
     whole, point, fraction = shown.partition(".")
@@ -159,12 +162,12 @@ def _progress(view: View) -> list[RenderableType]:
 def _money_line(view: View) -> Text:
     spend = fields_of(view.get("spend"))
     line = Text("vouched ")
-    line.append(_money(spend.get("vouched", "")), style="bold")
-    line.append(f" of {_money(spend.get('budget', ''))}")
+    line.append(money_text(spend.get("vouched", "")), style="bold")
+    line.append(f" of {money_text(spend.get('budget', ''))}")
     for share in spend.get("by_provider", [])[:8]:
         about = use_text(share)
         told = f" ({about})" if about else ""
-        line.append(f"   {short_account(share.get('provider'))} {_money(share.get('vouched'))}{told}", style="dim")
+        line.append(f"   {short_account(share.get('provider'))} {money_text(share.get('vouched'))}{told}", style="dim")
     return line
 
 
@@ -195,6 +198,9 @@ def news(before: View | None, view: View) -> Iterator[str]:
             yield f"  rejected shard {plain(rejected.get('shard'), 8)}: {plain(rejected.get('reason'), 200)}"
     if view.get("warning") and view["warning"] != earlier.get("warning"):
         yield f"warning: {plain(view['warning'], 300)}"
+    queue, waited = fields_of(view.get("queue")), fields_of(earlier.get("queue"))
+    if queue.get("next_ms") and (queue.get("tries") != waited.get("tries") or not waited.get("next_ms")):
+        yield f"{queue_text(queue)} {plain(queue.get('reason', ''), 200)}"
     if view.get("phase") != earlier.get("phase"):
         reason = f": {summary(view['reason'], 300)}" if view.get("reason") else ""
         yield f"job {plain(view.get('phase'), 20)}{reason}"
@@ -203,7 +209,7 @@ def news(before: View | None, view: View) -> Iterator[str]:
 def _tender_news(before: View, tender: View) -> Iterator[str]:
     known = {bid.get("bid"): bid for bid in before.get("bids", [])}
     for bid in tender.get("bids", []):
-        who, price = short_account(bid.get("provider")), _money(bid.get("price_per_hour"))
+        who, price = short_account(bid.get("provider")), money_text(bid.get("price_per_hour"))
         if bid.get("bid") not in known:
             yield f"bid from {who}: {price} per hour"
         if bid.get("won") and not known.get(bid.get("bid"), {}).get("won"):

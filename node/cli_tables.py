@@ -39,6 +39,14 @@ def clock(at_ms: object) -> str:
     return f"{when[-8:]} UTC" if when else ""
 
 
+def queue_text(queue: Mapping[str, Any]) -> str:
+    """What a job in the queue waits for, on one line."""
+    tries = queue.get("tries")
+    asked = f"asked {plain(tries, 8)} time{'s' * (tries != 1)}"
+    then = f"asks again at {clock(queue.get('next_ms'))}" if queue.get("next_ms") else "asks now"
+    return f"It waits for a provider: {asked}, {then}, gives up at {clock(queue.get('until_ms'))}."
+
+
 def print_jobs(jobs: Rows) -> None:
     """One line for each job."""
     if not jobs:
@@ -51,15 +59,20 @@ def print_jobs(jobs: Rows) -> None:
             (
                 plain(job.get("job"), 64)[:12],
                 job.get("name"),
-                job.get("phase"),
+                "queued" if job.get("queue") and job.get("phase") == "gathering" else job.get("phase"),
                 f"round {job.get('round')}",
                 f"{spend.get('vouched')} of {spend.get('budget')}",
                 _uses(spend.get("by_provider")),
                 _when(job.get("submitted_ms")),
-                summary(job.get("reason") or job.get("warning") or "", 160),
+                summary(job.get("reason") or job.get("warning") or _queue_words(job), 160),
             )
         )
     print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)
+
+
+def _queue_words(job: Mapping[str, Any]) -> str:
+    queue = fields_of(job.get("queue"))
+    return f"{plain(queue.get('reason'), 100)}. {queue_text(queue)}" if queue else ""
 
 
 def _uses(leases: object) -> str:

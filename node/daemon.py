@@ -71,6 +71,7 @@ from hansa.node.launcher import Launch, launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
 from hansa.node.logs import log_line, log_turns, start_logging
+from hansa.node.market_desk import MarketDesk, market_routes
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
@@ -466,6 +467,7 @@ class Daemon:
             *price_routes(PriceDesk(self)),
             *ledger_routes(LedgerDesk(self)),
             *reputation_routes(ReputationDesk(self)),
+            *market_routes(MarketDesk(self)),
         ]
         return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
 

@@ -110,7 +110,7 @@ class NodeDesk:
         """See ``Desk``."""
         if not self._daemon.store.has(package):
             raise OperatorError("the job's package is not here", "upload it first, as `hansa submit` does")
-        spec = self._in_our_currency(spec)
+        spec = self.in_our_currency(spec)
         listed = None
         if files is not None:
             listed = await trio.to_thread.run_sync(self._checked_files, spec, files)
@@ -123,7 +123,7 @@ class NodeDesk:
             self._daemon.file_lists.keep(files, listed)
         return job
 
-    def _in_our_currency(self, spec: JobSpec) -> JobSpec:
+    def in_our_currency(self, spec: JobSpec) -> JobSpec:
         """A job that names no currency pays in the node's; one that is a token on a chain may be named as people do."""
         ours, shown = self._daemon.config.currency, self._symbol
         if spec.currency not in ("", ours, shown):
@@ -137,7 +137,7 @@ class NodeDesk:
         daemon = self._daemon
         return daemon.config.currency if daemon.settler is None else daemon.settler.symbol
 
-    def _named(self, view: Json) -> Json:
+    def named(self, view: Json) -> Json:
         """A view in which the node's currency is called what people call it."""
         return name_currency(view, self._daemon.config.currency, self._symbol)
 
@@ -159,7 +159,7 @@ class NodeDesk:
     def job_views(self) -> list[Json]:
         """See ``Desk``."""
         jobs = sorted((job for _, job in self._daemon.state.jobs.all()), key=lambda job: -job.submitted_ms)
-        return [self._named(views.job_view(self._daemon.state, job, brief=True)) for job in jobs]
+        return [self.named(views.job_view(self._daemon.state, job, brief=True)) for job in jobs]
 
     def job_ids(self) -> Sequence[bytes]:
         """See ``Desk``."""
@@ -167,7 +167,7 @@ class NodeDesk:
 
     def job_view(self, job: bytes) -> Json:
         """See ``Desk``."""
-        return self._named(views.job_view(self._daemon.state, self._job(job)))
+        return self.named(views.job_view(self._daemon.state, self._job(job)))
 
     async def watch(self, job: bytes) -> AsyncGenerator[Json, None]:
         """See ``Desk``. The last view comes when the money is settled too, or cannot be for now."""
@@ -225,7 +225,7 @@ class NodeDesk:
         live = {peer.peer_id for peer in self._daemon.net.peers() if peer.phase == "live"}
         own = self._daemon.net.peer_id
         return [
-            self._named(
+            self.named(
                 views.advert_view(known.advert, connected=known.advert.peer_id in live or known.advert.peer_id == own)
             )
             for known in self._daemon.book.standing()

@@ -181,6 +181,19 @@ def stream_lines(views: Flow[Json]) -> Response:
     return _Stream(views, _lines_of(views), "application/x-ndjson", None)
 
 
+def job_named(begin: str, known: Sequence[bytes]) -> bytes:
+    """The one job that an id, or the beginning of one, means. Raises what is answered where that is not one."""
+    wanted = begin.lower()
+    if not _JOB.fullmatch(wanted):
+        raise _Answer(400, "a job's id is 4 to 64 hex digits", "hansa jobs lists them")
+    found = [job for job in known if job.hex().startswith(wanted)]
+    if not found:
+        raise _Answer(404, f"no job {wanted} here", "hansa jobs lists them")
+    if len(found) > 1:
+        raise _Answer(409, f"{len(found)} jobs begin with {wanted}", "give more digits of the id")
+    return found[0]
+
+
 class _Routes:
     """The handlers, with the desk they ask."""
 
@@ -190,15 +203,7 @@ class _Routes:
 
     def _job(self, request: Request) -> bytes:
         """The one job that the path's id, or the beginning of one, means."""
-        wanted = request.path_params["job"].lower()
-        if not _JOB.fullmatch(wanted):
-            raise _Answer(400, "a job's id is 4 to 64 hex digits", "hansa jobs lists them")
-        found = [job for job in self._desk.job_ids() if job.hex().startswith(wanted)]
-        if not found:
-            raise _Answer(404, f"no job {wanted} here", "hansa jobs lists them")
-        if len(found) > 1:
-            raise _Answer(409, f"{len(found)} jobs begin with {wanted}", "give more digits of the id")
-        return found[0]
+        return job_named(request.path_params["job"], self._desk.job_ids())
 
     async def node(self, _request: Request) -> Response:
         return JSONResponse(self._desk.node_view())

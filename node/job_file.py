@@ -19,7 +19,7 @@ from hansa.market.sale_funding import UNFUNDED
 from hansa.node.faults import ConfigError
 from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
-from hansa.node.quantities import format_size
+from hansa.node.quantities import format_duration, format_size
 from hansa.node.splits_config import read_splits
 from hansa.node.toml_reader import TomlTable, read_toml
 from hansa.proto.egress import normalise
@@ -140,6 +140,8 @@ def read_job_file(path: Path) -> JobFile:
     tender = top.table("tender")
     bid_window_ms = tender.duration_ms("bids", "5 s", least=100)
     meter_interval_ms = tender.duration_ms("meter", "10 s", least=100)
+    queue_ms = tender.duration_ms("queue_timeout", "0 s", least=0)
+    deadline_after_ms = tender.duration_ms("deadline", "0 s", least=0)
     tender.finish()
     budget = _budget(top.table("budget"), requirements.devices * min(meter_interval_ms, limits.wall_ms))
     splits = read_splits(top, "splits")
@@ -171,7 +173,10 @@ def read_job_file(path: Path) -> JobFile:
         mirror=mirror,
         max_prepay_ms=budget.max_prepay_ms,
         splits=splits,
+        queue_ms=queue_ms,
+        deadline_after_ms=deadline_after_ms,
     )
+    check_deadline(spec)
     return JobFile(
         directory=directory,
         spec=spec,
@@ -179,6 +184,14 @@ def read_job_file(path: Path) -> JobFile:
         environment=environment,
         left_out=_inside(directory, (*inputs.sources, *environment.sources)),
     )
+
+
+def check_deadline(spec: JobSpec) -> None:
+    """A run may take all of its ``wall``. A job whose deadline is sooner than that could never be tendered."""
+    if 0 < spec.deadline_after_ms < spec.requirements.wall_ms:
+        wall, deadline = format_duration(spec.requirements.wall_ms), format_duration(spec.deadline_after_ms)
+        hint = "lower limits.wall to what a run really takes at the most, or allow more time"
+        raise ConfigError(f"the deadline, {deadline} from now, is sooner than a run of {wall} could end", hint)
 
 
 def _inside(directory: Path, sources: Iterable[Path]) -> frozenset[str]:

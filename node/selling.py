@@ -125,7 +125,7 @@ def _hear_release(state: NodeState, event: MessageArrived) -> Effects:
     if entry is None or entry.buyer != event.sender:
         state.ignore("sale", "a release of a bid that was not made to the sender")
         return []
-    return advance_sale(state, message.bid, sale_events.BidLost(at_ms=event.at_ms))
+    return advance_sale(state, message.bid, sale_events.BidLost(reason=message.reason, at_ms=event.at_ms))
 
 
 def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:

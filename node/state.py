@@ -19,6 +19,7 @@ from hansa.market.purchase_state import Purchase
 from hansa.market.reputation import Heard
 from hansa.market.sale_state import Sale
 from hansa.market.track_record import Record, Trial
+from hansa.node.tender_log import Declined
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
 from hansa.scheduler.capacity import Capacity
 from hansa.scheduler.job_state import Job
@@ -114,6 +115,7 @@ class Snapshot:
     mutual: Mapping[Address, Mutual] = field(default_factory=dict)
     proven: Mapping[Address, Line] = field(default_factory=dict)
     trials: Mapping[Bytes32, Trial] = field(default_factory=dict)
+    declined: Mapping[Bytes32, Declined] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,6 +147,7 @@ class NodeState:
         netting: whether mutual debts may cancel out without a word of the owner.
         mutual: credit, payments and nettings, by account.
         proven: accounts that are proven to have signed two things that contradict each other, and what.
+        declined: as provider, by tender: the newest to which the answer was no.
         ignored: why events were ignored, and how often.
         turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
@@ -174,6 +177,7 @@ class NodeState:
     netting: bool = True
     mutual: dict[bytes, Mutual] = field(default_factory=dict)
     proven: dict[bytes, str] = field(default_factory=dict)
+    declined: dict[bytes, Declined] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
@@ -243,6 +247,7 @@ def snapshot(state: NodeState) -> Snapshot:
         mutual=dict(state.mutual),
         proven=dict(state.proven),
         trials=dict(state.trials),
+        declined=dict(state.declined),
         **shelves,
     )
 
@@ -265,6 +270,7 @@ def restored(written: Snapshot) -> NodeState:
         mutual=dict(written.mutual),
         proven=dict(written.proven),
         trials=dict(written.trials),
+        declined=dict(written.declined),
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))

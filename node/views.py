@@ -337,6 +337,7 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
         "paid_in": format_amount(ledger.total("settled:")),
         "written_off": format_amount(-ledger.total("written-off:")),
         "forfeited": format_amount(ledger.total("forfeited:")),
+        "kept": format_amount(ledger.total("kept:")),
         "sum": format_amount(ledger.total()),
         "channels": channels,
         "entries": entries,

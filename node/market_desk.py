@@ -1,0 +1,68 @@
+"""The local API's routes about the market: why a job found nobody, its bids, a tender that is not sent, our answers."""
+
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from hansa.node.desk import NodeDesk
+from hansa.node.faults import OperatorError
+from hansa.node.http_api import job_named, json_body
+from hansa.node.job_json import spec_from_json
+from hansa.node.market_views import bids_view, dry_run_view, why_view
+from hansa.node.tender_log import tenders_view
+from hansa.proto.typed_json import read_exact_keys
+from hansa.proto.units import format_amount
+from hansa.scheduler.job_state import Job
+
+if TYPE_CHECKING:
+    from hansa.node.daemon import Daemon
+
+
+class MarketDesk:
+    """Answers from a running daemon's state and book."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        """Answer for this daemon."""
+        self._daemon = daemon
+        self._desk = NodeDesk(daemon)
+
+    def _job(self, request: Request) -> Job:
+        found = self._daemon.state.jobs.get(job_named(request.path_params["job"], self._desk.job_ids()))
+        assert found is not None, "only jobs that are here are named"
+        return found
+
+    async def why(self, request: Request) -> Response:
+        """Why a job has not all of its providers."""
+        view = why_view(self._daemon.state, self._daemon.book, self._job(request))
+        return JSONResponse(self._desk.named(view))
+
+    async def bids(self, request: Request) -> Response:
+        """Every bid of a job, with each term."""
+        return JSONResponse(self._desk.named(bids_view(self._daemon.state, self._job(request))))
+
+    async def dry_run(self, request: Request) -> Response:
+        """What a tender for a job would find."""
+        body = read_exact_keys(await json_body(request), ("spec",), "request")
+        spec = self._desk.in_our_currency(spec_from_json(body["spec"]))
+        most = self._daemon.config.buyer.max_job_budget
+        if most is not None and spec.budget > most:
+            what = f"the budget is above {format_amount(most)}, the most for one job here"
+            raise OperatorError(what, "lower it, or raise buyer.max_job_budget")
+        return JSONResponse(self._desk.named(dry_run_view(self._daemon.state, self._daemon.book, spec)))
+
+    async def tenders(self, _request: Request) -> Response:
+        """How this provider answered the newest tenders, and what became of its bids."""
+        daemon = self._daemon
+        return JSONResponse({"provides": daemon.state.terms is not None, "tenders": tenders_view(daemon.state)})
+
+
+def market_routes(desk: MarketDesk) -> tuple[Route, ...]:
+    """The routes for ``hansa.node.http_api.build_api``."""
+    return (
+        Route("/v1/jobs/{job}/why", desk.why),
+        Route("/v1/jobs/{job}/bids", desk.bids),
+        Route("/v1/dry-run", desk.dry_run, methods=["POST"]),
+        Route("/v1/tenders", desk.tenders),
+    )

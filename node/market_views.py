@@ -1,0 +1,284 @@
+"""What a buyer is shown of the market: why a job found no provider, every bid with its terms, a tender beforehand.
+
+Plain JSON objects, made from the state and the book. A stranger's words stay as they are here; whoever prints them
+makes them plain.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from hansa.market import choice, why
+from hansa.market.purchase_state import Purchase
+from hansa.market.selection import explain_choice
+from hansa.market.why import Answer, Explanation, answers_of, explain
+from hansa.node.book import MOST_INVITED, Book
+from hansa.node.queueing import queue_view
+from hansa.node.state import NodeState
+from hansa.node.views import money_warning
+from hansa.proto.market_documents import Advert, Requirements, Shortfall
+from hansa.proto.signing import checksum_address
+from hansa.proto.units import HOUR_MS, amount_for, e18_to_price_per_hour, format_amount
+from hansa.scheduler.fitting import misfit
+from hansa.scheduler.job_queue import due_ms
+from hansa.scheduler.job_spec import JobSpec
+from hansa.scheduler.job_state import Job
+
+Json = dict[str, Any]
+
+
+def unit_of(needs: Requirements) -> str:
+    """What an hour of one device is called."""
+    return "GPU-hour" if needs.kind == "gpu" else "device-hour"
+
+
+# Why.
+
+
+def why_view(state: NodeState, book: Book, of: Job) -> Json:
+    """Why a job has not all of its providers, and what would change that."""
+    ours = _relevant(state, of)
+    waits = [shard for shard in of.shards if shard.phase == "waiting"]
+    looks = bool(waits) or (of.phase == "failed" and bool(ours) and ours[-1].phase == "unfilled")
+    view: Json = {
+        "job": of.job.hex(),
+        "name": of.spec.name,
+        "phase": of.phase,
+        "reason": of.reason,
+        "warning": money_warning(state, of),
+        "queue": queue_view(of),
+        "deadline_ms": due_ms(of) or None,
+        "tenders": len(ours),
+        "unfilled": looks,
+    }
+    if not looks:
+        return view
+    return view | explanation_view(_explained(state, book, of, ours), of.spec)
+
+
+def _relevant(state: NodeState, of: Job) -> list[Purchase]:
+    """The tenders for the shards that are looked for now, the oldest first: for a whole gang, or for one that moved."""
+    ours = [bought for _, bought in state.purchases.all() if bought.tender.job == of.job]
+    ours.sort(key=lambda bought: bought.tender.bids_close_ms)
+    if not ours:
+        return []
+    shards = ours[-1].tender.shards
+    since_ms = min(of.shards[number].waiting_ms for number in shards)
+    return [each for each in ours if each.tender.shards == shards and each.tender.bids_close_ms >= since_ms]
+
+
+def _explained(state: NodeState, book: Book, of: Job, ours: list[Purchase]) -> Explanation:
+    asked = answers_of(ours)
+    known = {answer.provider for answer in asked}
+    last = ours[-1] if ours else None
+    others = (entry.advert for entry in book.standing() if entry.advert.signer not in known)
+    answers = (*asked, *(_not_asked(state, of.spec, advert) for advert in others))
+    ended = last is not None and last.phase in ("unfilled", "cancelled")
+    return explain(
+        wanted=len(last.tender.shards) if last else of.spec.shards,
+        eligible=sum(not entry.excluded for entry in last.ranking) if last else 0,
+        answers=answers,
+        reason=last.reason if last is not None and ended else "",
+    )
+
+
+def _not_asked(state: NodeState, spec: JobSpec, advert: Advert) -> Answer:
+    if advert.signer in state.blocked:
+        return Answer(provider=advert.signer, outcome=why.NOT_ASKED, reason="you have blocked it: hansa unblock")
+    lacks = misfit(
+        advert,
+        spec.requirements,
+        currency=spec.currency,
+        ceiling_e18=spec.price_ceiling_e18_per_device_ms,
+    )
+    if lacks is None:
+        later = "its advert fits, and it came after the tender or beside the cheapest: the next tender may ask it"
+        return Answer(provider=advert.signer, outcome=why.NOT_ASKED, reason=later)
+    return Answer(
+        provider=advert.signer,
+        outcome=why.NOT_ASKED,
+        reason=lacks.reason,
+        relaxation=lacks.relaxation,
+        shortfalls=lacks.shortfalls,
+    )
+
+
+def explanation_view(found: Explanation, spec: JobSpec) -> Json:
+    """An explanation as JSON."""
+    unit = unit_of(spec.requirements)
+    return {
+        "summary": found.summary,
+        "wanted": found.wanted,
+        "eligible": found.eligible,
+        "failing": [
+            {"name": row.name, "wanted": row.wanted, "nearest": row.nearest, "providers": row.providers}
+            for row in found.failing
+        ],
+        "relaxations": [
+            {
+                "words": why.in_words(one, unit),
+                "changes": _shortfall_views(one.changes),
+                "providers": [checksum_address(account) for account in one.providers],
+                "enough": one.enough,
+            }
+            for one in found.relaxations
+        ],
+        "helpless": found.helpless,
+        "answers": [
+            {
+                "provider": checksum_address(answer.provider),
+                "outcome": answer.outcome,
+                "reason": answer.reason,
+                "relaxation": answer.relaxation,
+                "shortfalls": _shortfall_views(answer.shortfalls),
+            }
+            for answer in found.answers
+        ],
+    }
+
+
+def _shortfall_views(shortfalls: Iterable[Shortfall]) -> list[Json]:
+    return [{"name": one.name, "wanted": one.wanted, "nearest": one.nearest} for one in shortfalls]
+
+
+# Bids.
+
+
+def bids_view(state: NodeState, of: Job) -> Json:
+    """Every tender of a job with every bid, each term of its score, who won, and what the choice cost or saved."""
+    ours = [bought for _, bought in state.purchases.all() if bought.tender.job == of.job]
+    ours.sort(key=lambda bought: bought.tender.bids_close_ms)
+    return {
+        "job": of.job.hex(),
+        "name": of.spec.name,
+        "phase": of.phase,
+        "currency": of.spec.currency,
+        "tenders": [_tender_view(bought, of.spec.currency) for bought in ours],
+    }
+
+
+def _tender_view(bought: Purchase, currency: str) -> Json:
+    won = {entry.bid: entry for entry in bought.placements if entry.phase != "failed"}
+    lost = {entry.bid: entry for entry in bought.placements if entry.phase == "failed"}
+    rows = []
+    for entry in bought.ranking:
+        bid = bought.bids.get(entry.bid)
+        if entry.excluded:
+            words = entry.excluded
+        elif entry.bid in won:
+            words = explain_choice(bought.ranking, entry.bid)
+        elif entry.bid in lost:
+            words = lost[entry.bid].why or "the gang did not come together"
+        else:
+            words = "another bid is expected to cost less" if won else "the gang did not come together"
+        result = "won" if entry.bid in won else "excluded" if entry.excluded else "lost"
+        rows.append(
+            {
+                "bid": entry.bid.hex(),
+                "provider": checksum_address(entry.provider),
+                "price_per_hour": entry.price_per_hour,
+                "devices": entry.devices or (len(bid.devices) if bid is not None else 0),
+                "reliability_ppm": entry.reliability_ppm,
+                "speed_ppm": entry.speed_ppm,
+                "speed_source": entry.speed_source,
+                "finishing": format_amount(entry.finishing),
+                "risk": format_amount(entry.risk),
+                "transfer": format_amount(entry.transfer),
+                "reclaim": format_amount(entry.reclaim),
+                "expected_cost": format_amount(entry.expected_cost),
+                "result": result,
+                "shard": won[entry.bid].shard if entry.bid in won else None,
+                "why": words,
+                "lease": bid.lease if bid is not None else "",
+                "tier": bid.tier if bid is not None else "",
+                "notice_ms": bid.reclaim_notice_ms if bid is not None else 0,
+                "facts": {fact.name: fact.value for fact in bid.facts} if bid is not None else {},
+            }
+        )
+    chosen = choice.compare(bought.ranking, won.keys())
+    return {
+        "tender": bought.tender_digest.hex(),
+        "phase": bought.phase,
+        "shards": list(bought.tender.shards),
+        "closed_ms": bought.tender.bids_close_ms,
+        "reason": bought.reason,
+        "asked": len(bought.invited),
+        "declined": len(bought.declines),
+        "silent": len(bought.silent),
+        "open": [checksum_address(bid.signer) for bid in bought.bids.values()] if not bought.ranking else [],
+        "bids": rows,
+        "choice": choice.in_words(chosen, currency) if chosen is not None else "",
+        "extra_per_hour": format_amount(chosen.extra_hourly) if chosen is not None else None,
+        "saved": format_amount(chosen.saved) if chosen is not None else None,
+        "saved_against_mean": format_amount(chosen.saved_against_mean) if chosen is not None else None,
+    }
+
+
+# Before a tender is sent.
+
+
+def dry_run_view(state: NodeState, book: Book, spec: JobSpec) -> Json:
+    """Whom a tender for this job would invite, at which prices, and what is missing, by adverts alone."""
+    needs, ceiling = spec.requirements, spec.price_ceiling_e18_per_device_ms
+    rows, answers, room = [], [], []
+    for advert in (known.advert for known in book.standing() if known.advert.signer not in state.blocked):
+        lacks = misfit(advert, needs, currency=spec.currency, ceiling_e18=ceiling)
+        slots = advert.free // max(needs.devices, 1)
+        if lacks is not None:
+            answers.append(_not_asked(state, spec, advert))
+        elif not slots:
+            reason = f"{advert.free} of its {len(advert.devices)} devices are free"
+            answers.append(
+                Answer(
+                    provider=advert.signer, outcome=why.NOT_ASKED, reason=reason, shortfalls=(why.busy(needs.devices),)
+                )
+            )
+        else:
+            answers.append(Answer(provider=advert.signer, outcome=why.BID))
+            room += [advert.price_e18_per_device_ms] * slots
+        if lacks is None:
+            rows.append(_invited_view(advert, slots, needs))
+    found = explain(wanted=spec.shards, eligible=len(room), answers=answers)
+    cheapest = sorted(room)[: spec.shards]
+    hourly = [amount_for(HOUR_MS * needs.devices, price) for price in cheapest]
+    most = [amount_for(needs.wall_ms * needs.devices, price) + 1 for price in cheapest]
+    dearest = amount_for(HOUR_MS * needs.devices, ceiling) * spec.shards
+    enough = len(room) >= spec.shards
+    return {
+        "name": spec.name,
+        "currency": spec.currency,
+        "shards": spec.shards,
+        "enough": enough,
+        "room": len(room),
+        "invited": rows[:MOST_INVITED],
+        "hourly_least": format_amount(sum(hourly)) if enough else None,
+        "hourly_most": format_amount(dearest),
+        "promised_least": format_amount(sum(most)) if enough else None,
+        "budget": format_amount(spec.budget),
+        "budget_lacks": format_amount(max(0, sum(most) - spec.budget)) if enough else None,
+        "wall_ms": needs.wall_ms,
+        "deadline_after_ms": spec.deadline_after_ms or None,
+        "queue_ms": spec.queue_ms,
+        **explanation_view(found, spec),
+        "summary": _dry_summary(found, len(rows)),
+    }
+
+
+def _invited_view(advert: Advert, slots: int, needs: Requirements) -> Json:
+    price = advert.price_e18_per_device_ms
+    return {
+        "provider": checksum_address(advert.signer),
+        "price_per_hour": e18_to_price_per_hour(price),
+        "shard_per_hour": format_amount(amount_for(HOUR_MS * needs.devices, price)),
+        "free": advert.free,
+        "devices": len(advert.devices),
+        "slots": slots,
+        "tier": advert.tier,
+        "region": advert.region,
+    }
+
+
+def _dry_summary(found: Explanation, fitting: int) -> str:
+    known = len(found.answers)
+    fits = f"{fitting} of {known} providers known here fit{'s' * (fitting == 1)} by their adverts"
+    words = fits if known else "No provider's advert is known here yet"
+    return f"{words}; {found.eligible} of the {found.wanted} shards would find free devices at once."
