@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from hansa.market.requirements import ordered, parse_needs, render_choice, render_clause
+from hansa.market.requirements import MOST_CHOICES, ordered, parse_needs, render_choice, render_clause
 from hansa.market.vocabulary import (
     ANY,
     VOCABULARY,
@@ -24,7 +24,7 @@ from hansa.market.vocabulary import (
     thousandths,
 )
 from hansa.proto.gpu_models import canonical, matches
-from hansa.proto.market_documents import Advert, Bid, Clause, Device, Requirements, Shortfall
+from hansa.proto.market_documents import Advert, Bid, Clause, Device, Fact, Requirements, Shortfall
 from hansa.proto.units import e18_to_price_per_hour
 
 MOST_CLAUSES: Final = 64
@@ -165,6 +165,15 @@ def too_many(clauses: Sequence[Clause]) -> bool:
     return len(clauses) > MOST_CLAUSES or sum(len(clause.values) for clause in clauses) > MOST_VALUES
 
 
+def unreadable(requirements: Requirements) -> str:
+    """Why nobody judges such requirements; empty if they are well-formed. Strangers send anything."""
+    if requirements.devices < 1 or any(choice.devices < 1 for choice in requirements.choices):
+        return "no devices are asked for"
+    if len(requirements.choices) > MOST_CHOICES or too_many(requirements.clauses):
+        return f"more than {MOST_CHOICES} sets of devices or {MOST_CLAUSES} conditions are not judged here"
+    return ""
+
+
 def is_answered_by(requirements: Requirements, devices: int, facts: Mapping[str, str]) -> str:
     """Why so many devices with these facts are no answer to what was tendered for; empty if they are.
 
@@ -221,6 +230,18 @@ def shared_facts(devices: Sequence[Device]) -> dict[str, str]:
         elif name == "interconnect" and all(values):
             shared[name] = "pcie"  # one that is not linked is reached by the slower way
     return shared
+
+
+def written(facts: Mapping[str, str]) -> tuple[Fact, ...]:
+    """Facts as documents carry them, in the vocabulary's form; what is not in it, or cannot be read, is left out."""
+    told: list[Fact] = []
+    for name in sorted(facts):
+        word = find(name)
+        try:
+            told += [Fact(name=name, value=word.read(facts[name]))] if word is not None else []
+        except ValueError:
+            continue
+    return tuple(told)
 
 
 def _failure(clause: Clause, facts: Mapping[str, str]) -> Failure | None:

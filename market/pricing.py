@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hansa.market.clauses import shared_facts, unreadable, written
 from hansa.market.effects import clipped, derived_nonce
-from hansa.market.isolation import is_served
 from hansa.market.pricing_rule import PricingRule, RulePrice, price_of
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.proto.currency import currency_of
-from hansa.proto.egress import covers
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Bid, Decline, Device, Shortfall, Tender
+from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Bid, Clause, Decline, Device, Fact, Shortfall, Tender
 from hansa.proto.splits import check_splits, percent, splits_hash
 from hansa.proto.units import (
     Address,
@@ -69,6 +68,8 @@ class ProviderTerms:
         prepay_ms: so much device time is to be paid ahead; 0 where everybody pays afterwards.
         prepay_everybody: whether buyers that have paid here before pay ahead too.
         max_splits_bps: the most of a payment that may go to others, in ten-thousandths.
+        accepts: what must hold of a job (``hansa.market.acceptance``).
+        facts: what is true of every device, by the owner's word or the node's own look.
         min_buyer_ppm: buyers whose reputation is below this are declined, in millionths.
     """
 
@@ -92,6 +93,8 @@ class ProviderTerms:
     max_fetch_bytes: Uint64 = MAX_FETCH_BYTES
     mirror_bytes: Uint64 = 0
     min_buyer_ppm: Uint32 = 0
+    accepts: tuple[Clause, ...] = ()
+    facts: tuple[Fact, ...] = ()
     payee: Address = ITSELF
     prepay_ms: DurationMs = 0
     prepay_everybody: bool = False
@@ -116,14 +119,17 @@ class ProviderTerms:
 
 
 def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) -> tuple[str, str] | None:
-    """Why the owner's rules forbid a bid, whatever the devices: (reason, nearest change); None if they do not."""
+    """Why there can be no bid, whatever the devices: (reason, nearest change); None if nothing speaks against one.
+
+    What a tender asks of the provider, and the owner of the tender, is in ``hansa.market.acceptance``.
+    """
     # The buyer's clock said when bids close; a bid that comes too late costs one message.
     if at_ms >= tender.bids_close_ms + CLOCK_SKEW_MS:
         return "the tender is closed for bids", ""
     if tender.bids_close_ms > at_ms + LONGEST_WINDOW_MS:
         return "devices would be held too long before bidding closes", f"bids close within {LONGEST_WINDOW_MS} ms"
-    if tender.requirements.devices < 1:
-        return "no devices are asked for", "devices ≥ 1"
+    if why := unreadable(tender.requirements):
+        return why, ""
     if tender.bids_close_ms > at_ms + LONGEST_BIDDING_MS:
         return "the tender would stay open for too long", f"bids ≤ {LONGEST_BIDDING_MS // 1000} s"
     if tender.currency != terms.currency:
@@ -141,15 +147,6 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
     if owed >= terms.credit_limit and not currency_of(terms.currency).is_on_chain:
         # On a chain nothing is lent: a run is worked within its buyer's deposit.
         return "you owe this provider as much as it lends to one buyer", "settle what you owe"
-    if not is_served(tender.requirements.tier, terms.tier):
-        return f"the isolation here is {terms.tier!r}", f"tier = {terms.tier!r}"
-    lacking = [feature for feature in tender.requirements.features if feature not in terms.features]
-    if lacking:
-        return f"jobs cannot have {', '.join(lacking)} here", f"features without {', '.join(lacking)}"
-    closed = [host for host in tender.requirements.egress if not covers(terms.egress, host)]
-    if closed:
-        hosts = ", ".join(closed)
-        return f"jobs cannot reach {hosts} from here", f"no network, or a network without {hosts}"
     return None
 
 
@@ -199,7 +196,7 @@ def bid_for(
     return Bid(
         lease=lease,
         penalty=0,
-        facts=(),
+        facts=written({fact.name: fact.value for fact in terms.facts} | shared_facts(devices)),
         signer=terms.account,
         tender=tender_digest,
         devices=tuple(device.id for device in devices),

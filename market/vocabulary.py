@@ -307,6 +307,22 @@ _KEYS: Final[Mapping[Kind, Callable[[str], Any]]] = {
 }
 
 
+def stepped(word: Word, value: str, step: int) -> str:
+    """The value next below or above, where values can be counted; else empty."""
+    texts: Mapping[Kind, Callable[[int], str]] = {
+        Kind.SIZE: size_text,
+        Kind.NUMBER: number_text,
+        Kind.COUNT: str,
+        Kind.DURATION: duration_text,
+        Kind.SHARE: share_text,
+        Kind.RATE: lambda rate: _shown(rate, _SHOWN_RATES),
+    }
+    if word.kind not in texts:
+        return ""
+    moved = word.key(value) + step
+    return texts[word.kind](moved) if moved >= 0 else ""
+
+
 # The words themselves.
 
 

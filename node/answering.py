@@ -181,7 +181,7 @@ def _reputation(state: NodeState, tender: Tender, terms: ProviderTerms, *, at_ms
 
 
 def _with_devices(state: NodeState, tender: Tender, terms: ProviderTerms, found: Sequence[Lack], *, at_ms: int) -> _No:
-    """Everything that speaks against a bid, in what the devices fall short and the price of the nearest ones with it."""
+    """Everything that speaks against a bid: in what the devices fall short, and the price of the nearest, with it."""
     needs, owned, about = tender.requirements, state.capacity, provider_facts(terms)
     devices = choose(needs, owned.free, owned.lent, owned.topology, about)
     short = devices if isinstance(devices, Shortage) and devices.shortfalls else None
