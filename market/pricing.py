@@ -8,6 +8,7 @@ from hansa.market.effects import clipped, derived_nonce
 from hansa.market.pricing_rule import PricingRule, RulePrice, price_of
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
+from hansa.market.vocabulary import number_text
 from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Bid, Clause, Decline, Device, Fact, Shortfall, Tender
@@ -196,7 +197,7 @@ def bid_for(
     return Bid(
         lease=lease,
         penalty=0,
-        facts=written({fact.name: fact.value for fact in terms.facts} | shared_facts(devices)),
+        facts=written(_facts_of_bid(devices, terms)),
         signer=terms.account,
         tender=tender_digest,
         devices=tuple(device.id for device in devices),
@@ -213,6 +214,13 @@ def bid_for(
         expires_ms=min(tender.expires_ms, max(at_ms, tender.bids_close_ms) + terms.bid_ms),
         nonce=derived_nonce(b"bid", tender_digest, terms.account, number.to_bytes(4, "big")),
     )
+
+
+def _facts_of_bid(devices: Sequence[Device], terms: ProviderTerms) -> dict[str, str]:
+    """What is true of these devices; of cores a shard gets all that come with them."""
+    own = {fact.name: fact.value for fact in terms.facts}
+    cores = number_text(sum(device.cores_milli for device in devices))
+    return own | {"features": ",".join(terms.features)} | shared_facts(devices) | {"cores": cores}
 
 
 def decline_for(

@@ -143,7 +143,9 @@ def test_a_bid_states_the_facts_of_its_very_devices_and_of_its_provider():
     gpu = replace(DEVICE, kind="gpu", model="NVIDIA L4", facts=(Fact(name="cuda", value="12.4"),))
     made = bid_for(of, digest(DOMAIN, of), (gpu,), TERMS, price_e18=PRICE, number=0, at_ms=NOW_MS)
     assert {fact.name: fact.value for fact in made.facts} == {
+        "cores": "2",
         "cuda": "12.4",
+        "features": "image",
         "gpu": "L4",
         "kind": "gpu",
         "region": "de",
