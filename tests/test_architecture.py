@@ -65,6 +65,7 @@ ONE_PLACE = {
     "cryptography": ("node/agent_keys.py",),
     "h11": ("node/egress_",),
     "idna": ("proto/egress.py",),
+    "yaml": ("node/import_yaml.py",),
 }
 WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
