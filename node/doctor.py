@@ -49,7 +49,8 @@ def _daemon(data_dir: Path) -> Finding:
 
 def _chain(config: ChainConfig) -> Finding:
     """Whether the chain's nodes answer, and whether escrow and token are what they must be."""
-    from hansa.node.chain_settling import UNAUDITED, look_at_chain  # noqa: PLC0415  # late, as below
+    from hansa.node.chain_settling import UNAUDITED  # noqa: PLC0415  # late, as below
+    from hansa.node.evm_currency import look_at_chain  # noqa: PLC0415
 
     try:
         symbol = look_at_chain(config)

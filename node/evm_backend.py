@@ -60,7 +60,7 @@ class EvmBackend:
 
     Attributes:
         currency: which chain, escrow and token.
-        symbol: the token's short name, for people; empty until ``check`` has seen it.
+        symbol: the token's short name, for people; none of its own until ``check`` has seen it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EvmBackend:
         """
         assert currency.is_on_chain
         self.currency = currency
-        self.symbol = ""
+        self.symbol = "tokens"
         self._nodes = nodes
         self._transactions = transactions
         self._allowance = Allowance(currency, nodes, transactions, permit_key)

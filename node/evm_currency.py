@@ -2,12 +2,15 @@
 
 from typing import Final
 
+import trio
+
 from hansa.node.chain_answers import Block
+from hansa.node.chain_config import ChainConfig
 from hansa.node.chain_nodes import ChainNodes
 from hansa.node.escrow_artefact import escrow_code
 from hansa.node.evm_escrow import call, escrow_domain_answer, read_number, read_text
 from hansa.node.faults import OperatorError
-from hansa.node.json_rpc import RpcError, RpcMalformed
+from hansa.node.json_rpc import RpcError, RpcFault, RpcMalformed, RpcNode
 from hansa.node.plain_text import plain
 from hansa.proto.currency import Currency
 from hansa.proto.signing import checksum_address
@@ -55,3 +58,22 @@ async def _check_token(token: bytes, nodes: ChainNodes, block: Block) -> str:
     except (RpcMalformed, RpcError):
         symbol = ""
     return plain(symbol, LONGEST_SYMBOL).strip() or shown[:8]
+
+
+def look_at_chain(config: ChainConfig) -> str:
+    """Hold the chain against the configuration once, and answer what the token is called. Sends nothing.
+
+    Raises:
+        OperatorError: it cannot be asked, or something is not as it must be.
+    """
+
+    async def look() -> str:
+        nodes = ChainNodes([RpcNode(url) for url in config.rpc], confirmations=config.confirmations)
+        try:
+            return await check_currency(config.currency, nodes)
+        except RpcFault as fault:
+            raise OperatorError(f"the chain cannot be asked: {plain(fault, 300)}", "look at chain.rpc") from None
+        finally:
+            await nodes.close()
+
+    return trio.run(look)

@@ -93,6 +93,15 @@ def test_single_credits_are_told_with_their_channel_and_sum_to_the_deposit(bench
     assert closed.values["refund"] == DEPOSIT - 50_001
 
 
+def test_a_last_voucher_is_told_with_what_it_adds_to_what_was_claimed(bench: EscrowBench) -> None:
+    config = bench.open()
+    bench.claim_one(config, 300)
+    bench.payee_close(config, (), 1_000)
+    claimed = [event.values for event, _ in bench.escrow.logs if event.name == "Claimed"]
+    assert [(each["cumulative"], each["paid"]) for each in claimed] == [(300, 300), (1_000, 700)]
+    assert claimed[-1]["statement"] == bench.voucher(config, 1_000).document.statement
+
+
 # ------------------------------------------------------------ replay
 
 
@@ -295,6 +304,11 @@ def test_splits_over_the_whole_or_with_an_unknown_preimage_do_not_open(bench: Es
         bench.do(
             PAYER, "open", config_words(bench.config(wrapping)), [(OWNERS[0], 2**256 - 1), (OWNERS[1], 2)], DEPOSIT
         )
+
+
+def test_a_split_may_be_the_lowest_account_that_there_is(bench: EscrowBench) -> None:
+    lowest = (Split(account=(1).to_bytes(20, "big"), bps=1), Split(account=(2).to_bytes(20, "big"), bps=1))
+    assert bench.escrow.state(bench.id(bench.open(lowest))).phase == OPEN
 
 
 def test_a_token_that_is_no_contract_is_refused(bench: EscrowBench) -> None:

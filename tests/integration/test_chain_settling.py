@@ -227,7 +227,7 @@ async def test_a_close_is_answered_though_the_nodes_do_not_agree(house: RpcHouse
             payee.settler._nodes.nodes = (*honest, liar_node := RpcNode(liar.url))
             await until(payee.settler.troubles, "it is said that they disagree")
             await house.evm(PAYER).request_close(config)
-            begun = payee.settler._claiming
+            begun = payee.settler.claimer.under_way
             await until(lambda: begun, "a claim has begun")
             payee.settler._nodes.nodes = honest
             await liar_node.close()
