@@ -80,6 +80,11 @@ SIBLINGS = (
     ("CONFIG_TYPE_HASH", "VOUCHER_TYPE_HASH", "CLOSE_TYPE_HASH"),
     ("payerSignature", "payeeSignature"),
 )
+# What is told and answered, and what would be nothing in its place.
+TOLD = dict.fromkeys(("channelId", "splitsHash", "salt", "statement"), "empty(bytes32)")
+TOLD |= dict.fromkeys(("payer", "payee", "payerSigner", "payeeSigner", "token", "account"), "empty(address)")
+TOLD |= dict.fromkeys(("challengePeriod", "deposit", "cumulative", "paid", "index", "fault", "settled"), "0")
+TOLD |= dict.fromkeys(("refund", "amount", "phase", "claimed", "closableAt"), "0")
 
 
 Test = Callable[..., Any]
@@ -169,6 +174,9 @@ def replacements(line: str) -> Iterator[tuple[int, str]]:
         value = int(found[0].replace("_", ""))
         for other in (value + 1, value - 1) if is_constant and value else (value + 1,):
             yield int(not is_constant), line[: found.start()] + str(other) + line[found.end() :]
+    for found in re.finditer(r"\b(\w+)=(?!=)([^,()]+(?:\([^()]*\))?)", line):
+        if found[1] in TOLD:
+            yield 1, line[: found.start(2)] + TOLD[found[1]] + line[found.end(2) :]
     for old, new in (
         ("0x1901", "0x1900"),
         ("0x1626ba7e", "0x1626ba7f"),
