@@ -7,7 +7,7 @@ more than that comes with it; and a candidate that costs more than another and b
 
 A condition is made wider, never another one: a bound is moved, a name is added to those that would do, an exclusion or
 the whole condition is dropped. So whoever met it before meets it afterwards, and the bids that there are stay. The one
-exception is the currency of a job, which has no second one.
+exceptions are what a job has one of: its currency, and the kind of its devices.
 """
 
 import re
@@ -37,9 +37,13 @@ BUSY = "free"
 """The devices are there and somebody has them: a shortfall that goes away by waiting."""
 LATER = "tender again later"
 """What a provider says to that: no change of the tender's would help, so it names no shortfall."""
-CURRENCY = "currency"
-TAKEN_EXACTLY = frozenset({"devices", "shards"})
-"""Asked for as just so many; whoever has more can give fewer."""
+SWAPPED = frozenset({"currency", "kind"})
+"""A job has one of these: who changes it loses those that it was right for."""
+OF_THE_JOB = frozenset({"devices", "shards", "wall", "prepay", "features", "network"})
+"""What a job says it will take or do, and not a bound on what others have."""
+SETS = frozenset({"features", "network"})
+"""Of these the nearest value is what of the job's list may stay."""
+NOTHING = ("any", "none")
 MOST_RELAXATIONS = 12
 MOST_CANDIDATES = 512
 """More different sets of shortfalls are not weighed: beyond that nobody reads the list."""
@@ -206,10 +210,16 @@ def _covers(change: Shortfall, need: Shortfall) -> bool:
     if operator in ("!=", "not in"):
         # What stays excluded is named: the fewer, the more come.
         return set(change.nearest.split("; ")) <= set(need.nearest.split("; "))
+    if change.name in SETS:
+        return _listed(change.nearest) <= _listed(need.nearest)
     wanted, given, needed = (_size_of(change.name, text) for text in (value, change.nearest, need.nearest))
     if wanted is None or given is None or needed is None:
         return False
     return bool(given <= needed <= wanted or wanted <= needed <= given)
+
+
+def _listed(value: str) -> frozenset[str]:
+    return frozenset() if value in NOTHING else frozenset(value.split(","))
 
 
 def _cost(change: Shortfall) -> Fraction:
@@ -217,6 +227,8 @@ def _cost(change: Shortfall) -> Fraction:
     if change.name == BUSY:
         return Fraction(1, 2)
     value = _operator_and_value(change.wanted)[1]
+    if change.name in SETS:
+        return Fraction(len(_listed(value) - _listed(change.nearest)), max(1, len(_listed(value))))
     wanted, nearest = _size_of(change.name, value), _size_of(change.name, change.nearest)
     if type(wanted) is not int or type(nearest) is not int or change.name == TIER:
         return Fraction(1)
@@ -277,7 +289,7 @@ def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxa
         if any(frozenset(won) <= earlier for earlier in best):
             continue  # A cheaper change wins all of them.
         best.append(frozenset(won))
-        swaps = any(one.name == CURRENCY for one in changes)
+        swaps = any(one.name in SWAPPED for one in changes)
         enough = len(won) + (0 if swaps else eligible) >= wanted
         kept.append(Relaxation(changes=changes, providers=won, swaps=swaps, enough=enough))
     return kept
@@ -285,7 +297,7 @@ def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxa
 
 def _wins(changes: Sequence[Shortfall], needs: Sequence[Shortfall]) -> bool:
     """Whether a provider with these shortfalls bids when the changes are made: all are met, and no swap loses it."""
-    swaps = {change for change in changes if change.name == CURRENCY}
+    swaps = {change for change in changes if change.name in SWAPPED}
     return swaps <= set(needs) and all(any(_covers(change, need) for change in changes) for need in needs)
 
 
@@ -330,14 +342,14 @@ def change_in_words(change: Shortfall) -> str:
     """The condition as it would have to be: ``vram >= 22 GiB``, ``region may also be us``."""
     name, nearest = change.name, change.nearest
     operator, value = _operator_and_value(change.wanted)
+    if name in SETS:
+        return f"{name} = {nearest}" if nearest not in NOTHING else f"it asks for no {name}"
     if nearest == ANY:
         return f"{name} may be anything" if operator not in ("<=", ">=", "<", ">") else f"{name} has no limit"
-    if nearest.startswith("without "):
-        return f"{name} {nearest}"
     if operator in ("!=", "not in"):
         return f"{name} not in ({nearest.replace(';', ',')})"
     wanted, size = _size_of(name, value), _size_of(name, nearest)
-    if name in TAKEN_EXACTLY or name == CURRENCY or (name == TIER and wanted is not None):
+    if name in OF_THE_JOB or value == ANY or name in SWAPPED or (name == TIER and wanted is not None):
         return f"{name} = {nearest}"
     if wanted is not None and size is not None:
         return f"{name} {'>=' if size < wanted else '<='} {nearest}"

@@ -3,7 +3,9 @@
 One function chooses whom a tender invites, and explains of those who were not why: so the two never tell apart.
 """
 
+from hansa.market.clauses import facts_of
 from hansa.market.isolation import is_served
+from hansa.market.vocabulary import ANY
 from hansa.market.why import price_shortfall
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
 from hansa.proto.units import e18_to_price_per_hour
@@ -14,19 +16,18 @@ def misfit(advert: Advert, needs: Requirements, *, currency: str, ceiling_e18: i
     """What an advert lacks for a shard; None where it lacks nothing. An advert says what is owned, free or not."""
     lacks: list[Shortage] = []
     if advert.currency != currency:
-        lacks.append(_lack(f"its prices are in {advert.currency}", "currency", currency, ""))
+        lacks.append(_lack(f"its prices are in {advert.currency}", "currency", currency, advert.currency))
     if advert.price_e18_per_device_ms > ceiling_e18:
         price = e18_to_price_per_hour(advert.price_e18_per_device_ms)
         dear = price_shortfall(ceiling_e18, advert.price_e18_per_device_ms)
         lacks.append(Shortage(reason=f"it wants {price}", relaxation=f"price ceiling ≥ {price}", shortfalls=(dear,)))
     if not is_served(needs.tier, advert.tier):
         lacks.append(_lack(f"the isolation there is {advert.tier!r}", "tier", needs.tier, advert.tier))
-    lacks += [
-        _lack(f"jobs cannot have {feature} there", "features", feature, f"without {feature}")
-        for feature in needs.features
-        if feature not in advert.features
-    ]
-    devices = choose(needs, advert.devices, advert.devices)
+    lacking = [feature for feature in needs.features if feature not in advert.features]
+    if lacking:
+        left = ",".join(feature for feature in needs.features if feature in advert.features) or ANY
+        lacks.append(_lack(f"jobs cannot have {', '.join(lacking)} there", "features", ",".join(needs.features), left))
+    devices = choose(needs, advert.devices, advert.devices, about=facts_of(advert))
     if isinstance(devices, Shortage):
         lacks.append(devices)
     if not lacks:
@@ -41,6 +42,10 @@ def misfit(advert: Advert, needs: Requirements, *, currency: str, ceiling_e18: i
 
 
 def _lack(reason: str, name: str, wanted: str, nearest: str) -> Shortage:
-    relaxation = (nearest if nearest.startswith("without ") else f"{name} = {nearest}") if nearest else ""
-    shortfall = Shortfall(name=name, wanted=wanted, nearest=nearest)
-    return Shortage(reason=reason, relaxation=relaxation, shortfalls=(shortfall,))
+    # In the words of a decline, so that those who were asked and those who were not are counted together.
+    shortfall = Shortfall(name=name, wanted=_line(f"{name} = {wanted}"), nearest=_line(nearest))
+    return Shortage(reason=reason, relaxation=f"{name} = {nearest}", shortfalls=(shortfall,))
+
+
+def _line(text: str) -> str:
+    return text.encode()[:250].decode("utf-8", "ignore")
