@@ -16,11 +16,12 @@ from typing import Any
 
 from hansa.market.effects import Send, unsigned
 from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, deposit_of, limit_of
-from hansa.market.ledger import Post, closed_to_provider, vouched_to_provider
+from hansa.market.ledger import Post, closed_to_provider, kept, payees_part, vouched_to_provider
+from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import Step, Table, ignore, rows
 from hansa.market.receipts import NOTHING, LeaseTerms, Statement, next_statement, receipt_digest
 from hansa.proto.currency import currency_of
-from hansa.proto.documents import ChannelConfig, CooperativeClose, MeterLine, Voucher
+from hansa.proto.documents import ChannelConfig, ChannelEnd, CooperativeClose, MeterLine, Voucher
 from hansa.proto.market_documents import Evidence
 from hansa.proto.messages import CloseAccepted, ReceiptSent
 from hansa.proto.signing import Signed
@@ -33,6 +34,8 @@ KEEP_MS = 7 * 24 * 3_600_000
 
 UNASKED_MS = 60_000
 """So long a buyer is told of the end of a channel on which nothing moved. It is no loss if it never hears of it."""
+SPARE_ADVANCES = 8
+"""So many vouchers, and two for each lease, may pay ahead or wait until one pays for a receipt: all are filed."""
 REPEAT_MS = 24 * 3_600_000
 """For so long after a channel's end the buyer is told of it again at every start."""
 
@@ -146,6 +149,7 @@ class EarningChannel:
     waiting: Signed[Voucher] | None = None
     safe: Signed[Voucher] | None = None
     rising: Signed[Voucher] | None = None
+    advances: int = 0
     refused: str = ""
     proposed: Signed[CooperativeClose] | None = None
     closed_ms: UnixMs = 0
@@ -260,17 +264,23 @@ def _settle(state: EarningChannel, event: ChannelSettled) -> Step[EarningChannel
     settled = replace(
         state, phase="closed", paid=event.paid, settled_ms=event.at_ms, closed_ms=state.closed_ms or event.at_ms
     )
+    end = ChannelEnd(channel_id=state.channel_id, paid=event.paid, settled_ms=event.at_ms)
+    effects: list[Any] = [*ended_by_chain(state.currency, state.config, state.splits, end)]
     earned = min(event.paid, state.earned)
-    if state.phase == "closed" or not earned:
-        return Step(state=settled)
-    entry = closed_to_provider(
-        channel_id=state.channel_id,
-        buyer=state.config.payer,
-        cumulative=earned,
-        at_ms=event.at_ms,
-        splits=state.splits,
-    )
-    return Step(state=settled, effects=(Post(entry=entry),))
+    if state.phase != "closed" and earned:
+        closed = closed_to_provider(
+            channel_id=state.channel_id,
+            buyer=state.config.payer,
+            cumulative=earned,
+            at_ms=event.at_ms,
+            splits=state.splits,
+        )
+        effects.append(Post(entry=closed))
+    beyond = payees_part(event.paid, state.splits) - payees_part(earned, state.splits)
+    if beyond:
+        entry = kept(channel_id=state.channel_id, buyer=state.config.payer, amount=beyond, at_ms=event.at_ms)
+        effects.append(Post(entry=entry))
+    return Step(state=settled, effects=tuple(effects))
 
 
 def _meter(state: EarningChannel, event: LineMetered) -> Step[EarningChannel]:
@@ -327,7 +337,7 @@ def _take_voucher(state: EarningChannel, event: VoucherArrived) -> Step[EarningC
         splits=state.splits,
     )
     amounts = {line.lease: line.amount for line in state.out.lines}
-    paid = _with_voucher(replace(state, out=None, vouched=state.out, refused=""), event.voucher)
+    paid = _with_voucher(replace(state, out=None, vouched=state.out, refused="", advances=0), event.voucher)
     further = _send_next(paid, event.at_ms)
     ended = _close(further.state, event.at_ms)
     told = (Post(entry=entry), LinesVouched(amounts=amounts, ahead=paid.ahead, at_ms=event.at_ms))
@@ -346,7 +356,10 @@ def _take_advance(state: EarningChannel, event: VoucherArrived) -> Step[EarningC
         return ignore(state, "a voucher for no receipt that is out")
     if state.deposit is not None and cumulative > state.deposit:
         return _wait(state, event)
-    paid = _with_voucher(state, event.voucher)
+    due = state.earned + sum(state.terms[lease].prepay for lease in state.live)
+    if _are_many(state) and not state.cumulative < due <= cumulative:
+        return ignore(state, "one more voucher that pays ahead by a little")
+    paid = _with_voucher(replace(state, advances=state.advances + 1), event.voucher)
     return Step(state=paid, effects=(_tell(paid, event.at_ms),))
 
 
@@ -354,7 +367,14 @@ def _wait(state: EarningChannel, event: VoucherArrived) -> Step[EarningChannel]:
     """Keep a voucher that the deposit does not cover, beside the one that it covers. It pays for nothing yet."""
     if state.waiting is not None and event.voucher.document.cumulative < state.waiting.document.cumulative:
         return ignore(state, "a voucher that takes money back")
-    return Step(state=replace(state, waiting=event.voucher))
+    if _are_many(state):
+        return ignore(state, "one more voucher that the deposit does not cover")
+    return Step(state=replace(state, waiting=event.voucher, advances=state.advances + 1))
+
+
+def _are_many(state: EarningChannel) -> bool:
+    """Whether no more vouchers are taken that pay for no receipt. Each is in the ledger for good, and costs nothing."""
+    return state.advances >= SPARE_ADVANCES + 2 * len(state.terms)
 
 
 def _with_voucher(state: EarningChannel, voucher: Signed[Voucher]) -> EarningChannel:

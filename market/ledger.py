@@ -3,9 +3,9 @@
 Accounts are plain names. As buyer a node has ``spend:<job>``, ``owed:<account>`` and ``paid:<account>``; as provider
 ``earned:<job>``, ``due:<buyer>`` and ``settled:<buyer>``. Work that nobody vouched for is in ``unpaid:<buyer>`` and
 ``written-off:<job>``, and what a buyer paid ahead in vain in ``forfeited:<provider>``
-and ``taken:<provider>``. What is paid ahead moves nothing
-until a receipt uses it. Every entry's legs sum to zero, so the whole does too. An entry has an id that follows from
-what it records, so a store that has it already ignores it.
+and ``taken:<provider>``, by its provider's books in ``kept:<buyer>`` and ``unearned:<buyer>``. What is paid ahead moves
+nothing until a receipt uses it. Every entry's legs sum to zero, so the whole does too. An entry has an id that follows
+from what it records, so a store that has it already ignores it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -330,6 +330,20 @@ def forfeited(*, channel_id: Bytes32, provider: Address, amount: Amount, at_ms: 
         legs=(
             Leg(account=f"forfeited:{provider.hex()}", amount=amount),
             Leg(account=f"taken:{provider.hex()}", amount=-amount),
+        ),
+        channel_id=channel_id,
+    )
+
+
+def kept(*, channel_id: Bytes32, buyer: Address, amount: Amount, at_ms: int) -> Entry:
+    """The provider's entry for the same: it was paid, and nothing was delivered for it, so it is not among earnings."""
+    return Entry(
+        id=keccak256(b"kept" + channel_id),
+        at_ms=at_ms,
+        memo=f"channel {channel_id.hex()[:8]} paid more than was delivered",
+        legs=(
+            Leg(account=f"kept:{buyer.hex()}", amount=amount),
+            Leg(account=f"unearned:{buyer.hex()}", amount=-amount),
         ),
         channel_id=channel_id,
     )

@@ -16,6 +16,7 @@ from hansa.market.ledger_records import (
     FiledChannel,
     FiledClose,
     FiledCredit,
+    FiledEnd,
     FiledNetting,
     FiledPayment,
     FiledReceipt,
@@ -130,7 +131,7 @@ class LedgerCheck:
         self._expected: dict[bytes, tuple[tuple[str, int], ...]] = {}
         self._strange: list[int] = []
         self._entries: set[bytes] = set()
-        self._documents = self._signatures = 0
+        self._documents = self._signatures = self._chain_ends = 0
         self._roots: dict[int, bytes] = {}
         self._heads = [self._read_head(size, body) for size, body in heads]
         self._sizes = {head.document.size for head in self._heads if head is not None}
@@ -194,6 +195,8 @@ class LedgerCheck:
                     self._voucher(record, at)
                 case FiledClose():
                     self._close(record, at)
+                case FiledEnd():
+                    self._end(record, at)
                 case FiledCredit(line=line):
                     self._signed(DOMAIN, line, line.document.creditor)
                     key = (line.document.creditor, line.document.debtor, line.document.unit)
@@ -276,23 +279,48 @@ class LedgerCheck:
         if filed.by_payee.document != close or close.cumulative != channel.received:
             self._fault(TOTALS, f"record {at}: a channel closed at another sum than was vouched for", at)
         channel.closed = close.cumulative
+        self._expect_close(close.channel_id, channel, close.cumulative)
+
+    def _expect_close(self, key: bytes, channel: _Channel, cumulative: int) -> None:
+        config, splits = channel.config, channel.splits
         for entry in (
             ledger.closed_to_provider(
-                channel_id=close.channel_id,
-                buyer=channel.config.payer,
-                cumulative=close.cumulative,
-                at_ms=0,
-                splits=channel.splits,
+                channel_id=key, buyer=config.payer, cumulative=cumulative, at_ms=0, splits=splits
             ),
             ledger.closed_by_buyer(
-                channel_id=close.channel_id,
-                provider=channel.config.payee,
-                cumulative=close.cumulative,
-                at_ms=0,
-                splits=channel.splits,
+                channel_id=key, provider=config.payee, cumulative=cumulative, at_ms=0, splits=splits
             ),
         ):
             self._expect(entry)
+
+    def _end(self, filed: FiledEnd, at: int) -> None:
+        """What a chain paid. No signature but the owner's own stands behind it, so it is counted and said."""
+        end, domain = filed.end.document, currency_of(filed.currency).domain
+        channel = self._channel(end.channel_id, "an end", at)
+        if channel is None:
+            return
+        if not currency_of(filed.currency).is_on_chain or domain != channel.domain:
+            self._fault(SIGNATURES, f"record {at}: an end by a chain, of a channel on no chain or on another", at)
+            return
+        config = channel.config
+        parties = {config.payer, config.payer_signer, config.payee, config.payee_signer}
+        signer = signer_of(domain, filed.end)
+        self._signatures += 1
+        self._chain_ends += 1
+        if signer not in parties or self.owner not in (b"", signer):
+            self._fault(SIGNATURES, f"record {at}: the end of a channel by somebody else's word", at)
+            return
+        received = min(end.paid, channel.received)
+        if channel.closed is None:
+            channel.closed = received
+            self._expect_close(end.channel_id, channel, received)
+        beyond = ledger.payees_part(end.paid, channel.splits) - ledger.payees_part(received, channel.splits)
+        lost = end.paid - channel.received
+        key = end.channel_id
+        if beyond:
+            self._expect(ledger.kept(channel_id=key, buyer=config.payer, amount=beyond, at_ms=0))
+        if lost > 0:
+            self._expect(ledger.forfeited(channel_id=key, provider=config.payee, amount=lost, at_ms=0))
 
     def _payment(self, filed: FiledPayment, at: int) -> None:
         said = filed.payment.document
@@ -435,6 +463,8 @@ class LedgerCheck:
         words = dict(ASPECTS)
         words[HEADS] += f" ({len(self._heads)} of them)"
         words[SIGNATURES] += f" ({self._signatures} checked)"
+        if self._chain_ends:
+            words[BOOKS] += f"; of {self._chain_ends} ends of channels there is this node's own word: ask their chain"
         words[ELSEWHERE] += f" ({counted} of them)" if counted else ": none was given"
         findings = []
         for aspect in ASPECTS:

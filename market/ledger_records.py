@@ -7,10 +7,12 @@ The documents come first: they are enough to work every balance out again, from 
 from dataclasses import dataclass
 from typing import Any
 
+from hansa.market.effects import unsigned
 from hansa.market.ledger import Entry
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import (
     ChannelConfig,
+    ChannelEnd,
     CooperativeClose,
     CreditLine,
     MeterLine,
@@ -146,8 +148,31 @@ class FiledNetting:
         return _id(b"netting", netting.lower, netting.higher, netting.unit, _number(netting.nonce))
 
 
-Filed = FiledChannel | FiledReceipt | FiledVoucher | FiledClose | FiledCredit | FiledPayment | FiledNetting
-Record = Entry | FiledChannel | FiledReceipt | FiledVoucher | FiledClose | FiledCredit | FiledPayment | FiledNetting
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiledEnd:
+    """What a chain paid on a channel. By the node whose ledger it is: the chain itself signs nothing."""
+
+    currency: Line
+    end: Signed[ChannelEnd]
+
+    @property
+    def id(self) -> bytes:
+        """Follows from the channel: a chain ends it once."""
+        return _id(b"end", self.end.document.channel_id)
+
+
+Filed = FiledChannel | FiledReceipt | FiledVoucher | FiledClose | FiledCredit | FiledPayment | FiledNetting | FiledEnd
+Record = (
+    Entry
+    | FiledChannel
+    | FiledReceipt
+    | FiledVoucher
+    | FiledClose
+    | FiledCredit
+    | FiledPayment
+    | FiledNetting
+    | FiledEnd
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,3 +180,13 @@ class File:
     """Effect: put a document into the ledger. What is unsigned in it is this node's to sign."""
 
     filed: Any
+
+
+def ended_by_chain(
+    currency: str, config: ChannelConfig, splits: tuple[Split, ...], end: ChannelEnd
+) -> tuple[File, ...]:
+    """What stands behind the entries of a channel that its chain has ended. The channel first, as it may be new."""
+    if not end.paid or not currency_of(currency).is_on_chain:
+        return ()
+    channel = FiledChannel(currency=currency, config=config, splits=splits)
+    return File(filed=channel), File(filed=FiledEnd(currency=currency, end=unsigned(end)))

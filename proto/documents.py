@@ -206,6 +206,24 @@ class Payment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelEnd:
+    """What a chain paid on a channel in all, by the word of a node that saw it there. Signed by that node.
+
+    It stands where no other signature does: behind what a chain did without both sides' agreement. Anyone can hold it
+    against the chain, since the escrow that the channel's currency names keeps the sum for ever.
+
+    Attributes:
+        channel_id: the channel.
+        paid: what it paid in all, splits and fee counted in.
+        settled_ms: when the node saw it as final, in ms UTC.
+    """
+
+    channel_id: Bytes32
+    paid: Amount
+    settled_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Netting:
     """How much of what two accounts owe each other cancels out, in all and for ever. Signed by both.
 

@@ -19,6 +19,7 @@ SETTLEMENT_DOCUMENTS = (
     documents.CreditLine,
     documents.Payment,
     documents.Netting,
+    documents.ChannelEnd,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -33,6 +33,7 @@ from hansa.market.earning_channel import (
 from hansa.market.effects import Send, unsigned
 from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown, SettlementWanted
 from hansa.market.ledger import Leg, Post, fold
+from hansa.market.ledger_records import File
 from hansa.market.paying_channel import (
     ChannelConfirmed,
     CloseAcceptanceArrived,
@@ -139,6 +140,43 @@ def test_a_voucher_may_pay_for_a_receipt_and_ahead_of_it_at_once():
     playbook >> heard(1_000 + PREPAY, receipt_digest(FIRST.receipt)) << some(Post)
     playbook << told({LEASE: 1_000}, {LEASE: PREPAY})
     playbook.reaches("open", cumulative=3_000, earned=1_000)
+
+
+def test_vouchers_that_pay_ahead_by_a_little_more_each_time_are_taken_a_few_times_and_what_is_due_at_once():
+    playbook = selling()
+    for cumulative in range(1, 11):  # eight, and two for each lease
+        playbook >> heard(cumulative) << told({}, {LEASE: cumulative})
+    for cumulative in (11, 12, PREPAY - 1):
+        playbook >> heard(cumulative) << ignored("one more voucher that pays ahead by a little")
+    playbook >> heard(PREPAY) << told({}, {LEASE: PREPAY})
+    playbook >> LeaseJoined(terms=replace(AHEAD, lease=OTHER_LEASE, prepay=500))
+    playbook >> heard(PREPAY + 500) << told({}, {LEASE: PREPAY, OTHER_LEASE: 500})
+    playbook >> LineMetered(line=line(1_000), evidence=evidence(1), at_ms=NOW_MS) << some(Send)
+    out = playbook.reaches("open").out.receipt
+    playbook >> heard(PREPAY + 501, receipt_digest(out)) << some(Post) << some(LinesVouched)
+    assert playbook.reaches("open").advances == 0, "who pays for a receipt may pay ahead again"
+
+
+def test_vouchers_that_no_deposit_covers_are_kept_a_few_times():
+    playbook, last = worked_off(4_000)
+    playbook >> LeaseJoined(terms=replace(AHEAD, lease=OTHER_LEASE, prepay=5_000))
+    playbook >> LineMetered(line=line(5_000), evidence=evidence(5), at_ms=NOW_MS) << some(Send)
+    named = (receipt_digest(last), receipt_digest(playbook.reaches("open").out.receipt))
+    for cumulative in range(9_001, 9_013):  # eight, and two for each of the leases
+        playbook >> heard(cumulative, named[cumulative % 2])
+        assert playbook.reaches("open").waiting.document.cumulative == cumulative
+    for cumulative in (9_013, 9_014, 10_999):
+        playbook >> heard(cumulative, named[cumulative % 2])
+        playbook << ignored("one more voucher that the deposit does not cover")
+
+
+def test_what_a_provider_kept_of_what_was_paid_ahead_is_an_entry_of_its_own_and_no_earning():
+    playbook, _ = worked_off(2_000)
+    playbook >> ChannelSettled(channel_id=CHANNEL_ID, paid=2_000 + PREPAY, at_ms=NOW_MS) << some(File) << some(File)
+    closed = (Leg(account=f"settled:{BUYER.hex()}", amount=2_000), Leg(account=f"due:{BUYER.hex()}", amount=-2_000))
+    beyond = (Leg(account=f"kept:{BUYER.hex()}", amount=PREPAY), Leg(account=f"unearned:{BUYER.hex()}", amount=-PREPAY))
+    playbook << some(Post, entry=some(object, legs=closed)) << some(Post, entry=some(object, legs=beyond))
+    playbook.reaches("closed", paid=2_000 + PREPAY)
 
 
 @pytest.mark.parametrize("cumulative", [0, 999, 1_000 + PREPAY + 1])

@@ -149,6 +149,7 @@ def test_type_strings_are_the_documents_of_the_escrow_and_the_peers():
         "CreditLine(address creditor,address debtor,bytes32 unit,uint128 limit,uint64 notAfter,uint64 nonce)",
         ("Payment(address creditor,address debtor,bytes32 unit,uint128 total,string how,uint64 nonce,uint64 paidMs)"),
         "Netting(address lower,address higher,bytes32 unit,uint128 total,uint64 nonce)",
+        "ChannelEnd(bytes32 channelId,uint128 paid,uint64 settledMs)",
     ]
 
 

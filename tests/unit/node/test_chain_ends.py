@@ -1,0 +1,99 @@
+"""Channels that a chain ended without both sides' word: what stands behind their entries, and what does not."""
+
+from dataclasses import replace
+
+import pytest
+from kit.filed_ledger import ledger_file, records
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.market.funding import ChannelSettled, FundsKnown
+from hansa.market.ledger import Entry
+from hansa.market.ledger_check import check_ledger
+from hansa.market.ledger_records import FiledChannel, FiledEnd
+from hansa.node.ledger_store import LedgerStore
+from hansa.proto.currency import currency_of, escrow_currency
+from hansa.proto.signing import sign
+from hansa.proto.splits import Split
+from hansa.scheduler import run
+
+CHAIN = escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20)
+MOST, PREPAID = 600_001, 2_000
+SPLITS = (Split(account=b"r" * 20, bps=250),)
+
+
+def ended(*, paid, splits=()):
+    """A run of two seconds, paid ahead by two more, on a channel that the chain ends. Answers the market."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=1, currency=CHAIN, prepay_ms=PREPAID)
+    made.submit(BUYER, of=spec(shards=1, currency=CHAIN, max_prepay_ms=60_000, splits=splits))
+    made.tender(BUYER, (PROVIDER,), shards=(0,), currency=CHAIN, splits=splits)
+    (key,) = made.engines[BUYER].state.paying.live
+    for account in (BUYER, PROVIDER):
+        made.take(account, FundsKnown(channel_id=key, most=MOST, at_ms=made.now_ms))
+    (lease,) = made.engines[PROVIDER].state.sale_of
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    made.now_ms += 2_000
+    made.take(PROVIDER, run.RunProgressed(run=lease, step=1, metrics=(), at_ms=made.now_ms))
+    earning = made.engines[PROVIDER].state.earning.live[key]
+    assert (earning.earned, earning.cumulative) == (2_000, 2_000 + PREPAID)
+    for account in (BUYER, PROVIDER):
+        made.take(account, ChannelSettled(channel_id=key, paid=paid, at_ms=made.now_ms))
+    return made
+
+
+def in_ledger(made, key):
+    """What it holds: each record once."""
+    found = dict[bytes, object]()
+    for each in records(made, key):
+        found.setdefault(each.id, each)
+    return list(found.values())
+
+
+def report(path, key, of):
+    file = ledger_file(path / f"{key.address.hex()}-{len(list(path.iterdir()))}.sqlite", key, of)
+    store = LedgerStore(file, read_only=True)
+    found = check_ledger(store.rows(), heads=store.heads(), nodes=store.nodes())
+    store.close()
+    return found
+
+
+@pytest.mark.parametrize("paid", [1_500, 2_000, 3_000, 2_000 + PREPAID])
+@pytest.mark.parametrize("splits", [(), SPLITS])
+def test_what_a_chain_paid_has_a_document_in_both_ledgers_and_they_hold(tmp_path, paid, splits):
+    made = ended(paid=paid, splits=splits)
+    for key in (BUYER_KEY, PROVIDER_KEY):
+        found = report(tmp_path, key, records(made, key))
+        assert found.holds, found.first_fault
+        (books,) = (finding for finding in found.findings if finding.name == "books")
+        assert books.words.endswith("of 1 ends of channels there is this node's own word: ask their chain")
+    lost = made.engines[BUYER].state.ledger.total("forfeited:")
+    kept = made.engines[PROVIDER].state.ledger.total("kept:")
+    assert lost == max(0, paid - 2_000)
+    assert kept == lost - (25 * lost // 1_000 if splits else 0), "the provider's own part of it"
+
+
+def test_an_entry_of_such_an_end_that_says_something_else_than_its_document_is_named(tmp_path):
+    made = ended(paid=3_000)
+    beyond = ((BUYER_KEY, "paid more than was received"), (PROVIDER_KEY, "paid more than was delivered"))
+    for key, words in (*beyond, (BUYER_KEY, " closed"), (PROVIDER_KEY, " closed")):
+        of = in_ledger(made, key)
+        at = next(at for at, each in enumerate(of) if isinstance(each, Entry) and each.memo.endswith(words))
+        legs = tuple(replace(leg, amount=2 * leg.amount) for leg in of[at].legs)
+        of[at] = replace(of[at], legs=legs)
+        assert report(tmp_path, key, of).first_fault.position == at + 1
+
+
+@pytest.mark.parametrize("key", [BUYER_KEY, PROVIDER_KEY])
+def test_an_end_without_its_document_by_a_stranger_or_on_no_chain_does_not_hold(tmp_path, key):
+    of = in_ledger(ended(paid=3_000), key)
+    at = next(at for at, each in enumerate(of) if isinstance(each, FiledEnd))
+    assert not report(tmp_path, key, of[:at] + of[at + 1 :]).holds
+    domain = currency_of(CHAIN).domain
+    forged = replace(of[at], end=sign(domain, of[at].end.document, OTHER_KEY))
+    assert report(tmp_path, key, [*of[:at], forged, *of[at + 1 :]]).first_fault.position == at + 1
+    other = replace(of[at], currency="USD", end=sign(currency_of("USD").domain, of[at].end.document, key))
+    assert report(tmp_path, key, [*of[:at], other, *of[at + 1 :]]).first_fault.position == at + 1
+    unknown = [each for each in of if not isinstance(each, FiledChannel)]
+    assert not report(tmp_path, key, unknown).holds
