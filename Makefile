@@ -74,6 +74,7 @@ break-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)
+	$(BIN)/python tests/simulation/simulate.py --players --seeds $$(($(SEEDS) / 10))
 
 venv: $(VENV)/installed-dev
 

@@ -8,6 +8,8 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
+from simulation.bidding import check_bidding
+
 from hansa.market.ledger import Ledger, fold
 from hansa.node import events
 from hansa.node.state import NodeState
@@ -56,6 +58,7 @@ class Auditor:
         self.paid_for: set[tuple[bytes, bytes]] = set()
         self.most_ahead: dict[bytes, int] = {}
         self.over: set[bytes] = set()
+        self.released: set[bytes] = set()
         self.unpaid_between_honest = 0
         self.orders: dict[bytes, messages.RunOrdered] = {}
         self.mirrored: set[tuple[bytes, Any]] = set()
@@ -99,6 +102,8 @@ class Auditor:
                 named = {(mirror, message.checkpoint) for mirror in message.mirrors}
                 assert named <= self.mirrored, "a mirror is named that never said it had the checkpoint"
                 self.moves["starts for which a mirror was named"] += bool(named)
+            case messages.PenaltyReleased(lease=lease) if node.honest:
+                self.released.add(lease)
             case messages.DeliveryAccepted(lease=lease) if node.honest:
                 self.over.add(lease)
             case messages.RunStopOrdered(lease=lease) if node.honest:
@@ -154,6 +159,7 @@ class Auditor:
                 assert held.reclaim_by_ms, "who computes on a withdrawn device was not told to leave"
                 late_ms = state.at_ms - held.reclaim_by_ms
                 assert late_ms <= LEAVE_SLACK_MS + STOP_GRACE_MS, f"a run is {late_ms} ms too long on its devices"
+        check_bidding(node)
         self._check_funds(state)
         for sold in state.sales.live.values():
             if sold.phase == "running":
@@ -277,7 +283,17 @@ class Auditor:
                 assert award.channel_id == key
                 assert bid.signer == channel.payee
                 assert award.signer == node.account
-                assert line.amount == min(floor_amount(line.device_ms, bid.price_e18_per_device_ms), bid.max_total)
+                whole = min(floor_amount(line.device_ms, bid.price_e18_per_device_ms), bid.max_total)
+                withholding = max(0, whole - bid.penalty)
+                assert bid.lease == "firm" or not bid.penalty
+                assert tender.lease in ("any", bid.lease), "another lease than was tendered for"
+                if line.amount != withholding:
+                    assert line.amount == whole, "another price than was agreed"
+                    assert line.lease in self.released, "a penalty was paid before the lease had ended well"
+                if line.lease in self.released:
+                    self.moves["firm leases that ended well"] += 1
+                elif bid.penalty:
+                    self.moves["firm leases that kept their penalty back"] += 1
                 assert bid.price_e18_per_device_ms <= tender.price_ceiling_e18_per_device_ms, "above the ceiling"
                 assert line.device_ms <= (line.end_ms - line.start_ms) * len(bid.devices)
                 spent[tender.job] = spent.get(tender.job, 0) + line.amount

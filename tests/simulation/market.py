@@ -15,13 +15,14 @@ from simulation.world import EPOCH_MS, Faults, World, draw_faults
 from hansa.market.pricing import ProviderTerms
 from hansa.node import events
 from hansa.proto.blob import blob_ref
-from hansa.proto.market_documents import Device, Requirements
+from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Device, Requirements
 from hansa.proto.splits import Split
 from hansa.proto.units import price_per_hour_to_e18
 from hansa.proto.workload import Parameter
 from hansa.scheduler.job_spec import JobSpec
 
 CHAOS_MS = 150_000
+LEASES = ((LEASE_SPOT,), (LEASE_FIRM,), (LEASE_FIRM, LEASE_SPOT), (LEASE_SPOT, LEASE_FIRM))
 HEALING_MS = 90 * 60_000
 """No honest machine may need longer to end once nothing goes wrong any more."""
 GIB = 1 << 30
@@ -47,6 +48,9 @@ class Verdict:
 class Market:
     """All nodes of a world, and what they want."""
 
+    PROVIDERS, BUYERS, JOBS = (3, 6), (1, 2), (1, 4)
+    LIAR: type[SimNode] = LyingNode
+
     def __init__(self, seed: int, faults: Faults | None = None, *, jobs: int | None = None) -> None:
         """Draw a market."""
         self.seed = seed
@@ -61,16 +65,16 @@ class Market:
         self.progress_in: dict[bytes, tuple[int, int]] = {}
         self._providers: list[bytes] = []
         self.buyers: list[bytes] = []
-        for _ in range(chance.randint(3, 6)):
+        for _ in range(chance.randint(*self.PROVIDERS)):
             self._add_node(provides=True)
-        for _ in range(chance.randint(1, 2)):
+        for _ in range(chance.randint(*self.BUYERS)):
             self._add_node(provides=False)
         # A node that lends may buy too, even from itself.
         if chance.random() < 0.3:
             self.buyers.append(self._providers[0])
         for node in self.nodes.values():
             self.world.after(chance.randint(0, 500), node.boot)
-        for number in range(jobs if jobs is not None else chance.randint(1, 4)):
+        for number in range(jobs if jobs is not None else chance.randint(*self.JOBS)):
             self._plan_job(number)
         for at_ms in range(10_000, CHAOS_MS, 10_000):
             self.world.after(at_ms, self._maybe_cut)
@@ -79,7 +83,7 @@ class Market:
 
     def _add_node(self, *, provides: bool) -> None:
         chance = self.world.random
-        lies = self.world.chance(self.world.faults.liars)
+        lies = self.draws_liar()
         key = derived_key(chance)
         devices = tuple(
             Device(id=chance.randbytes(32), kind="cpu", model="Xeon", memory_bytes=4 * GIB, cores_milli=2_000, facts=())
@@ -100,17 +104,27 @@ class Market:
             reclaim_notice_ms=chance.choice((2_000, 20_000, 60_000)),
             prepay_ms=chance.choice((0, 0, 5_000, 60_000)),
             prepay_everybody=chance.random() < 0.5,
+            leases=chance.choice(LEASES),
+            penalty_ms=chance.choice((1, 500, 20_000, 10**9)),
             max_splits_bps=chance.choice((300, 5_000, 5_000)),
             mirror_bytes=chance.choice((0, 60, 1 << 20)),
         )
-        kind: Any = LyingNode if lies else SimNode
+        kind: Any = self.LIAR if lies else SimNode
         skew_ms = chance.randint(-self.world.faults.skew_ms, self.world.faults.skew_ms)
         node = kind(self.world, self, key=key, terms=terms if provides else None, devices=devices, skew_ms=skew_ms)
         if lies:
-            node.lie = chance.choice(PROVIDERS_LIES if provides else BUYERS_LIES)
+            node.lie = self.draw_lie(provides=provides)
         self.nodes[key.address] = node
         self.bank.wallets[key.address] = chance.choice((0, 5_000, 10**12, 10**12))
         (self._providers if provides else self.buyers).append(key.address)
+
+    def draws_liar(self) -> bool:
+        """Whether the next node is none of the honest ones."""
+        return self.world.chance(self.world.faults.liars)
+
+    def draw_lie(self, *, provides: bool) -> str:
+        """What it does instead."""
+        return self.world.random.choice(PROVIDERS_LIES if provides else BUYERS_LIES)
 
     def _plan_job(self, number: int) -> None:
         chance = self.world.random
@@ -159,6 +173,7 @@ class Market:
             egress_bytes=0,
             keep_failed_ms=chance.choice((0, 4_000, 40_000)),
             max_prepay_ms=chance.choice((0, 60_000, 60_000)),
+            lease=chance.choice((LEASE_ANY, LEASE_ANY, LEASE_ANY, LEASE_FIRM, LEASE_SPOT)),
             mirror=chance.random() < 0.5,
             splits=self._draw_splits(),
         )

@@ -10,18 +10,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from simulation.market import Market, Verdict
+from simulation.strategies import StrategicMarket
 
 
-def play(seed: int) -> Verdict:
+def play(seed: int, kind: type[Market] = Market) -> Verdict:
     """One world, or an ``AssertionError`` that says how to see it again."""
-    market = Market(seed)
+    market = kind(seed)
     try:
         return market.play()
     except BaseException as fault:
         lies = sorted(node.lie for node in market.nodes.values() if hasattr(node, "lie"))
+        option = " --players" if kind is StrategicMarket else ""
         fault.add_note(
             f"seed {seed} after {market.world.now_ms - 1_700_000_000_000} ms, liars {lies}\n"
-            f"replay it: python tests/simulation/simulate.py --first {seed} --seeds 1\n{market.world.faults}"
+            f"replay it: python tests/simulation/simulate.py --first {seed} --seeds 1{option}\n{market.world.faults}"
         )
         raise
 
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="a traceback for every world that fails")
+    parser.add_argument("--players", action="store_true", help="markets of dozens of nodes, half of which play")
     chosen = parser.parse_args()
     failed: list[int] = []
     jobs: collections.Counter[str] = collections.Counter()
@@ -44,7 +47,7 @@ def main() -> int:
     began = time.monotonic()
     for seed in range(chosen.first, chosen.first + chosen.seeds):
         try:
-            verdict = play(seed)
+            verdict = play(seed, StrategicMarket if chosen.players else Market)
         except Exception as fault:  # noqa: BLE001 - whatever it is, the seed is named and the next world is played
             failed.append(seed)
             if chosen.verbose or chosen.seeds == 1:
