@@ -27,7 +27,7 @@ from hansa.market.vocabulary import (
     thousandths,
 )
 from hansa.proto.gpu_models import canonical, parse
-from hansa.proto.market_documents import FEATURES, KIND_GPU, LEASE_ANY, Clause, DeviceChoice, Requirements
+from hansa.proto.market_documents import FEATURES, KIND_GPU, Clause, DeviceChoice, Requirements
 from hansa.proto.units import PriceE18, e18_to_price_per_hour, price_per_hour_to_e18
 
 MOST_DEVICES: Final = 64
@@ -390,8 +390,3 @@ class _Needs:
 def _kind_of(choices: tuple[DeviceChoice, ...]) -> str:
     """GPUs, if any model is a GPU's."""
     return KIND_GPU if any(parse(choice.model) is not None for choice in choices) else ""
-
-
-def lease_of(needs: Needs) -> str:
-    """The tender's word for the lease."""
-    return needs.lease or LEASE_ANY

@@ -19,7 +19,7 @@ from hansa.node.queueing import has_asked
 from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import LEASE_ANY, Tender
+from hansa.proto.market_documents import Tender
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.job_queue import due_ms, is_too_late
 from hansa.scheduler.job_state import Checkpoint, Job
@@ -67,8 +67,8 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
         others = daemon.book.others(invited, spec.currency)
         invited += tuple(account for account in others if account not in daemon.state.blocked)
     tender = Tender(
-        facts=(),
-        lease=LEASE_ANY,
+        facts=spec.facts,
+        lease=spec.lease,
         deadline_ms=due_ms(of),
         signer=daemon.state.account,
         peer_id=daemon.state.peer_id,

@@ -19,6 +19,8 @@ PATIENCE_S = 60.0
 """How long ``watch`` waits for a daemon that restarts: the job goes on meanwhile."""
 SHORT_ID = 12
 _TIMES = {"keep_failed": "keep_failed_ms", "queue": "queue_ms", "deadline": "deadline_after_ms"}
+_NEEDS = "needs"
+"""Among a job's changes the one that is no field of it, but read with its file."""
 _NO_CHANGES: Mapping[str, Any] = {}
 
 
@@ -28,18 +30,23 @@ _NO_CHANGES: Mapping[str, Any] = {}
 @click.option("--keep-failed", metavar="TIME", help='Keep a run that failed for so long, e.g. "1h", to look at it.')
 @click.option("--queue", metavar="TIME", help='Wait for providers for so long, e.g. "2h", instead of failing at once.')
 @click.option("--deadline", metavar="TIME", help='So long from now the job is worth nothing, e.g. "6h".')
+@click.option(
+    "--needs", metavar="TEXT", help='What a shard needs, e.g. "8xH100 and region = eu", not as the file says.'
+)
 @click.option("--dry-run", is_flag=True, help="Check and pack it and show whom it would ask; send nothing.")
 @with_data
 @with_json
-def submit(jobfile: Path, and_watch: bool, dry_run: bool, data_dir: Path, as_json: bool, **times: str | None) -> int:
+def submit(jobfile: Path, and_watch: bool, dry_run: bool, data_dir: Path, as_json: bool, **said: str | None) -> int:
     """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
     from hansa.node.cli_client import Daemon
 
-    changes = {
+    changes: dict[str, Any] = {
         field: _duration_ms(text, f"--{name.replace('_', '-')}")
         for name, field in _TIMES.items()
-        if (text := times[name]) is not None
+        if (text := said[name]) is not None
     }
+    if said["needs"] is not None:
+        changes[_NEEDS] = said["needs"]
     with closing(Daemon(data_dir)) as daemon:
         if dry_run:
             return _dry_run(daemon, jobfile, changes, as_json)
@@ -84,7 +91,7 @@ def submit_job(
     Args:
         daemon: the node that buys.
         jobfile: the file, or its directory.
-        changes: fields of the job that are not to be as the file says.
+        changes: fields of the job that are not to be as the file says, and what it ``needs``.
         say: told what is done, one line at a time.
     """
     return str(daemon.post("/v1/jobs", packed_job(daemon, jobfile, changes, say))["job"])
@@ -98,8 +105,9 @@ def packed_job(
     from hansa.node.job_json import spec_to_json
     from hansa.node.job_upload import upload_files, upload_package
 
-    found = read_job_file(jobfile)
-    found = replace(found, spec=replace(found.spec, **changes))
+    found = read_job_file(jobfile, changes.get(_NEEDS))
+    fields = {name: value for name, value in changes.items() if name != _NEEDS}
+    found = replace(found, spec=replace(found.spec, **fields))
     check_deadline(found.spec)
     files, spec = upload_files(daemon, found, say)
     package = upload_package(daemon, found)

@@ -14,22 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from hansa.market.isolation import STRENGTH
+from hansa.market.requirements import MOST_CHOICES
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.market.sale_funding import UNFUNDED
 from hansa.node.faults import ConfigError
 from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
+from hansa.node.job_needs import check_least, check_once, read_needs, read_policy
 from hansa.node.quantities import format_duration, format_size
 from hansa.node.splits_config import read_splits
 from hansa.node.toml_reader import TomlTable, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.frames import is_safe_path
+from hansa.proto.gpu_models import canonical
 from hansa.proto.market_documents import (
     FEATURE_EGRESS,
     FEATURE_MIRRORS,
     FEATURE_SEVERAL_MACHINES,
     KIND_CPU,
     KIND_GPU,
+    LEASE_ANY,
+    LEASE_FIRM,
+    LEASE_SPOT,
     TIER_SANDBOX,
     DeviceChoice,
     Requirements,
@@ -104,8 +110,12 @@ class _Budget:
     max_prepay_ms: DurationMs
 
 
-def read_job_file(path: Path) -> JobFile:
+def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     """Read a ``job.toml``, named itself or by its directory.
+
+    Args:
+        path: the file or the directory.
+        needs: what the command line says in place of the file's ``resources.needs``; it goes before the older keys.
 
     Raises:
         ConfigError: it is missing, or anything in it is wrong.
@@ -131,7 +141,9 @@ def read_job_file(path: Path) -> JobFile:
     shared_memory_bytes = resources.size_bytes("shared_memory", "192 MiB", least=LEAST_SHARED_MEMORY_BYTES)
     environment = read_environment(top.table("environment"), directory)
     mirror = _mirror(top.table("checkpoints"), shards)
-    requirements = _requirements(resources, limits.wall_ms, network, environment)
+    said = read_needs(resources, needs)
+    requirements = said.applied_to(_requirements(resources, limits.wall_ms, network, environment))
+    check_least(requirements, resources)
     if mirror:
         requirements = replace(requirements, features=tuple(sorted((*requirements.features, FEATURE_MIRRORS))))
     if shared_memory_bytes > requirements.memory_bytes:
@@ -141,9 +153,16 @@ def read_job_file(path: Path) -> JobFile:
     bid_window_ms = tender.duration_ms("bids", "5 s", least=100)
     meter_interval_ms = tender.duration_ms("meter", "10 s", least=100)
     queue_ms = tender.duration_ms("queue_timeout", "0 s", least=0)
+    check_once(tender, "deadline", "deadline", said=needs is None and said.deadline_ms is not None)
     deadline_after_ms = tender.duration_ms("deadline", "0 s", least=0)
+    check_once(tender, "lease", "lease", said=needs is None and bool(said.lease))
+    lease = tender.choice("lease", LEASE_ANY, (LEASE_ANY, LEASE_SPOT, LEASE_FIRM))
     tender.finish()
-    budget = _budget(top.table("budget"), requirements.devices * min(meter_interval_ms, limits.wall_ms))
+    prices = top.table("budget")
+    ceiling_e18 = said.price_e18_per_device_ms
+    check_once(prices, "price_ceiling_per_hour", "price", said=needs is None and ceiling_e18 is not None)
+    budget = _budget(prices, requirements.devices * min(meter_interval_ms, limits.wall_ms), ceiling_e18)
+    policy = read_policy(top.table("policy"), budget.max_prepay_ms)
     splits = read_splits(top, "splits")
     top.finish()
     spec = JobSpec(
@@ -174,7 +193,9 @@ def read_job_file(path: Path) -> JobFile:
         max_prepay_ms=budget.max_prepay_ms,
         splits=splits,
         queue_ms=queue_ms,
-        deadline_after_ms=deadline_after_ms,
+        deadline_after_ms=deadline_after_ms if said.deadline_ms is None else said.deadline_ms,
+        lease=said.lease or lease,
+        facts=policy,
     )
     check_deadline(spec)
     return JobFile(
@@ -331,7 +352,7 @@ def _requirements(
     table: TomlTable, wall_ms: DurationMs, network: _Network, environment: JobEnvironment
 ) -> Requirements:
     kind = table.choice("kind", "any", ("any", KIND_CPU, KIND_GPU))
-    models = table.texts("gpu_models", (), most=64)
+    models = table.texts("gpu_models", (), most=MOST_CHOICES)
     if models and kind != KIND_GPU:
         raise table.fault("gpu_models", f'makes no sense with kind = "{kind}"', 'set kind = "gpu", or remove the line')
     several = (FEATURE_SEVERAL_MACHINES,) if table.boolean("several_machines", False) else ()
@@ -339,7 +360,7 @@ def _requirements(
     requirements = Requirements(
         clauses=(),
         kind=kind,
-        choices=tuple(DeviceChoice(devices=devices, model=model) for model in models),
+        choices=tuple(dict.fromkeys(DeviceChoice(devices=devices, model=canonical(model)) for model in models)),
         devices=devices,
         device_memory_bytes=table.size_bytes("device_memory", "0 B"),
         cores_milli=table.cores_milli("cores", 1),
@@ -354,9 +375,10 @@ def _requirements(
     return requirements
 
 
-def _budget(table: TomlTable, least_device_ms: int) -> _Budget:
+def _budget(table: TomlTable, least_device_ms: int, said_e18: PriceE18 | None) -> _Budget:
     """The money, with the one check that needs no market: it must reach to one shard's first receipt."""
     ceiling_e18 = table.price_e18("price_ceiling_per_hour", "1.00", least=1)
+    ceiling_e18 = ceiling_e18 if said_e18 is None else said_e18
     total = table.amount("total", "1.00", least=1)
     smallest = amount_for(least_device_ms, ceiling_e18)
     if total < smallest:

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import Requirements
+from hansa.proto.market_documents import LEASE_ANY, Fact, Requirements
 from hansa.proto.splits import Split
 from hansa.proto.units import Amount, Bytes32, DurationMs, Line, PriceE18, Uint32, Uint64
 from hansa.proto.workload import Parameter, Workload
@@ -37,6 +37,7 @@ class JobSpec:
         retries: how often one shard may be tendered again. A shard whose devices were taken back does not count.
         retry_on: the kinds of failure after which it is, sorted.
         mirror: whether checkpoints are held by the provider of another shard too.
+        lease: ``"firm"``, ``"spot"``, or ``"any"`` for either.
         max_prepay_ms: how much device time of each lease may be paid ahead: what a provider could take and leave with.
         splits: who else than the provider gets a part of every payment.
         retry_same_provider: whether a provider that lost a shard may have it again if nobody else will.
@@ -47,6 +48,7 @@ class JobSpec:
         egress_bytes: the most that a shard may send to and get from the outside.
         keep_failed_ms: how long a run that failed is kept to be looked at.
         queue_ms: how long the job looks for its first providers before it fails for want of them; 0: one tender.
+        facts: what its buyer states of it, for the providers' own rules; sorted by name, each name once.
         deadline_after_ms: so long after it was submitted the job is worth nothing; 0 where there is no such time.
     """
 
@@ -74,10 +76,12 @@ class JobSpec:
     retry_on: tuple[Line, ...] = WORTH_RETRYING
     retry_same_provider: bool = True
     mirror: bool = False
+    lease: Line = LEASE_ANY
     max_prepay_ms: DurationMs = 0
     splits: tuple[Split, ...] = ()
     queue_ms: DurationMs = 0
     deadline_after_ms: DurationMs = 0
+    facts: tuple[Fact, ...] = ()
 
     def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""
