@@ -21,6 +21,7 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.proto.units import format_amount
 
+LONGEST_REASON_BYTES = 250
 CONFIRM_MS = 4_000
 """A winner that has not confirmed for so long is replaced."""
 
@@ -158,9 +159,27 @@ def release_losers(state: Purchase, at_ms: int) -> tuple[Send, ...]:
     """That word to everybody whose bid was never awarded."""
     used = {placement.bid for placement in state.placements}
     return tuple(
-        release(state, bid.signer, bid_digest, "another bid won", at_ms)
+        release(state, bid.signer, bid_digest, why_lost(state, bid_digest), at_ms)
         for bid_digest, bid in state.bids.items()
         if bid_digest not in used
+    )
+
+
+def why_lost(state: Purchase, bid: bytes) -> str:
+    """Why a bid came to nothing, for its owner: its place and its own reliability, and nothing of the others' bids."""
+    ranked = [entry for entry in state.ranking if not entry.excluded]
+    entry = next((entry for entry in state.ranking if entry.bid == bid), None)
+    if entry is not None and entry.excluded:
+        return clipped(f"it could not win: {entry.excluded}", LONGEST_REASON_BYTES)
+    if state.phase == "cancelled":
+        return "the buyer took the tender back"
+    if state.phase == "unfilled":
+        return "not all shards found a provider, so none was awarded"
+    if entry is None:
+        return "another bid won"
+    place, reliable = ranked.index(entry) + 1, entry.reliability_ppm // 10_000
+    return (
+        f"another bid won: by expected cost it was number {place} of {len(ranked)}; reliability counted: {reliable} %"
     )
 
 
