@@ -59,6 +59,10 @@ def read_akash(top: Value, part: str) -> Draft:
         if other is not chosen:
             for value in (other.service, other.compute, other.price, other.count):
                 value.skip()
+    names = {one.name for one in deployed}
+    for name, service in top.need("services", "").entries():
+        if name not in names:
+            draft.leave_value(service, "it is deployed nowhere in the file", what=name)
     draft.leave_value(top.get("endpoints"), "a job has no address of its own")
     draft.leave_unread(top)
     return draft
@@ -103,6 +107,7 @@ def _deployments(top: Value) -> list[_Deployed]:
             one = _Deployed(name=name, service=service, compute=compute, placement=placement, price=price, count=count)
             _check_price(price)
             _check_gpu(compute)
+            _check_sizes(compute)
             _check_storage(one)
             found.append(one)
     if not found:
@@ -148,6 +153,17 @@ def _check_gpu(compute: Value) -> None:
         interface = model.get("interface")
         if interface is not None and interface.text() not in ("pcie", "sxm"):
             raise interface.fault(f'"{shown(interface.text())}" is no interface of a GPU', "write pcie or sxm")
+
+
+def _check_sizes(compute: Value) -> None:
+    resources = compute.need("resources", "say what it needs: cpu, memory, storage")
+    cpu, memory = resources.get("cpu"), resources.get("memory")
+    if cpu is not None:
+        cores_milli(cpu.need("units", "say how many: units: 1"))
+    if memory is not None:
+        size_bytes(memory.need("size", "say how much: size: 16Gi"), KUBERNETES)
+    for volume in _volumes(compute).values():
+        size_bytes(volume.need("size", "say how much: size: 10Gi"), KUBERNETES)
 
 
 def _volumes(compute: Value) -> dict[str, Value]:

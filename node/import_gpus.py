@@ -33,7 +33,7 @@ def add_choice(
     model = canonical(named)
     if (devices, model) not in draft.choices:
         draft.choices = (*draft.choices, (devices, model))
-    draft.carry(value.place, f"{devices} x {named}", f"resources.needs: {devices}x{model}")
+    draft.carry(value.place, f"{devices} x {named}", f"resources.needs: {devices}x {model}")
 
 
 def _is_made_in_two_forms(name: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 
-from hansa.market.requirements import MOST_CHOICES, TIMES
+from hansa.market.requirements import MOST_CHOICES
 from hansa.node.file_lists import IMAGE_REFERENCE
 from hansa.node.import_job import Draft
 from hansa.node.import_quantities import in_needs
@@ -156,7 +156,7 @@ def _needs(draft: Draft) -> str:
     for count, model in draft.choices[MOST_CHOICES:]:
         draft.leave("GPUs", f"{count} x {model}", f"a job names at most {MOST_CHOICES} choices")
     if choices:
-        terms.append(" or ".join(f"{count}{TIMES}{model}" for count, model in choices))
+        terms.append(" or ".join(f"{count}x {model}" for count, model in choices))
     elif draft.devices:
         terms.append(f"kind = gpu and devices = {draft.devices}")
     if draft.vram_bytes:

@@ -209,11 +209,13 @@ def test_a_persistent_volume_beside_another_mount_passes_as_it_does_at_akash() -
     assert read(text).disk_bytes == 150 * GIB
 
 
-TWO = SDL.replace("  train:\n    image", "  web:\n    image: nginx\n  train:\n    image").replace(
-    "deployment:\n", "deployment:\n  web:\n    dcloud: {profile: web, count: 1}\n"
-).replace("  compute:\n", "  compute:\n    web:\n      resources: {cpu: {units: 100m}, memory: {size: 128Mi}}\n").replace(
-    "      pricing:\n", "      pricing:\n        web: {denom: uakt, amount: 5}\n"
-)  # fmt: skip
+WEB = "    web:\n      resources: {cpu: {units: 100m}, memory: {size: 128Mi}}\n"
+TWO = changed(
+    ("  train:\n    image", "  web:\n    image: nginx\n  train:\n    image"),
+    ("deployment:\n", "deployment:\n  web:\n    dcloud: {profile: web, count: 1}\n"),
+    ("  compute:\n", f"  compute:\n{WEB}"),
+    ("      pricing:\n", "      pricing:\n        web: {denom: uakt, amount: 5}\n"),
+)
 
 
 def test_of_several_services_the_one_with_gpus_is_the_job() -> None:
@@ -224,7 +226,8 @@ def test_of_several_services_the_one_with_gpus_is_the_job() -> None:
 
 
 def test_several_services_are_a_question() -> None:
-    both = TWO.replace("cpu: {units: 100m}", "cpu: {units: 1}, gpu: {units: 1, attributes: {vendor: {nvidia: }}}")
+    gpu = "gpu: {units: 1, attributes: {vendor: {nvidia: }}}"
+    both = TWO.replace("cpu: {units: 100m}", f"cpu: {{units: 1}}, {gpu}")
     assert refusal(both).hint == "choose one with --part web"
     assert read(both, part="train").name == "train"
     with pytest.raises(ConfigError, match="deploys no service other"):
