@@ -74,6 +74,11 @@ def advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
         bought = replace(bought, funds=funds_left(state, of, besides=key))
         state.purchases[key] = bought
     effects = state.turn("purchase", state.purchases, key, purchase.advance, event)
+    after = state.purchases.get(key)
+    for provider in sorted(after.deserters - bought.deserters if after is not None else ()):
+        # A bid costs its provider nothing; to win with it and not to come has to.
+        record = state.records.get(provider, Record())
+        state.records[provider] = replace(record, bad=record.bad + 1)
     return follow_purchase(state, key, effects)
 
 

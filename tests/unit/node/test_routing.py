@@ -98,6 +98,34 @@ def test_a_job_is_bought_run_paid_and_its_channel_closed():
     assert made.engines[PROVIDER].deadline_ms() is None
 
 
+def test_who_wins_and_does_not_come_is_remembered_for_it_once():
+    made = market()
+    made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
+    made.tender(BUYER, (PROVIDER,))
+    made.pass_time(4_000, BUYER)
+    assert state_of(made, BUYER).records == {PROVIDER: Record(bad=1)}
+    late = messages.LeaseConfirmed(lease=next(iter(state_of(made, BUYER).placed)))
+    made.tell(PROVIDER, BUYER, late)
+    assert state_of(made, BUYER).records == {PROVIDER: Record(bad=1)}
+    assert job_of(made).phase == "gathering"
+
+
+def test_what_receipts_show_of_a_jobs_speed_is_known_when_the_next_one_is_tendered():
+    made, (lease,) = running()
+    for number in range(1, 6):
+        step(made, lease, number, after_ms=2_000)
+    (trial,) = state_of(made, BUYER).trials.values()
+    # The first receipt is where measuring begins: its step may be one of a checkpoint.
+    assert (trial.provider, trial.devices, trial.steps, trial.device_ms) == (PROVIDER, 1, 4, 8_000)
+    made.restart(BUYER)
+    assert state_of(made, BUYER).trials == {trial.key: trial}
+    assert restored(snapshot(state_of(made, BUYER))).trials == {trial.key: trial}
+    made.submit(BUYER, job=b"k" * 32, of=ONE)
+    made.tender(BUYER, (OTHER,), job=b"k" * 32, nonce=b"k" * 32)
+    (bought,) = (each for _, each in state_of(made, BUYER).purchases.all() if each.tender.job == b"k" * 32)
+    assert bought.trials == (trial,)
+
+
 # Whoever it does not concern is not listened to.
 
 
