@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from hansa.market.acceptance import provider_facts
+from hansa.market.clauses import written
 from hansa.node import buying, mirror_tasks, selling, selling_runs
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
 from hansa.node.events import NettingDue
 from hansa.node.keeping import checkpoint_blobs, wanted_blobs
+from hansa.node.machine_facts import hoisted
 from hansa.node.metrics import Metrics, Snapshot
 from hansa.node.mutual_credit import could_net
 from hansa.node.unsettled import settlements_wanted
@@ -51,15 +54,19 @@ async def _publish_advert(daemon: "Daemon", free: int) -> None:
     config, devices = daemon.config, daemon.state.capacity.lent
     if not daemon.lends or not daemon.state.capacity.devices:
         return
+    terms = daemon.state.terms
+    shared, lent = hoisted(devices)
+    told = {fact.name: fact.value for fact in shared} | (provider_facts(terms) if terms is not None else {})
     advert = Advert(
-        facts=(),
+        # What has a field of its own in an advert stands there.
+        facts=written({name: value for name, value in told.items() if name not in ("features", "region", "tier")}),
         signer=daemon.account.address,
         peer_id=daemon.net.peer_id,
         addresses=tuple(daemon.net.addrs()[:MOST_ADDRESSES]),
-        devices=devices,
+        devices=lent,
         free=free,
         tier=config.provider.tier,
-        features=daemon.state.terms.features if daemon.state.terms else (),
+        features=terms.features if terms is not None else (),
         region=config.region,
         currency=config.currency,
         price_e18_per_device_ms=_posted_price(daemon, devices),

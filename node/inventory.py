@@ -6,14 +6,17 @@ name; and more slots than the machine has cores or memory for are refused at sta
 
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.config import ProviderConfig
+from hansa.node.disk import scratch_directory
 from hansa.node.driver_process import ask_once
 from hansa.node.faults import ConfigError
 from hansa.node.gpus import AMD, NVIDIA, Gpu, GpuReport
+from hansa.node.machine_facts import gpu_facts, slot_facts
 from hansa.node.quantities import format_size
 from hansa.proto.keccak import keccak256
 from hansa.proto.market_documents import KIND_CPU, KIND_GPU, Device
@@ -33,12 +36,14 @@ class Machine:
         cores_milli: cores that this process may use, in thousandths.
         memory_bytes: main memory that this process may use.
         serial: tells this machine from others of the same owner.
+        disk_bytes: room for runs' files when it was asked; 0 where that is not known.
     """
 
     model: str
     cores_milli: int
     memory_bytes: int
     serial: str
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +112,10 @@ def take_inventory(
     slots = _slot_count(provider, machine)
     left_milli = max(0, machine.cores_milli - slots * provider.cpu_cores_milli_per_slot)
     gpus = {keccak256(account + gpu.uuid.encode()): gpu for gpu in lent}
+    ram_bytes = max(0, machine.memory_bytes - slots * provider.memory_bytes_per_slot)
     devices = [
         Device(
-            facts=(),
+            facts=gpu_facts(gpu, lent, report, ram_bytes, machine.disk_bytes),
             id=device_id,
             kind=KIND_GPU,
             model=_line(gpu.model),
@@ -121,7 +127,7 @@ def take_inventory(
     ]
     devices += [
         Device(
-            facts=(),
+            facts=slot_facts(machine.disk_bytes),
             id=keccak256(account + f"{machine.serial}:cpu:{slot}".encode()),
             kind=KIND_CPU,
             model=_line(machine.model),
@@ -184,7 +190,16 @@ def read_machine(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup
         cores_milli=len(os.sched_getaffinity(0)) * 1000,
         memory_bytes=_memory_bytes(proc / "meminfo", cgroup),
         serial=_read_text(Path("/etc/machine-id")).strip(),
+        disk_bytes=_disk_bytes(scratch_directory()),
     )
+
+
+def _disk_bytes(directory: Path) -> int:
+    """Free room in whole GiB. Asked once: what runs write there comes and goes."""
+    try:
+        return shutil.disk_usage(directory).free >> 30 << 30
+    except OSError:
+        return 0
 
 
 def _processor(cpuinfo: Path) -> str:
