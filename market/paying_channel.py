@@ -27,7 +27,7 @@ from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import NOTHING, LeaseTerms, Statement, fault_in, receipt_digest
 from hansa.proto.documents import ChannelConfig, ChannelEnd, CooperativeClose, Voucher
-from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
+from hansa.proto.messages import CloseProposed, PenaltyReleased, ReceiptRefused, VoucherSent
 from hansa.proto.signing import Signed
 from hansa.proto.splits import Split
 from hansa.proto.units import Amount, Bytes32, Line, UnixMs
@@ -203,16 +203,30 @@ def _react(state: PayingChannel, event: Any) -> Step[PayingChannel]:
 def _open_lease(state: PayingChannel, event: LeaseOpened) -> Step[PayingChannel]:
     """A new lease: its channel should be good for it, and what it is paid ahead is vouched for at once."""
     terms = event.terms
-    known = terms.lease in state.terms
+    known = state.terms.get(terms.lease)
     opened = replace(state, terms={**state.terms, terms.lease: terms})
     opened = _rated(opened, terms.ends_ms if known else terms.begins_ms)
-    if known:
-        return Step(state=opened)
+    if known is not None:
+        told = (_release(opened, terms),) if terms.released and not known.released else ()
+        return Step(state=opened, effects=told)
     total = _next_total(opened)
     if state.phase != "open" or total == state.cumulative:
         return Step(state=opened, effects=(_funding(opened),))
     paid = replace(opened, cumulative=total)
     return Step(state=paid, effects=(_funding(opened), _voucher(paid, terms.begins_ms)))
+
+
+def _release(state: PayingChannel, terms: LeaseTerms) -> Send:
+    """A firm lease has ended well: from now on a receipt may charge all of it."""
+    message = PenaltyReleased(lease=terms.lease)
+    return Send(to=state.config.payee_signer, message=message, keep_until_ms=terms.ends_ms + KEEP_MS)
+
+
+def releases(state: PayingChannel) -> tuple[Send, ...]:
+    """What was said of the ends of firm leases on it, to be said again after a restart."""
+    if state.phase not in ("open", "closing"):
+        return ()
+    return tuple(_release(state, terms) for terms in state.terms.values() if terms.released)
 
 
 def _hear_of_funds(state: PayingChannel, event: FundsKnown) -> Step[PayingChannel]:

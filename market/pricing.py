@@ -11,7 +11,18 @@ from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.market.vocabulary import number_text
 from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Bid, Clause, Decline, Device, Fact, Shortfall, Tender
+from hansa.proto.market_documents import (
+    LEASE_ANY,
+    LEASE_FIRM,
+    LEASE_SPOT,
+    Bid,
+    Clause,
+    Decline,
+    Device,
+    Fact,
+    Shortfall,
+    Tender,
+)
 from hansa.proto.splits import check_splits, percent, splits_hash
 from hansa.proto.units import (
     Address,
@@ -55,6 +66,7 @@ class ProviderTerms:
         on_price_fault: what is done where the owner's program names no price: ``"rule"`` or ``"decline"``; empty where
             there is no program.
         leases: the kinds of lease that are offered, the one first that a tender for any kind gets.
+        penalty_ms: what a firm lease withholds until it has ended well, as time of all its devices.
         buyers: the only accounts that are served; empty serves everyone.
         voucher_timeout_ms: without a voucher for this long after a receipt the run is paused.
         max_unpaid: with more than this run up and not vouched for, the run is paused.
@@ -83,6 +95,7 @@ class ProviderTerms:
     rule: PricingRule = field(default_factory=PricingRule)
     on_price_fault: Line = ""
     leases: tuple[Line, ...] = (LEASE_SPOT,)
+    penalty_ms: DurationMs = 0
     buyers: frozenset[Address] = frozenset()
     voucher_timeout_ms: DurationMs
     max_unpaid: Amount
@@ -194,9 +207,11 @@ def bid_for(
     max_total = amount_for(longest, price_e18) + 1
     ahead_ms = terms.prepay_ms if is_stranger or terms.prepay_everybody else 0
     prepay = min(max_total, amount_for(ahead_ms * len(devices), price_e18))
+    is_firm = lease == LEASE_FIRM
+    penalty = min(max_total, amount_for(terms.penalty_ms * len(devices), price_e18)) if is_firm else 0
     return Bid(
         lease=lease,
-        penalty=0,
+        penalty=penalty,
         facts=written(_facts_of_bid(devices, terms)),
         signer=terms.account,
         tender=tender_digest,

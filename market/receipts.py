@@ -34,6 +34,8 @@ class LeaseTerms:
         price_e18_per_device_ms: the agreed price.
         max_total: the most that the lease can ever cost.
         prepay: how far vouchers run ahead of its receipts while it lives.
+        penalty: of a firm lease, what is not charged before it has ended well.
+        released: whether it has, by its buyer's word.
         begins_ms: the start was not ordered before this.
         ends_ms: nothing is paid for after this.
     """
@@ -46,6 +48,8 @@ class LeaseTerms:
     price_e18_per_device_ms: PriceE18
     max_total: Amount
     prepay: Amount = 0
+    penalty: Amount = 0
+    released: bool = False
     begins_ms: UnixMs
     ends_ms: UnixMs
 
@@ -57,6 +61,10 @@ class LeaseTerms:
     def amount(self, device_ms: int) -> int:
         """What so many device-milliseconds cost, never more than the lease allows."""
         return min(amount_for(device_ms, self.price_e18_per_device_ms), self.max_total)
+
+    def withholding(self, device_ms: int) -> int:
+        """What of that is charged as long as nobody said that the lease ended well."""
+        return max(0, self.amount(device_ms) - self.penalty)
 
     @property
     def most(self) -> int:
@@ -194,8 +202,14 @@ def _fault_in_line(line: MeterLine, agreed: LeaseTerms, before: MeterLine | None
         return "a line ends before it begins, or after the receipt's period"
     if line.device_ms > (line.end_ms - line.start_ms) * len(agreed.devices):
         return "a line counts more device time than has passed"
-    if line.amount != agreed.amount(line.device_ms):
-        return "a line's amount is not the agreed price for its device time"
+    whole, withholding = agreed.amount(line.device_ms), agreed.withholding(line.device_ms)
+    if line.amount != withholding and not (agreed.released and line.amount == whole):
+        early = withholding < line.amount <= whole
+        return (
+            "a line charges what a firm lease pays only once it has ended well"
+            if early
+            else "a line's amount is not the agreed price for its device time"
+        )
     if before is not None:
         if line.start_ms != before.start_ms or line.end_ms < before.end_ms or line.device_ms < before.device_ms:
             return "a line went back"

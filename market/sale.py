@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market.effects import Send, clipped, unsigned
+from hansa.market.firm_leases import RELEASE_MS, is_forfeited
 from hansa.market.ledger import Post, written_back, written_off
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import LeaseTerms
@@ -31,6 +32,7 @@ from hansa.market.sale_events import (
     LineRefused,
     LineVouched,
     PauseWanted,
+    PenaltyLifted,
     ProgressMade,
     ReclaimOrdered,
     RunBegan,
@@ -86,6 +88,8 @@ TABLE: Table[Sale] = Table(
         ("running", (RunBegan, RunInterrupted, StopOrdered, LeaseCalledOff, UseSampled, ReclaimOrdered), "running"),
         ("running", RunOver, "delivering"),
         ("delivering", (LineVouched, LineRefused), "delivering"),
+        (("running", "delivering"), PenaltyLifted, SAME),
+        ("settling", PenaltyLifted, ("settling", "settled", "stopped")),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
         ("settling", LineVouched, ("settling", "settled", "stopped")),
         ("settling", (LineRefused, TimePassed), ("settling", "settled", "stopped", "unpaid")),
@@ -120,7 +124,8 @@ def deadline_ms(state: Sale) -> int | None:
         case "delivering":
             return state.over_ms + DELIVERY_MS
         case "settling":
-            return state.over_ms + DELIVERY_MS + state.grace_ms
+            waits = state.bid.penalty and not _has_forfeited(state)
+            return state.over_ms + DELIVERY_MS + state.grace_ms + (RELEASE_MS if waits else 0)
         case _:
             return None
 
@@ -193,6 +198,8 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return _take_voucher(state, event)
         case LineRefused(reason=reason, at_ms=at_ms):
             return _hear_refusal(state, reason, at_ms)
+        case PenaltyLifted():
+            return _lift_penalty(state, event)
         case DeliveryTaken(at_ms=at_ms) | StopOrdered(at_ms=at_ms):
             return _settle(replace(state, phase="settling"), at_ms)
         case TimePassed(at_ms=at_ms):
@@ -222,6 +229,7 @@ def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
         price_e18_per_device_ms=state.bid.price_e18_per_device_ms,
         max_total=state.bid.max_total,
         prepay=state.bid.prepay,
+        penalty=state.bid.penalty,
         begins_ms=event.at_ms,
         ends_ms=event.award.ends_ms,
     )
@@ -294,6 +302,23 @@ def _take_voucher(state: Sale, event: LineVouched) -> Step[Sale]:
     return _settle(paid, event.at_ms) if state.phase == "settling" else Step(state=paid)
 
 
+def _has_forfeited(state: Sale) -> bool:
+    """Whether what was withheld of a firm lease is lost by what this side did, whatever the buyer may say."""
+    return is_forfeited(outcome=state.outcome, kind=state.kind, taken_back=state.reclaim_by_ms > 0)
+
+
+def _lift_penalty(state: Sale, event: PenaltyLifted) -> Step[Sale]:
+    """What was withheld is charged with the next line, or at once if the run is over."""
+    if state.released or not state.bid.penalty:
+        return ignore(state, "a penalty that is not withheld")
+    released = replace(state, released=True)
+    if state.phase == "running":
+        return Step(state=released)
+    metered = meter(released, event.at_ms, final=True)
+    settled = _settle(metered.state, event.at_ms) if state.phase == "settling" else Step(state=metered.state)
+    return Step(state=settled.state, effects=(*metered.effects, *settled.effects))
+
+
 def _hear_refusal(state: Sale, reason: str, at_ms: int) -> Step[Sale]:
     refused = replace(state, refused=reason)
     if state.phase == "running" and not state.stopping:
@@ -364,9 +389,11 @@ def _write_back(state: Sale, before: Sale, at_ms: int) -> Step[Sale]:
 
 
 def _settle(state: Sale, at_ms: int) -> Step[Sale]:
-    """Delivered: the end, if everything metered is vouched for."""
+    """Delivered: the end, if everything metered is vouched for and no word of the buyer could add to it."""
     if state.vouched < state.lined_amount:
         return _write_off(state, at_ms) if state.refused and state.phase == "settling" else Step(state=state)
+    if state.withheld and not _has_forfeited(state):
+        return Step(state=state)
     return Step(state=replace(state, phase="settled" if state.outcome == "succeeded" else "stopped"))
 
 
@@ -406,7 +433,7 @@ def _pass_running_time(state: Sale, at_ms: int) -> Step[Sale]:
         return _stop(state, reason)
     if not state.paused_ms and not state.stopping:
         exposed = state.exposed_at_ms is not None and at_ms >= state.exposed_at_ms
-        if exposed and state.accrued <= state.vouched:
+        if exposed and state.chargeable <= state.vouched:
             # There is nothing that the buyer could vouch for, so a pause would last for ever.
             return _stop(state, "it ran up more than may be unpaid without reporting a step")
         late = state.unvouched_since_ms and at_ms >= state.unvouched_since_ms + state.bid.voucher_timeout_ms

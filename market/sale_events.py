@@ -140,6 +140,13 @@ class DeliveryTaken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PenaltyLifted:
+    """The buyer says that the firm lease has ended well: what was withheld may be charged."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineVouched:
     """The buyer vouched for this lease, up to this total.
 

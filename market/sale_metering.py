@@ -45,9 +45,10 @@ def meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
     """Give the channel a line if there is new evidence and the interval is over; pause if too much is unpaid."""
     effects: list[Any] = []
     due = final or at_ms >= state.lined_ms + state.bid.meter_interval_ms
-    if due and state.steps > state.lined_steps:
+    amount = state.chargeable
+    # What was withheld and is not any more is charged for evidence that was given before.
+    if due and (state.steps > state.lined_steps or amount > state.lined_amount):
         assert state.terms is not None
-        amount = state.accrued
         line = MeterLine(
             lease=state.lease,
             shard=state.terms.shard,

@@ -52,6 +52,7 @@ class Sale:
         paused_ms: since when the run is paused for want of vouchers or funds; 0 if it is not.
         unproved: what the work before its pauses, or in a sandbox that was lost, is worth that no step has proved yet.
         starved: whether it is paused because its channel can pay no more.
+        released: whether the buyer said that a firm lease has ended well.
         outcome, kind, reason, outputs: how the run ended.
         lent, paid, held: the buyer's credit line, what was taken off its debt, and the signed total on the channel, as
             they were when a lease on the ledger could last have ended for want of money.
@@ -97,6 +98,7 @@ class Sale:
     starved: bool = False
     stopping: bool = False
     refused: str = ""
+    released: bool = False
     outcome: Line = ""
     kind: Line = ""
     reason: str = ""
@@ -114,6 +116,16 @@ class Sale:
         """What the evidence until now is worth."""
         return self.terms.amount(self.device_ms) if self.terms else 0
 
+    @property
+    def withheld(self) -> int:
+        """What of a firm lease's price is not charged as long as it has not ended well."""
+        return 0 if self.released else min(self.accrued, self.bid.penalty)
+
+    @property
+    def chargeable(self) -> int:
+        """What the evidence until now lets receipts come to."""
+        return self.accrued - self.withheld
+
     def unproved_at(self, at_ms: int) -> int:
         """What the work until a moment is worth that no step has proved yet."""
         if not self.unproved_since_ms:
@@ -123,8 +135,8 @@ class Sale:
 
     @property
     def unpaid(self) -> int:
-        """What ran up and neither a voucher nor what was paid ahead covers; negative while more was paid ahead."""
-        return self.accrued - self.vouched - self.ahead
+        """What may be charged and neither a voucher nor what was paid ahead covers; negative where more was."""
+        return self.chargeable - self.vouched - self.ahead
 
     @property
     def exposed_at_ms(self) -> int | None:

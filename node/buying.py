@@ -422,7 +422,7 @@ def restart(state: NodeState, at_ms: int) -> Effects:
     for _, current_round in state.rounds.all():
         effects += rounds.outstanding(current_round, at_ms)
     for _, channel in state.paying.all():
-        effects += paying_channel.outstanding(channel, at_ms)
+        effects += [*paying_channel.outstanding(channel, at_ms), *paying_channel.releases(channel)]
     return effects
 
 

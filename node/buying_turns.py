@@ -193,6 +193,7 @@ def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_m
         price_e18_per_device_ms=bid.price_e18_per_device_ms,
         max_total=bid.max_total,
         prepay=bid.prepay,
+        penalty=bid.penalty,
         begins_ms=at_ms,
         ends_ms=placement.award.ends_ms,
     )
@@ -216,18 +217,26 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     state.records[placement.provider] = record
     ended = purchase_events.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
     effects = advance_purchase(state, bought.tender_digest, ended)
-    effects += end_metering(state, placement, over.at_ms)
+    effects += end_metering(state, placement, over.at_ms, due=over.due)
     return effects + _close_idle_channels(state, over.at_ms)
 
 
-def end_metering(state: NodeState, placement: Placement, at_ms: int) -> Effects:
-    """Nothing computes under a lease from now on: whatever else is waited for, later time is not paid."""
+def end_metering(state: NodeState, placement: Placement, at_ms: int, *, due: bool = False) -> Effects:
+    """Nothing computes under a lease from now on: whatever else is waited for, later time is not paid.
+
+    Args:
+        state: the node's.
+        placement: the award that became the lease.
+        at_ms: from when on.
+        due: it has ended well for its provider, who may charge what a firm lease withholds until then.
+    """
     key = placement.award.channel_id
     channel = state.paying.live.get(key)
     if channel is None:
         return []  # Its provider ended it at its backend, as it may at any time.
     terms = channel.terms[placement.lease]
-    shorter = replace(terms, ends_ms=min(terms.ends_ms, at_ms), prepay=0)
+    released = terms.released or (due and terms.penalty > 0)
+    shorter = replace(terms, ends_ms=min(terms.ends_ms, at_ms), prepay=0, released=released)
     return advance_channel(state, key, paying_channel.LeaseOpened(terms=shorter))
 
 

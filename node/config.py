@@ -21,7 +21,7 @@ from hansa.node.splits_config import read_percent
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import TIER_GVISOR, TIER_NONE, TIER_SANDBOX
+from hansa.proto.market_documents import LEASE_FIRM, LEASE_SPOT, TIER_GVISOR, TIER_NONE, TIER_SANDBOX
 from hansa.proto.signing import parse_address
 from hansa.proto.units import Address, Amount, DurationMs, PriceE18, Uint32
 
@@ -65,6 +65,8 @@ class ProviderConfig:
         max_splits_bps: the most of a payment that may go to others than this provider, in ten-thousandths.
         grace_ms: a run that has been paused for this long is stopped.
         reclaim_notice_ms: how long before taking a device back the buyer is told.
+        leases: the kinds of lease that are offered; the first is for who does not mind.
+        firm_penalty_ms: what a firm lease withholds until it has ended well, as time of all its devices.
         shells: whether buyers may open shells in their own runs.
         max_fetch_bytes: what one shard may bring beside its package at most.
         mirror_bytes: what the copies of checkpoints may weigh that are held for shards elsewhere; 0 holds none.
@@ -88,6 +90,8 @@ class ProviderConfig:
     max_splits_bps: Uint32
     grace_ms: DurationMs
     reclaim_notice_ms: DurationMs
+    leases: tuple[str, ...]
+    firm_penalty_ms: DurationMs
     shells: bool
     max_fetch_bytes: int
     mirror_bytes: int
@@ -337,6 +341,8 @@ def _provider(table: TomlTable) -> ProviderConfig:
         max_splits_bps=read_percent(table, "max_splits", "10 %"),
         grace_ms=table.duration_ms("grace", "2 min"),
         reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
+        leases=_leases(table),
+        firm_penalty_ms=table.duration_ms("firm_penalty", "10 min"),
         shells=table.boolean("shells", True),
         max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
         mirror_bytes=table.size_bytes("mirrors", "10 GiB"),
@@ -346,6 +352,13 @@ def _provider(table: TomlTable) -> ProviderConfig:
         raise table.fault("gpus", 'must be empty with tier = "gvisor"', "runs in gVisor get no GPU here: gpus = []")
     table.finish()
     return provider
+
+
+def _leases(table: TomlTable) -> tuple[str, ...]:
+    leases = table.texts("leases", (LEASE_SPOT,))
+    if not leases or len(set(leases)) != len(leases) or not set(leases) <= {LEASE_SPOT, LEASE_FIRM}:
+        raise table.fault("leases", 'must name "spot", "firm" or both', 'leases = ["spot", "firm"]')
+    return leases
 
 
 def _gpus(table: TomlTable) -> tuple[str, ...] | None:

@@ -592,6 +592,8 @@ class Daemon:
                 credit_limit=self.config.settlement.credit_limit,
                 bid_ms=BID_MS,
                 reclaim_notice_ms=provider.reclaim_notice_ms,
+                leases=provider.leases,
+                penalty_ms=provider.firm_penalty_ms,
                 max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
                 mirror_bytes=min(provider.mirror_bytes, self.config.blob_bytes // 2),
                 meter_interval_ms=provider.meter_interval_ms,

@@ -73,6 +73,8 @@ def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effe
             news = sale_events.StartOrdered(round=number, checkpoint=checkpoint, at_ms=at_ms)
         case messages.RunStopOrdered(reason=reason):
             news = sale_events.StopOrdered(reason=reason, at_ms=at_ms)
+        case messages.PenaltyReleased():
+            news = sale_events.PenaltyLifted(at_ms=at_ms)
         case messages.DeliveryAccepted():
             news = sale_events.DeliveryTaken(at_ms=at_ms)
     return advance_sale(state, entry.bid_digest, news)
@@ -155,6 +157,7 @@ HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
     messages.RunOrdered: _of_buyer(_hear_of_lease),
     messages.RunStopOrdered: _of_buyer(_hear_of_lease),
     messages.DeliveryAccepted: _of_buyer(_hear_of_lease),
+    messages.PenaltyReleased: _of_buyer(_hear_of_lease),
     messages.RoundPublished: _of_buyer(_hear_round),
     messages.MirrorWanted: _of_buyer(mirroring.hear),
     messages.MirrorReleased: _of_buyer(mirroring.hear),

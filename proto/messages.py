@@ -319,6 +319,13 @@ class DeliveryAccepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PenaltyReleased:
+    """Buyer to provider: a firm lease has ended well, and what was withheld of its price may be charged."""
+
+    lease: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptSent:
     """Provider to buyer: the running total, with the lines and the evidence that its roots commit to."""
 
@@ -458,6 +465,7 @@ Direct = (
     | LeaseReclaimed
     | RunStopOrdered
     | DeliveryAccepted
+    | PenaltyReleased
     | ReceiptSent
     | VoucherSent
     | ReceiptRefused

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market.effects import Send, clipped
+from hansa.market.firm_leases import is_due
 from hansa.market.machine import Step
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.market.sale_funding import UNFUNDED
@@ -67,7 +68,8 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
         blameless = kind in (RECLAIMED, UNFUNDED)
         if shard.phase not in ("kept", "leaving"):
             effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
-        effects += stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless)
+        due = _is_due(state, shard, kind, at_ms)
+        effects += stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless, due=due)
         moved = kind in (RECLAIMED, RECLAIMED_EARLY)
         waiting = replace(
             shard,
@@ -112,17 +114,34 @@ def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
     for shard in state.shards:
         if state.on(shard.lease) is shard:
             # Whatever ended the job, it was no provider whose run went well so far: whoever lost one was marked before.
-            effects += stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept")
+            # Who wants the end owes what was withheld, unless the run had ended badly or its devices were taken back.
+            due = shard.phase == "ending" or not shard.reclaim_by_ms
+            if shard.phase in ("kept", "leaving"):
+                due = _is_due(state, shard, shard.kind, at_ms)
+            effects += stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept", due=due)
     shards = tuple(replace(shard, phase="lost" if shard.phase != "finished" else shard.phase) for shard in state.shards)
     ended = replace(state, phase=phase, reason=reason, ended_ms=at_ms, shards=shards)
     return Step(state=ended, effects=(*effects, JobOver(job=state.job)))
 
 
-def stop(provider: bytes, lease: bytes, reason: str, at_ms: int, *, blameless: bool = False) -> list[Any]:
+def _is_due(state: Job, shard: Shard, kind: str, at_ms: int) -> bool:
+    """Whether what a firm lease withheld is owed although its run came to nothing."""
+    return is_due(
+        kind,
+        taken_back=shard.reclaim_by_ms > 0,
+        is_silent=kind == "lost" and shard.heard_ms + state.spec.silence_ms <= at_ms,
+        ends_ms=shard.ends_ms,
+        at_ms=at_ms,
+    )
+
+
+def stop(
+    provider: bytes, lease: bytes, reason: str, at_ms: int, *, blameless: bool = False, due: bool = False
+) -> list[Any]:
     """Tell a provider that its run is not wanted any more, and the purchase that the lease is over."""
     message = RunStopOrdered(lease=lease, reason=clipped(reason, 256))
     told = Send(to=provider, message=message, keep_until_ms=at_ms + KEEP_MS, replaces=f"stop {lease.hex()}")
-    return [told, LeaseOver(lease=lease, well=False, blameless=blameless, at_ms=at_ms)]
+    return [told, LeaseOver(lease=lease, well=False, blameless=blameless, due=due, at_ms=at_ms)]
 
 
 def tender_for(state: Job, shard: Shard, at_ms: int) -> TenderWanted:

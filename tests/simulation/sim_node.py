@@ -30,7 +30,7 @@ from hansa.node.state import snapshot
 from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
-from hansa.proto.market_documents import LEASE_ANY, Device, Tender
+from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
 from hansa.proto.signing import Signed, SigningKey, check
 from hansa.scheduler import job_events, rounds, run
@@ -306,7 +306,7 @@ class SimNode:
         assert of is not None
         tender = Tender(
             facts=(),
-            lease=LEASE_ANY,
+            lease=of.spec.lease,
             deadline_ms=0,
             signer=self.account,
             peer_id="p",

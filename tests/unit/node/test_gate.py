@@ -93,9 +93,7 @@ FOR_BUYERS = [
     messages.LeaseConfirmed(lease=LEASE),
     messages.LeaseRefused(lease=LEASE, reason=""),
     messages.RunReported(lease=LEASE, step=1, metrics=(), started=True),
-    messages.RunEnded(
-        lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0, line=None, paid=0, vouched=0
-    ),
+    messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0, line=None, paid=0, vouched=0),
     messages.RunKept(lease=LEASE, kind="user-exception", reason="", until_ms=1),
     messages.LeaseReclaimed(lease=LEASE, by_ms=1, reason=""),
     messages.MirrorHeld(lease=LEASE, shard=1, checkpoint=BLOB),
@@ -112,6 +110,7 @@ FOR_PROVIDERS = [
     messages.MirrorReleased(lease=LEASE, shard=1),
     messages.CheckpointGranted(lease=LEASE, checkpoint=BLOB, account=OTHER),
     messages.DeliveryAccepted(lease=LEASE),
+    messages.PenaltyReleased(lease=LEASE),
     messages.VoucherSent(currency="USD", voucher=unsigned(VOUCHER)),
     messages.ReceiptRefused(channel_id=CHANNEL_ID, seq=1, reason=""),
     messages.CloseProposed(currency="USD", close=unsigned(CLOSE)),

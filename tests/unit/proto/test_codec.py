@@ -277,6 +277,7 @@ SAMPLES = {
         messages.LeaseReclaimed(lease=_LEASE, by_ms=trading.NOW_MS, reason="the owner wants to play"),
         messages.RunStopOrdered(lease=_LEASE, reason="enough"),
         messages.DeliveryAccepted(lease=_LEASE),
+        messages.PenaltyReleased(lease=_LEASE),
         messages.ReceiptSent(
             receipt=unsigned(_STATEMENT.receipt), lines=_STATEMENT.lines, evidence=_STATEMENT.evidence
         ),

@@ -1,0 +1,44 @@
+"""Firm leases: what a provider earns only by leaving its devices to the buyer until the end.
+
+Of what was worked for under a firm lease, the bid's ``penalty`` is withheld from receipts as long as the lease lives.
+It is charged once the lease has ended well for its provider, and never if it has not: totals only rise, and no money
+flows back. Whether it has ended well is the buyer's word (``PenaltyReleased``), by which it is bound itself: from then
+on its own check of receipts lets the whole amount through. So the two can never disagree over a receipt, which would
+hold up everything else on their channel; and what a buyer could keep by saying nothing is the penalty, as a provider
+knows when it bids.
+
+An honest buyer says it when the run succeeded, when it wanted the end itself, when the lease came to its end, or when
+the run failed by the job's own doing. After the devices were taken back only a success counts.
+"""
+
+from hansa.market.receipts import CLOCK_SKEW_MS
+from hansa.market.sale_funding import UNFUNDED
+
+RELEASE_MS = 3_600_000
+"""So long after the end of a run its provider waits for the word that it ended well: the buyer may have been away."""
+JOBS_OWN = frozenset(("bad-entry", "bad-state", "out-of-memory", "protocol", "user-exception", "wall-limit", UNFUNDED))
+"""Kinds of end that a job or its buyer brought about, wherever it would have run."""
+
+
+def is_forfeited(*, outcome: str, kind: str, taken_back: bool) -> bool:
+    """Whether a provider knows by itself that its lease did not end well, and need not wait for any word."""
+    if outcome == "succeeded":
+        return False
+    return taken_back or (outcome == "failed" and kind not in JOBS_OWN)
+
+
+def is_due(kind: str, *, taken_back: bool, is_silent: bool, ends_ms: int, at_ms: int) -> bool:
+    """Whether a buyer owes what was withheld for a run that came to nothing.
+
+    Args:
+        kind: what sort of end it was, as the buyer sees it.
+        taken_back: the provider had said that it wants its devices back.
+        is_silent: nothing was heard of the provider for longer than the job bears.
+        ends_ms: when the lease was to end.
+        at_ms: when it did.
+    """
+    if taken_back or is_silent:
+        return False
+    if kind in ("stopped", "lost"):
+        return at_ms + CLOCK_SKEW_MS >= ends_ms
+    return kind in JOBS_OWN

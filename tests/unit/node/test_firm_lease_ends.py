@@ -1,0 +1,154 @@
+"""Firm leases from tender to settlement: who is paid what, by how they ended, in both books alike."""
+
+import pytest
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, JOB, PROVIDER, PROVIDER_KEY, spec
+
+from hansa.node import events
+from hansa.proto import messages
+from hansa.scheduler import run
+
+PENALTY_MS = 700
+
+
+def running(*, lease="firm", **changes):
+    """A firm lease that has worked for three seconds and reported two steps."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=1, leases=("spot", "firm"), penalty_ms=PENALTY_MS)
+    made.submit(BUYER, of=spec(shards=1, lease=lease, **changes))
+    made.tender(BUYER, (PROVIDER,), lease=lease)
+    (key,) = made.engines[PROVIDER].state.sale_of
+    made.take(PROVIDER, run.RunStarted(run=key, at_ms=made.now_ms))
+    for number in (1, 2):
+        made.now_ms += 1_500
+        made.take(PROVIDER, run.RunProgressed(run=key, step=number, metrics=(), at_ms=made.now_ms))
+    return made, key
+
+
+def sale(made):
+    ((_, entry),) = made.engines[PROVIDER].state.sales.all()
+    return entry
+
+
+def books(made):
+    """What the buyer owes or has paid, and what the provider earned: the same, or the test is over."""
+    buyer, provider = made.engines[BUYER].state.ledger, made.engines[PROVIDER].state.ledger
+    owed = -buyer.balance(f"owed:{PROVIDER.hex()}") - buyer.balance(f"paid:{PROVIDER.hex()}")
+    assert owed == -provider.total("earned:")
+    return owed
+
+
+def fail(made, key, kind):
+    made.now_ms += 100
+    made.take(PROVIDER, run.RunFailed(run=key, kind=kind, reason="", at_ms=made.now_ms))
+
+
+def cancel(made):
+    made.take(BUYER, events.JobCancelled(job=JOB, reason="enough", at_ms=made.now_ms))
+
+
+def reclaim(made, notice_ms=60_000):
+    (device,) = sale(made).bid.devices
+    made.take(PROVIDER, events.DevicesWithdrawn(devices=(device,), notice_ms=notice_ms, why="mine", at_ms=made.now_ms))
+
+
+def is_closed(made):
+    paying, earning = (
+        list(shelf.all()) for shelf in (made.engines[BUYER].state.paying, made.engines[PROVIDER].state.earning)
+    )
+    return [each.phase for _, each in (*paying, *earning)] == ["closed", "closed"]
+
+
+def test_as_long_as_it_lives_its_buyer_has_paid_for_all_but_the_penalty():
+    made, _ = running()
+    assert sale(made).bid.penalty == PENALTY_MS
+    assert books(made) == 3_000 - PENALTY_MS
+
+
+def test_one_that_succeeded_is_paid_whole():
+    made, key = running()
+    made.now_ms += 100
+    made.take(PROVIDER, run.RunFinished(run=key, at_ms=made.now_ms))
+    assert (books(made), sale(made).phase) == (3_100, "settled")
+    assert is_closed(made)
+
+
+def test_one_whose_buyer_wants_the_end_is_paid_whole():
+    made, key = running()
+    cancel(made)
+    made.take(PROVIDER, run.RunStopped(run=key, at_ms=made.now_ms))
+    assert (books(made), sale(made).phase) == (3_000, "stopped")
+    assert is_closed(made)
+
+
+@pytest.mark.parametrize(("kind", "owed"), [("user-exception", 3_000), ("sandbox-lost", 3_000 - PENALTY_MS)])
+def test_one_that_failed_is_paid_whole_only_if_that_was_the_jobs_own_doing(kind, owed):
+    made, key = running(retries=0)
+    fail(made, key, kind)
+    assert (books(made), sale(made).phase) == (owed, "stopped")
+    assert is_closed(made)
+
+
+@pytest.mark.parametrize("notice_ms", [0, 60_000])
+def test_one_whose_devices_were_taken_back_forfeits_the_penalty_whatever_the_notice(notice_ms):
+    made, key = running()
+    reclaim(made, notice_ms)
+    made.take(PROVIDER, run.RunFailed(run=key, kind="reclaimed", reason="", at_ms=made.now_ms + 100))
+    assert (books(made), sale(made).phase) == (3_000 - PENALTY_MS, "stopped")
+
+
+def test_who_takes_devices_back_gains_nothing_by_calling_the_end_the_jobs_own():
+    made, key = running(retries=0)
+    reclaim(made)
+    fail(made, key, "user-exception")
+    assert books(made) == 3_000 - PENALTY_MS
+    assert not made.heard(messages.PenaltyReleased)
+
+
+def test_a_job_that_is_cancelled_after_the_notice_owes_no_penalty():
+    made, key = running()
+    reclaim(made)
+    cancel(made)
+    made.take(PROVIDER, run.RunStopped(run=key, at_ms=made.now_ms))
+    assert books(made) == 3_000 - PENALTY_MS
+    assert is_closed(made)
+
+
+def test_a_provider_that_fell_silent_is_not_paid_the_penalty_when_it_comes_back():
+    made, _ = running(retries=0)
+    made.lost = lambda to, _: to == PROVIDER
+    made.pass_time(20_000, BUYER)
+    assert made.engines[BUYER].state.jobs.get(JOB).phase == "failed"
+    assert books(made) == 3_000 - PENALTY_MS
+    assert not made.heard(messages.PenaltyReleased)
+
+
+def test_a_spot_lease_of_the_same_house_is_paid_as_it_goes():
+    made, _ = running(lease="any")
+    assert (sale(made).bid.lease, sale(made).bid.penalty) == ("spot", 0)
+    assert books(made) == 3_000
+
+
+def test_the_word_that_it_ended_well_survives_a_crash_on_either_side():
+    made, key = running()
+    made.lost = lambda to, message: to == PROVIDER and isinstance(message, messages.PenaltyReleased)
+    cancel(made)
+    made.take(PROVIDER, run.RunStopped(run=key, at_ms=made.now_ms))
+    assert (books(made), sale(made).phase) == (3_000 - PENALTY_MS, "settling")
+    made.restart(PROVIDER, devices=1)
+    made.lost = lambda _to, _message: False
+    made.restart(BUYER)
+    assert (books(made), sale(made).phase) == (3_000, "stopped")
+    assert is_closed(made)
+
+
+def test_a_word_that_never_comes_costs_the_penalty_and_no_more_and_the_channel_ends():
+    made, key = running()
+    made.lost = lambda to, message: to == PROVIDER and isinstance(message, messages.PenaltyReleased)
+    cancel(made)
+    made.take(PROVIDER, run.RunStopped(run=key, at_ms=made.now_ms))
+    made.pass_time(2 * 3_600_000, PROVIDER)
+    assert (books(made), sale(made).phase) == (3_000 - PENALTY_MS, "stopped")
+    assert is_closed(made)
+    assert made.engines[PROVIDER].state.ledger.balance(f"unpaid:{BUYER.hex()}") == 0
