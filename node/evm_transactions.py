@@ -261,7 +261,14 @@ class Transactions:
             if trio.current_time() - self._tended_at < self.poll_s / 2:
                 return
             self._tended_at = trio.current_time()
-            final = await self._nodes.final_block()
+            try:
+                final = await self._nodes.final_block()
+            except RpcFault:
+                # What is final is in dispute. That something is in a block, or must be sent again, is seen without it.
+                for intention in self.store.unsettled():
+                    if intention.phase == SENT:
+                        await self._look_after(intention, None)
+                raise
             await self._hold_to(final)
             for intention in self.store.unsettled():
                 await self._look_after(intention, final)
@@ -285,13 +292,14 @@ class Transactions:
         if known != f"{final.number} {final.hash.hex()}":
             self.store.keep_word(FINAL_BLOCK, f"{final.number} {final.hash.hex()}")
 
-    async def _look_after(self, intention: Intention, final: Block) -> None:
+    async def _look_after(self, intention: Intention, final: Block | None) -> None:
+        highest = -1 if final is None else final.number
         for attempt in reversed(self.store.attempts(intention.number)):
             receipt = await self._nodes.newest_receipt(attempt.transaction)
-            if receipt is not None and receipt.block_number <= final.number:
+            if receipt is not None and receipt.block_number <= highest:
                 receipt = await self._nodes.final_receipt(attempt.transaction)
             if receipt is not None:
-                phase = FINAL if receipt.block_number <= final.number else MINED
+                phase = FINAL if receipt.block_number <= highest else MINED
                 if (phase, receipt.block_number) != (intention.phase, intention.block_number):
                     self.trouble.pop(intention.purpose, None)
                     self.store.judge(
@@ -305,7 +313,7 @@ class Transactions:
                 return
         await self._bring_back(intention, final)
 
-    async def _bring_back(self, intention: Intention, final: Block) -> None:
+    async def _bring_back(self, intention: Intention, final: Block | None) -> None:
         """It is in no block: it waits, was dropped, is stuck, or lost its nonce to somebody else."""
         newest = self.store.attempts(intention.number)[-1]
         if intention.phase == MINED:
@@ -314,7 +322,7 @@ class Transactions:
             self._taken_out_ms[intention.number] = self._now_ms()
             await self._send(intention, newest)
             return
-        if await self._nodes.nonce(self.address, final) > intention.nonce:
+        if final is not None and await self._nodes.nonce(self.address, final) > intention.nonce:
             # For good: a nonce that is used up in a final block cannot come back to us.
             self._say_foreign()
             self.store.forget(intention.number)

@@ -130,8 +130,7 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
 
 
 async def _look_often(tower: "Watchtower", watch: Watch, currencies: Sequence[Currency]) -> None:
-    for currency in currencies:
-        await tower.check(currency)
+    await tower.check_all(currencies)
     while True:
         # Read anew: whoever is watched for brings newer vouchers as they come.
         faults = await tower.look(held_in(watch.files, skip=tower.trouble), dry_run=watch.dry_run)
@@ -196,6 +195,24 @@ class Watchtower:
         await self.backend(currency).check()
         self._chain_id = currency.chain_id
         self._checked.add(currency.name)
+
+    async def check_all(self, currencies: Sequence[Currency]) -> None:
+        """Hold every contract against what it must be, and say which is none. ``look`` asks again each time.
+
+        Raises:
+            OperatorError: not one of them is an escrow: then there is nothing to watch.
+        """
+        wrong: list[OperatorError] = []
+        for currency in currencies:
+            try:
+                await self.check(currency)
+            except OperatorError as fault:
+                self.trouble(f"channels of {currency.name} are not watched: {plain(fault, 300)}")
+                wrong.append(fault)
+            except RpcFault as fault:
+                self.trouble(f"cannot ask the chain about {currency.name} now: {plain(fault, 300)}")
+        if wrong and len(wrong) == len(currencies):
+            raise wrong[0]
 
     async def look(self, held: Sequence[HeldVoucher], *, dry_run: bool) -> list[Exception]:
         """Look at every channel once, and claim what has to be claimed. What is wrong with one currency stops no other.

@@ -18,15 +18,16 @@ from hansa.market.funding import ChannelSettled, FundingFailed, FundingWanted, F
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.settlement import CLOSED
 from hansa.node.chain_config import ChainConfig
+from hansa.node.chain_nodes import ChainNodes
 from hansa.node.chain_settling import ChainSettler, settler_for
 from hansa.node.evm_backend import EvmBackend
 from hansa.node.evm_limits import FeeLimits
-from hansa.node.faults import ConfigError
+from hansa.node.faults import ConfigError, OperatorError
 from hansa.node.json_rpc import RpcNode
 from hansa.node.state import NodeState
 from hansa.node.voucher_file import HeldVoucher, read_vouchers, voucher_view, write_vouchers
 from hansa.node.watchtower import Watch, Watchtower, held_in, run_watchtower
-from hansa.proto.currency import escrow_currency
+from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig, CooperativeClose
 from hansa.proto.signing import SigningKey, sign
 
@@ -420,6 +421,49 @@ async def test_a_file_of_vouchers_is_what_it_says_or_is_not_taken(house: RpcHous
     file.write_text(changes[wrong])
     with pytest.raises(ConfigError):
         held_in([file])
+
+
+async def test_a_file_or_a_contract_that_is_not_what_it_should_be_keeps_no_other_from_being_watched(
+    house: RpcHouse, tmp_path: Path
+) -> None:
+    scene = Scene(house)
+    closing = await scene.opened()
+    write(tmp_path / "a.vouchers", held_by(scene, closing, 90))
+    (tmp_path / "b.vouchers").write_text("junk\n")
+    nowhere = currency_of(escrow_currency(house.currency.chain_id, b"\x11" * 20, house.token))
+    said: list[dict[str, Any]] = []
+    tower, _ = tower_of(house, said)
+    held = held_in([tmp_path], skip=tower.trouble)
+    assert [each.voucher.cumulative for each in held] == [90]
+    await tower.check_all([nowhere, house.currency])
+    assert [each["what"] for each in said] == ["trouble", "trouble"]
+    assert nowhere.name in said[1]["words"]
+    with pytest.raises(OperatorError):
+        await tower.check_all([nowhere])
+    await house.evm(PAYER).request_close(closing)
+    unknown = replace(held[0], currency=nowhere.name)
+    faults = await tower.look([unknown, *held], dry_run=False)
+    assert len(faults) == 1
+    assert await claimed(house, scene, closing) == 90
+
+
+async def test_a_watchtower_that_cannot_ask_the_chain_at_its_start_asks_again(house: RpcHouse) -> None:
+    scene = Scene(house)
+    closing = await scene.opened()
+    await house.evm(PAYER).request_close(closing)
+    said: list[dict[str, Any]] = []
+    with rpc_stand_in(lying(house.chain.url, lambda _method, _params, real: real)) as there:
+        there.down = True
+        nodes = ChainNodes([RpcNode(there.url)], confirmations=0)
+        tower = Watchtower(nodes, house.evm(STRANGER)._transactions.store, STRANGER, say=said.append)
+        await tower.check_all([house.currency])
+        assert [each["what"] for each in said] == ["trouble"]
+        held = [held_by(scene, closing, 90)]
+        assert await tower.look(held, dry_run=False)
+        there.down = False
+        assert not await tower.look(held, dry_run=False)
+        await nodes.close()
+    assert await claimed(house, scene, closing) == 90
 
 
 async def test_somebody_has_to_pay_the_fees_of_a_claim(house: RpcHouse, tmp_path: Path) -> None:

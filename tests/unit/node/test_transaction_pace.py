@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from kit.rpc_stand_in import result, rpc_stand_in
 
 from hansa.node.chain_nodes import ChainNodes
 from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import AccountSigner
-from hansa.node.evm_store import EvmStore
+from hansa.node.evm_store import MINED, EvmStore
 from hansa.node.evm_transactions import Transactions
 from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.proto.signing import SigningKey
@@ -47,6 +48,22 @@ class Quiet:
         return result(said[method], number)
 
 
+class Mining(Quiet):
+    """A node of a chain on which whatever is sent is in the newest block at once. What is final it says by itself."""
+
+    def __init__(self, final_hash: str) -> None:
+        super().__init__()
+        self.final_hash, self.mined = final_hash, False
+
+    def __call__(self, method: str, params: list[Any], number: Any) -> Any:
+        if method == "eth_getBlockByNumber" and params[0] != "latest":
+            return result({**BLOCK, "number": "0x5", "hash": self.final_hash}, number)
+        if method == "eth_getTransactionReceipt" and self.mined:
+            fields = {"status": "0x1", "blockNumber": "0xa", "blockHash": BLOCK["hash"], "gasUsed": "0x1"}
+            return result({**fields, "logs": []}, number)
+        return super().__call__(method, params, number)
+
+
 class Clock:
     now_ms = 1_700_000_000_000
 
@@ -71,6 +88,34 @@ async def test_a_stuck_transaction_is_outbid_however_often_it_is_sent_again(tmp_
             await sender.tend()
         assert len(sender.store.attempts(begun.number)) == 2
         assert 3 <= node.taken <= 7, "sent again every 20 s, and not at every look"
+        sender.store.close()
+        await nodes.close()
+
+
+@pytest.mark.trio
+async def test_what_is_in_a_block_is_seen_and_what_is_lost_sent_again_while_nodes_dispute_what_is_final(
+    tmp_path: Path,
+) -> None:
+    one, two, clock = Mining("0x" + "01" * 32), Mining("0x" + "02" * 32), Clock()
+    with rpc_stand_in(one) as there, rpc_stand_in(two) as elsewhere:
+        nodes = ChainNodes([RpcNode(there.url), RpcNode(elsewhere.url)], confirmations=0)
+        sender = transactions(nodes, tmp_path, clock)
+        two.final_hash = one.final_hash
+        await sender._begin("claim x", bytes(20), b"")
+        two.final_hash = "0x" + "02" * 32
+        for _ in range(2):
+            clock.now_ms += 21_000
+            with pytest.raises(RpcFault):
+                await sender.tend()
+        assert (one.taken, two.taken) == (3, 3)
+        one.mined = two.mined = True
+        with trio.fail_after(30):
+            carried = await sender.carry("claim x", bytes(20), b"")
+        assert (carried.phase, carried.ok) == (MINED, True)
+        one.mined = two.mined = False
+        with pytest.raises(RpcFault):
+            await sender.tend()
+        assert sender.store.newest("claim x").phase == MINED, "that it is gone again is not believed in a dispute"
         sender.store.close()
         await nodes.close()
 
