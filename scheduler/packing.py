@@ -130,8 +130,8 @@ class Weights:
         scarce: on the pressure on a model (``pressure``).
     """
 
-    touched: float = 0.8
-    filled: float = 0.2
+    touched: float = 0.9
+    filled: float = 0.1
     scarce: float = 1.0
 
 
