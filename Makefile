@@ -21,7 +21,7 @@ SEEDS ?= 1000
 # Where no tests are named, those that use no more than a process run beside the others.
 PYTEST = $(BIN)/python $(if $(TESTS),-m pytest,tests/run.py)
 
-.PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv fuzz-contract mutate-contract break-contract clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution simulate contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -71,6 +71,10 @@ mutate-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
 
 break-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
 	$(BIN)/python tests/contracts/without_defences.py
+
+# Each attack's test against the code without the defence: minutes.
+break-defences: $(VENV)/installed-dev
+	$(BIN)/python tests/attacks/without_defences.py
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)

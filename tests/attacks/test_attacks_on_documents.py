@@ -41,6 +41,9 @@ def test_json_big_ints():
 @pytest.mark.parametrize("raw", ["1.0", "1e3", "1E400", "-0.0", "NaN", "Infinity", '"1.0"', '"1e3"', '"0x7"'])
 def test_json_floats(raw):
     refused(with_cumulative(raw))
+    if not raw.startswith('"'):
+        with pytest.raises(Malformed, match="no integer"):
+            parse_json(f'{{"any": [{raw}]}}')
 
 
 def test_json_duplicate_keys():

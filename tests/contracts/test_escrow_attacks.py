@@ -386,6 +386,72 @@ def test_a_payer_whose_account_delegates_to_code_opens_with_its_own_permit(bench
     assert bench.escrow.state(bench.id(config)).deposit == DEPOSIT
 
 
+# ------------------------------------------------------------ refusals, each with its own words
+
+
+def refused(bench: EscrowBench, why: str, key: SigningKey, name: str, *arguments: object) -> None:
+    """It is refused for this very reason: another one behind it would do as well, and nobody would miss this one."""
+    with pytest.raises(Refused) as no:
+        bench.do(key, name, *arguments)
+    assert str(no.value) == why, f"{name}: {no.value}"
+
+
+def test_what_cannot_be_opened_is_refused_for_what_is_wrong_with_it(bench: EscrowBench) -> None:
+    bench.escrow.mint(PAYER.address, DEPOSIT)
+    for changes, why in (
+        ({"payer": STRANGER.address}, "not the payer"),
+        ({"challenge_period": 899}, "the challenge period is too short"),
+        ({"challenge_period": 30 * 86_400 + 1}, "the challenge period is too long"),
+        ({"splits_hash": b"\x01" * 32}, "not the channel's splits"),
+    ):
+        refused(bench, why, PAYER, "open", config_words(bench.config(**changes)), [], DEPOSIT)
+    refused(bench, "nothing is deposited", PAYER, "open", config_words(bench.config()), [], 0)
+    low, high = (1).to_bytes(20, "big"), (2).to_bytes(20, "big")
+    order = "the splits' accounts do not rise from above zero"
+    for splits, why in (
+        ([(low, 0)], "a split has no share"),
+        ([(high, 1), (low, 1)], order),
+        ([(low, 1), (low, 1)], order),
+        ([(bytes(20), 1)], order),
+        ([(low, 5_001), (high, 5_000)], "the splits are more than the whole"),
+    ):
+        refused(bench, why, PAYER, "open", config_words(bench.config()), splits, DEPOSIT)
+
+
+def test_what_does_not_fit_a_channels_phase_is_refused_for_that(bench: EscrowBench) -> None:
+    unset, closed, closing, is_open = bench.config(), bench.open(), bench.open(), bench.open()
+    bench.payee_close(closed)
+    bench.do(PAYER, "requestClose", config_words(closing))
+    bench.escrow.mint(STRANGER.address, 5)
+    neither = "the channel is neither open nor closing"
+    for config in (unset, closed):
+        words = config_words(config)
+        refused(bench, neither, STRANGER, "settle", words, [])
+        refused(bench, neither, PAYEE, "payeeClose", words, [], 0, bytes(32), b"")
+        refused(bench, neither, STRANGER, "cooperativeClose", words, [], 0, *bench.both_signatures(config, 0))
+    for config in (unset, closed, closing):
+        refused(bench, "the channel is not open", STRANGER, "topUp", config_words(config), 5)
+        refused(bench, "the channel is not open", PAYER, "requestClose", config_words(config))
+    for config in (unset, closed, is_open):
+        refused(bench, "the channel is not closing", STRANGER, "finalize", config_words(config), [])
+    refused(bench, "the challenge period is not over", STRANGER, "finalize", config_words(closing), [])
+    refused(bench, "there is no credit", STRANGER, "withdraw", bench.escrow.token, STRANGER.address)
+
+
+def test_a_channel_does_not_end_below_what_was_settled_though_nobody_was_credited_for_it(bench: EscrowBench) -> None:
+    """One unit in two shares is nothing for either: so nothing but the rule itself is in the way."""
+    config = bench.open((FEE,))
+    refused(bench, "nothing is to be settled", STRANGER, "settle", config_words(config), split_words((FEE,)))
+    bench.claim_one(config, 1)
+    bench.do(STRANGER, "settle", config_words(config), split_words((FEE,)))
+    assert [bench.credit(each) for each in (FEE.account, PAYEE.address)] == [0, 0]
+    refused(bench, "nothing is to be settled", STRANGER, "settle", config_words(config), split_words((FEE,)))
+    for total, why in ((0, "below what was settled"), (DEPOSIT + 1, "above the deposit")):
+        ends = (config_words(config), split_words((FEE,)), total, *bench.both_signatures(config, total))
+        refused(bench, why, STRANGER, "cooperativeClose", *ends)
+    assert bench.escrow.state(bench.id(config)).phase == OPEN
+
+
 # ------------------------------------------------------------ tokens
 
 
