@@ -139,16 +139,10 @@ def _limits(task: Value, draft: Draft) -> None:
         draft.carry(longest.place, f"{seconds} s", "limits.wall")
     if run is not None:
         draft.leave_value(total, "limits.wall bounds a run; nothing bounds waiting and running together")
-    draft.leave_value(
-        timeouts.get("QueueTimeout"),
-        "how long a job may wait for a provider is no part of job.toml",
-        what="" if timeouts.get("QueueTimeout") is None else _seconds(timeouts),
-    )
-
-
-def _seconds(timeouts: Value) -> str:
     queue = timeouts.get("QueueTimeout")
-    return "" if queue is None else f"{queue.text()} s"
+    if queue is not None and (seconds := queue.integer(0, 1 << 31)):
+        draft.queue_ms = seconds * 1000
+        draft.carry(queue.place, f"{seconds} s", "tender.queue_timeout")
 
 
 def _data(task: Value, draft: Draft) -> None:

@@ -24,6 +24,8 @@ _NO_JOB = {
     "volume": ("is a disk to keep, with nothing to run", "import the task that uses it; data comes as [inputs]"),
     "gateway": ("is an address for services, with nothing to run", "import a task"),
 }
+_LONGEST_RETRY_MS = 3_600_000
+"""What dstack takes for a retry without a duration."""
 _CLOUDS = (
     "Hansa has providers and no clouds; where they stand is asked for by region in needs (hansa providers lists them)"
 )
@@ -303,15 +305,15 @@ def _policies(top: Value, draft: Draft) -> None:
 def _retry(retry: Value | None, draft: Draft) -> None:
     if retry is None:
         return
-    if not retry.is_mapping:
-        if not retry.boolean():
-            draft.retries = 0
-        draft.retry_own_errors = retry.boolean()
-        draft.carry(
-            retry.place, retry.text(), "retry.on, the code's own errors too" if retry.boolean() else "retry.most = 0"
-        )
+    if not retry.is_mapping and retry.boolean():
+        draft.retry_own_errors, draft.queue_ms = True, _LONGEST_RETRY_MS
+        draft.carry(retry.place, retry.text(), "retry.on, the code's own errors too; tender.queue_timeout")
         return
-    events = retry.get("on_events")
+    if not retry.is_mapping:
+        draft.retries = 0
+        draft.carry(retry.place, retry.text(), "retry.most = 0")
+        return
+    events, duration = retry.get("on_events"), retry.get("duration")
     for event in () if events is None else events.items():
         if event.text() == "error":
             draft.retry_own_errors = True
@@ -319,5 +321,6 @@ def _retry(retry: Value | None, draft: Draft) -> None:
         elif event.text() == "interruption":
             draft.carry(event.place, "interruption", "a shard that loses its provider is always tendered again")
         else:
-            draft.leave(event.place, event.text(), "a job that nobody bids for ends as unfilled, unless it may queue")
-    draft.leave_value(retry.get("duration"), "attempts are counted, not timed: retry.most")
+            draft.queue_ms = _LONGEST_RETRY_MS if duration is None else duration_ms(duration)
+            draft.carry(event.place, event.text(), "tender.queue_timeout, as long as retry lasts")
+    draft.leave_value(duration, "attempts are counted, not timed: retry.most")

@@ -50,6 +50,7 @@ class Draft:
         env: variables of the environment that are no secrets.
         secrets: names of variables whose values stay out.
         wall_ms: the longest that it may run.
+        queue_ms: the longest that it may wait for a provider.
         price_per_hour: the most for one device and hour, in dollars.
         retries: how often it is tried again; ``None`` means that the file says nothing.
         retry_own_errors: whether that holds for the job's own errors, too.
@@ -76,6 +77,7 @@ class Draft:
     env: dict[str, str] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
     wall_ms: int = 0
+    queue_ms: int = 0
     price_per_hour: Decimal | None = None
     retries: int | None = None
     retry_own_errors: bool = False

@@ -61,7 +61,7 @@ def write_job(draft: Draft, source_name: str) -> Imported:
     ]
     if draft.shards > 1:
         parts.append(f"shards = {draft.shards}")
-    for section in (_parameters, _resources, _limits, _retry, _budget, _environment, _network):
+    for section in (_parameters, _resources, _limits, _retry, _budget, _tender, _environment, _network):
         lines = list(section(draft))
         if lines:
             parts += ["", *lines]
@@ -214,6 +214,12 @@ def _budget(draft: Draft) -> Iterator[str]:
     yield f'{mark}price_ceiling_per_hour = "{text}"  # for one device'
     if mark:
         draft.write("[budget] is a comment, since the usual total would not pay for a first receipt at its ceiling")
+
+
+def _tender(draft: Draft) -> Iterator[str]:
+    if draft.queue_ms:
+        yield "[tender]"
+        yield f'queue_timeout = "{_duration_text(max(draft.queue_ms // 1000, 1))}"'
 
 
 def _environment(draft: Draft) -> Iterator[str]:

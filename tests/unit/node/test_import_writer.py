@@ -35,6 +35,7 @@ def full() -> Draft:
         shards=2,
         image=f"vllm/vllm-openai:v0.6.2@{DIGEST}",
         wall_ms=23_400_000,
+        queue_ms=7_200_000,
         price_per_hour=Decimal("2.10"),
         retries=2,
         retry_own_errors=True,
@@ -68,6 +69,7 @@ def test_what_it_writes_is_read_as_what_was_meant(tmp_path: Path) -> None:
     assert Clause(name="region", operator="not in", values=("cn", "ru")) in needs.clauses
     assert Clause(name="vram", operator="<=", values=("80 GiB",)) in needs.clauses
     assert needs.wall_ms == 23_400_000
+    assert spec.queue_ms == 7_200_000
     assert spec.retries == 2
     assert "user-exception" in spec.retry_on
     (env,) = spec.parameters
