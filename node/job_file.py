@@ -155,6 +155,8 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     queue_ms = tender.duration_ms("queue_timeout", "0 s", least=0)
     check_once(tender, "deadline", "deadline", said=needs is None and said.deadline_ms is not None)
     deadline_after_ms = tender.duration_ms("deadline", "0 s", least=0)
+    if (late := _too_soon(limits.wall_ms, deadline_after_ms)) is not None:
+        raise tender.fault("deadline", *late)
     check_once(tender, "lease", "lease", said=needs is None and bool(said.lease))
     lease = tender.choice("lease", LEASE_ANY, (LEASE_ANY, LEASE_SPOT, LEASE_FIRM))
     tender.finish()
@@ -197,7 +199,6 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
         lease=said.lease or lease,
         facts=policy,
     )
-    check_deadline(spec)
     return JobFile(
         directory=directory,
         spec=spec,
@@ -208,11 +209,19 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
 
 
 def check_deadline(spec: JobSpec) -> None:
+    """Refuse a deadline that no run could be sure to keep, wherever it was said."""
+    found = _too_soon(spec.requirements.wall_ms, spec.deadline_after_ms)
+    if found is not None:
+        raise ConfigError(f"the deadline {found[0]}", found[1])
+
+
+def _too_soon(wall_ms: DurationMs, deadline_ms: DurationMs) -> tuple[str, str] | None:
     """A run may take all of its ``wall``. A job whose deadline is sooner than that could never be tendered."""
-    if 0 < spec.deadline_after_ms < spec.requirements.wall_ms:
-        wall, deadline = format_duration(spec.requirements.wall_ms), format_duration(spec.deadline_after_ms)
-        hint = "lower limits.wall to what a run really takes at the most, or allow more time"
-        raise ConfigError(f"the deadline, {deadline} from now, is sooner than a run of {wall} could end", hint)
+    if not 0 < deadline_ms < wall_ms:
+        return None
+    wall, deadline = format_duration(wall_ms), format_duration(deadline_ms)
+    why = f"is {deadline} after the job is submitted, sooner than a run of {wall} could end"
+    return why, "lower limits.wall to what a run really takes at the most, or allow more time"
 
 
 def _inside(directory: Path, sources: Iterable[Path]) -> frozenset[str]:

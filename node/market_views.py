@@ -38,7 +38,8 @@ def why_view(state: NodeState, book: Book, of: Job) -> Json:
     """Why a job has not all of its providers, and what would change that."""
     ours = _relevant(state, of)
     waits = [shard for shard in of.shards if shard.phase == "waiting"]
-    looks = bool(waits) or (of.phase == "failed" and bool(ours) and ours[-1].phase == "unfilled")
+    never = of.phase == "failed" and not any(shard.attempts for shard in of.shards)
+    looks = bool(waits) or never or (of.phase == "failed" and bool(ours) and ours[-1].phase == "unfilled")
     view: Json = {
         "job": of.job.hex(),
         "name": of.spec.name,
@@ -62,7 +63,7 @@ def _relevant(state: NodeState, of: Job) -> list[Purchase]:
     if not ours:
         return []
     shards = ours[-1].tender.shards
-    since_ms = min(of.shards[number].waiting_ms for number in shards)
+    since_ms = min(of.shards[number].waiting_ms if of.shards[number].attempts else 0 for number in shards)
     return [each for each in ours if each.tender.shards == shards and each.tender.bids_close_ms >= since_ms]
 
 

@@ -58,6 +58,8 @@ currency = "USD"
 [tender]
 bids = "3 s"
 meter = "2 s"
+queue_timeout = "30 min"
+deadline = "6 h"
 """
 
 
@@ -112,6 +114,7 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
     assert spec.budget == parse_amount("2.50")
     assert spec.price_ceiling_e18_per_device_ms == price_per_hour_to_e18("0.80")
     assert (spec.bid_window_ms, spec.meter_interval_ms) == (3_000, 2_000)
+    assert (spec.queue_ms, spec.deadline_after_ms) == (30 * 60_000, 6 * 3_600_000)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,8 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         ('name = "a\\u001b[2J"\nentry = "train.py:train"\n', "name: must be one line of printable", "control"),
         (LEAST + '[retry]\non = ["worker-dies"]\n', "'worker-dies' is no kind of", 'did you mean "worker-died"?'),
         (LEAST + '[retry]\non = ["reclaimed"]\n', "retry.on: 'reclaimed' is no kind", "kinds of failure are bad-entry"),
+        (LEAST + '[tender]\ndeadline = "59 min"\n', "tender.deadline: is 59 min after the job", "lower limits.wall"),
+        (LEAST + '[tender]\nqueue_timeout = "1"\n', "tender.queue_timeout: a length of time", "90 s"),
         (LEAST + "[retry]\nmost = 101\n", "retry.most: is 101", "100"),
         (LEAST + "[checkpoints]\nmirror = true\n", "checkpoints.mirror: needs a second shard", "shards = 2"),
         (LEAST + "[checkpoints]\nmirror = 1\n", "checkpoints.mirror: must be true or false", "true"),

@@ -1,0 +1,68 @@
+"""What a choice cost or saved is what the money says: nothing is made better than it is."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.market.choice import compare, in_words
+from hansa.market.scoring import Scored
+from hansa.proto.units import format_amount
+
+
+def scored(number, price, expected, *, devices=1, excluded=""):
+    return Scored(
+        bid=bytes([number]) * 32,
+        provider=bytes([number]) * 20,
+        price_per_hour=format_amount(price),
+        reliability_ppm=900_000,
+        expected_cost=expected,
+        excluded=excluded,
+        devices=devices,
+    )
+
+
+def bid(number):
+    return bytes([number]) * 32
+
+
+def test_a_dearer_hour_that_is_expected_to_finish_sooner_says_so():
+    ranking = (scored(1, 500_000, 600_000), scored(2, 400_000, 900_000), scored(3, 1_000_000, 1_200_000))
+    found = compare(ranking, {bid(1)})
+    assert (found.extra_hourly, found.saved, found.saved_against_mean) == (100_000, 300_000, 300_000)
+    assert in_words(found, "USD") == (
+        "0.50 USD an hour for 1 shard: 0.10 USD an hour more than the cheapest, and is expected to save 0.30 USD on as"
+        " much work as an hour does; its expected cost is 0.30 USD below the mean of 3 bids."
+    )
+
+
+def test_what_cannot_win_is_no_cheaper_choice():
+    ranking = (scored(1, 500_000, 600_000), scored(2, 100_000, 100_000, excluded="above the price ceiling"))
+    found = compare(ranking, {bid(1)})
+    assert (found.extra_hourly, found.eligible) == (0, 1)
+    assert "there was no other bid" in in_words(found, "USD")
+    assert compare(ranking, set()) is None
+
+
+def test_the_hour_of_a_bid_is_that_of_all_its_devices():
+    ranking = (scored(1, 100_000, 800_000, devices=8), scored(2, 300_000, 900_000, devices=2))
+    found = compare(ranking, {bid(1)})
+    assert (found.hourly, found.cheapest_hourly) == (800_000, 600_000)
+
+
+rows = st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9), st.booleans()), min_size=1, max_size=12)
+
+
+@given(rows, st.data())
+def test_whoever_takes_the_best_by_expected_cost_never_does_worse_than_the_mean(drawn, data):
+    ranking = tuple(
+        scored(number, price, expected, excluded="no" if excluded else "")
+        for number, (price, expected, excluded) in enumerate(drawn)
+    )
+    eligible = sorted((entry for entry in ranking if not entry.excluded), key=lambda entry: entry.expected_cost)
+    taken = {entry.bid for entry in eligible[: data.draw(st.integers(0, len(ranking)))]}
+    found = compare(ranking, taken)
+    assert (found is None) == (not taken)
+    if found is not None:
+        assert found.saved_against_mean >= 0
+        assert found.saved >= 0
+        assert found.extra_hourly >= 0
+        assert in_words(found, "USD")
