@@ -74,7 +74,7 @@ break-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
 
 # Each attack's test against the code without the defence: minutes.
 break-defences: $(VENV)/installed-dev
-	$(BIN)/python tests/attacks/without_defences.py
+	$(BIN)/python tests/attacks/undefended.py
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)

@@ -1,7 +1,7 @@
 """Take defences against the attacks of ``docs/attacks.md`` out, one after the other, and see their tests fail.
 
     make break-defences                 all of them, a few minutes
-    python tests/attacks/without_defences.py --only claim_policy
+    python tests/attacks/undefended.py --only claim_policy
 
 It works on a copy of the tree: each change is made there, the test that the page names is run, the file is put back. A
 test that stays green is a failure; so is a change whose line is no longer there. Those of the page's tests that no
