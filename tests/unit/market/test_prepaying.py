@@ -170,6 +170,16 @@ def test_vouchers_that_no_deposit_covers_are_kept_a_few_times():
         playbook << ignored("one more voucher that the deposit does not cover")
 
 
+def test_on_the_ledger_a_voucher_beyond_the_credit_line_counts_and_is_signed_since_it_is_a_promise():
+    playbook = (
+        selling() >> funds(500) >> LineMetered(line=line(1_000), evidence=evidence(1), at_ms=NOW_MS) << some(Send)
+    )
+    playbook >> heard(1_000, receipt_digest(FIRST.receipt)) << some(Post) << some(LinesVouched)
+    playbook.reaches("open", earned=1_000, waiting=None)
+    payer = buying() >> funds(500) >> arrived(FIRST) << FUND << said(1_000 + PREPAY, receipt_digest(FIRST.receipt))
+    (payer << some(Post) << some(paying_channel.Vouched)).reaches("open", cumulative=1_000 + PREPAY)
+
+
 def test_what_a_provider_kept_of_what_was_paid_ahead_is_an_entry_of_its_own_and_no_earning():
     playbook, _ = worked_off(2_000)
     playbook >> ChannelSettled(channel_id=CHANNEL_ID, paid=2_000 + PREPAY, at_ms=NOW_MS) << some(File) << some(File)
