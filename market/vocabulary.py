@@ -98,11 +98,6 @@ def find(name: str) -> Word | None:
     return VOCABULARY.get(name.casefold())
 
 
-def for_job(of: tuple[Of, ...]) -> bool:
-    """Whether a word may stand in a job's needs."""
-    return any(one is not Of.JOB for one in of)
-
-
 # Values.
 
 _NUMBER: Final = r"([0-9]{1,18})(?:\.([0-9]{1,9}))?"
@@ -413,10 +408,12 @@ def facts(values: Mapping[str, str]) -> tuple[Fact, ...]:
     return tuple(Fact(name=name, value=VOCABULARY[name].read(told[name])) for name in sorted(told))
 
 
-def page() -> str:
-    """The vocabulary as a table in Markdown."""
-    lines = ["| word | value | of | meaning | example |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{word.name}` | {word.kind} | {', '.join(word.of)} | {word.meaning} | `{word.example}` |" for word in WORDS
-    ]
+def page(*, of_jobs: bool = False) -> str:
+    """The words of a job's needs, or of a provider's rules on jobs, as a table in Markdown."""
+    lines = ["| word | value | a fact of | meaning | example |", "|---|---|---|---|---|"]
+    for word in WORDS:
+        of = [one for one in word.of if (one is Of.JOB) == of_jobs]
+        if of:
+            row = (f"`{word.name}`", word.kind, ", ".join(of), word.meaning, f"`{word.example}`")
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
