@@ -12,7 +12,7 @@ from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
 from hansa.market.track_record import PPM, Record, Trial
 from hansa.market.vocabulary import VOCABULARY, share_text
-from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Bid, Tender
+from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Bid, Shortfall, Tender
 from hansa.proto.splits import splits_hash
 from hansa.proto.units import amount_for, format_amount
 
@@ -109,17 +109,21 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
     return ""
 
 
-def _shortfall(tender: Tender, bid: Bid, record: Record) -> str:
+def shortfalls_of(tender: Tender, bid: Bid, record: Record) -> tuple[Shortfall, ...]:
     """Which of the tender's clauses the bid does not meet: those on what only the buyer knows are judged here too.
 
     How its leases ended is asked of those that had some with this buyer; of others there is nothing that could fail.
     """
     if not tender.requirements.clauses:
-        return ""
+        return ()
     known = {"reputation": share_text(record.told_ppm)}
     if ends := record.good + record.bad:
         known["reliability"] = share_text(record.good * PPM // ends)
-    unmet = unmet_by_bid(tender.requirements.clauses, {**facts_of(bid), **known})
+    return unmet_by_bid(tender.requirements.clauses, {**facts_of(bid), **known})
+
+
+def _shortfall(tender: Tender, bid: Bid, record: Record) -> str:
+    unmet = shortfalls_of(tender, bid, record)
     return clipped(f"does not meet {' and '.join(each.wanted for each in unmet)}", 256) if unmet else ""
 
 

@@ -12,12 +12,15 @@ exceptions are what a job has one of: its currency, and the kind of its devices.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from hansa.market.clauses import relaxed_requirements
 from hansa.market.pricing import price_not_below
 from hansa.market.purchase_state import SILENT, Purchase
+from hansa.market.selection import rank, shortfalls_of
+from hansa.market.track_record import Record
 from hansa.market.vocabulary import ANY, find
 from hansa.proto.market_documents import Shortfall
 from hansa.proto.units import Address, Line, Note, Uint32, e18_to_price_per_hour, format_amount
@@ -163,10 +166,19 @@ def _answers_to(bought: Purchase) -> Iterable[Answer]:
 
 
 def _shortfalls_of_bids(bought: Purchase, account: bytes) -> tuple[Shortfall, ...]:
-    """A bid that is only too dear is had for its price."""
-    ceiling = bought.tender.price_ceiling_e18_per_device_ms
-    prices = [bid.price_e18_per_device_ms for bid in bought.bids.values() if bid.signer == account]
-    return (price_shortfall(ceiling, min(prices)),) if prices and min(prices) > ceiling else ()
+    """What a bid that cannot win lacks, where that is all: judged once more as if the tender had asked for less."""
+    tender, record = bought.tender, bought.records.get(account, Record())
+    mine = {key: bid for key, bid in bought.bids.items() if bid.signer == account}
+    key, bid = min(mine.items(), key=lambda one: (one[1].price_e18_per_device_ms, one[0]))
+    lacks = shortfalls_of(tender, bid, record)
+    eased = replace(tender, requirements=relaxed_requirements(tender.requirements, lacks))
+    if bid.price_e18_per_device_ms > tender.price_ceiling_e18_per_device_ms:
+        lacks += (price_shortfall(tender.price_ceiling_e18_per_device_ms, bid.price_e18_per_device_ms),)
+        eased = replace(eased, price_ceiling_e18_per_device_ms=bid.price_e18_per_device_ms)
+    # As of then: by now it may have expired.
+    at_ms = min(tender.bids_close_ms, bid.expires_ms - 1)
+    (judged,) = rank(eased, {key: bid}, {account: record}, max_prepay_ms=bought.max_prepay_ms, at_ms=at_ms)
+    return () if judged.excluded else lacks
 
 
 def busy(devices: int) -> Shortfall:

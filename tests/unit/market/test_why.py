@@ -21,6 +21,7 @@ from kit.trading import (
 )
 
 from hansa.market.purchase_state import SILENT, Placement, Purchase
+from hansa.market.requirements import parse_needs
 from hansa.market.scoring import Scored
 from hansa.market.why import (
     BID,
@@ -153,19 +154,15 @@ def bought(called, **changes):
 
 
 def scored(made, excluded=""):
-    entry = {"bid": digest(DOMAIN, made), "provider": made.signer, "price_per_hour": "1", "reliability_ppm": 1}
-    return _scored({**entry, "expected_cost": 1, "excluded": excluded})
-
-
-def _scored(known):
-    """A row of the ranking, whatever terms it may have beside these."""
-    names = Scored.__dataclass_fields__
-    blank = {name: type_default(field) for name, field in names.items() if name not in known}
-    return Scored(**known, **{name: value for name, value in blank.items() if value is not None})
-
-
-def type_default(field):
-    return () if "tuple" in str(field.type) else 0 if "int" in str(field.type) or "Amount" in str(field.type) else None
+    """A row of the ranking."""
+    return Scored(
+        bid=digest(DOMAIN, made),
+        provider=made.signer,
+        price_per_hour="1",
+        reliability_ppm=1,
+        expected_cost=1,
+        excluded=excluded,
+    )
 
 
 def test_what_the_tenders_of_a_job_heard_is_merged_and_the_newest_word_of_each_counts():
@@ -186,6 +183,15 @@ def test_what_the_tenders_of_a_job_heard_is_merged_and_the_newest_word_of_each_c
     }
     price = answers[OTHER].shortfalls[0]
     assert (price.name, price.nearest) == ("price", format_amount(3 * 3_600_000))
+    slow = bid(first, key=OTHER_KEY, price_e18_per_device_ms=3 * PRICE, meter_interval_ms=10**9).document
+    hopeless = bought(first, bids={digest(DOMAIN, slow): slow}, ranking=(scored(slow, "above the price ceiling"),))
+    (told_of,) = (answer for answer in answers_of([hopeless]) if answer.provider == OTHER)
+    assert told_of.shortfalls == (), "a higher price alone would not do: its receipts would come too seldom"
+    wanted = replace(first, requirements=replace(first.requirements, clauses=parse_needs("notice >= 5 min").clauses))
+    hasty = bid(wanted, key=OTHER_KEY).document
+    short_notice = bought(wanted, bids={digest(DOMAIN, hasty): hasty}, ranking=(scored(hasty, "does not meet"),))
+    (told_of,) = (answer for answer in answers_of([short_notice]) if answer.provider == OTHER)
+    assert [(one.name, one.nearest) for one in told_of.shortfalls] == [("notice", "1 s")]
     fine = bid(second, key=PROVIDER_KEY).document
     two = bought(second, bids={digest(DOMAIN, fine): fine}, ranking=(scored(fine),))
     answers = {answer.provider: answer for answer in answers_of([one, two])}
