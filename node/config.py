@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hansa.market.needs_text import NeedsError
+from hansa.market.requirements import parse_rules
 from hansa.node.chain_config import ChainConfig, read_chain
 from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
+from hansa.node.machine_facts import read_owners_facts
 from hansa.node.pricing_config import PricingConfig, read_pricing
 from hansa.node.reputation_config import ReputationConfig, read_reputation
 from hansa.node.rules_config import RulesConfig, read_rules
@@ -21,7 +24,7 @@ from hansa.node.splits_config import read_percent
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
 from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import LEASE_FIRM, LEASE_SPOT, TIER_GVISOR, TIER_NONE, TIER_SANDBOX
+from hansa.proto.market_documents import LEASE_FIRM, LEASE_SPOT, TIER_GVISOR, TIER_NONE, TIER_SANDBOX, Clause, Fact
 from hansa.proto.signing import parse_address
 from hansa.proto.units import Address, Amount, DurationMs, PriceE18, Uint32
 
@@ -70,6 +73,8 @@ class ProviderConfig:
         shells: whether buyers may open shells in their own runs.
         max_fetch_bytes: what one shard may bring beside its package at most.
         mirror_bytes: what the copies of checkpoints may weigh that are held for shards elsewhere; 0 holds none.
+        accepts: the owner's rules over a job's facts, all of which must hold.
+        facts: what the owner says of the machine.
         pricing: what makes the price of a bid out of the posted one.
     """
 
@@ -95,6 +100,8 @@ class ProviderConfig:
     shells: bool
     max_fetch_bytes: int
     mirror_bytes: int
+    accepts: tuple[Clause, ...]
+    facts: tuple[Fact, ...]
     pricing: PricingConfig
 
 
@@ -346,6 +353,8 @@ def _provider(table: TomlTable) -> ProviderConfig:
         shells=table.boolean("shells", True),
         max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
         mirror_bytes=table.size_bytes("mirrors", "10 GiB"),
+        accepts=_accepts(table),
+        facts=read_owners_facts(table.table("facts")),
         pricing=read_pricing(table.table("pricing")),
     )
     if provider.tier == TIER_GVISOR and provider.gpus != ():
@@ -391,6 +400,19 @@ def _accept_buyers(table: TomlTable) -> frozenset[Address] | None:
     except Malformed as fault:
         hint = 'accept_buyers = "any", or a list of accounts as `hansa balance` shows them'
         raise table.fault("accept_buyers", f"an account {fault.why}", hint) from None
+
+
+def _accepts(table: TomlTable) -> tuple[Clause, ...]:
+    if not table.has("accepts"):
+        return ()
+    text = table.raw("accepts")
+    if not isinstance(text, str):
+        raise table.fault("accepts", "must be text", 'for example accepts = "wall <= 24 h and network = none"')
+    try:
+        return parse_rules(text)
+    except NeedsError as fault:
+        shown = "\n".join(f"    {line}" for line in fault.shown.splitlines())
+        raise table.fault("accepts", f"{fault}\n{shown}", fault.hint) from None
 
 
 def _payee(table: TomlTable) -> Address | None:

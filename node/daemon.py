@@ -61,7 +61,7 @@ from hansa.node.http_reputation import ReputationDesk, reputation_routes
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.http_shell import shell_routes
 from hansa.node.images import Images
-from hansa.node.inventory import Inventory
+from hansa.node.inventory import Inventory, read_machine
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
@@ -71,6 +71,7 @@ from hansa.node.launcher import Launch, launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
 from hansa.node.logs import log_line, log_turns, start_logging
+from hansa.node.machine_facts import owners_facts
 from hansa.node.market_desk import MarketDesk, market_routes
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
@@ -168,7 +169,14 @@ class Daemon:
         )
         self._post(self.engine.recovered)
         self.engine.state.turns.clear()
-        self.watch = DeviceWatch(account=account.address, provider=config.provider, rules=config.rules, now_ms=now_ms)
+        self.watch = DeviceWatch(
+            account=account.address,
+            provider=config.provider,
+            rules=config.rules,
+            now_ms=now_ms,
+            # A launcher of its own keeps runs' files where this process may not even look.
+            machine=replace(read_machine(), disk_bytes=0) if config.sandbox.launcher is not None else None,
+        )
         self.store.forget_pins(staging.PIN)
         self.trees = Trees(data / "environments", quota_bytes=config.environments.quota_bytes)
         self.environments = Environments(self.trees, config.environments)
@@ -582,6 +590,8 @@ class Daemon:
                 rule=self._pricing_rule(),
                 on_price_fault=provider.pricing.on_program_fault if provider.pricing.program else "",
                 buyers=provider.accept_buyers or frozenset(),
+                accepts=provider.accepts,
+                facts=owners_facts(provider.facts, self.config.region),
                 payee=provider.payee or ITSELF,
                 voucher_timeout_ms=provider.voucher_timeout_ms,
                 max_unpaid=provider.max_unpaid,
