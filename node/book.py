@@ -4,7 +4,7 @@ Adverts come by gossip, and to a newcomer all at once from whomever it meets. Th
 is full again seconds after a restart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +17,8 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC, BOOK, MAX_ADVERT_BYTES, MAX_BOOK_BYTES
 from hansa.proto.signing import Signed, check
 from hansa.scheduler.fitting import misfit
+from hansa.scheduler.matching import Filter, Wish, expected_costs, shortlist
+from hansa.scheduler.matching_columns import Columns
 
 LONGEST_LIFE_MS = 10 * 60_000
 """An advert that claims to stand for longer is not kept: it could not be taken back."""
@@ -46,6 +48,8 @@ class Book:
         self._now_ms = now_ms
         self._learnt = learnt
         self._adverts: dict[bytes, Known] = {}
+        self._columns = Columns()
+        self._filter = Filter(self._columns)
 
     def serve(self) -> None:
         """Answer newcomers."""
@@ -55,6 +59,7 @@ class Book:
         now_ms = self._now_ms()
         for account in [key for key, known in self._adverts.items() if known.advert.expires_ms <= now_ms]:
             del self._adverts[account]
+            self._columns.remove(account)
 
     def standing(self) -> Iterator[Known]:
         """Every advert that has not expired, the cheapest first."""
@@ -63,14 +68,37 @@ class Book:
             self._adverts.values(), key=lambda known: (known.advert.price_e18_per_device_ms, known.advert.signer)
         )
 
-    def matching(self, needs: Requirements, currency: str, ceiling_e18: int) -> tuple[bytes, ...]:
-        """Accounts whose adverts could serve a shard, the cheapest first, at most as many as a tender invites."""
-        fitting = (
-            known.advert.signer
-            for known in self.standing()
-            if misfit(known.advert, needs, currency=currency, ceiling_e18=ceiling_e18) is None
+    def matching(
+        self,
+        needs: Requirements,
+        currency: str,
+        ceiling_e18: int,
+        *,
+        chance: int = 0,
+        without: Collection[bytes] = (),
+    ) -> tuple[bytes, ...]:
+        """Accounts whose adverts could serve a shard, the cheapest first, at most as many as a tender invites.
+
+        Where more could, a quarter of these are the cheapest and ``chance`` picks the others: if everybody asked the
+        same few, the rest of the market would stand idle, and these few would know it.
+        """
+        self._forget_expired()
+
+        def serves(advert: Advert) -> bool:
+            return advert.signer not in without and (
+                misfit(advert, needs, currency=currency, ceiling_e18=ceiling_e18) is None
+            )
+
+        wish = Wish(requirements=needs, currency=currency, ceiling_e18=ceiling_e18)
+        rows = self._filter.rows(wish, at_ms=self._now_ms())
+        return shortlist(
+            self._columns,
+            rows,
+            expected_costs(self._columns, rows),
+            most=MOST_INVITED,
+            chance=chance,
+            serves=serves,
         )
-        return tuple(islice(fitting, MOST_INVITED))
 
     def others(self, invited: tuple[bytes, ...], currency: str) -> tuple[bytes, ...]:
         """Accounts beside those invited already, up to the same number: they will decline, and say why."""
@@ -98,6 +126,7 @@ class Book:
         except ProtocolError:
             return Verdict.REJECT
         self._adverts[advert.signer] = Known(signed=signed)
+        self._columns.put(advert)
         self._learnt(advert)
         return Verdict.ACCEPT
 

@@ -50,10 +50,17 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     failed = unwelcome(daemon.state, wanted)
     invited: tuple[bytes, ...] = ()
     asked = has_asked(of, wanted.shards)
+    # A job's id is random, and nobody else has seen it before its tender; the time tells its tenders apart.
+    chance = int.from_bytes(wanted.job[:8], "big") ^ daemon.now_ms()
     with trio.move_on_after(ASKED_PATIENCE_S if asked else NOBODY_PATIENCE_S):
         while True:
-            fitting = daemon.book.matching(spec.requirements, spec.currency, spec.price_ceiling_e18_per_device_ms)
-            invited = tuple(account for account in fitting if account not in failed)
+            invited = daemon.book.matching(
+                spec.requirements,
+                spec.currency,
+                spec.price_ceiling_e18_per_device_ms,
+                chance=chance,
+                without=failed,
+            )
             if len(invited) >= len(wanted.shards):
                 break
             await trio.sleep(0.2)

@@ -170,7 +170,7 @@ class Filter:
         columns, height = self._columns, self._columns.height
         word, none = find(clause.name), np.zeros(height, dtype=np.bool_)
         if word is not None and (word.name not in ASKED or word.kind is Kind.MODEL):
-            return ~none  # a bid or the buyer's own books will tell; and what a model is depends on its memory too
+            return ~none  # a bid or the buyer's own books will tell; what a model is depends on its memory too
         column = columns.facts.get(clause.name)
         if column is None or not clause.values:
             return none  # whatever nobody states holds of nobody

@@ -30,11 +30,14 @@ MOST_FEATURES = 62
 COUNTED = frozenset((Kind.SIZE, Kind.NUMBER, Kind.COUNT, Kind.DURATION, Kind.SHARE, Kind.PRICE, Kind.RATE, Kind.TIER))
 """Kinds whose values are compared as one whole number; of the others the distinct values are looked at once each."""
 
+LASTING = ("devices", "tier", "features", "region", "facts", "currency")
+"""What is seldom different in the next advert of the same account."""
 SLACK_NAMES = 4_096
 """So many more distinct texts than rows may be remembered, before those that nobody states any more are forgotten."""
 
 ASKED = frozenset(word.name for word in VOCABULARY.values() if {Of.DEVICE, Of.PROVIDER} & set(word.of))
-"""Words whose values an advert can tell."""
+ASKED -= {"cores", "devices"}
+"""Words whose values an advert can tell of a single device; these two are of all devices of a shard together."""
 
 FactsOf = Callable[[Advert, Device], Mapping[str, str]]
 
@@ -132,6 +135,11 @@ class Columns:
 
     def put(self, advert: Advert, *, reliability: float = 1.0) -> None:
         """Take an advert in; it replaces the account's earlier one."""
+        if self._says_the_same(advert):
+            for row in self.rows_of[advert.signer]:
+                self._write_terms(row, advert, reliability)
+            self.adverts[advert.signer] = advert
+            return
         self.remove(advert.signer)
         if self._distinct() > SLACK_NAMES + 4 * self.height:
             self._compact()
@@ -206,14 +214,12 @@ class Columns:
         self.live[row] = True
         self.account[row] = advert.signer
         self.word[row] = int.from_bytes(advert.signer[:8], "big")
-        self.count[row], self.free[row] = len(devices), advert.free
+        self.count[row] = len(devices)
         self.kind[row], self.model[row] = self.kinds.of(device.kind), self.models.of(device.model)
         self.memory[row], self.cores[row] = min(device.memory_bytes, LARGEST), device.cores_milli
         self.tier[row], self.currency[row] = self.tiers.of(advert.tier), self.currencies.of(advert.currency)
         self.feature_bits[row] = self.bits(advert.features)
-        self.expires[row] = min(advert.expires_ms, LARGEST)
-        self.price[row] = float(advert.price_e18_per_device_ms)
-        self.reliability[row] = reliability
+        self._write_terms(row, advert, reliability)
         # Words that nobody could ask for get no column: they are as many as strangers care to think of.
         told = {name: value for name, value in self._facts_of(advert, device).items() if name in ASKED}
         for name, column in self.facts.items():
@@ -221,6 +227,16 @@ class Columns:
                 column.values[row] = MISSING
         for name, value in told.items():
             self._fact_column(name).values[row] = self._fact_column(name).key(value)
+
+    def _says_the_same(self, advert: Advert) -> bool:
+        """Whether it differs from the account's earlier one in what ``_write_terms`` writes at the most."""
+        known = self.adverts.get(advert.signer)
+        return known is not None and all(getattr(known, name) == getattr(advert, name) for name in LASTING)
+
+    def _write_terms(self, row: int, advert: Advert, reliability: float) -> None:
+        """What changes from one advert of an account to its next."""
+        self.free[row], self.expires[row] = advert.free, min(advert.expires_ms, LARGEST)
+        self.price[row], self.reliability[row] = float(advert.price_e18_per_device_ms), reliability
 
     def _fact_column(self, name: str) -> FactColumn:
         column = self.facts.get(name)

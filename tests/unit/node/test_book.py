@@ -190,6 +190,34 @@ async def test_a_tender_invites_only_so_many() -> None:
         assert one.book.others(fitting, "USD") == ()
 
 
+async def test_whom_a_tender_invites_beside_the_cheapest_is_left_to_chance() -> None:
+    hub = MemoryHub()
+    async with reader(hub, 1) as one:
+        by_price = []
+        for number in range(10, 10 + MOST_INVITED + 16):
+            async with party(hub, number) as seller:
+                one.hears(advert_of(seller, price_e18_per_device_ms=number))
+                by_price.append(seller.account.address)
+        drawn = [one.book.matching(needs(), "USD", 10**18, chance=chance) for chance in range(20)]
+        assert all(accounts[:16] == tuple(by_price[:16]) for accounts in drawn)
+        assert len(set(drawn)) == 20
+        assert {account for accounts in drawn for account in accounts} == set(by_price)
+        unwelcome = set(by_price[:3])
+        left = one.book.matching(needs(), "USD", 10**18, without=unwelcome)
+        assert len(left) == MOST_INVITED
+        assert not unwelcome & set(left)
+
+
+async def test_what_expired_or_was_replaced_is_found_no_more(autojump_clock: trio.abc.Clock) -> None:
+    async with reader(MemoryHub(), 1) as one, party(MemoryHub(), 2) as seller:
+        one.hears(advert_of(seller, sequence=1, price_e18_per_device_ms=10))
+        one.hears(advert_of(seller, sequence=2, price_e18_per_device_ms=90))
+        assert one.book.matching(needs(), "USD", 50) == ()
+        assert one.book.matching(needs(), "USD", 90) == (seller.account.address,)
+        await trio.sleep(LONGEST_LIFE_MS / 1000 + 60)
+        assert one.book.matching(needs(), "USD", 90) == ()
+
+
 async def test_an_advert_reaches_everybody_and_a_newcomer_copies_the_book() -> None:
     hub = MemoryHub()
     async with reader(hub, 1) as one, reader(hub, 2) as two, reader(hub, 3) as late:

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from hansa.market.clauses import facts_of, failures
 from hansa.market.isolation import is_served
 from hansa.proto.gpu_models import matches
 from hansa.proto.market_documents import Advert, Clause, Device, DeviceChoice, Fact, Requirements
+from hansa.scheduler.fitting import misfit
 from hansa.scheduler.matching import Filter, Taste, Wish, expected_costs, shortlist
 from hansa.scheduler.matching_columns import ASKED, FIRST_ROWS, SLACK_NAMES, Columns
 
@@ -196,6 +197,51 @@ def test_whatever_came_and_went_the_index_finds_what_a_plain_reading_finds(
         told = [columns.account[row] for row in rows]
         assert len(set(told)) == len(told)
         assert set(told) == {key for key, known in plain.items() if may_serve(known, one, NOW_MS)}
+
+
+other_clauses = st.sampled_from(
+    (
+        Clause(name="gpu", operator="!=", values=("A100-80GB",)),
+        Clause(name="vram", operator="<=", values=("40 GiB",)),
+        Clause(name="cores", operator="<=", values=("8",)),
+        Clause(name="devices", operator="<=", values=("4",)),
+        Clause(name="features", operator="=", values=("image",)),
+        Clause(name="reliability", operator=">=", values=("0.9",)),
+        Clause(name="tier", operator=">=", values=("gvisor",)),
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(adverts, min_size=3, max_size=12),
+    wishes.flatmap(
+        lambda one: st.lists(other_clauses, max_size=2).map(
+            lambda more: replace(
+                one, requirements=replace(one.requirements, clauses=(*one.requirements.clauses, *more))
+            )
+        )
+    ),
+)
+def test_nobody_who_would_be_invited_on_a_full_reading_is_filtered_out(known: list[Advert], one: Wish) -> None:
+    plain = {each.signer: each for each in known if each.expires_ms > NOW_MS}
+    invited = {
+        key
+        for key, each in plain.items()
+        if misfit(each, one.requirements, currency=one.currency, ceiling_e18=one.ceiling_e18) is None
+    }
+    columns = index_of(*plain.values())
+    assert invited <= found(columns, one)
+    event("somebody is invited" if invited else "nobody is")
+
+
+def test_an_advert_said_anew_has_its_new_price_and_time() -> None:
+    columns = index_of(advert(1, price=900))
+    columns.put(advert(1, price=100, expires_ms=NOW_MS + 9, free=0))
+    assert columns.height == 1
+    assert found(columns, replace(wish(), ceiling_e18=500), at_ms=NOW_MS + 8) == {advert(1).signer}
+    columns.put(advert(1, price=900, expires_ms=NOW_MS + 9))
+    assert not found(columns, replace(wish(), ceiling_e18=500))
 
 
 def test_versions_are_compared_as_versions() -> None:
