@@ -24,10 +24,11 @@ def check_bidding(node: Any) -> None:
             assert sold is not None
             assert sold.phase == "bid", f"devices are held by a bid that is {sold.phase}"
     for bought in state.purchases.live.values():
-        _check_purchase(bought, state.at_ms)
+        check_purchase(bought, state.at_ms)
 
 
-def _check_purchase(bought: Purchase, at_ms: int) -> None:
+def check_purchase(bought: Purchase, at_ms: int) -> None:
+    """One purchase, in any phase."""
     tender = bought.tender
     if bought.phase == "tendering":
         late_ms = at_ms - tender.bids_close_ms
