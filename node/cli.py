@@ -48,7 +48,7 @@ class _Hansa(click.Group):
             result = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.exit(result if isinstance(result, int) else 0)
         except OperatorError as fault:
-            _complain(fault.what, fault.hint)
+            _complain(fault.what, fault.hint, fault.quote)
         except click.UsageError as fault:
             command = fault.ctx.command_path if fault.ctx is not None else "hansa"
             _complain(fault.format_message(), f"{command} --help shows what is possible")
@@ -62,11 +62,13 @@ class _Hansa(click.Group):
             sys.exit(0)
 
 
-def _complain(what: str, hint: str) -> NoReturn:
-    """One line and a hint. Both may hold a stranger's words, so both are made plain."""
+def _complain(what: str, hint: str, quote: str = "") -> NoReturn:
+    """One line and a hint, the place between them. All may hold a stranger's words, so all are made plain."""
     from hansa.node.plain_text import plain
 
     click.echo(f"hansa: {plain(what)}", err=True)
+    for line in quote.splitlines()[:4]:
+        click.echo(f"    {plain(line)}", err=True)
     if hint:
         click.echo(f"hint: {plain(hint)}", err=True)
     sys.exit(EXIT_MISTAKE)

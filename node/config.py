@@ -411,8 +411,7 @@ def _accepts(table: TomlTable) -> tuple[Clause, ...]:
     try:
         return parse_rules(text)
     except NeedsError as fault:
-        shown = "\n".join(f"    {line}" for line in fault.shown.splitlines())
-        raise table.fault("accepts", f"{fault}\n{shown}", fault.hint) from None
+        raise table.fault("accepts", str(fault), fault.hint, fault.shown) from None
 
 
 def _payee(table: TomlTable) -> Address | None:

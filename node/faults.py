@@ -7,13 +7,15 @@ class OperatorError(Exception):
     Attributes:
         what: what is wrong, in one clause.
         hint: what to do about it.
+        quote: lines of the operator's own text with a mark under the place; empty where one clause says it all.
     """
 
-    def __init__(self, what: str, hint: str) -> None:
-        """Keep both halves as fields."""
+    def __init__(self, what: str, hint: str, quote: str = "") -> None:
+        """Keep the parts as fields."""
         super().__init__(what)
         self.what = what
         self.hint = hint
+        self.quote = quote
 
 
 class ConfigError(OperatorError):

@@ -40,14 +40,9 @@ def _parsed(text: str, table: TomlTable | None) -> Needs:
     try:
         return parse_needs(text)
     except NeedsError as fault:
-        what = f"{fault}\n{_indented(fault.shown)}"
         if table is None:
-            raise ConfigError(f"--needs: {what}", fault.hint) from None
-        raise table.fault("needs", what, fault.hint) from None
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+            raise ConfigError(f"--needs: {fault}", fault.hint, fault.shown) from None
+        raise table.fault("needs", str(fault), fault.hint, fault.shown) from None
 
 
 def _older_keys(needs: Needs) -> Mapping[str, str]:

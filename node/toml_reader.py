@@ -47,12 +47,12 @@ class TomlTable:
         self.known: set[str] = set()
         self._lines = lines
 
-    def fault(self, key: str, what: str, hint: str) -> ConfigError:
+    def fault(self, key: str, what: str, hint: str, quote: str = "") -> ConfigError:
         """A complaint about one key, with the place where it stands."""
         line = self._lines.get((self.name, key)) or self._lines.get((self.name, ""))
         place = f"{self.file}:{line}" if line else f"{self.file}"
         dotted = ".".join(part for part in (self.name, key) if part)
-        return ConfigError(f"{place}: {dotted}: {what}", hint)
+        return ConfigError(f"{place}: {dotted}: {what}", hint, quote)
 
     def has(self, key: str) -> bool:
         """Whether the file sets the key."""
