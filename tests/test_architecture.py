@@ -57,7 +57,7 @@ ONE_PLACE = {
     "web3": ("node/evm_",),
     "eth_abi": ("node/evm_escrow.py",),
     "eth_account": ("node/keystore.py", "node/evm_signing.py"),
-    "Crypto": ("proto/keccak.py",),
+    "sha3": ("proto/keccak.py",),
     "prometheus_client": ("node/metrics.py",),
     "hypercorn": ("node/http_server.py",),
     "httpx": ("node/cli_client.py", "node/json_rpc.py"),
