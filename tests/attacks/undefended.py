@@ -437,18 +437,27 @@ def untried() -> list[str]:
     return sorted(name for name in named - tried if not name.startswith(CONTRACTS))
 
 
-def goes_red(defence: Defence, tree: Path) -> bool:
-    """Whether the test fails without the defence; the tree is as it was afterwards."""
+def red_for(defence: Defence, tree: Path) -> str:
+    """What the test says against the code without the defence; nothing where it stays green.
+
+    The tree is as it was afterwards.
+    """
     file = tree / defence.file
     text = file.read_text(encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     order = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", defence.test]
     file.write_text(broken(defence, text), encoding="utf-8")
     try:
-        done = subprocess.run(order, cwd=tree, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            order, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
     finally:
         file.write_text(text, encoding="utf-8")
-    return done.returncode == 1
+    if done.returncode != 1:
+        return ""
+    # In a test with tasks the error stands behind the lines of a tree.
+    said = re.search(r"^[ |]*E +(?:[ |+-]*)(\S.*)$", done.stdout, re.MULTILINE)
+    return said[1][:100] if said else "it fails"
 
 
 def main() -> int:
@@ -463,9 +472,9 @@ def main() -> int:
         shutil.copytree(ROOT, tree, symlinks=True, ignore=LEFT_BEHIND)
         (tree / "build").symlink_to(ROOT / "build")  # the local chain and the compiler, where they are
         for defence in chosen:
-            is_red = goes_red(defence, tree)
-            green += [] if is_red else [defence]
-            print(f"{'red' if is_red else 'STILL GREEN':<12} {defence.file}    {defence.test}", flush=True)
+            words = red_for(defence, tree)
+            green += [] if words else [defence]
+            print(f"{'red' if words else 'STILL GREEN':<12} {defence.file}    {defence.test}    {words}", flush=True)
     print(f"{len(chosen)} defences taken out, {len(chosen) - len(green)} tests red")
     if not only:
         print("not tried here:")

@@ -129,6 +129,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         odd_amount=amounts,
         is_strange=seldom,
         by=st.sampled_from([None] * 9 + [PAYEE]),
+        with_permit=st.booleans(),
     )
     def open(  # noqa: PLR0917  (hypothesis draws them all)
         self,
@@ -143,6 +144,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         odd_amount: int,
         is_strange: bool,
         by: SigningKey | None,
+        with_permit: bool,
     ) -> None:
         payer_signer, payee, payee_signer = signers
         if usually:
@@ -157,7 +159,7 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         )
         if is_strange:
             config = replace(config, **strange)
-        self.do_open(by or payer, config, splits, odd_amount if amount_is_odd else amount)
+        self.do_open(by or payer, config, splits, odd_amount if amount_is_odd else amount, with_permit=with_permit)
         self.opened.append((config, splits))
 
     def picked(self, number: int) -> Channel:
@@ -166,11 +168,21 @@ class EscrowAgainstModel(RuleBasedStateMachine):
         pool = live[-4:] if live and number < 54 else self.opened
         return pool[number % len(pool)]
 
-    def do_open(self, key: SigningKey, config: ChannelConfig, splits: tuple[Split, ...], amount: int) -> None:
+    def do_open(
+        self,
+        key: SigningKey,
+        config: ChannelConfig,
+        splits: tuple[Split, ...],
+        amount: int,
+        *,
+        with_permit: bool = False,
+    ) -> None:
+        # Everybody has approved the escrow, so a permit that is worth nothing changes nothing.
+        permit = (0, 27, bytes(32), bytes(32)) if with_permit else ()
         self.both(
-            "open",
+            "openWithPermit" if with_permit else "open",
             key,
-            (config_words(config), split_words(splits), amount),
+            (config_words(config), split_words(splits), amount, *permit),
             lambda: self.model.open(key.address, config, splits, amount, now_s=self.now_s),
         )
 
