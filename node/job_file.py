@@ -157,6 +157,8 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     deadline_after_ms = tender.duration_ms("deadline", "0 s", least=0)
     if (late := _too_soon(limits.wall_ms, deadline_after_ms)) is not None:
         raise tender.fault("deadline", *late)
+    if needs is None and (late := _too_soon(limits.wall_ms, said.deadline_ms or 0)) is not None:
+        raise resources.fault("needs", f"its deadline {late[0]}", late[1])
     check_once(tender, "lease", "lease", said=needs is None and bool(said.lease))
     lease = tender.choice("lease", LEASE_ANY, (LEASE_ANY, LEASE_SPOT, LEASE_FIRM))
     tender.finish()

@@ -109,7 +109,9 @@ def test_what_is_said_twice_names_both_places(job, lines, names):
 def test_a_slip_is_pointed_at_in_the_file_and_on_the_command_line(job):
     words, hint = refused(job, '[resources]\nneeds = "8xH100 and regoin = de"\n')
     assert "job.toml:4: resources.needs: 'regoin' is no word of the vocabulary" in words
-    assert words.endswith("\n    8xH100 and regoin = de\n               ^^^^^^")
+    with pytest.raises(ConfigError) as caught:
+        job('[resources]\nneeds = "8xH100 and regoin = de"\n')
+    assert caught.value.quote == "8xH100 and regoin = de\n           ^^^^^^"
     assert hint == "did you mean region?"
     words, _ = refused(job, "", "vram >= 24")
     assert words.startswith("--needs: '24' is no size")
