@@ -11,8 +11,17 @@ from hansa.market.effects import clipped
 from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
 from hansa.market.track_record import PPM, Record, Trial
-from hansa.market.vocabulary import VOCABULARY, share_text
-from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Bid, Shortfall, Tender
+from hansa.market.vocabulary import ANY, VOCABULARY, number_text, share_text, size_text
+from hansa.proto.market_documents import (
+    LEASE_ANY,
+    LEASE_FIRM,
+    LEASE_SPOT,
+    Bid,
+    Clause,
+    Requirements,
+    Shortfall,
+    Tender,
+)
 from hansa.proto.splits import splits_hash
 from hansa.proto.units import amount_for, format_amount
 
@@ -113,18 +122,32 @@ def shortfalls_of(tender: Tender, bid: Bid, record: Record) -> tuple[Shortfall, 
     """Which of the tender's clauses the bid does not meet: those on what only the buyer knows are judged here too.
 
     How its leases ended is asked of those that had some with this buyer; of others there is nothing that could fail.
+    What has a field of its own in the requirements is held against what the bid says of it.
     """
-    if not tender.requirements.clauses:
+    facts = facts_of(bid)
+    fields = [clause for clause in _fields(tender.requirements) if clause.name in facts]
+    if not tender.requirements.clauses and not fields:
         return ()
     known = {"reputation": share_text(record.told_ppm)}
     if ends := record.good + record.bad:
         known["reliability"] = share_text(record.good * PPM // ends)
-    return unmet_by_bid(tender.requirements.clauses, {**facts_of(bid), **known})
+    return unmet_by_bid((*fields, *tender.requirements.clauses), {**facts, **known})
 
 
 def _shortfall(tender: Tender, bid: Bid, record: Record) -> str:
     unmet = shortfalls_of(tender, bid, record)
     return clipped(f"does not meet {' and '.join(each.wanted for each in unmet)}", 256) if unmet else ""
+
+
+def _fields(needs: Requirements) -> tuple[Clause, ...]:
+    wanted = {
+        "kind": ("=", "" if needs.kind == ANY else needs.kind),
+        "vram": (">=", size_text(needs.device_memory_bytes) if needs.device_memory_bytes else ""),
+        "cores": (">=", number_text(needs.cores_milli) if needs.cores_milli else ""),
+    }
+    return tuple(
+        Clause(name=name, operator=operator, values=(value,)) for name, (operator, value) in wanted.items() if value
+    )
 
 
 def explain_choice(ranking: Sequence[Scored], winner: bytes) -> str:

@@ -228,6 +228,23 @@ def test_every_clause_of_the_tender_is_held_against_the_bid_and_what_the_buyer_k
     assert entry.excluded == why
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({}, ""),
+        ({"kind": "gpu", "vram": "24 GiB", "cores": "4"}, ""),
+        ({"kind": "cpu"}, "does not meet kind = gpu"),
+        ({"vram": "16 GiB"}, "does not meet vram >= 20 GiB"),
+        ({"cores": "3.999"}, "does not meet cores >= 4"),
+        ({"vram": "a lot"}, "does not meet vram >= 20 GiB"),
+    ],
+)
+def test_a_bid_is_held_to_what_it_says_of_its_own_devices(said, why):
+    of = tender(requirements=needs(kind="gpu", device_memory_bytes=20 << 30, cores_milli=4_000))
+    (entry,) = table(offer(of, facts=facts(**said)), of=of)
+    assert entry.excluded == why
+
+
 def test_why_a_bid_cannot_win_fits_on_a_line():
     of = tender(requirements=needs(clauses=tuple(clause(f"{'x' * 200}{number}", "=", "y") for number in range(9))))
     (entry,) = table(offer(of), of=of)
