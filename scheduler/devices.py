@@ -22,6 +22,7 @@ from hansa.proto.market_documents import (
     Shortfall,
 )
 from hansa.proto.units import Bytes32, Line
+from hansa.scheduler.packing import least_missed
 
 GIB = 1 << 30
 _OF_THE_SET = ("cores", "devices")
@@ -148,7 +149,7 @@ def _choose_set(
     machines = sorted({topology.machine(device) for device in owned})
     if len(machines) <= 1:
         return _choose_among(needs, free, owned, judge)
-    found: list[tuple[int, str, tuple[Device, ...]]] = []
+    found: list[tuple[int, tuple[Device, ...]]] = []
     shortages: list[Shortage] = []
     for machine in machines:
         there = [device for device in owned if topology.machine(device) == machine]
@@ -157,9 +158,11 @@ def _choose_set(
         if isinstance(chosen, Shortage):
             shortages.append(chosen)
         else:
-            found.append((len(left), machine, chosen))
-    if found:
-        return min(found)[2]  # where the least is left free: whole machines stay whole
+            found.append((len(left), chosen))
+    # Where it spoils the least for requests that are larger.
+    number = least_missed([free_devices for free_devices, _chosen in found], needs.devices)
+    if number is not None:
+        return found[number][1]
     return _choose_over_several(needs, free, owned, topology, judge=judge, shortages=shortages)
 
 

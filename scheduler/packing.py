@@ -197,6 +197,20 @@ def pressure(fleet: Fleet, expected: Sequence[Expected]) -> Floats:
     return pressed
 
 
+def least_missed(free_devices: Sequence[int], devices: int) -> int | None:
+    """Of machines with so many free devices each the one to take some from, whole; None where none has enough.
+
+    Requests for 1, 2, 4 … up to all of the machine with the most are expected, each as often. Of machines that are as
+    good the one with the fewest free is taken, and of these the first.
+    """
+    order = sorted(range(len(free_devices)), key=lambda number: (free_devices[number], number))
+    machines = [Machine(model="", free_milli=(WHOLE,) * free_devices[number]) for number in order]
+    sizes = [1 << power for power in range(max(free_devices, default=0).bit_length())]
+    expected = [Expected(request=Request(devices=size), weight=1) for size in sizes]
+    place = Packer(fleet=Fleet(machines), expected=expected).best(Request(devices=devices))
+    return None if place is None else order[place.machine]
+
+
 @dataclass(slots=True)
 class _Scores:
     """What is remembered of one kind of request: the cost on every machine, and the device it would go to there."""

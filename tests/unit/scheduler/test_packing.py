@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.scheduler.packing import Expected, Fleet, Machine, Packer, Place, Request, Weights, pressure
+from hansa.scheduler.packing import Expected, Fleet, Machine, Packer, Place, Request, Weights, least_missed, pressure
 
 LARGE = (Expected(request=Request(devices=1), weight=3), Expected(request=Request(devices=4), weight=1))
 
@@ -167,6 +167,24 @@ def moved(one: Machine, request: Request, place: Place, sign: int) -> Machine:
         cores_milli=one.cores_milli + sign * request.cores_milli,
         memory_bytes=one.memory_bytes + sign * request.memory_bytes,
     )
+
+
+@pytest.mark.parametrize(
+    ("free_devices", "devices", "machine"),
+    [
+        ([3, 2], 1, 0),  # and two requests for two still fit
+        ([8, 1], 1, 1),
+        ([8, 4], 4, 1),
+        ([8, 6, 2], 2, 2),
+        ([4, 4], 2, 0),
+        ([2, 1], 3, None),
+        ([], 1, None),
+    ],
+)
+def test_whole_devices_come_from_the_machine_where_they_are_missed_the_least(
+    free_devices: list[int], devices: int, machine: int | None
+) -> None:
+    assert least_missed(free_devices, devices) == machine
 
 
 def test_a_place_that_is_taken_cannot_be_taken_again() -> None:
