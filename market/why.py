@@ -259,7 +259,7 @@ def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: st
         answers: one of each provider that is known.
         reason: what the tender itself said, if it ended for another reason than that nobody would.
     """
-    told = [answer for answer in answers if answer.outcome != BID]
+    told = [replace(answer, shortfalls=_in_one_form(answer.shortfalls)) for answer in answers if answer.outcome != BID]
     fixable = [answer for answer in told if answer.shortfalls and all(one.nearest for one in answer.shortfalls)]
     spoken = [answer for answer in told if not answer.shortfalls and answer.relaxation]
     found = [*_merge(fixable, wanted, eligible), *_merge_spoken(spoken, max(0, wanted - eligible))]
@@ -272,6 +272,30 @@ def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: st
         helpless=len(told) - len(fixable) - len(spoken),
         answers=tuple(sorted(answers, key=lambda answer: (OUTCOMES.index(answer.outcome), answer.provider))),
     )
+
+
+def _in_one_form(shortfalls: Iterable[Shortfall]) -> tuple[Shortfall, ...]:
+    """Sizes as the vocabulary writes them, so that ``price <= 0.420000`` and ``price <= 0.42`` are counted as one."""
+    return tuple(
+        replace(one, wanted=_wanted_in_one_form(one), nearest=_value_in_one_form(one.name, one.nearest))
+        for one in shortfalls
+    )
+
+
+def _wanted_in_one_form(shortfall: Shortfall) -> str:
+    operator, value = _operator_and_value(shortfall.wanted)
+    same = _value_in_one_form(shortfall.name, value)
+    return f"{shortfall.name} {operator} {same}" if operator and same != value else shortfall.wanted
+
+
+def _value_in_one_form(name: str, value: str) -> str:
+    word = find(name)
+    if word is None or not word.is_ordered:
+        return value
+    try:
+        return word.read(value)
+    except ValueError:
+        return value
 
 
 def _failing(told: Sequence[Answer]) -> tuple[Failing, ...]:

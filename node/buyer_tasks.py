@@ -15,7 +15,7 @@ from hansa.node.checkpoint_check import fault_of
 from hansa.node.directory import Stranger
 from hansa.node.events import BlobFetched, BlobNotFetched, NobodyFits, RoundNotReduced, RoundReduced, TenderPrepared
 from hansa.node.mirror_tasks import while_wanted
-from hansa.node.queueing import has_asked
+from hansa.node.queueing import has_asked, places
 from hansa.node.reduce import Reduced, reduce_round
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
@@ -65,7 +65,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
                 break
             await trio.sleep(0.2)
     now_ms = daemon.now_ms()
-    why_not = TOO_LATE if is_too_late(of, now_ms) else NOBODY if asked and not invited else ""
+    why_not = TOO_LATE if is_too_late(of, now_ms) else _too_few(daemon, of, wanted, invited) if asked else ""
     if why_not:
         daemon.tell(NobodyFits(job=wanted.job, shards=wanted.shards, reason=why_not, at_ms=now_ms))
         return
@@ -91,6 +91,18 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
         nonce=secrets.token_bytes(32),
     )
     daemon.tell(TenderPrepared(tender=tender, invited=invited, at_ms=now_ms))
+
+
+def _too_few(daemon: "Daemon", of: Job, wanted: TenderWanted, invited: tuple[bytes, ...]) -> str:
+    """Why those who fit could not take all shards, as their adverts have it; empty if they could.
+
+    Bids hold devices. Nobody's are held for a tender that could not be filled were all of them free.
+    """
+    room = places(daemon.book, invited, of.spec.requirements)
+    if not room:
+        return NOBODY
+    enough = room >= len(wanted.shards)
+    return "" if enough else f"those that fit have devices for {room} of the {len(wanted.shards)} shards"
 
 
 def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:

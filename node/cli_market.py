@@ -1,7 +1,9 @@
 """The commands that explain the market: why a job found nobody, what was bid, how this node answered tenders."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hansa.node.cli_jobs import job_path_part
 from hansa.node.cli_options import print_json, with_data, with_json
 
 View = Mapping[str, Any]
+_AMOUNT = re.compile(r"[0-9]{1,20}\.[0-9]{6}", re.ASCII)
 MOST_ROWS = 40
 
 
@@ -125,7 +128,7 @@ def _print_answers(answers: Sequence[View]) -> None:
         if answer.get("relaxation"):
             why += f" (would do: {summary(answer['relaxation'], 120)})"
         rows.append((short_account(answer.get("provider")), answer.get("outcome"), why))
-    print_table(("provider", "", "in its own words"), rows)
+    print_table(("provider", "", "why"), rows)
     if len(answers) > MOST_ROWS:
         click.echo(f"and {len(answers) - MOST_ROWS} more: --json shows all")
 
@@ -152,41 +155,41 @@ def _print_tender(tender: View) -> None:
     from hansa.node.cli_tables import print_table
     from hansa.node.plain_text import plain, short_account
 
-    rows = []
+    rows, reasons = [], []
     for bid in tender.get("bids", [])[:MOST_ROWS]:
         shard = bid.get("shard")
         result = plain(bid.get("result"), 10) if shard is None else f"shard {plain(shard, 8)}"
-        terms = (money_text(bid.get(name)) for name in ("finishing", "risk", "transfer", "reclaim", "expected_cost"))
+        names = ("finishing", "risk", "transfer", "reclaim", "expected_cost")
         rows.append(
             (
                 short_account(bid.get("provider")),
-                f"{plain(bid.get('devices'), 6)} x {money_text(bid.get('price_per_hour'))}",
+                f"{plain(bid.get('devices'), 6)}x{money_text(bid.get('price_per_hour'))}",
                 _percent(bid.get("speed_ppm")),
                 _percent(bid.get("reliability_ppm")),
-                *terms,
+                *(_rounded(bid.get(name)) for name in names),
                 result,
-                plain(bid.get("why"), 160),
             )
         )
+        reasons.append(f"  {short_account(bid.get('provider'))} {result}: {plain(bid.get('why'), 200)}")
     if rows:
-        columns = (
-            "provider",
-            "price/h",
-            "speed",
-            "reliable",
-            "work",
-            "risk",
-            "inputs",
-            "reclaim",
-            "expected",
-            "",
-            "why",
-        )
-        print_table(columns, rows)
+        terms = ("work", "risk", "inputs", "reclaim", "expected")
+        print_table(("provider", "price/h", "speed", "reliable", *terms, ""), rows)
+    for reason in reasons:
+        click.echo(reason)
     if tender.get("open"):
         click.echo("  bids of " + ", ".join(short_account(one) for one in tender["open"][:16]) + ": bidding is open")
     if tender.get("choice"):
         click.echo(plain(tender["choice"], 400))
+
+
+def _rounded(amount: object) -> str:
+    """An amount for a narrow column: at most four decimals, the rest rounded."""
+    from hansa.node.cli_screen import money_text
+
+    text = str(amount)
+    if _AMOUNT.fullmatch(text):
+        text = str(Decimal(text).quantize(Decimal("0.0001")))
+    return money_text(text)
 
 
 def _percent(ppm: object) -> str:

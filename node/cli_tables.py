@@ -72,7 +72,10 @@ def print_jobs(jobs: Rows) -> None:
 
 def _queue_words(job: Mapping[str, Any]) -> str:
     queue = fields_of(job.get("queue"))
-    return f"{plain(queue.get('reason'), 100)}. {queue_text(queue)}" if queue else ""
+    if not queue:
+        return ""
+    then = f"asks again at {clock(queue['next_ms'])}" if queue.get("next_ms") else "asks now"
+    return f"{then}: {plain(queue.get('reason'), 60)}"
 
 
 def _uses(leases: object) -> str:

@@ -280,6 +280,7 @@ def _invited_view(advert: Advert, slots: int, needs: Requirements) -> Json:
 
 def _dry_summary(found: Explanation, fitting: int) -> str:
     known = len(found.answers)
-    fits = f"{fitting} of {known} providers known here fit{'s' * (fitting == 1)} by their adverts"
-    words = fits if known else "No provider's advert is known here yet"
+    their = "fits by its advert" if fitting == 1 else "fit by their adverts"
+    words = f"Of {known} provider{'s' * (known != 1)} known here {fitting} {their}"
+    words = words if known else "No provider's advert is known here yet"
     return f"{words}; {found.eligible} of the {found.wanted} shards would find free devices at once."

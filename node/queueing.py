@@ -4,7 +4,7 @@ The book is soft and changes by itself, so nothing of it is journaled but the wo
 makes of that word, and how often it asks, is in ``hansa.scheduler.job_queue``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hansa.node.book import Book
 from hansa.node.buying_turns import advance_job
 from hansa.node.events import NobodyFits, RoomAppeared
 from hansa.node.state import NodeState
+from hansa.proto.market_documents import Requirements
 from hansa.scheduler import job_events
 from hansa.scheduler.fitting import misfit
 from hansa.scheduler.job_queue import looks_until_ms
@@ -44,6 +45,12 @@ def take_nobody(state: NodeState, event: NobodyFits) -> list[Any]:
 def has_asked(of: Job, shards: tuple[int, ...]) -> bool:
     """Whether a tender for these shards came to nothing before: who does not fit has said by then what would help."""
     return any(of.shards[number].tries for number in shards)
+
+
+def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> int:
+    """For how many shards these providers own devices, busy or not, as their adverts say."""
+    least = max(1, min((choice.devices for choice in needs.choices), default=needs.devices))
+    return sum(len(known.advert.devices) // least for known in book.standing() if known.advert.signer in accounts)
 
 
 def queue_view(of: Job) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from hansa.market.isolation import is_served
 from hansa.market.vocabulary import ANY
 from hansa.market.why import price_shortfall
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
-from hansa.proto.units import e18_to_price_per_hour
 from hansa.scheduler.devices import Shortage, choose
 
 
@@ -18,9 +17,10 @@ def misfit(advert: Advert, needs: Requirements, *, currency: str, ceiling_e18: i
     if advert.currency != currency:
         lacks.append(_lack(f"its prices are in {advert.currency}", "currency", currency, advert.currency))
     if advert.price_e18_per_device_ms > ceiling_e18:
-        price = e18_to_price_per_hour(advert.price_e18_per_device_ms)
         dear = price_shortfall(ceiling_e18, advert.price_e18_per_device_ms)
-        lacks.append(Shortage(reason=f"it wants {price}", relaxation=f"price ceiling ≥ {price}", shortfalls=(dear,)))
+        price = dear.nearest.rstrip("0").rstrip(".") or "0"
+        reason = f"it wants {price} for a device and an hour"
+        lacks.append(Shortage(reason=reason, relaxation=f"price ceiling ≥ {price}", shortfalls=(dear,)))
     if not is_served(needs.tier, advert.tier):
         lacks.append(_lack(f"the isolation there is {advert.tier!r}", "tier", needs.tier, advert.tier))
     lacking = [feature for feature in needs.features if feature not in advert.features]

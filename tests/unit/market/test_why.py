@@ -270,7 +270,7 @@ def relaxed(wish, relaxation: Relaxation):
             case "vram":
                 after["vram"] = int(change.nearest.removesuffix(" GiB"))
             case "price":
-                after["price"] = int(change.nearest.removeprefix("0."))
+                after["price"] = int(change.nearest.removeprefix("0.").ljust(3, "0"))
             case "free":
                 later = True
             case "region":

@@ -234,7 +234,7 @@ async def test_a_dry_run_says_whom_it_would_ask_and_asks_nobody() -> None:
             "1 more provider later (busy now)",
         ]
         assert [row["enough"] for row in view["relaxations"]] == [True, True]
-        assert view["summary"].startswith("2 of 3 providers known here fit by their adverts; 1 of the 2 shards")
+        assert view["summary"].startswith("Of 3 providers known here 2 fit by their adverts; 1 of the 2 shards")
         alone = plain(market_views.dry_run_view(state, book, replace(of, shards=1)))
         assert alone["enough"]
         assert alone["hourly_least"] == "0.400000"

@@ -97,10 +97,10 @@ def test_a_job_that_is_cancelled_or_over_hears_nothing_of_the_market() -> None:
 
 @asynccontextmanager
 async def waiting_job(
-    tmp_path: Path, hub: MemoryHub, monkeypatch: pytest.MonkeyPatch, of: JobSpec
+    tmp_path: Path, hub: MemoryHub, monkeypatch: pytest.MonkeyPatch, of: JobSpec, knows: Any = None
 ) -> AsyncIterator[tuple[Any, NodeDesk, bytes]]:
     """A buyer's daemon whose job has found nobody, and that will not ask again by itself for long."""
-    monkeypatch.setattr(buyer_tasks, "NOBODY_PATIENCE_S", 0.2)
+    monkeypatch.setattr(buyer_tasks, "NOBODY_PATIENCE_S", 0.2 if knows is None else 3.0)
     monkeypatch.setattr(queueing, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(job_queue, "RETRY_MS", 100_000)
     monkeypatch.setattr(job_queue, "LEAST_PAUSE_MS", 500)
@@ -108,6 +108,9 @@ async def waiting_job(
     async with a_daemon(tmp_path, hub, 1) as daemon, trio.open_nursery() as nursery:
         desk = NodeDesk(daemon)
         nursery.start_soon(queueing.watch_book, daemon)
+        if knows is not None:
+            daemon.net.learn(knows.net.peer_id, knows.net.addrs())
+            await daemon.net.connect(knows.net.peer_id)
 
         async def package() -> AsyncIterator[bytes]:
             await trio.lowlevel.checkpoint()
@@ -135,15 +138,31 @@ async def test_who_fits_and_joins_is_asked_soon_and_who_bids_in_vain_wakes_nobod
             with trio.fail_after(20):
                 while desk.job_view(job)["queue"]["tries"] < 2:
                     await trio.sleep(0.05)
-            assert desk.job_view(job)["queue"]["reason"] == "1 of the 2 bids that it takes"
-            # It has its device back by now, and says so. That is no news: it would bid again, and one is not enough.
-            await trio.sleep(4)
+            assert desk.job_view(job)["queue"]["reason"] == "those that fit have devices for 1 of the 2 shards"
+            # That is no news any more: it would have to be held for nothing.
+            await trio.sleep(2)
             view = desk.job_view(job)
             assert view["queue"]["tries"] == 2
             assert view["phase"] == "gathering"
-            (first, second) = view["tenders"]
-            assert [first["bids"], len(second["bids"])] == [[], 1]
+            assert [tender["bids"] for tender in view["tenders"]] == [[]], "no device was held for nothing"
         assert await desk.cancel(job) == {"job": job.hex(), "phase": "cancelled"}
+
+
+@pytest.mark.trio
+async def test_who_bid_in_vain_wakes_nobody_when_it_has_its_device_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = MemoryHub()
+    two = replace(spec(shards=2, queue_ms=HOUR_MS, requirements=needs(tier="none")), bid_window_ms=1_000)
+    async with (
+        a_daemon(tmp_path, hub, 2, lends=True) as lender,
+        waiting_job(tmp_path, hub, monkeypatch, two, knows=lender) as (_, desk, job),
+    ):
+        await trio.sleep(4)
+        view = desk.job_view(job)
+        assert view["queue"]["tries"] == 1
+        assert view["queue"]["reason"] == "1 of the 2 bids that it takes"
+        assert [len(tender["bids"]) for tender in view["tenders"]] == [1]
 
 
 @pytest.mark.trio
