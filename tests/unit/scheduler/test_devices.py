@@ -237,11 +237,12 @@ def where(found):
     return sorted({device.id.decode()[0] for device in found})
 
 
-def test_a_shard_gets_devices_of_one_machine_and_of_the_fullest_that_does():
+def test_a_shard_gets_devices_of_one_machine_and_of_that_where_they_are_missed_the_least():
     here, a, b = on("h", 2), on("a", 4), on("b", 3)
     owned = [*here, *a, *b]
     topology = topology_of(here, a, b)
-    assert where(choose(needs(devices=1), owned, owned, topology)) == ["h"]
+    assert where(choose(needs(devices=1), owned, owned, topology)) == ["b"], "two devices are left on each machine"
+    assert where(choose(needs(devices=2), owned, owned, topology)) == ["h"]
     assert where(choose(needs(devices=3), owned, owned, topology)) == ["b"]
     assert where(choose(needs(devices=4), owned, owned, topology)) == ["a"]
 
