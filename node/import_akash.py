@@ -384,7 +384,7 @@ def _storage(one: _Deployed, draft: Draft) -> None:
         if _is_kept(volume):
             draft.leave(
                 volume.place,
-                f"{name}, persistent at {path or 'nowhere'}",
+                f"{name}, persistent{f' at {path}' if path else ''}",
                 "a run's disk ends with the run: keep state with ctx.checkpoint, results in ctx.outputs,"
                 " and bring data as [inputs]",
             )

@@ -14,6 +14,7 @@ from decimal import Decimal, InvalidOperation
 from hansa.node.faults import ConfigError
 from hansa.node.import_gpus import add_choice, require_choice
 from hansa.node.import_job import Draft
+from hansa.node.import_places import in_words, is_known
 from hansa.node.import_yaml import Value, shown
 from hansa.proto.gpu_models import canonical, parse
 
@@ -299,7 +300,12 @@ def _place(one: _Comparison, draft: Draft) -> None:
         draft.leave(one.field, one.text, "is no list of countries of two letters")
         return
     operator = {"=": "in", "!=": "not in"}.get(one.operator, one.operator)
-    _clause(draft, one, f"region {operator} ({', '.join(codes)})")
+    _clause(draft, one, f"region {operator} ({', '.join(in_words(codes))})")
+    unknown = [code for code in codes if not is_known(code)]
+    draft.write(
+        "region in needs: owners say in words of their own where machines stand (hansa providers shows them)"
+        + (f"; add the names of {', '.join(unknown)}" if unknown else "")
+    )
 
 
 def _nvlink(one: _Comparison, draft: Draft) -> None:

@@ -113,7 +113,13 @@ def _is_bare(name: str) -> bool:
 
 
 def _resources(draft: Draft) -> Iterator[str]:
-    yield "[resources]"
+    lines = list(_wanted(draft))
+    if lines:
+        yield "[resources]"
+        yield from lines
+
+
+def _wanted(draft: Draft) -> Iterator[str]:
     needs = _needs(draft)
     if needs:
         yield f"needs = {quoted(needs)}"

@@ -96,11 +96,11 @@ QUERIES = {
     3: "kind = gpu and devices = 1 and vram >= 10 GB and cuda >= 12.1 and driver >= 535.86.05",
     4: "1x RTX4090",
     5: "4x RTX4090",
-    10: "1x RTX4090 or 1x RTX3090 and reliability > 0.99 and region not in (cn, vn)",
-    11: "kind = gpu and devices = 4 and reliability > 0.99 and region in (tw, se)",
+    10: "1x RTX4090 or 1x RTX3090 and reliability > 0.99 and region not in (cn, china, prc, vn, vietnam, 'viet nam')",
+    11: "kind = gpu and devices = 4 and reliability > 0.99 and region in (tw, taiwan, se, sweden)",
     14: "kind = gpu and devices = 4 and vram >= 80 GB and cuda >= 12.4",
     22: "4x RTX4090 and reliability > 0.98 and download > 1000 Mbit/s and cuda >= 12.9",
-    24: "kind = gpu and devices = 1 and vram >= 24 GB and region in (us)",
+    24: "kind = gpu and devices = 1 and vram >= 24 GB and region in (us, usa, 'united states')",
 }
 NO_QUERIES = {
     6: "one certain machine",

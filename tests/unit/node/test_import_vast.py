@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from hansa.market.clauses import failures
+from hansa.market.requirements import parse_needs
 from hansa.node.faults import ConfigError
 from hansa.node.import_formats import read_spec
 from hansa.node.import_job import Draft
@@ -45,7 +47,7 @@ def test_everything_that_has_a_place_here_is_carried_over() -> None:
     assert (draft.memory_bytes, draft.disk_bytes, draft.cores_milli) == (64 * 10**9, 146 * 10**9, 16_000)
     assert draft.clauses == [
         "reliability > 0.99",
-        "region not in (cn, vn)",
+        "region not in (cn, china, prc, vn, vietnam, 'viet nam')",
         "cuda >= 12.1",
         "driver >= 535.86.05",
         "download > 1000 Mbit/s",
@@ -123,3 +125,26 @@ def test_a_capability_in_the_wrong_unit_is_pointed_out() -> None:
 )
 def test_what_is_no_query_is_refused(text: str, what: str) -> None:
     assert what in refusal(text)
+
+
+def test_countries_go_by_their_names_too_since_owners_write_those() -> None:
+    draft = read("geolocation in [IN,SE,XX]")
+    assert draft.clauses == ["region in ('in', india, se, sweden, xx)"]
+    assert any("add the names of xx" in line for line in draft.to_write)
+    (clause,) = parse_needs(draft.clauses[0]).clauses
+    assert clause.values == ("in", "india", "se", "sweden", "xx")
+
+
+@pytest.mark.parametrize(
+    ("query", "place", "taken"),
+    [
+        ("geolocation notin [CN,VN]", "Hanoi, Vietnam", False),
+        ("geolocation notin [CN,VN]", "Bergen, Norway", True),
+        ("geolocation in [NO,US]", "Bergen, Norway", True),
+        ("geolocation in [NO,US]", "Dallas, United States", True),
+        ("geolocation in [NO,US]", "Hanoi, Vietnam", False),
+    ],
+)
+def test_a_country_is_known_in_its_owners_words(query: str, place: str, taken: bool) -> None:
+    clauses = parse_needs(read(query).clauses[0]).clauses
+    assert (not failures(clauses, {"region": place.casefold()})) == taken
