@@ -3,6 +3,7 @@
 Who lends a machine says in words of their own where it stands, such as "Bergen, Norway". A condition on countries in
 two letters alone would miss most of them, and one that excludes a country would let it pass. So their names go with
 them.
+"""
 
 from collections.abc import Iterable
 
