@@ -13,6 +13,7 @@ from hansa.node.cli_jobs import job_path_part
 from hansa.node.cli_options import print_json, with_data, with_json
 
 View = Mapping[str, Any]
+_TERMS = {"finishing": "work", "risk": "risk", "transfer": "inputs", "reclaim": "reclaim"}
 _AMOUNT = re.compile(r"[0-9]{1,20}\.[0-9]{6}", re.ASCII)
 MOST_ROWS = 40
 
@@ -155,25 +156,26 @@ def _print_tender(tender: View) -> None:
     from hansa.node.cli_tables import print_table
     from hansa.node.plain_text import plain, short_account
 
+    bids = tender.get("bids", [])[:MOST_ROWS]
+    # A term that nobody has is no column: eighty characters are not many.
+    terms = {name: shown for name, shown in _TERMS.items() if any(_rounded(bid.get(name)) != "0.00" for bid in bids)}
     rows, reasons = [], []
-    for bid in tender.get("bids", [])[:MOST_ROWS]:
+    for bid in bids:
         shard = bid.get("shard")
         result = plain(bid.get("result"), 10) if shard is None else f"shard {plain(shard, 8)}"
-        names = ("finishing", "risk", "transfer", "reclaim", "expected_cost")
         rows.append(
             (
                 short_account(bid.get("provider")),
                 f"{plain(bid.get('devices'), 6)}x{money_text(bid.get('price_per_hour'))}",
                 _percent(bid.get("speed_ppm")),
                 _percent(bid.get("reliability_ppm")),
-                *(_rounded(bid.get(name)) for name in names),
-                result,
+                *(_rounded(bid.get(name)) for name in terms),
+                _rounded(bid.get("expected_cost")),
             )
         )
         reasons.append(f"  {short_account(bid.get('provider'))} {result}: {plain(bid.get('why'), 200)}")
     if rows:
-        terms = ("work", "risk", "inputs", "reclaim", "expected")
-        print_table(("provider", "price/h", "speed", "reliable", *terms, ""), rows)
+        print_table(("provider", "price/h", "speed", "reliable", *terms.values(), "expected"), rows)
     for reason in reasons:
         click.echo(reason)
     if tender.get("open"):
@@ -217,7 +219,8 @@ def print_tenders(view: View) -> None:
             why = summary(tender["declined"], 160)
             if tender.get("relaxation"):
                 why += f" (told: {summary(tender['relaxation'], 120)})"
-            rows.append((*about, "declined", "", why))
+            # Who has room for some of the shards bids on these, and says why not on the rest.
+            rows.append((*about, "no more" if tender.get("bids") else "declined", "", why))
     print_table(("bids close", "buyer", "shards", "", "price/h", "why"), rows)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from simulation.bidding import check_bidding
 
 from hansa.market.ledger import Ledger, fold
+from hansa.market.why import BID
 from hansa.node import events
+from hansa.node.market_views import why_view
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.codec import decode
@@ -19,6 +21,7 @@ from hansa.proto.currency import currency_of
 from hansa.proto.documents import MeterLine, Receipt, channel_id
 from hansa.proto.market_documents import Award, Bid, Evidence, Tender
 from hansa.proto.network import DOMAIN
+from hansa.proto.signing import checksum_address
 from hansa.proto.splits import splits_hash
 from hansa.proto.typed_data import digest
 from hansa.scheduler import run
@@ -36,6 +39,17 @@ FETCH_PATIENCE = 3
 def floor_amount(device_ms: int, price_e18: int) -> int:
     """The price of device time, worked out here and not by the code that is audited."""
     return device_ms * price_e18 // 10**18
+
+
+class NoAdverts:
+    """A book in which nobody stands: here everybody is asked."""
+
+    def standing(self) -> tuple[()]:
+        """Nobody."""
+        return ()
+
+
+NO_ADVERTS: Any = NoAdverts()
 
 
 class Auditor:
@@ -60,6 +74,7 @@ class Auditor:
         self.over: set[bytes] = set()
         self.released: set[bytes] = set()
         self.unpaid_between_honest = 0
+        self.unfilled_jobs = 0
         self.orders: dict[bytes, messages.RunOrdered] = {}
         self.mirrored: set[tuple[bytes, Any]] = set()
         self.given_up: dict[bytes, tuple[int, int]] = {}
@@ -234,6 +249,7 @@ class Auditor:
                 self._check_vouchers(node)
                 self._check_meters(node)
                 self._check_moves(node)
+                self._check_explained(node)
 
     def _check_ends(self, node: Any) -> None:
         state: NodeState = node.engine.state
@@ -250,6 +266,25 @@ class Auditor:
                 assert paid is None or paid.cumulative >= earned.cumulative, "a provider has more than was signed"
         for _, sold in state.sales.all():
             self.unpaid_between_honest += sold.phase == "unpaid" and self._honest(sold.buyer)
+
+    def _check_explained(self, node: Any) -> None:
+        """Every job that found nobody says so, and says of everybody who was asked what became of it."""
+        state: NodeState = node.engine.state
+        for key, of in state.jobs.all():
+            if not of.reason.startswith("unfilled"):
+                continue
+            self.unfilled_jobs += 1
+            view = why_view(state, NO_ADVERTS, of)
+            asked = {
+                checksum_address(account)
+                for _, bought in state.purchases.all()
+                if bought.tender.job == key
+                for account in bought.invited
+            }
+            assert view["unfilled"], "a job that found nobody is explained"
+            assert view["summary"]
+            assert {answer["provider"] for answer in view["answers"]} == asked
+            assert all(answer["reason"] or answer["outcome"] == BID for answer in view["answers"])
 
     def _check_vouchers(self, node: Any) -> None:
         """What an honest buyer signed: each voucher's sum is its receipt's lines, each line its lease's price."""

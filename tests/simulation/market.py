@@ -176,6 +176,7 @@ class Market:
             lease=chance.choice((LEASE_ANY, LEASE_ANY, LEASE_ANY, LEASE_FIRM, LEASE_SPOT)),
             mirror=chance.random() < 0.5,
             splits=self._draw_splits(),
+            queue_ms=chance.choice((0, 0, 60_000)),
         )
         job, package = chance.randbytes(32), blob_ref(b"package")
         at_ms = chance.randint(1_000, CHAOS_MS // 2)
