@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-LONGEST_NAME: Final = 256
 GIB: Final = 1 << 30
 NEAR_PERCENT: Final = 7
 """A driver reports up to so much less than is printed on the box: it keeps some, and error correction takes some."""
@@ -103,7 +102,6 @@ class GpuModel:
 @lru_cache(maxsize=4096)
 def parse(text: str) -> GpuModel | None:
     """What a name says of a GPU; ``None`` for one that is no GPU's that anybody would know."""
-    text = text[:LONGEST_NAME]
     profile = ""
     if found := _PROFILE.search(text):
         profile, text = found[1].lower(), text[: found.start()]
@@ -212,7 +210,7 @@ def matches(wanted: str, have: str, memory_bytes: int = 0) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in _SEPARATORS.split(text[:LONGEST_NAME].casefold()) if word]
+    return [word for word in _SEPARATORS.split(text.casefold()) if word]
 
 
 def _holds(words: list[str], part: list[str]) -> bool:

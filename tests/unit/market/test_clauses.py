@@ -78,6 +78,8 @@ def test_clauses_hold_of_facts_as_they_are_meant(text, holds):
     [
         ("cuda >= 12.11", "cuda is 12.10", "12.10", "cuda >= 12.10"),
         ("cuda > 12.10", "cuda is 12.10", "12.10", "cuda >= 12.10"),
+        ("cuda < 12.10", "cuda is 12.10", "12.10", "cuda <= 12.10"),
+        ("cuda <= 12.9", "cuda is 12.10", "12.10", "cuda <= 12.10"),
         ("region in (cn, us)", "region is frankfurt, de, eu", "frankfurt, de, eu", 'region = "frankfurt, de, eu"'),
         ("region not in (cn, de)", "region is frankfurt, de, eu", "cn", "region not in (cn)"),
         ("region != de", "region is frankfurt, de, eu", "any", "region = any"),

@@ -19,7 +19,7 @@ from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.selection import rank
 from hansa.proto.codec import decode, encode
 from hansa.proto.currency import escrow_currency
-from hansa.proto.market_documents import Bid
+from hansa.proto.market_documents import Bid, DeviceChoice
 from hansa.proto.network import DOMAIN
 from hansa.proto.splits import Split
 from hansa.proto.typed_data import digest
@@ -53,6 +53,8 @@ def test_a_plain_tender_is_welcome():
     [
         ({"currency": "EUR"}, "prices here are in USD"),
         ({"requirements": needs(devices=0)}, "no devices are asked for"),
+        ({"requirements": needs(choices=(DeviceChoice(devices=0, model="H100"),))}, "no devices are asked for"),
+        ({"requirements": needs(choices=(DeviceChoice(devices=1, model="H100"),) * 17)}, "more than 16 sets"),
         ({"bids_close_ms": NOW_MS + LONGEST_WINDOW_MS + 1}, "devices would be held too long"),
         ({"bids_close_ms": (1 << 64) - 1}, "devices would be held too long"),
         ({"bids_close_ms": NOW_MS - CLOCK_SKEW_MS}, "the tender is closed"),

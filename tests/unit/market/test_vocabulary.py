@@ -34,6 +34,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
         ("price", "10", "10"),
         ("cores", "0.50", "0.5"),
         ("region", "  Frankfurt,   DE ", "frankfurt, de"),
+        ("region", "a; b", "a b"),
         ("licence", "MIT, bsd,mit", "bsd,mit"),
         ("gpu", "rtx_4090", "RTX4090"),
         ("buyer", "0x52908400098527886E0F7030069857D2E4169EE7", "0x52908400098527886e0f7030069857d2e4169ee7"),

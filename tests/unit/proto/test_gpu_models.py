@@ -54,6 +54,7 @@ NAMES = {
     "NVIDIA A100-SXM4-40GB MIG 1g.5gb": "A100-SXM4-40GB MIG 1g.5gb",
     "AMD EPYC 7763 64-Core Processor": "AMD EPYC 7763 64-Core Processor",
     "NVIDIA A40-48Q": "NVIDIA A40-48Q",
+    "NVIDIA A40-8C": "NVIDIA A40-8C",
     "x86_64": "x86_64",
     "": "",
 }
