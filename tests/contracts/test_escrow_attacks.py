@@ -102,6 +102,14 @@ def test_a_last_voucher_is_told_with_what_it_adds_to_what_was_claimed(bench: Esc
     assert claimed[-1]["statement"] == bench.voucher(config, 1_000).document.statement
 
 
+def test_a_withdrawal_is_told_with_its_token_its_account_and_its_amount(bench: EscrowBench) -> None:
+    bench.payee_close(bench.open(), (), 77)
+    bench.withdraw(PAYEE.address)
+    (event, _) = bench.escrow.logs[-1]
+    said = {"token": "0x" + bench.escrow.token.hex(), "account": "0x" + PAYEE.address.hex(), "amount": 77}
+    assert (event.name, event.values) == ("Withdrawn", said)
+
+
 # ------------------------------------------------------------ replay
 
 

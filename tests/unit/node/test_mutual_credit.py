@@ -324,6 +324,8 @@ def test_two_vouchers_for_one_seq_are_never_signed_and_the_second_is_not_taken()
     higher = sign(DOMAIN, replace(voucher, cumulative=voucher.cumulative + 1), BUYER_KEY)
     made.tell(BUYER, PROVIDER, messages.VoucherSent(currency="USD", voucher=higher))
     assert owes(made) == before
+    (earning,) = made.engines[PROVIDER].state.earning.live.values()
+    assert earning.cumulative == before
 
 
 def test_a_line_is_renewed_at_half_its_life_and_when_the_owner_changes_it():
