@@ -48,7 +48,13 @@ from hansa.scheduler.job_news import (
     take_report,
     take_run_end,
 )
-from hansa.scheduler.job_queue import hear_of_room, tender_again, wait_in_queue
+from hansa.scheduler.job_queue import (
+    give_up_on_money,
+    gives_up_on_money_ms,
+    hear_of_room,
+    tender_again,
+    wait_in_queue,
+)
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job, Shard, with_shards
 from hansa.scheduler.rounds import Member, MemberJoined
@@ -68,7 +74,8 @@ TABLE: Table[Job] = Table(
     allowed=rows(
         ("gathering", GangCame, "running"),
         ("gathering", TenderFailed, ("gathering", "failed")),
-        ("gathering", (RoomSeen, TimePassed), "gathering"),
+        ("gathering", RoomSeen, "gathering"),
+        ("gathering", TimePassed, ("gathering", "failed")),
         ("running", RoomSeen, "running"),
         (("gathering", "running"), CancelWanted, "cancelled"),
         (("gathering", "running"), BudgetRaised, SAME),
@@ -117,6 +124,8 @@ def deadline_ms(state: Job) -> int | None:
     silent = [_silent_at_ms(state, shard) for shard in state.shards if state.on(shard.lease) is shard]
     retries = [shard.retry_ms for shard in state.shards if shard.phase == "waiting" and shard.retry_ms]
     retries += [shard.held_until_ms for shard in state.shards if _is_held(shard)]
+    if (gives_up_ms := gives_up_on_money_ms(state)) is not None:
+        retries.append(gives_up_ms)
     return min(silent + retries, default=None)
 
 
@@ -273,6 +282,8 @@ def _hear_tender_failed(state: Job, event: TenderFailed) -> Step[Job]:
 
 def _pass_time(state: Job, at_ms: int) -> Step[Job]:
     """Give up on providers that fell silent, and tender again what waits for it."""
+    if (gives_up_ms := gives_up_on_money_ms(state)) is not None and gives_up_ms <= at_ms:
+        return give_up_on_money(state, at_ms)
     released = _order_starts(state, [shard for shard in state.shards if shard.held_until_ms <= at_ms], at_ms)
     again = tender_again(released.state, at_ms)
     state = again.state

@@ -59,6 +59,16 @@ def is_too_late(state: Job, at_ms: int) -> bool:
     return state.spec.deadline_after_ms > 0 and at_ms > latest_start_ms(state)
 
 
+def gives_up_on_money_ms(state: Job) -> UnixMs | None:
+    """When a job that waits for money could not end in time any more, however much came. ``None``: it does not wait."""
+    return latest_start_ms(state) + 1 if state.spec.deadline_after_ms and state.waits_for_money else None
+
+
+def give_up_on_money(state: Job, at_ms: int) -> Step[Job]:
+    """It came too late, or not at all."""
+    return end(state, "failed", "unfilled: it waited for money until it could not end by its deadline any more", at_ms)
+
+
 def wait_in_queue(state: Job, shards: Sequence[Shard], reason: str, at_ms: int) -> Step[Job]:
     """A tender for these shards came to nothing: they wait for the next, or have waited for long enough."""
     over = next((shard for shard in shards if at_ms >= looks_until_ms(state, shard)), None)

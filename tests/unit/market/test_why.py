@@ -119,6 +119,12 @@ def test_versions_are_compared_as_versions_and_words_only_with_themselves():
 def test_whoever_trades_in_another_currency_would_be_there_instead_of_the_others():
     (found,) = told([no(1, short("currency", "currency = USD", "EUR"))], wanted=2, eligible=1).relaxations
     assert (in_words(found), found.enough) == ("1 other provider if currency = EUR", False)
+    cpu = short("kind", "kind = gpu", "cpu")
+    words = [in_words(one) for one in told([no(1, cpu, TAKEN), no(2, TAKEN)]).relaxations]
+    assert words == [
+        "1 more provider later (busy now)",
+        "1 other provider if kind = cpu later (busy now)",
+    ], "who has GPUs and is busy bids no more on a job for CPUs"
 
 
 def test_what_a_job_brings_or_wants_to_have_is_told_as_what_may_stay():

@@ -164,6 +164,14 @@ def test_a_lost_shard_looks_on_for_as_long_as_the_queue_lets_it_where_that_is_lo
     assert advance(state, failed(HOUR_MS, shards=(0,))).state.phase == "failed"
 
 
+def test_who_waits_for_money_does_so_no_longer_than_it_could_be_of_use():
+    wall_ms = needs().wall_ms
+    playbook = queued(deadline_after_ms=wall_ms + 60_000) >> failed(2_000, missing=5)
+    assert job.deadline_ms(playbook.reaches("gathering")) == NOW_MS + 60_001
+    playbook >> passed(60_001) << some(TendersUnwanted) << OVER
+    assert "waited for money until it could not end by its deadline" in playbook.reaches("failed").reason
+
+
 def test_a_queued_job_can_be_cancelled_and_can_wait_for_money_between():
     playbook = queued() >> failed(2_000, missing=5)
     assert playbook.reaches("gathering").waits_for_money
