@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 WHOLE = 1000
 """All of a device, in thousandths."""
+MOST_KINDS = 1_000
+"""Of so many kinds of requests the costs are remembered."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -257,6 +259,8 @@ class Packer:
             return None
         known = self._known.get(request)
         if known is None:
+            if len(self._known) >= MOST_KINDS:
+                self._known.clear()
             empty = np.full(len(self.fleet.model), np.inf)
             known = self._known[request] = _Scores(cost=empty, device=np.zeros(len(empty), dtype=np.int64))
         stale = np.flatnonzero(self._changed_at > known.at)

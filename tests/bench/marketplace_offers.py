@@ -101,7 +101,12 @@ def _wish(row: dict[str, str], chance: random.Random) -> Wish:
 
 
 def worth_table(jobs: int, lots: int, seed: int) -> NDArray[np.float64]:
-    """Jobs by lots, each lot a real offer that is lent whole, its price up to a fifth off.
+    """What every job would gain on every lot of ``drawn_market``."""
+    return drawn_market(jobs, lots, seed)[0]
+
+
+def drawn_market(jobs: int, lots: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Jobs by lots, and the lots' prices: each lot is a real offer that is lent whole, its price up to a fifth off.
 
     A job needs a number of GPUs of at least some memory, and is worth to its buyer the median price of what would do,
     times a factor (log-normal, median 1.2) that is its own; on every lot it works up to a fifth faster or slower.
@@ -117,4 +122,4 @@ def worth_table(jobs: int, lots: int, seed: int) -> NDArray[np.float64]:
     median = np.array([np.median(price[row]) if row.any() else 0.0 for row in does])
     value = median * draw.lognormal(np.log(1.2), 0.5, jobs)
     worth = value[:, None] * draw.uniform(0.8, 1.2, (jobs, lots)) - price
-    return np.where(does, worth, IMPOSSIBLE)
+    return np.where(does, worth, IMPOSSIBLE), price
