@@ -15,7 +15,7 @@ from hansa.node.locks import OURS, PINNED
 from hansa.proto.egress import normalise
 
 MOST_FOUND = 32
-_URL = re.compile(r"\b(?:https?|git|ssh)://(?:[^\s/@'\"]*@)?([A-Za-z0-9.-]{3,253})(?::([0-9]{1,5}))?", re.ASCII)
+_URL = re.compile(r"\b(https?|git|ssh)://(?:[^\s/@'\"]*@)?([A-Za-z0-9.-]{3,253})(?::([0-9]{1,5}))?", re.ASCII)
 _SSH_URL = re.compile(r"\bgit@([A-Za-z0-9.-]{3,253}):", re.ASCII)
 _PIP = re.compile(r"\bpip3?\s+install\s+([^\n;&|]+)")
 _TAKES_VALUE = frozenset(
@@ -33,9 +33,9 @@ def hosts_in(texts: Iterable[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for text in texts:
         for match in (*_URL.finditer(text), *_SSH_URL.finditer(text)):
-            port = match[2] if match.re is _URL and match[2] else "443"
+            scheme, host, port = match.groups() if match.re is _URL else ("ssh", match[1], None)
             try:
-                found[normalise(f"{match[1].rstrip('.')}:{port}")] = None
+                found[normalise(f"{host.rstrip('.')}:{port or ('80' if scheme == 'http' else '443')}")] = None
             except ValueError:
                 continue
         for pattern, hosts in _KNOWN_HOSTS:
@@ -61,6 +61,8 @@ def _requirements(arguments: str) -> list[str]:
     wanted: list[str] = []
     skip = False
     for word in words:
+        if word.endswith((".whl", ".tar.gz", ".zip")):
+            continue  # a file of theirs; its name would pass for a package's
         if skip or word.startswith("-"):
             skip = not skip and word in _TAKES_VALUE
             continue
