@@ -22,7 +22,7 @@ from hansa.market.effects import Send, sealed
 from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
-from hansa.node.events import JobToppedUp, MessageArrived
+from hansa.node.events import CreditDecided, JobToppedUp, MessageArrived, NettingDue, PaymentReceived
 from hansa.proto import messages
 
 WORDS = (
@@ -31,8 +31,12 @@ WORDS = (
     messages.ReceiptRefused,
     messages.CloseProposed,
     messages.CloseAccepted,
+    messages.CreditGranted,
+    messages.PaymentAcknowledged,
+    messages.NettingProposed,
+    messages.NettingAccepted,
 )
-EVENTS = (FundsKnown, ChannelSettled, JobToppedUp)
+EVENTS = (FundsKnown, ChannelSettled, JobToppedUp, PaymentReceived, CreditDecided, NettingDue)
 ORDERS = (Post, File, FundingWanted, SettlementWanted)
 
 

@@ -11,7 +11,7 @@ from hansa.proto.currency import currency_of
 from hansa.proto.keccak import keccak256
 
 PAYS = 0.3
-CREDIT_LIMITS = (10**12, 10**12, 200_000, 20_000)
+CREDIT_LIMITS = (10**12, 10**12, 600_000, 200_000)
 """Most markets never reach the first; the others are reached by a job or two."""
 
 
