@@ -32,6 +32,9 @@ MOVE_MS = 60_000
 """Allowed for a bidding and a start, when a shard has to move."""
 MOST_BELIEVED = 4
 """A speed that is only stated counts for at most so many times the usual one, and for at least that part of it."""
+MOST_TERM = 1 << 100
+MOST_SPEED_PPM = 1 << 40
+"""Prices, steps and lines are strangers' words: whatever they make of a score has to fit where it is written down."""
 MEASURED_HERE = "measured on this provider"
 MEASURED_ON_MODEL = "measured on this model"
 STATED = "as the provider states"
@@ -109,7 +112,7 @@ def speeds(
     usual = lower_median(list((rates or said).values())) if rates or said else 0
     if not usual:
         return dict.fromkeys(bids, (PPM, UNKNOWN))
-    found = {key: (max(1, rate * PPM // usual), sources[key]) for key, rate in rates.items()}
+    found = {key: (min(max(1, rate * PPM // usual), MOST_SPEED_PPM), sources[key]) for key, rate in rates.items()}
     for key, figure in said.items():
         speed = min(max(figure * PPM // usual, PPM // MOST_BELIEVED), PPM * MOST_BELIEVED)
         found[key] = (speed, STATED)
@@ -139,12 +142,12 @@ def score(
     """One bid with every term of its score."""
     hourly = amount_for(HOUR_MS * len(bid.devices), bid.price_e18_per_device_ms)
     reliability, wall_ms = record.reliability_ppm, max(1, tender.requirements.wall_ms)
-    finishing = hourly * PPM // speed[0]
-    risk = finishing * PPM // reliability - finishing
-    transfer = hourly * transfer_ms // wall_ms
+    finishing = min(hourly * PPM // speed[0], MOST_TERM)
+    risk = min(finishing * PPM // reliability - finishing, MOST_TERM)
+    transfer = min(hourly * transfer_ms // wall_ms, MOST_TERM)
     moved = hourly * (transfer_ms + MOVE_MS) // HOUR_MS
     # The penalty is for the whole lease, and so is what a move costs; the score is for an hour of it.
-    reclaim = max(0, moved - bid.penalty) * record.taken_back_ppm * HOUR_MS // (PPM * wall_ms)
+    reclaim = min(max(0, moved - bid.penalty) * record.taken_back_ppm * HOUR_MS // (PPM * wall_ms), MOST_TERM)
     return Scored(
         bid=key,
         provider=bid.signer,

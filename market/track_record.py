@@ -26,6 +26,7 @@ TAKEN_PRIOR_OF = 8
 """Before anything is known of it, a provider counts as one that takes its devices back in one of so many leases."""
 LEAST_STEPS = 3
 """Fewer measured steps say nothing of a speed."""
+MOST_STEPS = 1 << 62
 RATE_MS = 1_000_000_000
 """Rates are steps in so much time of a run, so that slow jobs have digits too."""
 
@@ -132,4 +133,9 @@ def added(before: Trial | None, measured: Trial) -> Trial:
     """What is known of a trial with what was just measured."""
     if before is None:
         return measured
-    return replace(measured, steps=before.steps + measured.steps, device_ms=before.device_ms + measured.device_ms)
+    return replace(
+        measured,
+        # Steps are a stranger's word, and have to fit where they are written down.
+        steps=min(before.steps + measured.steps, MOST_STEPS),
+        device_ms=before.device_ms + measured.device_ms,
+    )

@@ -1,15 +1,25 @@
 """What a bid would cost until the work is done, term by term."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import NOW_MS, OTHER, PRICE, PROVIDER, THIRD, bid, needs, tender, workload
 
-from hansa.market.scoring import MEASURED_HERE, MEASURED_ON_MODEL, MOVE_MS, SLOWEST_KNOWN, STATED, UNKNOWN
+from hansa.market.scoring import (
+    MEASURED_HERE,
+    MEASURED_ON_MODEL,
+    MOVE_MS,
+    SLOWEST_KNOWN,
+    STATED,
+    UNKNOWN,
+    Scored,
+)
 from hansa.market.selection import rank, stated_in
 from hansa.market.track_record import PPM, Record, Trial, job_kind
+from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Clause, DeviceChoice, Fact
 from hansa.proto.units import HOUR_MS
 
@@ -57,6 +67,31 @@ def test_the_score_is_the_sum_of_its_terms_and_none_is_negative(price, record, i
         terms = (entry.finishing, entry.risk, entry.transfer, entry.reclaim)
         assert entry.expected_cost == sum(terms)
         assert min(terms) >= 0
+
+
+HOSTILE = list(
+    product(
+        (1, (1 << 128) - 1),
+        (1, (1 << 64) - 1),
+        ((3, (1 << 128) - 1), ((1 << 64) - 1, 1)),
+        ("", "1 bit/s", "9000000000 Gbit/s", "9" * 40 + " bit/s"),
+        (Record(bad=2**32 - 1), Record(taken_back=2**32 - 1)),
+    )
+)
+
+
+@pytest.mark.parametrize(("price", "wall_ms", "did", "line", "record"), HOSTILE)
+def test_whatever_strangers_say_the_table_can_be_written_down_and_read_again(price, wall_ms, did, line, record):
+    of = tender(requirements=needs(wall_ms=wall_ms), price_ceiling_e18_per_device_ms=(1 << 128) - 1)
+    stated = facts(gpu="H100", benchmark="9" * 15, **({"download": line} if line else {}))
+    hostile = offer(of, price_e18_per_device_ms=price, max_total=0, facts=stated)
+    others = (replace(measured(who, "A100", 1_000_000), device_ms=1) for who in (OTHER, THIRD))
+    trials = (replace(measured(PROVIDER, "H100", did[0]), device_ms=did[1]), *others)
+    honest = offer(of, max_total=0)
+    for entry in table(hostile, honest, honest, of=of, records={PROVIDER: record}, trials=trials, input_bytes=1 << 64):
+        assert not entry.excluded
+        kept = replace(entry, bid=bytes(32))
+        assert decode(encode(kept), Scored, limit_bytes=10_000) == kept
 
 
 def test_where_nothing_is_known_price_alone_decides_between_equals():

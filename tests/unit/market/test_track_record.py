@@ -19,6 +19,7 @@ from hansa.market.track_record import (
     lower_bound_ppm,
     measured_rate,
 )
+from hansa.proto.codec import decode, encode
 
 KIND = job_kind(workload())
 COUNTS = st.integers(0, 10_000)
@@ -101,6 +102,13 @@ def test_a_few_steps_say_nothing():
 def test_what_is_measured_adds_up():
     assert added(None, trial()) == trial()
     assert added(trial(), trial(steps=5, device_ms=7)) == trial(steps=105, device_ms=1_007)
+
+
+def test_a_sum_of_invented_steps_can_still_be_written_down():
+    most = trial(steps=(1 << 64) - 1, device_ms=1)
+    total = added(added(most, most), most)
+    assert decode(encode(total), Trial, limit_bytes=1_000) == total
+    assert total.rate(64) > 0
 
 
 def test_jobs_of_one_name_and_entry_are_of_one_kind():
