@@ -167,7 +167,7 @@ class Outlook:
         room = large.sum(axis=1)[:, self._step]
         # How often the machine's cores and memory would do for a request of the kind.
         often = np.where(self._cores > 0, cores[:, None] // np.maximum(self._cores, 1), np.iinfo(np.int64).max)
-        if memory.any():
+        if self._memory.any():
             enough = np.where(self._memory > 0, memory[:, None] // np.maximum(self._memory, 1), often)
             often = np.minimum(often, enough)
         fits = (often > 0) & (room >= self._devices) & self._named[model]
