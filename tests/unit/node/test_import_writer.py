@@ -197,7 +197,7 @@ TREES = st.recursive(
 
 
 @given(st.dictionaries(NAMES, TREES, max_size=8), st.sampled_from(["", *FORMATS]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_a_file_holds_it_is_a_job_or_refused(tree: dict[str, object], named: str) -> None:
     import json
 
