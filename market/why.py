@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from hansa.market.clauses import relaxed_requirements
@@ -48,8 +49,8 @@ SETS = frozenset({"features", "network"})
 """Of these the nearest value is what of the job's list may stay."""
 NOTHING = ("any", "none")
 MOST_RELAXATIONS = 12
-MOST_CANDIDATES = 512
-"""More different sets of shortfalls are not weighed: beyond that nobody reads the list."""
+MOST_CANDIDATES = 128
+"""More different sets of shortfalls are not weighed, the cheapest first: beyond that nobody reads the list."""
 
 _TERM = re.compile(r"(?:[a-z_]{1,32} )?(<=|>=|!=|==|=|<|>|not in\b|in\b) *(.*)", re.DOTALL)
 
@@ -195,12 +196,14 @@ def price_shortfall(ceiling_e18: int, price_e18: int) -> Shortfall:
 # Values: whether one covers another, and how far a change goes.
 
 
+@lru_cache(maxsize=4_096)
 def _operator_and_value(wanted: str) -> tuple[str, str]:
     """What a condition says, such as ``>=`` and ``24 GiB``; an empty operator where only the value stands."""
     match = _TERM.fullmatch(wanted.strip())
     return (match[1], match[2].strip()) if match else ("", wanted.strip())
 
 
+@lru_cache(maxsize=4_096)
 def _size_of(name: str, value: str) -> Any:
     """A value that has a size, as something that is compared; ``None`` for any other."""
     word = find(name)
@@ -313,11 +316,14 @@ def _failing(told: Sequence[Answer]) -> tuple[Failing, ...]:
 
 def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxation]:
     """Every provider's own shortfalls as a candidate, with all whom it wins; what another one beats is left out."""
-    candidates = list(dict.fromkeys(_sorted(answer.shortfalls) for answer in fixable))[:MOST_CANDIDATES]
+    alike: dict[tuple[Shortfall, ...], list[bytes]] = {}
+    for answer in fixable:
+        alike.setdefault(_sorted(answer.shortfalls), []).append(answer.provider)
+    priced = sorted(((sum(map(_cost, changes)), changes) for changes in alike), key=lambda one: (one[0], _key(one[1])))
     weighed = []
-    for changes in candidates:
-        won = tuple(sorted(answer.provider for answer in fixable if _wins(changes, answer.shortfalls)))
-        weighed.append((sum(map(_cost, changes)), changes, won))
+    for cost, changes in priced[:MOST_CANDIDATES]:
+        won = tuple(sorted(who for needs, all_of in alike.items() if _wins(changes, needs) for who in all_of))
+        weighed.append((cost, changes, won))
     weighed.sort(key=lambda entry: (entry[0], len(entry[1]), -len(entry[2]), _key(entry[1])))
     kept: list[Relaxation] = []
     best: list[frozenset[bytes]] = []

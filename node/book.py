@@ -100,6 +100,15 @@ class Book:
             serves=serves,
         )
 
+    def serving(self, needs: Requirements, currency: str, ceiling_e18: int) -> Iterator[Advert]:
+        """Every advert that could serve a shard."""
+        self._forget_expired()
+        wish = Wish(requirements=needs, currency=currency, ceiling_e18=ceiling_e18)
+        for row in self._filter.rows(wish, at_ms=self._now_ms()):
+            advert = self._columns.adverts[self._columns.account[row]]
+            if misfit(advert, needs, currency=currency, ceiling_e18=ceiling_e18) is None:
+                yield advert
+
     def others(self, invited: tuple[bytes, ...], currency: str) -> tuple[bytes, ...]:
         """Accounts beside those invited already, up to the same number: they will decline, and say why."""
         others = (

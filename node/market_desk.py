@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -10,8 +11,9 @@ from hansa.node.desk import NodeDesk
 from hansa.node.faults import OperatorError
 from hansa.node.http_api import job_named, json_body
 from hansa.node.job_json import spec_from_json
-from hansa.node.market_views import bids_view, dry_run_view, why_view
+from hansa.node.market_views import bids_view, dry_run_view, job_part, market_part
 from hansa.node.tender_log import tenders_view
+from hansa.proto.market_documents import Advert
 from hansa.proto.typed_json import read_exact_keys
 from hansa.proto.units import format_amount
 from hansa.scheduler.job_state import Job
@@ -33,9 +35,17 @@ class MarketDesk:
         assert found is not None, "only jobs that are here are named"
         return found
 
+    def _adverts(self) -> list[Advert]:
+        return [known.advert for known in self._daemon.book.standing()]
+
     async def why(self, request: Request) -> Response:
         """Why a job has not all of its providers."""
-        view = why_view(self._daemon.state, self._daemon.book, self._job(request))
+        state, of = self._daemon.state, self._job(request)
+        view, found = job_part(state, of)
+        if found is not None:
+            # A large book takes seconds, and the engine must turn meanwhile. All of this is frozen.
+            blocked = frozenset(state.blocked)
+            view |= await trio.to_thread.run_sync(market_part, found, of.spec, blocked, self._adverts())
         return JSONResponse(self._desk.named(view))
 
     async def bids(self, request: Request) -> Response:
@@ -50,7 +60,9 @@ class MarketDesk:
         if most is not None and spec.budget > most:
             what = f"the budget is above {format_amount(most)}, the most for one job here"
             raise OperatorError(what, "lower it, or raise buyer.max_job_budget")
-        return JSONResponse(self._desk.named(dry_run_view(self._daemon.state, self._daemon.book, spec)))
+        blocked = frozenset(self._daemon.state.blocked)
+        view = await trio.to_thread.run_sync(dry_run_view, spec, blocked, self._adverts())
+        return JSONResponse(self._desk.named(view))
 
     async def tenders(self, _request: Request) -> Response:
         """How this provider answered the newest tenders, and what became of its bids."""

@@ -4,14 +4,15 @@ Plain JSON objects, made from the state and the book. A stranger's words stay as
 makes them plain.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import choice, why
 from hansa.market.purchase_state import Purchase
 from hansa.market.selection import explain_choice
 from hansa.market.why import Answer, Explanation, answers_of, explain
-from hansa.node.book import MOST_INVITED, Book
+from hansa.node.book import MOST_INVITED
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.node.views import money_warning
@@ -34,8 +35,23 @@ def unit_of(needs: Requirements) -> str:
 # Why.
 
 
-def why_view(state: NodeState, book: Book, of: Job) -> Json:
-    """Why a job has not all of its providers, and what would change that."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfilled:
+    """What the state knows of a job that found nobody: enough to explain it beside the loop that owns the state.
+
+    Attributes:
+        asked: what became of those who were.
+        wanted, eligible, reason: see ``hansa.market.why.explain``.
+    """
+
+    asked: tuple[Answer, ...]
+    wanted: int
+    eligible: int
+    reason: str
+
+
+def job_part(state: NodeState, of: Job) -> tuple[Json, Unfilled | None]:
+    """What is to be said of a job itself, and of its tenders if they came to nothing."""
     ours = _relevant(state, of)
     waits = [shard for shard in of.shards if shard.phase == "waiting"]
     never = of.phase == "failed" and not any(shard.attempts for shard in of.shards)
@@ -52,8 +68,30 @@ def why_view(state: NodeState, book: Book, of: Job) -> Json:
         "unfilled": looks,
     }
     if not looks:
-        return view
-    return view | explanation_view(_explained(state, book, of, ours), of.spec)
+        return view, None
+    last = ours[-1] if ours else None
+    ended = last is not None and last.phase in ("unfilled", "cancelled")
+    return view, Unfilled(
+        asked=answers_of(ours),
+        wanted=len(last.tender.shards) if last else of.spec.shards,
+        eligible=sum(not entry.excluded for entry in last.ranking) if last else 0,
+        reason=last.reason if last is not None and ended else "",
+    )
+
+
+def market_part(found: Unfilled, spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Advert]) -> Json:
+    """The explanation, with the adverts of those who were not asked. It may take a while, and needs no state."""
+    known = {answer.provider for answer in found.asked}
+    others = tuple(_not_asked(spec, blocked, advert) for advert in adverts if advert.signer not in known)
+    answers = (*found.asked, *others)
+    explained = explain(wanted=found.wanted, eligible=found.eligible, answers=answers, reason=found.reason)
+    return explanation_view(explained, spec)
+
+
+def why_view(state: NodeState, of: Job, adverts: Sequence[Advert] = ()) -> Json:
+    """Why a job has not all of its providers, and what would change that."""
+    view, found = job_part(state, of)
+    return view if found is None else view | market_part(found, of.spec, frozenset(state.blocked), adverts)
 
 
 def _relevant(state: NodeState, of: Job) -> list[Purchase]:
@@ -67,23 +105,8 @@ def _relevant(state: NodeState, of: Job) -> list[Purchase]:
     return [each for each in ours if each.tender.shards == shards and each.tender.bids_close_ms >= since_ms]
 
 
-def _explained(state: NodeState, book: Book, of: Job, ours: list[Purchase]) -> Explanation:
-    asked = answers_of(ours)
-    known = {answer.provider for answer in asked}
-    last = ours[-1] if ours else None
-    others = (entry.advert for entry in book.standing() if entry.advert.signer not in known)
-    answers = (*asked, *(_not_asked(state, of.spec, advert) for advert in others))
-    ended = last is not None and last.phase in ("unfilled", "cancelled")
-    return explain(
-        wanted=len(last.tender.shards) if last else of.spec.shards,
-        eligible=sum(not entry.excluded for entry in last.ranking) if last else 0,
-        answers=answers,
-        reason=last.reason if last is not None and ended else "",
-    )
-
-
-def _not_asked(state: NodeState, spec: JobSpec, advert: Advert) -> Answer:
-    if advert.signer in state.blocked:
+def _not_asked(spec: JobSpec, blocked: frozenset[bytes], advert: Advert) -> Answer:
+    if advert.signer in blocked:
         return Answer(provider=advert.signer, outcome=why.NOT_ASKED, reason="you have blocked it: hansa unblock")
     lacks = misfit(
         advert,
@@ -217,15 +240,18 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
 # Before a tender is sent.
 
 
-def dry_run_view(state: NodeState, book: Book, spec: JobSpec) -> Json:
-    """Whom a tender for this job would invite, at which prices, and what is missing, by adverts alone."""
+def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Advert]) -> Json:
+    """Whom a tender for this job would invite, at which prices, and what is missing, by adverts alone.
+
+    It may take a while, and needs no state.
+    """
     needs, ceiling = spec.requirements, spec.price_ceiling_e18_per_device_ms
     rows, answers, room = [], [], []
-    for advert in (known.advert for known in book.standing() if known.advert.signer not in state.blocked):
+    for advert in (one for one in adverts if one.signer not in blocked):
         lacks = misfit(advert, needs, currency=spec.currency, ceiling_e18=ceiling)
         slots = advert.free // max(needs.devices, 1)
         if lacks is not None:
-            answers.append(_not_asked(state, spec, advert))
+            answers.append(_not_asked(spec, blocked, advert))
         elif not slots:
             reason = f"{advert.free} of its {len(advert.devices)} devices are free"
             answers.append(

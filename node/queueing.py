@@ -6,6 +6,7 @@ makes of that word, and how often it asks, is in ``hansa.scheduler.job_queue``.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -16,7 +17,6 @@ from hansa.node.events import NobodyFits, RoomAppeared
 from hansa.node.state import NodeState
 from hansa.proto.market_documents import Requirements
 from hansa.scheduler import job_events
-from hansa.scheduler.fitting import misfit
 from hansa.scheduler.job_queue import looks_until_ms
 from hansa.scheduler.job_state import Job
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
 
 LOOK_EVERY_S = 2.0
+MOST_LOOKED_AT = 500
 
 
 def take_room(state: NodeState, event: RoomAppeared) -> list[Any]:
@@ -49,8 +50,13 @@ def has_asked(of: Job, shards: tuple[int, ...]) -> bool:
 
 def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> int:
     """For how many shards these providers own devices, busy or not, as their adverts say."""
-    least = max(1, min((choice.devices for choice in needs.choices), default=needs.devices))
+    least = _least_devices(needs)
     return sum(len(known.advert.devices) // least for known in book.standing() if known.advert.signer in accounts)
+
+
+def _least_devices(needs: Requirements) -> int:
+    """Of how many devices a shard could do with one set or another."""
+    return max(1, min((choice.devices for choice in needs.choices), default=needs.devices))
 
 
 def queue_view(of: Job) -> dict[str, Any] | None:
@@ -79,13 +85,10 @@ class Look:
 def room_for(book: Book, of: Job) -> frozenset[bytes]:
     """Accounts whose adverts fit a shard of the job and say that enough of their devices are free."""
     spec, needs = of.spec, of.spec.requirements
-    return frozenset(
-        known.advert.signer
-        for known in book.standing()
-        if known.advert.free >= needs.devices
-        and misfit(known.advert, needs, currency=spec.currency, ceiling_e18=spec.price_ceiling_e18_per_device_ms)
-        is None
-    )
+    least = _least_devices(needs)
+    serving = book.serving(needs, spec.currency, spec.price_ceiling_e18_per_device_ms)
+    # More than these would not be waited for.
+    return frozenset(advert.signer for advert in islice(serving, MOST_LOOKED_AT) if advert.free >= least)
 
 
 def look(book: Book, state: NodeState, before: Mapping[bytes, Look]) -> tuple[dict[bytes, Look], list[bytes]]:

@@ -41,17 +41,6 @@ def floor_amount(device_ms: int, price_e18: int) -> int:
     return device_ms * price_e18 // 10**18
 
 
-class NoAdverts:
-    """A book in which nobody stands: here everybody is asked."""
-
-    def standing(self) -> tuple[()]:
-        """Nobody."""
-        return ()
-
-
-NO_ADVERTS: Any = NoAdverts()
-
-
 class Auditor:
     """Collects everything that honest nodes say, and judges."""
 
@@ -274,7 +263,7 @@ class Auditor:
             if not of.reason.startswith("unfilled"):
                 continue
             self.unfilled_jobs += 1
-            view = why_view(state, NO_ADVERTS, of)
+            view = why_view(state, of)
             asked = {
                 checksum_address(account)
                 for _, bought in state.purchases.all()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.memory_net import MemoryHub
-from kit.memory_party import advert_of, key, party
+from kit.memory_party import advert_of, party
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, PRICE, needs, spec
 
@@ -26,16 +26,6 @@ from hansa.proto.units import price_per_hour_to_e18
 from hansa.scheduler.job_spec import JobSpec
 
 HOURLY = 3_600_000
-
-
-class NoBook:
-    """A book in which nobody stands."""
-
-    def standing(self) -> tuple[()]:
-        return ()
-
-
-NOBODY: Any = NoBook()
 
 
 def plain(view: Any) -> Any:
@@ -78,7 +68,7 @@ def state_of(made: SmallMarket) -> NodeState:
 def why_of(made: SmallMarket) -> dict[str, Any]:
     of = state_of(made).jobs.get(JOB)
     assert of is not None
-    view: dict[str, Any] = plain(market_views.why_view(state_of(made), NOBODY, of))
+    view: dict[str, Any] = plain(market_views.why_view(state_of(made), of))
     return view
 
 
@@ -221,9 +211,9 @@ async def test_a_dry_run_says_whom_it_would_ask_and_asks_nobody() -> None:
             (taken, {"price_e18_per_device_ms": price_per_hour_to_e18("0.30"), "free": 0}),
         ):
             book.take(advert_of(one, expires_ms=1_700_000_060_000, **changes))
-        state = NodeState(account=key(1).address)
+        adverts, blocked = [known.advert for known in book.standing()], frozenset[bytes]()
         of = spec(shards=2, price_ceiling_e18_per_device_ms=price_per_hour_to_e18("0.42"), budget=10)
-        view = plain(market_views.dry_run_view(state, book, of))
+        view = plain(market_views.dry_run_view(of, frozenset(), adverts))
         assert not view["enough"]
         assert [(row["provider"], row["slots"]) for row in view["invited"]] == [
             (checksum_address(taken.account.address), 0),
@@ -235,9 +225,9 @@ async def test_a_dry_run_says_whom_it_would_ask_and_asks_nobody() -> None:
         ]
         assert [row["enough"] for row in view["relaxations"]] == [True, True]
         assert view["summary"].startswith("Of 3 providers known here 2 fit by their adverts; 1 of the 2 shards")
-        alone = plain(market_views.dry_run_view(state, book, replace(of, shards=1)))
+        alone = plain(market_views.dry_run_view(replace(of, shards=1), blocked, adverts))
         assert alone["enough"]
         assert alone["hourly_least"] == "0.400000"
         assert alone["budget_lacks"] != "0.000000"
-        state.blocked[cheap.account.address] = "cheats"
-        assert not plain(market_views.dry_run_view(state, book, replace(of, shards=1)))["enough"]
+        blocked = frozenset({cheap.account.address})
+        assert not plain(market_views.dry_run_view(replace(of, shards=1), blocked, adverts))["enough"]
