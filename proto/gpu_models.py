@@ -176,12 +176,14 @@ def _implied_gb(base: str, form: str) -> int:
     return _MEMORY_GB.get(f"{base}-{form}") or _MEMORY_GB.get(base, 0)
 
 
+@lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
     """The one form of a model's name; the same text, without spaces around it, where it is no GPU's."""
     model = parse(text)
     return " ".join(text.split()) if model is None else model.name
 
 
+@lru_cache(maxsize=16384)
 def matches(wanted: str, have: str, memory_bytes: int = 0) -> bool:
     """Whether a device of one model is what somebody wants who names a model or a family of them.
 

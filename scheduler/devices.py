@@ -72,11 +72,28 @@ class _Judge:
         self._clauses = [clause for clause in of_provider(needs.clauses) if clause.name not in _OF_THE_SET]
         self._of_set = [clause for clause in needs.clauses if clause.name in _OF_THE_SET]
         self._sizes = [("ram", needs.memory_bytes), ("disk", needs.scratch_bytes)]
-        self._seen: dict[tuple[object, ...], list[_Lack]] = {}
+        self._sorts: dict[tuple[object, ...], int] = {}
+        self._sort_of: dict[Bytes32, int] = {}
+        self._seen: dict[int, list[_Lack]] = {}
+        self._seen_sets: dict[tuple[int, int], list[_Lack]] = {}
+        self._lacks: dict[tuple[tuple[DeviceChoice, ...], int], list[_Lack]] = {}
 
-    def of(self, device: Device) -> list[_Lack]:
+    def lacks(self, needs: Requirements, device: Device) -> list[_Lack]:
+        """Everything that one device lacks for these needs, which are the judge's own with one choice at the most."""
+        key = needs.choices, self._sort(device)
+        if key not in self._lacks:
+            self._lacks[key] = [*_lacks_itself(needs, device), *self._of(device, key[1])]
+        return self._lacks[key]
+
+    def _sort(self, device: Device) -> int:
+        found = self._sort_of.get(device.id)
+        if found is None:
+            sort = device.kind, device.model, device.memory_bytes, device.facts
+            found = self._sort_of[device.id] = self._sorts.setdefault(sort, len(self._sorts))
+        return found
+
+    def _of(self, device: Device, sort: int) -> list[_Lack]:
         """What of the clauses and sizes one device, and its provider, fall short of."""
-        sort = device.kind, device.model, device.memory_bytes, device.facts
         if sort not in self._seen:
             facts = {**self.about, **device_facts(device)}
             # What a provider does not say of its memory and disk is no obstacle: a run is held to its limits anyway.
@@ -90,8 +107,12 @@ class _Judge:
 
     def of_set(self, devices: int, cores_milli: int) -> list[_Lack]:
         """The same of what is only known of several devices together."""
-        together = {"cores": number_text(cores_milli), "devices": str(devices)}
-        return [_lack_of(failure) for failure in failures(self._of_set, {**self.about, **together})]
+        key = devices, cores_milli
+        if key not in self._seen_sets:
+            together = {"cores": number_text(cores_milli), "devices": str(devices)}
+            found = failures(self._of_set, {**self.about, **together})
+            self._seen_sets[key] = [_lack_of(failure) for failure in found]
+        return self._seen_sets[key]
 
 
 ONE_MACHINE = Topology()
@@ -132,9 +153,10 @@ def _each_choice(needs: Requirements) -> Iterable[Requirements]:
 
 
 def _of_all_choices(needs: Requirements, shortfall: Shortfall) -> Shortfall:
-    if shortfall.name != "gpu" or not needs.choices:
-        return shortfall
-    wanted = " or ".join(render_choice(choice) for choice in needs.choices)
+    sets = [render_choice(choice) for choice in needs.choices]
+    if shortfall.name != "gpu" or shortfall.wanted not in sets:
+        return shortfall  # a condition on the model is none of the sets of devices
+    wanted = " or ".join(sets)
     return replace(shortfall, wanted=wanted.encode()[:250].decode("utf-8", "ignore"))
 
 
@@ -182,7 +204,7 @@ def _choose_over_several(
     if isinstance(enough, Shortage):
         return enough if len(joined) == len(owned) else _choose_least_short(shortages)
     # In the order of machines, the fullest first, so that a run is on as few of them as can be.
-    fitting = _alike(needs, [device for device in left if not _lacks(needs, device, judge)])
+    fitting = _alike(needs, [device for device in left if not judge.lacks(needs, device)])
     count = {topology.machine(device): 0 for device in left}
     for device in fitting:
         count[topology.machine(device)] += 1
@@ -224,7 +246,7 @@ def _choose_among(
     """The smallest that fit, so that large ones stay free for who needs them."""
     if not owned:
         return Shortage(reason="this provider lends no devices at present", relaxation="")
-    fitting = [device for device in owned if not _lacks(needs, device, judge)]
+    fitting = [device for device in owned if not judge.lacks(needs, device)]
     groups = list(_by_model(fitting).values()) if needs.choices else [fitting]
     tried: list[tuple[Device, ...]] = []
     for group in sorted((one for one in groups if len(one) >= needs.devices), key=_size_of_smallest):
@@ -256,11 +278,17 @@ def _size_of_smallest(group: Sequence[Device]) -> tuple[int, int, bytes]:
 
 def _smallest_that_do(needs: Requirements, available: Sequence[Device], judge: _Judge) -> tuple[Device, ...]:
     """The first neighbours in order of size whose cores and memory do together; the largest where none do."""
-    windows = [available[start : start + needs.devices] for start in range(len(available) - needs.devices + 1)]
-    for window in windows:
+    windows = _neighbours(available, needs.devices)
+    # A job that wants no more than so many cores may have to be given others than neighbours in size.
+    by_cores = _neighbours(sorted(available, key=lambda device: (device.cores_milli, _size(device))), needs.devices)
+    for window in (*windows, *by_cores):
         if not _lacks_of_set(needs, window, judge):
             return tuple(window)
     return tuple(windows[-1])
+
+
+def _neighbours(devices: Sequence[Device], count: int) -> list[Sequence[Device]]:
+    return [devices[start : start + count] for start in range(len(devices) - count + 1)]
 
 
 def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) -> list[_Lack]:
@@ -283,10 +311,11 @@ def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) 
 
 def unmet(needs: Requirements, device: Device, about: Mapping[str, str] = NOTHING_SAID) -> tuple[Shortfall, ...]:
     """Everything in which one device, and the provider with it, falls short."""
-    return tuple(lack.shortfall for lack in _lacks(needs, device, _Judge(needs, about)))
+    return tuple(lack.shortfall for lack in _Judge(needs, about).lacks(needs, device))
 
 
-def _lacks(needs: Requirements, device: Device, judge: _Judge) -> list[_Lack]:
+def _lacks_itself(needs: Requirements, device: Device) -> list[_Lack]:
+    """What of the fields and sets of devices one device falls short of."""
     lacks: list[_Lack] = []
     if needs.kind not in (ANY, device.kind):
         lacks.append(_lack("kind", f"kind = {needs.kind}", device.kind, f"kind = {device.kind}"))
@@ -295,7 +324,7 @@ def _lacks(needs: Requirements, device: Device, judge: _Judge) -> list[_Lack]:
     if device.memory_bytes < needs.device_memory_bytes:
         nearest, shown = size_text(device.memory_bytes), f"{device.memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("vram", f"vram >= {size_text(needs.device_memory_bytes)}", nearest, f"vram = {shown}"))
-    return lacks + judge.of(device)
+    return lacks
 
 
 def _lack(name: str, wanted: str, nearest: str, change: str, reason: str = "") -> _Lack:
@@ -342,7 +371,7 @@ def _count_of(lacks: Sequence[_Lack]) -> int:
 def _lacks_of_group(needs: Requirements, group: Sequence[Device], judge: _Judge) -> list[_Lack]:
     """What would have to change for a shard to run on the best of these, as many of them as there are."""
     best = sorted(
-        ((_lacks(needs, device, judge), device) for device in group), key=lambda one: (len(one[0]), _size(one[1]))
+        ((judge.lacks(needs, device), device) for device in group), key=lambda one: (len(one[0]), _size(one[1]))
     )
     taken = best[: needs.devices]
     merged: dict[tuple[str, str], _Lack] = {}
@@ -353,7 +382,9 @@ def _lacks_of_group(needs: Requirements, group: Sequence[Device], judge: _Judge)
     if len(taken) < needs.devices:
         few = _too_few(needs, len(taken), group[0].model)
         merged[few.shortfall.name, few.shortfall.wanted] = few
-    for lack in _lacks_of_set(needs, [device for _, device in taken], judge):
+    # Of a CPU slot the memory counts as soon as slots will do.
+    eased = needs if needs.kind == ANY else replace(needs, kind=group[0].kind)
+    for lack in _lacks_of_set(eased, [device for _, device in taken], judge):
         key = lack.shortfall.name, lack.shortfall.wanted
         merged[key] = _looser(merged[key], lack) if key in merged else lack
     return list(merged.values())

@@ -103,6 +103,17 @@ def test_every_requirement_that_fails_at_the_nearest_devices_is_named():
     assert found.relaxation.endswith("vram = 22.5 GiB and cuda >= 12.2 and driver = any and region = us")
 
 
+def test_a_condition_on_the_model_is_told_apart_from_the_sets_of_devices():
+    owned = fleet({"NVIDIA A100-SXM4-80GB": 1})
+    asked = either((1, "H100"), (2, "H200"), clauses=parse_needs("gpu != A100").clauses)
+    found = choose(asked, owned, owned)
+    assert [(one.wanted, one.nearest) for one in found.shortfalls] == [
+        ("1\N{MULTIPLICATION SIGN}H100 or 2\N{MULTIPLICATION SIGN}H200", "1\N{MULTIPLICATION SIGN}A100-SXM4-80GB"),
+        ("gpu != A100", "any"),
+    ]
+    assert choose(relaxed_requirements(asked, found.shortfalls), owned, owned) == tuple(owned)
+
+
 def test_memory_and_disk_of_the_machine_count_where_they_are_known():
     asked = needs(memory_bytes=GIB, scratch_bytes=4 * GIB)
     assert choose(asked, [LARGE], [LARGE]) == (LARGE,)
