@@ -6,11 +6,12 @@ met either: a provider that does not say its CUDA version has none for a job tha
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from hansa.market.requirements import MOST_CHOICES, ordered, parse_needs, render_choice, render_clause
+from hansa.market.requirements import MOST_CHOICES, MOST_OF_ONE_WORD, ordered, parse_needs, render_choice, render_clause
 from hansa.market.vocabulary import (
     ANY,
     VOCABULARY,
@@ -162,7 +163,10 @@ def unmet_by_bid(clauses: Iterable[Clause], facts: Mapping[str, str]) -> tuple[S
 
 def too_many(clauses: Sequence[Clause]) -> bool:
     """Whether a stranger's document holds more clauses than anybody judges."""
-    return len(clauses) > MOST_CLAUSES or sum(len(clause.values) for clause in clauses) > MOST_VALUES
+    of_one = Counter(clause.name for clause in clauses)
+    if len(clauses) > MOST_CLAUSES or max(of_one.values(), default=0) > MOST_OF_ONE_WORD:
+        return True
+    return sum(len(clause.values) for clause in clauses) > MOST_VALUES
 
 
 def unreadable(requirements: Requirements) -> str:

@@ -32,6 +32,8 @@ from hansa.proto.units import PriceE18, e18_to_price_per_hour, price_per_hour_to
 
 MOST_DEVICES: Final = 64
 MOST_CHOICES: Final = 16
+MOST_OF_ONE_WORD: Final = 8
+"""Conditions on one thing. Providers judge no more: names of a list belong into one condition."""
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 _COUNTED = re.compile(rf"([0-9]{{1,4}})(?: ?[{TIMES}xX*] ?| (?=[A-Za-z]))(\S.*)")
 _COUNTED_AFTER = re.compile(rf"(\S.*?) ?[:{TIMES}*] ?([0-9]{{1,4}})")
@@ -309,6 +311,9 @@ class _Needs:
             self._set(word, clause, term)
         else:
             self.clauses.append(clause)
+            if len([one for one in self.clauses if one.name == name]) > MOST_OF_ONE_WORD:
+                hint = f"write a list: {name} not in (...)"
+                raise _fault(term.name, f"has more than {MOST_OF_ONE_WORD} conditions", hint, self.text)
 
     def _at_least(self, name: str, value: str) -> None:
         said = self.said

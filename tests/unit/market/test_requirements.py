@@ -127,7 +127,8 @@ def test_equal_meaning_is_equal_text(one, other):
         ("share ! 3", "!", "cannot be read", "!="),
         ("and and region =", "", "a value is missing", "24 GB"),
         ("x" * (LONGEST_TEXT + 1), "", "longer than", "say less"),
-        ("\n".join(["region != de"] * (MOST_TERMS + 1)), "region", "more are not read", "say less"),
+        ("\n".join(["region != de"] * 9), "region", "more than 8 conditions", "not in"),
+        ("\n".join(["vram >= 1 GB"] * (MOST_TERMS + 1)), "vram", "more are not read", "say less"),
     ],
 )
 def test_a_slip_is_pointed_at_with_a_way_out(text, token, why, hint):
