@@ -320,9 +320,11 @@ def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxa
     for answer in fixable:
         alike.setdefault(_sorted(answer.shortfalls), []).append(answer.provider)
     priced = sorted(((sum(map(_cost, changes)), changes) for changes in alike), key=lambda one: (one[0], _key(one[1])))
+    fails = {needs: frozenset((one.name, one.wanted) for one in needs) for needs in alike}
     weighed = []
     for cost, changes in priced[:MOST_CANDIDATES]:
-        won = tuple(sorted(who for needs, all_of in alike.items() if _wins(changes, needs) for who in all_of))
+        near = (needs for needs in alike if fails[needs] <= fails[changes])
+        won = tuple(sorted(who for needs in near if _wins(changes, needs) for who in alike[needs]))
         weighed.append((cost, changes, won))
     weighed.sort(key=lambda entry: (entry[0], len(entry[1]), -len(entry[2]), _key(entry[1])))
     kept: list[Relaxation] = []

@@ -105,6 +105,8 @@ def _print_relaxations(view: View) -> None:
     helpless = view.get("helpless")
     if isinstance(helpless, int) and helpless > 0:
         click.echo(f"  {helpless} {'is' if helpless == 1 else 'are'} won by no change that is known")
+    if isinstance(view.get("unseen"), int) and view["unseen"] > 0:
+        click.echo(f"  {view['unseen']} more providers are known, all dearer; what they lack was not looked at")
     failing = view.get("failing", [])[:MOST_ROWS]
     if failing:
         click.echo()

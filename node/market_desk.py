@@ -1,5 +1,6 @@
 """The local API's routes about the market: why a job found nobody, its bids, a tender that is not sent, our answers."""
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,10 +17,15 @@ from hansa.node.tender_log import tenders_view
 from hansa.proto.market_documents import Advert
 from hansa.proto.typed_json import read_exact_keys
 from hansa.proto.units import format_amount
+from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
+
+
+MOST_EXPLAINED = 2_000
+MOST_FITTING = 500
 
 
 class MarketDesk:
@@ -35,8 +41,13 @@ class MarketDesk:
         assert found is not None, "only jobs that are here are named"
         return found
 
-    def _adverts(self) -> list[Advert]:
-        return [known.advert for known in self._daemon.book.standing()]
+    def _adverts(self, spec: JobSpec) -> tuple[list[Advert], int]:
+        """Those that fit and the cheapest, as many as can be explained while somebody waits; how many are left out."""
+        book, needs = self._daemon.book, spec.requirements
+        known = [entry.advert for entry in book.standing()]
+        serving = book.serving(needs, spec.currency, spec.price_ceiling_e18_per_device_ms)
+        chosen = {advert.signer: advert for advert in (*islice(serving, MOST_FITTING), *known[:MOST_EXPLAINED])}
+        return list(chosen.values()), len(known) - len(chosen)
 
     async def why(self, request: Request) -> Response:
         """Why a job has not all of its providers."""
@@ -45,7 +56,9 @@ class MarketDesk:
         if found is not None:
             # A large book takes seconds, and the engine must turn meanwhile. All of this is frozen.
             blocked = frozenset(state.blocked)
-            view |= await trio.to_thread.run_sync(market_part, found, of.spec, blocked, self._adverts())
+            adverts, unseen = self._adverts(of.spec)
+            view |= await trio.to_thread.run_sync(market_part, found, of.spec, blocked, adverts)
+            view["unseen"] = unseen
         return JSONResponse(self._desk.named(view))
 
     async def bids(self, request: Request) -> Response:
@@ -61,8 +74,9 @@ class MarketDesk:
             what = f"the budget is above {format_amount(most)}, the most for one job here"
             raise OperatorError(what, "lower it, or raise buyer.max_job_budget")
         blocked = frozenset(self._daemon.state.blocked)
-        view = await trio.to_thread.run_sync(dry_run_view, spec, blocked, self._adverts())
-        return JSONResponse(self._desk.named(view))
+        adverts, unseen = self._adverts(spec)
+        view = await trio.to_thread.run_sync(dry_run_view, spec, blocked, adverts)
+        return JSONResponse(self._desk.named(view | {"unseen": unseen}))
 
     async def tenders(self, _request: Request) -> Response:
         """How this provider answered the newest tenders, and what became of its bids."""

@@ -17,7 +17,7 @@ from hansa.market.why import BUSY
 from hansa.node import market_views
 from hansa.node.book import Book
 from hansa.node.events import JobCancelled
-from hansa.node.state import NodeState
+from hansa.node.state import NodeState, restored, snapshot
 from hansa.node.tender_log import MOST_DECLINED, tenders_view
 from hansa.proto.market_documents import Shortfall
 from hansa.proto.messages import BidSent
@@ -197,6 +197,7 @@ def test_a_provider_keeps_a_bounded_number_of_its_noes_also_over_a_restart() -> 
     state = made.engines[provider].state
     assert len(state.declined) == MOST_DECLINED
     before = tenders_view(state)
+    assert tenders_view(restored(snapshot(state))) == before
     assert tenders_view(made.restart(provider, devices=1).state) == before
 
 
