@@ -6,40 +6,27 @@ rolled back together with everything that its owner ever signed over it, or that
 it takes heads from elsewhere, those that peers hold.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hansa.market import ledger
 from hansa.market.ledger import Entry, Ledger
+from hansa.market.ledger_documents import SIGNATURES, TOTALS, DocumentReplay
 from hansa.market.ledger_records import (
-    FiledChannel,
-    FiledClose,
-    FiledCredit,
-    FiledEnd,
-    FiledNetting,
-    FiledPayment,
-    FiledReceipt,
-    FiledVoucher,
     Record,
 )
-from hansa.market.receipts import NOTHING, receipt_digest, root_of
+from hansa.market.receipts import NOTHING
 from hansa.proto.codec import decode
-from hansa.proto.currency import currency_of
-from hansa.proto.documents import ChannelConfig, Receipt, TreeHead, channel_id, log_id_of
+from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.errors import ProtocolError
 from hansa.proto.keccak import keccak256
 from hansa.proto.merkle_log import EMPTY_ROOT, Edge
 from hansa.proto.network import DOMAIN
-from hansa.proto.signing import Signed, check, signer_of
-from hansa.proto.splits import Split, splits_hash
-from hansa.proto.typed_data import Domain
+from hansa.proto.signing import Signed, signer_of
 
 LIMIT_BYTES = 1 << 20
 OLDEST = 1
-CHAIN, TREE, HEADS, SIGNATURES, TOTALS, BOOKS, ELSEWHERE = (
-    "chain", "tree", "heads", "signatures", "totals", "books", "elsewhere",
-)  # fmt: skip
+CHAIN, TREE, HEADS, BOOKS, ELSEWHERE = "chain", "tree", "heads", "books", "elsewhere"
 ASPECTS = {
     CHAIN: "every record follows the one before it, and none is missing, changed or put in between",
     TREE: "the stored tree is the tree of these records",
@@ -102,19 +89,6 @@ class Report:
         return min(faults, key=lambda finding: finding.position or 1 << 64, default=None)
 
 
-class _Channel:
-    """What is known of one channel until now."""
-
-    def __init__(self, config: ChannelConfig, domain: Domain) -> None:
-        self.config, self.domain = config, domain
-        self.receipt: Receipt | None = None
-        self.receipts: dict[bytes, Receipt] = {}
-        self.splits: tuple[Split, ...] = ()
-        self.vouched = 0
-        self.received = 0
-        self.closed: int | None = None
-
-
 class LedgerCheck:
     """The replay. Give it every row in order, then ask for the report."""
 
@@ -124,17 +98,13 @@ class LedgerCheck:
         self._faults: dict[str, tuple[str, int]] = {}
         self._chain, self._edge = NOTHING, Edge()
         self._sums: dict[str, int] = {}
-        self._channels: dict[bytes, _Channel] = {}
-        self._credits: dict[tuple[bytes, ...], int] = {}
-        self._payments: dict[tuple[bytes, ...], tuple[int, int]] = {}
-        self._nettings: dict[tuple[bytes, ...], tuple[int, int]] = {}
-        self._expected: dict[bytes, tuple[tuple[str, int], ...]] = {}
         self._strange: list[int] = []
         self._entries: set[bytes] = set()
-        self._documents = self._signatures = self._chain_ends = 0
         self._roots: dict[int, bytes] = {}
+        self._heads_signed = 0
         self._heads = [self._read_head(size, body) for size, body in heads]
         self._sizes = {head.document.size for head in self._heads if head is not None}
+        self._documents = DocumentReplay(self.owner, self._fault)
 
     def _fault(self, aspect: str, words: str, position: int) -> None:
         self._faults.setdefault(aspect, (words, position))
@@ -146,7 +116,7 @@ class LedgerCheck:
         except ProtocolError as fault:
             self._fault(HEADS, f"the head of size {size} is unreadable: {fault}", size)
             return None
-        self._signatures += 1
+        self._heads_signed += 1
         self.owner = self.owner or signer
         if signer != self.owner or head.document.log_id != log_id_of(self.owner) or head.document.size != size:
             self._fault(HEADS, f"the head of size {size} is not this ledger's own", size)
@@ -181,185 +151,9 @@ class LedgerCheck:
         if isinstance(record, Entry):
             self._post(record, at)
             return
-        self._documents += 1
-        try:
-            match record:
-                case FiledChannel():
-                    domain = currency_of(record.currency).domain
-                    channel = _Channel(record.config, domain)
-                    self._channels.setdefault(channel_id(domain, record.config), channel)
-                    self._take_splits(record, at)
-                case FiledReceipt():
-                    self._receipt(record, at)
-                case FiledVoucher():
-                    self._voucher(record, at)
-                case FiledClose():
-                    self._close(record, at)
-                case FiledEnd():
-                    self._end(record, at)
-                case FiledCredit(line=line):
-                    self._signed(DOMAIN, line, line.document.creditor)
-                    key = (line.document.creditor, line.document.debtor, line.document.unit)
-                    self._rises(self._credits, key, line.document.nonce, "a credit line", at)
-                case FiledPayment():
-                    self._payment(record, at)
-                case FiledNetting():
-                    self._netting(record, at)
-        except ProtocolError as fault:
-            self._fault(SIGNATURES, f"record {at}: {fault}", at)
-
-    def _signed(self, domain: Domain, signed: Signed[Any], signer: bytes) -> None:
-        self._signatures += 1
-        check(domain, signed, signer)
-
-    def _take_splits(self, filed: FiledChannel, at: int) -> None:
-        if splits_hash(filed.splits) != filed.config.splits_hash:
-            self._fault(SIGNATURES, f"record {at}: these are not the splits that the channel's config names", at)
-            return
-        self._channels[channel_id(currency_of(filed.currency).domain, filed.config)].splits = filed.splits
-
-    def _channel(self, key: bytes, what: str, at: int) -> _Channel | None:
-        channel = self._channels.get(key)
-        if channel is None:
-            self._fault(SIGNATURES, f"record {at}: {what} is of a channel that is not filed", at)
-        return channel
-
-    def _receipt(self, filed: FiledReceipt, at: int) -> None:
-        receipt = filed.receipt.document
-        channel = self._channel(receipt.channel_id, "a receipt", at)
-        if channel is None:
-            return
-        self._signed(DOMAIN, filed.receipt, channel.config.payee_signer)
-        last, channel.receipt = channel.receipt, receipt
-        channel.receipts[receipt_digest(receipt)] = receipt
-        follows = (1, NOTHING, 0) if last is None else (last.seq + 1, receipt_digest(last), last.amount_total)
-        if (receipt.seq, receipt.prev) != follows[:2] or receipt.amount_total < follows[2]:
-            self._fault(TOTALS, f"record {at}: receipt {receipt.seq} does not follow the one before it", at)
-        if receipt.lines_root != root_of(filed.lines) or receipt.evidence != root_of(filed.evidence):
-            self._fault(TOTALS, f"record {at}: these are not the lines that receipt {receipt.seq} commits to", at)
-        if receipt.amount_total != sum(line.amount for line in filed.lines):
-            self._fault(TOTALS, f"record {at}: the total of receipt {receipt.seq} is not the sum of its lines", at)
-
-    def _voucher(self, filed: FiledVoucher, at: int) -> None:
-        voucher = filed.voucher.document
-        channel = self._channel(voucher.channel_id, "a voucher", at)
-        if channel is None:
-            return
-        self._signed(channel.domain, filed.voucher, channel.config.payer_signer)
-        receipt = channel.receipts.get(voucher.statement)
-        if receipt is None and voucher.statement != NOTHING:
-            self._fault(TOTALS, f"record {at}: a voucher for a receipt that is not filed", at)
-        if voucher.cumulative < max(channel.vouched, receipt.amount_total if receipt else 0):
-            self._fault(TOTALS, f"record {at}: a voucher for less than was vouched for, or than its receipt", at)
-        elif receipt is not None:
-            self._expect_voucher(channel, receipt)
-            channel.received = max(channel.received, receipt.amount_total)
-        # What it says beyond its receipt is paid ahead: a promise, and no entry until a receipt uses it.
-        channel.vouched = max(channel.vouched, voucher.cumulative)
-
-    def _expect_voucher(self, channel: _Channel, receipt: Receipt) -> None:
-        config, key, seq = channel.config, receipt.channel_id, receipt.seq
-        before = ledger.parts_of(channel.received, channel.splits, config.payee)
-        after = ledger.parts_of(receipt.amount_total, channel.splits, config.payee)
-        own = ledger.payees_part(receipt.amount_total, channel.splits)
-        rise = own - ledger.payees_part(channel.received, channel.splits)
-        to_provider = ledger.entry_id(b"vouched to provider", key, seq)
-        by_buyer = ledger.entry_id(b"vouched by buyer", key, seq)
-        self._expected.setdefault(to_provider, ((f"due:{config.payer.hex()}", rise),))
-        owed = tuple((f"owed:{who.hex()}", before[who] - part) for who, part in after.items() if part != before[who])
-        self._expected.setdefault(by_buyer, owed)
-
-    def _close(self, filed: FiledClose, at: int) -> None:
-        close = filed.by_payer.document
-        channel = self._channel(close.channel_id, "a close", at)
-        if channel is None:
-            return
-        self._signed(channel.domain, filed.by_payer, channel.config.payer_signer)
-        self._signed(channel.domain, filed.by_payee, channel.config.payee_signer)
-        if filed.by_payee.document != close or close.cumulative != channel.received:
-            self._fault(TOTALS, f"record {at}: a channel closed at another sum than was vouched for", at)
-        channel.closed = close.cumulative
-        self._expect_close(close.channel_id, channel, close.cumulative)
-
-    def _expect_close(self, key: bytes, channel: _Channel, cumulative: int) -> None:
-        config, splits = channel.config, channel.splits
-        for entry in (
-            ledger.closed_to_provider(
-                channel_id=key, buyer=config.payer, cumulative=cumulative, at_ms=0, splits=splits
-            ),
-            ledger.closed_by_buyer(
-                channel_id=key, provider=config.payee, cumulative=cumulative, at_ms=0, splits=splits
-            ),
-        ):
-            self._expect(entry)
-
-    def _end(self, filed: FiledEnd, at: int) -> None:
-        """What a chain paid. No signature but the owner's own stands behind it, so it is counted and said."""
-        end, domain = filed.end.document, currency_of(filed.currency).domain
-        channel = self._channel(end.channel_id, "an end", at)
-        if channel is None:
-            return
-        if not currency_of(filed.currency).is_on_chain or domain != channel.domain:
-            self._fault(SIGNATURES, f"record {at}: an end by a chain, of a channel on no chain or on another", at)
-            return
-        config = channel.config
-        parties = {config.payer, config.payer_signer, config.payee, config.payee_signer}
-        signer = signer_of(domain, filed.end)
-        self._signatures += 1
-        self._chain_ends += 1
-        if signer not in parties or self.owner not in (b"", signer):
-            self._fault(SIGNATURES, f"record {at}: the end of a channel by somebody else's word", at)
-            return
-        received = min(end.paid, channel.received)
-        if channel.closed is None:
-            channel.closed = received
-            self._expect_close(end.channel_id, channel, received)
-        beyond = ledger.payees_part(end.paid, channel.splits) - ledger.payees_part(received, channel.splits)
-        lost = end.paid - channel.received
-        key = end.channel_id
-        if beyond:
-            self._expect(ledger.kept(channel_id=key, buyer=config.payer, amount=beyond, at_ms=0))
-        if lost > 0:
-            self._expect(ledger.forfeited(channel_id=key, provider=config.payee, amount=lost, at_ms=0))
-
-    def _payment(self, filed: FiledPayment, at: int) -> None:
-        said = filed.payment.document
-        self._signed(DOMAIN, filed.payment, said.creditor)
-        nonce, total = self._payments.get((said.creditor, said.debtor, said.unit), (0, 0))
-        # A debtor may not have heard of each: the next one says again all that was paid.
-        if said.nonce <= nonce or said.total <= total:
-            self._fault(TOTALS, f"record {at}: payment {said.nonce} does not follow the one before it", at)
-        self._payments[said.creditor, said.debtor, said.unit] = (said.nonce, said.total)
-        unit, nonce, rise = said.unit, said.nonce, max(0, said.total - total)
-        to = ledger.paid_to_provider(debtor=said.debtor, unit=unit, nonce=nonce, amount=rise, how="", at_ms=0)
-        by = ledger.paid_by_buyer(creditor=said.creditor, unit=unit, nonce=nonce, amount=rise, how="", at_ms=0)
-        # An owner may be both: the other side's entry of another payment has the same name as its own.
-        if self.owner in (b"", said.creditor):
-            self._expect(to)
-        if self.owner in (b"", said.debtor):
-            self._expect(by)
-
-    def _netting(self, filed: FiledNetting, at: int) -> None:
-        said = filed.by_lower.document
-        self._signed(DOMAIN, filed.by_lower, said.lower)
-        self._signed(DOMAIN, filed.by_higher, said.higher)
-        nonce, total = self._nettings.get((said.lower, said.higher, said.unit), (0, 0))
-        if filed.by_higher.document != said or said.nonce != nonce + 1 or said.total <= total:
-            self._fault(TOTALS, f"record {at}: netting {said.nonce} does not follow the one before it", at)
-        self._nettings[said.lower, said.higher, said.unit] = (said.nonce, said.total)
-        for peer in (said.lower, said.higher):
-            entry = ledger.netted(peer=peer, unit=said.unit, nonce=said.nonce, amount=said.total - total, at_ms=0)
-            self._expect(entry)
-
-    def _rises(self, known: dict[tuple[bytes, ...], int], key: tuple[bytes, ...], to: int, what: str, at: int) -> None:
-        if to <= known.get(key, 0):
-            self._fault(TOTALS, f"record {at}: {what} with a number that is not above the last one's", at)
-        known[key] = to
+        self._documents.read(record, at)
 
     # Books.
-
-    def _expect(self, entry: Entry) -> None:
-        self._expected.setdefault(entry.id, tuple((leg.account, leg.amount) for leg in entry.legs))
 
     def _post(self, entry: Entry, at: int) -> None:
         for leg in entry.legs:
@@ -367,7 +161,7 @@ class LedgerCheck:
         if entry.id in self._entries:
             self._fault(BOOKS, f"record {at}: an entry that was posted before", at)
         self._entries.add(entry.id)
-        expected = self._expected.get(entry.id)
+        expected = self._documents.expected.get(entry.id)
         if expected is None:
             self._strange.append(at)
             return
@@ -375,44 +169,12 @@ class LedgerCheck:
         if any(legs.get(account) != amount for account, amount in expected):
             self._fault(BOOKS, f"record {at}: {entry.memo!r} is not what its documents say", at)
 
-    def _balances(self) -> Mapping[str, int]:
-        """The balances that follow from the documents alone."""
-        found: dict[str, int] = {}
-
-        def add(account: str, who: bytes, amount: int) -> None:
-            name = f"{account}:{who.hex()}"
-            found[name] = found.get(name, 0) + amount
-
-        for channel in self._channels.values():
-            config, closed = channel.config, channel.closed or 0
-            if self.owner in (config.payee, config.payee_signer):
-                own = ledger.payees_part(closed, channel.splits)
-                add("due", config.payer, ledger.payees_part(channel.received, channel.splits) - own)
-                add("settled", config.payer, own)
-            if self.owner in (config.payer, config.payer_signer):
-                received = ledger.parts_of(channel.received, channel.splits, config.payee)
-                for who, part in ledger.parts_of(closed, channel.splits, config.payee).items():
-                    add("owed", who, part - received[who])
-                    add("paid", who, -part)
-        for (creditor, debtor, _), (_, total) in self._payments.items():
-            if creditor == self.owner:
-                add("received", debtor, total)
-                add("acknowledged", debtor, -total)
-            if debtor == self.owner:
-                add("remitted", creditor, -total)
-                add("acquitted", creditor, total)
-        for (lower, higher, _), (_, total) in self._nettings.items():
-            peer = higher if lower == self.owner else lower
-            add("acknowledged", peer, -total)
-            add("acquitted", peer, total)
-        return found
-
     def _check_books(self) -> None:
         if not self.owner:
             if self._entries:
                 self._fault(BOOKS, "nobody's: no head says whose ledger this is, so say whose it is", 0)
             return
-        follows = self._balances()
+        follows = self._documents.balances()
         places = {name.split(":")[0] for name in follows} | {
             "due", "settled", "owed", "paid", "received", "acknowledged", "remitted", "acquitted",
         }  # fmt: skip
@@ -460,11 +222,14 @@ class LedgerCheck:
         self._check_heads()
         self._check_books()
         counted = self._check_elsewhere(elsewhere)
+        signatures = self._heads_signed + self._documents.signatures
         words = dict(ASPECTS)
         words[HEADS] += f" ({len(self._heads)} of them)"
-        words[SIGNATURES] += f" ({self._signatures} checked)"
-        if self._chain_ends:
-            words[BOOKS] += f"; of {self._chain_ends} ends of channels there is this node's own word: ask their chain"
+        words[SIGNATURES] += f" ({signatures} checked)"
+        if self._documents.chain_ends:
+            words[BOOKS] += (
+                f"; of {self._documents.chain_ends} ends of channels there is this node's own word: ask their chain"
+            )
         words[ELSEWHERE] += f" ({counted} of them)" if counted else ": none was given"
         findings = []
         for aspect in ASPECTS:
@@ -476,8 +241,8 @@ class LedgerCheck:
         return Report(
             owner=self.owner,
             records=self._edge.size,
-            documents=self._documents,
-            signatures=self._signatures,
+            documents=self._documents.documents,
+            signatures=signatures,
             root=self._edge.root,
             findings=tuple(findings),
             books=Ledger(balances=self._sums, entries=len(self._entries)),
