@@ -414,6 +414,7 @@ def test_what_cannot_be_opened_is_refused_for_what_is_wrong_with_it(bench: Escro
     ):
         refused(bench, why, PAYER, "open", config_words(bench.config(**changes)), [], DEPOSIT)
     refused(bench, "nothing is deposited", PAYER, "open", config_words(bench.config()), [], 0)
+    assert bench.escrow.state(bench.id(bench.open(deposit=1))).deposit == 1
     low, high = (1).to_bytes(20, "big"), (2).to_bytes(20, "big")
     order = "the splits' accounts do not rise from above zero"
     for splits, why in (
