@@ -307,6 +307,17 @@ def test_rows_are_used_again_and_texts_that_nobody_states_are_forgotten() -> Non
     assert len(columns.models.names) <= SLACK_NAMES + 4 * FIRST_ROWS
 
 
+def test_answers_about_texts_are_forgotten_with_the_texts() -> None:
+    columns = index_of(advert(1, devices=(("L4", 24, 1_000),)))
+    filter_, needs = Filter(columns), wish(choices=(DeviceChoice(devices=1, model="H100"),))
+    assert not filter_.rows(needs, at_ms=NOW_MS).size
+    columns.remove(advert(1).signer)
+    columns.put(advert(2))
+    columns._compact()
+    assert columns.models.names == ["H100-SXM5"], "it has the number that the other had"
+    assert filter_.rows(needs, at_ms=NOW_MS).size == 1
+
+
 def test_words_that_nobody_could_ask_for_take_no_column() -> None:
     columns = index_of(advert(1, facts=tuple(Fact(name=f"x{number}", value="1") for number in range(100))))
     assert set(columns.facts) <= ASKED
