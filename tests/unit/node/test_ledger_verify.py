@@ -10,12 +10,14 @@ from kit.filed_ledger import head_signer, ledger_file, records, tamper, traded
 from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
 
 from hansa.market.ledger import Entry, Leg
-from hansa.market.ledger_records import FiledClose, FiledReceipt, FiledVoucher
+from hansa.market.ledger_records import FiledClose, FiledPayment, FiledReceipt, FiledVoucher
 from hansa.market.receipts import receipt_digest
 from hansa.node.cli import cli
 from hansa.node.head_store import HeadStore
 from hansa.node.ledger_store import LedgerStore
 from hansa.proto.codec import encode
+from hansa.proto.currency import unit_of
+from hansa.proto.documents import Payment
 from hansa.proto.keccak import keccak256
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, sign
@@ -231,6 +233,39 @@ def test_a_receipt_that_does_not_follow_is_named_even_if_it_was_vouched_for(tmp_
     forked[at] = replace(forked[at], voucher=sign(DOMAIN, voucher, BUYER_KEY))
     code, report = verify(written(tmp_path, BUYER, forked))
     assert (code, set(faults(report))) == (1, {"totals"})
+
+
+@pytest.mark.parametrize("wrong", ["lines", "evidence", "total"])
+def test_a_receipt_that_commits_to_other_lines_or_to_another_sum_is_named(tmp_path, wrong):
+    at = place(PROVIDER, FiledReceipt)
+    filed = RECORDS[PROVIDER][at]
+    document = filed.receipt.document
+    if wrong == "total":
+        document = replace(document, amount_total=document.amount_total + 1)
+    elif wrong == "lines":
+        line = filed.lines[0]
+        filed = replace(filed, lines=(replace(line, device_ms=line.device_ms + 1),))
+    else:
+        filed = replace(filed, evidence=(replace(filed.evidence[0], steps=999),))
+    filed = replace(filed, receipt=sign(DOMAIN, document, PROVIDER_KEY))
+    code, report = verify(written(tmp_path, PROVIDER, [*RECORDS[PROVIDER][:at], filed]))
+    assert (code, faults(report)["totals"]) == (1, at + 1)
+
+
+@pytest.mark.parametrize(("nonce", "total", "holds"), [(2, 7, True), (3, 7, True), (1, 7, False), (2, 5, False)])
+def test_a_payment_whose_number_or_total_does_not_rise_is_named(tmp_path, nonce, total, holds):
+    def paid(number, upto):
+        said = Payment(
+            creditor=PROVIDER, debtor=BUYER, unit=unit_of("USD"), total=upto, how=str(number), nonce=number, paid_ms=1
+        )
+        return FiledPayment(payment=sign(DOMAIN, said, PROVIDER_KEY))
+
+    of = [paid(1, 5), paid(nonce, total)]
+    if nonce == 1:
+        # The ledger keeps one record of each number, so a second one is put there by its owner's own hand.
+        of = [paid(2, 5), paid(1, total)]
+    found = faults(verify(written(tmp_path, BUYER, of))[1])
+    assert found.get("totals", 0) == (0 if holds else 2)
 
 
 def test_a_total_that_falls_is_named(tmp_path):
