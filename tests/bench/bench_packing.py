@@ -2,9 +2,9 @@
 
 Random, BestFit and FGD are written anew after their publication (Weng et al., USENIX ATC 2023) and held against the
 published figures of the same protocol (``alibaba_trace``); only the order of the pods differs, since theirs comes from
-another generator of chance. Ours is ``hansa.scheduler.packing``. It was tuned on seeds 1 to 5 and on nothing else.
+another generator of chance. Ours is ``hansa.scheduler.packing``. It was tuned on seeds 1 to 3 and on nothing else.
 
-``python tests/bench/bench_packing.py`` takes about two minutes (seeds 42 to 44), with ``--full`` all ten published
+``python tests/bench/bench_packing.py`` takes a minute or two (seeds 42 to 44), with ``--full`` all ten published
 seeds. Without ../shared/data it says so and does nothing.
 """
 

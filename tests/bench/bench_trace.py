@@ -12,7 +12,7 @@ how long a job will take, and nothing is taken back.
 - *ours*: the most valuable first, others may pass; the lowest expected cost of the work (``scheduler.matching``), and
   of machines that cost about the same the one where it spoils least (``scheduler.packing``).
 
-``python tests/bench/bench_trace.py`` takes 12,000 jobs, ``--full`` all 82,247 (minutes).
+``python tests/bench/bench_trace.py`` takes 12,000 jobs; ``--full`` all 82,220 since 20 September 2017, in minutes.
 """
 
 import os

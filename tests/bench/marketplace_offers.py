@@ -22,9 +22,9 @@ DRIVERS = ("525.147", "535.183", "550.54", "560.35", "570.86")
 
 
 def offers() -> list[dict[str, str]]:
-    """The rows of the file that name a model."""
+    """The rows of the file."""
     with OFFERS.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["gpu"] != "gpu"]
+        return list(csv.DictReader(file))
 
 
 def advert_from(row: dict[str, str], number: int, chance: random.Random) -> Advert:
