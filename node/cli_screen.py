@@ -190,6 +190,7 @@ def news(before: View | None, view: View) -> Iterator[str]:
     known_shards = {shard.get("shard"): shard for shard in earlier.get("shards", [])}
     for shard in view.get("shards", []):
         yield from _shard_news(known_shards.get(shard.get("shard"), {}), shard)
+    yield from _forfeits(earlier, view)
     for done in view.get("history", [])[len(earlier.get("history", [])) :]:
         total = rounds_of(view)
         of = f"/{total}" if total else ""
@@ -220,6 +221,20 @@ def _tender_news(before: View, tender: View) -> Iterator[str]:
     if tender.get("phase") != before.get("phase"):
         reason = f": {plain(tender['reason'], 200)}" if tender.get("reason") else ""
         yield f"tender {plain(tender.get('phase'), 20)}{reason}"
+
+
+def _forfeits(before: View, view: View) -> Iterator[str]:
+    """Firm leases that did not end well: what is not paid for that."""
+    known = {lease.get("lease") for lease in _kept_back(before)}
+    for lease in _kept_back(view):
+        if lease.get("lease") not in known:
+            kept = f"{plain(lease.get('withheld'), 48)} of it is not paid"
+            yield f"firm lease of shard {plain(lease.get('shard'), 8)} did not end well: {kept}"
+
+
+def _kept_back(view: View) -> list[View]:
+    leases = fields_of(view.get("spend")).get("by_provider", [])
+    return [lease for lease in leases if lease.get("is_over") and lease.get("withheld", "0.000000") != "0.000000"]
 
 
 def _shard_news(before: View, shard: View) -> Iterator[str]:

@@ -123,10 +123,15 @@ def print_leases(leases: Rows) -> None:
                 lease.get("step"),
                 len(lease.get("devices", [])),
                 use_text(lease),
-                f"{lease.get('vouched')} of {lease.get('accrued')}",
+                f"{lease.get('vouched')} of {lease.get('accrued')}" + _firm(lease),
             )
         )
     print_table(("lease", "buyer", "phase", "step", "devices", "isolation and use", "vouched"), rows)
+
+
+def _firm(lease: dict[str, Any]) -> str:
+    """What a firm lease withholds until it has ended well."""
+    return f", {plain(lease.get('withheld', ''), 48)} withheld" if lease.get("lease_kind") == "firm" else ""
 
 
 def use_text(lease: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hansa.market.ledger import Entry, payees_part
 from hansa.market.purchase_state import Purchase
-from hansa.market.receipts import Statement
+from hansa.market.receipts import LeaseTerms, Statement
 from hansa.market.selection import explain_choice
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
@@ -223,6 +223,9 @@ def _spend_view(state: NodeState, job: Job, purchases: list[Purchase]) -> Json:
                     "vouched": vouched,
                     "metered": vouched,
                     "tier": bought.bids[placement.bid].tier,
+                    "lease_kind": bought.bids[placement.bid].lease,
+                    "withheld": format_amount(_withheld(channel.terms.get(placement.lease), device_ms)),
+                    "is_over": placement.phase == "ended",
                     **_use_view(device_ms, busy_ms),
                     "channel_id": placement.award.channel_id.hex(),
                     "channel_phase": channel.phase,
@@ -230,6 +233,13 @@ def _spend_view(state: NodeState, job: Job, purchases: list[Purchase]) -> Json:
             )
     spent = state.ledger.balance(f"spend:{job.job.hex()}")
     return {"vouched": format_amount(spent), "budget": format_amount(job.spec.budget), "by_provider": by_provider}
+
+
+def _withheld(agreed: LeaseTerms | None, device_ms: int) -> int:
+    """What of a firm lease's price is not charged, since it did not end well, or not yet."""
+    if agreed is None or agreed.released:
+        return 0
+    return agreed.amount(device_ms) - agreed.withholding(device_ms)
 
 
 def _evidence_of(accepted: Statement | None, lease: bytes) -> tuple[int, int]:
@@ -261,6 +271,8 @@ def lease_views(state: NodeState) -> list[Json]:
                 "tier": entry.bid.tier,
                 "step": entry.steps,
                 **_use_view(entry.device_ms, min(entry.busy_ms, entry.device_ms)),
+                "lease_kind": entry.bid.lease,
+                "withheld": format_amount(entry.withheld),
                 "accrued": format_amount(entry.accrued),
                 "vouched": format_amount(entry.vouched),
                 "ends_ms": entry.terms.ends_ms,
@@ -284,9 +296,11 @@ def advert_view(advert: Advert, *, connected: bool) -> Json:
                 "model": device.model,
                 "memory_bytes": device.memory_bytes,
                 "cores_milli": device.cores_milli,
+                "facts": {fact.name: fact.value for fact in device.facts},
             }
             for device in advert.devices
         ],
+        "facts": {fact.name: fact.value for fact in advert.facts},
         "free": advert.free,
         "price_per_hour": e18_to_price_per_hour(advert.price_e18_per_device_ms),
         "currency": advert.currency,

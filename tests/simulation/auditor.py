@@ -10,6 +10,7 @@ from typing import Any
 
 from simulation.bidding import check_bidding
 
+from hansa.market.firm_leases import is_forfeited
 from hansa.market.ledger import Ledger, fold
 from hansa.market.why import BID
 from hansa.node import events
@@ -347,6 +348,11 @@ class Auditor:
                 continue
             assert line.device_ms <= worked.get(lease, 0) * len(sold.bid.devices), "charged for more than was worked"
             assert sold.vouched <= line.amount, "vouched for more than was metered"
+            # Who left its devices to an honest buyer until the end has charged for all of it.
+            kept = not is_forfeited(outcome=sold.outcome, kind=sold.kind, taken_back=sold.reclaim_by_ms > 0)
+            if lease in self.released and kept and sold.phase in ("settled", "stopped") and self._honest(sold.buyer):
+                assert line.amount == sold.accrued, "a penalty was released and never charged"
+                self.moves["firm leases that were charged whole"] += sold.bid.penalty > 0
 
     def _check_moves(self, node: Any) -> None:
         """A shard whose devices were taken back goes on from the newest checkpoint that its buyer could get.

@@ -5,6 +5,8 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.node import events
+from hansa.node.cli_screen import news
+from hansa.node.views import job_view, lease_views
 from hansa.proto import messages
 from hansa.scheduler import run
 
@@ -152,3 +154,18 @@ def test_a_word_that_never_comes_costs_the_penalty_and_no_more_and_the_channel_e
     assert (books(made), sale(made).phase) == (3_000 - PENALTY_MS, "stopped")
     assert is_closed(made)
     assert made.engines[PROVIDER].state.ledger.balance(f"unpaid:{BUYER.hex()}") == 0
+
+
+def test_both_sides_see_what_is_withheld_and_the_buyer_what_it_does_not_pay():
+    made, key = running()
+    (theirs,) = job_view(made.engines[BUYER].state, made.engines[BUYER].state.jobs.get(JOB))["spend"]["by_provider"]
+    (ours,) = lease_views(made.engines[PROVIDER].state)
+    for view in (theirs, ours):
+        assert (view["lease_kind"], view["withheld"], view["vouched"]) == ("firm", "0.000700", "0.002300")
+    before = job_view(made.engines[BUYER].state, made.engines[BUYER].state.jobs.get(JOB))
+    reclaim(made)
+    made.take(PROVIDER, run.RunFailed(run=key, kind="reclaimed", reason="", at_ms=made.now_ms + 100))
+    after = job_view(made.engines[BUYER].state, made.engines[BUYER].state.jobs.get(JOB))
+    told = "firm lease of shard 0 did not end well: 0.000700 of it is not paid"
+    assert told in list(news(before, after))
+    assert told not in list(news(after, after))
