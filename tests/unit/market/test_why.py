@@ -20,6 +20,7 @@ from kit.trading import (
     workload,
 )
 
+from hansa.market.purchase_awards import why_lost
 from hansa.market.purchase_state import SILENT, Placement, Purchase
 from hansa.market.requirements import parse_needs
 from hansa.market.scoring import Scored
@@ -169,6 +170,31 @@ def scored(made, excluded=""):
         expected_cost=1,
         excluded=excluded,
     )
+
+
+def test_one_condition_in_two_spellings_is_one():
+    long, plain = short("price", "price <= 0.420000", "0.460000"), short("price", "price <= 0.42", "0.5")
+    found = told([no(1, long), no(2, plain)])
+    assert [(row.wanted, row.nearest, row.providers) for row in found.failing] == [("price <= 0.42", "0.46", 2)]
+    assert in_words(found.relaxations[-1]) == "2 more providers at +0.08 per device-hour"
+
+
+def test_a_provider_is_told_why_its_bid_could_not_win_and_nothing_of_the_others():
+    called = tender()
+    dear, fine, other = (
+        bid(called, key=key, price_e18_per_device_ms=price * PRICE).document
+        for key, price in ((OTHER_KEY, 3), (PROVIDER_KEY, 1), (PROVIDER_KEY, 2))
+    )
+    rows = (scored(fine), scored(other), scored(dear, "above the price ceiling"))
+    held = {digest(DOMAIN, made): made for made in (dear, fine, other)}
+    for phase, made, words in (
+        ("running", dear, "it could not win: above the price ceiling"),
+        ("running", other, "another bid won: by expected cost it was number 2 of 2"),
+        ("unfilled", fine, "not all shards found a provider"),
+        ("cancelled", fine, "the buyer took the tender back"),
+    ):
+        state = bought(called, bids=held, ranking=rows, phase=phase)
+        assert why_lost(state, digest(DOMAIN, made)).startswith(words)
 
 
 def test_what_the_tenders_of_a_job_heard_is_merged_and_the_newest_word_of_each_counts():
