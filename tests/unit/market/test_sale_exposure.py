@@ -214,3 +214,4 @@ def test_pauses_for_want_of_money_give_nothing_away_to_a_run_that_proves_nothing
         state = advance(state, FundsShared(ceiling=2_500 * more, at_ms=at_ms)).state
     assert state.stopping
     assert state.unproved_at(at_ms) <= BID.max_unpaid + 1
+    assert amount_for((at_ms - BEGAN_MS) * len(BID.devices), BID.price_e18_per_device_ms) <= BID.max_unpaid + 1

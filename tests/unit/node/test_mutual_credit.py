@@ -303,6 +303,7 @@ def test_inflated_last_cumulative_at_resync_moves_nothing():
     # Signed by the provider itself, who would like it to be the buyer's word; at the gate the signature fails as well.
     made.tell(BUYER, PROVIDER, replace(said, voucher=sign(DOMAIN, high, PROVIDER_KEY)))
     assert owes(made) == before
+    assert made.engines[PROVIDER].state.earning.live.popitem()[1].cumulative == before
     assert made.engines[BUYER].state.paying.live.popitem()[1].cumulative == before
 
 
