@@ -26,7 +26,7 @@ from hansa.proto.units import HOUR_MS
 TENDER = tender()
 WALL_MS = TENDER.requirements.wall_ms
 KIND = job_kind(workload())
-WHO = {b"\1": PROVIDER, b"\2": OTHER, b"\3": THIRD}
+WHO = {b"\1": PROVIDER, b"\2": OTHER, b"\3": THIRD, b"\4": b"4" * 20}
 
 
 def facts(**stated):
@@ -132,6 +132,12 @@ def test_a_stated_benchmark_counts_within_bounds_and_silence_is_never_better():
     entries = table(offer(facts=facts(benchmark="100")), offer(facts=facts(benchmark="1")), offer())
     # The usual one is the lower of two: the slowest cannot push the others beyond the bound.
     assert speeds_of(entries) == [(4 * PPM, STATED), (PPM, STATED), (PPM, SLOWEST_KNOWN)]
+
+
+def test_who_hides_its_speed_is_as_slow_as_the_slowest_and_not_as_the_usual():
+    said = [offer(facts=facts(benchmark=benchmark)) for benchmark in ("50", "100", "100")]
+    *_, hidden = table(*said, offer())
+    assert speeds_of([hidden]) == [(PPM // 2, SLOWEST_KNOWN)]
 
 
 def test_benchmarks_are_held_against_what_was_measured_beside_them():

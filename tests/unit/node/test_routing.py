@@ -126,6 +126,17 @@ def test_what_receipts_show_of_a_jobs_speed_is_known_when_the_next_one_is_tender
     assert bought.trials == (trial,)
 
 
+def test_a_lease_that_joins_a_channel_is_measured_from_its_own_first_receipt_on():
+    made, (one, other) = running(spec(shards=2))
+    step(made, one, 1, after_ms=2_000)
+    step(made, one, 2, after_ms=2_000)
+    # It goes on from a checkpoint, so that its steps begin at a hundred.
+    step(made, other, 100, after_ms=2_000)
+    step(made, other, 101, after_ms=2_000)
+    (trial,) = state_of(made, BUYER).trials.values()
+    assert (trial.steps, trial.device_ms) == (2, 4_000)
+
+
 # Whoever it does not concern is not listened to.
 
 
