@@ -447,7 +447,7 @@ DEFENCES = (
     ),
     at(
         "market/ledger_documents.py",
-        f"{VERIFYING}::test_a_forked_receipt_chain_is_named",
+        f"{VERIFYING}::test_a_receipt_that_does_not_follow_is_named_even_if_it_was_vouched_for",
         ("if (receipt.seq, receipt.prev) != follows[:2] or", "if"),
     ),
     at(
