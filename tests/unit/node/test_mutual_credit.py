@@ -9,13 +9,14 @@ from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_
 
 from hansa.market import mutual
 from hansa.market.effects import sealed, unsigned
+from hansa.market.funding import FundsKnown
 from hansa.market.ledger import owed_by, owed_to
 from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.market.sale_funding import UNFUNDED
-from hansa.node import mutual_credit
+from hansa.node import buying_turns, mutual_credit, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, NettingDue, PaymentReceived
 from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
@@ -143,6 +144,21 @@ def test_the_limit_counts_what_is_outstanding_and_not_what_was_ever_vouched():
     (earning,) = made.engines[PROVIDER].state.earning.live.values()
     assert earning.cumulative > 30_000
     assert earning.funds == earning.cumulative + 30_000
+
+
+@pytest.mark.parametrize("turns", [selling_turns, buying_turns], ids=["provider", "buyer"])
+def test_a_channel_hears_of_its_funds_only_when_they_change(monkeypatch, turns):
+    made, heard = market(), []
+    lease, advance = begin(made), turns.advance_channel
+
+    def listened(state, key, event):
+        heard.append(event)
+        return advance(state, key, event)
+
+    monkeypatch.setattr(turns, "advance_channel", listened)
+    work(made, lease, steps=3)
+    pay(made, owes(made))
+    assert [event.most for event in heard if isinstance(event, FundsKnown)] == [10**9 + 6_000]
 
 
 def test_who_owes_as_much_as_it_may_gets_no_bid_until_it_has_paid():
