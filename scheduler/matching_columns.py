@@ -5,7 +5,6 @@ became free are used again, and the arrays double when they are full, so a chang
 there are. Figures here rank and rule out; what is promised and paid is decided on the documents themselves.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,8 +37,6 @@ SLACK_NAMES = 4_096
 ASKED = frozenset(word.name for word in VOCABULARY.values() if {Of.DEVICE, Of.PROVIDER} & set(word.of))
 ASKED -= {"cores", "devices"}
 """Words whose values an advert can tell of a single device; these two are of all devices of a shard together."""
-
-FactsOf = Callable[[Advert, Device], Mapping[str, str]]
 
 
 @dataclass(slots=True)
@@ -92,9 +89,8 @@ def spread(words: Words) -> Words:
 class Columns:
     """Adverts by account, their rows, and the columns of these."""
 
-    def __init__(self, facts_of: FactsOf = facts_of) -> None:
-        """Empty. ``facts_of`` says what an advert states of a device."""
-        self._facts_of = facts_of
+    def __init__(self) -> None:
+        """Empty."""
         self.generation = 0
         """Rises when texts and rows get other numbers."""
         self._clear()
@@ -153,6 +149,7 @@ class Columns:
         for row, devices in zip(rows, sorts.values(), strict=True):
             self._write(row, advert, devices, reliability)
             self.first[row], self.several[row] = rows[0], len(rows) > 1
+        self._write_facts(rows, advert, [devices[0] for devices in sorts.values()])
         self.adverts[advert.signer], self.rows_of[advert.signer] = advert, rows
 
     def remove(self, account: Address) -> None:
@@ -220,13 +217,29 @@ class Columns:
         self.tier[row], self.currency[row] = self.tiers.of(advert.tier), self.currencies.of(advert.currency)
         self.feature_bits[row] = self.bits(advert.features)
         self._write_terms(row, advert, reliability)
-        # Words that nobody could ask for get no column: they are as many as strangers care to think of.
-        told = {name: value for name, value in self._facts_of(advert, device).items() if name in ASKED}
-        for name, column in self.facts.items():
-            if name not in told:
-                column.values[row] = MISSING
-        for name, value in told.items():
-            self._fact_column(name).values[row] = self._fact_column(name).key(value)
+
+    def _write_facts(self, rows: tuple[int, ...], advert: Advert, devices: list[Device]) -> None:
+        """What is told of all devices once, and then what each sort of them has of its own.
+
+        Words that nobody could ask for get no column: they are as many as strangers care to think of.
+        """
+        every = list(rows)
+        for column in self.facts.values():
+            column.values[every] = MISSING
+        for name, value in facts_of(advert).items():
+            if name in ASKED:
+                column = self._fact_column(name)
+                column.values[every] = column.key(value)
+        kind, vram = self._fact_column("kind"), self._fact_column("vram")
+        for row, device in zip(rows, devices, strict=True):
+            for fact in device.facts:
+                if fact.name in ASKED:
+                    column = self._fact_column(fact.name)
+                    column.values[row] = column.key(fact.value)
+            # The same as ``market.clauses.device_facts`` says, without a text in between.
+            kind.values[row] = kind.key(device.kind)
+            if device.memory_bytes:
+                vram.values[row] = min(device.memory_bytes, LARGEST)
 
     def _says_the_same(self, advert: Advert) -> bool:
         """Whether it differs from the account's earlier one in what ``_write_terms`` writes at the most."""

@@ -307,6 +307,18 @@ def test_rows_are_used_again_and_texts_that_nobody_states_are_forgotten() -> Non
     assert len(columns.models.names) <= SLACK_NAMES + 4 * FIRST_ROWS
 
 
+def test_a_row_that_is_used_again_keeps_nothing_of_who_had_it_before() -> None:
+    columns = index_of(advert(1, facts=(Fact(name="cuda", value="12.4"), Fact(name="download", value="1 Gbit/s"))))
+    columns.remove(advert(1).signer)
+    columns.put(advert(2))
+    assert columns.height == 1
+    for clause in (
+        Clause(name="cuda", operator=">=", values=("12",)),
+        Clause(name="download", operator=">=", values=("1 Mbit/s",)),
+    ):
+        assert not found(columns, wish(clauses=(clause,)))
+
+
 def test_answers_about_texts_are_forgotten_with_the_texts() -> None:
     columns = index_of(advert(1, devices=(("L4", 24, 1_000),)))
     filter_, needs = Filter(columns), wish(choices=(DeviceChoice(devices=1, model="H100"),))

@@ -55,6 +55,34 @@ def test_who_could_go_anywhere_keeps_away_from_what_others_name() -> None:
     assert only.machine == 0
 
 
+def test_the_more_a_model_is_asked_for_by_name_the_more_others_keep_away_from_it() -> None:
+    named = Expected(request=Request(devices=1, models=frozenset({"B"})), weight=1)
+    pair = Expected(request=Request(devices=2), weight=1)
+    machines = (machine(1000, model="B"), machine(1000, 1000, model="A"))
+    pressed = packer(*machines, expected=(named, pair))
+    careless = packer(*machines, expected=(named, pair), weights=Weights(scarce=0))
+    one = Request(devices=1)
+    assert (pressed.best(one), careless.best(one)) == (
+        Place(machine=1, devices=(0,)),
+        Place(machine=0, devices=(0,)),
+    )
+
+
+def test_equal_costs_stay_equal_however_their_sums_were_added() -> None:
+    expected = (
+        Expected(request=Request(devices=0), weight=0.75),
+        Expected(request=Request(devices=1, share_milli=3, cores_milli=223), weight=2.0),
+        Expected(request=Request(devices=1, share_milli=601), weight=2.9599280971148634),
+    )
+    ours = packer(machine(1000, cores=1561), machine(1000, cores=669), expected=expected)
+    request = Request(devices=0, cores_milli=1)
+    before = ours.best(request)
+    assert before == Place(machine=0, devices=())
+    ours.take(request, before)
+    ours.give_back(request, before)
+    assert ours.best(request) == before
+
+
 def test_the_pressure_on_a_model_is_what_its_devices_are_asked_for_by_name() -> None:
     fleet = Fleet((machine(1000, 1000, model="A"), machine(1000, 1000, model="B")))
     expected = (
