@@ -174,7 +174,8 @@ def _ranking(state: Purchase, at_ms: int) -> tuple[Scored, ...]:
 def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Bidding is closed: rank what is there and give every shard to the best bid that is left."""
     ranking = _ranking(state, at_ms)
-    return fill(replace(state, phase="awarding", ranking=ranking), at_ms)
+    # The ranking has what followed from the trials, and ended purchases are remembered for long.
+    return fill(replace(state, phase="awarding", ranking=ranking, trials=()), at_ms)
 
 
 def _confirm(state: Purchase, event: ConfirmationArrived) -> Step[Purchase]:
@@ -216,7 +217,7 @@ def _withdraw(state: Purchase, event: Withdrawn) -> Step[Purchase]:
         return Step(state=replace(state, phase="settling" if state.live else "settled", reason=event.reason))
     cancels = tuple(cancel(placement, event.reason, event.at_ms) for placement in state.live)
     failed = tuple(replace(entry, phase="failed") for entry in state.placements)
-    cancelled = replace(state, phase="cancelled", reason=event.reason, placements=failed)
+    cancelled = replace(state, phase="cancelled", reason=event.reason, placements=failed, trials=())
     return Step(state=cancelled, effects=(*cancels, *release_losers(cancelled, event.at_ms)))
 
 

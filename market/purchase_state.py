@@ -54,7 +54,7 @@ class Purchase:
         invited: accounts that the tender was sent to.
         channels: the open channel to a provider, where there is one already.
         records: how earlier leases with each provider ended.
-        trials: how fast jobs of this kind ran, and on what.
+        trials: how fast jobs of this kind ran, and on what; forgotten once bidding is closed.
         bids: by digest.
         declines: by provider.
         ranking: the table as it was when bidding closed.

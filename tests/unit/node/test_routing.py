@@ -121,9 +121,12 @@ def test_what_receipts_show_of_a_jobs_speed_is_known_when_the_next_one_is_tender
     assert state_of(made, BUYER).trials == {trial.key: trial}
     assert restored(snapshot(state_of(made, BUYER))).trials == {trial.key: trial}
     made.submit(BUYER, job=b"k" * 32, of=ONE)
+    made.lost = lambda _, message: isinstance(message, messages.BidSent | messages.DeclineSent)
     made.tender(BUYER, (OTHER,), job=b"k" * 32, nonce=b"k" * 32)
     (bought,) = (each for _, each in state_of(made, BUYER).purchases.all() if each.tender.job == b"k" * 32)
     assert bought.trials == (trial,)
+    made.pass_time(2_000, BUYER)
+    assert state_of(made, BUYER).purchases.get(bought.tender_digest).trials == ()
 
 
 def test_a_lease_that_joins_a_channel_is_measured_from_its_own_first_receipt_on():
