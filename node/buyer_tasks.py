@@ -94,15 +94,18 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
 
 
 def _too_few(daemon: "Daemon", of: Job, wanted: TenderWanted, invited: tuple[bytes, ...]) -> str:
-    """Why those who fit could not take all shards, as their adverts have it; empty if they could.
+    """Why those who fit could not take all shards now, as their adverts have it; empty if they could.
 
-    Bids hold devices. Nobody's are held for a tender that could not be filled were all of them free.
+    Bids hold devices. Nobody's are held for a tender that cannot be filled.
     """
-    room = places(daemon.book, invited, of.spec.requirements)
-    if not room:
+    room, wanted_shards = places(daemon.book, invited, of.spec.requirements), len(wanted.shards)
+    if not room.owned:
         return NOBODY
-    enough = room >= len(wanted.shards)
-    return "" if enough else f"those that fit have devices for {room} of the {len(wanted.shards)} shards"
+    if room.owned < wanted_shards:
+        return f"those that fit have devices for {room.owned} of the {wanted_shards} shards"
+    # When more are free their adverts say so, and the job hears of it (hansa.node.queueing).
+    lacks = room.free < wanted_shards
+    return f"those that fit have free devices for {room.free} of the {wanted_shards} shards now" if lacks else ""
 
 
 def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:

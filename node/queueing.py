@@ -48,10 +48,22 @@ def has_asked(of: Job, shards: tuple[int, ...]) -> bool:
     return any(of.shards[number].tries for number in shards)
 
 
-def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> int:
-    """For how many shards these providers own devices, busy or not, as their adverts say."""
+@dataclass(frozen=True, slots=True)
+class Places:
+    """For how many shards some providers have devices, and free ones, as their adverts say."""
+
+    owned: int
+    free: int
+
+
+def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> Places:
+    """How many shards these providers could take between them."""
     least = _least_devices(needs)
-    return sum(len(known.advert.devices) // least for known in book.standing() if known.advert.signer in accounts)
+    adverts = [known.advert for known in book.standing() if known.advert.signer in accounts]
+    return Places(
+        owned=sum(len(advert.devices) // least for advert in adverts),
+        free=sum(advert.free // least for advert in adverts),
+    )
 
 
 def _least_devices(needs: Requirements) -> int:

@@ -11,8 +11,9 @@ import pytest
 import trio
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
+from kit.memory_party import DEVICE, advert_of, party
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PROVIDER, PROVIDER_KEY, needs, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PRICE, PROVIDER, PROVIDER_KEY, needs, spec
 
 from hansa.node import buyer_tasks, queueing
 from hansa.node.desk import NodeDesk
@@ -189,6 +190,32 @@ async def test_once_it_was_told_what_is_lacking_a_job_sends_no_tender_to_whom_it
         view = desk.job_view(job)
         assert view["queue"]["reason"] == buyer_tasks.NOBODY
         assert len(view["tenders"]) == 1
+
+
+@pytest.mark.trio
+async def test_no_device_is_held_for_a_tender_while_those_that_it_takes_are_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = MemoryHub()
+    two = spec(shards=2, queue_ms=HOUR_MS)
+    async with waiting_job(tmp_path, hub, monkeypatch, two) as (daemon, desk, job), party(hub, 7) as provider:
+        devices = (DEVICE, replace(DEVICE, id=b"e" * 32))
+        for number, (owned, free, words) in enumerate(
+            (
+                ((), 0, buyer_tasks.NOBODY),
+                (devices[:1], 1, "those that fit have devices for 1 of the 2 shards"),
+                (devices, 1, "those that fit have free devices for 1 of the 2 shards now"),
+            )
+        ):
+            at_ms = daemon.now_ms()
+            told = {"devices": owned, "free": free, "sequence": number + 1, "expires_ms": at_ms + 60_000}
+            daemon.book.take(advert_of(provider, price_e18_per_device_ms=PRICE, **told))
+            wanted_again = TenderWanted(job=job, shards=(0, 1), attempt=number, at_ms=at_ms)
+            await buyer_tasks.prepare_tender(daemon, wanted_again)
+            with trio.fail_after(10):
+                while desk.job_view(job)["queue"]["reason"] != words:
+                    await trio.sleep(0.05)
+        assert len(desk.job_view(job)["tenders"]) == 1
 
 
 @pytest.mark.trio
