@@ -5,13 +5,14 @@ none, a value that cannot be read) makes a clause unmet, with a reason; nothing 
 met either: a provider that does not say its CUDA version has none for a job that asks for one.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from hansa.market.requirements import MOST_CHOICES, MOST_OF_ONE_WORD, ordered, parse_needs, render_choice, render_clause
+from hansa.market.requirements import MOST_CHOICES, MOST_OF_ONE_WORD, ordered, read_choice, render_choice, render_clause
 from hansa.market.vocabulary import (
     ANY,
     VOCABULARY,
@@ -90,10 +91,14 @@ def relaxed(clause: Clause, nearest: str) -> Clause | None:
 
 
 def relaxed_requirements(requirements: Requirements, shortfalls: Iterable[Shortfall]) -> Requirements:
-    """Requirements with every shortfall's nearest value in them. What is of the tender and not of these stays."""
+    """Requirements with every shortfall's nearest value in them. What is of the tender and not of these stays.
+
+    Shortfalls may be a stranger's: one that cannot be read changes nothing.
+    """
     changed = requirements
     for shortfall in shortfalls:
-        changed = _changed(changed, shortfall)
+        with contextlib.suppress(ValueError):
+            changed = _changed(changed, shortfall)
     return changed
 
 
@@ -106,8 +111,8 @@ def _changed(needs: Requirements, shortfall: Shortfall) -> Requirements:
         return replace(needs, clauses=ordered((*kept, *loose)))
     match name:
         case "gpu":
-            more = () if nearest == ANY else parse_needs(nearest).choices
-            choices = (*needs.choices, *more) if more else ()
+            more = read_choice(nearest)
+            choices = (*needs.choices, more) if more is not None else ()
             return replace(needs, choices=choices, devices=max((one.devices for one in choices), default=needs.devices))
         case "devices":
             return replace(needs, devices=int(nearest))

@@ -1,7 +1,7 @@
 """What a provider wants for its devices, and how a tender is answered: a bid, or a decline that explains."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hansa.market.clauses import shared_facts, unreadable, written
 from hansa.market.effects import clipped, derived_nonce
@@ -44,6 +44,8 @@ LONGEST_BIDDING_MS = 60_000
 LONGEST_WINDOW_MS = 10 * 60_000
 """A bid holds devices until bidding closes; nobody may have them held for longer than this."""
 LONGEST_NOTE_BYTES = 2_000
+LONGEST_LINE_BYTES = 250
+MOST_SHORTFALLS = 64
 
 
 DEFAULT_MAX_SPLITS_BPS = 1_000
@@ -238,6 +240,12 @@ def _facts_of_bid(devices: Sequence[Device], terms: ProviderTerms) -> dict[str, 
     return own | {"features": ",".join(terms.features)} | shared_facts(devices) | {"cores": cores}
 
 
+def _shortened(shortfall: Shortfall) -> Shortfall:
+    """They hold the tender's own words, too."""
+    wanted, nearest = (clipped(text, LONGEST_LINE_BYTES) for text in (shortfall.wanted, shortfall.nearest))
+    return replace(shortfall, wanted=wanted, nearest=nearest)
+
+
 def decline_for(
     tender: Tender,
     tender_digest: bytes,
@@ -248,7 +256,7 @@ def decline_for(
     """The "no" to a tender with its reason and the nearest change that would make it a yes."""
     reason, relaxation = why
     return Decline(
-        shortfalls=shortfalls,
+        shortfalls=tuple(_shortened(one) for one in shortfalls[:MOST_SHORTFALLS]),
         signer=account,
         tender=tender_digest,
         # They may hold the tender's own words, of which there may be many.

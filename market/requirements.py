@@ -178,6 +178,14 @@ def render_choice(choice: DeviceChoice) -> str:
     )
 
 
+def read_choice(text: str) -> DeviceChoice | None:
+    """What ``render_choice`` wrote, whatever the model's name is; ``None`` for anything else."""
+    count, times, model = text.removeprefix('"').removesuffix('"').partition(TIMES)
+    if not times or not count.isascii() or not count.isdigit() or len(count) > 4:
+        return None
+    return DeviceChoice(devices=int(count), model=model)
+
+
 def render_clause(clause: Clause) -> str:
     """One clause as a term."""
     values = [_quoted(value) for value in clause.values]

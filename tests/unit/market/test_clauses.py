@@ -12,6 +12,7 @@ from hansa.market.clauses import (
     of_provider,
     relaxation,
     relaxed,
+    relaxed_requirements,
     shared_facts,
     too_many,
     unmet,
@@ -203,3 +204,16 @@ def test_with_every_nearest_change_made_nothing_is_unmet(clauses, facts):
     for failure in found:
         assert failure.reason
         assert relaxation(failure)
+
+
+@given(
+    st.sampled_from(["gpu", "devices", "kind", "vram", "cores", "ram", "disk", "tier", "price", "nonsense"]),
+    st.one_of(
+        st.text(max_size=12), st.sampled_from(["any", "4\N{MULTIPLICATION SIGN}L4", "\N{MULTIPLICATION SIGN}", "2 GB"])
+    ),
+)
+def test_a_strangers_shortfall_changes_requirements_or_nothing_and_never_crashes(name, nearest):
+    before = _needs((8, "H100"))
+    after = relaxed_requirements(before, [Shortfall(name=name, wanted="", nearest=nearest)])
+    assert after.clauses == before.clauses
+    assert after.choices[:1] == before.choices or after.choices == ()

@@ -8,7 +8,7 @@ from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER, OTHER_KEY, PRICE, PROVI
 from hansa.market.pricing_rule import PPM, CurvePoint, PricingRule
 from hansa.node import events
 from hansa.node.answering import MOST_TRIES, PriceWanted
-from hansa.proto.market_documents import Shortfall
+from hansa.proto.market_documents import Clause, DeviceChoice, Shortfall
 from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
@@ -184,3 +184,24 @@ def test_a_daemon_that_dies_while_the_program_thinks_holds_nothing_and_hears_the
     house.market.tell(BUYER, PROVIDER, TenderSent(tender=sign(DOMAIN, made, BUYER_KEY)))
     assert len(house.bids()) == 1
     assert OTHER not in house.market.engines
+
+
+def test_however_long_the_words_of_a_tender_are_the_answer_can_be_sent():
+    house = House(devices=1)
+    odd = replace(device(7), model='Odd "CPU" ' + "z" * 100)
+    house.market.take(PROVIDER, events.InventoryChanged(devices=(odd,), at_ms=NOW_MS))
+    long = "x" * 256
+    clauses = tuple(Clause(name=f"{number}{long}"[:256], operator=long, values=(long,) * 4) for number in range(64))
+    for number, wish in enumerate(
+        (
+            {"kind": long},
+            {"tier": long, "features": (long,) * 20, "egress": (long,) * 20},
+            {"choices": tuple(DeviceChoice(devices=1 + at, model=f"{at}{long}"[:256]) for at in range(16))},
+            {"clauses": clauses},
+            {"clauses": clauses, "choices": (DeviceChoice(devices=9, model=long),), "kind": long, "tier": long},
+        )
+    ):
+        house.tender(requirements=needs(**wish), nonce=bytes([number]) * 32, lease=long if number == 4 else "any")
+        assert len(house.declines()) == number + 1
+        assert house.declines()[-1].shortfalls
+    assert house.engine.state.capacity.free == (odd,)

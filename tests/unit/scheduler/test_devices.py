@@ -114,6 +114,13 @@ def test_a_condition_on_the_model_is_told_apart_from_the_sets_of_devices():
     assert choose(relaxed_requirements(asked, found.shortfalls), owned, owned) == tuple(owned)
 
 
+def test_where_slots_of_cpus_would_do_their_memory_counts_too():
+    asked = needs(kind="gpu", memory_bytes=3 * GIB, cores_milli=0)
+    found = choose(asked, [SMALL], [SMALL])
+    assert [(one.name, one.nearest) for one in found.shortfalls] == [("kind", "cpu"), ("ram", "2 GiB")]
+    assert choose(relaxed_requirements(asked, found.shortfalls), [SMALL], [SMALL]) == (SMALL,)
+
+
 def test_memory_and_disk_of_the_machine_count_where_they_are_known():
     asked = needs(memory_bytes=GIB, scratch_bytes=4 * GIB)
     assert choose(asked, [LARGE], [LARGE]) == (LARGE,)
