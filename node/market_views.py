@@ -309,4 +309,4 @@ def _dry_summary(found: Explanation, fitting: int) -> str:
     their = "fits by its advert" if fitting == 1 else "fit by their adverts"
     words = f"Of {known} provider{'s' * (known != 1)} known here {fitting} {their}"
     words = words if known else "No provider's advert is known here yet"
-    return f"{words}; {found.eligible} of the {found.wanted} shards would find free devices at once."
+    return f"{words}; {min(found.eligible, found.wanted)} of the {found.wanted} shards would find free devices at once."

@@ -230,5 +230,8 @@ async def test_a_dry_run_says_whom_it_would_ask_and_asks_nobody() -> None:
         assert alone["enough"]
         assert alone["hourly_least"] == "0.400000"
         assert alone["budget_lacks"] != "0.000000"
+        ours = [advert for advert in adverts if advert.signer == cheap.account.address]
+        roomy = plain(market_views.dry_run_view(replace(of, shards=1), blocked, ours * 2))
+        assert "; 1 of the 1 shards" in roomy["summary"], "more room than is wanted is no news"
         blocked = frozenset({cheap.account.address})
         assert not plain(market_views.dry_run_view(replace(of, shards=1), blocked, adverts))["enough"]
