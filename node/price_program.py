@@ -151,8 +151,10 @@ class PriceProgram:
                 try:
                     return _Exchange(process, begun, data).finish(self._timeout_s)
                 finally:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
+                    # Its end is the end of all that was started in the room, and then its number may be another's.
+                    if process.returncode is None:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.killpg(process.pid, signal.SIGKILL)
         finally:
             os.close(begun)
 

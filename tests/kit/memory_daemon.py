@@ -1,6 +1,6 @@
 """A real daemon over the network that keeps to memory: everything of it but sockets and sandboxes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from hansa.proto.signing import checksum_address
 
 
 @asynccontextmanager
-async def a_daemon(directory: Path, hub: MemoryHub, number: int, *, lends: bool = False) -> AsyncIterator[Daemon]:
+async def a_daemon(
+    directory: Path, hub: MemoryHub, number: int, *, lends: bool = False, settings: Callable[[str], str] = str
+) -> AsyncIterator[Daemon]:
     """Serve until the context ends. One that lends serves the account of number 1, and has one CPU slot."""
     wishes = Wishes(provides=lends, cpu_slots=1 if lends else 0, cpu_cores_per_slot=1, gpus=(), metrics_port=0)
     text = config_text(wishes)
@@ -27,7 +29,7 @@ async def a_daemon(directory: Path, hub: MemoryHub, number: int, *, lends: bool 
         text = text.replace('accept_buyers = "any"', f'accept_buyers = ["{checksum_address(key(1).address)}"]')
     data = directory / f"node-{number}"
     data.mkdir(mode=0o700)
-    daemon = Daemon(parse_config(text, data / FILE_NAME), key(number), key(number + 1000), None)
+    daemon = Daemon(parse_config(settings(text), data / FILE_NAME), key(number), key(number + 1000), None)
     try:
         async with hub.open_net(NetConfig(), daemon.node.secret()) as net, trio.open_nursery() as nursery:
             daemon.net = net

@@ -23,8 +23,9 @@ from hansa.scheduler.job_spec import JobSpec
 
 CHAOS_MS = 150_000
 LEASES = ((LEASE_SPOT,), (LEASE_FIRM,), (LEASE_FIRM, LEASE_SPOT), (LEASE_SPOT, LEASE_FIRM))
-HEALING_MS = 90 * 60_000
-"""No honest machine may need longer to end once nothing goes wrong any more."""
+HEALING_MS = 150 * 60_000
+"""No honest machine may need longer to end once nothing goes wrong any more, though providers that only say that they
+live have each of its leases to the end, one after the other, and a penalty may be waited for an hour after that."""
 GIB = 1 << 30
 
 

@@ -89,7 +89,7 @@ def test_a_ceiling_below_the_price_is_told_the_price():
     reason, change, shortfall = too_cheap(tender(price_ceiling_e18_per_device_ms=PRICE - 1), PRICE)
     assert "above your ceiling" in reason
     assert "3.6" in change
-    assert (shortfall.name, shortfall.nearest) == ("price", "3.600000")
+    assert (shortfall.name, shortfall.nearest) == ("price", "3.6")
 
 
 @given(price=st.integers(1, 10**24), under=st.integers(1, 10**24))

@@ -100,7 +100,7 @@ def test_what_is_leased_already_makes_the_rest_dearer_and_what_is_only_held_does
 def test_too_low_a_ceiling_is_declined_with_the_price_that_would_do():
     house = House()
     house.tender(price_ceiling_e18_per_device_ms=PRICE - 1)
-    assert house.declines()[0].shortfalls == (Shortfall(name="price", wanted="price <= 3.600000", nearest="3.600000"),)
+    assert house.declines()[0].shortfalls == (Shortfall(name="price", wanted="price <= 3.600000", nearest="3.6"),)
     assert not house.capacity.allotments
 
 
