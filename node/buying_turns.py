@@ -210,11 +210,11 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     if bought is None or placement is None or placement.phase != "confirmed":
         return []
     record = state.records.get(placement.provider, Record())
-    if over.blameless:
-        record = replace(record, taken_back=record.taken_back + 1)
-    else:
+    if over.reclaimed:
+        state.records[placement.provider] = replace(record, taken_back=record.taken_back + 1)
+    elif not over.blameless:
         record = replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
-    state.records[placement.provider] = record
+        state.records[placement.provider] = record
     ended = purchase_events.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
     effects = advance_purchase(state, bought.tender_digest, ended)
     effects += end_metering(state, placement, over.at_ms, due=over.due)

@@ -225,12 +225,14 @@ class LeaseOver:
 
     Attributes:
         blameless: it did not end well, and its provider did all that it had promised.
+        reclaimed: blameless since its devices were taken back with all the notice that was promised.
         due: its provider has left the devices to it until the end: what a firm lease withholds is to be paid.
     """
 
     lease: Bytes32
     well: bool
     blameless: bool = False
+    reclaimed: bool = False
     due: bool = False
     at_ms: UnixMs
 

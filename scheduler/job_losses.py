@@ -69,7 +69,8 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
         if shard.phase not in ("kept", "leaving"):
             effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
         due = _is_due(state, shard, kind, at_ms)
-        effects += stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless, due=due)
+        told, over = stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless, due=due)
+        effects += [told, replace(over, reclaimed=kind == RECLAIMED)]
         moved = kind in (RECLAIMED, RECLAIMED_EARLY)
         waiting = replace(
             shard,

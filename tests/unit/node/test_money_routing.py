@@ -148,6 +148,12 @@ def test_a_provider_that_says_so_of_one_that_cannot_costs_no_retry():
     assert state_of(made, BUYER).records == {}
 
 
+def test_who_cancels_a_job_notes_nothing_about_its_provider():
+    made = leased("USD")
+    made.take(BUYER, events.JobCancelled(job=JOB, reason="no longer wanted", at_ms=made.now_ms))
+    assert state_of(made, BUYER).records == {}
+
+
 def test_strangers_pay_ahead_and_who_has_settled_here_does_not():
     rules = {"prepay_ms": 2_000}
     made = leased("USD", changes={"max_prepay_ms": 60_000}, **rules)
