@@ -8,7 +8,7 @@ from hansa.market.effects import clipped, derived_nonce
 from hansa.market.pricing_rule import PricingRule, RulePrice, price_of
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
-from hansa.market.vocabulary import WORDS, number_text
+from hansa.market.vocabulary import VOCABULARY, number_text
 from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import (
@@ -176,7 +176,7 @@ def too_cheap(tender: Tender, price_e18: int) -> tuple[str, str, Shortfall] | No
     wanted = price_not_below(price_e18)
     ceiling = e18_to_price_per_hour(tender.price_ceiling_e18_per_device_ms)
     reason = f"the price here is {wanted} a device-hour, above your ceiling of {ceiling}"
-    shortfall = Shortfall(name="price", wanted=f"price <= {ceiling}", nearest=WORDS["price"].read(wanted))
+    shortfall = Shortfall(name="price", wanted=f"price <= {ceiling}", nearest=VOCABULARY["price"].read(wanted))
     return reason, f"price ceiling ≥ {wanted}", shortfall
 
 
