@@ -17,7 +17,7 @@ from hansa.market.effects import Send, sealed
 from hansa.node.directory import Directory, Stranger
 from hansa.node.net import Net, NetError, Refused, RemoteFault, TooBig
 from hansa.proto.codec import encode
-from hansa.proto.messages import RunLogSent
+from hansa.proto.messages import CreditGranted, PaymentAcknowledged, RunLogSent
 from hansa.proto.protocols import MARKET
 from hansa.proto.signing import SigningKey
 
@@ -31,8 +31,9 @@ MOST_FAULTS = 20
 must not stand before everything else for ever."""
 NO_ROOM = "busy"
 
-Lane = tuple[bytes, bool]
-"""A queue: to which account, and whether for what jobs print."""
+Lane = tuple[bytes, str]
+"""A queue: to which account, and for what: what jobs print, and debts, of which the other side takes only so many."""
+PRINTED, DEBTS, REST = "printed", "debts", "rest"
 
 
 class Outbox:
@@ -60,7 +61,7 @@ class Outbox:
     def put(self, send: Send) -> None:
         """Take a message over. One that replaces another takes its place in the queue."""
         assert self._nursery is not None, "serve first"
-        lane = (send.to, isinstance(send.message, RunLogSent))
+        lane = (send.to, _kind_of(send.message))
         queue = self._queues.get(lane)
         if queue is None:
             queue = self._queues[lane] = []
@@ -78,8 +79,8 @@ class Outbox:
 
     def kick(self, account: bytes) -> None:
         """The account's node is there: do not wait out the pause."""
-        for of_logs in (False, True):
-            event = self._kicks.get((account, of_logs))
+        for kind in (PRINTED, DEBTS, REST):
+            event = self._kicks.get((account, kind))
             if event is not None:
                 event.set()
 
@@ -126,3 +127,10 @@ class Outbox:
         with trio.move_on_after(pause_s * random.uniform(0.7, 1.3)):  # noqa: S311
             await event.wait()
         del self._kicks[lane]
+
+
+def _kind_of(message: Any) -> str:
+    """Which queue a message stands in: many payments recorded at once keep no voucher and no stop waiting."""
+    if isinstance(message, RunLogSent):
+        return PRINTED
+    return DEBTS if isinstance(message, CreditGranted | PaymentAcknowledged) else REST

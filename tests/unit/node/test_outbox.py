@@ -15,8 +15,16 @@ from hansa.node import outbox as outbox_module
 from hansa.node.net import Context, Refused
 from hansa.node.outbox import MOST_FAULTS, MOST_REFUSALS, Outbox
 from hansa.proto.codec import decode
-from hansa.proto.documents import Voucher
-from hansa.proto.messages import DeliveryAccepted, Direct, LeaseConfirmed, RunLogSent, RunReported, VoucherSent
+from hansa.proto.documents import Payment, Voucher
+from hansa.proto.messages import (
+    DeliveryAccepted,
+    Direct,
+    LeaseConfirmed,
+    PaymentAcknowledged,
+    RunLogSent,
+    RunReported,
+    VoucherSent,
+)
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import MARKET
 from hansa.proto.signing import check
@@ -243,6 +251,28 @@ async def test_what_a_job_prints_delays_nothing_that_matters(autojump_clock: tri
         outbox.put(send(two, 7))
         await trio.sleep(3)
         assert 7 in two.leases
+
+
+async def test_payments_that_the_other_side_takes_slowly_delay_no_voucher_and_no_stop(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    hub = MemoryHub(delay_s=0.1)
+    async with receiver(hub, 2) as two, sender(hub, two) as outbox:
+        for number in range(1, 200):
+            payment = Payment(
+                creditor=key(1).address,
+                debtor=two.who.account.address,
+                unit=bytes(32),
+                total=number,
+                how="cash",
+                nonce=number,
+                paid_ms=1,
+            )
+            message = PaymentAcknowledged(payment=unsigned(payment))
+            outbox.put(Send(to=two.who.account.address, message=message, keep_until_ms=now_ms() + 30_000))
+        outbox.put(send(two, 7))
+        await trio.sleep(3)
+        assert any(isinstance(message, LeaseConfirmed) and message.lease[0] == 7 for message in two.heard)
 
 
 async def test_a_queue_has_an_end_and_gives_up_what_would_be_pointless_soonest(
