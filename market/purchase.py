@@ -31,7 +31,7 @@ from hansa.market.purchase_events import (
     TimePassed,
     Withdrawn,
 )
-from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, Purchase
+from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, WITHOUT_FAULT, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.selection import rank
 from hansa.proto.messages import TenderSent
@@ -224,7 +224,7 @@ def _withdraw(state: Purchase, event: Withdrawn) -> Step[Purchase]:
 def _end(state: Purchase, event: LeaseEnded) -> Step[Purchase]:
     if not any(entry.lease == event.lease and entry.phase == "confirmed" for entry in state.placements):
         return ignore(state, "the end of no lease that lives")
-    why = TAKEN_BACK if event.blameless else ENDED_BADLY
+    why = TAKEN_BACK if event.reclaimed else WITHOUT_FAULT if event.blameless else ENDED_BADLY
     ended = with_phase(state, event.lease, "ended", "" if event.well else why)
     return Step(state=replace(ended, phase=state.phase if ended.live else "settled"))
 

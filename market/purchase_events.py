@@ -47,11 +47,13 @@ class LeaseEnded:
 
     Attributes:
         blameless: it did not end well, and its provider did all that it had promised.
+        reclaimed: blameless since its devices were taken back with all the notice that was promised.
     """
 
     lease: Bytes32
     well: bool
     blameless: bool = False
+    reclaimed: bool = False
     at_ms: UnixMs
 
 

@@ -13,6 +13,7 @@ from hansa.proto.workload import Workload
 SILENT = "did not confirm in time"
 ENDED_BADLY = "ended badly"
 TAKEN_BACK = "its devices were taken back in time"
+WITHOUT_FAULT = "it was ended early, and not through its provider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hansa.market.effects import clipped
-from hansa.market.purchase_state import ENDED_BADLY, TAKEN_BACK
+from hansa.market.purchase_state import ENDED_BADLY, TAKEN_BACK, WITHOUT_FAULT
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
 from hansa.node.checkpoint_check import fault_of
@@ -109,7 +109,7 @@ def _too_few(daemon: "Daemon", of: Job, wanted: TenderWanted, invited: tuple[byt
 
 
 def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
-    """Who already failed this job, or took its devices back: others are invited first.
+    """Who already failed this job, left it, or could not be paid: others are invited first.
 
     The cheapest of all may be one that never works. If the tender before this one found nobody else, they are welcome
     again, but who deserts is not, nor who lost one of these shards if the job says so, nor whom the owner has blocked.
@@ -128,7 +128,7 @@ def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
         }
     if latest is not None and latest.phase == "unfilled":
         return deserters
-    left = (ENDED_BADLY, TAKEN_BACK)
+    left = (ENDED_BADLY, TAKEN_BACK, WITHOUT_FAULT)
     return deserters | {entry.provider for bought in ours for entry in bought.placements if entry.why in left}
 
 

@@ -215,7 +215,9 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     elif not over.blameless:
         record = replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
         state.records[placement.provider] = record
-    ended = purchase_events.LeaseEnded(lease=over.lease, well=over.well, blameless=over.blameless, at_ms=over.at_ms)
+    ended = purchase_events.LeaseEnded(
+        lease=over.lease, well=over.well, blameless=over.blameless, reclaimed=over.reclaimed, at_ms=over.at_ms
+    )
     effects = advance_purchase(state, bought.tender_digest, ended)
     effects += end_metering(state, placement, over.at_ms, due=over.due)
     return effects + _close_idle_channels(state, over.at_ms)

@@ -119,7 +119,8 @@ def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
             due = shard.phase == "ending" or not shard.reclaim_by_ms
             if shard.phase in ("kept", "leaving"):
                 due = _is_due(state, shard, shard.kind, at_ms)
-            effects += stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept", due=due)
+            told, over = stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept", due=due)
+            effects += [told, replace(over, reclaimed=shard.phase == "leaving" and shard.kind == RECLAIMED)]
     shards = tuple(replace(shard, phase="lost" if shard.phase != "finished" else shard.phase) for shard in state.shards)
     ended = replace(state, phase=phase, reason=reason, ended_ms=at_ms, shards=shards)
     return Step(state=ended, effects=(*effects, JobOver(job=state.job)))
