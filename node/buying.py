@@ -17,6 +17,7 @@ from hansa.market.sale_funding import UNFUNDED, enough_to_start
 from hansa.market.want_of_credit import contradiction
 from hansa.node import mutual_credit
 from hansa.node.buying_turns import (
+    MOST_AT_ONCE,
     advance_channel,
     advance_job,
     advance_purchase,
@@ -56,8 +57,6 @@ Effects = list[Any]
 MOST_LEASES = 256
 """A channel that had so many leases gets no more: its receipts carry a line for each."""
 STOP_KEEP_MS = 60_000
-MOST_AT_ONCE = 8
-"""A shard that had more leases than this waits for word of money before it looks for another."""
 
 
 def submit(state: NodeState, event: JobSubmitted) -> Effects:

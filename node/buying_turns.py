@@ -13,6 +13,7 @@ from hansa.market.ledger import owed_to
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
+from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
 from hansa.node.speeds import note_speeds
 from hansa.node.state import NodeState
@@ -24,6 +25,8 @@ from hansa.scheduler.job_state import Job
 
 Effects = list[Any]
 
+MOST_AT_ONCE = 8
+"""A shard that had more leases than this waits for word of money before it looks for another."""
 GATHERS = ("tendering", "awarding")
 """Phases in which a purchase may still promise money."""
 
@@ -39,7 +42,7 @@ def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
     left = of.spec.budget - state.ledger.balance(f"spend:{of.job.hex()}")
     for channel in state.paying.live.values():
         ours = [(lease, terms) for lease, terms in channel.terms.items() if terms.job == of.job]
-        left -= sum(terms.most - channel.vouched(lease) for lease, terms in ours)
+        left -= sum(_most(state, terms) - channel.vouched(lease) for lease, terms in ours)
         if ours:
             # What was paid ahead for leases that ended early comes back only when the channel closes, if ever.
             left -= max(0, channel.cumulative - channel.wanted)
@@ -50,6 +53,13 @@ def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
         if bought.tender.job == of.job and tender != besides and bought.phase in GATHERS:
             left -= sum(bought.bids[placement.bid].max_total for placement in bought.live)
     return max(0, left)
+
+
+def _most(state: NodeState, terms: LeaseTerms) -> int:
+    """The most that a lease may come to. Of a firm one that ended without the word its penalty never falls due."""
+    if terms.released or _is_live(state, terms.lease):
+        return terms.most
+    return max(0, terms.most - terms.penalty)
 
 
 def advance_job(state: NodeState, key: bytes, event: Any) -> Effects:
@@ -85,6 +95,7 @@ def advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:
 def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
     """A channel that pays hears an event."""
     before = state.paying.get(key)
+    waiting = _left_to_those_that_wait(state, key)
     effects = state.turn("paying_channel", state.paying, key, paying_channel.advance, event)
     after = state.paying.get(key)
     if before is not None and after is not None and before.accepted != after.accepted:
@@ -98,7 +109,28 @@ def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
                 leases = tuple(entry.lease for entry in confirmed)
                 news = job_events.GangFunded(leases=leases, at_ms=event.at_ms)
                 outward += advance_job(state, bought.tender.job, news)
+    if key not in state.paying.live:
+        for job_id, left in waiting.items():
+            of = state.jobs.live.get(job_id)
+            if of is not None and funds_left(state, of) > left:
+                outward += advance_job(state, job_id, job_events.BudgetRaised(amount=0, at_ms=state.at_ms))
     return outward
+
+
+def _left_to_those_that_wait(state: NodeState, key: bytes) -> dict[bytes, int]:
+    """What is left to each job of a channel that waits for more of its budget: when it closes, that may be enough.
+
+    One that had many leases for which no money came is left out, for it would go round without end.
+    """
+    channel = state.paying.live.get(key)
+    left: dict[bytes, int] = {}
+    for job_id in dict.fromkeys(terms.job for terms in channel.terms.values()) if channel is not None else ():
+        of = state.jobs.live.get(job_id)
+        if of is None or not of.missing:
+            continue
+        if not any(shard.short and shard.kind == UNFUNDED and shard.attempts > MOST_AT_ONCE for shard in of.shards):
+            left[job_id] = funds_left(state, of)
+    return left
 
 
 def _is_funded(state: NodeState, placements: Sequence[Placement]) -> bool:

@@ -1,12 +1,16 @@
 """What a buyer notes about a provider when a lease ends, and what the end does to its money."""
 
+import pytest
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec, tender
 
+from hansa.market.effects import sealed
 from hansa.market.purchase_state import TAKEN_BACK, WITHOUT_FAULT
 from hansa.market.track_record import Record
-from hansa.node import events
+from hansa.node import buying, events
+from hansa.node.buying_turns import funds_left
 from hansa.scheduler import run
+from hansa.scheduler.job_events import TenderWanted
 
 
 def running(*keys, devices=1, notice_ms=1_000, **changes):
@@ -70,3 +74,80 @@ def test_a_job_that_is_cancelled_says_of_nobody_that_devices_were_taken_back():
     made.take(BUYER, events.JobCancelled(job=JOB, reason="enough", at_ms=made.now_ms))
     assert state_of(made).records == {}
     assert set(whys(made).values()) == {WITHOUT_FAULT}
+
+
+def tender_again(made, *invited):
+    """The tender that the job waits for."""
+    wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)][-1]
+    of = tender(
+        signer=BUYER,
+        shards=wanted.shards,
+        bids_close_ms=made.now_ms + 2_000,
+        expires_ms=made.now_ms + 60_000,
+        nonce=b"u" * 32,
+    )
+    made.take(BUYER, events.TenderPrepared(tender=of, invited=invited, at_ms=made.now_ms))
+
+
+def tenders(made):
+    return sum(isinstance(effect, TenderWanted) for account, effect in made.effects if account == BUYER)
+
+
+def lost_without_money(**changes):
+    """A provider is lost with its lease, and what that may still cost leaves too little for another."""
+    made = running(PROVIDER_KEY, retries=3, budget=640_000, **changes)
+    made.lost = lambda to, _: to == PROVIDER
+    made.pass_time(20_000, BUYER)
+    made.add(OTHER_KEY, devices=1)
+    tender_again(made, OTHER)
+    job = state_of(made).jobs.get(JOB)
+    assert job.missing > 0
+    assert job.waits_for_money
+    return made
+
+
+def close_channels(made):
+    """The lost provider is there again, and closes what it had open."""
+    made.lost = lambda _to, _message: False
+    made.take(PROVIDER, run.RunStopped(run=lease_of(made, PROVIDER), at_ms=made.now_ms))
+    for _ in range(3):
+        made.pass_time(3_600_000)
+        for effect in buying.reminders(state_of(made), made.now_ms):
+            made.tell(BUYER, effect.to, sealed(effect.message, BUYER_KEY))
+    assert next(channel.phase for _, channel in state_of(made).paying.all()) == "closed"
+
+
+@pytest.mark.parametrize("lease", ["any", "firm"])
+def test_money_that_a_closing_channel_frees_lets_a_job_that_waits_for_it_go_on(lease):
+    made = lost_without_money(lease=lease)
+    before = tenders(made)
+    close_channels(made)
+    job = state_of(made).jobs.get(JOB)
+    assert (tenders(made) - before, job.missing, job.waits_for_money) == (1, 0, False)
+
+
+def test_a_channel_that_closes_wakes_nobody_who_waits_for_no_money():
+    made = running(PROVIDER_KEY, retries=3)
+    made.lost = lambda to, _: to == PROVIDER
+    made.pass_time(20_000, BUYER)
+    before = tenders(made)
+    close_channels(made)
+    assert tenders(made) == before
+
+
+def test_a_penalty_that_can_never_be_charged_is_kept_back_from_no_budget():
+    kept, lost = running(PROVIDER_KEY, lease="any", retries=3), running(PROVIDER_KEY, lease="firm", retries=3)
+    left = []
+    for made in (kept, lost):
+        made.lost = lambda to, _: to == PROVIDER
+        made.pass_time(20_000, BUYER)
+        left.append(funds_left(state_of(made), state_of(made).jobs.get(JOB)))
+    ((_, sold),) = lost.engines[PROVIDER].state.sales.all()
+    assert sold.bid.penalty == 700
+    assert left[1] - left[0] == 700
+
+
+def test_a_firm_lease_that_lives_may_still_cost_all_of_it():
+    spot, firm = running(PROVIDER_KEY, lease="any"), running(PROVIDER_KEY, lease="firm")
+    left = [funds_left(state_of(made), state_of(made).jobs.get(JOB)) for made in (spot, firm)]
+    assert left[0] == left[1]
