@@ -28,10 +28,11 @@ from hansa.market.purchase_events import (
     Gathered,
     LeaseEnded,
     RefusalOfLeaseArrived,
+    Restarted,
     TimePassed,
     Withdrawn,
 )
-from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, WITHOUT_FAULT, Purchase
+from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.selection import rank
 from hansa.proto.messages import TenderSent
@@ -53,6 +54,7 @@ TABLE: Table[Purchase] = Table(
         (("awarding", "running", "settling", "settled", "unfilled", "cancelled"), BidArrived, SAME),
         ("awarding", (ConfirmationArrived, RefusalOfLeaseArrived), ("awarding", "running", "unfilled")),
         ("awarding", TimePassed, ("awarding", "running", "unfilled")),
+        ("awarding", Restarted, SAME),
         ("awarding", Withdrawn, "cancelled"),
         (("running", "unfilled", "cancelled"), ConfirmationArrived, SAME),
         ("running", LeaseEnded, ("running", "settling", "settled")),
@@ -96,6 +98,9 @@ def _react(state: Purchase, event: Any) -> Step[Purchase]:
             return _close_or_wait(declined, event.at_ms)
         case TimePassed() if state.phase == "tendering":
             return _award(state, event.at_ms)
+        case Restarted():
+            waiting = tuple(entry.lease for entry in state.placements if entry.phase == "awarded")
+            return Step(state=replace(state, away=waiting))
         case TimePassed():
             return _replace_silent(state, event.at_ms)
         case ConfirmationArrived():
@@ -206,7 +211,7 @@ def _fail(state: Purchase, lease: bytes, reason: str, at_ms: int) -> Step[Purcha
 def _replace_silent(state: Purchase, at_ms: int) -> Step[Purchase]:
     late = [entry for entry in state.placements if entry.phase == "awarded" and entry.award.confirm_by_ms <= at_ms]
     for placement in late:
-        state = with_phase(state, placement.lease, "failed", SILENT)
+        state = with_phase(state, placement.lease, "failed", UNHEARD if placement.lease in state.away else SILENT)
     cancels = tuple(cancel(placement, "not confirmed in time", at_ms) for placement in late)
     step = fill(state, at_ms)
     return Step(state=step.state, effects=(*cancels, *step.effects))

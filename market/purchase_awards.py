@@ -10,7 +10,7 @@ from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, uns
 from hansa.market.funding import start_ms
 from hansa.market.machine import Step
 from hansa.market.purchase_events import Unfilled
-from hansa.market.purchase_state import Placement, Purchase
+from hansa.market.purchase_state import SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.proto.currency import currency_of
@@ -195,7 +195,7 @@ def give_up(state: Purchase, reason: str, at_ms: int, *, missing: int = 0) -> St
     told = Unfilled(
         tender=state.tender_digest,
         reason=reason,
-        deserted=bool(unfilled.deserters),
+        deserted=any(entry.why in (SILENT, UNHEARD) for entry in unfilled.placements),
         missing=missing,
         at_ms=at_ms,
     )

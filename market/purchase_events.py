@@ -66,6 +66,13 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """The buyer's daemon was away until now, and heard nobody."""
+
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimePassed:
     """The deadline that the machine named has come."""
 

@@ -11,6 +11,7 @@ from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Uint32, Unix
 from hansa.proto.workload import Workload
 
 SILENT = "did not confirm in time"
+UNHEARD = "its confirmation was due while the buyer was away"
 ENDED_BADLY = "ended badly"
 TAKEN_BACK = "its devices were taken back in time"
 WITHOUT_FAULT = "it was ended early, and not through its provider"
@@ -61,6 +62,7 @@ class Purchase:
         ranking: the table as it was when bidding closed.
         opened_ms: when the tender went out.
         closes_ms: until when it pays to wait for more bids, by those that are here; 0 before the first answer.
+        away: leases that were awarded when the buyer's own daemon went away: nobody is blamed for what it did not hear.
         placements: every award made, failed ones included.
         reason: why it ended as it did.
     """
@@ -80,6 +82,7 @@ class Purchase:
     ranking: tuple[Scored, ...] = ()
     opened_ms: UnixMs = 0
     closes_ms: UnixMs = 0
+    away: tuple[Bytes32, ...] = ()
     placements: tuple[Placement, ...] = ()
     reason: str = ""
 

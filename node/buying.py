@@ -416,6 +416,9 @@ def restart(state: NodeState, at_ms: int) -> Effects:
         assert current is not None
         effects += job.outstanding(current, at_ms)
         effects += _missing_tenders(state, current, at_ms)
+    for tender, bought in list(state.purchases.live.items()):
+        if bought.phase == "awarding":
+            effects += advance_purchase(state, tender, purchase_events.Restarted(at_ms=at_ms))
     for _, bought in state.purchases.all():
         effects += purchase.outstanding(bought, at_ms)
     for _, current_round in state.rounds.all():

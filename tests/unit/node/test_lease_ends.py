@@ -5,10 +5,11 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec, tender
 
 from hansa.market.effects import sealed
-from hansa.market.purchase_state import TAKEN_BACK, WITHOUT_FAULT
+from hansa.market.purchase_state import SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
 from hansa.market.track_record import Record
 from hansa.node import buying, events
 from hansa.node.buying_turns import funds_left
+from hansa.proto import messages
 from hansa.scheduler import run
 from hansa.scheduler.job_events import TenderWanted
 
@@ -151,3 +152,33 @@ def test_a_firm_lease_that_lives_may_still_cost_all_of_it():
     spot, firm = running(PROVIDER_KEY, lease="any"), running(PROVIDER_KEY, lease="firm")
     left = [funds_left(state_of(made), state_of(made).jobs.get(JOB)) for made in (spot, firm)]
     assert left[0] == left[1]
+
+
+def unheard(after_ms, *, restarts):
+    """The award has left, and its confirmation does not arrive: the buyer goes on after so long, from its journal."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=1)
+    made.submit(BUYER, of=spec(shards=1))
+    made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed | messages.AwardSent)
+    made.tender(BUYER, (PROVIDER,))
+    made.pass_time(2_000, BUYER)
+    if restarts:
+        made.now_ms += after_ms
+        made.restart(BUYER)
+    made.pass_time(10_000, BUYER)
+    return made
+
+
+@pytest.mark.parametrize("after_ms", [1_000, 6_000])
+def test_who_could_not_be_heard_while_the_buyer_was_away_is_blamed_for_nothing(after_ms):
+    made = unheard(after_ms, restarts=True)
+    assert whys(made) == {PROVIDER: UNHEARD}
+    assert state_of(made).records == {}
+    assert tenders(made) == 2, "its job looks for a provider at once"
+
+
+def test_who_does_not_confirm_to_a_buyer_that_is_there_is_noted():
+    made = unheard(0, restarts=False)
+    assert whys(made) == {PROVIDER: SILENT}
+    assert state_of(made).records == {PROVIDER: Record(bad=1)}
