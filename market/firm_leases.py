@@ -27,7 +27,7 @@ def is_forfeited(*, outcome: str, kind: str, taken_back: bool) -> bool:
     return taken_back or (outcome == "failed" and kind not in JOBS_OWN)
 
 
-def is_due(kind: str, *, taken_back: bool, is_silent: bool, ends_ms: int, at_ms: int) -> bool:
+def is_due(kind: str, *, taken_back: bool, is_silent: bool, ends_ms: int, at_ms: int, full_ms: int = 0) -> bool:
     """Whether a buyer owes what was withheld for a run that came to nothing.
 
     Args:
@@ -36,9 +36,12 @@ def is_due(kind: str, *, taken_back: bool, is_silent: bool, ends_ms: int, at_ms:
         is_silent: nothing was heard of the provider for longer than the job bears.
         ends_ms: when the lease was to end.
         at_ms: when it did.
+        full_ms: when a run of the lease can have used up its time at the earliest, by the buyer's own clock.
     """
     if taken_back or is_silent:
         return False
+    if kind == "wall-limit":
+        return at_ms + CLOCK_SKEW_MS >= full_ms
     if kind in ("stopped", "lost"):
         return at_ms + CLOCK_SKEW_MS >= ends_ms
     return kind in JOBS_OWN

@@ -20,7 +20,9 @@ from typing import Any
 
 from hansa.market.effects import Send, clipped
 from hansa.market.firm_leases import is_due
+from hansa.market.funding import start_ms
 from hansa.market.machine import Step
+from hansa.market.purchase_awards import CONFIRM_MS
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.market.sale_funding import UNFUNDED
 from hansa.proto.messages import RunStopOrdered
@@ -29,6 +31,7 @@ from hansa.scheduler.job_state import Job, Shard, with_shards
 from hansa.scheduler.rounds import MemberLeft
 
 KEEP_MS = 3_600_000
+WALL_LIMIT = "wall-limit"
 MOST_RECLAIMS = 50
 """A shard whose devices were taken back so often is not offered to yet another owner."""
 
@@ -133,7 +136,9 @@ def _is_due(state: Job, shard: Shard, kind: str, at_ms: int) -> bool:
         taken_back=shard.reclaim_by_ms > 0,
         is_silent=kind == "lost" and shard.heard_ms + state.spec.silence_ms <= at_ms,
         ends_ms=shard.ends_ms,
-        at_ms=at_ms,
+        # The end of a run may come before its checkpoint does, and is what the word of its time is held against.
+        at_ms=shard.over_ms if kind == WALL_LIMIT and shard.over_ms else at_ms,
+        full_ms=shard.ends_ms - CONFIRM_MS - start_ms(state.spec.currency),
     )
 
 

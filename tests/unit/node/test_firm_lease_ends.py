@@ -41,6 +41,10 @@ def books(made):
     return owed
 
 
+def ended(key, kind):
+    return messages.RunEnded(lease=key, outcome="failed", kind=kind, reason="", outputs=0, line=None, paid=0, vouched=0)
+
+
 def fail(made, key, kind):
     made.now_ms += 100
     made.take(PROVIDER, run.RunFailed(run=key, kind=kind, reason="", at_ms=made.now_ms))
@@ -90,6 +94,14 @@ def test_one_that_failed_is_paid_whole_only_if_that_was_the_jobs_own_doing(kind,
     fail(made, key, kind)
     assert (books(made), sale(made).phase) == (owed, "stopped")
     assert is_closed(made)
+
+
+@pytest.mark.parametrize(("after_ms", "released"), [(0, False), (600_000, True)])
+def test_who_says_that_the_time_is_used_up_is_held_against_the_buyers_own_clock(after_ms, released):
+    made, key = running(retries=0)
+    made.now_ms += after_ms
+    made.tell(PROVIDER, BUYER, ended(key, "wall-limit"))
+    assert bool(made.heard(messages.PenaltyReleased)) == released
 
 
 @pytest.mark.parametrize("notice_ms", [0, 60_000])
