@@ -25,6 +25,8 @@ from hansa.proto.market_documents import (
 from hansa.proto.splits import splits_hash
 from hansa.proto.units import amount_for, format_amount
 
+LONGEST_REASON_BYTES = 256
+
 
 def rank(
     tender: Tender,
@@ -49,7 +51,11 @@ def rank(
         at_ms: now.
     """
     excluded = {
-        key: _exclusion(tender, bid, max_prepay_ms, at_ms) or _shortfall(tender, bid, records.get(bid.signer, Record()))
+        # Choices and words of strangers stand in it: it has to fit where it is written down.
+        key: clipped(
+            _exclusion(tender, bid, max_prepay_ms, at_ms) or _shortfall(tender, bid, records.get(bid.signer, Record())),
+            LONGEST_REASON_BYTES,
+        )
         for key, bid in bids.items()
     }
     stated = {key: stated_in(bid) for key, bid in bids.items()}
@@ -136,7 +142,7 @@ def shortfalls_of(tender: Tender, bid: Bid, record: Record) -> tuple[Shortfall, 
 
 def _shortfall(tender: Tender, bid: Bid, record: Record) -> str:
     unmet = shortfalls_of(tender, bid, record)
-    return clipped(f"does not meet {' and '.join(each.wanted for each in unmet)}", 256) if unmet else ""
+    return f"does not meet {' and '.join(each.wanted for each in unmet)}" if unmet else ""
 
 
 def _fields(needs: Requirements) -> tuple[Clause, ...]:

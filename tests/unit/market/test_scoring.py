@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import NOW_MS, OTHER, PRICE, PROVIDER, THIRD, bid, needs, tender, workload
 
+from hansa.market.requirements import MOST_CHOICES
 from hansa.market.scoring import (
     MEASURED_HERE,
     MEASURED_ON_MODEL,
@@ -292,3 +293,14 @@ def test_why_a_bid_cannot_win_fits_on_a_line():
     of = tender(requirements=needs(clauses=tuple(clause(f"{'x' * 200}{number}", "=", "y") for number in range(9))))
     (entry,) = table(offer(of), of=of)
     assert 0 < len(entry.excluded.encode()) <= 256
+
+
+@pytest.mark.parametrize("model", ["RTX-PRO-6000-BLACKWELL", "A100-80GB", "é" * 120])
+@pytest.mark.parametrize("choices", [1, MOST_CHOICES // 2, MOST_CHOICES])
+def test_why_a_bid_answers_no_choice_fits_on_a_line_whatever_was_chosen(model, choices):
+    wanted = tuple(DeviceChoice(devices=2 + number, model=model) for number in range(choices))
+    of = tender(requirements=needs(choices=wanted))
+    (entry,) = table(offer(of, facts=facts(gpu=model, vram="80 GB")), of=of)
+    kept = replace(entry, bid=bytes(32))
+    assert entry.excluded.startswith("not the number of devices")
+    assert decode(encode(kept), Scored, limit_bytes=10_000) == kept
