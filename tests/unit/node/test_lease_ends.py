@@ -1,14 +1,17 @@
 """What a buyer notes about a provider when a lease ends, and what the end does to its money."""
 
+from dataclasses import replace
+
 import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec, tender
 
 from hansa.market.effects import sealed
 from hansa.market.purchase_state import SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
+from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
 from hansa.node import buying, events
-from hansa.node.buying_turns import funds_left
+from hansa.node.buying_turns import MOST_AT_ONCE, funds_left
 from hansa.proto import messages
 from hansa.scheduler import run
 from hansa.scheduler.job_events import TenderWanted
@@ -182,3 +185,13 @@ def test_who_does_not_confirm_to_a_buyer_that_is_there_is_noted():
     made = unheard(0, restarts=False)
     assert whys(made) == {PROVIDER: SILENT}
     assert state_of(made).records == {PROVIDER: Record(bad=1)}
+
+
+def test_a_closing_channel_wakes_no_job_that_went_round_without_money_for_its_leases():
+    made = lost_without_money()
+    job = state_of(made).jobs.get(JOB)
+    round_and_round = replace(job.shards[0], kind=UNFUNDED, attempts=MOST_AT_ONCE + 1)
+    state_of(made).jobs[JOB] = replace(job, shards=(round_and_round,))
+    before = tenders(made)
+    close_channels(made)
+    assert tenders(made) == before
