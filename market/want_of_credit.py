@@ -9,7 +9,7 @@ nobody is marked then, and the job waits for money. Older words than it had sign
 from hansa.market import mutual
 from hansa.market.mutual import LINE_LIFE_MS, Mutual
 from hansa.market.paying_channel import PayingChannel
-from hansa.proto.currency import currency_of
+from hansa.proto.currency import currency_of, unit_of
 from hansa.proto.messages import RunEnded
 
 FRESH_MS = 60_000
@@ -36,6 +36,9 @@ def contradiction(
     said, line, payment = end.line.document if end.line else None, known.taken, known.paid_out
     if said is None:
         return "it names no credit line"
+    config = channel.config
+    if (said.creditor, said.debtor, said.unit) != (config.payee_signer, config.payer, unit_of(channel.currency)):
+        return "its credit line is of somebody else"
     if line is not None and said.nonce < line.nonce and line.not_after - LINE_LIFE_MS < by_ms:
         return "it goes by an older credit line than it had signed"
     if payment is not None and end.paid < payment.total and payment.paid_ms < by_ms:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from kit.trading import BUYER, CHANNEL, CHANNEL_ID, JOB, LEASE, NOW_MS, PRICE, PROVIDER
+from kit.trading import BUYER, CHANNEL, CHANNEL_ID, JOB, LEASE, NOW_MS, OTHER, PRICE, PROVIDER
 
 from hansa.market.effects import unsigned
 from hansa.market.mutual import LINE_LIFE_MS, Mutual
@@ -11,7 +11,7 @@ from hansa.market.paying_channel import PayingChannel
 from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.want_of_credit import FRESH_MS, contradiction
-from hansa.proto.currency import escrow_currency
+from hansa.proto.currency import escrow_currency, unit_of
 from hansa.proto.documents import CreditLine, Payment
 from hansa.proto.messages import RunEnded
 
@@ -36,7 +36,7 @@ def line(limit, nonce=1, signed_ms=NOW_MS - 1):
     return CreditLine(
         creditor=PROVIDER,
         debtor=BUYER,
-        unit=bytes(32),
+        unit=unit_of("USD"),
         limit=limit,
         not_after=signed_ms + LINE_LIFE_MS,
         nonce=nonce,
@@ -73,6 +73,16 @@ def test_a_line_that_can_pay_for_every_lease_is_no_reason_to_end_one():
 
 def test_on_the_ledger_who_shows_no_line_has_no_reason():
     assert fault() == "it names no credit line"
+
+
+@pytest.mark.parametrize("foreign", [{"creditor": OTHER}, {"debtor": OTHER}, {"unit": unit_of("EUR")}])
+def test_a_line_between_others_or_in_another_unit_is_no_reason(foreign):
+    assert fault(by=replace(line(0, nonce=99), **foreign)) == "its credit line is of somebody else"
+
+
+def test_a_provider_that_is_paid_on_another_account_shows_the_line_of_its_own():
+    elsewhere = replace(OPEN, config=replace(CHANNEL, payee=OTHER))
+    assert fault(by=line(5), channel=elsewhere) == ""
 
 
 def test_what_was_vouched_for_counts_against_the_line_and_what_was_paid_does_not():
