@@ -183,7 +183,11 @@ def too_cheap(tender: Tender, price_e18: int) -> tuple[str, str, Shortfall] | No
 def price_not_below(price_e18: int) -> str:
     """A price for a device-hour as text, and never a text that stands for less."""
     text = e18_to_price_per_hour(price_e18)
-    if price_per_hour_to_e18(text) >= price_e18:
+    try:
+        if price_per_hour_to_e18(text) >= price_e18:
+            return text
+    except ValueError:
+        # Rounded up it is more than the wire carries: no ceiling is as high, and adverts with such prices are read.
         return text
     return format_amount(parse_amount(text) + 1)
 

@@ -27,6 +27,8 @@ from hansa.scheduler.packing import least_missed
 GIB = 1 << 30
 _OF_THE_SET = ("cores", "devices")
 """Words that tell something of all devices of a shard together."""
+_AT_LEAST = ("cores", "ram", "vram")
+"""What the fields of requirements set a least of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +59,21 @@ class Topology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lack:
-    """One thing in which devices fall short: as it goes into a decline, its change in words, and why."""
+    """One thing in which devices fall short: as it goes into a decline, its change in words, and why.
+
+    Attributes:
+        shortfall: as it goes into a decline.
+        change: in words.
+        reason: why; empty where the name says it.
+        operator: of the condition, which says how two changes to it are joined.
+        devices: how many there are, where it is their number that falls short.
+    """
 
     shortfall: Shortfall
     change: str
     reason: str
+    operator: str = "="
+    devices: int | None = None
 
 
 class _Judge:
@@ -138,6 +150,9 @@ def choose(
     shortages: list[Shortage] = []
     judge = _Judge(needs, about)
     for wanted in _each_choice(needs):
+        if wanted.devices < 1:
+            shortages.append(Shortage(reason="no devices are asked for", relaxation=""))
+            continue
         chosen = _choose_set(wanted, free, owned, topology, judge)
         if not isinstance(chosen, Shortage):
             return chosen
@@ -328,11 +343,14 @@ def _lacks_itself(needs: Requirements, device: Device) -> list[_Lack]:
 
 
 def _lack(name: str, wanted: str, nearest: str, change: str, reason: str = "") -> _Lack:
-    return _Lack(shortfall=Shortfall(name=name, wanted=wanted, nearest=nearest), change=change, reason=reason)
+    operator = ">=" if name in _AT_LEAST else "="
+    shortfall = Shortfall(name=name, wanted=wanted, nearest=nearest)
+    return _Lack(shortfall=shortfall, change=change, reason=reason, operator=operator)
 
 
 def _lack_of(failure: Failure) -> _Lack:
-    return _Lack(shortfall=failure.shortfall, change=relaxation(failure), reason=failure.reason)
+    change, operator = relaxation(failure), failure.clause.operator
+    return _Lack(shortfall=failure.shortfall, change=change, reason=failure.reason, operator=operator)
 
 
 def _gpu(needs: Requirements, devices: int, model: str) -> _Lack:
@@ -344,7 +362,7 @@ def _gpu(needs: Requirements, devices: int, model: str) -> _Lack:
 def _too_few(needs: Requirements, most: int, model: str) -> _Lack:
     if needs.choices:
         return _gpu(needs, most, model)
-    return _lack("devices", f"devices = {needs.devices}", str(most), f"devices ≤ {most}")
+    return replace(_lack("devices", f"devices = {needs.devices}", str(most), f"devices ≤ {most}"), devices=most)
 
 
 def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, judge: _Judge) -> Shortage:
@@ -364,8 +382,7 @@ def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, judge: 
 
 
 def _count_of(lacks: Sequence[_Lack]) -> int:
-    counts = [lack.shortfall.nearest for lack in lacks if lack.shortfall.name == "devices"]
-    return int(counts[0]) if counts else 1 << 32
+    return next((lack.devices for lack in lacks if lack.devices is not None), 1 << 32)
 
 
 def _lacks_of_group(needs: Requirements, group: Sequence[Device], judge: _Judge) -> list[_Lack]:

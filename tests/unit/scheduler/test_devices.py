@@ -9,7 +9,7 @@ from kit.trading import DEVICE, needs
 
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.requirements import parse_needs
-from hansa.proto.market_documents import DeviceChoice, Fact, Shortfall
+from hansa.proto.market_documents import Clause, DeviceChoice, Fact, Shortfall
 from hansa.scheduler.devices import GIB, Shortage, Topology, choose, unmet
 
 GPU = replace(DEVICE, id=b"g" * 32, kind="gpu", model="NVIDIA H100 80GB", memory_bytes=80 * GIB)
@@ -308,3 +308,18 @@ def test_whatever_is_chosen_is_free_and_on_one_machine_unless_it_may_be_spread(p
         assert spread
         assert most < wanted
         assert not set(where(found)) & apart
+
+
+@pytest.mark.parametrize(("operator", "values"), [("=", ("x",)), ("not in", ("1", "2", "3")), ("!=", ("2",))])
+def test_a_strangers_condition_on_the_number_of_devices_is_an_answer_whatever_it_says(operator, values):
+    asked = needs(
+        device_memory_bytes=900 << 40, clauses=(Clause(name="devices", operator=operator, values=values),), devices=2
+    )
+    found = choose(asked, [SMALL, LARGE, GPU], [SMALL, LARGE, GPU])
+    assert isinstance(found, Shortage)
+    assert "vram" in {lack.name for lack in found.shortfalls}
+
+
+def test_no_devices_at_all_are_given_to_nobody():
+    for asked in (needs(devices=0), needs(choices=(DeviceChoice(devices=0, model="A100"),))):
+        assert choose(asked, [SMALL], [SMALL]) == Shortage(reason="no devices are asked for", relaxation="")

@@ -181,3 +181,10 @@ def test_whoever_is_promised_for_a_change_fits_when_it_is_made(market, wanted, p
     won = {provider for relaxation in found.relaxations for provider in relaxation.providers}
     hopeless = {answer.provider for answer in answers if answer.outcome == NOT_ASKED and not answer.shortfalls}
     assert won | hopeless | fits == {of.signer for of in book}
+
+
+def test_an_advert_with_the_highest_price_that_the_wire_carries_is_too_dear_and_no_fault():
+    dear = replace(advert(b"d" * 20, (DEVICE,)), price_e18_per_device_ms=(1 << 128) - 1)
+    lack = misfit(dear, needs(), currency="USD", ceiling_e18=1)
+    assert lack is not None
+    assert PRICE in {shortfall.name for shortfall in lack.shortfalls}
