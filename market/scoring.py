@@ -7,8 +7,9 @@ All terms are for one shard and as much work as an hour does at the usual speed 
 - *transfer*: its devices wait while inputs come over its line;
 - *reclaim*: its owner may take the devices back, and then the shard moves. A penalty in the bid makes up for that.
 
-What is not known is never better than what is: who hides how fast its devices or its line are counts as the slowest
-that is known. What is only said is believed within bounds, until it was measured. Integers only.
+What is not known is worth no more than what is usual: who hides how fast its devices or its line are counts as the
+slowest that is known, down to a quarter of the usual. What is said is believed within bounds, and so is what was
+measured: steps are counted by the provider. Integers only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,10 @@ MOVE_MS = 60_000
 """Allowed for a bidding and a start, when a shard has to move."""
 MOST_BELIEVED = 4
 """A speed that is only stated counts for at most so many times the usual one, and for at least that part of it."""
+LEAST_LINE_BPS = 1_000_000
+"""A line that is stated slower than that counts as not stated."""
 MOST_TERM = 1 << 100
-MOST_SPEED_PPM = 1 << 40
-"""Prices, steps and lines are strangers' words: whatever they make of a score has to fit where it is written down."""
+"""Prices and lines are strangers' words: whatever they make of a score has to fit where it is written down."""
 MEASURED_HERE = "measured on this provider"
 MEASURED_ON_MODEL = "measured on this model"
 STATED = "as the provider states"
@@ -112,21 +114,27 @@ def speeds(
     usual = lower_median(list((rates or said).values())) if rates or said else 0
     if not usual:
         return dict.fromkeys(bids, (PPM, UNKNOWN))
-    found = {key: (min(max(1, rate * PPM // usual), MOST_SPEED_PPM), sources[key]) for key, rate in rates.items()}
+    # Steps are the provider's own word even where they were paid for: far above the usual they are not believed.
+    found = {key: (min(max(1, rate * PPM // usual), PPM * MOST_BELIEVED), sources[key]) for key, rate in rates.items()}
     for key, figure in said.items():
         speed = min(max(figure * PPM // usual, PPM // MOST_BELIEVED), PPM * MOST_BELIEVED)
         found[key] = (speed, STATED)
-    slowest = min(speed for speed, _ in found.values())
+    slowest = max(min(speed for speed, _ in found.values()), PPM // MOST_BELIEVED)
     return {key: found.get(key, (slowest, SLOWEST_KNOWN)) for key in bids}
 
 
 def transfer_times_ms(stated: Mapping[bytes, Stated], input_bytes: int) -> dict[bytes, int]:
-    """How long each bid's devices would wait for the inputs. A line of which nothing is said is the slowest known."""
-    said = [each.download_bps for each in stated.values() if each.download_bps]
-    if not said:
+    """How long each bid's devices would wait for the inputs.
+
+    A line of which nothing is said is the slowest known, but no slower than a part of the usual one: nobody's word on
+    its own line ruins those that are silent.
+    """
+    lines = {key: each.download_bps for key, each in stated.items() if each.download_bps >= LEAST_LINE_BPS}
+    if not lines:
         return dict.fromkeys(stated, 0)
-    slowest = min(said)
-    return {key: input_bytes * 8_000 // (each.download_bps or slowest) for key, each in stated.items()}
+    said = sorted(lines.values())
+    silent = max(said[0], said[len(said) // 2] // MOST_BELIEVED)
+    return {key: input_bytes * 8_000 // lines.get(key, silent) for key in stated}
 
 
 def score(

@@ -169,7 +169,8 @@ def test_inputs_over_a_slow_line_cost_time_of_the_devices():
     slow, fast, hidden = (entry.transfer for entry in entries)
     assert slow == HOUR_MS * 60_000 // WALL_MS
     assert fast == slow // 100
-    assert hidden == slow
+    # Silence is as bad as the usual line by four, and no stranger's slow line makes it worse.
+    assert hidden == fast * 4
 
 
 @pytest.mark.parametrize(("penalty", "costs"), [(0, MOVE_MS), (MOVE_MS // 2, MOVE_MS // 2), (MOVE_MS, 0)])
@@ -304,3 +305,29 @@ def test_why_a_bid_answers_no_choice_fits_on_a_line_whatever_was_chosen(model, c
     kept = replace(entry, bid=bytes(32))
     assert entry.excluded.startswith("not the number of devices")
     assert decode(encode(kept), Scored, limit_bytes=10_000) == kept
+
+
+def test_steps_that_a_provider_invented_are_worth_four_times_the_usual_at_the_most():
+    dear = offer(price_e18_per_device_ms=2 * PRICE, max_total=1)
+    trials = (measured(PROVIDER, "", 100), measured(OTHER, "", 1 << 40), measured(THIRD, "", 100))
+    _, liar, _ = table(offer(), dear, offer(), trials=trials)
+    assert speeds_of([liar]) == [(4 * PPM, MEASURED_HERE)]
+
+
+@pytest.mark.parametrize("line", ["1 bit/s", "1 Mbit/s"])
+def test_a_slow_line_beside_it_does_not_ruin_a_bid_that_is_silent(line):
+    dear = {"price_e18_per_device_ms": 2 * PRICE, "max_total": 1}
+    bids = (offer(), offer(facts=facts(download="100 Mbit/s"), **dear), offer(facts=facts(download=line), **dear))
+    silent, stated, _ = table(*bids, input_bytes=50_000)
+    assert silent.transfer * 2 <= stated.transfer * 4
+    assert silent.expected_cost < stated.expected_cost
+
+
+def test_a_slow_measurement_beside_it_does_not_ruin_a_bid_of_which_nothing_is_known():
+    trials = (
+        replace(measured(OTHER, "", 3), device_ms=1 << 40),
+        measured(THIRD, "", 100),
+        measured(b"4" * 20, "", 100),
+    )
+    silent, *_ = table(offer(), offer(), offer(), offer(), trials=trials)
+    assert speeds_of([silent]) == [(PPM // 4, SLOWEST_KNOWN)]
