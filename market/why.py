@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from hansa.market.clauses import relaxed_requirements
-from hansa.market.pricing import price_not_below
+from hansa.market.pricing import MOST_SHORTFALLS, price_not_below
 from hansa.market.purchase_state import SILENT, Purchase
 from hansa.market.selection import rank, shortfalls_of
 from hansa.market.track_record import Record
@@ -196,14 +196,14 @@ def price_shortfall(ceiling_e18: int, price_e18: int) -> Shortfall:
 # Values: whether one covers another, and how far a change goes.
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=16_384)
 def _operator_and_value(wanted: str) -> tuple[str, str]:
     """What a condition says, such as ``>=`` and ``24 GiB``; an empty operator where only the value stands."""
     match = _TERM.fullmatch(wanted.strip())
     return (match[1], match[2].strip()) if match else ("", wanted.strip())
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=16_384)
 def _size_of(name: str, value: str) -> Any:
     """A value that has a size, as something that is compared; ``None`` for any other."""
     word = find(name)
@@ -262,6 +262,7 @@ def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: st
         answers: one of each provider that is known.
         reason: what the tender itself said, if it ended for another reason than that nobody would.
     """
+    answers = tuple(replace(answer, shortfalls=_bounded(answer.shortfalls)) for answer in answers)
     told = [replace(answer, shortfalls=_in_one_form(answer.shortfalls)) for answer in answers if answer.outcome != BID]
     fixable = [answer for answer in told if answer.shortfalls and all(one.nearest for one in answer.shortfalls)]
     spoken = [answer for answer in told if not answer.shortfalls and answer.relaxation]
@@ -275,6 +276,16 @@ def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: st
         helpless=len(told) - len(fixable) - len(spoken),
         answers=tuple(sorted(answers, key=lambda answer: (OUTCOMES.index(answer.outcome), answer.provider))),
     )
+
+
+def _bounded(shortfalls: Sequence[Shortfall]) -> tuple[Shortfall, ...]:
+    """What a stranger says it lacks, one of each condition. Naming more than any node would is taken for naming none.
+
+    Every answer is weighed against every other, and all of them are strangers' words.
+    """
+    if len(shortfalls) > MOST_SHORTFALLS:
+        return ()
+    return tuple({(one.name, one.wanted): one for one in reversed(shortfalls)}.values())[::-1]
 
 
 def _in_one_form(shortfalls: Iterable[Shortfall]) -> tuple[Shortfall, ...]:
@@ -342,7 +353,12 @@ def _merge(fixable: Sequence[Answer], wanted: int, eligible: int) -> list[Relaxa
 def _wins(changes: Sequence[Shortfall], needs: Sequence[Shortfall]) -> bool:
     """Whether a provider with these shortfalls bids when the changes are made: all are met, and no swap loses it."""
     swaps = {change for change in changes if change.name in SWAPPED}
-    return swaps <= set(needs) and all(any(_covers(change, need) for change in changes) for need in needs)
+    by_condition: dict[tuple[str, str], list[Shortfall]] = {}
+    for change in changes:
+        by_condition.setdefault((change.name, change.wanted), []).append(change)
+    return swaps <= set(needs) and all(
+        any(_covers(change, need) for change in by_condition.get((need.name, need.wanted), ())) for need in needs
+    )
 
 
 def _sorted(shortfalls: Iterable[Shortfall]) -> tuple[Shortfall, ...]:

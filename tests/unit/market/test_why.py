@@ -20,6 +20,8 @@ from kit.trading import (
     workload,
 )
 
+from hansa.market import why
+from hansa.market.pricing import MOST_SHORTFALLS
 from hansa.market.purchase_awards import why_lost
 from hansa.market.purchase_state import SILENT, Placement, Purchase
 from hansa.market.requirements import parse_needs
@@ -339,3 +341,38 @@ def test_whoever_is_promised_for_a_change_bids_when_it_is_made(market, wish, wan
     if len(found.relaxations) < 12:
         won = {provider for relaxation in found.relaxations for provider in relaxation.providers}
         assert won == refused - hopeless
+
+
+def test_who_names_more_shortfalls_than_any_node_would_is_taken_for_naming_none():
+    flood = [short("vram", f"vram >= {number} GiB", "1 GiB") for number in range(MOST_SHORTFALLS + 1)]
+    found = told([no(1, *flood), no(2, VRAM_22)])
+    assert (len(found.failing), found.helpless) == (1, 1)
+    assert {answer.provider: answer.shortfalls for answer in found.answers} == {who(1): (), who(2): (VRAM_22,)}
+    assert told([no(1, *flood[1:])]).helpless == 0
+
+
+def test_a_condition_is_named_once_by_each():
+    found = told([no(1, VRAM_22, VRAM_16, *[VRAM_16] * 20)])
+    assert found.answers[0].shortfalls == (VRAM_22,)
+    assert [in_words(one) for one in found.relaxations] == ["1 more provider if vram >= 22 GiB"]
+
+
+def test_what_hostile_declines_make_to_be_weighed_is_bounded():
+    count = 0
+
+    def counting(change, need):
+        nonlocal count
+        count += 1
+        return covers(change, need)
+
+    covers = why._covers
+    why._covers = counting
+    try:
+        rows = [
+            [short("vram", f"vram >= {9_000 + row} GiB", f"{10 + who_} GiB") for row in range(64)] for who_ in range(64)
+        ]
+        found = told([no(number + 1, *row) for number, row in enumerate(rows)])
+    finally:
+        why._covers = covers
+    assert len(found.failing) == 64
+    assert count <= 64 * 64 * 64
