@@ -5,11 +5,12 @@ the set of devices that falls short of the fewest things is found, and all of th
 changed, the answer would have been a bid.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hansa.market.clauses import Failure, device_facts, failures, of_provider, relaxation
-from hansa.market.requirements import render_choice
+from hansa.market.requirements import render_choice, render_clause
 from hansa.market.vocabulary import ANY, find, number_text, size_text
 from hansa.proto.gpu_models import canonical, matches
 from hansa.proto.market_documents import (
@@ -411,13 +412,19 @@ def _looser(one: _Lack, other: _Lack) -> _Lack:
     """Of two changes to the same requirement the one that suffices for both."""
     if one.shortfall.nearest == other.shortfall.nearest:
         return one
-    word = find(one.shortfall.name)
-    if word is None or not word.is_ordered or ANY in (one.shortfall.nearest, other.shortfall.nearest):
-        dropped = replace(one.shortfall, nearest=ANY)
-        return _Lack(shortfall=dropped, change=f"{dropped.name} = {ANY}", reason=one.reason)
-    lowest = " > " in one.shortfall.wanted or " >= " in one.shortfall.wanted
-    ordered = sorted((one, other), key=lambda lack: word.key(word.read(lack.shortfall.nearest)))
-    return ordered[0] if lowest else ordered[-1]
+    word, both = find(one.shortfall.name), (one.shortfall.nearest, other.shortfall.nearest)
+    if one.operator in ("!=", "not in") and ANY not in both:
+        left = tuple(sorted(set(both[0].split("; ")) & set(both[1].split("; "))))
+        if left:  # What neither of them is may stay excluded.
+            clause = Clause(name=one.shortfall.name, operator="not in", values=left)
+            return replace(one, shortfall=replace(one.shortfall, nearest="; ".join(left)), change=render_clause(clause))
+    elif one.operator in ("<", "<=", ">", ">=") and word is not None and word.is_ordered:
+        # A size may be more than the vocabulary writes, and so be none that could be compared.
+        with contextlib.suppress(ValueError):
+            ordered = sorted((one, other), key=lambda lack: word.key(word.read(lack.shortfall.nearest)))
+            return ordered[0] if one.operator in (">", ">=") else ordered[-1]
+    dropped = replace(one.shortfall, nearest=ANY)
+    return _Lack(shortfall=dropped, change=f"{dropped.name} = {ANY}", reason=one.reason)
 
 
 def _shortage(lacks: Sequence[_Lack]) -> Shortage:

@@ -3,13 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from drawn_values import values
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.trading import DEVICE, needs
+from kit.trading import DEVICE, needs, tender
 
-from hansa.market.clauses import relaxed_requirements
-from hansa.market.requirements import parse_needs
-from hansa.proto.market_documents import Clause, DeviceChoice, Fact, Shortfall
+from hansa.market.clauses import relaxed_requirements, unreadable
+from hansa.market.pricing import decline_for
+from hansa.market.requirements import parse_needs, render
+from hansa.market.vocabulary import VOCABULARY
+from hansa.proto.codec import decode, encode
+from hansa.proto.market_documents import Clause, Decline, Device, DeviceChoice, Fact, Requirements, Shortfall
 from hansa.scheduler.devices import GIB, Shortage, Topology, choose, unmet
 
 GPU = replace(DEVICE, id=b"g" * 32, kind="gpu", model="NVIDIA H100 80GB", memory_bytes=80 * GIB)
@@ -323,3 +327,109 @@ def test_a_strangers_condition_on_the_number_of_devices_is_an_answer_whatever_it
 def test_no_devices_at_all_are_given_to_nobody():
     for asked in (needs(devices=0), needs(choices=(DeviceChoice(devices=0, model="A100"),))):
         assert choose(asked, [SMALL], [SMALL]) == Shortage(reason="no devices are asked for", relaxation="")
+
+
+ODD = (
+    *(
+        "",
+        "any",
+        "x",
+        "0",
+        "1",
+        "2",
+        "-1",
+        "1; 2",
+        "9" * 18,
+        "24 GB",
+        "40 GiB",
+        "80 GiB",
+        "8388607 TiB",
+        "16777215 TiB",
+    ),
+    *(
+        "550",
+        "1.2.3",
+        "6 h",
+        "95 %",
+        "2.10",
+        "1 Gbit/s",
+        "gvisor",
+        "none",
+        "gpu",
+        "firm",
+        "A100",
+        "A100-80GB",
+        "a,b",
+        "\x00",
+    ),
+    *("½", "²", "é" * 128, "0x" + "ab" * 20, '"', "; ", ",", "1e9", "inf"),
+)
+words = st.sampled_from([*VOCABULARY, "Devices", "VRAM", "nothing", ""])
+odd_clauses = st.builds(
+    Clause,
+    name=words,
+    operator=st.sampled_from(("=", "!=", "<", "<=", ">", ">=", "in", "not in", "..", "")),
+    values=st.lists(st.sampled_from(ODD), max_size=4).map(tuple),
+)
+odd_facts = st.lists(st.builds(Fact, name=words, value=st.sampled_from(ODD)), max_size=4).map(tuple)
+sizes_bytes = st.sampled_from((0, 1, 40 * GIB, 80 * GIB, 1 << 63, (1 << 64) - 1))
+odd_devices = st.builds(
+    Device,
+    id=st.binary(min_size=32, max_size=32),
+    kind=st.sampled_from(("gpu", "cpu", "", "x" * 256)),
+    model=st.sampled_from(("NVIDIA A100", "A100-80GB", "", "Xeon", "é" * 128)),
+    memory_bytes=sizes_bytes,
+    cores_milli=st.sampled_from((0, 1, 4_000, (1 << 32) - 1)),
+    facts=odd_facts,
+)
+odd_choices = st.builds(
+    DeviceChoice, devices=st.sampled_from((0, 1, 2, 3, (1 << 32) - 1)), model=st.sampled_from(("A100", "", "é" * 128))
+)
+odd_needs = st.builds(
+    Requirements,
+    kind=st.sampled_from(("any", "gpu", "cpu", "", "x" * 256)),
+    choices=st.lists(odd_choices, max_size=3).map(tuple),
+    devices=st.sampled_from((0, 1, 2, 3, (1 << 32) - 1)),
+    device_memory_bytes=sizes_bytes,
+    cores_milli=st.sampled_from((0, 1, (1 << 32) - 1)),
+    memory_bytes=sizes_bytes,
+    scratch_bytes=sizes_bytes,
+    tier=st.sampled_from(("none", "gvisor", "x")),
+    features=st.just(()),
+    egress=st.just(()),
+    wall_ms=st.just(1),
+    clauses=st.lists(odd_clauses, max_size=5).map(tuple),
+)
+
+
+@settings(max_examples=400)
+@given(odd_needs | values(Requirements), st.lists(odd_devices | values(Device), max_size=4), odd_facts, st.booleans())
+def test_whatever_a_stranger_asks_and_whatever_is_advertised_the_answer_can_be_sent(asked, fleet, said, is_split):
+    topology = Topology(machine_of={device.id: str(at % 2) for at, device in enumerate(fleet)} if is_split else {})
+    about = {fact.name: fact.value for fact in said}
+    found = choose(asked, fleet, fleet, topology, about=about)
+    render(asked)
+    unreadable(asked)
+    if isinstance(found, Shortage):
+        decline = decline_for(
+            tender(requirements=asked), b"t" * 32, b"p" * 20, (found.reason, found.relaxation), found.shortfalls
+        )
+        assert decode(encode(decline), Decline, limit_bytes=1 << 20) == decline
+        choose(relaxed_requirements(asked, found.shortfalls), fleet, fleet, topology, about=about)
+
+
+def test_of_unlike_cards_only_what_neither_is_stays_excluded():
+    fleet = [replace(GPU, id=bytes([at]) * 32, memory_bytes=size * GIB) for at, size in enumerate((40, 80))]
+    for excluded, left in ((("24 GB", "40 GiB", "80 GiB"), "24 GB"), (("40 GiB", "80 GiB"), "any")):
+        asked = needs(
+            kind="gpu", devices=2, memory_bytes=0, clauses=(Clause(name="vram", operator="not in", values=excluded),)
+        )
+        found = choose(asked, fleet, fleet)
+        assert [lack.nearest for lack in found.shortfalls] == [left]
+        assert not isinstance(choose(relaxed_requirements(asked, found.shortfalls), fleet, fleet), Shortage)
+
+
+def test_cards_larger_than_any_size_that_can_be_written_are_told_without_a_fault():
+    fleet = [replace(GPU, id=bytes([at]) * 32, memory_bytes=(1 << 63) + at) for at in range(2)]
+    found = choose(needs(kind="gpu", devices=2, device_memory_bytes=(1 << 64) - 1), fleet, fleet)
+    assert [lack.nearest for lack in found.shortfalls] == ["any"]
