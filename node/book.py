@@ -4,9 +4,9 @@ Adverts come by gossip, and to a newcomer all at once from whomever it meets. Th
 is full again seconds after a restart.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 from hansa.node.net import Context, Net, NetError, Verdict
 from hansa.proto.codec import decode, encode
@@ -24,6 +24,9 @@ LONGEST_LIFE_MS = 10 * 60_000
 """An advert that claims to stand for longer is not kept: it could not be taken back."""
 MOST_ADVERTS = 10_000
 MOST_INVITED = 64
+MOST_FACTS = 64
+"""Of an advert and of each of its devices; the vocabulary has about half as many words. As many features, too."""
+LONGEST_FEATURE_BYTES = 64
 ANSWER_BYTES = MAX_BOOK_BYTES - 1024
 
 
@@ -37,6 +40,20 @@ class Known:
     def advert(self) -> Advert:
         """What it says."""
         return self.signed.document
+
+
+def _in_order(names: Sequence[str]) -> bool:
+    return len(names) <= MOST_FACTS and all(one < next_one for one, next_one in pairwise(names))
+
+
+def is_in_order(advert: Advert) -> bool:
+    """Whether features and facts are sorted, each once, and no more than anybody has a use for."""
+    told = (advert.facts, *(device.facts for device in advert.devices))
+    return (
+        _in_order(advert.features)
+        and all(len(feature.encode()) <= LONGEST_FEATURE_BYTES for feature in advert.features)
+        and all(_in_order([fact.name for fact in facts]) for facts in told)
+    )
 
 
 class Book:
@@ -134,8 +151,11 @@ class Book:
             check(DOMAIN, signed, advert.signer)
         except ProtocolError:
             return Verdict.REJECT
-        self._adverts[advert.signer] = Known(signed=signed)
+        if not is_in_order(advert):
+            return Verdict.REJECT
+        # The columns first: what they could not take must not stand in the book either.
         self._columns.put(advert)
+        self._adverts[advert.signer] = Known(signed=signed)
         self._learnt(advert)
         return Verdict.ACCEPT
 
@@ -174,7 +194,13 @@ class Book:
         except ProtocolError:
             self._net.strike(peer_id, "a book that is none")
             return 0
-        verdicts = [self.take(signed) for signed in book.adverts]
+        verdicts = [self._take_copied(signed) for signed in book.adverts]
         if Verdict.REJECT in verdicts:
             self._net.strike(peer_id, "a forged advert in its book")
         return verdicts.count(Verdict.ACCEPT)
+
+    def _take_copied(self, signed: Signed[Advert]) -> Verdict:
+        try:
+            return self.take(signed)
+        except Exception:  # noqa: BLE001  # one advert that nobody thought of must neither end the node nor hide the rest
+            return Verdict.REJECT

@@ -93,6 +93,8 @@ class Columns:
         """Empty."""
         self.generation = 0
         """Rises when texts and rows get other numbers."""
+        self._left = 0
+        """How many distinct texts the last compaction left."""
         self._clear()
 
     def _clear(self) -> None:
@@ -130,26 +132,29 @@ class Columns:
         return len(self.adverts)
 
     def put(self, advert: Advert, *, reliability: float = 1.0) -> None:
-        """Take an advert in; it replaces the account's earlier one."""
+        """Take an advert in; it replaces the account's earlier one. Should it fail, nothing has changed."""
         if self._says_the_same(advert):
             for row in self.rows_of[advert.signer]:
                 self._write_terms(row, advert, reliability)
             self.adverts[advert.signer] = advert
             return
-        self.remove(advert.signer)
-        if self._distinct() > SLACK_NAMES + 4 * self.height:
+        # Twice what was left: adverts that state many texts must not make every later one rebuild everything.
+        if self._distinct() > max(SLACK_NAMES + 4 * self.height, 2 * self._left):
             self._compact()
         sorts: dict[tuple[str, str, int, int, tuple[Fact, ...]], list[Device]] = {}
         for device in advert.devices:
             sort = (device.kind, device.model, device.memory_bytes, device.cores_milli, device.facts)
             sorts.setdefault(sort, []).append(device)
+        # All that could fail comes before the first change: half an advert in the columns would break every search.
+        drafts = [self._draft(advert, devices) for devices in sorts.values()]
+        self.remove(advert.signer)
         if not sorts:
             return
         rows = tuple(self._row() for _ in sorts)
-        for row, devices in zip(rows, sorts.values(), strict=True):
-            self._write(row, advert, devices, reliability)
+        for row, (terms, facts) in zip(rows, drafts, strict=True):
+            self._write(row, advert, terms, facts)
+            self._write_terms(row, advert, reliability)
             self.first[row], self.several[row] = rows[0], len(rows) > 1
-        self._write_facts(rows, advert, [devices[0] for devices in sorts.values()])
         self.adverts[advert.signer], self.rows_of[advert.signer] = advert, rows
 
     def remove(self, account: Address) -> None:
@@ -186,9 +191,11 @@ class Columns:
         """Begin anew with what is there: whoever changes its texts with every advert must not fill the memory."""
         standing = [(advert, float(self.reliability[self.rows_of[key][0]])) for key, advert in self.adverts.items()]
         self.generation += 1
+        self._left = self._distinct()  # while they are put in again, nothing is to begin anew once more
         self._clear()
         for advert, reliability in standing:
             self.put(advert, reliability=reliability)
+        self._left = self._distinct()
 
     def _row(self) -> int:
         if self._free:
@@ -206,40 +213,39 @@ class Columns:
         for fact in self.facts.values():
             fact.values = np.concatenate((fact.values, np.full(len(fact.values), MISSING, dtype=np.int64)))
 
-    def _write(self, row: int, advert: Advert, devices: list[Device], reliability: float) -> None:
-        device = devices[0]
-        self.live[row] = True
-        self.account[row] = advert.signer
-        self.word[row] = int.from_bytes(advert.signer[:8], "big")
-        self.count[row] = len(devices)
-        self.kind[row], self.model[row] = self.kinds.of(device.kind), self.models.of(device.model)
-        self.memory[row], self.cores[row] = min(device.memory_bytes, LARGEST), device.cores_milli
-        self.tier[row], self.currency[row] = self.tiers.of(advert.tier), self.currencies.of(advert.currency)
-        self.feature_bits[row] = self.bits(advert.features)
-        self._write_terms(row, advert, reliability)
-
-    def _write_facts(self, rows: tuple[int, ...], advert: Advert, devices: list[Device]) -> None:
-        """What is told of all devices once, and then what each sort of them has of its own.
+    def _draft(self, advert: Advert, devices: list[Device]) -> tuple[dict[str, np.int64], dict[str, np.int64]]:
+        """What is to stand in the columns for one sort of devices, and in those of the facts.
 
         Words that nobody could ask for get no column: they are as many as strangers care to think of.
         """
-        every = list(rows)
-        for column in self.facts.values():
-            column.values[every] = MISSING
-        for name, value in facts_of(advert).items():
-            if name in ASKED:
-                column = self._fact_column(name)
-                column.values[every] = column.key(value)
-        kind, vram = self._fact_column("kind"), self._fact_column("vram")
-        for row, device in zip(rows, devices, strict=True):
-            for fact in device.facts:
-                if fact.name in ASKED:
-                    column = self._fact_column(fact.name)
-                    column.values[row] = column.key(fact.value)
-            # The same as ``market.clauses.device_facts`` says, without a text in between.
-            kind.values[row] = kind.key(device.kind)
-            if device.memory_bytes:
-                vram.values[row] = min(device.memory_bytes, LARGEST)
+        device = devices[0]
+        told = facts_of(advert) | {fact.name: fact.value for fact in device.facts}
+        facts = {name: np.int64(self._fact_column(name).key(told[name])) for name in told if name in ASKED}
+        # The same as ``market.clauses.device_facts`` says, without a text in between.
+        facts["kind"] = np.int64(self._fact_column("kind").key(device.kind))
+        if device.memory_bytes:
+            self._fact_column("vram")
+            facts["vram"] = np.int64(min(device.memory_bytes, LARGEST))
+        terms = {
+            "count": len(devices),
+            "kind": self.kinds.of(device.kind),
+            "model": self.models.of(device.model),
+            "memory": min(device.memory_bytes, LARGEST),
+            "cores": device.cores_milli,
+            "tier": self.tiers.of(advert.tier),
+            "currency": self.currencies.of(advert.currency),
+            "feature_bits": self.bits(advert.features),
+        }
+        return {name: np.int64(value) for name, value in terms.items()}, facts
+
+    def _write(self, row: int, advert: Advert, terms: dict[str, np.int64], facts: dict[str, np.int64]) -> None:
+        self.live[row] = True
+        self.account[row] = advert.signer
+        self.word[row] = int.from_bytes(advert.signer[:8], "big")
+        for name, value in terms.items():
+            getattr(self, name)[row] = value
+        for name, column in self.facts.items():
+            column.values[row] = facts.get(name, MISSING)
 
     def _says_the_same(self, advert: Advert) -> bool:
         """Whether it differs from the account's earlier one in what ``_write_terms`` writes at the most."""
@@ -260,5 +266,8 @@ class Columns:
 
     def bits(self, features: tuple[str, ...]) -> int:
         """The features as bits; those that came after ``MOST_FEATURES`` others have none."""
-        numbers = [self.features.of(feature) for feature in features]
-        return sum(1 << number for number in numbers if number < MOST_FEATURES)
+        bits = 0
+        for number in [self.features.of(feature) for feature in features]:
+            # Not a sum: a feature that an advert names twice would carry into another one's bit.
+            bits |= 1 << number if number < MOST_FEATURES else 0
+        return bits

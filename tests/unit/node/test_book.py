@@ -14,11 +14,12 @@ from hansa.node import book as book_module
 from hansa.node.book import LONGEST_LIFE_MS, MOST_INVITED, Book
 from hansa.node.net import Context, Verdict
 from hansa.proto.codec import encode
-from hansa.proto.market_documents import Advert, DeviceChoice, Requirements
+from hansa.proto.market_documents import Advert, DeviceChoice, Fact, Requirements
 from hansa.proto.messages import AdvertPublished, BookRequested, BookSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import ADVERT_TOPIC, BOOK, MAX_ADVERT_BYTES
 from hansa.proto.signing import Signed, sign
+from hansa.scheduler.matching_columns import Columns
 
 pytestmark = pytest.mark.trio
 CONTEXT = Context(peer_id="somebody", address=bytes(20))
@@ -282,3 +283,57 @@ async def test_a_newcomer_is_given_no_more_than_it_asks_for_and_no_more_than_fit
         assert await late.book.copy_from(one.who.peer_id) in range(5, 30), "as many as fit into one answer"
         answer = await late.who.net.request(one.who.peer_id, BOOK, encode(BookRequested(most=2)))
         assert len(answer) < 120_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": ("image", "image")},
+        {"features": ("image", "egress")},
+        {"features": tuple(f"f{number:02d}" for number in range(65))},
+        {"features": ("f" * 65,)},
+        {"facts": (Fact(name="cuda", value="12"), Fact(name="cuda", value="13"))},
+        {"facts": (Fact(name="driver", value="550"), Fact(name="cuda", value="12"))},
+        {"facts": tuple(Fact(name=f"f{number:02d}", value="1") for number in range(65))},
+        {"devices": (replace(DEVICE, facts=(Fact(name="cuda", value="12"),) * 2),)},
+    ],
+)
+async def test_an_advert_whose_words_are_repeated_unsorted_or_too_many_is_rejected(changes: dict[str, Any]) -> None:
+    async with reader(MemoryHub(), 1) as one, party(MemoryHub(), 2) as seller:
+        assert one.hears(advert_of(seller, **changes)) is Verdict.REJECT
+        assert one.accounts == []
+        assert one.book.matching(needs(), "USD", 10**18) == ()
+        full = tuple(f"f{number:02d}" for number in range(64))
+        facts = tuple(Fact(name=name, value="1") for name in full)
+        assert one.hears(advert_of(seller, features=full, facts=facts)) is Verdict.ACCEPT
+        assert one.book.matching(needs(), "USD", 10**18) == (seller.account.address,)
+
+
+async def test_an_advert_that_the_index_fails_on_leaves_book_and_index_as_they_were_and_costs_its_bringer_a_strike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = MemoryHub()
+    async with reader(hub, 1) as one, party(hub, 2) as liar, party(hub, 3) as seller:
+        assert one.hears(advert_of(liar, sequence=1)) is Verdict.ACCEPT
+        good = advert_of(seller)
+        whole = Columns.bits
+
+        def bits(columns: Columns, features: tuple[str, ...]) -> int:
+            return 1 << 64 if features == ("hell",) else whole(columns, features)
+
+        monkeypatch.setattr(Columns, "bits", bits)
+        bad = advert_of(liar, sequence=2, features=("hell",))
+
+        async def answer(_context: Context, _data: bytes) -> bytes:
+            return encode(BookSent(adverts=(bad, good)))
+
+        liar.net.serve(BOOK, answer)
+        one.who.knows(liar)
+        assert await one.book.copy_from(liar.peer_id) == 1
+        assert one.who.strikes(liar) == 1
+        assert [
+            known.advert.sequence for known in one.book.standing() if known.advert.signer == liar.account.address
+        ] == [1]
+        both = {liar.account.address, seller.account.address}
+        assert set(one.book.matching(needs(), "USD", 10**18)) == both
+        assert {each.signer for each in one.book.serving(needs(), "USD", 10**18)} == both

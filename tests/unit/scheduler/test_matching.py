@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from drawn_values import TEXT, dataclasses_of
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from hansa.proto.gpu_models import matches
 from hansa.proto.market_documents import Advert, Clause, Device, DeviceChoice, Fact, Requirements
 from hansa.scheduler.fitting import misfit
 from hansa.scheduler.matching import Filter, Taste, Wish, expected_costs, shortlist
-from hansa.scheduler.matching_columns import ASKED, FIRST_ROWS, SLACK_NAMES, Columns
+from hansa.scheduler.matching_columns import ASKED, FIRST_ROWS, MOST_FEATURES, SLACK_NAMES, Columns
 
 NOW_MS = 1_000
 MODELS = ("H100-SXM5", "A100-SXM4-80GB", "A100-SXM4-40GB", "RTX4090", "L4")
@@ -401,3 +402,48 @@ def test_costs_are_of_the_rows_that_were_asked_about() -> None:
     rows = Filter(columns).rows(wish(), at_ms=NOW_MS)
     assert expected_costs(columns, rows[::-1]).tolist() == [20.0, 10.0]
     assert np.isfinite(expected_costs(columns, rows)).all()
+
+
+def test_a_feature_named_more_than_once_is_one() -> None:
+    last = MOST_FEATURES - 1
+    columns = index_of(advert(1, features=tuple(f"f{number:02d}" for number in range(MOST_FEATURES))))
+    columns.put(advert(1, features=(*(f"f{number:02d}" for number in range(MOST_FEATURES)), *(f"f{last}",) * 3)))
+    columns.put(advert(2, features=("f00", "f00")))
+    assert found(columns, wish()) == {advert(1).signer, advert(2).signer}
+    assert found(columns, wish(features=(f"f{last}",))) == {advert(1).signer}
+    assert found(columns, wish(features=("f01",))) == {advert(1).signer}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(dataclasses_of(Advert), st.integers(0, 3), st.booleans(), st.lists(st.sampled_from(sorted(ASKED)))),
+        max_size=6,
+    ),
+    TEXT,
+)
+def test_any_advert_that_can_be_read_is_found_as_it_says_and_breaks_nothing(
+    drawn: list[tuple[Advert, int, bool, list[str]]], value: str
+) -> None:
+    columns, plain = Columns(), dict[bytes, Advert]()
+    for given_advert, number, usual, names in drawn:
+        one = replace(given_advert, signer=number.to_bytes(20, "big"))
+        if usual:
+            told = tuple(Fact(name=name, value=value) for name in names)
+            one = replace(one, currency="usd", tier="sandbox", price_e18_per_device_ms=1, facts=told)
+            one = replace(one, devices=tuple(replace(device, facts=told) for device in one.devices))
+        columns.put(one)
+        plain[one.signer] = one
+    assert set(columns.adverts) == {key for key, one in plain.items() if one.devices}
+    assert found(columns, wish()) == {key for key, one in plain.items() if may_serve(one, wish(), NOW_MS)}
+
+
+def test_adverts_with_many_texts_do_not_make_every_later_one_rebuild_the_columns() -> None:
+    columns = index_of(
+        *(advert(number, features=tuple(f"{number}-{part}" for part in range(2_000))) for number in range(10))
+    )
+    columns.put(advert(20, region="r0"))
+    before = columns.generation
+    for number in range(50):
+        columns.put(advert(20, region=f"r{number}"))
+    assert columns.generation - before <= 1
