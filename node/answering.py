@@ -17,7 +17,9 @@ from hansa.market.ledger import owed_by
 from hansa.market.pricing import LONGEST_NOTE_BYTES, ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.reputation import BUYER
 from hansa.market.sale_state import Sale
+from hansa.market.why import busy
 from hansa.node.events import MessageArrived, TenderPriced
+from hansa.node.held_time import held_too_long
 from hansa.node.mutual_credit import beyond_credit, limit_for
 from hansa.node.standings import standing_of, unwelcome
 from hansa.node.state import NodeState
@@ -98,6 +100,10 @@ def _answer(state: NodeState, tender: Tender, priced: TenderPriced | None, *, at
     if no is not None or lease is None:
         assert no is not None, "a lease that is not offered is an objection"
         return _decline(state, tender, tender_digest, no)
+    held = held_too_long(state, tender.signer, at_ms=at_ms)
+    if held is not None:
+        waits = (busy(tender.requirements.devices),)
+        return _decline(state, tender, tender_digest, _No(reason=held[0], relaxation=held[1], shortfalls=waits))
     sets, no = _sets(state, tender, terms, at_ms=at_ms)
     found = _prices(state, tender, terms, sets, priced, at_ms=at_ms)
     if isinstance(found, PriceWanted):

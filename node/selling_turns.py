@@ -12,6 +12,7 @@ from hansa.market.funding import FundsKnown, shares_of_funds
 from hansa.market.ledger import taken_off
 from hansa.market.receipts import NOTHING
 from hansa.market.sale_state import ENDED
+from hansa.node.held_time import paid_times, with_hold
 from hansa.node.state import NodeState
 from hansa.scheduler import capacity, run
 from hansa.scheduler.run import Run
@@ -22,6 +23,8 @@ STOP_GRACE_MS = 3_000
 """How long a run that is told to stop may take to save what is worth saving."""
 EARNING = ("leased", "funding", "running")
 """Phases in which a sale may still run something up."""
+UNUSED = ("bid", "leased", "funding")
+"""Phases in which devices are held and nothing is worked on them."""
 LAST_ROUND = (1 << 32) - 1
 """What a sandbox counts higher is none that the market could ever reach."""
 
@@ -30,11 +33,16 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
     """A sale hears an event, and every machine that this is news to hears of it. Answers what goes outward."""
     _note_words(state, key, event)
     before = state.sales.get(key)
+    allotment = state.capacity.allotments.get(key)
     effects = state.turn("sale", state.sales, key, sale.advance, event)
     after = state.sales.get(key)
     if before is None or after is None:
         return []
     outward: Effects = []
+    # What the owner takes back was held for the owner in the end.
+    ends_in_vain = before.phase in UNUSED and after.phase in ("declined", "lapsed")
+    if ends_in_vain and allotment is not None and not isinstance(event, sale_events.ReclaimOrdered):
+        state.holdings = with_hold(state, state.holdings, before, allotment.since_ms, paid_times(state))
     for effect in effects:
         match effect:
             case sale_events.LeaseMade(bid=bid, channel=channel, terms=terms):

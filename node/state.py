@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from hansa.market.earning_channel import EarningChannel
+from hansa.market.holding import Holdings
 from hansa.market.ledger import Ledger
 from hansa.market.machine import Phased, Step
 from hansa.market.mutual import Mutual
@@ -116,6 +117,7 @@ class Snapshot:
     proven: Mapping[Address, Line] = field(default_factory=dict)
     trials: Mapping[Bytes32, Trial] = field(default_factory=dict)
     declined: Mapping[Bytes32, Declined] = field(default_factory=dict)
+    holdings: Holdings = field(default_factory=Holdings)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +150,7 @@ class NodeState:
         mutual: credit, payments and nettings, by account.
         proven: accounts that are proven to have signed two things that contradict each other, and what.
         declined: as provider, by tender: the newest to which the answer was no.
+        holdings: as provider: what was held for buyers that did not use it.
         ignored: why events were ignored, and how often.
         turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
@@ -178,6 +181,7 @@ class NodeState:
     mutual: dict[bytes, Mutual] = field(default_factory=dict)
     proven: dict[bytes, str] = field(default_factory=dict)
     declined: dict[bytes, Declined] = field(default_factory=dict)
+    holdings: Holdings = field(default_factory=Holdings)
     ignored: dict[str, int] = field(default_factory=dict)
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
@@ -248,6 +252,7 @@ def snapshot(state: NodeState) -> Snapshot:
         proven=dict(state.proven),
         trials=dict(state.trials),
         declined=dict(state.declined),
+        holdings=state.holdings,
         **shelves,
     )
 
@@ -271,6 +276,7 @@ def restored(written: Snapshot) -> NodeState:
         proven=dict(written.proven),
         trials=dict(written.trials),
         declined=dict(written.declined),
+        holdings=written.holdings,
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))

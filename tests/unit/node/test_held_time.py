@@ -1,0 +1,98 @@
+"""What tenders without an award may hold of a provider's devices."""
+
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, tender
+
+from hansa.market.holding import BUYER_BURST_MS
+from hansa.node.state import restored, snapshot
+from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import SigningKey, sign
+from hansa.proto.typed_data import digest
+from hansa.scheduler.job_queue import pause_ms
+
+
+class House:
+    """One provider and buyers that are nobody's engine."""
+
+    def __init__(self):
+        self.market = SmallMarket()
+        self.engine = self.market.add(PROVIDER_KEY, devices=1)
+        self.count = 0
+
+    def tender(self, key, *, window_ms):
+        """Whether there was a bid."""
+        self.count += 1
+        now_ms, bids = self.market.now_ms, len(self.market.heard(BidSent))
+        made = tender(
+            signer=key.address,
+            bids_close_ms=now_ms + window_ms,
+            expires_ms=now_ms + 120_000,
+            nonce=self.count.to_bytes(32, "big"),
+        )
+        self.market.tell(key.address, PROVIDER, TenderSent(tender=sign(DOMAIN, made, key)))
+        return len(self.market.heard(BidSent)) > bids
+
+    def declines(self):
+        return [message.decline.document for message in self.market.heard(DeclineSent)]
+
+
+def test_who_never_awards_cannot_hold_the_devices_without_end():
+    house = House()
+    bids = [
+        (house.tender(OTHER_KEY, window_ms=59_000), house.market.pass_time(69_001, PROVIDER))[0] for _ in range(100)
+    ]
+    assert all(bids[:4])
+    assert sum(bids) < 35
+    last = house.declines()[-1]
+    assert "held for you" in last.reason
+    assert last.relaxation.startswith("tender again in ")
+    assert [(one.name, one.nearest) for one in last.shortfalls] == [("free", "later")]
+
+
+def test_after_the_time_that_a_decline_names_there_is_a_bid_again_and_not_before():
+    house = House()
+    while house.tender(OTHER_KEY, window_ms=59_000):
+        house.market.pass_time(69_001, PROVIDER)
+    wait_ms = int(house.declines()[-1].relaxation.split()[-2]) * 1000
+    house.market.pass_time(wait_ms - 2_000, PROVIDER)
+    assert not house.tender(OTHER_KEY, window_ms=59_000)
+    house.market.pass_time(2_000, PROVIDER)
+    assert house.tender(OTHER_KEY, window_ms=59_000)
+
+
+def test_ever_new_accounts_together_leave_a_share_of_the_time():
+    house = House()
+    bids = []
+    for number in range(200):
+        bids.append(house.tender(SigningKey((7_000 + number).to_bytes(32, "big")), window_ms=59_000))
+        house.market.pass_time(69_001, PROVIDER)
+    assert all(bids[:5])
+    assert sum(bids[100:]) <= 55
+    assert "buyers that paid for little" in house.declines()[-1].reason
+
+
+def test_a_queued_job_with_default_settings_is_never_turned_away():
+    house = House()
+    for tries in range(1, 60):
+        assert house.tender(BUYER_KEY, window_ms=5_000)
+        house.market.pass_time(15_001, PROVIDER)
+        house.market.pass_time(pause_ms(tries), PROVIDER)
+
+
+def test_a_bid_that_stands_counts_and_all_of_it_is_written_down():
+    house = House()
+    house.tender(OTHER_KEY, window_ms=59_000)
+    house.market.pass_time(69_001, PROVIDER)
+    state = house.engine.state
+    assert 69_000 <= state.holdings.buyers[OTHER].device_ms <= 69_001 < BUYER_BURST_MS
+    assert restored(snapshot(state)).holdings == state.holdings
+
+
+def test_a_bid_that_is_released_counts_only_for_as_long_as_it_stood():
+    house = House()
+    house.tender(BUYER_KEY, window_ms=5_000)
+    house.market.now_ms += 400
+    bid = house.market.heard(BidSent)[0].bid.document
+    house.market.tell(BUYER, PROVIDER, BidReleased(bid=digest(DOMAIN, bid), reason="another bid won"))
+    assert house.engine.state.holdings.buyers[BUYER].device_ms == 400
