@@ -16,7 +16,14 @@ from typing import Any
 
 from hansa.market.effects import Send, unsigned
 from hansa.market.funding import ChannelSettled, FundsKnown, SettlementWanted, deposit_of, limit_of
-from hansa.market.ledger import Post, closed_to_provider, kept, payees_part, vouched_to_provider
+from hansa.market.ledger import (
+    Post,
+    closed_to_provider,
+    kept,
+    payees_part,
+    unreceived_by_provider,
+    vouched_to_provider,
+)
 from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import Step, Table, ignore, rows
 from hansa.market.receipts import NOTHING, LeaseTerms, Statement, next_statement, receipt_digest
@@ -258,15 +265,28 @@ def _hear_of_funds(state: EarningChannel, event: FundsKnown) -> Step[EarningChan
 
 
 def _settle(state: EarningChannel, event: ChannelSettled) -> Step[EarningChannel]:
-    """Its backend ended it. If both had not agreed before, it ends here too, at what was earned of what it paid."""
+    """Its backend ended it. If both had not agreed before, it ends here too, at what was earned of what it paid.
+
+    If they had, and it paid less than they agreed on, what is lacking is due again.
+    """
     if state.settled_ms:
         return ignore(state, "an end that is known")
     settled = replace(
         state, phase="closed", paid=event.paid, settled_ms=event.at_ms, closed_ms=state.closed_ms or event.at_ms
     )
     end = ChannelEnd(channel_id=state.channel_id, paid=event.paid, settled_ms=event.at_ms)
-    effects: list[Any] = [*ended_by_chain(state.currency, state.config, state.splits, end)]
+    effects: list[Any] = [*ended_by_chain(state.currency, state.config, state.splits, end, due=state.earned)]
     earned = min(event.paid, state.earned)
+    if state.phase == "closed" and earned < state.earned:
+        short = unreceived_by_provider(
+            channel_id=state.channel_id,
+            buyer=state.config.payer,
+            closed=state.earned,
+            paid=earned,
+            at_ms=event.at_ms,
+            splits=state.splits,
+        )
+        effects.append(Post(entry=short))
     if state.phase != "closed" and earned:
         closed = closed_to_provider(
             channel_id=state.channel_id,

@@ -216,6 +216,40 @@ def closed_to_provider(
     )
 
 
+def unreceived_by_provider(
+    *, channel_id: Bytes32, buyer: Address, closed: Amount, paid: Amount, at_ms: int, splits: Sequence[Split] = ()
+) -> Entry:
+    """The provider's entry for a channel whose chain paid less than both had closed it at: the rest is due again."""
+    short = payees_part(closed, splits) - payees_part(paid, splits)
+    return Entry(
+        id=entry_id(b"unreceived by provider", channel_id, 0),
+        at_ms=at_ms,
+        memo=f"channel {channel_id.hex()[:8]} paid less than it closed at",
+        legs=(
+            Leg(account=f"due:{buyer.hex()}", amount=short),
+            Leg(account=f"settled:{buyer.hex()}", amount=-short),
+        ),
+        channel_id=channel_id,
+    )
+
+
+def unpaid_by_buyer(
+    *, channel_id: Bytes32, provider: Address, closed: Amount, paid: Amount, at_ms: int, splits: Sequence[Split] = ()
+) -> Entry:
+    """The buyer's entry for the same: what its contract did not pay is owed again, to each its own part."""
+    had, has = parts_of(closed, splits, provider), parts_of(paid, splits, provider)
+    short = {account: part - has[account] for account, part in had.items()}
+    paid_back = [Leg(account=f"paid:{account.hex()}", amount=part) for account, part in short.items()]
+    owed = [Leg(account=f"owed:{account.hex()}", amount=-part) for account, part in short.items()]
+    return Entry(
+        id=entry_id(b"unpaid by buyer", channel_id, 0),
+        at_ms=at_ms,
+        memo=f"channel {channel_id.hex()[:8]} paid less than it closed at",
+        legs=(*paid_back, *owed),
+        channel_id=channel_id,
+    )
+
+
 def paid_to_provider(*, debtor: Address, unit: Bytes32, nonce: int, amount: Amount, how: str, at_ms: int) -> Entry:
     """The creditor's entry for a payment that reached it outside: by so much the debtor owes less."""
     return Entry(

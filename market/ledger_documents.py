@@ -44,6 +44,7 @@ class _Channel:
         self.vouched = 0
         self.received = 0
         self.closed: int | None = None
+        self.ended = False
 
 
 class DocumentReplay:
@@ -167,6 +168,8 @@ class DocumentReplay:
         self._signed(channel.domain, filed.by_payee, channel.config.payee_signer)
         if filed.by_payee.document != close or close.cumulative != channel.received:
             self._fault(TOTALS, f"record {at}: a channel closed at another sum than was vouched for", at)
+        if channel.ended:
+            return  # its chain has paid already, and no word of the two changes what that was
         channel.closed = close.cumulative
         self._expect_close(close.channel_id, channel, close.cumulative)
 
@@ -178,6 +181,18 @@ class DocumentReplay:
             ),
             ledger.closed_by_buyer(
                 channel_id=key, provider=config.payee, cumulative=cumulative, at_ms=0, splits=splits
+            ),
+        ):
+            self._expect(entry)
+
+    def _expect_short(self, key: bytes, channel: _Channel, paid: int) -> None:
+        config, closed, splits = channel.config, channel.closed or 0, channel.splits
+        for entry in (
+            ledger.unreceived_by_provider(
+                channel_id=key, buyer=config.payer, closed=closed, paid=paid, at_ms=0, splits=splits
+            ),
+            ledger.unpaid_by_buyer(
+                channel_id=key, provider=config.payee, closed=closed, paid=paid, at_ms=0, splits=splits
             ),
         ):
             self._expect(entry)
@@ -199,10 +214,13 @@ class DocumentReplay:
         if signer not in parties or self.owner not in (b"", signer):
             self._fault(SIGNATURES, f"record {at}: the end of a channel by somebody else's word", at)
             return
-        received = min(end.paid, channel.received)
+        received, channel.ended = min(end.paid, channel.received), True
         if channel.closed is None:
             channel.closed = received
             self._expect_close(end.channel_id, channel, received)
+        elif received < channel.closed:
+            self._expect_short(end.channel_id, channel, received)
+            channel.closed = received
         beyond = ledger.payees_part(end.paid, channel.splits) - ledger.payees_part(received, channel.splits)
         lost = end.paid - channel.received
         key = end.channel_id

@@ -26,7 +26,7 @@ from hansa.proto.keccak import keccak256
 from hansa.proto.market_documents import Evidence
 from hansa.proto.signing import Signed
 from hansa.proto.splits import Split
-from hansa.proto.units import Line
+from hansa.proto.units import Amount, Line
 
 
 def _id(what: bytes, *parts: bytes) -> bytes:
@@ -183,10 +183,13 @@ class File:
 
 
 def ended_by_chain(
-    currency: str, config: ChannelConfig, splits: tuple[Split, ...], end: ChannelEnd
+    currency: str, config: ChannelConfig, splits: tuple[Split, ...], end: ChannelEnd, *, due: Amount
 ) -> tuple[File, ...]:
-    """What stands behind the entries of a channel that its chain has ended. The channel first, as it may be new."""
-    if not end.paid or not currency_of(currency).is_on_chain:
+    """What stands behind the entries of a channel that its chain has ended. The channel first, as it may be new.
+
+    ``due`` is what was vouched for with a receipt: that nothing of it was paid is worth a document as well.
+    """
+    if not (end.paid or due) or not currency_of(currency).is_on_chain:
         return ()
     channel = FiledChannel(currency=currency, config=config, splits=splits)
     return File(filed=channel), File(filed=FiledEnd(currency=currency, end=unsigned(end)))

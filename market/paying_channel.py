@@ -22,7 +22,7 @@ from hansa.market.funding import (
     deposit_of,
     limit_of,
 )
-from hansa.market.ledger import Post, closed_by_buyer, forfeited, vouched_by_buyer
+from hansa.market.ledger import Post, closed_by_buyer, forfeited, unpaid_by_buyer, vouched_by_buyer
 from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import NOTHING, LeaseTerms, Statement, fault_in, receipt_digest
@@ -258,13 +258,26 @@ def _next_total(state: PayingChannel) -> int:
 
 
 def _settle(state: PayingChannel, event: ChannelSettled) -> Step[PayingChannel]:
-    """Its backend ended it. If no word of the provider came before, it ends here too, at what it really paid."""
+    """Its backend ended it. If no word of the provider came before, it ends here too, at what it really paid.
+
+    If one came, and it paid less than both agreed on, what is lacking is owed again.
+    """
     settled = replace(state, phase="closed", paid=event.paid, settled_ms=event.at_ms)
     if state.settled_ms:
         return ignore(state, "an end that is known")
     end = ChannelEnd(channel_id=state.channel_id, paid=event.paid, settled_ms=event.at_ms)
-    entries: list[Any] = [*ended_by_chain(state.currency, state.config, state.splits, end)]
+    entries: list[Any] = [*ended_by_chain(state.currency, state.config, state.splits, end, due=state.metered)]
     received = min(event.paid, state.metered)
+    if state.phase == "closed" and received < state.metered:
+        short = unpaid_by_buyer(
+            channel_id=state.channel_id,
+            provider=state.config.payee,
+            closed=state.metered,
+            paid=received,
+            at_ms=event.at_ms,
+            splits=state.splits,
+        )
+        entries.append(Post(entry=short))
     if state.phase != "closed" and received:
         closed = closed_by_buyer(
             channel_id=state.channel_id,

@@ -206,6 +206,7 @@ def _movements(
     of = _ACCOUNTS[side]
     seen: set[bytes] = set()
     waiting: dict[tuple[bytes, str], dict[str, int]] = {}
+    put: dict[tuple[bytes, str], dict[str, int]] = {}
     for entry in entries:
         if entry.id in seen:
             continue
@@ -220,7 +221,8 @@ def _movements(
         else:
             pays = is_paid_by_close(currency_of(entry))
             for peer, closed in standing.items():
-                for job, part in _put_to_jobs(waiting.setdefault((entry.channel_id, peer), {}), closed):
+                which = entry.channel_id, peer
+                for job, part in _put_to_jobs(waiting.setdefault(which, {}), put.setdefault(which, {}), closed):
                     yield make(job=job, peer=peer, closed=part, paid=part if pays else 0)
         for peer, paid in _sums(entry, of.paid, of.sign).items():
             yield make(job="", peer=peer, paid=paid)
@@ -264,12 +266,16 @@ def _crossed(jobs: Mapping[str, int], peers: Mapping[str, int]) -> dict[tuple[st
     return found
 
 
-def _put_to_jobs(open_jobs: dict[str, int], closed: int) -> Iterable[tuple[str, int]]:
-    for job in list(open_jobs):
-        part = min(closed, open_jobs[job])
+def _put_to_jobs(open_jobs: dict[str, int], put: dict[str, int], closed: int) -> Iterable[tuple[str, int]]:
+    """Put a close to the jobs that wait for it, and what a chain did not pay of one back to those that had it."""
+    source, sign = (open_jobs, 1) if closed >= 0 else (put, -1)
+    left = abs(closed)
+    for job in list(source):
+        part = min(left, source[job])
         if part > 0:
-            open_jobs[job] -= part
-            closed -= part
-            yield job, part
-    if closed:
-        yield "", closed
+            left -= part
+            open_jobs[job] = open_jobs.get(job, 0) - sign * part
+            put[job] = put.get(job, 0) + sign * part
+            yield job, sign * part
+    if left:
+        yield "", sign * left

@@ -17,6 +17,8 @@ from hansa.market.ledger import (
     owed_to,
     paid_by_buyer,
     paid_to_provider,
+    unpaid_by_buyer,
+    unreceived_by_provider,
     vouched_by_buyer,
     vouched_to_provider,
     written_back,
@@ -67,6 +69,10 @@ class Histories:
                 common = {"channel_id": channel_id, "cumulative": sums[channel], "at_ms": at_ms}
                 common |= {"splits": SPLITS if channel else ()}
                 made = [closed_by_buyer(provider=peer, **common), closed_to_provider(buyer=peer, **common)]
+                if amount % 2 and not any(each.id == made[0].id for each in self.entries):
+                    short = {key: value for key, value in common.items() if key != "cumulative"}
+                    short |= {"closed": sums[channel], "paid": min(sums[channel], amount)}
+                    made += [unpaid_by_buyer(provider=peer, **short), unreceived_by_provider(buyer=peer, **short)]
             elif kind == 6:
                 made = payments(number, peer, amount, at_ms)
             elif kind == 7:
@@ -195,6 +201,20 @@ def test_a_close_pays_on_a_chain_and_not_on_the_ledger():
         ]
         (row,) = made(entries, "earnings", "job").rows
         assert (row.key, row.closed, row.paid, row.open) == (JOBS[0].hex(), 9, paid, 9 - paid)
+
+
+def test_what_a_chain_did_not_pay_is_open_again_for_the_jobs_that_it_was_closed_for():
+    channel, common = CHANNELS[3], {"buyer": PEERS[0], "at_ms": DAY}
+    entries = [
+        vouched_to_provider(channel_id=channel, seq=1, shares={JOBS[0]: 9, JOBS[1]: 5}, **common),
+        closed_to_provider(channel_id=channel, cumulative=14, **common),
+        unreceived_by_provider(channel_id=channel, closed=14, paid=3, **common),
+    ]
+    rows = {row.key: row for row in made(entries, "earnings", "job").rows}
+    assert {key: (row.paid, row.open) for key, row in rows.items()} == {
+        JOBS[0].hex(): (0, 9),
+        JOBS[1].hex(): (3, 2),
+    }
 
 
 def test_work_that_is_paid_for_after_all_is_no_loss():

@@ -8,25 +8,30 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.funding import ChannelSettled, FundsKnown
-from hansa.market.ledger import Entry
+from hansa.market.ledger import Entry, parts_of
 from hansa.market.ledger_check import check_ledger
-from hansa.market.ledger_records import FiledChannel, FiledEnd
+from hansa.market.ledger_records import FiledChannel, FiledClose, FiledEnd
+from hansa.market.statements import statement
 from hansa.node.ledger_store import LedgerStore
 from hansa.proto.currency import currency_of, escrow_currency
+from hansa.proto.documents import CooperativeClose
 from hansa.proto.signing import sign
 from hansa.proto.splits import Split
 from hansa.scheduler import run
 
 CHAIN = escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20)
-MOST, PREPAID = 600_001, 2_000
+MOST, PREPAID, AGREED = 600_001, 2_000, 2_100
 SPLITS = (Split(account=b"r" * 20, bps=250),)
 
 
-def ended(*, paid, splits=()):
-    """A run of two seconds, paid ahead by two more, on a channel that the chain ends. Answers the market."""
+def ended(*, paid, splits=(), agreed=False):
+    """A run of two seconds, paid ahead by two more, on a channel that the chain ends. Answers the market.
+
+    With ``agreed`` nothing is paid ahead, and both have closed the channel before.
+    """
     made = SmallMarket()
     made.add(BUYER_KEY)
-    made.add(PROVIDER_KEY, devices=1, currency=CHAIN, prepay_ms=PREPAID)
+    made.add(PROVIDER_KEY, devices=1, currency=CHAIN, prepay_ms=0 if agreed else PREPAID)
     made.submit(BUYER, of=spec(shards=1, currency=CHAIN, max_prepay_ms=60_000, splits=splits))
     made.tender(BUYER, (PROVIDER,), shards=(0,), currency=CHAIN, splits=splits)
     (key,) = made.engines[BUYER].state.paying.live
@@ -37,7 +42,14 @@ def ended(*, paid, splits=()):
     made.now_ms += 2_000
     made.take(PROVIDER, run.RunProgressed(run=lease, step=1, metrics=(), at_ms=made.now_ms))
     earning = made.engines[PROVIDER].state.earning.live[key]
-    assert (earning.earned, earning.cumulative) == (2_000, 2_000 + PREPAID)
+    if agreed:
+        made.now_ms += 100
+        made.take(PROVIDER, run.RunFinished(run=lease, at_ms=made.now_ms))
+        earning = made.engines[PROVIDER].state.earning.get(key)
+        assert (earning.phase, made.engines[BUYER].state.paying.get(key).phase) == ("closed", "closed")
+        assert earning.earned == AGREED
+    else:
+        assert (earning.earned, earning.cumulative) == (2_000, 2_000 + PREPAID)
     for account in (BUYER, PROVIDER):
         made.take(account, ChannelSettled(channel_id=key, paid=paid, at_ms=made.now_ms))
     return made
@@ -74,15 +86,65 @@ def test_what_a_chain_paid_has_a_document_in_both_ledgers_and_they_hold(tmp_path
     assert kept == lost - (25 * lost // 1_000 if splits else 0), "the provider's own part of it"
 
 
-def test_an_entry_of_such_an_end_that_says_something_else_than_its_document_is_named(tmp_path):
-    made = ended(paid=3_000)
-    beyond = ((BUYER_KEY, "paid more than was received"), (PROVIDER_KEY, "paid more than was delivered"))
-    for key, words in (*beyond, (BUYER_KEY, " closed"), (PROVIDER_KEY, " closed")):
+@pytest.mark.parametrize("paid", [0, 1, 500, AGREED - 1, AGREED])
+@pytest.mark.parametrize("splits", [(), SPLITS])
+def test_what_a_chain_did_not_pay_of_an_agreed_sum_is_due_again_in_both_ledgers(tmp_path, paid, splits):
+    made = ended(paid=paid, splits=splits, agreed=True)
+    buyer, provider = (made.engines[account].state.ledger for account in (BUYER, PROVIDER))
+    parts = parts_of(paid, splits, PROVIDER)
+    assert provider.total("settled:") == parts[PROVIDER]
+    assert provider.total("due:") == parts_of(AGREED, splits, PROVIDER)[PROVIDER] - parts[PROVIDER]
+    assert (-buyer.total("paid:"), -buyer.total("owed:")) == (paid, AGREED - paid)
+    assert {who: -buyer.balance(f"paid:{who.hex()}") for who in parts} == parts
+    for key, books in ((BUYER_KEY, buyer), (PROVIDER_KEY, provider)):
         of = in_ledger(made, key)
+        found = report(tmp_path, key, records(made, key))
+        assert found.holds, found.first_fault
+        entries = [each for each in of if isinstance(each, Entry)]
+        side = "spend" if key is BUYER_KEY else "earnings"
+        (row,) = statement(
+            entries, side=side, by="job", currency_of=lambda _: CHAIN, is_paid_by_close=lambda _: True
+        ).rows
+        assert row.paid == row.closed == abs(books.total("paid:" if side == "spend" else "settled:"))
+        assert row.open == abs(books.total("owed:" if side == "spend" else "due:"))
+        if paid < AGREED:
+            hidden = [each for each in of if not (isinstance(each, Entry) and "paid less" in each.memo)]
+            assert len(hidden) == len(of) - 1
+            assert not report(tmp_path, key, hidden).holds, "books that keep quiet about it do not hold"
+            unsaid = [each for each in hidden if not isinstance(each, FiledEnd)]
+            assert len(unsaid) == len(hidden) - 1, "that nothing was paid has a document as well"
+
+
+def test_an_entry_of_such_an_end_that_says_something_else_than_its_document_is_named(tmp_path):
+    made, short = ended(paid=3_000), ended(paid=500, agreed=True)
+    for market, key, words in (
+        (made, BUYER_KEY, "paid more than was received"),
+        (made, PROVIDER_KEY, "paid more than was delivered"),
+        (made, BUYER_KEY, " closed"),
+        (made, PROVIDER_KEY, " closed"),
+        (short, BUYER_KEY, "paid less than it closed at"),
+        (short, PROVIDER_KEY, "paid less than it closed at"),
+    ):
+        of = in_ledger(market, key)
         at = next(at for at, each in enumerate(of) if isinstance(each, Entry) and each.memo.endswith(words))
         legs = tuple(replace(leg, amount=2 * leg.amount) for leg in of[at].legs)
+        back = tuple(replace(leg, amount=-leg.amount) for leg in of[at].legs)
+        # Another entry makes the sums right again: what is wrong with this one is seen all the same.
+        invented = replace(of[at], id=b"i" * 32, legs=back)
         of[at] = replace(of[at], legs=legs)
-        assert report(tmp_path, key, of).first_fault.position == at + 1
+        assert report(tmp_path, key, [*of, invented]).first_fault.position == at + 1
+
+
+@pytest.mark.parametrize("key", [BUYER_KEY, PROVIDER_KEY])
+def test_a_sum_that_both_sign_after_their_chain_has_ended_it_moves_nothing(tmp_path, key):
+    of = in_ledger(ended(paid=1_500), key)
+    end = next(each for each in of if isinstance(each, FiledEnd)).end.document
+    close = CooperativeClose(channel_id=end.channel_id, cumulative=2_000)
+    domain = currency_of(CHAIN).domain
+    by_payer, by_payee = (sign(domain, close, signer) for signer in (BUYER_KEY, PROVIDER_KEY))
+    late = FiledClose(currency=CHAIN, by_payer=by_payer, by_payee=by_payee, how="")
+    found = report(tmp_path, key, [*of, late])
+    assert found.holds, found.first_fault
 
 
 @pytest.mark.parametrize("key", [BUYER_KEY, PROVIDER_KEY])
