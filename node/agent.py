@@ -24,7 +24,7 @@ import trio
 
 from hansa.node import launcher_protocol
 from hansa.node.agent_config import DaemonPlace
-from hansa.node.agent_keys import Identity, dialling_context, pin_of
+from hansa.node.agent_keys import Identity
 from hansa.node.agent_messages import (
     NO_TOKEN,
     Beat,
@@ -44,6 +44,7 @@ from hansa.node.agent_trees import TreeStore
 from hansa.node.launcher import Launch
 from hansa.node.launcher_protocol import Ended, Refused, Start, Started
 from hansa.node.overlay_packets import carry_packets
+from hansa.node.pinned_tls import dialling_context, pin_of
 from hansa.proto.errors import ProtocolError
 
 DIAL_S: Final = 15.0
@@ -89,7 +90,7 @@ async def dialled(
             raw = await trio.open_tcp_stream(daemon.host, daemon.port)
     except (OSError, trio.TooSlowError) as error:
         raise Gone(f"nobody answers at {place}") from error
-    stream = trio.SSLStream(raw, dialling_context(identity))
+    stream = trio.SSLStream(raw, dialling_context(identity.file))
     try:
         with trio.fail_after(DIAL_S):
             await stream.do_handshake()

@@ -11,9 +11,10 @@ import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hansa.node.agent_keys import KEY_FILE, Identity, check_name, load_identity, pin_of, write_private
+from hansa.node.agent_keys import KEY_FILE, Identity, check_name, load_identity, write_private
 from hansa.node.config import Config, ProviderConfig, parse_config
 from hansa.node.faults import ConfigError
+from hansa.node.pinned_tls import pin_of
 from hansa.node.toml_reader import parse_toml
 
 FILE_NAME = "agent.toml"

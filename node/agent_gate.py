@@ -13,13 +13,12 @@ from hansa.node.agent_keys import (
     Enrolled,
     Identity,
     Register,
-    check_certificate,
     check_name,
-    pin_of,
-    serving_context,
+    machine_naming,
 )
 from hansa.node.agent_messages import Enrol, Gone, Hello, TurnedAway, Welcome, Wire, purpose_of
 from hansa.node.faults import ConfigError, PortInUse
+from hansa.node.pinned_tls import check_certificate, pin_of, serving_context
 from hansa.proto.errors import ProtocolError
 
 HANDSHAKE_S: Final = 10.0
@@ -111,7 +110,7 @@ class Gate:
         trusted += self._register.invitations(self._now_ms()).values()
         if not trusted:
             raise Gone("nobody is enrolled or invited")
-        stream = trio.SSLStream(raw, serving_context(self._identity, trusted), server_side=True)
+        stream = trio.SSLStream(raw, serving_context(self._identity.file, trusted), server_side=True)
         await stream.do_handshake()
         certificate = stream.getpeercert(binary_form=True)
         assert isinstance(certificate, bytes), "the handshake asked for one"
@@ -132,7 +131,9 @@ class Gate:
         wish: Enrol = await wire.receive(Enrol, within_s=HANDSHAKE_S)
         try:
             machine = Enrolled(
-                name=check_name(wish.name), certificate=check_certificate(wish.certificate), since_ms=self._now_ms()
+                name=check_name(wish.name),
+                certificate=check_certificate(wish.certificate, machine_naming),
+                since_ms=self._now_ms(),
             )
         except ConfigError as fault:
             await wire.send(TurnedAway(reason=fault.what))

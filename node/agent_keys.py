@@ -9,23 +9,16 @@ Each enrolled machine and each invitation is a file of its own, so that adding i
 """
 
 import base64
-import datetime as dt
-import hashlib
 import json
 import os
 import re
-import ssl
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.x509.oid import NameOID
-
 from hansa.node.faults import ConfigError
-from hansa.proto.errors import Malformed
+from hansa.node.pinned_tls import SECRET_BYTES, certificate_in, make_pem, pin_of
 
 KEY_FILE = "machine.pem"
 MOST_MACHINES = 256
@@ -35,9 +28,6 @@ _LINE = re.compile(
     r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253}):(?P<port>[0-9]{1,5})"
     r"/(?P<pin>[a-z2-7]{52})/(?P<secret>[a-z2-7]{52})"
 )
-_BEGINNING = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
-_NEVER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
-"""RFC 5280's date for a certificate without an end: a pinned key ends when it is removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +83,9 @@ class Invitation:
         return f"{host}:{self.port}/{_base32(self.pin)}/{_base32(self.secret)}"
 
 
-def pin_of(certificate: bytes) -> bytes:
-    """SHA-256 of a certificate."""
-    return hashlib.sha256(certificate).digest()
+def machine_naming(key: bytes) -> str:
+    """What the certificate of a machine is called, by its public key."""
+    return f"hansa {key.hex()[:32]}"
 
 
 def check_name(name: str) -> str:
@@ -132,34 +122,17 @@ def load_identity(directory: Path) -> Identity:
     file = directory / KEY_FILE
     if not file.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(file, _pem(Ed25519PrivateKey.generate()))
+        write_private(file, make_pem(secrets.token_bytes(SECRET_BYTES), machine_naming))
     mode = file.stat().st_mode & 0o777
     if mode & 0o077:
         raise ConfigError(f"{file} is open to other users", f"chmod 600 {file}")
-    return Identity(file=file, certificate=_certificate_in(file.read_bytes()))
+    return Identity(file=file, certificate=certificate_in(file.read_bytes()))
 
 
 def write_invitation_key(secret: bytes, file: Path) -> Identity:
     """Write the key that a join line's secret stands for, so that ``ssl`` can read it. The caller removes it."""
-    write_private(file, _pem(Ed25519PrivateKey.from_private_bytes(secret)))
-    return Identity(file=file, certificate=_certificate_in(file.read_bytes()))
-
-
-def check_certificate(data: bytes) -> bytes:
-    """A machine's certificate as we make them ourselves.
-
-    Raises:
-        Malformed: it is anything else; so what is trusted later has one form only.
-    """
-    try:
-        certificate = x509.load_der_x509_certificate(data)
-        key = certificate.public_key()
-        certificate.verify_directly_issued_by(certificate)
-    except Exception as error:
-        raise Malformed("certificate", "is none that a machine makes") from error
-    if not isinstance(key, Ed25519PublicKey) or certificate.subject != _name_for(key):
-        raise Malformed("certificate", "is none that a machine makes")
-    return data
+    write_private(file, make_pem(secret, machine_naming))
+    return Identity(file=file, certificate=certificate_in(file.read_bytes()))
 
 
 class Register:
@@ -201,7 +174,7 @@ class Register:
 
     def invite(self, secret: bytes, expires_ms: int) -> None:
         """Open an invitation. Only the certificate is kept: who reads the file cannot use it."""
-        certificate = _certificate_in(_pem(Ed25519PrivateKey.from_private_bytes(secret)))
+        certificate = certificate_in(make_pem(secret, machine_naming))
         entry = {"certificate": base64.b64encode(certificate).decode(), "expires_ms": expires_ms}
         _write_json(self._invitations / f"{pin_of(certificate).hex()}.json", entry)
 
@@ -232,23 +205,6 @@ class Register:
         return bool(found)
 
 
-def serving_context(own: Identity, trusted: list[bytes]) -> ssl.SSLContext:
-    """What the daemon listens with: these certificates and no others get through."""
-    context = _context(ssl.PROTOCOL_TLS_SERVER, own)
-    context.num_tickets = 0  # a resumed session would not show its certificate again
-    context.load_verify_locations(cadata="".join(ssl.DER_cert_to_PEM_cert(one) for one in trusted))
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def dialling_context(own: Identity) -> ssl.SSLContext:
-    """What a machine dials with. Whom it reached is known by the pin, which the caller must compare."""
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, own)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the handshake proves the key; which key it must be, the pin says
-    return context
-
-
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner reads, whole or not at all."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -258,40 +214,6 @@ def write_private(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
-
-
-def _context(protocol: int, own: Identity) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(own.file)
-    return context
-
-
-def _pem(key: Ed25519PrivateKey) -> bytes:
-    """Key and certificate. The same key always gives the same bytes: nothing in them is chance or the time of day."""
-    name = _name_for(key.public_key())
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(_BEGINNING)
-        .not_valid_after(_NEVER)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, None)
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return private + certificate.public_bytes(Encoding.PEM)
-
-
-def _name_for(key: Ed25519PublicKey) -> x509.Name:
-    raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"hansa {raw.hex()[:32]}")])
-
-
-def _certificate_in(pem: bytes) -> bytes:
-    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
 
 def _base32(data: bytes) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 import trio
 
 from hansa.node.agent_streams import leaf
-from hansa.node.blobs import BlobMissing, BlobStore, Partial
+from hansa.node.blob_partial import Partial
+from hansa.node.blob_shelf import BlobMissing
+from hansa.node.blobs import BlobStore
 from hansa.node.net import Context, Net, NetError, Refused
 from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, root_of
 from hansa.proto.codec import decode, encode

@@ -10,7 +10,8 @@ import trio
 from hansa.market.effects import clipped
 from hansa.market.purchase_state import ENDED_BADLY, TAKEN_BACK, WITHOUT_FAULT
 from hansa.node.blob_exchange import FetchFailed
-from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.node.blob_shelf import BlobMissing, NoRoom
+from hansa.node.blobs import BlobStore
 from hansa.node.checkpoint_check import fault_of
 from hansa.node.directory import Stranger
 from hansa.node.events import BlobFetched, BlobNotFetched, NobodyFits, RoundNotReduced, RoundReduced, TenderPrepared

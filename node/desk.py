@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from hansa.node import views
-from hansa.node.blobs import BlobMissing, NoRoom
+from hansa.node.blob_shelf import BlobMissing, NoRoom
 from hansa.node.device_views import device_views
 from hansa.node.events import JobCancelled, JobSubmitted, JobToppedUp
 from hansa.node.faults import OperatorError

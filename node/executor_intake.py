@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import trio
 
-from hansa.node.blobs import NoRoom
+from hansa.node.blob_shelf import NoRoom
 from hansa.node.executor_end import Over
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import Malformed, TooLarge

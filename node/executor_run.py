@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import trio
 
-from hansa.node.blobs import BlobMissing
+from hansa.node.blob_shelf import BlobMissing
 from hansa.node.executor_clock import TICK_S, ExecutorSettings, RunClock
 from hansa.node.executor_end import (
     OF_THE_JOB,

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from hansa.node.blobs import BlobMissing, BlobStore
+from hansa.node.blob_shelf import BlobMissing
+from hansa.node.blobs import BlobStore
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
 from hansa.proto.codec import decode
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hansa.node.blob_exchange import FetchFailed
-from hansa.node.blobs import BlobMissing, NoRoom
+from hansa.node.blob_shelf import BlobMissing, NoRoom
 from hansa.node.events import CopyFetched
 from hansa.node.staging import Fetching, peers_of
 from hansa.proto.blob import BlobRef, chunk_count

@@ -21,7 +21,8 @@ from hansa.market.sale_state import Sale
 from hansa.node.agent_cluster import Unplaceable
 from hansa.node.agent_streams import leaf
 from hansa.node.blob_exchange import DiskFailed, FetchFailed, Moved
-from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.node.blob_shelf import BlobMissing, NoRoom
+from hansa.node.blobs import BlobStore
 from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list

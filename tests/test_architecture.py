@@ -62,7 +62,7 @@ ONE_PLACE = {
     "hypercorn": ("node/http_server.py",),
     "httpx": ("node/cli_client.py", "node/json_rpc.py"),
     "click": ("node/cli",),
-    "cryptography": ("node/agent_keys.py",),
+    "cryptography": ("node/pinned_tls.py",),
     "h11": ("node/egress_",),
     "idna": ("proto/egress.py",),
     "yaml": ("node/import_yaml.py",),

@@ -9,7 +9,9 @@ import trio
 from kit.memory_net import MemoryHub
 
 from hansa.node.blob_exchange import BlobExchange, ChunkWanted, FetchFailed
-from hansa.node.blobs import BlobMissing, BlobStore, Partial
+from hansa.node.blob_partial import Partial
+from hansa.node.blob_shelf import BlobMissing
+from hansa.node.blobs import BlobStore
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import Context, NetConfig, Refused
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref

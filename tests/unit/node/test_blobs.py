@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.node.blobs import BlobMissing, BlobStore, NoRoom
+from hansa.node.blob_shelf import BlobMissing, NoRoom
+from hansa.node.blobs import BlobStore
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref, chunk_count, chunk_hash, chunks_of, root_of
 
 QUOTA = 64 << 20

@@ -13,7 +13,7 @@ from kit.trading import BUYER, LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
 from hansa.node import provider_tasks, staging
-from hansa.node.blobs import NoRoom
+from hansa.node.blob_shelf import NoRoom
 from hansa.node.daemon import Daemon
 from hansa.node.packages import pack
 from hansa.node.selling import DeliverRound
