@@ -13,7 +13,8 @@ from hansa.market.clauses import Failure, failures
 from hansa.market.isolation import is_served
 from hansa.market.pricing import ProviderTerms
 from hansa.market.requirements import render_clause
-from hansa.market.vocabulary import ANY, BUYERS_WORDS, Kind, duration_text, find, share_text, stepped
+from hansa.market.shares import SHARE, WHOLE_MILLI, share_asked
+from hansa.market.vocabulary import ANY, BUYERS_WORDS, Kind, duration_text, find, number_text, share_text, stepped
 from hansa.proto.egress import covers
 from hansa.proto.market_documents import Clause, Shortfall, Tender
 from hansa.proto.units import e18_to_price_per_hour
@@ -49,6 +50,7 @@ def job_facts(tender: Tender, *, reputation_ppm: int = 0) -> dict[str, str]:
         "network": ",".join(needs.egress) or NONE,
         "price": _price(tender),
         "reputation": share_text(reputation_ppm),
+        SHARE: number_text(share_asked(needs) or WHOLE_MILLI),
         "shards": str(len(tender.shards)),
         "tier": needs.tier,
         "wall": duration_text(needs.wall_ms),

@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from hansa.market.requirements import MOST_CHOICES, MOST_OF_ONE_WORD, ordered, read_choice, render_choice, render_clause
+from hansa.market.requirements import (
+    MOST_CHOICES,
+    MOST_OF_ONE_WORD,
+    ordered,
+    read_choice,
+    render_choice,
+    render_clause,
+    said_as_wish,
+)
+from hansa.market.shares import share_asked
 from hansa.market.vocabulary import (
     ANY,
     VOCABULARY,
@@ -142,7 +151,7 @@ def relaxation(failure: Failure) -> str:
         return f"{failure.clause.name} = {ANY}"
     if failure.clause.operator in _ONE_OF:
         return render_clause(Clause(name=changed.name, operator="=", values=(failure.nearest,)))
-    return render_clause(changed)
+    return said_as_wish(changed)
 
 
 def of_provider(clauses: Iterable[Clause]) -> tuple[Clause, ...]:
@@ -180,6 +189,8 @@ def unreadable(requirements: Requirements) -> str:
         return "no devices are asked for"
     if len(requirements.choices) > MOST_CHOICES or too_many(requirements.clauses):
         return f"more than {MOST_CHOICES} sets of devices or {MOST_CLAUSES} conditions are not judged here"
+    if share_asked(requirements) is None:
+        return "what is asked for as a share is no part of one device"
     return ""
 
 

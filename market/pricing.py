@@ -8,6 +8,7 @@ from hansa.market.effects import clipped, derived_nonce
 from hansa.market.pricing_rule import PricingRule, RulePrice, price_of
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
+from hansa.market.shares import SHARE, WHOLE_MILLI, cost, share_asked
 from hansa.market.vocabulary import VOCABULARY, number_text
 from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
@@ -32,7 +33,6 @@ from hansa.proto.units import (
     PriceE18,
     Uint32,
     Uint64,
-    amount_for,
     e18_to_price_per_hour,
     format_amount,
     parse_amount,
@@ -208,17 +208,19 @@ def bid_for(
 
     Where the owner wants to be paid ahead (by strangers, or by everybody), nothing is done on trust beside that.
     """
-    longest = tender.requirements.wall_ms * len(devices)
+    share = share_asked(tender.requirements)
+    assert share is not None, "what cannot be read is an objection"
+    width = len(devices) * share
     # One unit more than the product: the difference of two floors may be one above the floor of the difference.
-    max_total = amount_for(longest, price_e18) + 1
+    max_total = cost(tender.requirements.wall_ms, width, price_e18) + 1
     ahead_ms = terms.prepay_ms if is_stranger or terms.prepay_everybody else 0
-    prepay = min(max_total, amount_for(ahead_ms * len(devices), price_e18))
+    prepay = min(max_total, cost(ahead_ms, width, price_e18))
     is_firm = lease == LEASE_FIRM
-    penalty = min(max_total, amount_for(terms.penalty_ms * len(devices), price_e18)) if is_firm else 0
+    penalty = min(max_total, cost(terms.penalty_ms, width, price_e18)) if is_firm else 0
     return Bid(
         lease=lease,
         penalty=penalty,
-        facts=written(_facts_of_bid(devices, terms)),
+        facts=written(_facts_of_bid(devices, share, terms)),
         signer=terms.account,
         tender=tender_digest,
         devices=tuple(device.id for device in devices),
@@ -237,11 +239,14 @@ def bid_for(
     )
 
 
-def _facts_of_bid(devices: Sequence[Device], terms: ProviderTerms) -> dict[str, str]:
-    """What is true of these devices; of cores a shard gets all that come with them."""
+def _facts_of_bid(devices: Sequence[Device], share: int, terms: ProviderTerms) -> dict[str, str]:
+    """What is true of these devices; of cores a shard gets all that come with them, or its part of them."""
     own = {fact.name: fact.value for fact in terms.facts}
-    cores = number_text(sum(device.cores_milli for device in devices))
-    return own | {"features": ",".join(terms.features)} | shared_facts(devices) | {"cores": cores}
+    cores = number_text(sum(device.cores_milli for device in devices) * share // WHOLE_MILLI)
+    told = own | {"features": ",".join(terms.features)} | shared_facts(devices) | {"cores": cores}
+    # A device says how small its parts may be; a bid says which part it gives.
+    told.pop(SHARE, None)
+    return told if share == WHOLE_MILLI else told | {SHARE: number_text(share)}
 
 
 def _shortened(shortfall: Shortfall) -> Shortfall:

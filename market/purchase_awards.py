@@ -4,6 +4,7 @@ Every shard goes to the best bid that is left. When one comes to nothing the nex
 none, everybody is freed in the same step. Until then the bids that lost are kept: they are what replaces a winner.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
@@ -14,6 +15,7 @@ from hansa.market.purchase_state import SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.proto.currency import currency_of
+from hansa.market.shares import WHOLE_MILLI, share_given
 from hansa.proto.documents import ChannelConfig, channel_id
 from hansa.proto.market_documents import Award
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled
@@ -52,28 +54,36 @@ def fill(state: Purchase, at_ms: int) -> Step[Purchase]:
 def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | None:
     """The best bid that was not tried, of a provider that answers, on devices that it did not sell us already."""
     used = {placement.bid for placement in placements}
-    sold = {
-        (placement.provider, device)
-        for placement in placements
-        if placement.phase != "failed"
-        for device in state.bids[placement.bid].devices
-    }
+    sold = Counter[tuple[bytes, bytes]]()
+    for placement in placements:
+        if placement.phase != "failed":
+            sold += _parts(state, placement.bid)
     for entry in state.ranking:
-        devices = {(entry.provider, device) for device in state.bids[entry.bid].devices}
         tried = entry.bid in used or entry.provider in state.deserters
-        if not entry.excluded and not tried and not devices & sold:
+        if not entry.excluded and not tried and _fits_beside(sold, _parts(state, entry.bid)):
             return entry.bid
     return None
 
 
 def usable(state: Purchase) -> list[Scored]:
+def _parts(state: Purchase, key: bytes) -> Counter[tuple[bytes, bytes]]:
+    """What a bid gives of which devices, in thousandths."""
+    bid = state.bids[key]
+    return Counter({(bid.signer, device): share_given(bid) for device in bid.devices})
+
+
+def _fits_beside(sold: Counter[tuple[bytes, bytes]], parts: Counter[tuple[bytes, bytes]]) -> bool:
+    """Whether nothing would be had twice: parts of one device may be, up to the whole."""
+    return all(sold[device] + milli <= WHOLE_MILLI for device, milli in parts.items())
+
+
     """The bids that could all win beside each other: the best of those that offer a device twice."""
-    taken: set[tuple[bytes, bytes]] = set()
+    taken = Counter[tuple[bytes, bytes]]()
     found: list[Scored] = []
     for entry in state.ranking:
-        devices = {(entry.provider, device) for device in state.bids[entry.bid].devices}
-        if not entry.excluded and not devices & taken:
-            taken |= devices
+        parts = _parts(state, entry.bid)
+        if not entry.excluded and _fits_beside(taken, parts):
+            taken += parts
             found.append(entry)
     return found
 

@@ -8,6 +8,7 @@ evidence rose: work without evidence earns nothing, and earns it later if the ev
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hansa.market.shares import WHOLE_MILLI, device_ms
 from hansa.proto.documents import MeterLine, Receipt
 from hansa.proto.keccak import keccak256
 from hansa.proto.market_documents import Evidence
@@ -31,7 +32,8 @@ class LeaseTerms:
         shard: the shard that it runs.
         devices: ids of the devices that work on it.
         tier: the isolation that the bid promised.
-        price_e18_per_device_ms: the agreed price.
+        price_e18_per_device_ms: the agreed price of a whole device.
+        share_milli: the part of each device that works on it, in thousandths.
         max_total: the most that the lease can ever cost.
         prepay: how far vouchers run ahead of its receipts while it lives.
         penalty: of a firm lease, what is not charged before it has ended well.
@@ -52,6 +54,12 @@ class LeaseTerms:
     released: bool = False
     begins_ms: UnixMs
     ends_ms: UnixMs
+    share_milli: Uint32 = WHOLE_MILLI
+
+    @property
+    def width_milli(self) -> int:
+        """How much works on it: all its devices together, in thousandths of one."""
+        return len(self.devices) * self.share_milli
 
     @property
     def device(self) -> Bytes32:
@@ -70,7 +78,7 @@ class LeaseTerms:
     def most(self) -> int:
         """The most that ``fault_in`` could ever let through for the lease, given when it ends."""
         longest_ms = max(0, self.ends_ms - self.begins_ms + 2 * CLOCK_SKEW_MS)
-        return self.amount(longest_ms * len(self.devices))
+        return self.amount(device_ms(longest_ms, self.width_milli))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +179,30 @@ def _double_charge(
         if before.get(line.lease) == line:
             continue
         agreed = terms[line.lease]
+        parts = [line]
         for other in lines:
-            shares = other.lease != line.lease and set(agreed.devices) & set(terms[other.lease].devices)
-            if shares and charged_twice(line, len(agreed.devices), other, len(terms[other.lease].devices)):
+            held = terms[other.lease]
+            shares = other.lease != line.lease and set(agreed.devices) & set(held.devices)
+            if shares and charged_twice(line, len(agreed.devices), other, len(held.devices)):
                 return "one device is charged on two leases for the same time"
+            if shares and held.devices == agreed.devices and held.width_milli < WHOLE_MILLI:
+                parts.append(other)
+        if agreed.width_milli < WHOLE_MILLI and charged_beyond(parts):
+            return "parts of one device are charged that are more than the whole"
     return None
+
+
+def charged_beyond(parts: Sequence[MeterLine]) -> bool:
+    """Whether lines of parts of one device charge for more of it than time passed: each two of them may be well.
+
+    Only while all of them ran they hide nothing from each other, so those that began last are looked at with the rest.
+    """
+    for late in parts:
+        beside = [one for one in parts if one.start_ms <= late.start_ms < max(one.end_ms, late.start_ms + 1)]
+        passed_ms = max(one.end_ms for one in beside) - min(one.start_ms for one in beside)
+        if sum(one.device_ms for one in beside) > passed_ms + CLOCK_SKEW_MS:
+            return True
+    return False
 
 
 def charged_twice(one: MeterLine, devices: int, other: MeterLine, other_devices: int) -> bool:
@@ -200,7 +227,7 @@ def _fault_in_line(line: MeterLine, agreed: LeaseTerms, before: MeterLine | None
         return "a line is outside the lease's time"
     if not line.start_ms <= line.end_ms <= period_end_ms:
         return "a line ends before it begins, or after the receipt's period"
-    if line.device_ms > (line.end_ms - line.start_ms) * len(agreed.devices):
+    if line.device_ms > device_ms(line.end_ms - line.start_ms, agreed.width_milli):
         return "a line counts more device time than has passed"
     whole, withholding = agreed.amount(line.device_ms), agreed.withholding(line.device_ms)
     if line.amount != withholding and not (agreed.released and line.amount == whole):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hansa.market.needs_text import NeedsError, Term, Value, terms_of
+from hansa.market.shares import SHARE, WHOLE_MILLI, share_clause
 from hansa.market.vocabulary import (
     ANY,
     VOCABULARY,
@@ -35,8 +36,8 @@ MOST_CHOICES: Final = 16
 MOST_OF_ONE_WORD: Final = 8
 """Conditions on one thing. Providers judge no more: names of a list belong into one condition."""
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
-_COUNTED = re.compile(rf"([0-9]{{1,4}})(?: ?[{TIMES}xX*] ?| (?=[A-Za-z]))(\S.*)")
-_COUNTED_AFTER = re.compile(rf"(\S.*?) ?[:{TIMES}*] ?([0-9]{{1,4}})")
+_COUNTED = re.compile(rf"([0-9]{{1,4}}(?:\.[0-9]{{1,6}})?)(?: ?[{TIMES}xX*] ?| (?=[A-Za-z]))(\S.*)")
+_COUNTED_AFTER = re.compile(rf"(\S.*?) ?[:{TIMES}*] ?([0-9]{{1,4}}(?:\.[0-9]{{1,6}})?)")
 _BARE = re.compile(r"(?:(?!\.\.)[A-Za-z0-9_./:@%$*+\-])+", re.ASCII)
 _RESERVED: Final = frozenset(("and", "or", "in", "not", "notin", ANY))
 _AT_LEAST: Final = ("vram", "cores", "ram", "disk")
@@ -92,7 +93,7 @@ class Needs:
             scratch_bytes=_said(self.scratch_bytes, base.scratch_bytes),
             tier=self.tier or base.tier,
             features=tuple(sorted({*base.features, *self.features})),
-            clauses=ordered((*base.clauses, *self.clauses)),
+            clauses=ordered((*_without_share(base.clauses, self.clauses), *self.clauses)),
         )
 
 
@@ -160,7 +161,7 @@ def render(needs: Needs | Requirements) -> str:
         terms += [f"{name} >= {value}"] if value is not None else []
     terms += [f"tier = {needs.tier}"] if needs.tier else []
     terms += [f"features = {_quoted(feature)}" for feature in needs.features]
-    terms += [render_clause(clause) for clause in needs.clauses]
+    terms += [said_as_wish(clause) for clause in needs.clauses]
     if needs.price_e18_per_device_ms is not None:
         terms.append(f"price <= {VOCABULARY['price'].read(e18_to_price_per_hour(needs.price_e18_per_device_ms))}")
     terms += [f"deadline = {duration_text(needs.deadline_ms)}"] if needs.deadline_ms is not None else []
@@ -191,6 +192,17 @@ def render_clause(clause: Clause) -> str:
     values = [_quoted(value) for value in clause.values]
     joined = ", ".join(values)
     return f"{clause.name} {clause.operator} " + (f"({joined})" if clause.operator in ("in", "not in") else joined)
+
+
+def said_as_wish(clause: Clause) -> str:
+    """The same as a job says it: a part of a device is asked for as just that."""
+    return render_clause(replace(clause, operator="=") if (clause.name, clause.operator) == (SHARE, "<=") else clause)
+
+
+def _without_share(clauses: tuple[Clause, ...], newer: tuple[Clause, ...]) -> tuple[Clause, ...]:
+    """Of a part of a device there is one word only: the newer one goes before."""
+    said = any(clause.name == SHARE for clause in newer)
+    return tuple(clause for clause in clauses if not said or clause.name != SHARE)
 
 
 def _quoted(value: str) -> str:
@@ -262,6 +274,8 @@ class _Needs:
         self.said = Needs()
         self.clauses: list[Clause] = []
         self.choices: list[tuple[int, str]] = []
+        self.parts: list[tuple[int, Value]] = []
+        self.parts_of_sets = 0
         self.places: dict[str, Value] = {}
 
     def read(self, term: Term) -> None:
@@ -285,11 +299,12 @@ class _Needs:
             raise _fault(term.values[0], f"begins more than {MOST_CHOICES} choices", "name families", self.text)
 
     def _choice(self, value: Value) -> tuple[int, str]:
-        count, model = 0, value.text
+        said, model = "", value.text
         if match := _COUNTED.fullmatch(value.text):
-            count, model = int(match[1]), match[2]
+            said, model = match[1], match[2]
         elif match := _COUNTED_AFTER.fullmatch(value.text):
-            model, count = match[1], int(match[2])
+            model, said = match[1], match[2]
+        count = self._count(said, value) if said else 0
         if count > MOST_DEVICES or (not count and model != value.text):
             raise _fault(value, f"is not 1 to {MOST_DEVICES} devices", "for example 8xH100", self.text)
         quoted = self.text[value.position : value.position + 1] in ("'", '"')
@@ -299,6 +314,25 @@ class _Needs:
             return count, VOCABULARY["gpu"].read(model)
         except ValueError as fault:
             raise _fault(value, str(fault), "for example 8xH100", self.text) from None
+
+    def _count(self, said: str, value: Value) -> int:
+        """So many devices; a number below one is a part of one device."""
+        if "." not in said:
+            return int(said)
+        whole, _, decimals = said.partition(".")
+        if int(whole) and not decimals.strip("0"):
+            return int(whole)
+        if int(whole):
+            raise _fault(value, "is neither whole devices nor a part of one", "for example 0.5xH100", self.text)
+        self._part(said, value)
+        self.parts_of_sets += 1
+        return 1
+
+    def _part(self, said: str, value: Value) -> None:
+        ppm = VOCABULARY[SHARE].key(_read(VOCABULARY[SHARE], Value(text=said, position=value.position), self.text))
+        if not ppm or ppm % 1_000:
+            raise _fault(value, "is no part of a device in thousandths", "for example 0.5, or 25 %", self.text)
+        self.parts.append((ppm // 1_000, value))
 
     def _unknown(self, value: Value, model: str) -> None:
         first = model.split(" ", maxsplit=1)[0].casefold()
@@ -315,6 +349,10 @@ class _Needs:
         name, operator, value = word.name, clause.operator, clause.values[0]
         if name in _AT_LEAST and operator == ">=":
             self._at_least(name, value)
+        elif name == SHARE:
+            if operator not in ("=", "<="):
+                raise _fault(term.name, "takes = and one value here", word.example, self.text)
+            self._part(value, term.values[0])
         elif name in ("devices", "kind", "lease", "deadline", "price", "tier", "features"):
             self._set(word, clause, term)
         else:
@@ -396,8 +434,23 @@ class _Needs:
             choices=unique,
             devices=None if unique else said.devices,
             kind=said.kind or _kind_of(unique),
-            clauses=ordered(self.clauses),
+            clauses=ordered((*self.clauses, *self._share(unique))),
         )
+
+    def _share(self, choices: tuple[DeviceChoice, ...]) -> tuple[Clause, ...]:
+        """The part of one device that all of it asks for, if it does."""
+        if not self.parts:
+            return ()
+        milli, place = self.parts[0]
+        other = next((one for said, one in self.parts if said != milli), None)
+        if other is not None:
+            raise _fault(other, "is another part than the one before", "a job asks for one part", self.text)
+        if 0 < self.parts_of_sets < len(self.choices):
+            raise _fault(place, "is a part beside whole devices", "ask for the same part of each", self.text)
+        several = max((one.devices for one in choices), default=self.said.devices or 1)
+        if several > 1:
+            raise _fault(place, f"is a part, and {several} devices are asked for", "a part is of one device", self.text)
+        return (share_clause(milli),) if milli < WHOLE_MILLI else ()
 
 
 def _kind_of(choices: tuple[DeviceChoice, ...]) -> str:

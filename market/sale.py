@@ -57,6 +57,7 @@ from hansa.market.sale_funding import (
 )
 from hansa.market.sale_metering import meter, pause, take_progress
 from hansa.market.sale_state import ENDED, Sale
+from hansa.market.shares import share_given
 from hansa.proto.market_documents import Award
 from hansa.proto.messages import BidSent, LeaseConfirmed, LeaseReclaimed, LeaseRefused, RunEnded
 from hansa.proto.network import DOMAIN
@@ -225,6 +226,7 @@ def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
         job=state.tender.job,
         shard=event.award.shard,
         devices=state.bid.devices,
+        share_milli=share_given(state.bid),
         tier=state.bid.tier,
         price_e18_per_device_ms=state.bid.price_e18_per_device_ms,
         max_total=state.bid.max_total,

@@ -10,8 +10,8 @@ from dataclasses import replace
 from hansa.market.machine import Step, ignore
 from hansa.market.sale_events import FundsShared, PauseWanted, ResumeWanted, RunWanted, StartOrdered
 from hansa.market.sale_state import Sale
+from hansa.market.shares import WHOLE_MILLI, cost, width_milli
 from hansa.proto.market_documents import Bid
-from hansa.proto.units import amount_for
 
 UNFUNDED = "unfunded"
 """The kind of end of a lease whose channel could not pay for it."""
@@ -25,7 +25,7 @@ LATE_ORDER_MS = 10_000
 
 def enough_to_start(bid: Bid) -> int:
     """What the lease's channel must be able to pay for it before the run starts."""
-    interval = amount_for(bid.meter_interval_ms * len(bid.devices), bid.price_e18_per_device_ms)
+    interval = cost(bid.meter_interval_ms, width_milli(bid), bid.price_e18_per_device_ms)
     return min(bid.max_total, bid.max_unpaid + START_INTERVALS * interval)
 
 
@@ -72,7 +72,7 @@ def _is_worth_going_on(state: Sale) -> bool:
     """Whether there is enough for another interval, or for the rest of the lease: not for a start and a stop."""
     if state.ceiling is None:
         return True
-    interval = amount_for(state.bid.meter_interval_ms * len(state.bid.devices), state.bid.price_e18_per_device_ms)
+    interval = cost(state.bid.meter_interval_ms, state.width_milli, state.bid.price_e18_per_device_ms)
     return state.ceiling >= min(state.bid.max_total, state.accrued + state.unproved + interval)
 
 
@@ -99,8 +99,8 @@ def chargeable_ms(state: Sale, device_ms: int) -> int:
 
 def starves_at_ms(state: Sale) -> int | None:
     """When what ran up reaches the sale's share, if it goes on like this; None where it never does."""
-    rate_e18 = state.bid.price_e18_per_device_ms * len(state.bid.devices)
-    if state.ceiling is None or state.ceiling >= state.bid.max_total or not state.unproved_since_ms or not rate_e18:
+    rate_e21 = state.bid.price_e18_per_device_ms * state.width_milli
+    if state.ceiling is None or state.ceiling >= state.bid.max_total or not state.unproved_since_ms or not rate_e21:
         return None
     left = max(0, state.ceiling - state.accrued - state.unproved)
-    return state.unproved_since_ms + left * 10**18 // rate_e18
+    return state.unproved_since_ms + left * 10**18 * WHOLE_MILLI // rate_e21

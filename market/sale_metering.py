@@ -8,6 +8,7 @@ from hansa.market.machine import Step
 from hansa.market.sale_events import PauseWanted, ProgressMade
 from hansa.market.sale_funding import chargeable_ms
 from hansa.market.sale_state import Sale
+from hansa.market.shares import WHOLE_MILLI
 from hansa.proto.documents import MeterLine
 from hansa.proto.market_documents import Evidence
 
@@ -28,6 +29,7 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
     if event.steps is not None:
         is_new = event.steps > state.steps
         worked_ms = max(0, event.running_ms - state.seen_ms) if is_new else 0
+        more_ms, rest_milli = divmod(state.rest_milli + worked_ms * state.width_milli, WHOLE_MILLI)
         after = replace(
             after,
             seen_ms=event.running_ms if is_new or state.redoing else state.seen_ms,
@@ -36,7 +38,8 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
             evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
             unproved_since_ms=event.at_ms if worked_ms and state.unproved_since_ms else state.unproved_since_ms,
             unproved=0 if worked_ms else state.unproved,
-            device_ms=chargeable_ms(state, state.device_ms + worked_ms * len(state.bid.devices)),
+            device_ms=chargeable_ms(state, state.device_ms + more_ms),
+            rest_milli=rest_milli,
         )
     return meter(after, event.at_ms, final=False)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hansa.market.receipts import NOTHING, LeaseTerms
+from hansa.market.shares import WHOLE_MILLI, device_ms, width_milli
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import CreditLine
 from hansa.proto.market_documents import Award, Bid, Tender
@@ -32,7 +33,8 @@ class Sale:
         workload: what is run.
         terms: what was agreed, as far as money needs it.
         started_ms: when metering began.
-        device_ms: metered with evidence.
+        device_ms: metered with evidence, in time of whole devices.
+        rest_milli: what is metered beyond that, in thousandths: parts of a device make parts of a millisecond.
         seen_ms: the run's own time up to which it is charged, or known to be work that is done again.
         redoing: whether its sandbox was lost and no new step came since: steps that are known are done again.
         steps, rounds, checkpoint: the newest evidence.
@@ -74,6 +76,7 @@ class Sale:
     terms: LeaseTerms | None = None
     started_ms: UnixMs = 0
     device_ms: DeviceMs = 0
+    rest_milli: Uint32 = 0
     seen_ms: DurationMs = 0
     redoing: bool = False
     steps: Uint64 = 0
@@ -130,8 +133,13 @@ class Sale:
         """What the work until a moment is worth that no step has proved yet."""
         if not self.unproved_since_ms:
             return self.unproved
-        worked_ms = max(0, at_ms - self.unproved_since_ms) * len(self.bid.devices)
+        worked_ms = device_ms(max(0, at_ms - self.unproved_since_ms), self.width_milli)
         return self.unproved + amount_for(worked_ms, self.bid.price_e18_per_device_ms)
+
+    @property
+    def width_milli(self) -> int:
+        """How much the bid gives: all its devices together, in thousandths of one."""
+        return width_milli(self.bid)
 
     @property
     def unpaid(self) -> int:
@@ -144,11 +152,11 @@ class Sale:
 
         What no step has proved yet counts, whatever pauses lie between.
         """
-        rate_e18 = self.bid.price_e18_per_device_ms * len(self.bid.devices)
-        if not self.unproved_since_ms or not rate_e18:
+        rate_e21 = self.bid.price_e18_per_device_ms * self.width_milli
+        if not self.unproved_since_ms or not rate_e21:
             return None
         left = max(0, self.bid.max_unpaid - self.unpaid - self.unproved)
-        return self.unproved_since_ms + -(-(left + 1) * 10**18 // rate_e18)
+        return self.unproved_since_ms + -(-(left + 1) * 10**18 * WHOLE_MILLI // rate_e21)
 
     @property
     def buyer(self) -> bytes:

@@ -15,6 +15,7 @@ measured: steps are counted by the provider. Integers only.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hansa.market.shares import cost, width_milli
 from hansa.market.track_record import PPM, Record, Trial, lower_median, measured_rate
 from hansa.proto.market_documents import Bid, Tender
 from hansa.proto.units import (
@@ -25,7 +26,6 @@ from hansa.proto.units import (
     Line,
     Uint32,
     Uint64,
-    amount_for,
     e18_to_price_per_hour,
 )
 
@@ -148,7 +148,7 @@ def score(
     excluded: str,
 ) -> Scored:
     """One bid with every term of its score."""
-    hourly = amount_for(HOUR_MS * len(bid.devices), bid.price_e18_per_device_ms)
+    hourly = cost(HOUR_MS, width_milli(bid), bid.price_e18_per_device_ms)
     reliability, wall_ms = record.reliability_ppm, max(1, tender.requirements.wall_ms)
     finishing = min(hourly * PPM // speed[0], MOST_TERM)
     risk = min(finishing * PPM // reliability - finishing, MOST_TERM)

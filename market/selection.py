@@ -10,6 +10,7 @@ from hansa.market.clauses import facts_of, is_answered_by, unmet_by_bid
 from hansa.market.effects import clipped
 from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
+from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_given, width_milli
 from hansa.market.track_record import PPM, Record, Trial
 from hansa.market.vocabulary import ANY, VOCABULARY, number_text, share_text, size_text
 from hansa.proto.market_documents import (
@@ -23,7 +24,7 @@ from hansa.proto.market_documents import (
     Tender,
 )
 from hansa.proto.splits import splits_hash
-from hansa.proto.units import amount_for, format_amount
+from hansa.proto.units import format_amount
 
 LONGEST_REASON_BYTES = 256
 
@@ -107,19 +108,21 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
         return "not the number of devices that was tendered for"
     if why := is_answered_by(needs, len(bid.devices), facts_of(bid)):
         return why
+    if share_given(bid) != share_asked(needs):
+        return "not the part of a device that was tendered for"
     if bid.lease not in (LEASE_FIRM, LEASE_SPOT) or tender.lease not in (LEASE_ANY, bid.lease):
         return f"not the lease that was tendered for ({tender.lease})"
     if bid.penalty > (bid.max_total if bid.lease == LEASE_FIRM else 0):
         return "its penalty is more than its lease can cost, or stands in a lease without one"
     if not is_served(needs.tier, bid.tier):
         return f"not the isolation that was tendered for ({needs.tier})"
-    if bid.max_total > amount_for(needs.wall_ms * len(bid.devices), bid.price_e18_per_device_ms) + 1:
+    if bid.max_total > cost(needs.wall_ms, width_milli(bid), bid.price_e18_per_device_ms) + 1:
         return "its limit is above price times time"
     if bid.meter_interval_ms > max(tender.meter_interval_ms, 1) * 10:
         return "its receipts would come too seldom"
     if bid.splits_hash != splits_hash(tender.splits):
         return "it does not agree to the splits"
-    if bid.prepay > min(bid.max_total, amount_for(max_prepay_ms * len(bid.devices), bid.price_e18_per_device_ms)):
+    if bid.prepay > min(bid.max_total, cost(max_prepay_ms, width_milli(bid), bid.price_e18_per_device_ms)):
         return f"it wants {format_amount(bid.prepay)} paid ahead, more than max_prepay allows"
     return ""
 
@@ -146,9 +149,11 @@ def _shortfall(tender: Tender, bid: Bid, record: Record) -> str:
 
 
 def _fields(needs: Requirements) -> tuple[Clause, ...]:
+    # A bid says how much memory the whole device has, of which a part comes with a part.
+    vram_bytes = -(-needs.device_memory_bytes * WHOLE_MILLI // (share_asked(needs) or WHOLE_MILLI))
     wanted = {
         "kind": ("=", "" if needs.kind == ANY else needs.kind),
-        "vram": (">=", size_text(needs.device_memory_bytes) if needs.device_memory_bytes else ""),
+        "vram": (">=", size_text(vram_bytes) if vram_bytes else ""),
         "cores": (">=", number_text(needs.cores_milli) if needs.cores_milli else ""),
     }
     return tuple(

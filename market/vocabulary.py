@@ -330,6 +330,7 @@ _BOTH: Final = (Of.DEVICE, Of.JOB)
 WORDS: Final = (
     _w("gpu", Kind.MODEL, Of.DEVICE, "the model, or a family of models", "gpu in (H100, A100-80GB)"),
     _w("devices", Kind.COUNT, _BOTH, "how many devices a shard gets", "devices = 2"),
+    _w("share", Kind.SHARE, (Of.DEVICE, Of.BID, Of.JOB), "the part of one device that a shard gets", "share = 25 %"),
     _w("kind", Kind.TEXT, _BOTH, "what the devices are", "kind = gpu", KIND_CPU, KIND_GPU),
     _w("vram", Kind.SIZE, Of.DEVICE, "each device's own memory, as its driver says it", "vram >= 40 GB"),
     _w("interconnect", Kind.TEXT, Of.DEVICE, "between every two of a machine's GPUs", "interconnect = nvlink"),
@@ -339,6 +340,7 @@ WORDS: Final = (
     _w("vendor", Kind.TEXT, Of.DEVICE, "who made the GPU", "vendor = nvidia"),
     _w("arch", Kind.TEXT, Of.DEVICE, "the processor's architecture", "arch = x86_64"),
     _w("benchmark", Kind.NUMBER, Of.DEVICE, "TFLOP/s in bf16 of one device, as its owner measured", "benchmark >= 60"),
+    _w("spare", Kind.NUMBER, Of.PROVIDER, "what is free of devices that are lent in parts, in devices", "spare >= 0.5"),
     _w("cores", Kind.NUMBER, Of.PROVIDER, "CPU cores, all devices of a shard together", "cores >= 16"),
     _w("ram", Kind.SIZE, Of.PROVIDER, "main memory that a run may use", "ram >= 64 GiB"),
     _w("disk", Kind.SIZE, Of.PROVIDER, "room for a run's files", "disk >= 200 GB"),

@@ -15,6 +15,7 @@ from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
+from hansa.market.shares import share_given
 from hansa.node.speeds import note_speeds
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
@@ -224,6 +225,7 @@ def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_m
         tier=bid.tier,
         price_e18_per_device_ms=bid.price_e18_per_device_ms,
         max_total=bid.max_total,
+        share_milli=share_given(bid),
         prepay=bid.prepay,
         penalty=bid.penalty,
         begins_ms=at_ms,

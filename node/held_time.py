@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from hansa.market.holding import Holdings, charged, wait_ms
 from hansa.market.sale_state import Sale
+from hansa.market.shares import device_ms
 from hansa.node.state import NodeState
 
 
@@ -21,7 +22,7 @@ def with_hold(state: NodeState, holdings: Holdings, sold: Sale, since_ms: int, p
     return charged(
         holdings,
         sold.buyer,
-        max(0, state.at_ms - since_ms) * len(sold.bid.devices),
+        device_ms(max(0, state.at_ms - since_ms), sold.width_milli),
         paid_ms=paid.get(sold.buyer, 0),
         devices=len(state.capacity.devices),
         at_ms=state.at_ms,

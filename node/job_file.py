@@ -17,10 +17,11 @@ from hansa.market.isolation import STRENGTH
 from hansa.market.requirements import MOST_CHOICES
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.market.sale_funding import UNFUNDED
+from hansa.market.shares import device_ms
 from hansa.node.faults import ConfigError
 from hansa.node.job_environment import JobEnvironment, read_environment
 from hansa.node.job_inputs import JobInput, read_inputs
-from hansa.node.job_needs import check_least, check_once, read_needs, read_policy
+from hansa.node.job_needs import check_least, check_once, read_needs, read_policy, read_share, width_of
 from hansa.node.quantities import format_duration, format_size
 from hansa.node.splits_config import read_splits
 from hansa.node.toml_reader import TomlTable, read_toml
@@ -165,7 +166,8 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     prices = top.table("budget")
     ceiling_e18 = said.price_e18_per_device_ms
     check_once(prices, "price_ceiling_per_hour", "price", said=needs is None and ceiling_e18 is not None)
-    budget = _budget(prices, requirements.devices * min(meter_interval_ms, limits.wall_ms), ceiling_e18)
+    first_ms = device_ms(min(meter_interval_ms, limits.wall_ms), width_of(requirements, resources))
+    budget = _budget(prices, first_ms, ceiling_e18)
     policy = read_policy(top.table("policy"), budget.max_prepay_ms)
     splits = read_splits(top, "splits")
     top.finish()
@@ -369,7 +371,7 @@ def _requirements(
     several = (FEATURE_SEVERAL_MACHINES,) if table.boolean("several_machines", False) else ()
     devices = table.integer("devices", 1, least=1, most=64)
     requirements = Requirements(
-        clauses=(),
+        clauses=read_share(table),
         kind=kind,
         choices=tuple(dict.fromkeys(DeviceChoice(devices=devices, model=canonical(model)) for model in models)),
         devices=devices,

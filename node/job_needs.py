@@ -5,10 +5,11 @@ from typing import Final
 
 from hansa.market.needs_text import NeedsError
 from hansa.market.requirements import Needs, parse_needs
+from hansa.market.shares import SHARE, share_asked
 from hansa.market.vocabulary import BUYERS_WORDS, VOCABULARY, duration_text, facts
 from hansa.node.faults import ConfigError
 from hansa.node.toml_reader import TomlTable
-from hansa.proto.market_documents import KIND_GPU, Fact, Requirements
+from hansa.proto.market_documents import KIND_GPU, Clause, Fact, Requirements
 
 LEAST_MEMORY_BYTES: Final = 64 << 20
 LEAST_SCRATCH_BYTES: Final = 1 << 20
@@ -59,7 +60,30 @@ def _older_keys(needs: Needs) -> Mapping[str, str]:
         "memory": "ram" if needs.memory_bytes is not None else "",
         "disk": "disk" if needs.scratch_bytes is not None else "",
         "tier": "tier" if needs.tier else "",
+        SHARE: SHARE if any(clause.name == SHARE for clause in needs.clauses) else "",
     }
+
+
+def read_share(resources: TomlTable) -> tuple[Clause, ...]:
+    """The part of one device that each shard gets, where ``[resources]`` says it by itself."""
+    if not resources.has(SHARE):
+        return ()
+    value = resources.raw(SHARE)
+    hint = 'for example share = 0.5, or share = "25 %"'
+    if type(value) not in (str, int, float):
+        raise resources.fault(SHARE, "must be a number or text", hint)
+    try:
+        return parse_needs(f"{SHARE} = {VOCABULARY[SHARE].read(str(value))}").clauses
+    except ValueError as fault:
+        raise resources.fault(SHARE, str(fault), hint) from None
+
+
+def width_of(requirements: Requirements, resources: TomlTable) -> int:
+    """How much each shard gets: its devices, or its part of one, in thousandths of a device."""
+    share_milli = share_asked(requirements)
+    if share_milli is None:
+        raise resources.fault("devices", "asks for several devices, and a part is of one", "remove one of the two")
+    return requirements.devices * share_milli
 
 
 def check_once(table: TomlTable, key: str, word: str, *, said: bool) -> None:
