@@ -14,8 +14,8 @@ from hansa.market.purchase_events import Unfilled
 from hansa.market.purchase_state import SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
-from hansa.proto.currency import currency_of
 from hansa.market.shares import WHOLE_MILLI, share_given
+from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
 from hansa.proto.market_documents import Award
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled
@@ -65,7 +65,6 @@ def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | No
     return None
 
 
-def usable(state: Purchase) -> list[Scored]:
 def _parts(state: Purchase, key: bytes) -> Counter[tuple[bytes, bytes]]:
     """What a bid gives of which devices, in thousandths."""
     bid = state.bids[key]
@@ -77,6 +76,7 @@ def _fits_beside(sold: Counter[tuple[bytes, bytes]], parts: Counter[tuple[bytes,
     return all(sold[device] + milli <= WHOLE_MILLI for device, milli in parts.items())
 
 
+def usable(state: Purchase) -> list[Scored]:
     """The bids that could all win beside each other: the best of those that offer a device twice."""
     taken = Counter[tuple[bytes, bytes]]()
     found: list[Scored] = []
