@@ -8,12 +8,31 @@ or a number that only rises, so a repeat changes nothing and a loss is made good
 from dataclasses import dataclass, replace
 
 from hansa.proto.documents import CreditLine, Netting, Payment
-from hansa.proto.units import Address, Amount, Bytes32
+from hansa.proto.units import Address, Amount, Bytes32, Uint64, UnixMs
 
 LINE_LIFE_MS = 30 * 24 * 3_600_000
 RENEW_MS = LINE_LIFE_MS // 2
 """A credit line is signed anew when half its life is over, so one that is in use does not run out."""
 LARGEST = (1 << 128) - 1
+LATE_MS = 60_000
+"""A new line may be so long on its way: one that says to be older than that is taken for newer than it says."""
+MOST_BEFORE = 16
+"""Replaced lines of one account that somebody may still rely on. Nobody changes a line so often under one lease."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineBefore:
+    """A credit line that a newer one replaced. Whoever had awarded a lease by then relied on it.
+
+    Attributes:
+        limit: what it lent.
+        nonce: its number.
+        until_ms: until when it was the newest, as the debtor sees it.
+    """
+
+    limit: Amount
+    nonce: Uint64
+    until_ms: UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +47,7 @@ class Mutual:
         paid_out: the newest payment of this node that it acknowledged.
         netting: the newest netting that both signed.
         proposed: a netting that this node proposed and waits for.
+        before: replaced lines from it that a lease which lives may have relied on, the oldest first.
     """
 
     limit: Amount | None = None
@@ -37,6 +57,7 @@ class Mutual:
     paid_out: Payment | None = None
     netting: Netting | None = None
     proposed: Netting | None = None
+    before: tuple[LineBefore, ...] = ()
 
     def netted(self) -> int:
         """What was netted between the two, in all."""
@@ -70,6 +91,45 @@ def room(line: CreditLine | None, *, owed: int, at_ms: int) -> int:
 def is_newer_line(state: Mutual, line: CreditLine) -> bool:
     """Whether a line from the other side replaces the one that is known. The first has number 1."""
     return line.nonce > (state.taken.nonce if state.taken else 0)
+
+
+def with_line(state: Mutual, line: CreditLine, *, since_ms: int | None, at_ms: int) -> Mutual:
+    """The state with a newer line from the other side.
+
+    What it replaces is kept as long as a lease lives that was awarded before: that the line was lowered since is no
+    reason to end that one.
+
+    Args:
+        state: as it is.
+        line: the newer line.
+        since_ms: when the oldest lease with that account that lives was awarded; None where none lives.
+        at_ms: when the line came.
+    """
+    before = state.before
+    if state.taken is not None:
+        # Its own word counts for when it was signed, as far as its way here can explain why it came so late.
+        until_ms = min(at_ms, max(line.not_after - LINE_LIFE_MS, at_ms - LATE_MS))
+        before = (*before, LineBefore(limit=state.taken.limit, nonce=state.taken.nonce, until_ms=until_ms))
+    kept = tuple(entry for entry in before if since_ms is not None and entry.until_ms > since_ms)
+    while len(kept) > MOST_BEFORE:
+        # By what is forgotten nobody may gain who signs lines without end.
+        one, other, *rest = kept
+        both = LineBefore(
+            limit=max(one.limit, other.limit),
+            nonce=min(one.nonce, other.nonce),
+            until_ms=max(one.until_ms, other.until_ms),
+        )
+        kept = (both, *rest)
+    return replace(state, taken=line, before=kept)
+
+
+def relied_on(state: Mutual, shown: CreditLine, *, since_ms: int) -> Amount:
+    """The most that any line lent which was replaced since a lease was awarded; 0 where none was.
+
+    Only older ones than the line that is shown count: what is signed later cannot have been known.
+    """
+    lent = (entry.limit for entry in state.before if entry.until_ms > since_ms and entry.nonce < shown.nonce)
+    return max(lent, default=0)
 
 
 def next_payment(

@@ -4,6 +4,11 @@ Both sides count the same documents, and each has some of them before the other.
 went: its newest credit line, what it had taken off the debt, which voucher it held. Its buyer works out what a channel
 can pay by just these. Where that is too little, the provider told the truth, even if the buyer knows of more by now;
 nobody is marked then, and the job waits for money. Older words than it had signed by then are no excuse.
+
+Neither is a credit line that it lowered after a lease was awarded: the buyer gave it the shard in view of the larger
+one. Such an end is held against the line that lent the most since the award. Nor is a line that ran out meanwhile:
+while a lease lives, its provider signs it anew in time. And no line is that does not even lend what a start takes: who
+bids has looked whether it does.
 """
 
 from hansa.market import mutual
@@ -17,7 +22,17 @@ FRESH_MS = 60_000
 
 
 def contradiction(
-    end: RunEnded, channel: PayingChannel, known: Mutual, *, vouched: int, paid_ahead: bool, by_ms: int, at_ms: int
+    end: RunEnded,
+    channel: PayingChannel,
+    known: Mutual,
+    *,
+    vouched: int,
+    paid_ahead: bool,
+    awarded_ms: int,
+    start: int,
+    starts: int,
+    by_ms: int,
+    at_ms: int,
 ) -> str:
     """Why it cannot be that a lease ended for want of money, in words; empty where it may be so.
 
@@ -27,6 +42,9 @@ def contradiction(
         known: what the buyer has of the provider's credit lines and payments.
         vouched: all that the buyer ever vouched for to this provider.
         paid_ahead: whether the lease is to be paid ahead.
+        awarded_ms: when the lease was awarded.
+        start: what the lease takes to start.
+        starts: what all leases with the provider that live take to start: with so much left, none of them had to end.
         by_ms: the provider waits for money until then at least, so what it signed before that it knows.
         at_ms: when its word came.
     """
@@ -45,8 +63,16 @@ def contradiction(
         return "it leaves out a payment that it had acknowledged"
     if paid_ahead and end.vouched < channel.cumulative:
         return ""  # What is paid ahead is on its way.
-    left = mutual.room(said, owed=max(0, vouched - end.paid), at_ms=at_ms)
+    owed = max(0, vouched - end.paid)
+    left = max(0, said.limit - owed)
     wanted = sum(
         terms.max_total if terms.ends_ms > at_ms - FRESH_MS else terms.most for terms in channel.terms.values()
     )
-    return "by its own words the channel could pay for all its leases" if channel.metered + left >= wanted else ""
+    if channel.metered + left >= wanted:
+        return "by its own words the channel could pay for all its leases"
+    lent = max(said.limit, mutual.relied_on(known, said, since_ms=awarded_ms))
+    if lent < start:
+        return "it lends less than what the lease takes to start, for which it bid"
+    if lent > said.limit and max(0, lent - owed) >= min(starts, wanted - channel.metered):
+        return "it has lowered its credit line since the award"
+    return ""

@@ -218,7 +218,7 @@ def _hear_of_run(state: NodeState, event: MessageArrived, bought: Purchase, plac
             news = job_events.ReclaimArrived(lease=lease, by_ms=by_ms, reason=reason, at_ms=at_ms)
         case messages.RunEnded() as end:
             if end.line is not None:
-                effects += mutual_credit.take_line(state, end.line, event.sender)
+                effects += mutual_credit.take_line(state, end.line, event.sender, at_ms)
             news = job_events.RunEndArrived(
                 lease=end.lease,
                 outcome=end.outcome,
@@ -250,6 +250,9 @@ def _kind_of_end(state: NodeState, event: MessageArrived, bought: Purchase, plac
         state.mutual.get(placement.provider, Mutual()),
         vouched=vouched_to(state.ledger, channel.config.payee),
         paid_ahead=bought.bids[placement.bid].prepay > 0,
+        awarded_ms=mutual_credit.awarded_ms(placement),
+        start=enough_to_start(bought.bids[placement.bid]),
+        starts=mutual_credit.starts_with(state, placement.provider),
         by_ms=placement.award.start_by_ms,
         at_ms=event.at_ms,
     )

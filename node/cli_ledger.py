@@ -247,7 +247,11 @@ def paid(account: str, amount: str, how: str, data_dir: Path, *, ahead: bool, as
 @with_data
 @with_json
 def credit(account: str, limit: str | None, data_dir: Path, as_json: bool) -> None:
-    """Let ACCOUNT owe this node up to LIMIT; without LIMIT as much as everybody (settlement.credit_limit)."""
+    """Let ACCOUNT owe this node up to LIMIT; without LIMIT as much as everybody (settlement.credit_limit).
+
+    A lower limit bounds what comes. Where leases live, the buyer relied on the larger one: if one of them now ends for
+    want of credit, that is this node's fault, and of a firm one it loses the penalty.
+    """
     from hansa.node.cli_client import Daemon
 
     with closing(Daemon(data_dir)) as daemon:

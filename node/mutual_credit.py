@@ -14,6 +14,8 @@ from hansa.market.funding import FundsKnown
 from hansa.market.ledger import Post, netted, owed_by, owed_to, paid_by_buyer, paid_to_provider
 from hansa.market.ledger_records import File, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import Mutual
+from hansa.market.purchase_awards import CONFIRM_MS
+from hansa.market.purchase_state import Placement
 from hansa.market.sale_funding import UNFUNDED, enough_to_start
 from hansa.node import buying_turns, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, MessageArrived, NettingDue, PaymentReceived, Started
@@ -200,10 +202,10 @@ def _grant(line: Any, at_ms: int) -> Send:
 
 def _hear_line(state: NodeState, event: MessageArrived) -> Effects:
     message: messages.CreditGranted = event.message  # type: ignore[assignment]
-    return take_line(state, message.line, event.sender)
+    return take_line(state, message.line, event.sender, event.at_ms)
 
 
-def take_line(state: NodeState, signed: Signed[CreditLine], sender: bytes) -> Effects:
+def take_line(state: NodeState, signed: Signed[CreditLine], sender: bytes, at_ms: int) -> Effects:
     """A credit line, by itself or with the word that a lease ended for want of credit."""
     line, known = signed.document, with_peer(state, sender)
     if (line.creditor, line.debtor, line.unit) != (sender, state.account, unit_of(state.currency)):
@@ -212,8 +214,31 @@ def take_line(state: NodeState, signed: Signed[CreditLine], sender: bytes) -> Ef
     if not mutual.is_newer_line(known, line):
         state.ignore("credit", "a credit line that is known")
         return []
-    state.mutual[sender] = replace(known, taken=line)
+    awarded = [awarded_ms(placement) for placement in _leases_with(state, sender)]
+    state.mutual[sender] = mutual.with_line(known, line, since_ms=min(awarded, default=None), at_ms=at_ms)
     return [File(filed=FiledCredit(line=signed))]
+
+
+def _leases_with(state: NodeState, provider: bytes) -> list[Placement]:
+    """Awards to a provider that are, or may become, leases."""
+    gathering = state.purchases.live.values()
+    return [entry for bought in gathering for entry in bought.live if entry.provider == provider]
+
+
+def awarded_ms(placement: Placement) -> int:
+    """When an award was made."""
+    return placement.award.confirm_by_ms - CONFIRM_MS
+
+
+def starts_with(state: NodeState, provider: bytes) -> int:
+    """What all leases with a provider that live take to start."""
+    bids = [
+        bought.bids[entry.bid]
+        for bought in state.purchases.live.values()
+        for entry in bought.live
+        if entry.provider == provider
+    ]
+    return sum(enough_to_start(bid) for bid in bids)
 
 
 def _hear_payment(state: NodeState, event: MessageArrived) -> Effects:

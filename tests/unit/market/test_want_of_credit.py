@@ -6,7 +6,7 @@ import pytest
 from kit.trading import BUYER, CHANNEL, CHANNEL_ID, JOB, LEASE, NOW_MS, OTHER, PRICE, PROVIDER
 
 from hansa.market.effects import unsigned
-from hansa.market.mutual import LINE_LIFE_MS, Mutual
+from hansa.market.mutual import LINE_LIFE_MS, LineBefore, Mutual
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_funding import UNFUNDED
@@ -30,6 +30,8 @@ TERMS = LeaseTerms(
 OPEN = PayingChannel(phase="open", config=CHANNEL, channel_id=CHANNEL_ID, currency="USD", terms={LEASE: TERMS})
 START_MS = NOW_MS + 30_000
 HEARD_MS = START_MS + 1_000
+START = 5
+STARTS = 9_000
 
 
 def line(limit, nonce=1, signed_ms=NOW_MS - 1):
@@ -58,6 +60,9 @@ def fault(*, by=None, paid=0, held=0, known=None, vouched=0, channel=OPEN, paid_
         known or Mutual(),
         vouched=vouched,
         paid_ahead=paid_ahead,
+        awarded_ms=NOW_MS,
+        start=START,
+        starts=STARTS,
         by_ms=START_MS,
         at_ms=at_ms,
     )
@@ -119,10 +124,46 @@ def test_a_lease_that_ended_just_now_may_still_count_for_its_provider():
     assert fault(by=line(2 * MOST - 1), channel=two, at_ms=HEARD_MS)
 
 
-def test_a_line_that_ran_out_lends_nothing():
+def test_that_a_line_ran_out_is_no_reason_for_whoever_has_to_sign_it_anew():
     old = line(MOST, signed_ms=HEARD_MS - LINE_LIFE_MS - 1)
-    assert fault(by=old) == ""
-    assert fault(by=replace(old, not_after=old.not_after + 1))
+    assert "by its own words" in fault(by=old)
+
+
+@pytest.mark.parametrize(("limit", "true"), [(START - 1, False), (START, True)])
+def test_who_lends_less_than_the_start_that_it_bid_for_has_no_reason(limit, true):
+    assert (fault(by=line(limit)) == "") is true
+
+
+def lowered(*, to=START, was=MOST, until_ms=NOW_MS + 1, **changes):
+    """What is said of an end by a line that replaced a larger one."""
+    before = LineBefore(limit=was, nonce=1, until_ms=until_ms)
+    newer = line(to, nonce=2, signed_ms=until_ms)
+    return fault(by=newer, known=Mutual(taken=newer, before=(before,)), **changes)
+
+
+@pytest.mark.parametrize(("until_ms", "true"), [(NOW_MS, True), (NOW_MS + 1, False)])
+def test_a_line_that_was_lowered_after_the_award_is_no_reason_and_one_lowered_before_is(until_ms, true):
+    assert (lowered(until_ms=until_ms) == "") is true
+
+
+def test_who_lowers_its_line_and_would_have_had_to_end_the_lease_all_the_same_told_the_truth():
+    assert lowered(was=STARTS) == "it has lowered its credit line since the award"
+    assert lowered(was=STARTS - 1) == "", "so much may be on its way in leases that live"
+    assert lowered(was=STARTS + 700, vouched=700)
+    assert lowered(was=STARTS + 700, vouched=701) == ""
+    assert lowered(was=STARTS + 700, vouched=701, paid=1)
+
+
+def test_where_little_is_left_to_be_paid_a_line_that_could_pay_it_was_enough():
+    small = replace(OPEN, terms={LEASE: replace(TERMS, max_total=700)})
+    assert lowered(was=700, channel=small)
+    assert lowered(was=699, channel=small) == ""
+
+
+def test_a_line_that_was_raised_after_the_one_it_goes_by_is_no_lowered_one():
+    late = LineBefore(limit=10**9, nonce=3, until_ms=START_MS)
+    newest = Mutual(taken=line(5, nonce=4, signed_ms=START_MS), before=(late,))
+    assert fault(by=line(5, nonce=2), known=newest) == ""
 
 
 @pytest.mark.parametrize(

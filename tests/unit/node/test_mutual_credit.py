@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from kit.filed_ledger import ledger_file, records
 from kit.small_market import SmallMarket, device
-from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market import mutual
 from hansa.market.effects import sealed, unsigned
@@ -15,11 +15,12 @@ from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
-from hansa.market.sale_funding import UNFUNDED
+from hansa.market.sale_funding import STARVING_MS, UNFUNDED
 from hansa.node import buying_turns, mutual_credit, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, NettingDue, PaymentReceived
 from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
+from hansa.node.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.currency import unit_of
 from hansa.proto.documents import CreditLine, Netting, Payment
@@ -177,7 +178,39 @@ def test_who_owes_as_much_as_it_may_gets_no_bid_until_it_has_paid():
     assert len(made.engines[PROVIDER].state.sales) == begun + 1
 
 
-def refused_for_want_of_credit(made):
+def ended_for_want_of_credit():
+    """A lease whose buyer owes all that it may, for too long. Answers the market."""
+    made = market(credit_limit=20_000, max_unpaid=4_000)
+    lease = begin(made)
+    work(made, lease, steps=9)
+    made.pass_time(2_000, PROVIDER)
+    assert (PROVIDER, PauseWanted(lease=lease)) in made.effects
+    made.pass_time(STARVING_MS, PROVIDER)
+    made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    return made
+
+
+def test_a_lease_that_ends_for_want_of_credit_marks_nobody_costs_no_retry_and_brings_the_line_that_shows_why(tmp_path):
+    made = ended_for_want_of_credit()
+    state = made.engines[BUYER].state
+    shard = state.jobs.get(JOB).shards[0]
+    assert (shard.short, shard.losses, shard.kind) == (True, 0, UNFUNDED)
+    assert all(not record.bad for record in state.records.values())
+    made.restart(PROVIDER, devices=1)
+    end = made.heard(messages.RunEnded)[-1]
+    assert end.line.document.limit == 20_000, "the same words after a restart"
+    verified(made, tmp_path)
+
+
+def test_a_shard_that_waits_for_credit_is_tendered_again_as_soon_as_its_provider_lends_more():
+    made = ended_for_want_of_credit()
+    made.effects.clear()
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=10**9, at_ms=made.now_ms))
+    wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
+    assert [effect.shards for effect in wanted] == [(0,)]
+
+
+def lowered_after_the_award(made):
     """A lease whose provider lends less from now on, and says so only when it ends. Answers the shard of the job."""
     made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
     made.submit(BUYER, job=b"j" * 32, of=spec(shards=1))
@@ -193,28 +226,46 @@ def refused_for_want_of_credit(made):
     return made.engines[BUYER].state.jobs.get(b"j" * 32).shards[0]
 
 
-def test_a_lease_refused_for_want_of_credit_marks_nobody_costs_no_retry_and_brings_the_line_that_shows_why(tmp_path):
+def test_a_provider_that_lends_less_after_the_award_has_lost_the_shard_whatever_line_it_shows():
     made = market()
-    shard = refused_for_want_of_credit(made)
-    assert (shard.short, shard.losses, shard.kind) == (True, 0, UNFUNDED)
+    shard = lowered_after_the_award(made)
+    assert (shard.short, shard.losses, shard.kind) == (False, 1, "refused")
     state = made.engines[BUYER].state
-    assert all(not record.bad for record in state.records.values())
+    assert state.records[PROVIDER].bad == 1
     assert state.mutual[PROVIDER].taken.limit == 100
-    made.restart(PROVIDER, devices=1)
-    end = made.heard(messages.RunEnded)[-1]
-    assert end.line.document.limit == 100, "the same words after a restart"
-    verified(made, tmp_path)
+    assert restored(snapshot(state)).mutual == state.mutual
 
 
-@pytest.mark.parametrize("raised", [CreditDecided(debtor=BUYER, limit=10**9, at_ms=NOW_MS + 70_000)])
-def test_a_shard_that_waits_for_credit_is_tendered_again_as_soon_as_its_provider_lends_more(raised):
+def test_a_lower_line_that_came_before_the_end_is_no_better_excuse():
     made = market()
-    refused_for_want_of_credit(made)
-    made.lost = lambda _to, _message: False
-    made.effects.clear()
-    made.take(PROVIDER, raised)
-    wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
-    assert [effect.shards for effect in wanted] == [(0,)]
+    lease = begin(made)
+    work(made, lease, steps=2)
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=100, at_ms=made.now_ms))
+    state = made.engines[BUYER].state
+    assert (state.mutual[PROVIDER].taken.limit, state.mutual[PROVIDER].before[0].limit) == (100, 10**9)
+    work(made, lease, steps=2)
+    made.pass_time(2_000, PROVIDER)
+    made.pass_time(STARVING_MS, PROVIDER)
+    made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    assert made.heard(messages.RunEnded)[-1].kind == UNFUNDED
+    assert (state.jobs.get(JOB).shards[0].kind, state.records[PROVIDER].bad) == ("refused", 1)
+
+
+def test_who_awards_in_view_of_a_lower_line_goes_by_it_and_nothing_of_older_ones_is_kept():
+    made = market(max_unpaid=4_000)
+    finish(made, begin(made))
+    made.now_ms += 120_000
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=20_000, at_ms=made.now_ms))
+    made.now_ms += 120_000
+    lease = begin(made, job=b"k" * 32)
+    state = made.engines[BUYER].state
+    assert (state.mutual[PROVIDER].taken.limit, state.mutual[PROVIDER].before) == (20_000, ())
+    work(made, lease, steps=9)
+    made.pass_time(2_000, PROVIDER)
+    made.pass_time(STARVING_MS, PROVIDER)
+    made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    shard = state.jobs.get(b"k" * 32).shards[0]
+    assert (shard.kind, shard.losses, state.records[PROVIDER].bad) == (UNFUNDED, 0, 0)
 
 
 def test_what_a_new_channel_can_pay_is_known_when_it_opens_if_its_providers_line_is():
