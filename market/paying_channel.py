@@ -154,6 +154,8 @@ TABLE: Table[PayingChannel] = Table(
         (("opening", "open"), ChannelConfirmed, "open"),
         ("opening", LeaseOpened, "opening"),
         ("open", LeaseOpened, "open"),
+        # That a firm lease ended well may turn out when nothing is left to be run on the channel.
+        ("closing", LeaseOpened, "closing"),
         (("opening", "open", "closing"), (FundsKnown, FundingFailed), SAME),
         (("opening", "open", "closing", "closed"), ChannelSettled, "closed"),
         ("opening", CloseWanted, "closed"),
@@ -204,6 +206,8 @@ def _open_lease(state: PayingChannel, event: LeaseOpened) -> Step[PayingChannel]
     """A new lease: its channel should be good for it, and what it is paid ahead is vouched for at once."""
     terms = event.terms
     known = state.terms.get(terms.lease)
+    if state.phase == "closing" and known is None:
+        return ignore(state, "a lease on a channel that is closing")
     opened = replace(state, terms={**state.terms, terms.lease: terms})
     opened = _rated(opened, terms.ends_ms if known else terms.begins_ms)
     if known is not None:

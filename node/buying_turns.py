@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market import mutual, paying_channel, purchase, purchase_events
+from hansa.market.firm_leases import is_believed
 from hansa.market.funding import FundsKnown, start_ms
 from hansa.market.ledger import owed_to
 from hansa.market.paying_channel import PayingChannel
@@ -151,6 +152,8 @@ def follow(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> Effects:
                 outward += advance_rounds(state, key, rounds.JobEnded())
             case job_events.LeaseOver():
                 outward += _end_lease(state, effect)
+            case job_events.WordBorneOut():
+                outward += _release_late(state, effect)
             case job_events.TendersUnwanted(reason=reason, at_ms=at_ms):
                 for tender, bought in list(state.purchases.live.items()):
                     if bought.tender.job == key:
@@ -244,6 +247,7 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     if bought is None or placement is None or placement.phase != "confirmed":
         return []
     record = state.records.get(placement.provider, Record())
+    due = over.due and (not over.on_word or is_believed(record))
     if over.reclaimed:
         state.records[placement.provider] = replace(record, taken_back=record.taken_back + 1)
     elif not over.blameless:
@@ -253,8 +257,17 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
         lease=over.lease, well=over.well, blameless=over.blameless, reclaimed=over.reclaimed, at_ms=over.at_ms
     )
     effects = advance_purchase(state, bought.tender_digest, ended)
-    effects += end_metering(state, placement, over.at_ms, due=over.due)
+    effects += end_metering(state, placement, over.at_ms, due=due)
     return effects + _close_idle_channels(state, over.at_ms)
+
+
+def _release_late(state: NodeState, event: job_events.WordBorneOut) -> Effects:
+    """A provider's word turned out true. It is paid as long as its channel is there to pay on."""
+    placement = placement_of(state.purchase_on(event.lease), event.lease)
+    channel = state.paying.live.get(placement.award.channel_id) if placement is not None else None
+    if placement is None or channel is None or channel.phase not in ("open", "closing"):
+        return []
+    return end_metering(state, placement, event.at_ms, due=True)
 
 
 def end_metering(state: NodeState, placement: Placement, at_ms: int, *, due: bool = False) -> Effects:

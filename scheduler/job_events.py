@@ -227,6 +227,7 @@ class LeaseOver:
         blameless: it did not end well, and its provider did all that it had promised.
         reclaimed: blameless since its devices were taken back with all the notice that was promised.
         due: its provider has left the devices to it until the end: what a firm lease withholds is to be paid.
+        on_word: that is nothing but its provider's word, and counts as far as that is believed.
     """
 
     lease: Bytes32
@@ -234,6 +235,15 @@ class LeaseOver:
     blameless: bool = False
     reclaimed: bool = False
     due: bool = False
+    on_word: bool = False
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordBorneOut:
+    """Effect to the channel: what ended this lease was the job's own doing, since it happened elsewhere too."""
+
+    lease: Bytes32
     at_ms: UnixMs
 
 

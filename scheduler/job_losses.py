@@ -19,21 +19,23 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market.effects import Send, clipped
-from hansa.market.firm_leases import is_due
+from hansa.market.firm_leases import JOBS_OWN, SEEN, is_due, is_due_for_success, rests_on_word
 from hansa.market.funding import start_ms
 from hansa.market.machine import Step
 from hansa.market.purchase_awards import CONFIRM_MS
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.market.sale_funding import UNFUNDED
 from hansa.proto.messages import RunStopOrdered
-from hansa.scheduler.job_events import JobOver, LeaseOver, TendersUnwanted, TenderWanted
-from hansa.scheduler.job_state import Job, Shard, with_shards
+from hansa.scheduler.job_events import JobOver, LeaseOver, TendersUnwanted, TenderWanted, WordBorneOut
+from hansa.scheduler.job_state import Job, OwnEnd, Shard, with_shards
 from hansa.scheduler.rounds import MemberLeft
 
 KEEP_MS = 3_600_000
 WALL_LIMIT = "wall-limit"
 MOST_RECLAIMS = 50
 """A shard whose devices were taken back so often is not offered to yet another owner."""
+MOST_OWN_ENDS = 32
+"""So many words of what a job did itself are held beside each other."""
 
 WORDS = {
     "lost": "its provider was lost",
@@ -71,9 +73,9 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
         blameless = kind in (RECLAIMED, UNFUNDED)
         if shard.phase not in ("kept", "leaving"):
             effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
-        due = _is_due(state, shard, kind, at_ms)
+        state, due, on_word, others = _judged(state, shard, kind, at_ms)
         told, over = stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless, due=due)
-        effects += [told, replace(over, reclaimed=kind == RECLAIMED)]
+        effects += [told, replace(over, reclaimed=kind == RECLAIMED, on_word=on_word), *others]
         moved = kind in (RECLAIMED, RECLAIMED_EARLY)
         waiting = replace(
             shard,
@@ -119,18 +121,48 @@ def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
         if state.on(shard.lease) is shard:
             # Whatever ended the job, it was no provider whose run went well so far: whoever lost one was marked before.
             # Who wants the end owes what was withheld, unless the run had ended badly or its devices were taken back.
-            due = shard.phase == "ending" or not shard.reclaim_by_ms
+            due, on_word, others = is_due_if_it_succeeded(state, shard), False, ()
             if shard.phase in ("kept", "leaving"):
-                due = _is_due(state, shard, shard.kind, at_ms)
+                state, due, on_word, others = _judged(state, shard, shard.kind, at_ms)
             told, over = stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept", due=due)
-            effects += [told, replace(over, reclaimed=shard.phase == "leaving" and shard.kind == RECLAIMED)]
+            reclaimed = shard.phase == "leaving" and shard.kind == RECLAIMED
+            effects += [told, replace(over, reclaimed=reclaimed, on_word=on_word), *others]
     shards = tuple(replace(shard, phase="lost" if shard.phase != "finished" else shard.phase) for shard in state.shards)
     ended = replace(state, phase=phase, reason=reason, ended_ms=at_ms, shards=shards)
     return Step(state=ended, effects=(*effects, JobOver(job=state.job)))
 
 
-def _is_due(state: Job, shard: Shard, kind: str, at_ms: int) -> bool:
-    """Whether what a firm lease withheld is owed although its run came to nothing."""
+def is_due_if_it_succeeded(state: Job, shard: Shard) -> bool:
+    """Whether what a firm lease withheld is owed if its run is over well, or its buyer wants the end.
+
+    What another provider's shard of the same job came to says whether there should have been files.
+    """
+    others = [entry for entry in state.shards if entry.phase == "finished" and entry.provider != shard.provider]
+    return is_due_for_success(
+        taken_back=shard.reclaim_by_ms > 0,
+        results=sum(output.here for output in shard.outputs) if shard.phase == "ending" else 0,
+        borne_out=shard.phase == "ending" and any(not entry.expected and not entry.reclaim_by_ms for entry in others),
+    )
+
+
+def _judged(state: Job, shard: Shard, kind: str, at_ms: int) -> tuple[Job, bool, bool, tuple[WordBorneOut, ...]]:
+    """Whether what a firm lease withheld is owed although its run came to nothing, and what follows for others' leases.
+
+    Answers the job with this end, whether it is due, whether that is only a word, and whose word is now borne out.
+    """
+    if kind not in JOBS_OWN - SEEN:
+        return state, _is_due(state, shard, kind, at_ms), False, ()
+    same = [end for end in state.own_ends if end.kind == kind and end.provider != shard.provider and end.counts]
+    counts = _is_due(state, shard, kind, at_ms, borne_out=True)
+    own = OwnEnd(kind=clipped(kind, 64), provider=shard.provider, lease=shard.lease, counts=counts)
+    noted = replace(state, own_ends=(*state.own_ends, own)[-MOST_OWN_ENDS:])
+    borne_out = bool(same)
+    due = _is_due(state, shard, kind, at_ms, borne_out=borne_out)
+    others = tuple(WordBorneOut(lease=end.lease, at_ms=at_ms) for end in same) if counts else ()
+    return noted, due, due and rests_on_word(kind, borne_out=borne_out), others
+
+
+def _is_due(state: Job, shard: Shard, kind: str, at_ms: int, *, borne_out: bool = False) -> bool:
     return is_due(
         kind,
         taken_back=shard.reclaim_by_ms > 0,
@@ -139,6 +171,7 @@ def _is_due(state: Job, shard: Shard, kind: str, at_ms: int) -> bool:
         # The end of a run may come before its checkpoint does, and is what the word of its time is held against.
         at_ms=shard.over_ms if kind == WALL_LIMIT and shard.over_ms else at_ms,
         full_ms=shard.ends_ms - CONFIRM_MS - start_ms(state.spec.currency),
+        borne_out=borne_out,
     )
 
 

@@ -20,7 +20,7 @@ from hansa.scheduler.job_events import (
     ReportArrived,
     RunEndArrived,
 )
-from hansa.scheduler.job_losses import KEEP_MS, is_worth_another, lose
+from hansa.scheduler.job_losses import KEEP_MS, is_due_if_it_succeeded, is_worth_another, lose
 from hansa.scheduler.job_state import Checkpoint, Job, Output, Point, Shard, with_shards
 from hansa.scheduler.rounds import MemberLeft
 
@@ -197,7 +197,8 @@ def take_reclaim(state: Job, shard: Shard, event: ReclaimArrived) -> Step[Job]:
 def _finish_shard(state: Job, shard: Shard, at_ms: int) -> Step[Job]:
     """A shard is done and everything it made is here."""
     taken = Send(to=shard.provider, message=DeliveryAccepted(lease=shard.lease), keep_until_ms=at_ms + KEEP_MS)
-    over = LeaseOver(lease=shard.lease, well=True, due=True, at_ms=at_ms)
+    due = is_due_if_it_succeeded(state, shard)
+    over = LeaseOver(lease=shard.lease, well=True, due=due, at_ms=at_ms)
     after = with_shards(state, replace(shard, phase="finished"))
     if any(entry.phase != "finished" for entry in after.shards):
         return Step(state=after, effects=(taken, over))

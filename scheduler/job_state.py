@@ -38,6 +38,22 @@ class Mirrored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnEnd:
+    """An end that a provider says was the job's own doing: what others say of the same job is held beside it.
+
+    Attributes:
+        kind: what sort of end.
+        provider, lease: whose word it is, and of which lease.
+        counts: whether it could be believed: no devices had been taken back, and its provider was not silent.
+    """
+
+    kind: Line
+    provider: Address
+    lease: Bytes32
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """One file of a shard's outputs."""
 
@@ -154,6 +170,7 @@ class Job:
         submitted_ms: when it came.
         ended_ms: when it ended; 0 before.
         reason: why it failed or was cancelled.
+        own_ends: the newest ends that were said to be its own doing.
     """
 
     phase: str = "gathering"
@@ -168,6 +185,7 @@ class Job:
     ended_ms: UnixMs = 0
     reason: str = ""
     files: BlobRef | None = None
+    own_ends: tuple[OwnEnd, ...] = ()
 
     def on(self, lease: bytes) -> Shard | None:
         """The shard whose newest lease this is, while it lives."""

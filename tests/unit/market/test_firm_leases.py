@@ -27,7 +27,15 @@ from kit.trading import (
 from hansa.market import paying_channel
 from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
-from hansa.market.firm_leases import JOBS_OWN, RELEASE_MS, is_due, is_forfeited
+from hansa.market.firm_leases import (
+    JOBS_OWN,
+    RELEASE_MS,
+    is_believed,
+    is_due,
+    is_due_for_success,
+    is_forfeited,
+    rests_on_word,
+)
 from hansa.market.paying_channel import LeaseOpened, PayingChannel, releases
 from hansa.market.receipts import CLOCK_SKEW_MS, fault_in
 from hansa.market.sale import DELIVERY_MS, advance, deadline_ms
@@ -45,7 +53,9 @@ from hansa.market.sale_events import (
     StopOrdered,
     TimePassed,
 )
+from hansa.market.sale_funding import UNFUNDED
 from hansa.market.sale_state import Sale
+from hansa.market.track_record import Record
 from hansa.proto.messages import PenaltyReleased
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
@@ -268,9 +278,59 @@ def test_the_word_is_said_once_when_the_lease_ends_well_and_again_after_a_restar
 @pytest.mark.parametrize("kind", sorted(JOBS_OWN))
 def test_what_the_job_brought_about_itself_is_no_fault_of_its_providers(kind):
     assert not is_forfeited(outcome="failed", kind=kind, taken_back=False)
-    assert is_due(kind, taken_back=False, is_silent=False, ends_ms=NOW_MS, at_ms=0)
+    assert is_due(kind, taken_back=False, is_silent=False, ends_ms=NOW_MS, at_ms=0, borne_out=True)
     assert is_forfeited(outcome="failed", kind=kind, taken_back=True)
-    assert not is_due(kind, taken_back=True, is_silent=False, ends_ms=NOW_MS, at_ms=0)
+    assert not is_due(kind, taken_back=True, is_silent=False, ends_ms=NOW_MS, at_ms=0, borne_out=True)
+
+
+def test_what_a_providers_own_software_says_of_the_sandbox_counts_only_where_another_met_with_it_too():
+    kinds = {kind for kind in JOBS_OWN if is_due(kind, taken_back=False, is_silent=False, ends_ms=NOW_MS, at_ms=0)}
+    assert {"protocol"} == JOBS_OWN - kinds
+
+
+@pytest.mark.parametrize("kind", sorted(JOBS_OWN))
+def test_what_the_buyer_sees_itself_is_no_mere_word(kind):
+    assert rests_on_word(kind, borne_out=False) == (kind not in ("wall-limit", UNFUNDED))
+    assert not rests_on_word(kind, borne_out=True)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "told_ppm", "believed"),
+    [
+        (0, 0, 0, True),
+        (0, 1, 0, False),
+        (0, 1, 1_000_000, False),
+        (2, 1, 0, False),
+        (5, 1, 0, True),
+        (3, 2, 0, False),
+        (40, 5, 0, True),
+    ],
+)
+def test_a_mere_word_counts_of_those_whose_leases_ended_no_worse_here_than_a_strangers(good, bad, told_ppm, believed):
+    assert is_believed(Record(good=good, bad=bad, told_ppm=told_ppm)) == believed
+
+
+@pytest.mark.parametrize(
+    ("taken_back", "results", "borne_out", "due"),
+    [
+        (False, 0, False, True),
+        (True, 0, False, False),
+        (True, 1, False, True),
+        (True, 0, True, True),
+    ],
+)
+def test_success_after_a_notice_has_to_have_brought_something(taken_back, results, borne_out, due):
+    assert is_due_for_success(taken_back=taken_back, results=results, borne_out=borne_out) == due
+
+
+def test_the_word_may_be_said_on_a_channel_that_is_closing_and_no_lease_comes_on_it():
+    agreed = terms(penalty=PENALTY)
+    closing = PayingChannel(
+        phase="closing", config=CHANNEL, channel_id=CHANNEL_ID, currency="USD", terms={LEASE: agreed}
+    )
+    step = paying_channel.advance(closing, LeaseOpened(terms=replace(agreed, released=True)))
+    assert step.effects == (some(Send, to=PROVIDER, message=PenaltyReleased(lease=LEASE)),)
+    assert paying_channel.advance(closing, LeaseOpened(terms=replace(agreed, lease=bytes(32)))).ignored
 
 
 @pytest.mark.parametrize("kind", ["sandbox-lost", "ray-lost", "reclaimed", "reclaimed-early", "silent", "refused", "x"])

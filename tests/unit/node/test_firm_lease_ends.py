@@ -2,8 +2,9 @@
 
 import pytest
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, JOB, PROVIDER, PROVIDER_KEY, spec
+from kit.trading import BLOB, BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
+from hansa.market.track_record import Record
 from hansa.node import events
 from hansa.node.cli_screen import news
 from hansa.node.views import job_view, lease_views
@@ -118,6 +119,90 @@ def test_who_takes_devices_back_gains_nothing_by_calling_the_end_the_jobs_own():
     fail(made, key, "user-exception")
     assert books(made) == 3_000 - PENALTY_MS
     assert not made.heard(messages.PenaltyReleased)
+
+
+def told(made, key, kind, at=PROVIDER):
+    made.now_ms += 100
+    made.tell(at, BUYER, ended(key, kind))
+
+
+def released(made):
+    return {said.lease for said in made.heard(messages.PenaltyReleased)}
+
+
+@pytest.mark.parametrize("kind", ["out-of-memory", "user-exception", "bad-entry", "bad-state"])
+def test_who_says_again_and_again_that_it_was_the_jobs_own_doing_is_believed_once(kind):
+    made, key = running(retries=0)
+    told(made, key, kind)
+    assert released(made) == {key}
+    made, key = running(retries=0)
+    made.engines[BUYER].state.records[PROVIDER] = Record(bad=1)
+    told(made, key, kind)
+    assert not released(made)
+
+
+def test_nothing_that_its_own_sandbox_is_said_to_have_done_frees_the_penalty():
+    made, key = running(retries=0)
+    told(made, key, "protocol")
+    assert not released(made)
+
+
+def two(kind, *, sellers=(PROVIDER, OTHER), back=None):
+    """The same shard at one provider, which says how it ended, and then at another, which says the same."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    for seller in (PROVIDER_KEY, OTHER_KEY):
+        made.add(seller, devices=1, leases=("spot", "firm"), penalty_ms=PENALTY_MS)
+    made.submit(BUYER, of=spec(shards=1, lease="firm", retries=2, retry_on=(kind,)))
+    made.tender(BUYER, (PROVIDER,), lease="firm")
+    leases = []
+    for seller in sellers:
+        if leases:
+            made.tender(BUYER, (seller,), lease="firm", nonce=b"2" * 32)
+        (key,) = set(made.engines[seller].state.sale_of) - set(leases)
+        leases.append(key)
+        made.engines[BUYER].state.records[seller] = Record(bad=1)
+        made.take(seller, run.RunStarted(run=key, at_ms=made.now_ms))
+        for number in (1, 2):
+            made.now_ms += 1_500
+            made.take(seller, run.RunProgressed(run=key, step=number, metrics=(), at_ms=made.now_ms))
+        if seller == back:
+            owned = tuple(each.id for each in made.engines[seller].state.capacity.devices)
+            made.take(seller, events.DevicesWithdrawn(devices=owned, notice_ms=60_000, why="mine", at_ms=made.now_ms))
+        made.now_ms += 100
+        made.take(seller, run.RunFailed(run=key, kind=kind, reason="", at_ms=made.now_ms))
+    return made, leases
+
+
+@pytest.mark.parametrize("kind", ["out-of-memory", "protocol"])
+def test_what_two_providers_say_of_one_job_is_paid_to_both_whatever_their_records(kind):
+    made, leases = two(kind)
+    assert released(made) == set(leases)
+    for seller in (PROVIDER, OTHER):
+        assert -made.engines[seller].state.ledger.total("earned:") == 3_000
+
+
+@pytest.mark.parametrize("back", [PROVIDER, OTHER])
+def test_the_word_of_who_had_taken_its_devices_back_bears_nothing_out(back):
+    made, _ = two("protocol", back=back)
+    assert not released(made)
+
+
+def test_nobody_bears_its_own_word_out():
+    made, _ = two("protocol", sellers=(PROVIDER, PROVIDER))
+    assert not released(made)
+
+
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_who_takes_devices_back_and_calls_it_a_success_has_to_show_results(outputs):
+    made, key = running(retries=0)
+    reclaim(made)
+    made.now_ms += 100
+    if outputs:
+        made.take(PROVIDER, run.RunOutput(run=key, path="a", blob=BLOB, at_ms=made.now_ms))
+        made.take(BUYER, events.BlobFetched(job=JOB, lease=key, blob=BLOB, at_ms=made.now_ms))
+    made.take(PROVIDER, run.RunFinished(run=key, at_ms=made.now_ms))
+    assert bool(released(made)) == bool(outputs)
 
 
 def test_a_job_that_is_cancelled_after_the_notice_owes_no_penalty():
