@@ -2,37 +2,32 @@
 
 TCP, noise and yamux only (the library's own choice of transports lets anybody pose as anybody), a secp256k1 identity,
 gossip, and our own requests. No object of the library leaves this module and its neighbours.
+
+What is asked of the network stands here and in the acquaintances, and outlives the library's parts: when those fall,
+others are made with the same key and port, and everything served and heard before is served and heard again.
 """
 
-import random
-from collections.abc import AsyncIterator, Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from typing import Any
 
 import trio
-from libp2p.crypto import secp256k1, x25519
-from libp2p.host.basic_host import BasicHost
-from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.crypto import secp256k1
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
-from libp2p.protocol_muxer.generic_selector import GenericMultistreamSelector
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
+from hansa.node.libp2p_acquaintances import Acquaintances, author_of, context_of
 from hansa.node.libp2p_addresses import advertised, choose_listen_addrs, split_addr
 from hansa.node.libp2p_budget import ReceiveBudget
-from hansa.node.libp2p_guards import Faults, guard_negotiation, guarded_service, quiet_the_library
-from hansa.node.libp2p_pubsub import MAX_TOPIC_CHARS, TOPIC_PREFIX, GuardedPubsub
+from hansa.node.libp2p_guards import Faults, guard_negotiation, quiet_the_library
+from hansa.node.libp2p_pubsub import MAX_TOPIC_CHARS, TOPIC_PREFIX
 from hansa.node.libp2p_requests import RequestServer, open_and_ask
-from hansa.node.libp2p_swarm import GuardedSwarm
-from hansa.node.libp2p_yamux import yamux_class
+from hansa.node.libp2p_stack import Stack
+from hansa.node.neighbourhood import Neighbourhood
 from hansa.node.net import (
-    Context,
     Gossip,
     Handler,
     NetConfig,
@@ -44,95 +39,125 @@ from hansa.node.net import (
     Unreachable,
     Validator,
 )
-from hansa.node.peers import AddrsLearnt, Barred, Connected, Disconnected, HangUp, Peer, PeerBook, Struck
-from hansa.proto.errors import Malformed
-from hansa.proto.peer_id import address_of_peer_text
 
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 30.0
-LOOK_AT_CLOCK_S = 10.0
-ARRIVALS = 64
+FIRST_REST_S = 0.2
+LONGEST_REST_S = 30.0
+SOUND_S = 60.0
+"""A life that lasted so long was no part of a row of falls."""
 
+logger = logging.getLogger("hansa.net")
 
-@lru_cache(maxsize=4096)
-def context_of(peer_id: str) -> Context:
-    """The identity behind a peer id. Raises ``Malformed`` if it has no address."""
-    return Context(peer_id=peer_id, address=address_of_peer_text(peer_id))
-
-
-def _author(peer_id: str) -> Context | None:
-    try:
-        return context_of(peer_id)
-    except Malformed:
-        return None
-
-
-def now_ms() -> int:
-    """Monotonic, so that a set clock neither ends nor prolongs a bar."""
-    return int(trio.current_time() * 1000)
-
-
-class QuietHost(BasicHost):  # type: ignore[misc]  # the library comes without types
-    """The library's host, which answers identify and ping but asks for neither by itself."""
-
-    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
-        """Addresses come by peer exchange, where they are limited and attributable."""
+Part = Callable[[Stack], Awaitable[None]]
+"""Something that runs beside the host, once for each life of it."""
 
 
 class Libp2pNet:
     """The port to the network, on py-libp2p. Made by ``open_net``."""
 
-    def __init__(self, config: NetConfig, secret: bytes, nursery: trio.Nursery) -> None:
-        """Wire everything up; nothing runs yet."""
+    def __init__(self, config: NetConfig, secret: bytes, listen: list[Multiaddr]) -> None:
+        """Wire everything up; nothing runs yet. ``listen`` are addresses with real ports."""
         self._config = config
+        self._secret = secret
+        self._listen = listen
         self._limits: NetLimits = config.limits
-        self._nursery = nursery
         self._faults = Faults(self._struck)
         self._budget = ReceiveBudget(self._limits.receive_buffer_bytes, self._limits.total_receive_buffer_bytes)
-        self._book = PeerBook(self._limits.known_peers)
-        self._gone: dict[str, trio.Event] = {}
-        self._holding: set[str] = set()
-        self._arrivals: list[trio.MemorySendChannel[str]] = []
-        self._jitter = random.Random()  # noqa: S311  # only spreads reconnections out
-        keys = secp256k1.create_new_key_pair(secret)
-        self._id = ID.from_pubkey(keys.public_key)
-        self._peer_id: str = self._id.to_base58()
-        store = PeerStore()
-        store.add_key_pair(self._id, keys)
-        self._swarm = GuardedSwarm(
-            self._id,
-            store,
-            security=_only(NOISE, NoiseTransport(keys, noise_privkey=x25519.create_new_key_pair().private_key)),
-            muxers=_only(YAMUX, yamux_class(self._limits, self._budget, self._offended)),
+        self._peer_id: str = ID.from_pubkey(secp256k1.create_new_key_pair(secret).public_key).to_base58()
+        self._acquaintances = Acquaintances(
+            self._peer_id,
+            self._limits,
+            self._faults,
+            Neighbourhood((*config.listen, *config.bootstrap, *config.announce)),
+            connect=self.connect,
+            is_connected=lambda peer_id: bool(self._swarm.live_connections(ID.from_base58(peer_id))),
+            hang_up=lambda peer_id: self._stack.soon(self.disconnect, peer_id),
+            remote_ip=self._remote_ip,
+            path=self._path,
+        )
+        self._protocols: dict[str, Callable[[NetStream], Awaitable[None]]] = {}
+        self._topics: list[tuple[str, Validator, trio.MemorySendChannel[Any]]] = []
+        self._parts: list[Part] = []
+        self.restarts = 0
+        self._stack = self._build()
+
+    def _build(self) -> Stack:
+        stack = Stack(
+            self._secret,
             limits=self._limits,
             faults=self._faults,
-            addresses=self._addresses,
-            barred=self._is_barred,
-            stream_failed=self._stream_failed,
-            on_connected=self._connected,
-            on_disconnected=self._disconnected,
+            budget=self._budget,
+            acquaintances=self._acquaintances,
+            told=lambda: list(self.addrs()),
         )
-        self._host = QuietHost(
-            self._swarm, addrs_factory=self._advertised, disable_identify_address_discovery=True, negotiate_timeout=10
-        )
-        # Anybody may push a hundred thousand addresses through this one.
-        self._host.remove_stream_handler(ID_PUSH)
-        self._pubsub = GuardedPubsub(self._host, limits=self._limits, faults=self._faults, context_of=_author)
+        for protocol_id, on_stream in self._protocols.items():
+            stack.host.set_stream_handler(protocol_id, on_stream)
+        for topic, validate, channel in self._topics:
+            stack.pubsub.listen(topic, validate, channel)
+        return stack
 
-    @asynccontextmanager
-    async def running(self, listen: list[Multiaddr]) -> AsyncIterator[None]:
-        """Listen and gossip for as long as the context lasts."""
-        async with guarded_service(self._swarm, self._faults):
-            await self._swarm.listen(*listen)
-            async with guarded_service(self._pubsub.router, self._faults), guarded_service(self._pubsub, self._faults):
-                await self._pubsub.wait_until_ready()
-                self._nursery.start_soon(self._look_at_clock)
-                for addr in self._config.bootstrap:
-                    peer_id, bare = split_addr(addr)
-                    if peer_id != self._peer_id:
-                        self.learn(peer_id, (bare,))
-                        self.keep(peer_id)
-                yield
+    # Lives.
+
+    async def live(self, *, task_status: Any) -> None:
+        """Run the library's parts, and others like them when they have fallen."""
+        for addr in self._config.bootstrap:
+            peer_id, bare = split_addr(addr)
+            if peer_id != self._peer_id:
+                self.learn(peer_id, (bare,))
+                self.keep(peer_id)
+        rest_s, is_first = FIRST_REST_S, True
+        while True:
+            began = trio.current_time()
+            try:
+                async with self._stack.running(self._listen):
+                    for topic in dict.fromkeys(topic for topic, _, _ in self._topics):
+                        self._stack.soon(self._stack.pubsub.subscribe, topic)
+                    for part in (self._hold_acquaintances, *self._parts):
+                        self._stack.soon(self._guarded, part)
+                    if is_first:
+                        task_status.started()
+                        is_first = False
+                    await trio.sleep_forever()
+            except Exception as fault:
+                if is_first:
+                    raise
+                self._fell(fault)
+            if trio.current_time() - began > SOUND_S:
+                rest_s = FIRST_REST_S
+            await trio.sleep(rest_s)
+            rest_s = min(LONGEST_REST_S, 2 * rest_s)
+            self._stack = self._build()
+
+    def _fell(self, fault: Exception) -> None:
+        """Nothing that a peer does may get here, and if something does, it costs connections and nothing else."""
+        self.restarts += 1
+        self._faults.report("net.restarted", fault)
+        self._acquaintances.all_gone()
+
+    async def _hold_acquaintances(self, _stack: Stack) -> None:
+        await self._acquaintances.run()
+
+    async def _guarded(self, part: Part) -> None:
+        try:
+            await part(self._stack)
+        except Exception as fault:  # noqa: BLE001  # one part of the network must not end the others
+            self._faults.report(f"net.part_failed {getattr(part, '__qualname__', 'a part')}", fault)
+
+    def attach(self, part: Part) -> None:
+        """Have something run beside the host in this life of it and in those to come."""
+        self._parts.append(part)
+        self._stack.soon(self._guarded, part)
+
+    @property
+    def _swarm(self) -> Any:
+        return self._stack.swarm
+
+    @property
+    def _host(self) -> Any:
+        return self._stack.host
+
+    @property
+    def _pubsub(self) -> Any:
+        return self._stack.pubsub
 
     # Who we are.
 
@@ -143,10 +168,8 @@ class Libp2pNet:
 
     def addrs(self) -> tuple[str, ...]:
         """Where others can dial us."""
-        return tuple(str(addr) for addr in self._host.get_addrs())
-
-    def _advertised(self, candidates: list[Multiaddr]) -> list[Multiaddr]:
-        return advertised(candidates, self._config.announce)
+        found = advertised(self._swarm.listening, self._config.announce)
+        return tuple(f"{str(addr).partition('/p2p/')[0]}/p2p/{self._peer_id}" for addr in found)
 
     # Requests.
 
@@ -172,8 +195,14 @@ class Libp2pNet:
         )
 
         async def on_stream(stream: NetStream) -> None:
-            await server.handle(stream.muxed_stream, context_of(stream.muxed_conn.peer_id.to_base58()))
+            connection = stream.muxed_conn
+            await server.handle(stream.muxed_stream, context_of(connection.peer_id.to_base58(), connection.path))
 
+        self.serve_streams(protocol_id, on_stream)
+
+    def serve_streams(self, protocol_id: str, on_stream: Callable[[NetStream], Awaitable[None]]) -> None:
+        """Have a protocol's streams handled, in this life of the host and in those to come."""
+        self._protocols[protocol_id] = on_stream
         self._host.set_stream_handler(protocol_id, on_stream)
 
     async def request(
@@ -204,15 +233,11 @@ class Libp2pNet:
         return connections
 
     def _parse(self, peer_id: str) -> ID:
-        if _author(peer_id) is None:
+        if author_of(peer_id) is None:
             raise Unreachable(peer_id[:64], "not the peer id of a node")
-        if self._is_barred(peer_id):
+        if self._acquaintances.is_barred(peer_id):
             raise Unreachable(peer_id, "barred")
         return ID.from_base58(peer_id)
-
-    def _stream_failed(self, peer_id: str, fault: Exception) -> None:
-        self._faults.report("streams.handler_failed", fault)
-        self._struck(peer_id, "streams.handler_failed")
 
     # Gossip.
 
@@ -220,10 +245,17 @@ class Libp2pNet:
         """Hear a topic; see ``Net.subscribe``."""
         assert topic.startswith(TOPIC_PREFIX), "a topic of ours starts with /hansa/"
         assert len(topic) <= MAX_TOPIC_CHARS, "a topic that others would not take"
-        send, receive = trio.open_memory_channel[tuple[Context, bytes]](queue)
+        send, receive = trio.open_memory_channel[Any](queue)
+        self._topics.append((topic, validate, send))
         self._pubsub.listen(topic, validate, send)
-        self._nursery.start_soon(self._pubsub.subscribe, topic)
+        self._stack.soon(self._pubsub.subscribe, topic)
         return receive
+
+    def unsubscribe(self, topic: str) -> None:
+        """Hear a topic no longer; see ``Net.unsubscribe``."""
+        self._topics = [each for each in self._topics if each[0] != topic]
+        self._pubsub.unlisten(topic)
+        self._stack.soon(self._pubsub.unsubscribe, topic)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Tell everyone who hears the topic."""
@@ -233,53 +265,21 @@ class Libp2pNet:
 
     # Peers.
 
-    def learn(self, peer_id: str, addrs: tuple[str, ...]) -> None:
-        """Put addresses into the address book."""
-        if peer_id != self._peer_id and _author(peer_id) is not None:
-            bare = tuple(addr.removesuffix(f"/p2p/{peer_id}") for addr in addrs)
-            self._apply(peer_id, AddrsLearnt(addrs=bare, now_ms=now_ms()))
+    def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:
+        """Put addresses into the address book; see ``Net.learn``."""
+        self._acquaintances.learn(peer_id, addrs, told_by)
 
     def known(self, limit: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Up to ``limit`` peers with addresses, those that live first."""
-        order = {"live": 0, "quiet": 1}
-        useful = [each for each in self._book if each.addrs and each.phase in order]
-        useful.sort(key=lambda each: order[each.phase])
-        return tuple((each.peer_id, each.addrs) for each in useful[:limit])
-
-    def _addresses(self, peer_id: str) -> tuple[str, ...]:
-        peer = self._book.get(peer_id)
-        return peer.addrs if peer else ()
+        return self._acquaintances.known(limit)
 
     def keep(self, peer_id: str) -> None:
         """Hold a connection to this peer."""
-        self._book.kept.add(peer_id)
-        if peer_id not in self._holding:
-            self._holding.add(peer_id)
-            self._nursery.start_soon(self._hold, peer_id)
+        self._acquaintances.keep(peer_id)
 
     def release(self, peer_id: str) -> None:
         """No longer hold that connection."""
-        self._book.kept.discard(peer_id)
-        self._gone.pop(peer_id, trio.Event()).set()
-
-    async def _hold(self, peer_id: str) -> None:
-        pause_s = FIRST_PAUSE_S
-        try:
-            while peer_id in self._book.kept:
-                try:
-                    await self.connect(peer_id)
-                    pause_s = FIRST_PAUSE_S
-                    await self._until_gone(peer_id)
-                except (Unreachable, Timeout):
-                    self._faults.count("keep.retry")
-                await trio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-        finally:
-            self._holding.discard(peer_id)
-
-    async def _until_gone(self, peer_id: str) -> None:
-        if self._swarm.live_connections(ID.from_base58(peer_id)):
-            await self._gone.setdefault(peer_id, trio.Event()).wait()
+        self._acquaintances.release(peer_id)
 
     async def connect(self, addr_or_peer_id: str, timeout_ms: int = 8_000) -> Path:
         """Dial now, whatever failed a moment ago."""
@@ -293,7 +293,7 @@ class Libp2pNet:
                 await self._dial(peer_id)
         except trio.TooSlowError as late:
             raise Timeout(peer_id, f"no connection within {timeout_ms} ms") from late
-        return "direct"
+        return self._path(peer_id)
 
     async def disconnect(self, peer_id: str) -> None:
         """Close every connection to this peer."""
@@ -306,76 +306,36 @@ class Libp2pNet:
 
     def bar(self, peer_id: str, seconds: int, why: str) -> None:
         """Hang up on a peer and have nothing to do with it for a while."""
-        self._apply(peer_id, Barred(why=why, until_ms=now_ms() + seconds * 1000, now_ms=now_ms()))
+        self._acquaintances.bar(peer_id, seconds, why)
 
     def peers(self) -> tuple[PeerStat, ...]:
         """Everyone we know of."""
-        return tuple(self._stat(peer) for peer in self._book)
-
-    def _stat(self, peer: Peer) -> PeerStat:
-        return PeerStat(
-            peer_id=peer.peer_id,
-            address=context_of(peer.peer_id).address,
-            phase=peer.phase,
-            path="direct",
-            addrs=peer.addrs,
-            strikes=peer.counting(now_ms()),
-            barred_for_ms=max(0, peer.barred_until_ms - now_ms()),
-            why=peer.why,
-        )
+        return self._acquaintances.stats()
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         """A new channel on which the ids of peers come as they connect."""
-        send, receive = trio.open_memory_channel[str](ARRIVALS)
-        self._arrivals.append(send)
-        return receive
+        return self._acquaintances.arrivals()
 
     def counters(self) -> Mapping[str, int]:
         """Every drop, strike, limit and retry, by reason."""
-        return {**self._faults.counters, "peers.evicted": self._book.evicted, "peers.known": len(self._book)}
-
-    # What the swarm tells.
-
-    def _connected(self, peer_id: str) -> None:
-        self._apply(peer_id, Connected(now_ms=now_ms()))
-        for channel in list(self._arrivals):
-            try:
-                channel.send_nowait(peer_id)
-            except trio.WouldBlock:
-                self._faults.count("arrivals.queue_full")
-            except trio.BrokenResourceError:
-                self._arrivals.remove(channel)
-
-    def _disconnected(self, peer_id: str) -> None:
-        self._apply(peer_id, Disconnected(now_ms=now_ms()))
-        self._gone.pop(peer_id, trio.Event()).set()
-
-    def _offended(self, peer_id: str, why: str) -> None:
-        self._faults.blame(peer_id, f"mux.{why}")
+        book = self._acquaintances.book
+        return {**self._faults.counters, "peers.evicted": book.evicted, "peers.known": len(book)}
 
     def _struck(self, peer_id: str, why: str) -> None:
-        if peer_id != self._peer_id and _author(peer_id) is not None:
-            self._apply(peer_id, Struck(why=why, now_ms=now_ms()))
+        self._acquaintances.struck(peer_id, why)
 
-    def _is_barred(self, peer_id: str) -> bool:
-        return self._book.is_barred(peer_id, now_ms())
+    def _path(self, peer_id: str) -> Path:
+        """How a peer is connected; who is not is taken to be dialled directly."""
+        connections = self._swarm.live_connections(ID.from_base58(peer_id))
+        path: Path = connections[0].muxed_conn.path if connections else "direct"
+        return path
 
-    def _apply(self, peer_id: str, event: object) -> None:
-        for effect in self._book.apply(peer_id, event, now_ms()):
-            assert isinstance(effect, HangUp), "a machine gave an order that nobody carries out"
-            self._faults.count("peers.hung_up")
-            self._nursery.start_soon(self.disconnect, effect.peer_id)
-
-    async def _look_at_clock(self) -> None:
-        while True:
-            await trio.sleep(LOOK_AT_CLOCK_S)
-            self._book.pass_time(now_ms())
-
-
-def _only(protocol: str, choice: Any) -> GenericMultistreamSelector:
-    selector = GenericMultistreamSelector()
-    selector.add_handler(protocol, choice)
-    return selector
+    def _remote_ip(self, peer_id: str) -> str | None:
+        for connection in self._swarm.live_connections(ID.from_base58(peer_id)):
+            remote = connection.muxed_conn.get_remote_address()
+            if remote is not None and connection.muxed_conn.path == "direct":
+                return str(remote[0])
+        return None
 
 
 @asynccontextmanager
@@ -392,9 +352,8 @@ async def open_net(config: NetConfig, node_key: bytes) -> AsyncIterator[Libp2pNe
     """
     quiet_the_library()
     guard_negotiation()
-    listen = await choose_listen_addrs(config)
+    net = Libp2pNet(config, node_key, await choose_listen_addrs(config))
     async with trio.open_nursery() as nursery:
-        net = Libp2pNet(config, node_key, nursery)
-        async with net.running(listen):
-            yield net
+        await nursery.start(net.live)
+        yield net
         nursery.cancel_scope.cancel()

@@ -94,6 +94,12 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         self._validators[topic] = validate
         self._listeners.setdefault(topic, []).append(channel)
 
+    def unlisten(self, topic: str) -> None:
+        """Deliver this topic no longer; that the subscription ended is told to others by ``unsubscribe``."""
+        self._validators.pop(topic, None)
+        for channel in self._listeners.pop(topic, ()):
+            channel.close()
+
     # Reading from a neighbour.
 
     async def stream_handler(self, stream: NetStream) -> None:

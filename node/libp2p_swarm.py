@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 from libp2p.abc import INetConn
+from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
@@ -25,6 +26,7 @@ from multiaddr import Multiaddr
 
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
 from hansa.node.libp2p_stream import BoundedStream
+from hansa.node.libp2p_tcp import Dialler, open_listener, rank
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.net import NetLimits
 from hansa.proto.peer_id import parse_peer_id
@@ -98,6 +100,7 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         faults: Faults,
         addresses: Addresses,
         barred: Barred,
+        given: Callable[[str, str], bool],
         stream_failed: Callable[[str, Exception], None],
         on_connected: Callable[[str], None],
         on_disconnected: Callable[[str], None],
@@ -113,6 +116,7 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             faults: where drops are counted.
             addresses: the multiaddrs of a peer.
             barred: whether we have nothing to do with a peer.
+            given: whether an address of a peer's is no stranger's word.
             stream_failed: told of a handler that raised.
             on_connected: told of each connection once its peer is proven.
             on_disconnected: told when a peer's last connection is gone.
@@ -140,6 +144,9 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         self._muxers = muxers
         self._addresses = addresses
         self._is_barred = barred
+        self._is_given = given
+        self._dialler = Dialler(faults)
+        self.listening: list[Multiaddr] = []
         self._admission = Admission(limits, faults)
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
@@ -155,15 +162,26 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(3):
                     async with trio.open_nursery() as closing:
-                        for listener in list(self.listeners.values()):
-                            closing.start_soon(listener.close)
                         for connection in self.get_connections():
                             closing.start_soon(connection.close)
                 self.background_nursery = None
 
     # Inbound.
 
-    async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Multiaddr) -> None:  # noqa: ARG002
+    async def listen(self, *multiaddrs: Multiaddr) -> bool:
+        """Take connections at these addresses. Raises ``OSError``."""
+        await self.event_background_nursery_created.wait()
+        assert self.background_nursery is not None
+        listeners = [open_listener(addr) for addr in multiaddrs]
+        for addr, listener in zip(multiaddrs, listeners, strict=True):
+            await self.background_nursery.start(trio.serve_listeners, self._take_socket, [listener])
+            self.listening.append(addr)
+        return True
+
+    async def _take_socket(self, stream: trio.SocketStream) -> None:
+        await self._handle_inbound_connection(TrioTCPStream(stream))
+
+    async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any = None) -> None:  # noqa: ARG002
         remote = read_write_closer.get_remote_address()
         ticket = self._admission.enter(remote[0] if remote else "")
         try:
@@ -251,7 +269,7 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
 
     def _dialable(self, peer_id: ID) -> list[Multiaddr]:
         addresses = []
-        for text in self._addresses(peer_id.to_base58()):
+        for text in sorted(self._addresses(peer_id.to_base58()), key=rank):
             try:
                 addr = Multiaddr(text)
                 names = [each.name for each in addr.protocols()]
@@ -267,7 +285,8 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         return addresses[:DIALLED_ADDRESSES]
 
     async def _dial_one(self, addr: Multiaddr, peer_id: ID) -> GuardedConn:
-        raw = await self.transport_manager.transport_for_dialing(addr).dial(addr)
+        given = self._is_given(peer_id.to_base58(), str(addr))
+        raw = RawConnection(await self._dialler.dial(addr, given=given), True)
         timeout_s = self.limits.dial_timeout_ms / 1000
         try:
             raw.stream = BufferedSocket(raw.stream)
@@ -337,8 +356,9 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             self.connections.pop(peer_id, None)
 
     def live_connections(self, peer_id: ID) -> list[GuardedConn]:
-        """The connections to a peer, the newest first: after a silent break the newest is the one that works."""
-        return [each for each in reversed(self.connections.get(peer_id, [])) if not each.is_closed]
+        """The connections to a peer: direct before relayed, the newest first, which works after a silent break."""
+        standing = [each for each in reversed(self.connections.get(peer_id, [])) if not each.is_closed]
+        return sorted(standing, key=lambda each: each.muxed_conn.path != "direct")
 
     async def new_stream(self, peer_id: ID) -> NetStream:
         """A stream over a connection that stands. The library asks for these, and must not dial whom we have left."""

@@ -21,7 +21,7 @@ from multiaddr import Multiaddr
 
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_stream import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, BoundedStream
-from hansa.node.net import NetLimits
+from hansa.node.net import NetLimits, Path
 
 HEADER = struct.Struct(">BBHII")
 QUEUE_BYTES = 1 << 20
@@ -47,6 +47,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         self.budget = budget
         self.offence = offence
         self.event_started = trio.Event()
+        self.path: Path = "direct" if conn.get_connection_type() is ConnectionType.DIRECT else "relayed"
         self.round_trip_s = 0.05
         self._initiator = bool(conn.is_initiator)
         self._next_id = 1 if self._initiator else 2
@@ -99,8 +100,8 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         return [Multiaddr(f"/{family}/{remote[0]}/tcp/{remote[1]}")]
 
     def get_connection_type(self) -> ConnectionType:
-        """Only direct connections are multiplexed here so far."""
-        return ConnectionType.DIRECT
+        """Whether the bytes come straight or through a relay."""
+        return ConnectionType.DIRECT if self.path == "direct" else ConnectionType.RELAYED
 
     async def start(self) -> None:
         """Run until either side ends it."""

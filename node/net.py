@@ -186,11 +186,18 @@ class Net(Protocol):
         A full channel drops and counts. Our own messages do not come back to us.
         """
 
+    def unsubscribe(self, topic: str) -> None:
+        """Hear a topic no longer, nor pass it on; its channels end."""
+
     async def publish(self, topic: str, data: bytes) -> None:
         """Tell everyone who hears the topic. Raises ``TooBig`` over the limit for gossip."""
 
-    def learn(self, peer_id: str, addrs: tuple[str, ...]) -> None:
-        """Put addresses into the address book."""
+    def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:
+        """Put addresses into the address book.
+
+        ``told_by`` is the peer whose word they are; without it they are the operator's or our own. A peer's word on
+        addresses that are not public counts only if it is connected from such a place itself or the operator named one.
+        """
 
     def known(self, limit: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Up to ``limit`` peers with addresses, those that live first: what may be told to a newcomer."""

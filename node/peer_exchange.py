@@ -78,7 +78,7 @@ class PeerExchange:
         await trio.lowlevel.checkpoint()
         wanted: PeersWanted = decode(data, PeersWanted, limit_bytes=MAX_BYTES)
         # Its own word on itself; a lie costs those who believe it one failed dial.
-        self._net.learn(context.peer_id, wanted.addrs)
+        self._net.learn(context.peer_id, wanted.addrs, told_by=context.peer_id)
         known = self._net.known(TOLD_PEERS + 1)
         told = [
             KnownPeer(peer_id=peer_id, addrs=addrs[:TOLD_ADDRS])
@@ -115,16 +115,16 @@ class PeerExchange:
         except ProtocolError:
             self._net.strike(peer_id, "peers.malformed")
             return
-        await self._dial({peer.peer_id: peer.addrs for peer in told.peers})
+        await self._dial({peer.peer_id: peer.addrs for peer in told.peers}, told_by=peer_id)
 
-    async def _dial(self, told: Mapping[str, tuple[str, ...]]) -> None:
+    async def _dial(self, told: Mapping[str, tuple[str, ...]], told_by: str) -> None:
         live = set(self._live())
         strangers = [peer_id for peer_id in told if peer_id not in live and peer_id != self._net.peer_id]
         room = trio.Semaphore(DIALS_AT_ONCE)
         async with trio.open_nursery() as nursery:
             for peer_id in strangers[: max(0, self._enough - len(live))]:
                 if _is_name(peer_id):
-                    self._net.learn(peer_id, told[peer_id])
+                    self._net.learn(peer_id, told[peer_id], told_by=told_by)
                     nursery.start_soon(self._dial_one, peer_id, room)
 
     async def _dial_one(self, peer_id: str, room: trio.Semaphore) -> None:

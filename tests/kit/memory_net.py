@@ -221,6 +221,11 @@ class MemoryNet:
         self._topics[topic] = (validate, send)
         return receive
 
+    def unsubscribe(self, topic: str) -> None:
+        _, channel = self._topics.pop(topic, (None, None))
+        if channel is not None:
+            channel.close()
+
     async def publish(self, topic: str, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         if len(data) > self._config.limits.gossip_message_bytes:
@@ -263,7 +268,7 @@ class MemoryNet:
 
     # Peers.
 
-    def learn(self, peer_id: str, addrs: tuple[str, ...]) -> None:
+    def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:  # noqa: ARG002
         if peer_id != self._peer_id:
             bare = tuple(addr.removesuffix(f"/p2p/{peer_id}") for addr in addrs)
             self._apply(peer_id, AddrsLearnt(addrs=bare, now_ms=_now_ms()))
