@@ -21,13 +21,12 @@ from hansa.node.unsettled import settlements_wanted
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
+from hansa.scheduler.advert_classes import class_of_device
+from hansa.scheduler.advert_pace import every_ms, life_ms, pause_ms
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
 
-ADVERT_EVERY_S = 15.0
-ADVERT_LIFE_MS = 60_000
-ADVERT_LEAST_PAUSE_S = 1.0
 MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
 REMIND_EVERY_S = 30.0
@@ -44,10 +43,16 @@ async def advertise(daemon: "Daemon") -> None:
     while True:
         free = daemon.state.capacity.free
         await _publish_advert(daemon, len(free))
-        await trio.sleep(ADVERT_LEAST_PAUSE_S)
-        with trio.move_on_after(ADVERT_EVERY_S):
+        peers = _of_the_same_class(daemon)
+        await trio.sleep(pause_ms(peers) / 1000)
+        with trio.move_on_after(every_ms(peers) / 1000):
             while daemon.state.capacity.free == free:
                 await daemon.changed.wait()
+
+
+def _of_the_same_class(daemon: "Daemon") -> int:
+    """How many providers this one shares its topic with: the more of them, the seldomer each of them speaks."""
+    return daemon.book.adverts.count({class_of_device(device) for device in daemon.state.capacity.lent})
 
 
 async def _publish_advert(daemon: "Daemon", free: int) -> None:
@@ -71,7 +76,7 @@ async def _publish_advert(daemon: "Daemon", free: int) -> None:
         currency=config.currency,
         price_e18_per_device_ms=_posted_price(daemon, devices),
         sequence=daemon.now_ms(),
-        expires_ms=daemon.now_ms() + ADVERT_LIFE_MS,
+        expires_ms=daemon.now_ms() + life_ms(_of_the_same_class(daemon)),
     )
     await daemon.book.publish(sign(DOMAIN, advert, daemon.account))
 
@@ -102,7 +107,7 @@ async def greet_arrivals(daemon: "Daemon") -> None:
 async def _greet(daemon: "Daemon", peer_id: str) -> None:
     with contextlib.suppress(Stranger):
         daemon.outbox.kick(await daemon.directory.meet(peer_id))
-        await daemon.book.copy_from(peer_id)
+        await daemon.discovery.sync.greet(peer_id)
 
 
 async def show_life(daemon: "Daemon") -> None:

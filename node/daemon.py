@@ -42,6 +42,7 @@ from hansa.node.desk import NodeDesk
 from hansa.node.device_desk import DeviceDesk, device_routes
 from hansa.node.device_watch import DeviceWatch, watch_devices
 from hansa.node.directory import Directory
+from hansa.node.discovery import Discovery
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
@@ -95,9 +96,9 @@ from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
 from hansa.proto.messages import RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import ADVERT_TOPIC
 from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
+from hansa.scheduler.advert_classes import class_of_device, classes_for
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.mirror import FetchCopy
 from hansa.scheduler.rounds import ReductionWanted
@@ -209,8 +210,10 @@ class Daemon:
                 tell=self.tell,
                 log=log_line,
                 now_ms=now_ms,
+                payer=config.buyer.payer,
             )
-        self.price_program = program_of(config.provider.pricing, data, now_ms) if self.lends else None
+        builder, pricing = config.environments.builder, config.provider.pricing
+        self.price_program = program_of(pricing, data, now_ms, builder) if self.lends else None
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
@@ -457,7 +460,7 @@ class Daemon:
             if self.settler is not None:
                 await nursery.start(self.settler.serve)
             nursery.start_soon(self.serve_engine)
-            nursery.start_soon(self._drain_gossip)
+            nursery.start_soon(self.discovery.run)
             for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
             nursery.start_soon(ask_around, self)
@@ -479,11 +482,6 @@ class Daemon:
         ]
         return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
 
-    async def _drain_gossip(self) -> None:
-        # The book took what it wanted from each message while it validated it.
-        async for _ in self._gossip:
-            pass
-
     def _furnish(self) -> None:
         roles = Role.BUYER | Role.PROVIDER if self.lends else Role.BUYER
         hello = bind(
@@ -500,7 +498,15 @@ class Daemon:
         self.directory = Directory(self.net, hello, now_ms)
         self.directory.serve()
         self.book = Book(self.net, now_ms, self._learn_advert)
-        self.book.serve()
+        self.discovery = Discovery(
+            self.net,
+            self.book,
+            now_ms,
+            account=self.account.address,
+            useful=self._useful_classes,
+            data_dir=self.config.data_dir,
+        )
+        self.discovery.serve()
         self.histories = Histories(
             self.net,
             self.directory,
@@ -511,7 +517,6 @@ class Daemon:
             take=self.take,
         )
         self.histories.serve()
-        self._gossip = self.net.subscribe(ADVERT_TOPIC, self.book.validate)
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
         self.exchange.serve()
@@ -560,10 +565,15 @@ class Daemon:
         else:
             self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
 
+    def _useful_classes(self) -> frozenset[str]:
+        """Of which adverts this node has a use for some: those like its own, and those that its jobs look for."""
+        own = {class_of_device(device) for device in self.state.capacity.lent}
+        return frozenset(own).union(*(classes_for(job.spec.requirements) for job in self.state.jobs.live.values()))
+
     def _learn_advert(self, advert: Advert) -> None:
         if advert.signer != self.account.address:
             self.directory.hint(advert.signer, advert.peer_id)
-            self.net.learn(advert.peer_id, advert.addresses)
+            self.net.learn(advert.peer_id, advert.addresses, told_by=advert.peer_id)
 
     def _buyer_of(self, lease: bytes) -> bytes | None:
         sale = self.state.sale_on(lease)
@@ -608,6 +618,7 @@ class Daemon:
                 mirror_bytes=min(provider.mirror_bytes, self.config.blob_bytes // 2),
                 meter_interval_ms=provider.meter_interval_ms,
                 min_buyer_ppm=self.config.reputation.min_buyer_ppm,
+                tenants=provider.share.tenants if provider.share is not None else 0,
             )
         devices = self.inventory.devices if self.lends else ()
         return Started(
@@ -618,6 +629,7 @@ class Daemon:
             at_ms=now_ms(),
             currency=self.config.currency,
             netting=self.config.settlement.netting,
+            payer=self.config.buyer.payer or ITSELF,
         )
 
     def _pricing_rule(self) -> PricingRule:

@@ -12,13 +12,13 @@ from hansa.market import choice, why
 from hansa.market.purchase_state import Purchase
 from hansa.market.selection import explain_choice
 from hansa.market.why import Answer, Explanation, answers_of, explain
-from hansa.node.book import MOST_INVITED
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.node.views import money_warning
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import HOUR_MS, amount_for, e18_to_price_per_hour, format_amount
+from hansa.scheduler.advert_book import MOST_INVITED
 from hansa.scheduler.fitting import misfit
 from hansa.scheduler.job_queue import due_ms
 from hansa.scheduler.job_spec import JobSpec

@@ -11,18 +11,22 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import DEVICE, Party, advert_of, bent, key, now_ms, party
 
 from hansa.node import book as book_module
-from hansa.node.book import LONGEST_LIFE_MS, MOST_INVITED, Book
+from hansa.node.book import WORDS_AT_ONCE, Book
 from hansa.node.net import Context, Verdict
 from hansa.proto.codec import encode
 from hansa.proto.market_documents import Advert, DeviceChoice, Fact, Requirements
 from hansa.proto.messages import AdvertPublished, BookRequested, BookSent
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import ADVERT_TOPIC, BOOK, MAX_ADVERT_BYTES
+from hansa.proto.protocols import BOOK, MAX_ADVERT_BYTES, advert_topic
 from hansa.proto.signing import Signed, sign
+from hansa.scheduler.advert_book import MOST_INVITED, NEWS_AT_ONCE
+from hansa.scheduler.advert_classes import CLASSES, classes_of
+from hansa.scheduler.advert_pace import LONGEST_LIFE_MS
 from hansa.scheduler.matching_columns import Columns
 
 pytestmark = pytest.mark.trio
 CONTEXT = Context(peer_id="somebody", address=bytes(20))
+TOPIC = advert_topic("cpu")
 
 
 class Reader:
@@ -33,10 +37,13 @@ class Reader:
         self.learnt: list[Advert] = []
         self.book = Book(who.net, now_ms, self.learnt.append)
         self.book.serve()
-        self.gossip = who.net.subscribe(ADVERT_TOPIC, self.book.validate)
+        self.validate = self.book.validator("cpu")
+        self.gossip = who.net.subscribe(TOPIC, self.validate)
 
     def hears(self, signed: Signed[Advert]) -> Verdict:
-        return self.book.validate(CONTEXT, encode(AdvertPublished(advert=signed)))
+        validate = self.book.validator(classes_of(signed.document)[0])
+        author = Context(peer_id=signed.document.peer_id, address=bytes(20))
+        return validate(author, encode(AdvertPublished(advert=signed)))
 
     @property
     def accounts(self) -> list[bytes]:
@@ -100,8 +107,32 @@ async def test_what_is_over_its_limits_or_no_advert_is_rejected() -> None:
         for changes in ({"region": "r" * 257}, {"free": 1 << 32}, {"sequence": -1}, {"addresses": ("x" * 257,)}):
             assert one.hears(replace(signed, document=replace(signed.document, **changes))) is Verdict.REJECT
         for junk in (b"", b"\xff", sound[:-1], sound + b"\x00", encode(BookRequested(most=1)), bytes(100)):
-            assert one.book.validate(CONTEXT, junk) is Verdict.REJECT
+            assert one.validate(CONTEXT, junk) is Verdict.REJECT
         assert one.accounts == []
+
+
+async def test_one_node_may_say_only_so_much() -> None:
+    async with reader(MemoryHub(), 1) as one, party(MemoryHub(), 2) as seller:
+        said = [one.hears(advert_of(seller, sequence=number, region="r")) for number in range(1, 60)]
+        assert said[:NEWS_AT_ONCE] == [Verdict.ACCEPT] * NEWS_AT_ONCE, "one account's, by whomever they come"
+        assert said[NEWS_AT_ONCE + 1 :] == [Verdict.IGNORE] * (58 - NEWS_AT_ONCE)
+        words = [encode(AdvertPublished(advert=advert_of(seller, sequence=number))) for number in range(100, 200)]
+        other = Context(peer_id="a node that repeats others' adverts", address=bytes(20))
+        assert [one.validate(other, word) for word in words[:50]] == [Verdict.IGNORE] * 50
+        junk = [one.validate(other, b"junk") for _ in range(WORDS_AT_ONCE)]
+        assert set(junk) == {Verdict.IGNORE}, "beyond its rate nothing of it is looked into"
+
+
+async def test_an_advert_of_two_classes_is_passed_on_once_on_the_topic_of_each_and_on_no_other() -> None:
+    async with reader(MemoryHub(), 1) as one, party(MemoryHub(), 2) as seller:
+        gpu = replace(DEVICE, id=b"g" * 32, kind="gpu", model="NVIDIA H200", memory_bytes=141 << 30)
+        signed = advert_of(seller, devices=(DEVICE, gpu))
+        data = encode(AdvertPublished(advert=signed))
+        verdicts = {name: [one.book.validator(name)(CONTEXT, data) for _ in range(2)] for name in CLASSES}
+        assert verdicts.pop("cpu") == verdicts.pop("gpu-80") == [Verdict.ACCEPT, Verdict.IGNORE]
+        assert set(map(tuple, verdicts.values())) == {(Verdict.REJECT, Verdict.REJECT)}
+        other = replace(signed, signature=bent(signed.signature))
+        assert one.book.validator("gpu-80")(CONTEXT, encode(AdvertPublished(advert=other))) is Verdict.IGNORE
 
 
 async def test_an_advert_that_is_void_or_stands_too_long_is_ignored() -> None:
@@ -242,7 +273,7 @@ async def test_a_forger_is_struck_by_its_neighbour() -> None:
         await one.who.net.connect(liar.peer_id)
         forged = advert_of(liar)
         message = AdvertPublished(advert=replace(forged, signature=bent(forged.signature)))
-        await liar.net.publish(ADVERT_TOPIC, encode(message))
+        await liar.net.publish(TOPIC, encode(message))
         await trio.testing.wait_all_tasks_blocked()
         assert one.who.strikes(liar) == 1
         assert one.accounts == []

@@ -19,7 +19,7 @@ from hansa.market.ledger import Ledger, vouched_by_buyer
 from hansa.market.track_record import Record
 from hansa.node import events
 from hansa.node.state import NodeState, Snapshot, snapshot
-from hansa.proto import messages
+from hansa.proto import book_messages, messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.codec import DEFAULT_ITEMS, decode, encode
 from hansa.proto.documents import CooperativeClose, CreditLine, Netting, Payment, TreeHead, Voucher
@@ -323,6 +323,10 @@ def test_no_field_that_goes_over_the_wire_has_a_default_so_none_may_be_missing()
         messages.AdvertPublished,
         messages.BookRequested,
         messages.BookSent,
+        book_messages.BookCompared,
+        book_messages.BookDifference,
+        book_messages.AdvertsWanted,
+        book_messages.OwnAdvertWanted,
     ]
     seen = set()
     while wire:

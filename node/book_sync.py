@@ -1,0 +1,213 @@
+"""Books that agree: pulling what is missing from neighbours, when they come and now and then.
+
+How is in ``hansa.scheduler.book_comparing``; the protocol is ``/hansa/book/2``. Everything that comes is checked as
+if it came by gossip; what is asked and answered is bounded in number, size and rate.
+"""
+
+import random
+from collections.abc import Callable, Collection
+
+import trio
+
+from hansa.node.book import Book, in_one_answer
+from hansa.node.gate import PeerRate
+from hansa.node.net import Context, Net, NetError, Refused, Verdict
+from hansa.proto.book_messages import MAX_WANTED, AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
+from hansa.proto.codec import decode, encode
+from hansa.proto.errors import ProtocolError
+from hansa.proto.messages import BookSent
+from hansa.proto.protocols import BOOK_SYNC, MAX_BOOK_BYTES, MAX_BOOK_REQUEST_BYTES
+from hansa.proto.units import Address
+from hansa.scheduler.book_comparing import (
+    MOST_PAGES,
+    NOBODY,
+    Sources,
+    compared,
+    difference,
+    in_batches,
+    last_of,
+    newer,
+    pause_after,
+)
+
+ASKED_AT_ONCE = 40
+ASKED_EVERY_MS = 250
+"""What one peer may ask. A newcomer to a market of 10,000 providers asks for about fifteen answers."""
+PULLS_AT_ONCE = 3
+"""Pulls from newly met neighbours that run beside each other: enough to make up for one that withholds."""
+BATCH = 512
+CHECKED_IN_A_ROW = 16
+"""So many signatures are looked into before others have a turn: half a thousand would hold up everybody for a
+second."""
+AGREES_FOR_MS = 5_000
+"""Two that compared their books a moment ago have nothing to tell each other."""
+MOST_REMEMBERED = 1024
+TIMEOUT_MS = 20_000
+
+
+class Lied(Exception):
+    """A peer's answer cannot come from an honest book; nothing more is asked of it now."""
+
+
+class BookSync:
+    """Answers who compares books with us, and compares ours with others'."""
+
+    def __init__(
+        self,
+        net: Net,
+        book: Book,
+        now_ms: Callable[[], int],
+        *,
+        own: Callable[[], Address],
+        classes: Callable[[], Collection[str]],
+        chance: random.Random | None = None,
+    ) -> None:
+        """``own`` is this node's account; ``classes`` are those whose adverts it wants."""
+        self._net, self._book, self._now_ms = net, book, now_ms
+        self._own, self._classes = own, classes
+        self._chance = chance or random.Random()  # noqa: S311  # only spreads questions over neighbours
+        self._rate = PeerRate(ASKED_AT_ONCE, ASKED_EVERY_MS)
+        self._sources = Sources()
+        self._pulled_at: dict[str, int] = {}
+        self._room = trio.CapacityLimiter(PULLS_AT_ONCE)
+        self.pulled = 0
+        """Adverts that came this way."""
+
+    def serve(self) -> None:
+        """Answer."""
+        self._net.serve(
+            BOOK_SYNC,
+            self._answer,
+            max_request_bytes=MAX_BOOK_REQUEST_BYTES,
+            per_peer=2,
+            total=16,
+            timeout_ms=TIMEOUT_MS,
+        )
+
+    async def _answer(self, context: Context, data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self._rate.admits(context.peer_id.encode(), self._now_ms()):
+            raise Refused("busy: more questions about the book than one peer may ask")
+        asked = decode(data, BookCompared | AdvertsWanted | OwnAdvertWanted, limit_bytes=MAX_BOOK_REQUEST_BYTES)
+        book = self._book.adverts
+        if isinstance(asked, BookCompared):
+            return encode(difference(book, asked, self._now_ms()))
+        accounts = asked.accounts if isinstance(asked, AdvertsWanted) else (self._own(),)
+        known = (book.get(account) for account in accounts)
+        now_ms = self._now_ms()
+        return encode(
+            BookSent(
+                adverts=in_one_answer((one for one in known if one and one.advert.expires_ms > now_ms), MAX_WANTED)
+            )
+        )
+
+    async def run(self) -> None:
+        """Pull from a neighbour now and then, until cancelled."""
+        brought = 0
+        while True:
+            await trio.sleep(pause_after(brought, self._chance.random()) / 1000)
+            live = [peer.peer_id for peer in self._net.peers() if peer.phase == "live"]
+            good = self._sources.good(live, self._now_ms())
+            brought = await self.pull(self._chance.choice(good)) if good else 0
+
+    async def greet(self, peer_id: str) -> int:
+        """Pull from a neighbour that has just come, unless it was compared with a moment ago."""
+        async with self._room:
+            now_ms = self._now_ms()
+            if now_ms < self._pulled_at.get(peer_id, -AGREES_FOR_MS) + AGREES_FOR_MS:
+                return 0
+            return await self.pull(peer_id) if self._sources.good([peer_id], now_ms) else 0
+
+    async def pull(self, peer_id: str) -> int:
+        """Fetch what a peer has and this node lacks. Answers how many adverts were news."""
+        self._pulled_at[peer_id] = self._now_ms()
+        while len(self._pulled_at) > MOST_REMEMBERED:
+            del self._pulled_at[next(iter(self._pulled_at))]
+        before = self.pulled
+        try:
+            await self._pull(peer_id)
+        except Refused:
+            # A node of the time before there were digests.
+            self.pulled += await self._book.copy_from(peer_id)
+        except NetError:
+            pass
+        except ProtocolError:
+            self._net.strike(peer_id, "a book that is none")
+        except Lied as lie:
+            self._net.strike(peer_id, str(lie))
+        return self.pulled - before
+
+    async def _pull(self, peer_id: str) -> None:
+        # From anywhere in the circle of accounts: several neighbours that are asked at once bring different parts
+        # first.
+        start = Address(self._chance.randbytes(20))
+        after, turned = start, False
+        for _ in range(MOST_PAGES):
+            asked = compared(self._book.adverts, self._classes(), after)
+            told = await self._ask(peer_id, asked, BookDifference)
+            assert isinstance(told, BookDifference)
+            wanted = newer(self._book.adverts, told)
+            await self._fetch(peer_id, wanted)
+            last = last_of(told)
+            if not told.complete and last <= after:
+                raise Lied("a book that goes in circles")
+            if told.complete and turned:
+                break
+            turned, after = turned or told.complete, NOBODY if told.complete else last
+            if turned and after > start:
+                break
+
+    async def _fetch(self, peer_id: str, wanted: tuple[Address, ...]) -> None:
+        delivered = 0
+        for batch in in_batches(wanted, BATCH):
+            missing = list(batch)
+            while missing:
+                sent = await self._ask(peer_id, AdvertsWanted(accounts=tuple(missing)), BookSent)
+                assert isinstance(sent, BookSent)
+                if not sent.adverts:
+                    break
+                came = {signed.document.signer for signed in sent.adverts}
+                if not came <= set(missing):
+                    raise Lied("an advert that nobody asked for")
+                await self._take_all(sent)
+                # What could not be kept, for whichever reason, would be fetched again and again.
+                delivered += sum(self._book.adverts.get(account) is not None for account in came)
+                missing = [account for account in missing if account not in came]
+        self._sources.heard(peer_id, promised=len(wanted), delivered=delivered, now_ms=self._now_ms())
+
+    async def _take_all(self, sent: BookSent) -> None:
+        for number, signed in enumerate(sent.adverts):
+            if number % CHECKED_IN_A_ROW == CHECKED_IN_A_ROW - 1:
+                await trio.lowlevel.checkpoint()
+            verdict = self._book.take_brought(signed)
+            if verdict is Verdict.REJECT:
+                # One is enough: whoever hands on what it has not checked is not worth another signature.
+                raise Lied("a forged advert in its book")
+            self.pulled += verdict is Verdict.ACCEPT
+
+    async def advert_of(self, peer_id: str) -> bool:
+        """Ask a peer for its own advert. Answers whether one that stands is known now."""
+        try:
+            sent = await self._ask(peer_id, OwnAdvertWanted(), BookSent)
+        except NetError:
+            return False
+        except ProtocolError:
+            self._net.strike(peer_id, "an advert that is none")
+            return False
+        assert isinstance(sent, BookSent)
+        if len(sent.adverts) != 1 or sent.adverts[0].document.peer_id != peer_id:
+            return False
+        verdict = self._book.take_brought(sent.adverts[0])
+        if verdict is Verdict.REJECT:
+            self._net.strike(peer_id, "a forged advert")
+        known = self._book.adverts.get(sent.adverts[0].document.signer)
+        return known is not None and known.advert.peer_id == peer_id
+
+    async def _ask(
+        self, peer_id: str, asked: BookCompared | AdvertsWanted | OwnAdvertWanted, kind: type[BookDifference | BookSent]
+    ) -> BookDifference | BookSent:
+        answer = await self._net.request(
+            peer_id, BOOK_SYNC, encode(asked), timeout_ms=TIMEOUT_MS, max_response_bytes=MAX_BOOK_BYTES
+        )
+        told: BookDifference | BookSent = decode(answer, kind, limit_bytes=MAX_BOOK_BYTES)
+        return told

@@ -1,0 +1,161 @@
+"""Finding each other with no server: which adverts are heard, and the ways back to peers that were lost.
+
+A node hears the topics of the classes that it has a use for, compares its book with its neighbours'
+(``book_sync.py``), and dials lost peers again now and then. That is what brings two halves of a network together when
+the cut between them heals.
+"""
+
+import random
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import trio
+
+from hansa.node.book import Book
+from hansa.node.book_sync import BookSync
+from hansa.node.net import Gossip, Net, NetError
+from hansa.node.remembered_peers import MOST_PEERS, load_peers, save_peers
+from hansa.proto.protocols import advert_topic
+from hansa.proto.units import Address
+from hansa.scheduler.advert_classes import CLASSES, Interest
+
+LOOK_EVERY_S = 2.0
+CALL_EVERY_S = 12.0
+"""How often one peer that was lost is dialled again."""
+ALONE_EVERY_S = 1.0
+ALONE_LONGEST_S = 60.0
+ALONE_CALLS = 4
+SAVE_EVERY_S = 60.0
+FIRST_SAVE_S = 5.0
+ENOUGH_PEERS = 64
+"""With so many connections nobody who was lost is looked for."""
+
+
+class Discovery:
+    """Topics, comparing of books, and finding the way back."""
+
+    def __init__(
+        self,
+        net: Net,
+        book: Book,
+        now_ms: Callable[[], int],
+        *,
+        account: Address,
+        useful: Callable[[], Collection[str]],
+        data_dir: Path | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        """``useful`` names the classes that this node lends in or looks for now."""
+        self._net, self._book, self._now_ms = net, book, now_ms
+        self._useful, self._data_dir = useful, data_dir
+        self._chance = chance or random.Random()  # noqa: S311  # only spreads dials out
+        self._interest = Interest()
+        self._channels: dict[str, Gossip] = {}
+        self._remembered = load_peers(data_dir) if data_dir is not None else ()
+        self.classes: tuple[str, ...] = ()
+        self.sync = BookSync(net, book, now_ms, own=lambda: account, classes=lambda: self.classes, chance=self._chance)
+
+    def serve(self) -> None:
+        """Answer others, and hear every class until there are too many adverts for that."""
+        self._book.serve()
+        self.sync.serve()
+        self._hear(CLASSES)
+
+    async def run(self) -> None:
+        """Hear, compare, and look for those who were lost, until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for channel in self._channels.values():
+                    nursery.start_soon(_drain, channel)
+                nursery.start_soon(self._follow_interest, nursery)
+                nursery.start_soon(self.sync.run)
+                nursery.start_soon(self._call_the_lost)
+                nursery.start_soon(self._come_back)
+                nursery.start_soon(self._remember)
+        finally:
+            self._save()
+
+    # Topics.
+
+    def _hear(self, classes: tuple[str, ...]) -> list[Gossip]:
+        """Subscribe to what is new among these, and unsubscribe from the rest."""
+        for name in self._channels.keys() - set(classes):
+            self._net.unsubscribe(advert_topic(name))
+            del self._channels[name]
+        new = [name for name in classes if name not in self._channels]
+        for name in new:
+            self._channels[name] = self._net.subscribe(advert_topic(name), self._book.validator(name))
+        self.classes = classes
+        return [self._channels[name] for name in new]
+
+    async def _follow_interest(self, nursery: trio.Nursery) -> None:
+        while True:
+            adverts = self._book.adverts
+            classes = self._interest.classes(len(adverts), self._useful(), self._now_ms())
+            if classes != self.classes:
+                gone = set(self.classes) - set(classes)
+                for channel in self._hear(classes):
+                    nursery.start_soon(_drain, channel)
+                    # What was said before we listened is in the neighbours' books.
+                    nursery.start_soon(self.catch_up)
+                if gone:
+                    adverts.keep_only(classes)
+            await trio.sleep(LOOK_EVERY_S)
+
+    async def catch_up(self) -> None:
+        """Pull from a neighbour now."""
+        live = self._live()
+        if live:
+            await self.sync.pull(self._chance.choice(live))
+
+    # Peers.
+
+    def _live(self) -> list[str]:
+        return [peer.peer_id for peer in self._net.peers() if peer.phase == "live"]
+
+    async def _call_the_lost(self) -> None:
+        """Dial somebody we were connected with: after a cut nobody else would bring the two halves together."""
+        while True:
+            await trio.sleep(CALL_EVERY_S * self._chance.uniform(0.5, 1.5))
+            peers = self._net.peers()
+            lost = [peer.peer_id for peer in peers if peer.phase == "quiet" and peer.addrs]
+            if lost and sum(peer.phase == "live" for peer in peers) < ENOUGH_PEERS:
+                await self._dial(self._chance.choice(lost))
+
+    async def _come_back(self) -> None:
+        """While nobody is there, dial those whom an earlier life of this node knew."""
+        for peer_id, addrs in self._remembered:
+            self._net.learn(peer_id, addrs)
+        pause_s = ALONE_EVERY_S
+        while self._remembered:
+            await trio.sleep(pause_s * self._chance.uniform(0.5, 1.5))
+            pause_s = min(ALONE_LONGEST_S, 2 * pause_s)
+            if self._live():
+                pause_s = ALONE_EVERY_S
+                continue
+            some = self._chance.sample(self._remembered, min(ALONE_CALLS, len(self._remembered)))
+            async with trio.open_nursery() as nursery:
+                for peer_id, _ in some:
+                    nursery.start_soon(self._dial, peer_id)
+
+    async def _dial(self, peer_id: str) -> None:
+        try:
+            await self._net.connect(peer_id)
+        except NetError:
+            return
+
+    async def _remember(self) -> None:
+        await trio.sleep(FIRST_SAVE_S)
+        while True:
+            self._save()
+            await trio.sleep(SAVE_EVERY_S)
+
+    def _save(self) -> None:
+        if self._data_dir is not None:
+            save_peers(self._data_dir, self._net.known(MOST_PEERS))
+
+
+async def _drain(channel: Gossip) -> None:
+    # The book took what it wanted from each message while it validated it.
+    async for _ in channel:
+        pass

@@ -1,0 +1,33 @@
+"""However many providers there are, their class says the same number of adverts a second."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.scheduler.advert_pace import (
+    FIRST_EVERY_MS,
+    FIRST_PAUSE_MS,
+    LAST_EVERY_MS,
+    LONGEST_LIFE_MS,
+    SHARE_MS,
+    every_ms,
+    life_ms,
+    pause_ms,
+)
+
+
+@given(st.integers(0, 1 << 40))
+def test_an_advert_is_said_again_well_before_it_ends_and_never_stands_for_too_long(providers):
+    assert FIRST_EVERY_MS <= every_ms(providers) <= LAST_EVERY_MS
+    assert 3 * every_ms(providers) < life_ms(providers) <= LONGEST_LIFE_MS
+    assert FIRST_PAUSE_MS <= pause_ms(providers) <= every_ms(providers)
+
+
+@given(st.integers(FIRST_EVERY_MS // SHARE_MS, LAST_EVERY_MS // SHARE_MS))
+def test_a_class_says_twenty_adverts_a_second_however_many_are_in_it(providers):
+    assert providers * 1000 / every_ms(providers) <= 20.001
+
+
+def test_in_a_small_market_a_change_is_said_within_a_second():
+    assert pause_ms(0) == pause_ms(300) == FIRST_PAUSE_MS
+    assert pause_ms(10_000) == 50_000
+    assert life_ms(0) == 60_000
