@@ -97,7 +97,7 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
     order = _memory_file("tool", json.dumps(asdict(tool)).encode())
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hansa.node.build_room", str(order)],
+            [sys.executable, "-m", "hansa.node.build_room", str(order), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -242,7 +242,8 @@ def make_work(directory: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Become bubblewrap with the tool in it."""
-    parent = os.getppid()
+    # Whoever started this may have ended before now; then its number is not that of our parent, and nobody waits.
+    parent = int(arguments[1])
     with os.fdopen(int(arguments[0]), "rb") as order:
         facts = json.load(order)
     facts["command"] = tuple(facts["command"])

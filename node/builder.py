@@ -5,6 +5,9 @@ network to download packages with. The builder is the third: the daemon's own us
 socket on which it is told what to run. It does exactly what `hansa.node.build_room.run_tool` does.
 
 One connection is one tool: a packet with the tool, a packet with the outcome. When the daemon hangs up, the tool ends.
+
+It makes the room of an owner's pricing program in the same way. What the program reads and prints goes through the
+daemon's own pipes, which come with the packet: what strangers wrote is never part of what says what is run.
 """
 
 import contextlib
@@ -14,14 +17,17 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from hansa.node.build_room import Outcome, Tool, run_tool
+from hansa.node.price_process import LONGEST_RUN_S, OwnRoom, read_order
 
 LARGEST_PACKET_BYTES = 64 << 10
 ASK_S = 10.0
+PIPES = 4
+"""Of a pricing program: its standard input, output and error, and what closes when its room begins."""
 
 RunTool = Callable[[Tool, threading.Event | None], Outcome]
 
@@ -91,19 +97,45 @@ def listen(path: str) -> None:
 
 
 def _serve(control: socket.socket) -> None:
-    """One tool. This thread lives until the tool has ended, as `run_tool` wants it."""
-    with control:
+    """One tool, or one program. This thread lives until it has ended, as its room wants it."""
+    with control, contextlib.ExitStack() as held:
         control.settimeout(ASK_S)
-        given_up = threading.Event()
         try:
-            tool = read_tool(control.recv(LARGEST_PACKET_BYTES))
+            data, descriptors, _flags, _address = socket.recv_fds(control, LARGEST_PACKET_BYTES, PIPES)
+            for descriptor in descriptors:
+                held.callback(os.close, descriptor)
+                os.set_inheritable(descriptor, False)
             control.settimeout(None)
-            threading.Thread(target=_watch, args=(control, given_up), daemon=True).start()
-            outcome = run_tool(tool, given_up)
+            answer = _run_priced(control, data, descriptors, held) if descriptors else asdict(_run(control, data))
         except (ValueError, TypeError, OSError) as fault:
-            outcome = Outcome(ok=False, words=f"the builder cannot run that: {fault}")
+            answer = asdict(Outcome(ok=False, words=f"the builder cannot run that: {fault}"))
         with contextlib.suppress(OSError):
-            control.sendall(json.dumps(asdict(outcome)).encode())
+            control.sendall(json.dumps(answer).encode())
+
+
+def _run(control: socket.socket, data: bytes) -> Outcome:
+    given_up = threading.Event()
+    tool = read_tool(data)
+    threading.Thread(target=_watch, args=(control, given_up), daemon=True).start()
+    return run_tool(tool, given_up)
+
+
+def _run_priced(
+    control: socket.socket, data: bytes, pipes: Sequence[int], held: contextlib.ExitStack
+) -> dict[str, int]:
+    """The owner's pricing program, until it has ended, nobody waits any more, or it was given all the time there is."""
+    facts = json.loads(data)
+    if len(pipes) != PIPES or not isinstance(facts, dict) or set(facts) != {"price"}:
+        raise ValueError("not an order for a program")
+    room = OwnRoom(read_order(facts["price"]), pipes)
+    try:
+        held.close()  # the program's end must be the end of its pipes
+        ready, _, _ = select.select([control.fileno(), room.ended_fd], [], [], LONGEST_RUN_S)
+        if room.ended_fd not in ready:
+            raise TimeoutError("nobody waits for it any more")
+        return {"status": room.status()}
+    finally:
+        room.close()
 
 
 def _watch(control: socket.socket, given_up: threading.Event) -> None:

@@ -31,6 +31,7 @@ def examine(data_dir: Path) -> list[Finding]:
     findings += _sandbox(config)
     if config is not None:
         findings += _furnishings(config)
+        findings += _price_program(config)
         findings.append(_devices(config))
     return findings
 
@@ -99,6 +100,54 @@ def _furnishings(config: Config) -> list[Finding]:
         ("packages", works, packages or f"jobs can have their own, from {config.environments.index}"),
         ("images", True, f"jobs cannot bring any: {images}" if images else "jobs can bring their own"),
     ]
+
+
+def _price_program(config: Config) -> list[Finding]:
+    """Whether the owner's pricing program names a price: asked of the daemon, since its rights are what matters."""
+    from hansa.node.plain_text import plain  # noqa: PLC0415  # late, as above
+
+    if not config.provider.enabled or not config.provider.pricing.program:
+        return []
+    name = "price program"
+    try:
+        daemon = Daemon(config.data_dir)
+        try:
+            said = daemon.get("/v1/price?devices=1").get("program")
+        finally:
+            daemon.close()
+    except OperatorError:
+        said, tried = _try_price_program(config), "tried without the daemon, whose rights may be others"
+    else:
+        tried = "asked by the daemon"
+        if said is None:
+            return [(name, False, "the daemon was started without it: start it again")]
+    if said.get("fault"):
+        return [(name, False, f"{plain(said['fault'], 300)} ({tried}): {plain(said.get('hint', ''), 200)}")]
+    price = said.get("price_per_hour")
+    words = (
+        f"names {plain(price, 60)} for a device and an hour" if price else f"declines: {plain(said['decline'], 200)}"
+    )
+    return [(name, True, f"{words} ({tried})")]
+
+
+def _try_price_program(config: Config) -> dict[str, str]:
+    """As ``/v1/price`` tells it, from this very process."""
+    from time import time_ns  # noqa: PLC0415  # late, as above
+
+    import trio  # noqa: PLC0415
+
+    from hansa.node.inventory import take_inventory  # noqa: PLC0415
+    from hansa.node.keystore import account_address  # noqa: PLC0415
+    from hansa.node.price_desk import ask_without_daemon  # noqa: PLC0415
+
+    try:
+        account = account_address(config.keystore)
+        devices = take_inventory(account, config.provider).devices
+        if not devices:
+            return {"fault": "there is no device to ask about", "hint": "hansa doctor says why below"}
+        return trio.run(ask_without_daemon, config, account, devices, time_ns() // 1_000_000)
+    except OperatorError as fault:
+        return {"fault": fault.what, "hint": fault.hint}
 
 
 def _devices(config: Config) -> Finding:

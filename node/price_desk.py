@@ -1,6 +1,8 @@
 """What a bid would cost now or at another time, as the local API tells it: rule, factors, and the owner's program."""
 
 import secrets
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -9,9 +11,11 @@ from starlette.routing import Route
 
 from hansa.market.pricing_rule import RulePrice
 from hansa.node.answering import PriceWanted
+from hansa.node.config import Config
 from hansa.node.faults import OperatorError
 from hansa.node.http_api import Json
-from hansa.node.price_program import ProgramFailed, question_about
+from hansa.node.price_process import ProgramFailed
+from hansa.node.price_program import program_of, question_about
 from hansa.node.pricing_config import moment_ms
 from hansa.proto.gpu_models import matches
 from hansa.proto.market_documents import LEASE_FIRM, LEASE_SPOT, Device, Requirements, Tender
@@ -71,7 +75,14 @@ class PriceDesk:
         if program is None:
             return None
         wanted = PriceWanted(
-            tender=self._sample(len(chosen), lease),
+            tender=sample_tender(
+                daemon.config,
+                account=daemon.state.account,
+                peer_id=daemon.state.peer_id,
+                devices=len(chosen),
+                lease=lease,
+                now_ms=daemon.now_ms(),
+            ),
             lease=lease,
             sets=(tuple(device.id for device in chosen),),
             rule_e18=(found.price_e18,),
@@ -80,11 +91,12 @@ class PriceDesk:
         )
         owned = {device.id: device for device in daemon.state.capacity.devices}
         leased = sum(daemon.state.capacity.phase_of(device) == "leased" for device in owned)
-        view: Json = {"price_per_hour": None, "decline": "", "fault": ""}
+        view: Json = {"price_per_hour": None, "decline": "", "fault": "", "hint": ""}
         try:
             answer = await program.ask(question_about(wanted, owned, leased=leased, owned=len(owned), at_ms=at_ms), 1)
         except ProgramFailed as fault:
             view["fault"] = str(fault)
+            view["hint"] = what_to_do(fault, daemon.config)
         else:
             view["decline"] = answer.refusal
             assert daemon.state.terms is not None
@@ -94,39 +106,84 @@ class PriceDesk:
         view["counted"] = dict(program.counters)
         return view
 
-    def _sample(self, devices: int, lease: str) -> Tender:
-        daemon, now_ms = self._daemon, self._daemon.now_ms()
-        needs = Requirements(
-            kind="any",
-            choices=(),
-            devices=devices,
-            device_memory_bytes=0,
-            cores_milli=0,
-            memory_bytes=0,
-            scratch_bytes=0,
-            tier=daemon.config.provider.tier,
-            features=(),
-            egress=(),
-            wall_ms=3_600_000,
-            clauses=(),
-        )
-        return Tender(
-            signer=daemon.state.account,
-            peer_id=daemon.state.peer_id,
-            job=bytes(32),
-            shards=(0,),
-            requirements=needs,
-            currency=daemon.config.currency,
-            price_ceiling_e18_per_device_ms=(1 << 128) - 1,
-            meter_interval_ms=daemon.config.provider.meter_interval_ms,
-            splits=(),
-            facts=(),
-            lease=lease,
-            deadline_ms=0,
-            bids_close_ms=now_ms + BIDDING_MS,
-            expires_ms=now_ms + BIDDING_MS,
-            nonce=secrets.token_bytes(32),
-        )
+
+def sample_tender(config: Config, *, account: bytes, peer_id: str, devices: int, lease: str, now_ms: int) -> Tender:
+    """A tender that this node might have sent itself."""
+    needs = Requirements(
+        kind="any",
+        choices=(),
+        devices=devices,
+        device_memory_bytes=0,
+        cores_milli=0,
+        memory_bytes=0,
+        scratch_bytes=0,
+        tier=config.provider.tier,
+        features=(),
+        egress=(),
+        wall_ms=3_600_000,
+        clauses=(),
+    )
+    return Tender(
+        signer=account,
+        peer_id=peer_id,
+        job=bytes(32),
+        shards=(0,),
+        requirements=needs,
+        currency=config.currency,
+        price_ceiling_e18_per_device_ms=(1 << 128) - 1,
+        meter_interval_ms=config.provider.meter_interval_ms,
+        splits=(),
+        facts=(),
+        lease=lease,
+        deadline_ms=0,
+        bids_close_ms=now_ms + BIDDING_MS,
+        expires_ms=now_ms + BIDDING_MS,
+        nonce=secrets.token_bytes(32),
+    )
+
+
+async def ask_without_daemon(config: Config, account: bytes, devices: Sequence[Device], now_ms: int) -> Json:
+    """What the program says of one device, asked by this very process.
+
+    Raises:
+        OperatorError: it cannot be asked.
+    """
+    program = program_of(
+        config.provider.pricing, config.data_dir, lambda: time.time_ns() // 1_000_000, config.environments.builder
+    )
+    assert program is not None, "the owner names one"
+    lease, device = config.provider.leases[0], devices[0]
+    found = config.provider.price_e18_per_device_ms
+    wanted = PriceWanted(
+        tender=sample_tender(config, account=account, peer_id="", devices=1, lease=lease, now_ms=now_ms),
+        lease=lease,
+        sets=((device.id,),),
+        rule_e18=(found,),
+        share_ppm=0,
+        tries=1,
+    )
+    question = question_about(wanted, {device.id: device}, leased=0, owned=len(devices), at_ms=now_ms)
+    try:
+        answer = await program.ask(question, 1)
+    except ProgramFailed as fault:
+        return {"fault": str(fault), "hint": what_to_do(fault, config)}
+    if answer.refusal:
+        return {"decline": answer.refusal}
+    price = answer.prices_e18[0]
+    return {"price_per_hour": e18_to_price_per_hour(found if price is None else price)}
+
+
+def what_to_do(fault: ProgramFailed, config: Config) -> str:
+    """The owner's next step after the program named no price."""
+    if fault.outcome == "no-room" and config.environments.builder is not None:
+        return "see whether hansa-builder.service runs, and may read the program: systemctl status hansa-builder"
+    if fault.outcome == "no-room":
+        return "a daemon that may make no sandbox has a builder make it: environments.builder and hansa-builder.service"
+    if fault.outcome == "too-long":
+        return "make it faster, or raise provider.pricing.program_timeout"
+    if fault.outcome == "refused":
+        return "ask again"
+    return "run it by hand: it reads one JSON object from its standard input and prints another"
 
 
 def price_view(found: RulePrice, devices: tuple[Device, ...], *, lease: str, at_ms: int) -> Json:

@@ -6,18 +6,15 @@ Tenders are strangers' to send, so neither a flood of them nor one that comes ag
 processes.
 """
 
-import contextlib
 import datetime as dt
 import json
 import os
-import selectors
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,9 @@ from hansa.node.answering import PriceWanted
 from hansa.node.events import PricedSet, TenderPriced
 from hansa.node.faults import ConfigError
 from hansa.node.gate import PeerRate
+from hansa.node.price_process import ProgramFailed, RoomOrder, run_in_room
 from hansa.node.price_room import SYSTEM, mounted
+from hansa.node.price_turns import CROWDED, Place, PriceTurns
 from hansa.node.pricing_config import PricingConfig
 from hansa.node.sandbox_inventory import SandboxUnavailable, find_bwrap
 from hansa.proto.errors import Malformed
@@ -38,30 +37,15 @@ from hansa.proto.units import e18_to_price_per_hour, price_per_hour_to_e18
 
 Json = dict[str, Any]
 AT_ONCE = 2
-"""Programs that run at the same time."""
-WAITING = 8
-"""Tenders that wait for one of these."""
+"""Programs that run at the same time for buyers; one more may run for the owner."""
 BURST, EVERY_MS = 10, 200
-"""Programs that are started: so many at once, and in the long run one in this time."""
-ROOM_S = 5.0
-"""For the room to be made, which is this node's own doing and no part of the program's time."""
+"""Programs that are started for buyers: so many at once, and in the long run one in this time."""
+LONGEST_WAIT_S = 5.0
+"""A tender that has waited for its turn for so long is answered without the program."""
+OWNER_WAITING = 4
+"""Questions of the owner's own that wait."""
 LARGEST_QUESTION_BYTES = 256 << 10
-LARGEST_ANSWER_BYTES = 16 << 10
-KEPT_WORDS_BYTES = 2 << 10
 LONGEST_REFUSAL_BYTES = 200
-
-
-class ProgramFailed(Exception):
-    """The program named no price.
-
-    Attributes:
-        kind: which sort of failure, of a few.
-    """
-
-    def __init__(self, kind: str, words: str = "") -> None:
-        """Keep the kind apart from what the program itself said."""
-        super().__init__(f"{kind}: {words}" if words else kind)
-        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,178 +56,165 @@ class Answer:
     refusal: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """For whom the program is asked.
+
+    Attributes:
+        buyer: whose tender it is.
+        is_known: whether this buyer has paid here before.
+        until_ms: when nobody needs the price any more.
+    """
+
+    buyer: bytes
+    is_known: bool
+    until_ms: int
+
+
 class PriceProgram:
     """Asks the owner's program. One for a daemon."""
 
-    def __init__(self, config: PricingConfig, data_dir: Path, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, config: PricingConfig, data_dir: Path, now_ms: Callable[[], int], builder: Path | None = None
+    ) -> None:
         """Look whether it can be asked at all.
+
+        Args:
+            config: the owner's wishes.
+            data_dir: this node's own, which the program must not see.
+            now_ms: the clock.
+            builder: the socket of who makes the program's rooms; None for this process.
 
         Raises:
             ConfigError: it is not there, or the room would show what it must not.
         """
-        self._command = config.program
         self._timeout_s = config.program_timeout_ms / 1000
         self._now_ms = now_ms
-        self._shown = mounted(config.program, config.program_files)
-        self._rate = PeerRate(BURST, EVERY_MS)
-        self._slots = trio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._builder = builder
+        shown = mounted(config.program, config.program_files)
+        self._order = RoomOrder(command=config.program, shown=shown, cpu_s=int(self._timeout_s) + 2)
+        self._turns = PriceTurns()
+        self._granted: dict[Place, trio.Event] = {}
+        self._running = 0
+        self._pace = PeerRate(BURST, EVERY_MS)
+        self._owners = trio.Semaphore(1)
+        self._owners_waiting = 0
+        # Threads of its own: whatever else this node does in threads, a price does not wait for it.
+        self._threads = trio.CapacityLimiter(AT_ONCE + 1)
         self.thinking_of: set[bytes] = set()
         self.counters: Counter[str] = Counter()
-        self.last_fault = ""
-        _check(config.program[0], self._shown, data_dir)
+        self.outcomes: Counter[str] = Counter()
+        _check(config.program[0], shown, data_dir, makes_rooms=builder is None)
 
-    async def ask(self, question: Json, sets: int) -> Answer:
+    async def ask(self, question: Json, sets: int, asker: Asker | None = None) -> Answer:
         """Its answer about so many sets of devices.
 
+        Args:
+            question: what it is told.
+            sets: about how many sets of devices.
+            asker: for whom; None for the owner, who has a place of their own.
+
         Raises:
-            ProgramFailed: there is none. It is counted and kept.
+            ProgramFailed: there is none. It is counted.
         """
         try:
-            answer = read_answer(await self._run(question), sets)
+            data = _written(question)
+            async with self._owners_turn() if asker is None else self._turn_of(asker):
+                answer = read_answer(await self._run(data), sets)
         except ProgramFailed as fault:
-            self.last_fault = clipped(str(fault), 256)
             self.counters[f"price program: {fault.kind}"] += 1
+            self.outcomes[fault.outcome] += 1
             raise
         self.counters["price program: declined" if answer.refusal else "price program: answered"] += 1
+        self.outcomes["declined" if answer.refusal else "answered"] += 1
         return answer
 
-    async def _run(self, question: Json) -> bytes:
-        data = json.dumps(question, separators=(",", ":")).encode()
-        if len(data) > LARGEST_QUESTION_BYTES:
-            raise ProgramFailed("the tender is too long to be asked about")
-        if self._waiting >= WAITING:
-            raise ProgramFailed("too many tenders wait for it")
-        if not self._rate.admits(b"", self._now_ms()):
-            raise ProgramFailed("it would be started too often")
-        self._waiting += 1
+    @asynccontextmanager
+    async def _owners_turn(self) -> AsyncIterator[None]:
+        if self._owners_waiting >= OWNER_WAITING:
+            raise ProgramFailed(CROWDED, outcome="refused")
+        self._owners_waiting += 1
         try:
-            async with self._slots:
-                return await trio.to_thread.run_sync(self._run_once, data)
+            async with self._owners:
+                yield
         finally:
-            self._waiting -= 1
+            self._owners_waiting -= 1
 
-    def _run_once(self, data: bytes) -> bytes:
-        """Start it, hand it the question, take what it prints. Whatever it started ends with it."""
-        order = os.memfd_create("order", os.MFD_CLOEXEC)
-        wanted = {"command": self._command, "shown": self._shown, "cpu_s": int(self._timeout_s) + 2}
-        os.write(order, json.dumps(wanted).encode())
-        os.lseek(order, 0, os.SEEK_SET)
-        begun, beginning = os.pipe2(os.O_CLOEXEC)
+    @asynccontextmanager
+    async def _turn_of(self, asker: Asker) -> AsyncIterator[None]:
+        """Wait for a buyer's turn, and let the next one have theirs after it."""
+        place = Place(buyer=asker.buyer, is_known=asker.is_known)
+        leaves = self._turns.join(place, self._now_ms())
+        if leaves is not None and leaves is not place:
+            self._granted.pop(leaves).set()
+        if place.refused:
+            raise ProgramFailed(place.refused, outcome="refused")
+        granted = self._granted[place] = trio.Event()
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "hansa.node.price_room", str(order), str(beginning)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(order, beginning),
-                cwd="/",  # Python looks there for modules before anywhere else
-                start_new_session=True,
+            with trio.move_on_after(min(LONGEST_WAIT_S, max(0, asker.until_ms - self._now_ms()) / 1000)):
+                self._let_in()
+                while not granted.is_set():
+                    # Nobody may leave for as long as nobody may be started: then time alone lets the next one in.
+                    with trio.move_on_after(EVERY_MS / 1000):
+                        await granted.wait()
+                    self._let_in()
+            if place.refused:
+                raise ProgramFailed(place.refused, outcome="refused")
+            if not granted.is_set():
+                raise ProgramFailed("its turn did not come in time", outcome="refused")
+            yield
+        finally:
+            self._turns.leave(place)
+            if self._granted.pop(place, None) is None and not place.refused:
+                self._running -= 1
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Start whoever's turn it is, as far as may be."""
+        while self._running < AT_ONCE and len(self._turns) and self._pace.admits(b"", self._now_ms()):
+            place = self._turns.next()
+            assert place is not None, "somebody waits"
+            self._running += 1
+            self._granted.pop(place).set()
+
+    async def _run(self, data: bytes) -> bytes:
+        """Have the program run in a thread, which ends it at once when nobody waits for it any more."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with FileIO(writing, "wb"):
+            work = partial(self._run_in_thread, FileIO(reading, "rb"), data)
+            return await trio.to_thread.run_sync(
+                work,
+                abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs are older than trio
+                limiter=self._threads,
             )
-        except OSError as fault:
-            os.close(begun)
-            raise ProgramFailed("it could not be started", str(fault)) from None
-        finally:
-            os.close(order)
-            os.close(beginning)
-        try:
-            with process:
-                try:
-                    return _Exchange(process, begun, data).finish(self._timeout_s)
-                finally:
-                    # Its end is the end of all that was started in the room, and then its number may be another's.
-                    if process.returncode is None:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.killpg(process.pid, signal.SIGKILL)
-        finally:
-            os.close(begun)
+
+    def _run_in_thread(self, given_up: FileIO, data: bytes) -> bytes:
+        with given_up:
+            return run_in_room(
+                self._order, data, timeout_s=self._timeout_s, builder=self._builder, given_up=given_up.fileno()
+            )
 
 
-class _Exchange:
-    """A question on its way in, an answer on its way out, and a clock that begins when the program does."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", begun: int, data: bytes) -> None:
-        self._process = process
-        self._begun = begun
-        self._left = memoryview(data)
-        self._answer = b""
-        self._words = b""
-
-    def finish(self, timeout_s: float) -> bytes:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            os.set_blocking(pipe.fileno(), False)
-        deadline_s, kind = time.monotonic() + ROOM_S, "its room could not be made in time"
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdin, selectors.EVENT_WRITE, self._write)
-            for source, take in (
-                (process.stdout, self._take_answer),
-                (process.stderr, self._take_words),
-                (self._begun, lambda: bool(os.read(self._begun, 1))),
-            ):
-                selector.register(source, selectors.EVENT_READ, take)
-            while selector.get_map():
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise ProgramFailed(kind)
-                for key, _ in selector.select(left_s):
-                    if not key.data():
-                        selector.unregister(key.fileobj)
-                        if key.fileobj == self._begun:
-                            deadline_s, kind = time.monotonic() + timeout_s, "it took too long"
-        try:
-            status = process.wait(max(0.0, deadline_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise ProgramFailed("it took too long") from None
-        if status != 0:
-            raise ProgramFailed(f"it ended with status {status}", self._last_words())
-        return self._answer
-
-    def _last_words(self) -> str:
-        said = self._words.decode("utf-8", "replace").strip().splitlines()
-        line = said[-1] if said else ""
-        return "".join(character if character.isprintable() else "?" for character in line)
-
-    def _write(self) -> bool:
-        assert self._process.stdin is not None
-        try:
-            self._left = self._left[os.write(self._process.stdin.fileno(), self._left[: 1 << 16]) :]
-        except BlockingIOError:
-            return True
-        except BrokenPipeError:
-            self._left = self._left[:0]  # who does not read to the end may know enough
-        if not self._left:
-            self._process.stdin.close()
-        return bool(self._left)
-
-    def _take_answer(self) -> bool:
-        assert self._process.stdout is not None
-        piece = os.read(self._process.stdout.fileno(), 1 << 16)
-        self._answer += piece
-        if len(self._answer) > LARGEST_ANSWER_BYTES:
-            raise ProgramFailed("it printed too much")
-        return bool(piece)
-
-    def _take_words(self) -> bool:
-        assert self._process.stderr is not None
-        piece = os.read(self._process.stderr.fileno(), 1 << 16)
-        self._words = (self._words + piece)[-KEPT_WORDS_BYTES:]
-        return bool(piece)
+def _written(question: Json) -> bytes:
+    data = json.dumps(question, separators=(",", ":")).encode()
+    if len(data) > LARGEST_QUESTION_BYTES:
+        raise ProgramFailed("the tender is too long to be asked about", outcome="refused")
+    return data
 
 
-def program_of(config: PricingConfig, data_dir: Path, now_ms: Callable[[], int]) -> PriceProgram | None:
+def program_of(
+    config: PricingConfig, data_dir: Path, now_ms: Callable[[], int], builder: Path | None = None
+) -> PriceProgram | None:
     """The owner's program, if there is one.
 
     Raises:
         ConfigError: it could not run here, or could see what it must not.
     """
-    return PriceProgram(config, data_dir, now_ms) if config.program else None
+    return PriceProgram(config, data_dir, now_ms, builder) if config.program else None
 
 
-def _check(program: str, shown: Sequence[str], data_dir: Path) -> None:
+def _check(program: str, shown: Sequence[str], data_dir: Path, *, makes_rooms: bool) -> None:
     """Whether the program could run, and in its room could see nothing of the node's own."""
     real = Path(os.path.realpath(program))
     if not real.is_file() or not os.access(real, os.X_OK):
@@ -261,7 +232,8 @@ def _check(program: str, shown: Sequence[str], data_dir: Path) -> None:
                 "keep the program and its files elsewhere",
             )
     try:
-        find_bwrap()
+        if makes_rooms:
+            find_bwrap()
     except SandboxUnavailable as lack:
         raise ConfigError(f"provider.pricing.program: no sandbox can be made for it: {lack}", lack.hint) from None
 
@@ -300,9 +272,9 @@ def read_answer(data: bytes, sets: int) -> Answer:
     try:
         said = parse_json(data)
     except (Malformed, UnicodeDecodeError):
-        raise ProgramFailed(wrong, "not JSON of the allowed form") from None
+        raise ProgramFailed(wrong, "not JSON of the allowed form", outcome="unreadable") from None
     if type(said) is not dict or len(said) != 1:
-        raise ProgramFailed(wrong, "not an object with one key")
+        raise ProgramFailed(wrong, "not an object with one key", outcome="unreadable")
     ((key, value),) = said.items()
     match key:
         case "price_per_hour" if type(value) is str:
@@ -311,29 +283,34 @@ def read_answer(data: bytes, sets: int) -> Answer:
             return Answer(prices_e18=tuple(None if one is None else _price(one) for one in value))
         case "decline" if type(value) is str and value.strip() and value.isprintable():
             return Answer(refusal=clipped(value, LONGEST_REFUSAL_BYTES))
-    raise ProgramFailed(wrong, 'neither "price_per_hour", "prices_per_hour" nor "decline" as they must be')
+    raise ProgramFailed(
+        wrong, 'neither "price_per_hour", "prices_per_hour" nor "decline" as they must be', outcome="unreadable"
+    )
 
 
 def _price(value: Any) -> int:
     if type(value) is not str:
-        raise ProgramFailed("it printed no answer", "a price is text in quotes, so that not a fraction of it is lost")
+        words = "a price is text in quotes, so that not a fraction of it is lost"
+        raise ProgramFailed("it printed no answer", words, outcome="unreadable")
     try:
         return price_per_hour_to_e18(value)
     except ValueError as fault:
-        raise ProgramFailed("it printed no answer", str(fault)) from None
+        raise ProgramFailed("it printed no answer", str(fault), outcome="unreadable") from None
 
 
 async def priced(
-    program: PriceProgram, wanted: PriceWanted, question: Json, *, now_ms: Callable[[], int]
+    program: PriceProgram, wanted: PriceWanted, question: Json, *, is_known: bool, now_ms: Callable[[], int]
 ) -> TenderPriced:
     """What the engine is told of it, whatever comes."""
+    tender = wanted.tender
+    asker = Asker(buyer=tender.signer, is_known=is_known, until_ms=tender.bids_close_ms)
     try:
-        answer = await program.ask(question, len(wanted.sets))
+        answer = await program.ask(question, len(wanted.sets), asker)
     except ProgramFailed as fault:
         words = clipped(str(fault), 256)
-        return TenderPriced(tender=wanted.tender, fault=words, tries=wanted.tries, at_ms=now_ms())
+        return TenderPriced(tender=tender, fault=words, tries=wanted.tries, at_ms=now_ms())
     sets = tuple(
         PricedSet(devices=devices, price_e18=price)
         for devices, price in zip(wanted.sets, answer.prices_e18, strict=False)
     )
-    return TenderPriced(tender=wanted.tender, sets=sets, refusal=answer.refusal, tries=wanted.tries, at_ms=now_ms())
+    return TenderPriced(tender=tender, sets=sets, refusal=answer.refusal, tries=wanted.tries, at_ms=now_ms())

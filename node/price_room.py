@@ -44,9 +44,10 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: a descriptor with the order as JSON, and one that closes when bubblewrap begins.
     """
-    parent = os.getppid()
     with os.fdopen(int(arguments[0]), "rb") as order:
         wanted = json.load(order)
+    # Whoever started this may have ended before now; then its number is not that of our parent, and nobody waits.
+    parent = wanted["parent"]
     os.set_inheritable(int(arguments[1]), False)
     command, shown = tuple(wanted["command"]), tuple(wanted["shown"])
     bwrap_root, bwrap = find_bwrap()

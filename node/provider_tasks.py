@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from hansa.node.answering import PriceWanted
-from hansa.node.blobs import BlobMissing
+from hansa.node.blob_shelf import BlobMissing
+from hansa.node.held_time import paid_times
 from hansa.node.logs import log_line
 from hansa.node.price_program import priced, question_about
 from hansa.node.selling import DeliverRound
@@ -29,7 +30,8 @@ async def price_tender(daemon: "Daemon", wanted: PriceWanted) -> None:
         devices = {device.id: device for device in capacity.devices}
         leased = sum(capacity.phase_of(device) == "leased" for device in devices)
         question = question_about(wanted, devices, leased=leased, owned=len(devices), at_ms=now_ms())
-        said = await priced(program, wanted, question, now_ms=now_ms)
+        is_known = wanted.tender.signer in paid_times(daemon.state)
+        said = await priced(program, wanted, question, is_known=is_known, now_ms=now_ms)
     finally:
         program.thinking_of.discard(tender)
     if said.fault:

@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +18,14 @@ from kit.small_market import device
 from kit.trading import NOW_MS, PRICE, tender
 
 from hansa.market.pricing_rule import PricingRule
-from hansa.node import price_program
+from hansa.node import doctor, price_program, price_turns
 from hansa.node.answering import PriceWanted
+from hansa.node.config import load_config
 from hansa.node.events import TenderPriced
 from hansa.node.faults import ConfigError
-from hansa.node.price_program import PriceProgram, ProgramFailed, priced, question_about, read_answer
+from hansa.node.first_setup import Wishes, set_up
+from hansa.node.price_process import ProgramFailed
+from hansa.node.price_program import PriceProgram, priced, question_about, read_answer
 from hansa.node.pricing_config import PricingConfig
 from hansa.node.sandbox_inventory import SandboxUnavailable, find_bwrap
 from hansa.proto.codec import decode, encode
@@ -162,8 +169,16 @@ def test_one_that_takes_too_long_is_ended_with_all_that_it_started(place):
         timeout_ms=2_000,
     )
     assert failure(asked) == "it took too long"
+    _nothing_lives(mark)
+
+
+def _living(mark):
+    return [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and mark in _words(entry)]
+
+
+def _nothing_lives(mark):
     for _ in range(200):
-        left = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and mark in _words(entry)]
+        left = _living(mark)
         if not left:
             return
         time.sleep(0.05)
@@ -194,13 +209,17 @@ def test_whatever_goes_wrong_is_told_in_words_and_counted(place, text, words):
     assert words in failure(program(place, text, timeout_ms=2_000 if "True: pass" in text else 20_000))
 
 
+def tender_of(buyer):
+    return replace(WANTED, tender=replace(WANTED.tender, signer=bytes([buyer]) * 20))
+
+
 def test_a_flood_of_tenders_is_no_flood_of_processes(place):
-    asked = program(place, "import time; time.sleep(1); print(json.dumps({'price_per_hour': '1'}))")
+    asked = program(place, "import time; time.sleep(0.3); print(json.dumps({'price_per_hour': '1'}))")
     outcomes = []
 
     async def flood():
         async def one():
-            said = await priced(asked, WANTED, {"version": 1}, now_ms=lambda: NOW_MS)
+            said = await priced(asked, WANTED, {"version": 1}, is_known=False, now_ms=lambda: NOW_MS)
             outcomes.append(said)
 
         async with trio.open_nursery() as nursery:
@@ -209,14 +228,106 @@ def test_a_flood_of_tenders_is_no_flood_of_processes(place):
 
     trio.run(flood)
     answered = [one for one in outcomes if not one.fault]
-    assert len(answered) == min(price_program.WAITING, price_program.BURST)
-    assert asked.counters["price program: too many tenders wait for it"] == 200 - len(answered)
+    # Two ran at once and the others waited; how many of these had their turn in time is this machine's affair.
+    most = price_program.AT_ONCE + price_turns.PLACES_EACH
+    assert price_program.AT_ONCE <= len(answered) <= most
+    assert asked.counters[f"price program: {price_turns.CROWDED}"] >= 200 - most
     assert decode(encode(answered[0]), TenderPriced, limit_bytes=1 << 16) == answered[0]
-    # The clock stands still here: what was burst is spent, and the rest is refused for that.
-    for _ in range(price_program.BURST - len(answered)):
-        ask(asked)
-    with pytest.raises(ProgramFailed, match="started too often"):
-        ask(asked)
+
+
+def test_many_buyers_start_no_more_programs_than_may_be_started_and_the_owner_has_a_place_of_their_own(place):
+    asked = program(place, "print(json.dumps({'price_per_hour': '1'}))")
+    outcomes = []
+
+    async def one(wanted):
+        outcomes.append(await priced(asked, wanted, {"version": 1}, is_known=False, now_ms=lambda: NOW_MS))
+
+    async def everybody():
+        async with trio.open_nursery() as nursery:
+            for buyer in range(price_program.BURST + 5):
+                nursery.start_soon(one, tender_of(buyer))
+
+    # The clock stands still here, so what was burst is spent.
+    trio.run(everybody)
+    assert sum(not one.fault for one in outcomes) <= price_program.BURST
+    assert any("turn did not come in time" in one.fault for one in outcomes)
+    assert ask(asked).prices_e18
+
+
+def test_an_honest_buyer_is_heard_while_strangers_flood_and_so_is_the_owner(place):
+    asked = program(place, "import time; time.sleep(0.2); print(json.dumps({'price_per_hour': '1'}))")
+
+    async def market():
+        outcomes = {"stranger": None, "known": None, "owner": None}
+
+        async def flood(buyer):
+            while True:
+                await priced(asked, tender_of(buyer), {}, is_known=False, now_ms=now_ms)
+                await trio.sleep(0.01)
+
+        async def honest(name, buyer, is_known):
+            outcomes[name] = await priced(asked, tender_of(buyer), {}, is_known=is_known, now_ms=now_ms)
+
+        async def owner():
+            outcomes["owner"] = await asked.ask({}, 2)
+
+        async with trio.open_nursery() as floods:
+            for buyer in range(1, 5):
+                for _ in range(20):
+                    floods.start_soon(flood, buyer)
+            await trio.sleep(1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(honest, "stranger", 100, False)
+                nursery.start_soon(honest, "known", 101, True)
+                nursery.start_soon(owner)
+            floods.cancel_scope.cancel()
+        return outcomes
+
+    def now_ms():
+        return NOW_MS - 60_000 + int(trio.current_time() * 1000) % 10**9
+
+    asked._now_ms = now_ms
+    outcomes = trio.run(market)
+    assert not outcomes["stranger"].fault
+    assert not outcomes["known"].fault
+    assert outcomes["owner"].prices_e18
+    assert asked.outcomes["refused"] > 0
+
+
+def test_who_gives_up_ends_the_program_at_once_with_all_that_it_started(place):
+    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
+    asked = program(
+        place,
+        f"""
+        import subprocess, time
+        subprocess.Popen(["/bin/sh", "-c", "sleep 300", "{mark}"], start_new_session=True)
+        time.sleep(300)
+        """,
+        timeout_ms=200_000,
+    )
+
+    async def give_up():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asked.ask, {}, 2)
+            while not _living(mark):  # noqa: ASYNC110 - another process is waited for
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+
+    began = time.monotonic()
+    trio.run(give_up)
+    assert time.monotonic() - began < 60
+    _nothing_lives(mark)
+
+
+def test_a_room_whose_maker_has_ended_is_not_begun():
+    order = {"command": ["/bin/true"], "shown": [], "cpu_s": 1, "parent": 1 << 22}
+    written = os.memfd_create("order")
+    os.write(written, json.dumps(order).encode())
+    os.lseek(written, 0, os.SEEK_SET)
+    command = [sys.executable, "-m", "hansa.node.price_room", str(written), "2"]
+    done = subprocess.run(command, pass_fds=(written,), capture_output=True, check=False, timeout=60, cwd="/")
+    os.close(written)
+    assert done.returncode == 125, done.stderr
 
 
 def test_it_cannot_be_given_the_nodes_own_data(place):
@@ -259,3 +370,41 @@ def test_nothing_but_an_exact_answer_is_taken(text, words):
 def test_an_exact_answer_is_taken():
     assert read_answer(b'{"price_per_hour": "3.6"}', 2).prices_e18 == (PRICE, PRICE)
     assert read_answer(json.dumps({"decline": "x" * 500}).encode(), 2).refusal == "x" * 200
+
+
+def test_the_doctor_says_whether_it_can_run_and_what_to_do(place):
+    data = place / "node"
+    wishes = Wishes(provides=True, cpu_slots=1, cpu_cores_per_slot=1, gpus=(), metrics_port=0)
+    set_up(data, wishes)
+    path = place / "price.py"
+    path.write_text(f'#!{PYTHON}\nprint(\'{{"price_per_hour": "0.42"}}\')\n')
+    path.chmod(0o755)
+    text = (data / "config.toml").read_text()
+
+    def found(**changes):
+        changed = text.replace("program = []", f'program = ["{path}"]')
+        for old, new in changes.items():
+            changed = re.sub(rf"(?m)^{old} = .*", f"{old} = {new}", changed)
+        (data / "config.toml").write_text(changed)
+        return doctor._price_program(load_config(data))
+
+    assert found(program="[]") == []
+    ((name, ok, words),) = found()
+    assert (name, ok) == ("price program", True), words
+    assert "names 0.42" in words
+    ((_, ok, words),) = found(builder=f'"{place}/nobody"')
+    assert not ok
+    assert "no builder answers" in words
+    assert "hansa-builder.service runs" in words
+    path.write_text("#!/bin/sh\nprintf 'ti\\033]0;x\\007tle' >&2; exit 3\n")
+    ((_, ok, words),) = found()
+    assert not ok
+    assert "it ended with status 3" in words
+    assert "\x1b" not in words
+    path.write_text("#!/bin/sh\nsleep 60\n")
+    ((_, ok, words),) = found(program_timeout='"1 s"')
+    assert "program_timeout" in words
+    path.unlink()
+    ((_, ok, words),) = found()
+    assert not ok
+    assert "is no program" in words
