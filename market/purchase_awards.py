@@ -1,12 +1,14 @@
 """Who is awarded what, and who is let go: the part of a purchase that comes when bidding is closed.
 
-Every shard goes to the best bid that is left. When one comes to nothing the next takes its place at once; when there is
-none, everybody is freed in the same step. Until then the bids that lost are kept: they are what replaces a winner.
+The shards go to the best bids that are left and that the money is enough for (``hansa.market.affordable``). When one
+comes to nothing another takes its place at once; when there is none, everybody is freed in the same step. Until then
+the bids that lost are kept: they are what replaces a winner.
 """
 
 from collections import Counter
 from dataclasses import replace
 
+from hansa.market.affordable import Candidate, Parts, Room, best_affordable, cheapest, one_after_the_other
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.funding import start_ms
 from hansa.market.machine import Step
@@ -14,10 +16,10 @@ from hansa.market.purchase_events import Unfilled
 from hansa.market.purchase_state import SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
-from hansa.market.shares import WHOLE_MILLI, share_given
+from hansa.market.shares import share_given
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
-from hansa.proto.market_documents import Award
+from hansa.proto.market_documents import Award, Bid
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
@@ -31,61 +33,69 @@ CONFIRM_MS = 4_000
 def fill(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Award what has no live award; give up and free everybody when that cannot be done."""
     placed = {placement.shard for placement in state.live}
-    new: list[Placement] = []
-    for shard in state.tender.shards:
-        if shard in placed:
-            continue
-        best = _best_left(state, (*state.placements, *new))
-        if best is None:
+    wanted = [shard for shard in state.tender.shards if shard not in placed]
+    left = state.funds - sum(state.bids[placement.bid].max_total for placement in state.live)
+    candidates, room = _candidates(state), _room(state)
+    best = best_affordable(candidates, len(wanted), left, room)
+    if best is None or left < 0:
+        least = cheapest(candidates, len(wanted), room)
+        if len(least) < len(wanted):
             return give_up(state, _shortage(state), at_ms)
-        new.append(placement_for(state, shard, best, at_ms))
-    promised = sum(state.bids[placement.bid].max_total for placement in (*state.live, *new))
-    if promised > state.funds:
+        promised = state.funds - left + sum(one.most for one in least)
         reason = (
             f"price, devices and limits.wall allow the leases to cost {format_amount(promised)},"
             f" and {format_amount(state.funds)} is left of the budget"
         )
-        return give_up(state, reason, at_ms, missing=promised - state.funds)
+        return give_up(state, reason, at_ms, missing=max(1, promised - state.funds))
+    new = tuple(placement_for(state, shard, one.bid, at_ms) for shard, one in zip(wanted, best, strict=True))
     after = replace(state, placements=(*state.placements, *new))
     awards = tuple(award_message(after, placement) for placement in new)
     return Step(state=after, effects=awards)
 
 
-def _best_left(state: Purchase, placements: tuple[Placement, ...]) -> bytes | None:
-    """The best bid that was not tried, of a provider that answers, on devices that it did not sell us already."""
-    used = {placement.bid for placement in placements}
-    sold = Counter[tuple[bytes, bytes]]()
-    for placement in placements:
-        if placement.phase != "failed":
-            sold += _parts(state, placement.bid)
-    for entry in state.ranking:
-        tried = entry.bid in used or entry.provider in state.deserters
-        if not entry.excluded and not tried and _fits_beside(sold, _parts(state, entry.bid)):
-            return entry.bid
-    return None
+def _candidates(state: Purchase) -> list[Candidate]:
+    """The bids that were not tried, of providers that answer; the best first."""
+    used = {placement.bid for placement in state.placements}
+    return [
+        _candidate(state, entry)
+        for entry in state.ranking
+        if not entry.excluded and entry.bid not in used and entry.provider not in state.deserters
+    ]
 
 
-def _parts(state: Purchase, key: bytes) -> Counter[tuple[bytes, bytes]]:
+def _candidate(state: Purchase, entry: Scored) -> Candidate:
+    bid = state.bids[entry.bid]
+    return Candidate(
+        bid=entry.bid,
+        provider=entry.provider,
+        cost=entry.expected_cost,
+        most=bid.max_total,
+        parts=_parts(bid),
+    )
+
+
+def _parts(bid: Bid) -> Parts:
     """What a bid gives of which devices, in thousandths."""
-    bid = state.bids[key]
     return Counter({(bid.signer, device): share_given(bid) for device in bid.devices})
 
 
-def _fits_beside(sold: Counter[tuple[bytes, bytes]], parts: Counter[tuple[bytes, bytes]]) -> bool:
-    """Whether nothing would be had twice: parts of one device may be, up to the whole."""
-    return all(sold[device] + milli <= WHOLE_MILLI for device, milli in parts.items())
+def _room(state: Purchase) -> Room:
+    """What was bought already, in this tender and by the job's other shards."""
+    room = Room(had=state.elsewhere, most_each=state.most_each)
+    for placement in state.placements:
+        if placement.phase != "failed":
+            bid = state.bids[placement.bid]
+            room = room.after(Candidate(bid=placement.bid, provider=bid.signer, cost=0, most=0, parts=_parts(bid)))
+    return room
 
 
 def usable(state: Purchase) -> list[Scored]:
     """The bids that could all win beside each other: the best of those that offer a device twice."""
-    taken = Counter[tuple[bytes, bytes]]()
-    found: list[Scored] = []
-    for entry in state.ranking:
-        parts = _parts(state, entry.bid)
-        if not entry.excluded and _fits_beside(taken, parts):
-            taken += parts
-            found.append(entry)
-    return found
+    eligible = [entry for entry in state.ranking if not entry.excluded]
+    room = Room(had=state.elsewhere, most_each=state.most_each)
+    taken = one_after_the_other([_candidate(state, entry) for entry in eligible], len(eligible), room)
+    bids = {one.bid for one in taken}
+    return [entry for entry in eligible if entry.bid in bids]
 
 
 def _shortage(state: Purchase) -> str:
@@ -93,6 +103,9 @@ def _shortage(state: Purchase) -> str:
     wanted = len(state.tender.shards)
     if eligible < wanted:
         return f"{eligible} of the {wanted} bids that it takes"
+    if state.most_each and len(usable(state)) < wanted:
+        each = f"{state.most_each} shard{'s' * (state.most_each != 1)}"
+        return f"no provider may have more than {each} of the job, and those that bid are too few for that"
     return "too many of the winners did not confirm"
 
 
@@ -188,9 +201,9 @@ def why_lost(state: Purchase, bid: bytes) -> str:
     if entry is None:
         return "another bid won"
     place, reliable = ranked.index(entry) + 1, entry.reliability_ppm // 10_000
-    return (
-        f"another bid won: by expected cost it was number {place} of {len(ranked)}; reliability counted: {reliable} %"
-    )
+    why = f"another bid won: by expected cost it was number {place} of {len(ranked)}; reliability counted: {reliable} %"
+    passed = place <= len(state.tender.shards) and entry.provider not in state.deserters
+    return f"{why}; the best could not all be taken together" if passed else why
 
 
 def give_up(state: Purchase, reason: str, at_ms: int, *, missing: int = 0) -> Step[Purchase]:

@@ -64,6 +64,8 @@ class Purchase:
         closes_ms: until when it pays to wait for more bids, by those that are here; 0 before the first answer.
         away: leases that were awarded when the buyer's own daemon went away: nobody is blamed for what it did not hear.
         placements: every award made, failed ones included.
+        most_each: how many shards of the job one provider may have; 0 for any number.
+        elsewhere: how many of its other shards each provider had when the tender went out, if that is limited.
         reason: why it ended as it did.
     """
 
@@ -84,6 +86,8 @@ class Purchase:
     closes_ms: UnixMs = 0
     away: tuple[Bytes32, ...] = ()
     placements: tuple[Placement, ...] = ()
+    most_each: Uint32 = 0
+    elsewhere: Mapping[Address, Uint32] = field(default_factory=dict)
     reason: str = ""
 
     @property

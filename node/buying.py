@@ -3,7 +3,8 @@
 How its machines turn is in ``hansa.node.buying_turns``.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,10 +107,20 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         channels=channels,
         records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
         trials=trials_of(state, workload),
+        most_each=of.spec.most_each,
+        elsewhere=_had_elsewhere(of, event.tender.shards),
     )
     step = purchase.open_purchase(begun, event.at_ms)
     state.begin("purchase", state.purchases, tender_digest, step.state)
     return follow_purchase(state, tender_digest, step.effects)
+
+
+def _had_elsewhere(of: Job, shards: Sequence[int]) -> dict[bytes, int]:
+    """How many of a job's other shards each provider has, where a job limits that."""
+    if not of.spec.most_each:
+        return {}
+    alive = (shard.provider for shard in of.shards if of.on(shard.lease) is shard and shard.shard not in shards)
+    return dict(Counter(alive))
 
 
 def take_blob(state: NodeState, event: BlobFetched | BlobNotFetched) -> Effects:

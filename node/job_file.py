@@ -161,7 +161,7 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     if needs is None and (late := _too_soon(limits.wall_ms, said.deadline_ms or 0)) is not None:
         raise resources.fault("needs", f"its deadline {late[0]}", late[1])
     check_once(tender, "lease", "lease", said=needs is None and bool(said.lease))
-    lease = tender.choice("lease", LEASE_ANY, (LEASE_ANY, LEASE_SPOT, LEASE_FIRM))
+    lease, most_each = tender.choice("lease", LEASE_ANY, (LEASE_ANY, LEASE_SPOT, LEASE_FIRM)), _most_each(tender)
     tender.finish()
     prices = top.table("budget")
     ceiling_e18 = said.price_e18_per_device_ms
@@ -197,6 +197,7 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
         retry_same_provider=retry.same_provider,
         mirror=mirror,
         max_prepay_ms=budget.max_prepay_ms,
+        most_each=most_each,
         splits=splits,
         queue_ms=queue_ms,
         deadline_after_ms=deadline_after_ms if said.deadline_ms is None else said.deadline_ms,
@@ -331,6 +332,11 @@ def _network(table: TomlTable) -> _Network:
     most_bytes = table.size_bytes("bytes", "1 GiB", least=1)
     table.finish()
     return _Network(hosts=tuple(sorted(hosts)), most_bytes=most_bytes if hosts else 0)
+
+
+def _most_each(tender: TomlTable) -> int:
+    """How many shards one provider may have."""
+    return tender.integer("per_provider", 0, least=0, most=MOST_SHARDS)
 
 
 def _mirror(table: TomlTable, shards: int) -> bool:

@@ -121,7 +121,8 @@ def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
         if state.on(shard.lease) is shard:
             # Whatever ended the job, it was no provider whose run went well so far: whoever lost one was marked before.
             # Who wants the end owes what was withheld, unless the run had ended badly or its devices were taken back.
-            due, on_word, others = is_due_if_it_succeeded(state, shard), False, ()
+            due, on_word = is_due_if_it_succeeded(state, shard), False
+            others: tuple[WordBorneOut, ...] = ()
             if shard.phase in ("kept", "leaving"):
                 state, due, on_word, others = _judged(state, shard, shard.kind, at_ms)
             told, over = stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept", due=due)

@@ -39,6 +39,7 @@ class JobSpec:
         mirror: whether checkpoints are held by the provider of another shard too.
         lease: ``"firm"``, ``"spot"``, or ``"any"`` for either.
         max_prepay_ms: how much device time of each lease may be paid ahead: what a provider could take and leave with.
+        most_each: how many shards one provider may have at once; 0 for any number.
         splits: who else than the provider gets a part of every payment.
         retry_same_provider: whether a provider that lost a shard may have it again if nobody else will.
         output_bytes: the most that one shard's outputs may weigh.
@@ -78,6 +79,7 @@ class JobSpec:
     mirror: bool = False
     lease: Line = LEASE_ANY
     max_prepay_ms: DurationMs = 0
+    most_each: Uint32 = 0
     splits: tuple[Split, ...] = ()
     queue_ms: DurationMs = 0
     deadline_after_ms: DurationMs = 0

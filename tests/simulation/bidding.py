@@ -63,8 +63,31 @@ def _check_order(bought: Purchase, devices: set[tuple[bytes, bytes]]) -> None:
     for scored in bought.ranking:
         offered = {(scored.provider, device) for device in bought.bids[scored.bid].devices}
         free = not scored.excluded and scored.bid not in tried and not offered & devices
-        if free and scored.provider not in bought.deserters:
-            assert scored.expected_cost >= dearest or _was_sold(bought, offered), "a better bid was passed by"
+        if free and scored.provider not in bought.deserters and scored.expected_cost < dearest:
+            passed = _was_sold(bought, offered) or _is_full(bought, scored.provider) or _is_too_dear(bought, scored.bid)
+            assert passed, "a better bid was passed by"
+
+
+def _is_full(bought: Purchase, provider: bytes) -> bool:
+    """Whether one provider has as many shards as it may, or had them before one came to nothing."""
+    placed = sum(entry.provider == provider for entry in bought.placements) + bought.elsewhere.get(provider, 0)
+    return bought.most_each > 0 and placed >= bought.most_each
+
+
+def _is_too_dear(bought: Purchase, bid: bytes) -> bool:
+    """Whether the money would not have been enough with a bid in the place of any that was awarded and is dearer.
+
+    Once an award has come to nothing, what was left for the others is not known any more from the state alone; then it
+    is enough that not everything could have been bought.
+    """
+    most, cost = bought.bids[bid].max_total, _cost(bought, bid)
+    stands = [entry for entry in bought.placements if entry.phase != "failed"]
+    promised = sum(bought.bids[entry.bid].max_total for entry in stands)
+    if len(stands) < len(bought.placements) or bought.phase not in ("awarding", "running"):
+        dearest = sorted(bought.bids[entry.bid].max_total for entry in bought.ranking if not entry.excluded)
+        return sum(dearest[-len(bought.tender.shards) :]) > bought.funds
+    dearer = [bought.bids[entry.bid].max_total for entry in stands if _cost(bought, entry.bid) > cost]
+    return all(promised - theirs + most > bought.funds for theirs in dearer)
 
 
 def _was_sold(bought: Purchase, offered: set[tuple[bytes, bytes]]) -> bool:

@@ -76,6 +76,8 @@ def confirmed(placement):
     return ConfirmationArrived(lease=placement.lease, at_ms=NOW_MS + 3_000)
 
 
+DEARER = bid_of(ONE, PROVIDER_KEY, PRICE * 3 // 2, max_total=900_001)
+FAIR = bid_of(ONE, OTHER_KEY, PRICE, max_total=600_001)
 CHEAP, DEAR = bid_of(ONE, PROVIDER_KEY, PRICE), bid_of(ONE, OTHER_KEY, 2 * PRICE)
 CLOSE = 2_000
 
@@ -241,6 +243,46 @@ def test_funds_bound_all_leases_of_the_gang_together():
     less = Playbook(advance, start(TWO, funds=1_200_000)) >> bid_of(TWO, PROVIDER_KEY) >> bid_of(TWO, OTHER_KEY)
     less >> passed(CLOSE) << some(Send) << some(Send) << some(Unfilled)
     less.reaches("unfilled")
+
+
+def test_what_scores_better_and_is_too_dear_for_the_budget_does_not_keep_another_bid_from_winning():
+    good = {PROVIDER: Record(good=500)}
+    both = lambda funds: Playbook(advance, start(funds=funds, records=good)) >> DEARER >> FAIR >> passed(CLOSE)  # noqa: E731
+    (both(900_001) << sent(PROVIDER, AwardSent)).reaches("awarding")
+    playbook = both(900_000) << sent(OTHER, AwardSent)
+    (placed,) = playbook.reaches("awarding").placements
+    playbook >> confirmed(placed) << sent(PROVIDER, BidReleased) << some(Gathered)
+    short = both(600_000) << sent(PROVIDER, BidReleased) << sent(OTHER, BidReleased) << some(Unfilled, missing=1)
+    assert "to cost 0.600001, and 0.600000 is left" in short.reaches("unfilled").reason
+
+
+def test_who_lost_since_the_budget_was_too_small_for_the_best_is_not_told_that_it_was_number_one_and_no_more():
+    good = {PROVIDER: Record(good=500)}
+    playbook = Playbook(advance, start(funds=900_000, records=good)) >> DEARER >> FAIR >> passed(CLOSE)
+    playbook << sent(OTHER, AwardSent)
+    (placed,) = playbook.reaches("awarding").placements
+    why = "another bid won: by expected cost it was number 1 of 2; reliability counted: 99 %"
+    (
+        playbook
+        >> confirmed(placed)
+        << sent(PROVIDER, BidReleased, reason=f"{why}; the best could not all be taken together")
+    )
+
+
+@pytest.mark.parametrize(("most_each", "elsewhere", "winners"), [(0, {}, {PROVIDER}), (1, {}, {PROVIDER, OTHER})])
+def test_a_job_may_say_how_many_of_its_shards_one_provider_gets(most_each, elsewhere, winners):
+    playbook = Playbook(advance, start(TWO, most_each=most_each, elsewhere=elsewhere))
+    for number in (1, 2):
+        playbook >> bid_of(TWO, PROVIDER_KEY, nonce=bytes([number]) * 32, devices=(bytes([number]) * 32,))
+    playbook >> bid_of(TWO, OTHER_KEY, 2 * PRICE) >> passed(CLOSE) << some(Send) << some(Send)
+    assert {entry.provider for entry in playbook.reaches("awarding").placements} == winners
+
+
+def test_who_has_as_many_shards_of_the_job_as_it_may_gets_none_that_moves_and_the_reason_says_so():
+    full = start(most_each=1, elsewhere={PROVIDER: 1})
+    (Playbook(advance, full) >> CHEAP >> DEAR >> passed(CLOSE) << sent(OTHER, AwardSent)).reaches("awarding")
+    playbook = Playbook(advance, full) >> CHEAP >> passed(CLOSE) << sent(PROVIDER, BidReleased) << some(Unfilled)
+    assert playbook.reaches("unfilled").reason.startswith("no provider may have more than 1 shard of the job")
 
 
 def test_a_provider_with_a_bad_record_needs_a_better_price():

@@ -60,6 +60,7 @@ bids = "3 s"
 meter = "2 s"
 queue_timeout = "30 min"
 deadline = "6 h"
+per_provider = 2
 """
 
 
@@ -114,7 +115,7 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
     assert spec.budget == parse_amount("2.50")
     assert spec.price_ceiling_e18_per_device_ms == price_per_hour_to_e18("0.80")
     assert (spec.bid_window_ms, spec.meter_interval_ms) == (3_000, 2_000)
-    assert (spec.queue_ms, spec.deadline_after_ms) == (30 * 60_000, 6 * 3_600_000)
+    assert (spec.queue_ms, spec.deadline_after_ms, spec.most_each) == (30 * 60_000, 6 * 3_600_000, 2)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,7 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         (LEAST + '[retry]\non = ["reclaimed"]\n', "retry.on: 'reclaimed' is no kind", "kinds of failure are bad-entry"),
         (LEAST + '[tender]\ndeadline = "59 min"\n', "tender.deadline: is 59 min after the job", "lower limits.wall"),
         (LEAST + '[tender]\nqueue_timeout = "1"\n', "tender.queue_timeout: a length of time", "90 s"),
+        (LEAST + "[tender]\nper_provider = -1\n", "tender.per_provider: is -1", "0"),
         (LEAST + "[retry]\nmost = 101\n", "retry.most: is 101", "100"),
         (LEAST + "[checkpoints]\nmirror = true\n", "checkpoints.mirror: needs a second shard", "shards = 2"),
         (LEAST + "[checkpoints]\nmirror = 1\n", "checkpoints.mirror: must be true or false", "true"),
