@@ -21,7 +21,7 @@ from hansa.market.requirements import (
     render_clause,
     said_as_wish,
 )
-from hansa.market.shares import share_asked
+from hansa.market.shares import SHARE, share_asked
 from hansa.market.vocabulary import (
     ANY,
     VOCABULARY,
@@ -282,7 +282,8 @@ def _failure(clause: Clause, facts: Mapping[str, str]) -> Failure | None:
     try:
         has = word.read(facts.get(word.name, ""))
     except ValueError:
-        return Failure(clause=clause, has="", reason=f"does not say its {word.name}", nearest=ANY)
+        why = "devices are lent whole there" if word.name == SHARE else f"does not say its {word.name}"
+        return Failure(clause=clause, has="", reason=why, nearest=ANY)
     if comparing:
         if _COMPARE[clause.operator](word.key(has), word.key(wanted[0])):
             return None

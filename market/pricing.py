@@ -86,6 +86,7 @@ class ProviderTerms:
         accepts: what must hold of a job (``hansa.market.acceptance``).
         facts: what is true of every device, by the owner's word or the node's own look.
         min_buyer_ppm: buyers whose reputation is below this are declined, in millionths.
+        tenants: so many buyers' leases may have parts of one device at a time, where devices are lent in parts.
     """
 
     account: Address
@@ -115,6 +116,7 @@ class ProviderTerms:
     prepay_ms: DurationMs = 0
     prepay_everybody: bool = False
     max_splits_bps: Uint32 = DEFAULT_MAX_SPLITS_BPS
+    tenants: Uint32 = 0
 
     def price(self, devices: Sequence[Device], *, lease: str, share_ppm: int, at_ms: int) -> RulePrice:
         """What the owner's rule says of the very devices that would be given."""

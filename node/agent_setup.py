@@ -187,7 +187,8 @@ def report_of(config: AgentConfig, account: bytes, sandbox: SandboxReport) -> Re
     """What this machine has to lend under this account."""
     # Machines that were copied from one image share the serial that the kernel knows; their keys they do not.
     machine = replace(read_machine(), serial=config.identity.pin.hex())
-    inventory = take_inventory(account, config.provider, machine=machine)
+    # Who has parts of devices is watched by the daemon on its own machine only.
+    inventory = take_inventory(account, replace(config.provider, share=None), machine=machine)
     return Report(
         devices=inventory.devices,
         gpus=tuple(

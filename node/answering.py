@@ -17,6 +17,7 @@ from hansa.market.ledger import owed_by
 from hansa.market.pricing import LONGEST_NOTE_BYTES, ProviderTerms, bid_for, decline_for, objection, too_cheap
 from hansa.market.reputation import BUYER
 from hansa.market.sale_state import Sale
+from hansa.market.shares import share_asked, share_given
 from hansa.market.why import busy
 from hansa.node.events import MessageArrived, TenderPriced
 from hansa.node.held_time import held_too_long
@@ -30,7 +31,9 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.proto.units import Bytes32, Line, PriceE18, Uint32, Uint64
 from hansa.scheduler import capacity
+from hansa.scheduler.demand import noted
 from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler.placement import Choosing
 
 Effects = list[Any]
 MOST_TRIES = 2
@@ -108,6 +111,9 @@ def _answer(state: NodeState, tender: Tender, priced: TenderPriced | None, *, at
     found = _prices(state, tender, terms, sets, priced, at_ms=at_ms)
     if isinstance(found, PriceWanted):
         return [found]
+    if sets or no is None or not no.shortfalls:
+        # What could never be had here says nothing of what to keep room for.
+        state.demand = noted(state.demand, tender.requirements, at_ms=at_ms)
     prices, refused = found
     effects: Effects = []
     is_stranger = _is_stranger(state, tender.signer)
@@ -189,7 +195,8 @@ def _reputation(state: NodeState, tender: Tender, terms: ProviderTerms, *, at_ms
 def _with_devices(state: NodeState, tender: Tender, terms: ProviderTerms, found: Sequence[Lack], *, at_ms: int) -> _No:
     """Everything that speaks against a bid: in what the devices fall short, and the price of the nearest, with it."""
     needs, owned, about = tender.requirements, state.capacity, provider_facts(terms)
-    devices = choose(needs, owned.free, owned.lent, owned.topology, about)
+    spare = Choosing(spare=owned.spare(terms.tenants))
+    devices = choose(needs, owned.free, owned.lent, owned.topology, about, choosing=spare)
     short = devices if isinstance(devices, Shortage) and devices.shortfalls else None
     if isinstance(devices, Shortage):
         eased = relaxed_requirements(needs, devices.shortfalls)
@@ -213,19 +220,33 @@ def _sets(
     state: NodeState, tender: Tender, terms: ProviderTerms, *, at_ms: int
 ) -> tuple[list[tuple[Device, ...]], _No | None]:
     """The devices that each shard would get, as far as there are any, and why there are no more."""
-    owned, taken = state.capacity, set[bytes]()
-    about = provider_facts(terms)
+    owned, about, share = state.capacity, provider_facts(terms), share_asked(tender.requirements)
+    assert share is not None, "what cannot be read is an objection"
     sets: list[tuple[Device, ...]] = []
-    for _ in tender.shards:
-        free = tuple(device for device in owned.free if device.id not in taken)
-        devices = choose(tender.requirements, free, owned.lent, owned.topology, about)
+    for number, _ in enumerate(tender.shards):
+        going_by = _going_by(state, owned, tender, terms, at_ms=at_ms)
+        devices = choose(tender.requirements, owned.free, owned.lent, owned.topology, about, choosing=going_by)
         if isinstance(devices, Shortage):
             if devices.shortfalls and not sets:
                 return sets, _with_devices(state, tender, terms, (), at_ms=at_ms)
             return sets, _No(reason=devices.reason, relaxation=devices.relaxation, shortfalls=devices.shortfalls)
         sets.append(devices)
-        taken |= {device.id for device in devices}
+        # As it will be when they are held: nothing is yet, since there may be no bid.
+        owned = capacity.hold(owned, b"shard" + number.to_bytes(27, "big"), devices, at_ms, share_milli=share)
     return sets, None
+
+
+def _going_by(
+    state: NodeState, owned: capacity.Capacity, tender: Tender, terms: ProviderTerms, *, at_ms: int
+) -> Choosing:
+    """What the choice among devices goes by, as the house would stand then."""
+    lease, share_ppm = terms.lease_for(tender), state.capacity.leased_ppm
+    assert lease is not None, "a lease that is not offered is an objection"
+
+    def price_e18(devices: Sequence[Device]) -> int:
+        return terms.price(devices, lease=lease, share_ppm=share_ppm, at_ms=at_ms).price_e18
+
+    return Choosing(spare=owned.spare(terms.tenants), demand=state.demand, price=price_e18)
 
 
 def _named(priced: TenderPriced, ruled: Sequence[int], terms: ProviderTerms) -> tuple[tuple[int, ...], _No | None]:
@@ -264,7 +285,7 @@ def _hold(
     state: NodeState, tender: Tender, bid: Bid, devices: Sequence[Device], terms: ProviderTerms, *, at_ms: int
 ) -> Effects:
     bid_digest = digest(DOMAIN, bid)
-    state.capacity = capacity.hold(state.capacity, bid_digest, devices, at_ms)
+    state.capacity = capacity.hold(state.capacity, bid_digest, devices, at_ms, share_milli=share_given(bid))
     begun = Sale(
         tender=tender,
         bid=bid,

@@ -15,8 +15,8 @@ from hansa.market.paying_channel import PayingChannel
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_funding import UNFUNDED
-from hansa.market.track_record import Record
 from hansa.market.shares import share_given
+from hansa.market.track_record import Record
 from hansa.node.speeds import note_speeds
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
@@ -225,10 +225,10 @@ def _open_channel(state: NodeState, bought: Purchase, placement: Placement, at_m
         job=bought.tender.job,
         shard=placement.shard,
         devices=bid.devices,
+        share_milli=share_given(bid),
         tier=bid.tier,
         price_e18_per_device_ms=bid.price_e18_per_device_ms,
         max_total=bid.max_total,
-        share_milli=share_given(bid),
         prepay=bid.prepay,
         penalty=bid.penalty,
         begins_ms=at_ms,

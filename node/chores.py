@@ -9,6 +9,8 @@ import trio
 
 from hansa.market.acceptance import provider_facts
 from hansa.market.clauses import written
+from hansa.market.shares import SPARE, least_milli
+from hansa.market.vocabulary import number_text
 from hansa.node import buying, mirror_tasks, selling, selling_runs
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
@@ -41,12 +43,12 @@ REST_S = 60.0
 async def advertise(daemon: "Daemon") -> None:
     """Say what is lent, now and then, and at once when it changes."""
     while True:
-        free = daemon.state.capacity.free
-        await _publish_advert(daemon, len(free))
+        free = _free_and_spare(daemon)
+        await _publish_advert(daemon, free)
         peers = _of_the_same_class(daemon)
         await trio.sleep(pause_ms(peers) / 1000)
         with trio.move_on_after(every_ms(peers) / 1000):
-            while daemon.state.capacity.free == free:
+            while _free_and_spare(daemon) == free:
                 await daemon.changed.wait()
 
 
@@ -55,13 +57,22 @@ def _of_the_same_class(daemon: "Daemon") -> int:
     return daemon.book.adverts.count({class_of_device(device) for device in daemon.state.capacity.lent})
 
 
-async def _publish_advert(daemon: "Daemon", free: int) -> None:
+def _free_and_spare(daemon: "Daemon") -> tuple[tuple[Device, ...], int | None]:
+    """What is wholly free, and how much there is to be had in parts; ``None`` where devices are lent whole."""
+    capacity, terms = daemon.state.capacity, daemon.state.terms
+    lends_parts = any(least_milli(device.facts) is not None for device in capacity.lent)
+    return capacity.free, sum(capacity.spare(terms.tenants).values()) if terms is not None and lends_parts else None
+
+
+async def _publish_advert(daemon: "Daemon", free_now: tuple[tuple[Device, ...], int | None]) -> None:
     config, devices = daemon.config, daemon.state.capacity.lent
     if not daemon.lends or not daemon.state.capacity.devices:
         return
     terms = daemon.state.terms
     shared, lent = hoisted(devices)
     told = {fact.name: fact.value for fact in shared} | (provider_facts(terms) if terms is not None else {})
+    free, spare = free_now
+    told |= {SPARE: number_text(spare)} if spare is not None else {}
     advert = Advert(
         # What has a field of its own in an advert stands there.
         facts=written({name: value for name, value in told.items() if name not in ("features", "region", "tier")}),
@@ -69,7 +80,7 @@ async def _publish_advert(daemon: "Daemon", free: int) -> None:
         peer_id=daemon.net.peer_id,
         addresses=tuple(daemon.net.addrs()[:MOST_ADDRESSES]),
         devices=lent,
-        free=free,
+        free=len(free),
         tier=config.provider.tier,
         features=terms.features if terms is not None else (),
         region=config.region,
@@ -168,20 +179,19 @@ async def keep_metrics(daemon: "Daemon", metrics: Metrics) -> None:
 
 def _snapshot(daemon: "Daemon") -> Snapshot:
     state = daemon.state
-    sales = [sale for _, sale in state.sales.all()]
-    runs = Counter(run.phase for _, run in state.runs.all())
+    sales, program = list(state.sales.live.values()), daemon.price_program
     return Snapshot(
         devices=Counter(state.capacity.phase_of(device.id) for device in state.capacity.devices),
         leases={
             "provider": sum(sale.phase in ("leased", "funding", "running") for sale in sales),
             "buyer": sum(len(bought.live) for bought in state.purchases.live.values()),
         },
-        bids_total={
-            "sent": len(sales),
-            "won": sum(sale.award is not None for sale in sales),
-            "lost": sum(sale.phase == "declined" for sale in sales),
-        },
-        runs_total={phase: runs[phase] for phase in ("succeeded", "failed", "stopped")},
+        # Not from the shelves: what ended is remembered for a while only, and a counter must not fall.
+        bids_total=dict(daemon.figures.bids),
+        bids_standing=sum(sale.phase == "bid" for sale in sales),
+        adverts=len(daemon.book.adverts),
+        price_program_total=dict(program.outcomes) if program is not None else {},
+        runs_total=dict(daemon.figures.runs),
         jobs=Counter(job.phase for _, job in state.jobs.all()),
         vouched_in_total=-state.ledger.total("earned:"),
         vouched_out_total=state.ledger.total("spend:"),

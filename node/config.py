@@ -20,6 +20,7 @@ from hansa.node.machine_facts import read_owners_facts
 from hansa.node.pricing_config import PricingConfig, read_pricing
 from hansa.node.reputation_config import ReputationConfig, read_reputation
 from hansa.node.rules_config import RulesConfig, read_rules
+from hansa.node.share_config import ShareConfig, read_share
 from hansa.node.splits_config import read_percent
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
 from hansa.proto.egress import normalise
@@ -76,6 +77,7 @@ class ProviderConfig:
         accepts: the owner's rules over a job's facts, all of which must hold.
         facts: what the owner says of the machine.
         pricing: what makes the price of a bid out of the posted one.
+        share: how devices are lent in parts; ``None`` lends them whole.
     """
 
     enabled: bool
@@ -103,6 +105,7 @@ class ProviderConfig:
     accepts: tuple[Clause, ...]
     facts: tuple[Fact, ...]
     pricing: PricingConfig
+    share: ShareConfig | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,6 +359,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         accepts=_accepts(table),
         facts=read_owners_facts(table.table("facts")),
         pricing=read_pricing(table.table("pricing")),
+        share=read_share(table, table.cores_milli("cpu_cores_per_slot", 2)),
     )
     if provider.tier == TIER_GVISOR and provider.gpus != ():
         raise table.fault("gpus", 'must be empty with tier = "gvisor"', "runs in gVisor get no GPU here: gpus = []")

@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hansa.market.shares import least_milli
+from hansa.market.vocabulary import number_text
 from hansa.node.gpu_metrics import SeenDevice
 from hansa.node.gpus import Gpu, GpuSample
+from hansa.scheduler.capacity import Capacity
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
@@ -54,6 +57,8 @@ def device_views(daemon: "Daemon") -> list[Json]:
             "state": one.state,
             "withheld": list(one.reasons),
         }
+        if least_milli(device.facts) is not None:
+            view["parts"] = _parts(capacity, device.id)
         withdrawal = capacity.withheld.get(device.id)
         if withdrawal is not None and one.state == "leased":
             view["leaves_by_ms"] = withdrawal.by_ms
@@ -63,6 +68,14 @@ def device_views(daemon: "Daemon") -> list[Json]:
             view["now"] = _sample_view(one.sample)
         views.append(view)
     return views
+
+
+def _parts(capacity: Capacity, device: bytes) -> list[Json]:
+    """Who has how much of a device that is lent in parts."""
+    entries = [entry for entry in capacity.allotments.values() if device in entry.devices]
+    return [
+        {"bid": entry.bid.hex(), "share": number_text(entry.share_milli), "phase": entry.phase} for entry in entries
+    ]
 
 
 def _gpu_view(gpu: Gpu) -> Json:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hansa.market.shares import SHARE
 from hansa.node.config import ProviderConfig
 from hansa.node.disk import scratch_directory
 from hansa.node.driver_process import ask_once
@@ -18,8 +19,9 @@ from hansa.node.faults import ConfigError
 from hansa.node.gpus import AMD, NVIDIA, Gpu, GpuReport
 from hansa.node.machine_facts import gpu_facts, slot_facts
 from hansa.node.quantities import format_size
+from hansa.node.share_config import ShareConfig
 from hansa.proto.keccak import keccak256
-from hansa.proto.market_documents import KIND_CPU, KIND_GPU, Device
+from hansa.proto.market_documents import KIND_CPU, KIND_GPU, Device, Fact
 from hansa.proto.units import Address, Bytes32
 
 CORES_KEPT_MILLI = 2_000
@@ -115,7 +117,10 @@ def take_inventory(
     ram_bytes = max(0, machine.memory_bytes - slots * provider.memory_bytes_per_slot)
     devices = [
         Device(
-            facts=gpu_facts(gpu, lent, report, ram_bytes, machine.disk_bytes),
+            facts=_with_part(
+                gpu_facts(gpu, lent, report, ram_bytes, machine.disk_bytes),
+                provider.share if provider.share is not None and provider.share.covers(gpu) else None,
+            ),
             id=device_id,
             kind=KIND_GPU,
             model=_line(gpu.model),
@@ -127,7 +132,10 @@ def take_inventory(
     ]
     devices += [
         Device(
-            facts=slot_facts(machine.disk_bytes),
+            facts=_with_part(
+                slot_facts(machine.disk_bytes),
+                provider.share if provider.share is not None and provider.share.covers_slots() else None,
+            ),
             id=keccak256(account + f"{machine.serial}:cpu:{slot}".encode()),
             kind=KIND_CPU,
             model=_line(machine.model),
@@ -138,6 +146,13 @@ def take_inventory(
     ]
     note = _note(report, lent, slots)
     return Inventory(devices=tuple(devices), gpus=gpus, note=note, driver_version=report.driver_version)
+
+
+def _with_part(facts: tuple[Fact, ...], share: ShareConfig | None) -> tuple[Fact, ...]:
+    """A device's facts with the smallest part of it that is lent, if it is lent in parts."""
+    if share is None:
+        return facts
+    return tuple(sorted((*facts, Fact(name=SHARE, value=share.fact)), key=lambda fact: fact.name))
 
 
 def _chosen_gpus(provider: ProviderConfig, report: GpuReport) -> tuple[Gpu, ...]:

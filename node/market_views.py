@@ -11,15 +11,17 @@ from typing import Any
 from hansa.market import choice, why
 from hansa.market.purchase_state import Purchase
 from hansa.market.selection import explain_choice
+from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_in, spare_milli
+from hansa.market.vocabulary import number_text
 from hansa.market.why import Answer, Explanation, answers_of, explain
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.node.views import money_warning
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
 from hansa.proto.signing import checksum_address
-from hansa.proto.units import HOUR_MS, amount_for, e18_to_price_per_hour, format_amount
+from hansa.proto.units import HOUR_MS, e18_to_price_per_hour, format_amount
 from hansa.scheduler.advert_book import MOST_INVITED
-from hansa.scheduler.fitting import misfit
+from hansa.scheduler.fitting import misfit, room_for
 from hansa.scheduler.job_queue import due_ms
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job
@@ -201,6 +203,7 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
                 "provider": checksum_address(entry.provider),
                 "price_per_hour": entry.price_per_hour,
                 "devices": entry.devices or (len(bid.devices) if bid is not None else 0),
+                "share": number_text(share_in(bid.facts)) if bid is not None else "1",
                 "reliability_ppm": entry.reliability_ppm,
                 "speed_ppm": entry.speed_ppm,
                 "speed_source": entry.speed_source,
@@ -249,11 +252,11 @@ def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Adv
     rows, answers, room = [], [], []
     for advert in (one for one in adverts if one.signer not in blocked):
         lacks = misfit(advert, needs, currency=spec.currency, ceiling_e18=ceiling)
-        slots = advert.free // max(needs.devices, 1)
+        slots = room_for(advert, needs, needs.devices)[1]
         if lacks is not None:
             answers.append(_not_asked(spec, blocked, advert))
         elif not slots:
-            reason = f"{advert.free} of its {len(advert.devices)} devices are free"
+            reason = _how_busy(advert, needs)
             answers.append(
                 Answer(
                     provider=advert.signer, outcome=why.NOT_ASKED, reason=reason, shortfalls=(why.busy(needs.devices),)
@@ -266,9 +269,10 @@ def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Adv
             rows.append(_invited_view(advert, slots, needs))
     found = explain(wanted=spec.shards, eligible=len(room), answers=answers)
     cheapest = sorted(room)[: spec.shards]
-    hourly = [amount_for(HOUR_MS * needs.devices, price) for price in cheapest]
-    most = [amount_for(needs.wall_ms * needs.devices, price) + 1 for price in cheapest]
-    dearest = amount_for(HOUR_MS * needs.devices, ceiling) * spec.shards
+    width = needs.devices * (share_asked(needs) or WHOLE_MILLI)
+    hourly = [cost(HOUR_MS, width, price) for price in cheapest]
+    most = [cost(needs.wall_ms, width, price) + 1 for price in cheapest]
+    dearest = cost(HOUR_MS, width, ceiling) * spec.shards
     enough = len(room) >= spec.shards
     return {
         "name": spec.name,
@@ -295,13 +299,20 @@ def _invited_view(advert: Advert, slots: int, needs: Requirements) -> Json:
     return {
         "provider": checksum_address(advert.signer),
         "price_per_hour": e18_to_price_per_hour(price),
-        "shard_per_hour": format_amount(amount_for(HOUR_MS * needs.devices, price)),
+        "shard_per_hour": format_amount(cost(HOUR_MS, needs.devices * (share_asked(needs) or WHOLE_MILLI), price)),
         "free": advert.free,
         "devices": len(advert.devices),
         "slots": slots,
         "tier": advert.tier,
         "region": advert.region,
     }
+
+
+def _how_busy(advert: Advert, needs: Requirements) -> str:
+    if (share := share_asked(needs) or WHOLE_MILLI) < WHOLE_MILLI:
+        left = number_text(spare_milli(advert.facts))
+        return f"{left} of a device is left for parts there, and {number_text(share)} is wanted"
+    return f"{advert.free} of its {len(advert.devices)} devices are free"
 
 
 def _dry_summary(found: Explanation, fitting: int) -> str:

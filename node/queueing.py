@@ -17,6 +17,7 @@ from hansa.node.events import NobodyFits, RoomAppeared
 from hansa.node.state import NodeState
 from hansa.proto.market_documents import Requirements
 from hansa.scheduler import job_events
+from hansa.scheduler.fitting import room_for as room_for_shards
 from hansa.scheduler.job_queue import looks_until_ms
 from hansa.scheduler.job_state import Job
 
@@ -60,10 +61,8 @@ def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> Plac
     """How many shards these providers could take between them."""
     least = _least_devices(needs)
     adverts = [known.advert for known in book.standing() if known.advert.signer in accounts]
-    return Places(
-        owned=sum(len(advert.devices) // least for advert in adverts),
-        free=sum(advert.free // least for advert in adverts),
-    )
+    rooms = [room_for_shards(advert, needs, least) for advert in adverts]
+    return Places(owned=sum(owned for owned, _free in rooms), free=sum(free for _owned, free in rooms))
 
 
 def _least_devices(needs: Requirements) -> int:
@@ -100,7 +99,8 @@ def room_for(book: Book, of: Job) -> frozenset[bytes]:
     least = _least_devices(needs)
     serving = book.serving(needs, spec.currency, spec.price_ceiling_e18_per_device_ms)
     # More than these would not be waited for.
-    return frozenset(advert.signer for advert in islice(serving, MOST_LOOKED_AT) if advert.free >= least)
+    looked_at = islice(serving, MOST_LOOKED_AT)
+    return frozenset(advert.signer for advert in looked_at if room_for_shards(advert, needs, least)[1])
 
 
 def look(book: Book, state: NodeState, before: Mapping[bytes, Look]) -> tuple[dict[bytes, Look], list[bytes]]:

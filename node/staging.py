@@ -18,6 +18,7 @@ import trio
 
 from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
+from hansa.market.shares import WHOLE_MILLI, share_given
 from hansa.node.agent_cluster import Unplaceable
 from hansa.node.agent_streams import leaf
 from hansa.node.blob_exchange import DiskFailed, FetchFailed, Moved
@@ -170,6 +171,7 @@ def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -
     assert award is not None
     by_id = {device.id: device for device in daemon.state.capacity.devices}
     cpu_millis = sum(by_id[device].cores_milli for device in entry.bid.devices if device in by_id)
+    cpu_millis = cpu_millis * share_given(entry.bid) // WHOLE_MILLI
     limits = RunLimits(
         memory_bytes=workload.memory_bytes,
         cpu_millis=max(cpu_millis, 100),

@@ -23,6 +23,7 @@ from hansa.market.track_record import Record, Trial
 from hansa.node.tender_log import Declined
 from hansa.proto.units import Address, Bytes32, Line, UnixMs
 from hansa.scheduler.capacity import Capacity
+from hansa.scheduler.demand import Demand
 from hansa.scheduler.job_state import Job
 from hansa.scheduler.mirror import Mirror
 from hansa.scheduler.rounds import Rounds
@@ -118,6 +119,7 @@ class Snapshot:
     trials: Mapping[Bytes32, Trial] = field(default_factory=dict)
     declined: Mapping[Bytes32, Declined] = field(default_factory=dict)
     holdings: Holdings = field(default_factory=Holdings)
+    demand: Demand = field(default_factory=Demand)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,6 +153,7 @@ class NodeState:
         proven: accounts that are proven to have signed two things that contradict each other, and what.
         declined: as provider, by tender: the newest to which the answer was no.
         holdings: as provider: what was held for buyers that did not use it.
+        demand: as provider: what it was asked for, the newest counting most.
         ignored: why events were ignored, and how often.
         turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
@@ -182,6 +185,7 @@ class NodeState:
     proven: dict[bytes, str] = field(default_factory=dict)
     declined: dict[bytes, Declined] = field(default_factory=dict)
     holdings: Holdings = field(default_factory=Holdings)
+    demand: Demand = field(default_factory=Demand)
     ignored: dict[str, int] = field(default_factory=dict)
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
@@ -253,6 +257,7 @@ def snapshot(state: NodeState) -> Snapshot:
         trials=dict(state.trials),
         declined=dict(state.declined),
         holdings=state.holdings,
+        demand=state.demand,
         **shelves,
     )
 
@@ -277,6 +282,7 @@ def restored(written: Snapshot) -> NodeState:
         trials=dict(written.trials),
         declined=dict(written.declined),
         holdings=written.holdings,
+        demand=written.demand,
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))

@@ -1,7 +1,7 @@
 """A provider's devices over time: held while a bid stands, leased when it is accepted, free the instant it is over.
 
 Each allotment is a small machine of its own; the collection guards the one rule that matters: no device is promised
-twice in one instant.
+twice in one instant, and of parts of one device never more than the whole.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,9 @@ from typing import Any
 
 from hansa.market.effects import clipped
 from hansa.market.machine import Step, Table, rows
+from hansa.market.shares import WHOLE_MILLI, least_milli
 from hansa.proto.market_documents import Device
-from hansa.proto.units import Bytes32, Note, UnixMs
+from hansa.proto.units import Bytes32, Note, Uint32, UnixMs
 from hansa.scheduler.devices import ONE_MACHINE, Topology
 
 
@@ -27,12 +28,20 @@ class Freed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allotment:
-    """Some devices promised to one bid. Phases: hold, lease, released."""
+    """Some devices, or a part of one, promised to one bid. Phases: hold, lease, released.
+
+    Attributes:
+        bid: whose promise.
+        devices: which.
+        since_ms: since when.
+        share_milli: how much of each, in thousandths.
+    """
 
     phase: str = "hold"
     bid: Bytes32
     devices: tuple[Bytes32, ...]
     since_ms: UnixMs
+    share_milli: Uint32 = WHOLE_MILLI
 
 
 TABLE: Table[Allotment] = Table(
@@ -112,27 +121,48 @@ class Capacity:
 
     @property
     def promised(self) -> frozenset[bytes]:
-        """Ids of devices that are held or leased."""
+        """Ids of devices that are held or leased, all of them or in part."""
         return frozenset(device for entry in self.allotments.values() for device in entry.devices)
 
     @property
     def free(self) -> tuple[Device, ...]:
-        """Devices that are lent and that nobody was promised."""
+        """Devices that are lent and that nobody was promised any of."""
         promised = self.promised
         return tuple(device for device in self.lent if device.id not in promised)
+
+    def spare(self, tenants: int) -> dict[bytes, int]:
+        """How much of each device that is lent in parts may still be given so, in thousandths; with so many at most."""
+        left = {device.id: WHOLE_MILLI for device in self.lent if least_milli(device.facts) is not None}
+        sharers = dict.fromkeys(left, 0)
+        for entry in self.allotments.values():
+            for device in left.keys() & set(entry.devices):
+                left[device] -= entry.share_milli
+                sharers[device] += 1
+        return {device: milli for device, milli in left.items() if milli > 0 and sharers[device] < tenants}
 
     @property
     def leased_ppm(self) -> int:
         """How much of what is owned is leased, in millionths. What is only held earns nothing yet."""
         owned = {device.id for device in self.devices}
-        leased = {device for entry in self.allotments.values() if entry.phase == "lease" for device in entry.devices}
-        return len(leased & owned) * 1_000_000 // len(owned) if owned else 0
+        leased_milli = sum(
+            entry.share_milli * len(owned & set(entry.devices))
+            for entry in self.allotments.values()
+            if entry.phase == "lease"
+        )
+        return leased_milli * 1_000_000 // (len(owned) * WHOLE_MILLI) if owned else 0
+
+    def taken_milli(self, device: bytes) -> int:
+        """How much of a device is held or leased, in thousandths."""
+        return sum(entry.share_milli for entry in self.allotments.values() if device in entry.devices)
 
     def phase_of(self, device: bytes) -> str:
-        """``"free"``, ``"held"``, ``"leased"`` (a withdrawn device too, until its run has left) or ``"withdrawn"``."""
-        for entry in self.allotments.values():
-            if device in entry.devices:
-                return "held" if entry.phase == "hold" else "leased"
+        """``"free"``, ``"held"``, ``"leased"`` (a withdrawn device too, until its run has left) or ``"withdrawn"``.
+
+        One that is held or leased in part counts as all of it does; what is leased goes before what is held.
+        """
+        phases = {entry.phase for entry in self.allotments.values() if device in entry.devices}
+        if phases:
+            return "leased" if "lease" in phases else "held"
         return "withdrawn" if device in self.withheld else "free"
 
 
@@ -169,13 +199,20 @@ def give_back(state: Capacity, devices: Iterable[bytes], *, by_owner: bool = Fal
     return replace(state, claimed=left) if by_owner else replace(state, withdrawn=left)
 
 
-def hold(state: Capacity, bid: bytes, devices: Iterable[Device], at_ms: int) -> Capacity:
-    """Hold these devices for a bid, in the same instant in which it is made."""
+def hold(
+    state: Capacity, bid: bytes, devices: Iterable[Device], at_ms: int, *, share_milli: int = WHOLE_MILLI
+) -> Capacity:
+    """Hold these devices, or a part of one, for a bid, in the same instant in which it is made."""
     ids = tuple(device.id for device in devices)
-    assert not state.promised & set(ids), "a device would be promised twice"
+    assert 0 < share_milli <= WHOLE_MILLI, "there is no such part of a device"
+    assert share_milli == WHOLE_MILLI or len(ids) == 1, "a part is of one device"
+    assert all(state.taken_milli(device) + share_milli <= WHOLE_MILLI for device in ids), (
+        "a device would be promised twice"
+    )
     assert not state.withheld.keys() & set(ids), "a device that was withdrawn would be promised"
     assert bid not in state.allotments, "a bid would hold devices twice"
-    return replace(state, allotments={**state.allotments, bid: Allotment(bid=bid, devices=ids, since_ms=at_ms)})
+    made = Allotment(bid=bid, devices=ids, since_ms=at_ms, share_milli=share_milli)
+    return replace(state, allotments={**state.allotments, bid: made})
 
 
 def advance(state: Capacity, bid: bytes, event: HoldAccepted | Freed) -> tuple[Capacity, str | None]:

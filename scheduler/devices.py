@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from hansa.market.clauses import Failure, device_facts, failures, of_provider, relaxation
 from hansa.market.requirements import render_choice, render_clause
+from hansa.market.shares import WHOLE_MILLI, share_asked
 from hansa.market.vocabulary import ANY, find, number_text, size_text
 from hansa.proto.gpu_models import canonical, matches
 from hansa.proto.market_documents import (
@@ -24,6 +25,7 @@ from hansa.proto.market_documents import (
 )
 from hansa.proto.units import Bytes32, Line
 from hansa.scheduler.packing import least_missed
+from hansa.scheduler.placement import BY_SIZE, Choosing, best
 
 GIB = 1 << 30
 _OF_THE_SET = ("cores", "devices")
@@ -82,6 +84,7 @@ class _Judge:
 
     def __init__(self, needs: Requirements, about: Mapping[str, str]) -> None:
         self.about = about
+        self.share_milli = share_asked(needs) or WHOLE_MILLI
         self._clauses = [clause for clause in of_provider(needs.clauses) if clause.name not in _OF_THE_SET]
         self._of_set = [clause for clause in needs.clauses if clause.name in _OF_THE_SET]
         self._sizes = [("ram", needs.memory_bytes), ("disk", needs.scratch_bytes)]
@@ -95,7 +98,7 @@ class _Judge:
         """Everything that one device lacks for these needs, which are the judge's own with one choice at the most."""
         key = needs.choices, self._sort(device)
         if key not in self._lacks:
-            self._lacks[key] = [*_lacks_itself(needs, device), *self._of(device, key[1])]
+            self._lacks[key] = [*_lacks_itself(needs, device, self.share_milli), *self._of(device, key[1])]
         return self._lacks[key]
 
     def _sort(self, device: Device) -> int:
@@ -138,6 +141,8 @@ def choose(
     owned: Sequence[Device],
     topology: Topology = ONE_MACHINE,
     about: Mapping[str, str] = NOTHING_SAID,
+    *,
+    choosing: Choosing = BY_SIZE,
 ) -> tuple[Device, ...] | Shortage:
     """The devices for one shard, on one machine if any has enough of them; on several only if the job says that it may.
 
@@ -147,6 +152,7 @@ def choose(
         owned: all devices, to tell "not here" from "not now".
         topology: which of them share a machine.
         about: what is true of the provider, by the vocabulary's words.
+        choosing: how much of devices is left for parts, and what a choice among several that would do goes by.
     """
     shortages: list[Shortage] = []
     judge = _Judge(needs, about)
@@ -154,7 +160,7 @@ def choose(
         if wanted.devices < 1:
             shortages.append(Shortage(reason="no devices are asked for", relaxation=""))
             continue
-        chosen = _choose_set(wanted, free, owned, topology, judge)
+        chosen = _choose_set(wanted, free, owned, judge, topology=topology, choosing=choosing)
         if not isinstance(chosen, Shortage):
             return chosen
         shortages.append(chosen)
@@ -180,28 +186,49 @@ def _choose_set(
     needs: Requirements,
     free: Sequence[Device],
     owned: Sequence[Device],
-    topology: Topology,
     judge: _Judge,
+    *,
+    topology: Topology,
+    choosing: Choosing,
 ) -> tuple[Device, ...] | Shortage:
     """For one choice at the most."""
+
+    def least_spoilt(options: Sequence[tuple[Device, ...]]) -> tuple[Device, ...]:
+        """Where it spoils the least for what else is to be expected."""
+        share, machine = judge.share_milli, topology.machine
+        return best(options, share_milli=share, choosing=choosing, owned=owned, free=free, machine_of=machine)
+
+    if judge.share_milli < WHOLE_MILLI:
+        roomy = _with_room(owned, free, judge.share_milli, choosing)
+        parts = _choose_among(needs, roomy, owned, judge, every=choosing is not BY_SIZE)
+        return parts if isinstance(parts, Shortage) else least_spoilt(parts)
     machines = sorted({topology.machine(device) for device in owned})
-    if len(machines) <= 1:
-        return _choose_among(needs, free, owned, judge)
-    found: list[tuple[int, tuple[Device, ...]]] = []
+    found: list[tuple[int, list[tuple[Device, ...]]]] = []
     shortages: list[Shortage] = []
-    for machine in machines:
+    for machine in machines or [""]:
         there = [device for device in owned if topology.machine(device) == machine]
         left = [device for device in free if topology.machine(device) == machine]
-        chosen = _choose_among(needs, left, there, judge)
-        if isinstance(chosen, Shortage):
-            shortages.append(chosen)
+        options = _choose_among(needs, left, there, judge, every=bool(choosing.demand.seen))
+        if isinstance(options, Shortage):
+            shortages.append(options)
         else:
-            found.append((len(left), chosen))
-    # Where it spoils the least for requests that are larger.
-    number = least_missed([free_devices for free_devices, _chosen in found], needs.devices)
+            found.append((len(left), options))
+    if not found and len(machines) <= 1:
+        return shortages[0]
+    if found and choosing.demand.seen:
+        return least_spoilt([option for _free, options in found for option in options])
+    number = least_missed([free_devices for free_devices, _options in found], needs.devices)
     if number is not None:
-        return found[number][1]
+        return found[number][1][0]
     return _choose_over_several(needs, free, owned, topology, judge=judge, shortages=shortages)
+
+
+def _with_room(
+    owned: Sequence[Device], free: Sequence[Device], share_milli: int, choosing: Choosing
+) -> Sequence[Device]:
+    """Devices of which so much can be given."""
+    spare = choosing.spare_of(free)
+    return [device for device in owned if spare.get(device.id, 0) >= share_milli]
 
 
 def _choose_over_several(
@@ -233,7 +260,7 @@ def _choose_over_several(
             shortfalls=(_too_few(needs, most, fitting[0].model).shortfall,),
         )
     chosen = tuple(fitting[: needs.devices])
-    return enough if _lacks_of_set(needs, chosen, judge) else chosen
+    return enough[0] if _lacks_of_set(needs, chosen, judge) else chosen
 
 
 def _choose_least_short(shortages: Sequence[Shortage]) -> Shortage:
@@ -257,23 +284,28 @@ def _by_model(devices: Sequence[Device]) -> dict[str, list[Device]]:
 
 
 def _choose_among(
-    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], judge: _Judge
-) -> tuple[Device, ...] | Shortage:
-    """The smallest that fit, so that large ones stay free for who needs them."""
+    needs: Requirements, free: Sequence[Device], owned: Sequence[Device], judge: _Judge, *, every: bool = False
+) -> list[tuple[Device, ...]] | Shortage:
+    """Sets that fit, the smallest first, so that large ones stay free for who needs them; ``every`` finds more."""
     if not owned:
         return Shortage(reason="this provider lends no devices at present", relaxation="")
     fitting = [device for device in owned if not judge.lacks(needs, device)]
-    groups = list(_by_model(fitting).values()) if needs.choices else [fitting]
+    by_model = list(_by_model(fitting).values())
+    groups = by_model if needs.choices else [fitting]
+    if every:
+        # Of parts each device is an option: which one is broken into, or filled up, makes all the difference.
+        groups += [[device] for device in fitting] if judge.share_milli < WHOLE_MILLI else by_model
     tried: list[tuple[Device, ...]] = []
+    found: list[tuple[Device, ...]] = []
+    ids = {device.id for device in free}
     for group in sorted((one for one in groups if len(one) >= needs.devices), key=_size_of_smallest):
-        ids = {device.id for device in free}
         available = sorted((device for device in group if device.id in ids), key=_size)
         if len(available) < needs.devices:
             continue
         chosen = _smallest_that_do(needs, available, judge)
-        if not _lacks_of_set(needs, chosen, judge):
-            return chosen
-        tried.append(chosen)
+        (tried if _lacks_of_set(needs, chosen, judge) else found).append(chosen)
+    if found:
+        return list(dict.fromkeys(found))
     if tried:
         return _shortage(_lacks_of_set(needs, tried[0], judge))
     most = max((len(group) for group in groups), default=0)
@@ -310,19 +342,26 @@ def _neighbours(devices: Sequence[Device], count: int) -> list[Sequence[Device]]
 def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) -> list[_Lack]:
     """In what devices fall short together that may each be well."""
     lacks: list[_Lack] = []
-    cores_milli = sum(device.cores_milli for device in chosen)
+    cores_milli = sum(device.cores_milli for device in chosen) * judge.share_milli // WHOLE_MILLI
     if cores_milli < needs.cores_milli:
-        reason = f"{cores_milli / 1000:g} CPU cores come with {len(chosen)} devices here"
+        reason = f"{cores_milli / 1000:g} CPU cores come with {_so_many(chosen, judge)} here"
         change = f"cores ≤ {cores_milli / 1000:g}"
         lacks.append(
             _lack("cores", f"cores >= {number_text(needs.cores_milli)}", number_text(cores_milli), change, reason)
         )
     memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == KIND_CPU)
+    memory_bytes = memory_bytes * judge.share_milli // WHOLE_MILLI
     if needs.kind == KIND_CPU and memory_bytes < needs.memory_bytes:
-        reason = f"{memory_bytes / GIB:.3g} GiB of memory come with {len(chosen)} devices here"
+        reason = f"{memory_bytes / GIB:.3g} GiB of memory come with {_so_many(chosen, judge)} here"
         change = f"memory ≤ {memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("ram", f"ram >= {size_text(needs.memory_bytes)}", size_text(memory_bytes), change, reason))
     return lacks + judge.of_set(len(chosen), cores_milli)
+
+
+def _so_many(chosen: Sequence[Device], judge: _Judge) -> str:
+    if judge.share_milli < WHOLE_MILLI:
+        return f"{number_text(judge.share_milli)} of a device"
+    return f"{len(chosen)} devices"
 
 
 def unmet(needs: Requirements, device: Device, about: Mapping[str, str] = NOTHING_SAID) -> tuple[Shortfall, ...]:
@@ -330,15 +369,16 @@ def unmet(needs: Requirements, device: Device, about: Mapping[str, str] = NOTHIN
     return tuple(lack.shortfall for lack in _Judge(needs, about).lacks(needs, device))
 
 
-def _lacks_itself(needs: Requirements, device: Device) -> list[_Lack]:
+def _lacks_itself(needs: Requirements, device: Device, share_milli: int) -> list[_Lack]:
     """What of the fields and sets of devices one device falls short of."""
     lacks: list[_Lack] = []
     if needs.kind not in (ANY, device.kind):
         lacks.append(_lack("kind", f"kind = {needs.kind}", device.kind, f"kind = {device.kind}"))
     if needs.choices and not any(matches(one.model, device.model, device.memory_bytes) for one in needs.choices):
         lacks.append(_gpu(needs, needs.devices, device.model))
-    if device.memory_bytes < needs.device_memory_bytes:
-        nearest, shown = size_text(device.memory_bytes), f"{device.memory_bytes / GIB:.3g} GiB"
+    memory_bytes = device.memory_bytes * share_milli // WHOLE_MILLI
+    if memory_bytes < needs.device_memory_bytes:
+        nearest, shown = size_text(memory_bytes), f"{memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("vram", f"vram >= {size_text(needs.device_memory_bytes)}", nearest, f"vram = {shown}"))
     return lacks
 

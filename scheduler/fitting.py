@@ -5,6 +5,7 @@ One function chooses whom a tender invites, and explains of those who were not w
 
 from hansa.market.clauses import facts_of
 from hansa.market.isolation import is_served
+from hansa.market.shares import WHOLE_MILLI, share_asked, spare_milli
 from hansa.market.vocabulary import ANY
 from hansa.market.why import price_shortfall
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
@@ -39,6 +40,17 @@ def misfit(advert: Advert, needs: Requirements, *, currency: str, ceiling_e18: i
         # A part of it that says nothing for a machine would make the rest look like all that is lacking.
         shortfalls=tuple(each for one in lacks for each in one.shortfalls) if all(o.shortfalls for o in lacks) else (),
     )
+
+
+def room_for(advert: Advert, needs: Requirements, devices: int) -> tuple[int, int]:
+    """For how many shards of so many devices, or of a part of one, an advert has devices, and free ones.
+
+    Of parts it is the most that there could be: an advert tells how much is left of all devices together.
+    """
+    share = share_asked(needs) or WHOLE_MILLI
+    if share < WHOLE_MILLI:
+        return len(advert.devices) * (WHOLE_MILLI // share), spare_milli(advert.facts) // share
+    return len(advert.devices) // max(1, devices), advert.free // max(1, devices)
 
 
 def _lack(reason: str, name: str, wanted: str, nearest: str) -> Shortage:
