@@ -85,9 +85,10 @@ def noted(demand: Demand, needs: Requirements, *, at_ms: int) -> Demand:
     weights = {one.kind: one.weight for one in aged.seen}
     for kind in kinds:
         weights[kind] = weights.get(kind, 0) + ONE // len(kinds)
-    # Of equal weights what is asked for now stays, and then what stood first.
-    ranked = sorted(weights.items(), key=lambda one: (-one[1], one[0] not in kinds))[:MOST_KINDS]
-    return replace(aged, seen=tuple(Seen(kind=kind, weight=weight) for kind, weight in ranked))
+    # What is asked for now stays, or a new kind would never be heard of beside many old ones.
+    kept = sorted(weights, key=lambda kind: (kind not in kinds, -weights[kind]))[:MOST_KINDS]
+    ranked = sorted(kept, key=lambda kind: -weights[kind])
+    return replace(aged, seen=tuple(Seen(kind=kind, weight=weights[kind]) for kind in ranked))
 
 
 def _aged(demand: Demand, at_ms: int) -> Demand:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import DEVICE, NOW_MS
 
+from hansa.proto.market_documents import Fact
 from hansa.scheduler.capacity import (
     Capacity,
     Freed,
@@ -55,6 +56,78 @@ def test_a_promise_outlives_the_device_that_went():
     gone = with_inventory(held, DEVICES[1:])
     assert gone.promised == {DEVICES[0].id}
     assert advance(gone, BID, Freed())[0].allotments == {}
+
+
+def test_parts_of_one_device_may_be_promised_up_to_the_whole_and_not_beyond():
+    half = hold(START, BID, DEVICES[:1], NOW_MS, share_milli=500)
+    with pytest.raises(AssertionError, match="promised twice"):
+        hold(half, OTHER_BID, DEVICES[:1], NOW_MS, share_milli=501)
+    with pytest.raises(AssertionError, match="promised twice"):
+        hold(half, OTHER_BID, DEVICES[:1], NOW_MS)
+    full = hold(half, OTHER_BID, DEVICES[:1], NOW_MS, share_milli=500)
+    assert full.taken_milli(DEVICES[0].id) == 1_000
+    assert full.free == half.free == DEVICES[1:]
+    freed, _ = advance(advance(full, BID, Freed())[0], OTHER_BID, Freed())
+    assert freed == START
+
+
+@pytest.mark.parametrize(("devices", "share_milli"), [(2, 500), (1, 0), (1, 1_001)])
+def test_there_is_no_part_of_several_devices_and_none_of_nothing(devices, share_milli):
+    with pytest.raises(AssertionError, match="part"):
+        hold(START, BID, DEVICES[:devices], NOW_MS, share_milli=share_milli)
+
+
+PARTED = with_inventory(
+    Capacity(), [replace(device, facts=(Fact(name="share", value="0.125"),)) for device in DEVICES[:2]]
+)
+
+
+def test_what_is_left_for_parts_is_what_nobody_has_of_devices_that_are_lent_so():
+    first, second = PARTED.devices
+    assert START.spare(4) == {}, "lent whole"
+    assert PARTED.spare(4) == {first.id: 1_000, second.id: 1_000}
+    some = hold(hold(PARTED, BID, [first], NOW_MS, share_milli=300), OTHER_BID, [second], NOW_MS)
+    assert some.spare(4) == {first.id: 700}
+    assert some.spare(1) == {}, "one tenant is all that the owner allows"
+    assert withdrawn(some, first).spare(4) == {}
+    assert PARTED.spare(0) == {}
+
+
+def test_what_is_leased_counts_by_its_parts():
+    half = hold(START, BID, DEVICES[:1], NOW_MS, share_milli=500)
+    assert half.leased_ppm == 0
+    leased, _ = advance(half, BID, HoldAccepted())
+    assert leased.leased_ppm == 125_000
+    both = hold(leased, OTHER_BID, DEVICES[:1], NOW_MS, share_milli=250)
+    assert both.phase_of(DEVICES[0].id) == "leased", "what is leased goes before what is held"
+
+
+PART = st.sampled_from([125, 250, 333, 500, 667, 1_000])
+STEPS = st.lists(st.tuples(st.sampled_from(["hold", "accept", "free"]), st.integers(0, 9), st.integers(0, 3), PART))
+
+
+@given(STEPS, st.integers(1, 4))
+def test_whatever_is_held_of_whatever_is_left_no_device_is_ever_more_than_whole(story, tenants):
+    state = with_inventory(Capacity(), [replace(device, facts=PARTED.devices[0].facts) for device in DEVICES])
+    given_out: dict[bytes, tuple[bytes, int]] = {}
+    for what, number, at, milli in story:
+        bid, device = bytes([number]) * 32, state.devices[at]
+        if what == "hold" and bid not in given_out:
+            room = 1_000 * (device in state.free) if milli == 1_000 else state.spare(tenants).get(device.id, 0)
+            if room >= milli:
+                state = hold(state, bid, [device], NOW_MS, share_milli=milli)
+                given_out[bid] = device.id, milli
+        elif what != "hold":
+            state, _ = advance(state, bid, HoldAccepted() if what == "accept" else Freed())
+            if what == "free":
+                given_out.pop(bid, None)
+        for each in state.devices:
+            has = [part for owned, part in given_out.values() if owned == each.id]
+            assert state.taken_milli(each.id) == sum(has) <= 1_000
+            assert len(has) <= max(tenants, 1)
+            assert (each in state.free) == (not has)
+    held = [part for _, part in given_out.values()]
+    assert sum(held) <= 1_000 * len(DEVICES)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["hold", "accept", "free"]), st.integers(0, 3), st.integers(1, 2))))
