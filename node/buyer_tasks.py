@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -53,8 +54,10 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     asked = has_asked(of, wanted.shards)
     # A job's id is random, and nobody else has seen it before its tender; the time tells its tenders apart.
     chance = int.from_bytes(wanted.job[:8], "big") ^ daemon.now_ms()
+    daemon.discovery.look_soon()
     with trio.move_on_after(ASKED_PATIENCE_S if asked else NOBODY_PATIENCE_S):
         while True:
+            began_s = perf_counter()
             invited = daemon.book.matching(
                 spec.requirements,
                 spec.currency,
@@ -62,6 +65,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
                 chance=chance,
                 without=failed,
             )
+            daemon.figures.matched(perf_counter() - began_s)
             if len(invited) >= len(wanted.shards):
                 break
             await trio.sleep(0.2)

@@ -23,7 +23,7 @@ from hansa.node.unsettled import settlements_wanted
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
-from hansa.scheduler.advert_classes import class_of_device
+from hansa.scheduler.advert_classes import capability_names, class_of_device
 from hansa.scheduler.advert_pace import every_ms, life_ms, pause_ms
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ async def _publish_advert(daemon: "Daemon", free_now: tuple[tuple[Device, ...], 
         sequence=daemon.now_ms(),
         expires_ms=daemon.now_ms() + life_ms(_of_the_same_class(daemon)),
     )
+    daemon.net.advertise(capability_names(advert))
     await daemon.book.publish(sign(DOMAIN, advert, daemon.account))
 
 

@@ -74,6 +74,7 @@ from hansa.node.libp2p_host import open_net
 from hansa.node.logs import log_line, log_turns, start_logging
 from hansa.node.machine_facts import owners_facts
 from hansa.node.market_desk import MarketDesk, market_routes
+from hansa.node.market_figures import MarketFigures
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
@@ -100,6 +101,7 @@ from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
 from hansa.scheduler.advert_classes import class_of_device, classes_for
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
+from hansa.scheduler.matching import Wish
 from hansa.scheduler.mirror import FetchCopy
 from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
@@ -212,8 +214,8 @@ class Daemon:
                 now_ms=now_ms,
                 payer=config.buyer.payer,
             )
-        builder, pricing = config.environments.builder, config.provider.pricing
-        self.price_program = program_of(pricing, data, now_ms, builder) if self.lends else None
+        self.price_program = program_of(config, now_ms) if self.lends else None
+        self.figures = MarketFigures()
         self._tender_rate = TenderRate()
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
@@ -284,6 +286,7 @@ class Daemon:
             self._drops[f"gate: {type(event.message).__name__} about nothing of the sender's"] += 1
         elif isinstance(event.message, TenderSent) and not self._tender_rate.admits(event.sender, event.at_ms):
             self._drops["gate: more tenders than one buyer may send"] += 1
+            self.figures.turned_away()
         else:
             self.head_exchange.watch(self.state, event)
             await self.take(event)
@@ -312,6 +315,9 @@ class Daemon:
         """Take batches for ever: journal, advance, then act."""
         while True:
             batch = await self._next_batch()
+            for event, _, since in batch:
+                if isinstance(event, MessageArrived) and isinstance(event.message, TenderSent):
+                    self.figures.heard(event.message.tender.document, since)
             effects = self.engine.take([event for event, _, _ in batch])
             self._post(effects)
             for _, done, _ in batch:
@@ -320,6 +326,8 @@ class Daemon:
             self.lag_ms = max((trio.current_time() - since) * 1000 for _, _, since in batch)
             for effect in effects:
                 self.perform(effect)
+            self.figures.turned(self.state, self.state.turns, trio.current_time())
+            self.figures.sent(self.state, effects)
             log_turns(self.state.turns)
             self.state.turns.clear()
             self.engine.write_snapshot_if_due()
@@ -452,7 +460,7 @@ class Daemon:
                 nursery.start_soon(watch_devices, self)
                 await nursery.start(self.shells.serve)
             await nursery.start(serve_api, self._api(), self.config.api_socket)
-            metrics = Metrics()
+            metrics = Metrics(self.figures)
             self.turned_at = trio.current_time()
             if self.config.metrics.port:
                 shown = build_metrics_app(metrics, self.unhealthy)
@@ -504,6 +512,7 @@ class Daemon:
             now_ms,
             account=self.account.address,
             useful=self._useful_classes,
+            wishes=self._wishes,
             data_dir=self.config.data_dir,
         )
         self.discovery.serve()
@@ -569,6 +578,18 @@ class Daemon:
         """Of which adverts this node has a use for some: those like its own, and those that its jobs look for."""
         own = {class_of_device(device) for device in self.state.capacity.lent}
         return frozenset(own).union(*(classes_for(job.spec.requirements) for job in self.state.jobs.live.values()))
+
+    def _wishes(self) -> list[Wish]:
+        """What this node's jobs look for."""
+        specs = (job.spec for job in self.state.jobs.live.values())
+        return [
+            Wish(
+                requirements=spec.requirements,
+                currency=spec.currency,
+                ceiling_e18=spec.price_ceiling_e18_per_device_ms,
+            )
+            for spec in specs
+        ]
 
     def _learn_advert(self, advert: Advert) -> None:
         if advert.signer != self.account.address:

@@ -6,7 +6,9 @@ the cut between them heals.
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from pathlib import Path
 
 import trio
@@ -17,7 +19,8 @@ from hansa.node.net import Gossip, Net, NetError
 from hansa.node.remembered_peers import MOST_PEERS, load_peers, save_peers
 from hansa.proto.protocols import advert_topic
 from hansa.proto.units import Address
-from hansa.scheduler.advert_classes import CLASSES, Interest
+from hansa.scheduler.advert_classes import CLASSES, Interest, wanted_names
+from hansa.scheduler.matching import Wish
 
 LOOK_EVERY_S = 2.0
 CALL_EVERY_S = 12.0
@@ -27,6 +30,14 @@ ALONE_LONGEST_S = 60.0
 ALONE_CALLS = 4
 SAVE_EVERY_S = 60.0
 FIRST_SAVE_S = 5.0
+LOOK_FOR_EVERY_S = 60.0
+MOST_WISHES = 16
+MOST_NAMES_ASKED = 8
+ENOUGH_PROVIDERS = 8
+"""With so many adverts that fit, nobody is looked for in the network's table."""
+ASKED_BESIDE_EACH_OTHER = 4
+ASKED_REST_MS = 60_000
+MOST_ASKED = 1024
 ENOUGH_PEERS = 64
 """With so many connections nobody who was lost is looked for."""
 
@@ -42,12 +53,15 @@ class Discovery:
         *,
         account: Address,
         useful: Callable[[], Collection[str]],
+        wishes: Callable[[], Sequence[Wish]] = tuple,
         data_dir: Path | None = None,
         chance: random.Random | None = None,
     ) -> None:
-        """``useful`` names the classes that this node lends in or looks for now."""
+        """``useful`` names the classes that this node lends in or looks for now, and ``wishes`` what its jobs need."""
         self._net, self._book, self._now_ms = net, book, now_ms
-        self._useful, self._data_dir = useful, data_dir
+        self._useful, self._wishes, self._data_dir = useful, wishes, data_dir
+        self._wanted = trio.Event()
+        self._asked_at: OrderedDict[str, int] = OrderedDict()
         self._chance = chance or random.Random()  # noqa: S311  # only spreads dials out
         self._interest = Interest()
         self._channels: dict[str, Gossip] = {}
@@ -69,6 +83,7 @@ class Discovery:
                     nursery.start_soon(_drain, channel)
                 nursery.start_soon(self._follow_interest, nursery)
                 nursery.start_soon(self.sync.run)
+                nursery.start_soon(self._look_for_providers)
                 nursery.start_soon(self._call_the_lost)
                 nursery.start_soon(self._come_back)
                 nursery.start_soon(self._remember)
@@ -107,6 +122,46 @@ class Discovery:
         live = self._live()
         if live:
             await self.sync.pull(self._chance.choice(live))
+
+    # Providers that neither gossip nor neighbours have told of.
+
+    def look_soon(self) -> None:
+        """A job needs somebody: look for providers in the network's table now, if the book has too few."""
+        self._wanted.set()
+        self._wanted = trio.Event()
+
+    async def _look_for_providers(self) -> None:
+        while True:
+            wanted = self._wanted
+            for wish in self._wishes()[:MOST_WISHES]:
+                await self._look_for(wish)
+            with trio.move_on_after(LOOK_FOR_EVERY_S):
+                await wanted.wait()
+
+    async def _look_for(self, wish: Wish) -> None:
+        for name in wanted_names(wish.requirements)[:MOST_NAMES_ASKED]:
+            if self._has_enough(wish):
+                return
+            room = trio.CapacityLimiter(ASKED_BESIDE_EACH_OTHER)
+            async with trio.open_nursery() as nursery:
+                for peer_id in await self._net.find(name):
+                    nursery.start_soon(self._ask, peer_id, room)
+
+    def _has_enough(self, wish: Wish) -> bool:
+        serving = self._book.serving(wish.requirements, wish.currency, wish.ceiling_e18)
+        return sum(1 for _ in islice(serving, ENOUGH_PROVIDERS)) >= ENOUGH_PROVIDERS
+
+    async def _ask(self, peer_id: str, room: trio.CapacityLimiter) -> None:
+        """Whoever is found is asked for its own advert, whose signature is all that counts."""
+        now_ms = self._now_ms()
+        if now_ms < self._asked_at.get(peer_id, -ASKED_REST_MS) + ASKED_REST_MS:
+            return
+        self._asked_at[peer_id] = now_ms
+        self._asked_at.move_to_end(peer_id)
+        while len(self._asked_at) > MOST_ASKED:
+            self._asked_at.popitem(last=False)
+        async with room:
+            await self.sync.advert_of(peer_id)
 
     # Peers.
 

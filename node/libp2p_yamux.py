@@ -77,6 +77,11 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         return self._initiator
 
     @property
+    def busy_streams(self) -> int:
+        """How many streams are open now, both sides' together."""
+        return len(self._streams)
+
+    @property
     def is_established(self) -> bool:
         """Whether streams can be opened."""
         return self.event_started.is_set() and not self._closed.is_set()
@@ -85,6 +90,11 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
     def is_closed(self) -> bool:
         """Whether it is over."""
         return self._closed.is_set()
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that are not over in both directions."""
+        return len(self._streams)
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """The other end's socket address."""

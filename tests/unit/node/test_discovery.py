@@ -14,8 +14,11 @@ from kit.memory_party import DEVICE, Party, advert_of, now_ms, party
 from hansa.node.book import Book
 from hansa.node.discovery import Discovery
 from hansa.node.remembered_peers import load_peers, save_peers
+from hansa.proto.market_documents import DeviceChoice, Requirements
+from hansa.proto.protocols import BOOK_SYNC
 from hansa.scheduler import advert_classes
 from hansa.scheduler.advert_classes import CLASSES
+from hansa.scheduler.matching import Wish
 
 pytestmark = pytest.mark.trio
 GPU = replace(DEVICE, id=b"g" * 32, kind="gpu", model="NVIDIA H200", memory_bytes=141 << 30)
@@ -158,3 +161,45 @@ async def test_a_lost_peer_is_dialled_again(autojump_clock: trio.abc.Clock) -> N
         await one.meet(two)
         await one.who.net.disconnect(two.who.peer_id)
         await until(lambda: two.who.peer_id in one.who.net.linked, 60)
+
+
+async def test_a_buyer_whose_book_has_too_few_asks_those_whom_the_table_names_for_their_own_adverts(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    hub = MemoryHub()
+    wishes: list[Wish] = []
+    async with party(hub, 1) as who, member(hub, 2) as seller, party(hub, 3) as liar, trio.open_nursery() as nursery:
+        book = Book(who.net, now_ms, lambda _advert: None)
+        discovery = Discovery(
+            who.net, book, now_ms, account=who.account.address, useful=frozenset, wishes=lambda: wishes
+        )
+        discovery.serve()
+        nursery.start_soon(discovery.run)
+        await seller.book.publish(advert_of(seller.who, devices=(GPU,), expires_ms=now_ms() + 600_000))
+        for net in (seller.who.net, liar.net):
+            net.advertise(("h200/*",))
+        await trio.sleep(5)
+        assert list(book.standing()) == []
+        needs = Requirements(
+            kind="gpu",
+            choices=(DeviceChoice(devices=1, model="H200"),),
+            devices=1,
+            device_memory_bytes=0,
+            cores_milli=1,
+            memory_bytes=0,
+            scratch_bytes=0,
+            tier="sandbox",
+            features=(),
+            egress=(),
+            wall_ms=1,
+            clauses=(),
+        )
+        wishes.append(Wish(requirements=needs, currency="USD", ceiling_e18=10**18))
+        discovery.look_soon()
+        await trio.sleep(2)
+        assert [known.advert.peer_id for known in book.standing()] == [seller.who.peer_id]
+        asked = who.net.counters().get(f"request.timeout {BOOK_SYNC}", 0)
+        discovery.look_soon()
+        await trio.sleep(2)
+        assert who.net.counters().get(f"request.timeout {BOOK_SYNC}", 0) == asked, "nobody is asked twice in a minute"
+        nursery.cancel_scope.cancel()
