@@ -12,6 +12,7 @@ from hansa.market.affordable import Candidate, Parts, Room, best_affordable, che
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.funding import start_ms
 from hansa.market.machine import Step
+from hansa.market.pricing import ITSELF
 from hansa.market.purchase_events import Unfilled
 from hansa.market.purchase_state import SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
@@ -115,11 +116,12 @@ def placement_for(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) ->
     failed = sum(entry.phase == "failed" and entry.provider == bid.signer for entry in state.placements)
     # What came to nothing may have been the last thing on its channel, which then is closed for good.
     known = state.channels.get(bid.signer) if not failed else None
+    payer = tender.signer if state.payer == ITSELF else state.payer
     channel = (
         known
-        if known is not None and (known.splits_hash, known.payee) == (bid.splits_hash, bid.payee)
+        if known is not None and (known.payer, known.splits_hash, known.payee) == (payer, bid.splits_hash, bid.payee)
         else ChannelConfig(
-            payer=tender.signer,
+            payer=payer,
             payer_signer=tender.signer,
             payee=bid.payee,
             payee_signer=bid.signer,

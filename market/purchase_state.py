@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hansa.market.pricing import ITSELF
 from hansa.market.scoring import Scored
 from hansa.market.track_record import Record, Trial
 from hansa.proto.documents import ChannelConfig
@@ -54,6 +55,7 @@ class Purchase:
         funds: the most that all of this purchase's leases may cost together.
         max_prepay_ms: how much device time is paid ahead at the most.
         invited: accounts that the tender was sent to.
+        payer: whose money leases are paid with; ``ITSELF`` where it is the tender's signer's own.
         channels: the open channel to a provider, where there is one already.
         records: how earlier leases with each provider ended.
         trials: how fast jobs of this kind ran, and on what; forgotten once bidding is closed.
@@ -76,6 +78,7 @@ class Purchase:
     funds: Amount
     max_prepay_ms: DurationMs = 0
     invited: tuple[Address, ...]
+    payer: Address = ITSELF
     channels: Mapping[bytes, ChannelConfig] = field(default_factory=dict)
     records: Mapping[bytes, Record] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()

@@ -46,9 +46,13 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
     currency = currency_of(state.tender.currency)
     if award.channel_id != channel_id(currency.domain, channel):
         return "the channel is not the one that the award names"
-    parties = (channel.payer, channel.payer_signer, channel.payee, channel.payee_signer)
-    if parties != (award.signer, award.signer, state.bid.payee, state.bid.signer):
+    parties = (channel.payer_signer, channel.payee, channel.payee_signer)
+    if parties != (award.signer, state.bid.payee, state.bid.signer):
         return "the channel is not between this buyer and this provider"
+    if channel.payer != award.signer and not currency.is_on_chain:
+        # A voucher on the ledger is a debt, and nobody runs up another's. On a chain nothing is worked without a
+        # deposit, and the first can only be made by the payer itself: it does not matter who that is.
+        return "the channel is paid by another account than the buyer's, and only one on a chain may be"
     if channel.splits_hash != state.bid.splits_hash or channel.token != currency.token:
         return "the channel pays in another way than the bid says"
     if currency.is_on_chain and channel.challenge_period != CHALLENGE_PERIOD_S:

@@ -12,6 +12,7 @@ from hansa.market import paying_channel, purchase, purchase_events
 from hansa.market.effects import Send
 from hansa.market.ledger import vouched_to
 from hansa.market.mutual import Mutual
+from hansa.market.pricing import ITSELF
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import Statement
 from hansa.market.sale_funding import UNFUNDED, enough_to_start
@@ -88,6 +89,8 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
     if of is None or state.purchases.get(tender_digest) is not None:
         state.ignore("purchase", "a tender for no job that waits")
         return []
+    # On the ledger a node can only run up debts of its own.
+    payer = state.payer if currency_of(event.tender.currency).is_on_chain else ITSELF
     channels = {
         channel.config.payee_signer: channel.config
         for channel in state.paying.live.values()
@@ -95,6 +98,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         and not channel.refused
         and len(channel.terms) < MOST_LEASES
         and channel.currency == event.tender.currency
+        and channel.config.payer == (state.account if payer == ITSELF else payer)
     }
     workload = of.spec.workload(of.job, of.package, of.files)
     begun = Purchase(
@@ -104,6 +108,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         funds=funds_left(state, of),
         max_prepay_ms=of.spec.max_prepay_ms,
         invited=event.invited,
+        payer=payer,
         channels=channels,
         records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
         trials=trials_of(state, workload),

@@ -34,27 +34,39 @@ class Funder:
                 # It ended while others were paid into: a deposit would lie there for nothing.
                 self._errands.counters["chain: deposits that were not wanted any more"] += 1
                 return
-            await self._pay_in(wanted)
+            done = await pay_in(self._backend, wanted)
+            if done:
+                self._log(f"chain: {done}")
+                self._errands.counters["chain: deposits"] += 1
 
-    async def _pay_in(self, wanted: FundingWanted) -> None:
-        state = await self._backend.state(wanted.channel_id, final=False)
-        if state.phase in (CLOSING, CLOSED):
-            raise Refused("the channel is being closed")
-        # One reading decides how much and from where: a node that lags cannot have it paid in twice.
-        before = await self._backend.deposit(wanted.channel_id)
-        missing = wanted.amount - before
-        if missing <= 0:
-            return
-        has = await self._backend.tokens(self._backend.account)
-        if has < missing:
-            words = (
-                f"a deposit needs {format_amount(missing)} {self._backend.symbol}, and there are {format_amount(has)}"
-            )
-            raise Refused(f"{words}: send some to {checksum_address(self._backend.account)}")
-        if state.phase == UNSET:
-            await self._backend.open(wanted.config, wanted.splits, wanted.amount)
-            self._log(f"chain: opened a channel with {format_amount(wanted.amount)} {self._backend.symbol}")
-        else:
-            await self._backend.top_up(wanted.config, missing, before=before)
-            self._log(f"chain: added {format_amount(missing)} {self._backend.symbol} to a channel")
-        self._errands.counters["chain: deposits"] += 1
+
+async def pay_in(backend: EvmBackend, wanted: FundingWanted) -> str:
+    """Make a channel good for a total out of the backend's own account, and never for more.
+
+    Returns:
+        What was done, in words; empty where nothing was missing.
+
+    Raises:
+        Refused: it is another account's to pay in, the channel is ending, or the account has too little.
+        RpcFault: the chain cannot be asked.
+    """
+    if wanted.config.payer != backend.account:
+        # Anybody may top up a channel. What comes back of it would be its payer's, and not this account's.
+        raise Refused("the channel is another account's to pay in")
+    state = await backend.state(wanted.channel_id, final=False)
+    if state.phase in (CLOSING, CLOSED):
+        raise Refused("the channel is being closed")
+    # One reading decides how much and from where: a node that lags cannot have it paid in twice.
+    before = await backend.deposit(wanted.channel_id)
+    missing = wanted.amount - before
+    if missing <= 0:
+        return ""
+    has = await backend.tokens(backend.account)
+    if has < missing:
+        words = f"a deposit needs {format_amount(missing)} {backend.symbol}, and there are {format_amount(has)}"
+        raise Refused(f"{words}: send some to {checksum_address(backend.account)}")
+    if state.phase == UNSET:
+        await backend.open(wanted.config, wanted.splits, wanted.amount)
+        return f"opened a channel with {format_amount(wanted.amount)} {backend.symbol}"
+    await backend.top_up(wanted.config, missing, before=before)
+    return f"added {format_amount(missing)} {backend.symbol} to a channel"

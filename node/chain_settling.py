@@ -39,6 +39,7 @@ from hansa.node.claim_policy import (
     uncredited,
     wants_refund,
 )
+from hansa.node.cold_deposits import is_paid_by_another, remedy, wanted_deposits
 from hansa.node.evm_backend import EvmBackend
 from hansa.node.evm_currency import WrongChain
 from hansa.node.evm_escrow import call, read_channel
@@ -82,8 +83,9 @@ class ChainSettler:
         tell: Callable[[Any], None],
         log: Callable[[str], None],
         now_ms: Callable[[], int],
+        payer: bytes | None = None,
     ) -> None:
-        """Nothing is asked yet."""
+        """Nothing is asked yet. ``payer`` is whose money pays, where it is another account's."""
         self.backend = backend
         self._errands = Errands(backend.check, log)
         self.counters = self._errands.counters
@@ -109,6 +111,9 @@ class ChainSettler:
         self._coins = 0
         self._tokens = 0
         self._credit = 0
+        self._payer = backend.account if payer is None else payer
+        self._payer_tokens = 0
+        self._payer_credit = 0
 
     # What the engine wants.
 
@@ -118,11 +123,23 @@ class ChainSettler:
             # A peer's document cannot bring this about: tenders are in the node's own currency. An old journal can.
             self.counters["orders in another currency than the configured one"] += 1
             return
-        if isinstance(effect, FundingWanted):
+        if isinstance(effect, FundingWanted) and is_paid_by_another(effect.config, self.backend.account):
+            self._ask_payer(effect)
+        elif isinstance(effect, FundingWanted):
             failed = partial(self._funding_failed, effect.channel_id)
             self._errands.begin(f"fund {effect.channel_id.hex()}", self._funder.fund, effect, failed=failed)
         elif effect.channel_id not in self._settled and not self._rests(effect.channel_id, None):
             self._errands.begin(f"close {effect.channel_id.hex()}", self._close, effect)
+
+    def _ask_payer(self, wanted: FundingWanted) -> None:
+        """Only another account can make this deposit: say so where the job's developer looks, and in the log."""
+        known = self._state().paying.get(wanted.channel_id)
+        missing = wanted.amount - (known.funds or 0 if known is not None else 0)
+        if missing > 0:
+            words = remedy(wanted.config.payer, missing, self.symbol)
+            self._tell(FundingFailed(channel_id=wanted.channel_id, reason=words, at_ms=self._now_ms()))
+            if known is None or known.trouble != words:
+                self._log(f"chain: a deposit is wanted: {words}")
 
     def _funding_failed(self, channel: bytes, fault: Exception) -> None:
         self._tell(FundingFailed(channel_id=channel, reason=plain(fault, 500), at_ms=self._now_ms()))
@@ -178,6 +195,12 @@ class ChainSettler:
         self._credit = await self.backend.credit(account)
         if self._credit > self._config.withdraw_above:
             self._errands.begin("withdraw", self._withdraw, account)
+        if self._payer != account:
+            self._payer_tokens = await self.backend.tokens(self._payer)
+            self._payer_credit = await self.backend.credit(self._payer)
+            if self._payer_credit > self._config.withdraw_above:
+                # Whoever orders it, it can only go to the account that it is credited to.
+                self._errands.begin("withdraw for the payer", self._withdraw, self._payer)
         if faults:
             raise faults[0]
 
@@ -200,7 +223,7 @@ class ChainSettler:
             # What was found is claimed, whatever became of the rest of the look.
             self.claimer.begin(claims.take())
         for key, paying in list(self._state().paying.all()):
-            if self._is_ours(paying) and key not in self._settled:
+            if self._is_ours(paying) and key not in self._settled and not self._rests(key, paying):
                 standing, is_sure = await self._see(key, final, faults)
                 if is_sure:
                     self._tell_of(key, standing, paying.cumulative)
@@ -223,9 +246,10 @@ class ChainSettler:
                 if len(claims.urgent) >= AT_ONCE or self._now_ms() - claims.urgent_ms >= self._config.poll_ms:
                     self.claimer.begin(claims.take_urgent())
 
-    def _rests(self, key: bytes, channel: EarningChannel | None) -> bool:
+    def _rests(self, key: bytes, channel: EarningChannel | PayingChannel | None) -> bool:
         """Whether a channel that nobody ever funded need not be looked at yet: strangers can make many of them."""
-        return not (channel is not None and channel.live) and self._now_ms() < self._rest_until_ms.get(key, 0)
+        is_used = channel.phase != "closed" if isinstance(channel, PayingChannel) else bool(channel and channel.live)
+        return not is_used and self._now_ms() < self._rest_until_ms.get(key, 0)
 
     def _rest(self, key: bytes, standing: Standing) -> None:
         if is_untouched(standing):
@@ -272,7 +296,10 @@ class ChainSettler:
 
     def _act_as_payer(self, key: bytes, channel: PayingChannel, standing: Standing, chain_s: int) -> None:
         if is_untouched(standing):
-            if channel.phase == "closed" and not self._is_paying_in(key):
+            if channel.phase == "closed" and is_paid_by_another(channel.config, self.backend.account):
+                # Its payer may have signed the deposit, which then comes at any time: it is asked back when it does.
+                self._rest_until_ms[key] = self._now_ms() + REST_MS
+            elif channel.phase == "closed" and not self._is_paying_in(key):
                 # It never came to the chain, and nobody brings it there any more.
                 self._settled.add(key)
             return
@@ -337,6 +364,15 @@ class ChainSettler:
         failed = {f"rpc: failed at node {at}": node.failed for at, node in enumerate(self._nodes.nodes, start=1)}
         return {**self.counters, **self._transactions.counters, **nodes, **failed}
 
+    def _payer_view(self) -> dict[str, Any]:
+        """What is known of the account whose money pays."""
+        return {
+            "account": checksum_address(self._payer),
+            "tokens": format_amount(min(self._payer_tokens, (1 << 128) - 1)),
+            "credit": format_amount(self._payer_credit),
+            "deposits_wanted": len(wanted_deposits(self._state())),
+        }
+
     def view(self) -> dict[str, Any]:
         """What the local API says of it."""
         currency = self.backend.currency
@@ -354,6 +390,7 @@ class ChainSettler:
             "coins": format_coins(self._coins),
             "tokens": format_amount(min(self._tokens, (1 << 128) - 1)),
             "credit": format_amount(self._credit),
+            "payer": self._payer_view() if self._payer != self.backend.account else None,
             "waiting": [intention.purpose for intention in self._store.unsettled() if intention.phase == "sent"],
             "troubles": self.troubles(),
         }
@@ -368,6 +405,7 @@ def settler_for(
     tell: Callable[[Any], None],
     log: Callable[[str], None],
     now_ms: Callable[[], int],
+    payer: bytes | None = None,
 ) -> ChainSettler:
     """A settler with all that it needs.
 
@@ -379,6 +417,7 @@ def settler_for(
         tell: hands the engine an event.
         log: one line for the owner.
         now_ms: the clock.
+        payer: whose money pays, where it is another account's.
 
     Raises:
         OperatorError: the file cannot be opened.
@@ -386,16 +425,17 @@ def settler_for(
     nodes = ChainNodes([RpcNode(url) for url in config.rpc], confirmations=config.confirmations)
     chain_id = config.currency.chain_id
     store = EvmStore(path, account=key.address, chain_id=chain_id)
+    signer = AccountSigner(key)
     transactions = Transactions(
         nodes,
         store,
-        AccountSigner(key),
+        signer,
         chain_id=chain_id,
         limits=config.limits,
         now_ms=now_ms,
         poll_s=min(POLL_S, config.poll_ms / 1000),
     )
-    backend = EvmBackend(config.currency, nodes, transactions, permit_key=key)
+    backend = EvmBackend(config.currency, nodes, transactions, permits=signer)
     return ChainSettler(
         config,
         backend=backend,
@@ -406,4 +446,5 @@ def settler_for(
         tell=tell,
         log=log,
         now_ms=now_ms,
+        payer=payer,
     )

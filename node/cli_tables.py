@@ -176,6 +176,12 @@ def print_chain(chain: Mapping[str, Any]) -> None:
     click.echo(f"escrow     {plain(chain.get('escrow'), 64)}: {sound}; {plain(chain.get('warning'), 100)}")
     has = f"{plain(chain.get('tokens'), 40)} {symbol}, {plain(chain.get('coins'), 40)} coins for fees"
     click.echo(f"holds      {has}; {plain(chain.get('credit'), 40)} {symbol} to take out of the escrow")
+    payer = chain.get("payer")
+    if isinstance(payer, Mapping):
+        has = f"{plain(payer.get('tokens'), 40)} {symbol}; {plain(payer.get('credit'), 40)} {symbol} in the escrow"
+        click.echo(f"payer      {plain(payer.get('account'), 64)}: {has}")
+        if payer.get("deposits_wanted"):
+            click.echo(f"WANTED     {plain(payer.get('deposits_wanted'), 12)} deposits: hansa wallet deposit")
     for purpose in chain.get("waiting", []):
         click.echo(f"on its way {plain(purpose, 60)}")
     for trouble in chain.get("troubles", []):

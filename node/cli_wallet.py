@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from hansa.node.cli_deposit import DEPOSIT_COMMANDS
 from hansa.node.cli_options import print_json, with_data, with_json
 from hansa.node.cli_passwords import (
     account_option,
@@ -263,7 +264,7 @@ def _refuse_export(raw_key: bool) -> NoReturn:
     raise ConfigError("no file was given to write to", "give --to FILE, which must not exist yet")
 
 
-for command in SIGNING_COMMANDS:
+for command in (*SIGNING_COMMANDS, *DEPOSIT_COMMANDS):
     wallet.add_command(command)
 
 WALLET_COMMANDS = (wallet,)

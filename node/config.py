@@ -114,9 +114,11 @@ class BuyerConfig:
 
     Attributes:
         max_job_budget: no job with a larger budget is taken.
+        payer: the account whose money pays for jobs on a chain; ``None`` is the node's own.
     """
 
     max_job_budget: Amount
+    payer: Address | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +296,7 @@ def _config(top: TomlTable) -> Config:
         blob_bytes=blob_bytes,
         network=_network(top.table("network")),
         provider=provider,
-        buyer=_buyer(top.table("buyer")),
+        buyer=_buyer(top.table("buyer"), settlement),
         metrics=_metrics(top.table("metrics")),
         sandbox=_sandbox(top.table("sandbox"), provider),
         egress=_egress(top.table("egress")),
@@ -341,7 +343,7 @@ def _provider(table: TomlTable) -> ProviderConfig:
         cpu_cores_milli_per_slot=table.cores_milli("cpu_cores_per_slot", 2),
         memory_bytes_per_slot=table.size_bytes("memory_per_slot", "4 GiB", least=1 << 20),
         accept_buyers=_accept_buyers(table),
-        payee=_payee(table),
+        payee=_account(table, "payee"),
         tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_GVISOR, TIER_NONE)),
         meter_interval_ms=table.duration_ms("meter_interval", "10 s", least=100),
         voucher_timeout_ms=table.duration_ms("voucher_timeout", "60 s", least=1_000),
@@ -418,22 +420,27 @@ def _accepts(table: TomlTable) -> tuple[Clause, ...]:
         raise table.fault("accepts", str(fault), fault.hint, fault.shown) from None
 
 
-def _payee(table: TomlTable) -> Address | None:
-    text = table.text("payee", "", empty=True)
+def _account(table: TomlTable, key: str) -> Address | None:
+    text = table.text(key, "", empty=True)
     if not text:
         return None
-    hint = 'payee = "0x..." as `hansa wallet address` shows it, or leave it out'
+    hint = f'{key} = "0x..." as `hansa wallet address` shows it, or leave it out'
     try:
-        payee = parse_address(text)
+        account = parse_address(text)
     except Malformed as fault:
-        raise table.fault("payee", fault.why, hint) from None
-    if not any(payee):
-        raise table.fault("payee", "is the zero address, which nobody holds", hint)
-    return payee
+        raise table.fault(key, fault.why, hint) from None
+    if not any(account):
+        raise table.fault(key, "is the zero address, which nobody holds", hint)
+    return account
 
 
-def _buyer(table: TomlTable) -> BuyerConfig:
-    buyer = BuyerConfig(max_job_budget=table.amount("max_job_budget", "100.00"))
+def _buyer(table: TomlTable, settlement: SettlementConfig) -> BuyerConfig:
+    buyer = BuyerConfig(max_job_budget=table.amount("max_job_budget", "100.00"), payer=_account(table, "payer"))
+    if buyer.payer is not None and settlement.backend != "evm":
+        why = (
+            'cannot be set while settlement.backend is "ledger": a debt there is owed by the account that signs for it'
+        )
+        raise table.fault("payer", why, 'payer = "", or settle on a chain: settlement.backend = "evm"')
     table.finish()
     return buyer
 

@@ -10,6 +10,7 @@ import trio
 
 from hansa.node import views
 from hansa.node.blob_shelf import BlobMissing, NoRoom
+from hansa.node.cold_deposits import wanted_deposits
 from hansa.node.device_views import device_views
 from hansa.node.events import JobCancelled, JobSubmitted, JobToppedUp
 from hansa.node.faults import OperatorError
@@ -254,6 +255,10 @@ class NodeDesk:
             for _, channel in self._daemon.state.earning.all()
             if channel.voucher is not None and not channel.settled_ms and currency_of(channel.currency).is_on_chain
         ]
+
+    def deposits(self) -> list[Json]:
+        """See ``Desk``."""
+        return wanted_deposits(self._daemon.state)
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         """See ``Desk``. The bytes go to disk as they come, so an upload may be larger than memory."""

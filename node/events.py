@@ -6,7 +6,7 @@ The journal holds exactly these. Machines have events of their own; ``hansa.node
 from dataclasses import dataclass
 
 from hansa.market.funding import ChannelSettled, FundingFailed, FundsKnown
-from hansa.market.pricing import ProviderTerms
+from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.reputation import Heard
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
@@ -32,7 +32,10 @@ from hansa.scheduler.run import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The daemon began, or began again: who it is, what it lends, and the owner's rules from now on."""
+    """The daemon began, or began again: who it is, what it lends, and the owner's rules from now on.
+
+    ``payer`` is whose money pays for jobs on a chain; ``ITSELF`` is the account's own.
+    """
 
     account: Address
     peer_id: Line
@@ -41,6 +44,7 @@ class Started:
     at_ms: UnixMs
     currency: Line = ""
     netting: bool = True
+    payer: Address = ITSELF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ from typing import Final
 
 from hansa.node.chain_nodes import ChainNodes
 from hansa.node.evm_escrow import Permit, call, read_number, read_text
+from hansa.node.evm_signing import PermitSigner
 from hansa.node.evm_store import FINAL
 from hansa.node.evm_transactions import Transactions
 from hansa.node.json_rpc import RpcError, RpcMalformed
 from hansa.proto.currency import Currency
-from hansa.proto.signing import SigningKey
-from hansa.proto.typed_data import Domain, digest
+from hansa.proto.typed_data import Domain
 
 PERMIT_LIFE_S: Final = 3_600
 
@@ -18,17 +18,17 @@ class Allowance:
     """One account's word to one token that the escrow may take from it."""
 
     def __init__(
-        self, currency: Currency, nodes: ChainNodes, transactions: Transactions, permit_key: SigningKey | None
+        self, currency: Currency, nodes: ChainNodes, transactions: Transactions, permits: PermitSigner | None
     ) -> None:
-        """Nothing is asked yet. Without the account's key at hand there are no permits."""
+        """Nothing is asked yet. Without somebody who signs them there are no permits."""
         self._currency = currency
         self._nodes = nodes
         self._transactions = transactions
-        self._permit_key = permit_key
+        self._permits = permits
 
     async def permit(self, amount: int) -> tuple[int, int, bytes, bytes] | None:
         """A signature by which the escrow may take the deposit; none where key or token cannot give one."""
-        if self._permit_key is None or self._permit_key.address != self._transactions.address:
+        if self._permits is None or self._permits.address != self._transactions.address:
             return None
         token, ask = self._currency.token, self._nodes.newest_call
         try:
@@ -47,7 +47,7 @@ class Allowance:
         deadline = (await self._nodes.newest_block()).at_s + PERMIT_LIFE_S
         escrow = self._currency.escrow
         permit = Permit(owner=self._transactions.address, spender=escrow, value=amount, nonce=nonce, deadline=deadline)
-        signature = self._permit_key.sign_digest(digest(domain, permit))
+        signature = await self._permits.sign_permit(domain, permit)
         return deadline, signature[64], signature[:32], signature[32:64]
 
     async def approve(self, amount: int, why: str) -> None:

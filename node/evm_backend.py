@@ -39,6 +39,7 @@ from hansa.node.evm_escrow import (
     withdrawn_by,
 )
 from hansa.node.evm_events import look
+from hansa.node.evm_signing import PermitSigner
 from hansa.node.evm_store import FINAL, MINED, Intention
 from hansa.node.evm_transactions import Transactions
 from hansa.node.json_rpc import RpcError, RpcMalformed
@@ -46,7 +47,7 @@ from hansa.proto.currency import Currency
 from hansa.proto.documents import ChannelConfig, Voucher, channel_id
 from hansa.proto.errors import Malformed
 from hansa.proto.keccak import keccak256
-from hansa.proto.signing import Signed, SigningKey
+from hansa.proto.signing import Signed
 from hansa.proto.splits import Split
 from hansa.proto.typed_data import Domain
 
@@ -64,7 +65,7 @@ class EvmBackend:
     """
 
     def __init__(
-        self, currency: Currency, nodes: ChainNodes, transactions: Transactions, *, permit_key: SigningKey | None = None
+        self, currency: Currency, nodes: ChainNodes, transactions: Transactions, *, permits: PermitSigner | None = None
     ) -> None:
         """Nothing is asked yet.
 
@@ -72,14 +73,14 @@ class EvmBackend:
             currency: which chain, escrow and token.
             nodes: through which the chain is seen.
             transactions: the account's.
-            permit_key: the account's key, where it is at hand: a deposit then takes one transaction and not two.
+            permits: who signs permits for the account: a deposit then takes one transaction and not two.
         """
         assert currency.is_on_chain
         self.currency = currency
         self.symbol = "tokens"
         self._nodes = nodes
         self._transactions = transactions
-        self._allowance = Allowance(currency, nodes, transactions, permit_key)
+        self._allowance = Allowance(currency, nodes, transactions, permits)
         self._paying_in = trio.Lock()
         self._looking = trio.Lock()
 

@@ -1,10 +1,12 @@
-"""Who signs a transaction for a chain: the account's key, through eth-account."""
+"""Who signs for an account on a chain: its key in this process, through eth-account, or elsewhere a signer outside."""
 
 import sys
 from typing import Any, Protocol
 
+from hansa.node.evm_escrow import Permit
 from hansa.proto.keccak import keccak256
 from hansa.proto.signing import SigningKey
+from hansa.proto.typed_data import Domain, digest
 
 
 class TransactionSigner(Protocol):
@@ -15,8 +17,21 @@ class TransactionSigner(Protocol):
         """Whose transactions these are."""
         ...
 
-    def sign_transaction(self, fields: dict[str, Any]) -> bytes:
+    async def sign_transaction(self, fields: dict[str, Any]) -> bytes:
         """The raw bytes of an EIP-1559 transaction with these fields, signed."""
+        ...
+
+
+class PermitSigner(Protocol):
+    """Signs permits for one account."""
+
+    @property
+    def address(self) -> bytes:
+        """Whose tokens these are."""
+        ...
+
+    async def sign_permit(self, domain: Domain, permit: Permit) -> bytes:
+        """The account's signature over a permit, by which its spender may take what it says."""
         ...
 
 
@@ -32,7 +47,11 @@ class AccountSigner:
         """See ``TransactionSigner``."""
         return self._key.address
 
-    def sign_transaction(self, fields: dict[str, Any]) -> bytes:
+    async def sign_permit(self, domain: Domain, permit: Permit) -> bytes:
+        """See ``PermitSigner``."""
+        return self._key.sign_digest(digest(domain, permit))
+
+    async def sign_transaction(self, fields: dict[str, Any]) -> bytes:
         """See ``TransactionSigner``."""
         return bytes(_eth_account().sign_transaction(fields, self._key.secret()).raw_transaction)
 

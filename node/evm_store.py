@@ -118,6 +118,13 @@ class EvmStore:
         """Keep a fact, in place of what was kept by that name."""
         self._database.execute("INSERT OR REPLACE INTO word VALUES (?, ?)", (name, value))
 
+    def words(self, names: str) -> list[str]:
+        """All facts whose names begin like this, in the order of their names."""
+        found = self._database.execute(
+            "SELECT value FROM word WHERE substr(name, 1, ?) = ? ORDER BY name", (len(names), names)
+        )
+        return [str(value) for (value,) in found]
+
     def amounts(self, names: str) -> int:
         """The sum of all facts that are amounts and whose names begin like this."""
         found = self._database.execute("SELECT value FROM word WHERE substr(name, 1, ?) = ?", (len(names), names))

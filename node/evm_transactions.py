@@ -120,6 +120,15 @@ class Transactions:
                 self.trouble[purpose] = str(fault)
             await trio.sleep(self.poll_s)
 
+    async def most_fee(self) -> int:
+        """What a unit of gas may cost in a transaction that is begun now.
+
+        Raises:
+            FeesTooHigh: more than the owner wants to spend.
+            RpcFault: no node could be asked.
+        """
+        return (await self._fees())[0]
+
     async def logs(self, intention: Intention) -> tuple[Log, ...]:
         """What contracts said when an intention was done."""
         for attempt in reversed(self.store.attempts(intention.number)):
@@ -165,13 +174,13 @@ class Transactions:
             fee_paid=0,
             block_number=0,
         )
-        attempt = self._signed(intention, most_fee, tip)
+        attempt = await self._signed(intention, most_fee, tip)
         written = self.store.intend(intention, attempt)
         await self._send(written, attempt)
         return written
 
-    def _signed(self, intention: Intention, most_fee: int, tip: int) -> Attempt:
-        raw = self._signer.sign_transaction(
+    async def _signed(self, intention: Intention, most_fee: int, tip: int) -> Attempt:
+        raw = await self._signer.sign_transaction(
             {
                 "type": 2,
                 "chainId": self._chain_id,
@@ -353,7 +362,7 @@ class Transactions:
             self.trouble[intention.purpose] = str(fault)
             return
         self.counters["stuck transactions replaced at a higher fee"] += 1
-        attempt = self._signed(intention, most_fee, tip)
+        attempt = await self._signed(intention, most_fee, tip)
         self.store.add_attempt(attempt)
         await self._send(intention, attempt)
 

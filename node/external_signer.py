@@ -1,15 +1,16 @@
 """A signer outside: a program or device that holds the key and is asked over JSON-RPC to sign what it is shown.
 
 It speaks what browsers' wallets speak: ``eth_accounts``, ``personal_sign`` for texts, ``eth_signTypedData_v4`` for
-typed data. Whatever it answers is recovered and compared before anybody gets to see it: a signer may be the wrong one,
-be switched to another account, or sign something else than it was asked for.
+typed data, ``eth_signTransaction`` for transactions. Whatever it answers is recovered and compared before anybody gets
+to see it (transactions in ``hansa.node.outside_account``): a signer may be the wrong one, be switched to another
+account, or sign something else than it was asked for.
 """
 
 import json
-from typing import Final
+from typing import Any, Final
 
 from hansa.node.faults import ConfigError, OperatorError
-from hansa.node.json_rpc import SOCKET_SCHEME, RpcAway, RpcError, RpcFault, RpcNode, data, rows
+from hansa.node.json_rpc import SOCKET_SCHEME, RpcAway, RpcError, RpcFault, RpcNode, data, rows, table
 from hansa.node.wallet import ToSign
 from hansa.proto.errors import ProtocolError
 from hansa.proto.signing import SIGNATURE_BYTES, V_OFFSET, checksum_address, parse_address, recover
@@ -18,6 +19,7 @@ PATIENCE_S: Final = 180.0
 """A person may have to look at it and to press a button."""
 SCHEMES: Final = ("http://", "https://", SOCKET_SCHEME)
 MOST_ACCOUNTS: Final = 256
+NO_SUCH_METHOD: Final = (-32601, -32004, 4200)
 
 
 class ExternalSigner:
@@ -79,6 +81,25 @@ class ExternalSigner:
         try:
             answer = data(await self._node.order(*question), "the signature", SIGNATURE_BYTES)
             return _checked(to_sign, account, answer)
+        except (RpcFault, ProtocolError) as fault:
+            raise _translated(fault) from None
+
+    async def sign_transaction(self, wanted: dict[str, Any]) -> bytes:
+        """The signer's answer to a transaction that it is to sign and not to send: bytes, of which nothing is believed.
+
+        Raises:
+            OperatorError: it cannot be reached, cannot do that, refuses, or answers nonsense.
+        """
+        try:
+            answer = await self._node.order("eth_signTransaction", wanted)
+            # Some answer with the transaction in its parts, too.
+            raw = table(answer, "the transaction", "raw")["raw"] if isinstance(answer, dict) else answer
+            return data(raw, "the transaction")
+        except RpcError as fault:
+            if fault.code in NO_SUCH_METHOD:
+                hint = "it must sign without sending (eth_signTransaction), so that nothing is ever paid twice"
+                raise OperatorError(f"the signer at {fault.where} cannot sign transactions", hint) from None
+            raise _translated(fault) from None
         except (RpcFault, ProtocolError) as fault:
             raise _translated(fault) from None
 

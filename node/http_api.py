@@ -95,6 +95,9 @@ class Desk(Protocol):
     def vouchers(self) -> list[Json]:
         """The best voucher of each channel on a chain that is not settled, for a watchtower."""
 
+    def deposits(self) -> list[Json]:
+        """What another account than the node's should pay in, and for which jobs."""
+
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         """Store bytes and answer their name."""
 
@@ -293,6 +296,9 @@ class _Routes:
     async def vouchers(self, _request: Request) -> Response:
         return JSONResponse({"vouchers": self._desk.vouchers()})
 
+    async def deposits(self, _request: Request) -> Response:
+        return JSONResponse({"deposits": self._desk.deposits()})
+
 
 def _blob(raw: object, where: str) -> BlobRef:
     """A blob's name in a request."""
@@ -352,6 +358,7 @@ def build_api(desk: Desk, *, max_job_budget: Amount | None = None, more: Sequenc
             Route("/v1/balance", routes.balance),
             Route("/v1/entries", routes.entries),
             Route("/v1/vouchers", routes.vouchers),
+            Route("/v1/deposits", routes.deposits),
             *more,
         ],
         exception_handlers=handlers,

@@ -160,7 +160,7 @@ def _start(state: NodeState, event: Started) -> Effects:
     assert state.account in (bytes(20), event.account), "this journal is another account's"
     state.account, state.peer_id, state.terms = event.account, event.peer_id, event.terms
     state.currency, state.netting = event.currency or state.currency, event.netting
-    state.capacity = with_inventory(state.capacity, event.devices)
+    state.capacity, state.payer = with_inventory(state.capacity, event.devices), event.payer
     return [
         *buying.restart(state, event.at_ms),
         *selling.restart(state, event.at_ms),

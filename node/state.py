@@ -15,7 +15,7 @@ from hansa.market.ledger import Ledger
 from hansa.market.machine import Phased, Step
 from hansa.market.mutual import Mutual
 from hansa.market.paying_channel import PayingChannel
-from hansa.market.pricing import ProviderTerms
+from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.purchase_state import Purchase
 from hansa.market.reputation import Heard
 from hansa.market.sale_state import Sale
@@ -114,6 +114,7 @@ class Snapshot:
     blocked: Mapping[Address, Line] = field(default_factory=dict)
     currency: Line = ""
     netting: bool = True
+    payer: Address = ITSELF
     mutual: Mapping[Address, Mutual] = field(default_factory=dict)
     proven: Mapping[Address, Line] = field(default_factory=dict)
     trials: Mapping[Bytes32, Trial] = field(default_factory=dict)
@@ -149,6 +150,7 @@ class NodeState:
         blocked: accounts that the owner wants nothing to do with, and why.
         currency: this node's unit of account, or token; empty before it ever started.
         netting: whether mutual debts may cancel out without a word of the owner.
+        payer: whose money pays for jobs on a chain; ``ITSELF`` is this account's own.
         mutual: credit, payments and nettings, by account.
         proven: accounts that are proven to have signed two things that contradict each other, and what.
         declined: as provider, by tender: the newest to which the answer was no.
@@ -181,6 +183,7 @@ class NodeState:
     blocked: dict[bytes, str] = field(default_factory=dict)
     currency: str = ""
     netting: bool = True
+    payer: bytes = ITSELF
     mutual: dict[bytes, Mutual] = field(default_factory=dict)
     proven: dict[bytes, str] = field(default_factory=dict)
     declined: dict[bytes, Declined] = field(default_factory=dict)
@@ -252,6 +255,7 @@ def snapshot(state: NodeState) -> Snapshot:
         blocked=dict(state.blocked),
         currency=state.currency,
         netting=state.netting,
+        payer=state.payer,
         mutual=dict(state.mutual),
         proven=dict(state.proven),
         trials=dict(state.trials),
@@ -277,6 +281,7 @@ def restored(written: Snapshot) -> NodeState:
         blocked=dict(written.blocked),
         currency=written.currency,
         netting=written.netting,
+        payer=written.payer,
         mutual=dict(written.mutual),
         proven=dict(written.proven),
         trials=dict(written.trials),

@@ -50,9 +50,11 @@ def _sold(state: NodeState) -> Iterator[LeaseFacts]:
             continue
         if sale.phase in ENDED:
             continue  # what nobody vouched for by then is written off in the books
+        channel = state.earning.get(sale.channel_id)
         yield LeaseFacts(
             job=sale.tender.job.hex(),
-            peer=sale.buyer.hex(),
+            # Under the account that the books have as this buyer's: the payer of the channel.
+            peer=(channel.config.payer if channel is not None else sale.buyer).hex(),
             currency=sale.tender.currency,
             at_ms=sale.over_ms or state.at_ms,
             unvouched=max(0, sale.accrued - sale.vouched),

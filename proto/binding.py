@@ -43,7 +43,7 @@ def bind(
         node_key: the node's key; its peer id goes into the binding.
         domain: where the binding counts.
         roles: what the node may do.
-        spend_limit: the most that it may sign away, in smallest units.
+        spend_limit: what it says that it would spend on a job, in smallest units. Nothing enforces it.
         not_before_ms: from when it holds, in ms UTC.
         not_after_ms: until when it holds, in ms UTC.
         epoch: higher than in every earlier binding of this account.

@@ -134,7 +134,7 @@ class NodeBinding:
         account: the account's address.
         peer_id: the node's libp2p peer id, as its multihash bytes; it holds the node's public key.
         roles: what the node may do for the account, as a bit set (``hansa.proto.binding.Role``).
-        spend_limit: the most that the node may sign away in this binding's time.
+        spend_limit: what the node says that it would spend on one job at the most. Nobody holds it to that.
         not_before: from when it holds, in ms UTC.
         not_after: until when it holds, in ms UTC.
         epoch: the account's counter: a binding with a higher epoch replaces those with a lower one.

@@ -41,7 +41,7 @@ def anvil_house() -> Iterator[Callable[[], House]]:
 
 
 BACKENDS = ["model", "contract", pytest.param("anvil", marks=pytest.mark.slow)]
-BACKENDS += [elsewhere("ledger"), elsewhere("rpc", pytest.mark.slow)]
+BACKENDS += [elsewhere("ledger"), elsewhere("rpc", pytest.mark.slow), elsewhere("outside", pytest.mark.long)]
 # A mutant of the contract is no other backend's business.
 ASKED = ["contract"] if "HANSA_ESCROW_MUTANT" in os.environ else BACKENDS
 

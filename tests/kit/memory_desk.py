@@ -223,6 +223,9 @@ class MemoryDesk:
     def vouchers(self) -> list[Json]:
         return []
 
+    def deposits(self) -> list[Json]:
+        return []
+
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         data = b"".join([chunk async for chunk in chunks])
         return self.add_blob(data)

@@ -13,6 +13,7 @@ from kit.anvil import Chain, local_chain
 from hansa.market.settlement import Backend
 from hansa.node.chain_dev import DevChain
 from hansa.node.chain_nodes import ChainNodes
+from hansa.node.cold_wallet import Signer
 from hansa.node.evm_backend import EvmBackend
 from hansa.node.evm_limits import FeeLimits
 from hansa.node.evm_signing import AccountSigner
@@ -58,16 +59,21 @@ class RpcHouse:
         self._open.push_async_callback(nodes.close)
         store = EvmStore(path, account=key.address, chain_id=31337)
         self._open.callback(store.close)
+        signer = self.signer_of(key)
         transactions = Transactions(
             nodes,
             store,
-            AccountSigner(key),
+            signer,
             chain_id=31337,
             limits=LIMITS,
             now_ms=lambda: time.time_ns() // 1_000_000 + self._ahead_ms,
             poll_s=self.poll_s,
         )
-        return EvmBackend(self.currency, nodes, transactions, permit_key=key if self._permits else None)
+        return EvmBackend(self.currency, nodes, transactions, permits=signer if self._permits else None)
+
+    def signer_of(self, key: SigningKey) -> Signer:
+        """Who signs for a party: its key, in this process."""
+        return AccountSigner(key)
 
     async def close(self) -> None:
         """Give files and connections back."""
@@ -92,19 +98,20 @@ class RpcHouse:
         return await self.evm(SigningKey(b"\x77" * 32)).tokens(account)
 
 
-async def _furnished(chain: Chain, folder: Path, *, permits: bool) -> RpcHouse:
+async def furnished(chain: Chain, folder: Path, make: type[RpcHouse] = RpcHouse, *, permits: bool) -> RpcHouse:
+    """A house on a chain, with a token and an escrow of its own."""
     rpc = RpcNode(chain.url)
     deployed = await DevChain(rpc).deploy()
     await rpc.close()
     name = escrow_currency(deployed.chain_id, deployed.escrow, deployed.token)
-    return RpcHouse(chain, folder, name, permits=permits)
+    return make(chain, folder, name, permits=permits)
 
 
 @asynccontextmanager
 async def fresh_house(*more: str, permits: bool = True) -> AsyncIterator[RpcHouse]:
     """A house on a fresh chain, until the block ends."""
     with local_chain(*more) as chain, tempfile.TemporaryDirectory() as folder:
-        house = await _furnished(chain, Path(folder), permits=permits)
+        house = await furnished(chain, Path(folder), permits=permits)
         try:
             yield house
         finally:
@@ -112,7 +119,7 @@ async def fresh_house(*more: str, permits: bool = True) -> AsyncIterator[RpcHous
 
 
 @cache
-def _shared_chain() -> Chain:
+def shared_chain() -> Chain:
     """One chain for all houses of this process that do not mind each other's blocks."""
     kept = ExitStack()
     atexit.register(kept.close)
@@ -123,7 +130,7 @@ def _shared_chain() -> Chain:
 async def open_house() -> AsyncIterator[RpcHouse]:
     """A house with an escrow and a token of its own on a chain that others use too, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
-        house = await _furnished(_shared_chain(), Path(folder), permits=True)
+        house = await furnished(shared_chain(), Path(folder), permits=True)
         try:
             yield house
         finally:

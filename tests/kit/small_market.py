@@ -8,7 +8,7 @@ from kit.trading import DEVICE, JOB, NOW_MS, PRICE, spec, tender
 from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
-from hansa.market.pricing import ProviderTerms
+from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.node import events
 from hansa.node.engine import Engine
 from hansa.node.journal import MemoryJournal
@@ -77,6 +77,7 @@ class SmallMarket:
             devices=owned,
             at_ms=self.now_ms,
             currency=rules.get("currency", "USD"),
+            payer=rules.get("payer", ITSELF),
         )
         self.take(account, started)
 

@@ -147,7 +147,7 @@ def test_a_workload_that_was_not_tendered_is_refused(changes, reason):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"payer": OTHER}, "the channel is not between this buyer and this provider"),
+        ({"payer": OTHER}, "the channel is paid by another account than the buyer's, and only one on a chain may be"),
         ({"payer_signer": OTHER}, "the channel is not between this buyer and this provider"),
         ({"payee": OTHER}, "the channel is not between this buyer and this provider"),
         ({"payee_signer": OTHER}, "the channel is not between this buyer and this provider"),

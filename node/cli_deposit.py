@@ -1,0 +1,259 @@
+"""``hansa wallet deposit`` and ``take-back``: what only the account that pays can do, signed away from this machine."""
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hansa.node.cli_options import print_json, with_data, with_json
+from hansa.node.cli_passwords import opened_account, password_option, signer_option
+
+if TYPE_CHECKING:
+    from hansa.node.cold_wallet import ColdWallet, Plan, Signer
+    from hansa.node.config import Config
+
+FOLLOW_S = 3.0
+_keystore = click.option(
+    "--keystore",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="The account's keystore file, opened here for this command. A signer outside is safer.",
+)
+_sure = click.option("--yes", is_flag=True, help="Do not ask here: the signer asks, or nobody does. Needs --up-to.")
+
+
+def _paying(data_dir: Path) -> "tuple[Config, bytes]":
+    """The node's settings, and the account whose money pays."""
+    from hansa.node.config import load_config
+    from hansa.node.faults import ConfigError
+
+    config = load_config(data_dir)
+    if config.chain is None or config.buyer.payer is None:
+        hint = (
+            "name the account in config.toml, on a chain: [buyer] payer. Otherwise the node makes its deposits itself"
+        )
+        raise ConfigError("no other account pays for this node's jobs", hint)
+    return config, config.buyer.payer
+
+
+def _signing(
+    data_dir: Path, payer: bytes, signer: str | None, keystore: Path | None, password_file: Path | None
+) -> "Signer":
+    """Who signs for the payer."""
+    from hansa.node.evm_signing import AccountSigner
+    from hansa.node.external_signer import ExternalSigner
+    from hansa.node.faults import ConfigError
+    from hansa.node.outside_account import OutsideAccount
+
+    if (signer is None) == (keystore is None):
+        raise click.UsageError("give either --signer URL or --keystore FILE")
+    if signer is not None:
+        return OutsideAccount(ExternalSigner(signer, payer), payer, say=_say)
+    _, key, _ = opened_account(data_dir, str(Path(str(keystore)).absolute()), password_file)
+    if key.address != payer:
+        raise ConfigError("that keystore is of another account than buyer.payer", "give that account's file")
+    return AccountSigner(key)
+
+
+async def _close(cold: "ColdWallet", who: "Signer") -> None:
+    from hansa.node.outside_account import OutsideAccount
+
+    await cold.close()
+    if isinstance(who, OutsideAccount):
+        await who.close()
+
+
+def _say(words: str) -> None:
+    click.echo(words, err=True)
+
+
+@click.command()
+@with_data
+@with_json
+@signer_option
+@_keystore
+@password_option
+@click.option("--up-to", metavar="AMOUNT", help="Deposit no more than this in all, however much is wanted.")
+@click.option("--follow", is_flag=True, help="Go on: deposit what is wanted from now on, until Ctrl-C.")
+@_sure
+def deposit(
+    *,
+    data_dir: Path,
+    as_json: bool,
+    signer: str | None,
+    keystore: Path | None,
+    password_file: Path | None,
+    up_to: str | None,
+    follow: bool,
+    yes: bool,
+) -> None:
+    """Make the deposits that jobs wait for, out of the account in [buyer] payer.
+
+    Each is shown, then signed by that account: by a signer outside (--signer), or with its keystore. Nothing else can
+    ever be taken from the account: the node itself has no key of it.
+    """
+    import trio
+
+    from hansa.node.cold_wallet import ColdWallet, store_path
+
+    config, payer = _paying(data_dir)
+    assert config.chain is not None
+    left = _amount(up_to)
+    if yes and left is None:
+        raise click.UsageError("--yes needs --up-to AMOUNT: what nobody is asked about has a bound")
+    who = _signing(data_dir, payer, signer, keystore, password_file)
+    chain = config.chain
+
+    async def work() -> None:
+        nonlocal left
+        cold = ColdWallet(chain, store_path(data_dir, payer), who, say=_say)
+        try:
+            await cold.check()
+            declined: set[tuple[bytes, int]] = set()
+            while True:
+                plans = [each for each in await cold.plans(_wanted(config, payer)) if _name(each) not in declined]
+                chosen = await _chosen(cold, plans, left, yes=yes)
+                declined |= {_name(plan) for plan in plans if plan not in chosen}
+                for plan in chosen:
+                    done = await cold.pay(plan)
+                    left = left - plan.missing if done and left is not None else left
+                    _tell(plan, done, as_json)
+                if not follow:
+                    if not plans:
+                        _say("no deposit is wanted now")
+                    return
+                await trio.sleep(FOLLOW_S)
+                await cold.tend()
+        finally:
+            await _close(cold, who)
+
+    trio.run(work)
+
+
+def _name(plan: "Plan") -> tuple[bytes, int]:
+    return plan.wanted.channel_id, plan.wanted.amount
+
+
+def _amount(text: str | None) -> int | None:
+    from hansa.node.faults import ConfigError
+    from hansa.proto.units import parse_amount
+
+    try:
+        return None if text is None else parse_amount(text)
+    except ValueError as fault:
+        raise ConfigError(f"--up-to {fault}", 'for example --up-to "25.00"') from None
+
+
+def _wanted(config: "Config", payer: bytes) -> "list[tuple[Any, tuple[str, ...]]]":
+    """What the daemon says is wanted, each held against this machine's own settings."""
+    from hansa.node.cli_client import Daemon
+    from hansa.node.cold_deposits import read_deposit
+    from hansa.node.faults import OperatorError
+    from hansa.node.keystore import account_address
+    from hansa.node.plain_text import plain
+    from hansa.node.wallet import KEYSTORE_NAME
+    from hansa.proto.errors import ProtocolError
+
+    node = account_address(config.data_dir / KEYSTORE_NAME)
+    with closing(Daemon(config.data_dir)) as daemon:
+        listed = daemon.get("/v1/deposits")["deposits"]
+    found = []
+    for each in listed:
+        try:
+            wanted = read_deposit(each["deposit"], payer=payer, signer=node, currency=config.currency)
+        except (ProtocolError, KeyError, TypeError) as fault:
+            hint = "is the daemon of this version, and was it started again after config.toml was changed?"
+            raise OperatorError(f"the daemon asks for a deposit that cannot be: {plain(fault, 200)}", hint) from None
+        found.append((wanted, tuple(plain(job, 60) for job in each.get("jobs", []))))
+    return found
+
+
+async def _chosen(cold: "ColdWallet", plans: "list[Plan]", left: int | None, *, yes: bool) -> "list[Plan]":
+    """Those that fit the limit, once a person has seen them and said yes."""
+    from hansa.proto.signing import checksum_address
+    from hansa.proto.units import format_amount
+
+    chosen: list[Plan] = []
+    symbol = cold.backend.symbol
+    for plan in plans:
+        if left is not None and sum(each.missing for each in chosen) + plan.missing > left:
+            _say(f"{format_amount(plan.missing)} {symbol} more would be above --up-to: left out")
+        else:
+            chosen.append(plan)
+    if not chosen:
+        return []
+    _say(f"{checksum_address(cold.payer)} pays. It has {await cold.has()}.")
+    for plan in chosen:
+        provider = checksum_address(plan.wanted.config.payee_signer)
+        kind = "opens a channel with" if plan.is_new else "more on the channel with"
+        jobs = ", ".join(plan.jobs) or "a job that is over"
+        _say(f"  {format_amount(plan.missing)} {symbol}  {kind} provider {provider}, for {jobs}")
+    total = format_amount(sum(plan.missing for plan in chosen))
+    _say(f"In all {total} {symbol}. The node can pay these providers from it, and nobody else; the rest comes back.")
+    return chosen if yes or click.confirm("Deposit it?", err=True) else []
+
+
+def _tell(plan: "Plan", done: str, as_json: bool) -> None:
+    from hansa.proto.units import format_amount
+
+    if as_json:
+        print_json(
+            {"channel_id": plan.wanted.channel_id.hex(), "deposited": format_amount(plan.missing), "words": done}
+        )
+    else:
+        click.echo(f"{done or 'it was there already'} (channel {plan.wanted.channel_id.hex()[:12]})")
+
+
+@click.command("take-back")
+@with_data
+@with_json
+@signer_option
+@_keystore
+@password_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def take_back(
+    *,
+    data_dir: Path,
+    as_json: bool,
+    signer: str | None,
+    keystore: Path | None,
+    password_file: Path | None,
+    yes: bool,
+) -> None:
+    """Get deposits back without the node: for when its key is lost, or in somebody else's hands.
+
+    Asks the escrow for the end of every channel that was paid into from here, ends those whose providers had their time
+    to claim, and takes out what came back. Give it again until nothing is left. A node that works does that by itself.
+    """
+    import trio
+
+    from hansa.node.cold_wallet import ColdWallet, store_path
+    from hansa.node.faults import ConfigError
+
+    config, payer = _paying(data_dir)
+    path = store_path(data_dir, payer)
+    if config.chain is None or not path.exists():
+        raise ConfigError("no deposit was ever made from here", "give the --data DIR that `hansa wallet deposit` had")
+    if not yes:
+        click.confirm("Jobs that run on these channels will end for want of money. Go on?", err=True, abort=True)
+    who = _signing(data_dir, payer, signer, keystore, password_file)
+    cold = ColdWallet(config.chain, path, who, say=_say)
+
+    async def work() -> list[str]:
+        try:
+            await cold.check()
+            return await cold.take_back(cold.kept())
+        finally:
+            await _close(cold, who)
+
+    said = trio.run(work)
+    if as_json:
+        print_json({"done": said, "at_ms": time.time_ns() // 1_000_000})
+        return
+    for words in said or ["nothing is left in the escrow"]:
+        click.echo(words)
+
+
+DEPOSIT_COMMANDS = (deposit, take_back)
