@@ -13,9 +13,11 @@ from pathlib import Path
 import trio
 
 from hansa.node.agent_streams import leaf
+from hansa.node.blob_fetch import ChunkFetch, LackingChunks, Sources
 from hansa.node.blob_partial import Partial
 from hansa.node.blob_shelf import BlobMissing
 from hansa.node.blobs import BlobStore
+from hansa.node.bulk import BulkChannels
 from hansa.node.net import Context, Net, NetError, Refused
 from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, root_of
 from hansa.proto.codec import decode, encode
@@ -26,8 +28,6 @@ TREE_PAGE = 16_384
 """Chunk hashes in one answer: 512 KiB, the tree of a blob of 16 GiB."""
 MAX_REQUEST_BYTES = 512
 CHUNK_TIMEOUT_MS = 30_000
-AT_ONCE = 4
-"""Chunks on their way at the same time, so that the line is full while one is checked and written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,27 +93,6 @@ class _Fetch:
                 self.hearers.remove(hear)
 
 
-@dataclass(slots=True)
-class _Sources:
-    """Who may still be asked, and why the others may not."""
-
-    live: deque[str]
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def pick(self) -> str | None:
-        """The next one in turn."""
-        if not self.live:
-            return None
-        self.live.rotate(-1)
-        return self.live[-1]
-
-    def drop(self, peer_id: str, why: str) -> None:
-        """Ask this one no more."""
-        if peer_id in self.live:
-            self.live.remove(peer_id)
-        self.reasons.setdefault(peer_id, why)
-
-
 Moved = Callable[[int], None]
 """Told of every chunk that has come, by its size in bytes."""
 
@@ -121,8 +100,18 @@ Moved = Callable[[int], None]
 class BlobExchange:
     """Serves this node's blobs to those who may have them, and fetches others'."""
 
-    def __init__(self, net: Net, store: BlobStore, allow: Callable[[Context, BlobRef], bool]) -> None:
-        """``allow`` says who may have which blob; nobody else learns whether it is here."""
+    def __init__(
+        self,
+        net: Net,
+        store: BlobStore,
+        allow: Callable[[Context, BlobRef], bool],
+        bulk: BulkChannels | None = None,
+    ) -> None:
+        """``allow`` says who may have which blob; nobody else learns whether it is here.
+
+        With ``bulk`` large blobs are fetched on channels of their own where these can be made.
+        """
+        self._bulk = bulk
         self._net = net
         self._store = store
         self._allow = allow
@@ -190,7 +179,7 @@ class BlobExchange:
         self._fetching[ref] = _Fetch()
         try:
             with self._fetching[ref].heard_by(moved):
-                return await self._fetch(ref, _Sources(deque(dict.fromkeys(sources))), like, timeout_ms)
+                return await self._fetch(ref, Sources(deque(dict.fromkeys(sources))), like, timeout_ms)
         except OSError as fault:
             raise DiskFailed(ref, fault) from fault
         except BaseExceptionGroup as group:
@@ -211,7 +200,7 @@ class BlobExchange:
             expected = await trio.to_thread.run_sync(self._store.read_chunk, ref, index)
         except OSError:
             return False  # it cannot be compared, on a disk that fails or with no descriptor left
-        asked = _Sources(deque(dict.fromkeys(sources)))
+        asked = Sources(deque(dict.fromkeys(sources)))
         while (peer_id := asked.pick()) is not None:
             message = ChunkWanted(ref=ref, index=index)
             if await self._ask(asked, peer_id, message, CHUNK_BYTES, CHUNK_TIMEOUT_MS) == expected:
@@ -220,7 +209,7 @@ class BlobExchange:
         return False
 
     async def _fetch(
-        self, ref: BlobRef, sources: _Sources, like: Sequence[BlobRef], timeout_ms: int
+        self, ref: BlobRef, sources: Sources, like: Sequence[BlobRef], timeout_ms: int
     ) -> tuple[Path, bool]:
         if ref.size_bytes > MAX_BLOB_BYTES:
             raise FetchFailed(ref, {"": "no blob is that large"})
@@ -231,17 +220,14 @@ class BlobExchange:
         try:
             if partial.reused_bytes:
                 self._fetching[ref].tell(partial.reused_bytes)
-            lacking = deque(partial.missing())
-            async with trio.open_nursery() as nursery:
-                for _ in range(min(AT_ONCE, len(lacking))):
-                    nursery.start_soon(self._fetch_chunks, partial, lacking, sources, timeout_ms)
+            await self._fetch_chunks(partial, sources, timeout_ms)
             if partial.missing():
                 raise FetchFailed(ref, sources.reasons)
             return await trio.to_thread.run_sync(partial.finish), not partial.kept_bytes
         finally:
             partial.close()
 
-    async def _fetch_tree(self, ref: BlobRef, sources: _Sources, timeout_ms: int) -> tuple[bytes, ...]:
+    async def _fetch_tree(self, ref: BlobRef, sources: Sources, timeout_ms: int) -> tuple[bytes, ...]:
         wanted = chunk_count(ref.size_bytes)
         if not wanted:
             # There is nothing to ask for, so nobody can have lied about it.
@@ -263,28 +249,26 @@ class BlobExchange:
                 self._lied(sources, peer_id)
         raise FetchFailed(ref, sources.reasons)
 
-    async def _fetch_chunks(self, partial: Partial, lacking: deque[int], sources: _Sources, timeout_ms: int) -> None:
-        """One of several workers: the next chunk from whoever is next in turn, until none of either is left."""
-        while lacking:
-            index = lacking.popleft()
-            peer_id = sources.pick()
-            if peer_id is None:
-                return
-            message = ChunkWanted(ref=partial.ref, index=index)
-            chunk = await self._ask(sources, peer_id, message, CHUNK_BYTES, timeout_ms)
-            if chunk is None:
-                lacking.appendleft(index)
-                continue
-            try:
-                await trio.to_thread.run_sync(partial.write, index, chunk)
-            except ValueError:
-                self._lied(sources, peer_id)
-                lacking.appendleft(index)
-            else:
-                self._fetching[partial.ref].tell(len(chunk))
+    async def _fetch_chunks(self, partial: Partial, sources: Sources, timeout_ms: int) -> None:
+        ref = partial.ref
+
+        async def ask(peer_id: str, index: int) -> bytes | None:
+            return await self._ask(sources, peer_id, ChunkWanted(ref=ref, index=index), CHUNK_BYTES, timeout_ms)
+
+        lacking = LackingChunks(partial.missing(), self._fetching[ref].tell)
+        fetch = ChunkFetch(
+            partial,
+            lacking,
+            sources,
+            ask=ask,
+            lied=lambda peer_id: self._lied(sources, peer_id),
+            bulk=self._bulk,
+            chunk_s=timeout_ms / 1000,
+        )
+        await fetch.run()
 
     async def _ask(
-        self, sources: _Sources, peer_id: str, message: TreeWanted | ChunkWanted, limit: int, timeout_ms: int
+        self, sources: Sources, peer_id: str, message: TreeWanted | ChunkWanted, limit: int, timeout_ms: int
     ) -> bytes | None:
         try:
             return await self._net.request(
@@ -294,6 +278,6 @@ class BlobExchange:
             sources.drop(peer_id, fault.why)
             return None
 
-    def _lied(self, sources: _Sources, peer_id: str) -> None:
+    def _lied(self, sources: Sources, peer_id: str) -> None:
         sources.drop(peer_id, "sent bytes that are not the blob's")
         self._net.strike(peer_id, "blob.wrong_bytes")

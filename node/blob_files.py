@@ -13,7 +13,7 @@ def is_at(descriptor: int, at: int, data: bytes) -> bool:
     return os.pread(descriptor, len(data), at) == data
 
 
-def write_at(descriptor: int, data: bytes, at: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, at: int) -> None:
     """All of it, in its place."""
     view = memoryview(data)
     while view:

@@ -57,7 +57,7 @@ class Partial:
                 self._missing.discard(index)
                 self.reused_bytes += size_bytes
 
-    def write(self, index: int, chunk: bytes) -> None:
+    def write(self, index: int, chunk: bytes | memoryview) -> None:
         """Keep one chunk. Raises ``ValueError`` if it is not the one that belongs there."""
         if len(chunk) != chunk_size_bytes(self.ref.size_bytes, index) or chunk_hash(chunk) != self.hashes[index]:
             raise ValueError("the chunk does not fit its hash")

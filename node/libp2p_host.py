@@ -35,6 +35,7 @@ from hansa.node.net import (
     Path,
     PeerStat,
     Timeout,
+    TlsHandler,
     TooBig,
     Unreachable,
     Validator,
@@ -78,6 +79,7 @@ class Libp2pNet:
         self._topics: list[tuple[str, Validator, trio.MemorySendChannel[Any]]] = []
         self._parts: list[Part] = []
         self.restarts = 0
+        self._on_tls: TlsHandler | None = None
         self._stack = self._build()
 
     def _build(self) -> Stack:
@@ -93,6 +95,7 @@ class Libp2pNet:
             stack.host.set_stream_handler(protocol_id, on_stream)
         for topic, validate, channel in self._topics:
             stack.pubsub.listen(topic, validate, channel)
+        stack.swarm.on_tls = self._on_tls
         return stack
 
     # Lives.
@@ -311,6 +314,24 @@ class Libp2pNet:
     def peers(self) -> tuple[PeerStat, ...]:
         """Everyone we know of."""
         return self._acquaintances.stats()
+
+    def is_live(self, peer_id: str) -> bool:
+        """Whether a connection to this peer stands."""
+        return bool(self._swarm.live_connections(ID.from_base58(peer_id)))
+
+    def dialled(self, peer_id: str) -> tuple[str, int] | None:
+        """Where we reached this peer ourselves."""
+        for connection in self._swarm.live_connections(ID.from_base58(peer_id)):
+            muxed = connection.muxed_conn
+            if muxed.is_initiator and muxed.path == "direct":
+                at: tuple[str, int] | None = muxed.get_remote_address()
+                return at
+        return None
+
+    def serve_tls(self, handler: TlsHandler) -> None:
+        """Hand over who begins with TLS where we listen, in this life of the host and in those to come."""
+        self._on_tls = handler
+        self._swarm.on_tls = handler
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         """A new channel on which the ids of peers come as they connect."""

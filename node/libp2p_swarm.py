@@ -6,6 +6,7 @@ interface (pubsub, identify and the listeners use it) and replaces those parts.
 """
 
 from collections.abc import Callable, Sequence
+from socket import MSG_PEEK
 from typing import Any
 
 import trio
@@ -28,12 +29,14 @@ from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
 from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.libp2p_tcp import Dialler, open_listener, rank
 from hansa.node.libp2p_yamux import BoundedYamux
-from hansa.node.net import NetLimits
+from hansa.node.net import NetLimits, TlsHandler
 from hansa.proto.peer_id import parse_peer_id
 
 NEXT_ADDRESS_AFTER_S = 0.02
 """How long one address is tried alone before the next is tried beside it."""
 DIALLED_ADDRESSES = 8
+TLS_HANDSHAKE = b"\x16"
+"""The first byte of a TLS connection. That of libp2p is the length of its first line, 0x13."""
 
 Addresses = Callable[[str], Sequence[str]]
 Barred = Callable[[str], bool]
@@ -151,6 +154,7 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
         self._failed_at: dict[ID, float] = {}
+        self.on_tls: TlsHandler | None = None
 
     async def run(self) -> None:
         """Hold the connections' tasks; on the way out close everything at once."""
@@ -178,6 +182,13 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             self.listening.append(addr)
         return True
 
+    async def _is_for_tls(self, read_write_closer: Any) -> bool:
+        """Whether a new connection begins as TLS does and not as libp2p does. Its first byte is left where it is."""
+        if self.on_tls is None or not isinstance(read_write_closer, TrioTCPStream):
+            return False
+        with trio.fail_after(self.limits.handshake_timeout_ms / 1000):
+            return await read_write_closer.stream.socket.recv(1, MSG_PEEK) == TLS_HANDSHAKE
+
     async def _take_socket(self, stream: trio.SocketStream) -> None:
         await self._handle_inbound_connection(TrioTCPStream(stream))
 
@@ -185,7 +196,10 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         remote = read_write_closer.get_remote_address()
         ticket = self._admission.enter(remote[0] if remote else "")
         try:
-            if ticket is not None:
+            if ticket is not None and await self._is_for_tls(read_write_closer):
+                assert self.on_tls is not None, "asked for"
+                await self.on_tls(read_write_closer.stream, lambda: self._admission.admit(ticket))
+            elif ticket is not None:
                 muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer))
                 self._admission.admit(ticket)
                 connection = await self.add_conn(muxed, "inbound")

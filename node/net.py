@@ -139,6 +139,8 @@ class PeerStat:
 
 
 Handler = Callable[[Context, bytes], Awaitable[bytes]]
+TlsHandler = Callable[[trio.SocketStream, Callable[[], None]], Awaitable[None]]
+"""Gets a connection whose first byte is TLS's, and whom to tell once its peer is proven; returns when it is over."""
 Validator = Callable[[Context, bytes], Verdict]
 Gossip = trio.MemoryReceiveChannel[tuple[Context, bytes]]
 
@@ -222,6 +224,15 @@ class Net(Protocol):
 
     def peers(self) -> tuple[PeerStat, ...]:
         """Everyone we know of."""
+
+    def is_live(self, peer_id: str) -> bool:
+        """Whether a connection to this peer stands."""
+
+    def dialled(self, peer_id: str) -> tuple[str, int] | None:
+        """IP address and port at which we reached this peer ourselves, without a relay, if that connection stands."""
+
+    def serve_tls(self, handler: TlsHandler) -> None:
+        """Hand over who begins with TLS where we listen, under the same limits on connections as everybody else."""
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         """A new channel on which the ids of peers come as they connect; it drops when nobody reads."""

@@ -46,7 +46,7 @@ def chunk_size_bytes(size_bytes: int, index: int) -> int:
     return min(CHUNK_BYTES, size_bytes - index * CHUNK_BYTES)
 
 
-def chunk_hash(chunk: bytes) -> bytes:
+def chunk_hash(chunk: bytes | memoryview) -> bytes:
     """The 32 bytes by which one chunk is checked."""
     return blake3(chunk).digest()
 

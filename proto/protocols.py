@@ -9,6 +9,7 @@ BOOK = "/hansa/book/1"
 BOOK_SYNC = "/hansa/book/2"
 PEERS = "/hansa/peers/1"
 BLOB = "/hansa/blob/1"
+BULK = "/hansa/bulk/1"
 SHELL = "/hansa/shell/1"
 
 ADVERT_TOPIC = "/hansa/adverts/1"

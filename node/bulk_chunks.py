@@ -1,0 +1,112 @@
+"""What is said on a bulk channel: chunks so-and-so of this blob, and then nothing but their bytes.
+
+A request is 48 bytes, the answer one byte and the chunks one after the other; both sides know how long each is. Whoever
+fetches has two requests on their way, so that the line is never idle while one is thought about.
+"""
+
+import os
+import struct
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from hansa.node.blob_partial import Partial
+from hansa.node.bulk_line import Line
+from hansa.proto.blob import CHUNK_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, chunk_size_bytes
+from hansa.proto.errors import Malformed
+
+REQUEST: Final = struct.Struct(">32sQII")
+SENT, NONE_FOR_YOU = 0, 1
+LONGEST_RUN: Final = 16
+"""Chunks in one request. Whether they may be had is asked again for the next."""
+UNDERWAY: Final = 2
+SHORT_S: Final = 0.1
+LONG_S: Final = 0.5
+"""A run that took less is followed by a longer one, and one that took more by a shorter: who is slow holds little."""
+
+
+class NotGiven(Exception):
+    """The other side gives us nothing of this blob."""
+
+
+class WrongBytes(Exception):
+    """The other side sent what is not the blob's."""
+
+
+class Lacking(Protocol):
+    """The chunks that are still to come; see ``hansa.node.blob_fetch``."""
+
+    def take(self, most: int) -> range:
+        """Some that follow one another, which the caller must now bring or give back."""
+
+    def done(self, size_bytes: int) -> None:
+        """One of them is here."""
+
+    def give_back(self, indices: range) -> None:
+        """These could not be brought."""
+
+
+def parse_request(data: bytes) -> tuple[BlobRef, range]:
+    """Which chunks are wanted. Raises ``Malformed``."""
+    root, size_bytes, first, count = REQUEST.unpack(data)
+    if size_bytes > MAX_BLOB_BYTES or not 0 < count <= LONGEST_RUN or first + count > chunk_count(size_bytes):
+        raise Malformed("bulk", "no such chunks")
+    return BlobRef(root=root, size_bytes=size_bytes), range(first, first + count)
+
+
+def send_chunks(line: Line, file: int, ref: BlobRef, indices: range, chunk_s: float) -> None:
+    """Answer a request, in a thread. ``file`` is the blob's, open. Each chunk must be taken within ``chunk_s``."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    line.send_all(memoryview(bytes((SENT,))), time.monotonic() + chunk_s)
+    for index in indices:
+        view = buffer[: chunk_size_bytes(ref.size_bytes, index)]
+        if os.preadv(file, [view], index * CHUNK_BYTES) != len(view):
+            raise OSError("a blob became shorter")
+        line.send_all(view, time.monotonic() + chunk_s)
+
+
+def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float) -> None:
+    """Fetch until nothing is lacking that nobody else brings, in a thread. Each chunk must come within ``chunk_s``.
+
+    Raises:
+        LineBroken: the connection ended or is too slow.
+        NotGiven: the other side refuses.
+        WrongBytes: it lies.
+        OSError: this node's disk.
+    """
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    underway: deque[range] = deque()
+    width = 1
+    try:
+        while True:
+            while len(underway) < UNDERWAY and (run := lacking.take(width)):
+                underway.append(run)
+                request = REQUEST.pack(partial.ref.root, partial.ref.size_bytes, run.start, len(run))
+                line.send_all(memoryview(request), time.monotonic() + chunk_s)
+            if not underway:
+                return
+            started_s = time.monotonic()
+            line.receive_into(buffer[:1], started_s + chunk_s)
+            if buffer[0] != SENT:
+                line.broken = True
+                raise NotGiven
+            run = underway[0]
+            while run:
+                view = buffer[: chunk_size_bytes(partial.ref.size_bytes, run.start)]
+                line.receive_into(view, time.monotonic() + chunk_s)
+                try:
+                    partial.write(run.start, view)
+                except ValueError:
+                    line.broken = True
+                    raise WrongBytes from None
+                lacking.done(len(view))
+                run = underway[0] = run[1:]
+            underway.popleft()
+            took_s = time.monotonic() - started_s
+            if took_s < SHORT_S:
+                width = min(LONGEST_RUN, width * 2)
+            elif took_s > LONG_S:
+                width = max(1, width // 2)
+    finally:
+        for run in reversed(underway):
+            lacking.give_back(run)
