@@ -31,7 +31,10 @@ class Snapshot:
     Attributes:
         devices: how many, by state: ``free``, ``held``, ``leased``.
         leases: how many are live, by role: ``provider``, ``buyer``.
-        bids_total: bids of this provider, by outcome: ``sent``, ``won``, ``lost``.
+        bids_total: bids of this provider, by outcome: ``sent``, ``won``, ``lost``, ``lapsed``, ``called_off``.
+        bids_standing: bids of this provider that hold devices now.
+        adverts: how many stand in this node's book.
+        price_program_total: questions to the owner's pricing program, by outcome.
         runs_total: runs on this provider, by outcome: ``succeeded``, ``failed``, ``stopped``.
         jobs: this buyer's jobs, by phase.
         vouched_in_total: promised to this provider.
@@ -48,6 +51,9 @@ class Snapshot:
     devices: Counts = field(default_factory=dict)
     leases: Counts = field(default_factory=dict)
     bids_total: Counts = field(default_factory=dict)
+    bids_standing: int = 0
+    adverts: int = 0
+    price_program_total: Counts = field(default_factory=dict)
     runs_total: Counts = field(default_factory=dict)
     jobs: Counts = field(default_factory=dict)
     vouched_in_total: Amount = 0
@@ -72,6 +78,10 @@ class _Exposition(Collector):
         yield _gauge("hansa_devices", "Devices that this node lends.", "state", now.devices)
         yield _gauge("hansa_leases", "Live leases.", "role", now.leases)
         yield _counter("hansa_bids", "Bids of this provider.", "outcome", now.bids_total)
+        yield GaugeMetricFamily("hansa_bids_standing", "Bids that hold devices now.", value=now.bids_standing)
+        yield GaugeMetricFamily("hansa_book_adverts", "Adverts in this node's book.", value=now.adverts)
+        words = "Questions to the owner's pricing program."
+        yield _counter("hansa_price_program", words, "outcome", now.price_program_total)
         yield _counter("hansa_runs", "Runs on this provider.", "outcome", now.runs_total)
         yield _gauge("hansa_jobs", "Jobs of this buyer.", "phase", now.jobs)
         vouched = CounterMetricFamily(
@@ -117,11 +127,12 @@ def _family(figure: Figure) -> Metric:
 class Metrics:
     """The newest snapshot and the text that Prometheus scrapes."""
 
-    def __init__(self) -> None:
-        """Start with nothing counted."""
+    def __init__(self, *more: Collector) -> None:
+        """Start with nothing counted; ``more`` are counted elsewhere and shown here."""
         self._exposition = _Exposition()
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self._exposition)
+        for collector in (self._exposition, *more):
+            self._registry.register(collector)
         ProcessCollector(registry=self._registry)
 
     def update(self, snapshot: Snapshot) -> None:

@@ -148,9 +148,7 @@ async def ask_without_daemon(config: Config, account: bytes, devices: Sequence[D
     Raises:
         OperatorError: it cannot be asked.
     """
-    program = program_of(
-        config.provider.pricing, config.data_dir, lambda: time.time_ns() // 1_000_000, config.environments.builder
-    )
+    program = program_of(config, lambda: time.time_ns() // 1_000_000)
     assert program is not None, "the owner names one"
     lease, device = config.provider.leases[0], devices[0]
     found = config.provider.price_e18_per_device_ms

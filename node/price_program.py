@@ -22,6 +22,7 @@ import trio
 
 from hansa.market.effects import clipped
 from hansa.node.answering import PriceWanted
+from hansa.node.config import Config
 from hansa.node.events import PricedSet, TenderPriced
 from hansa.node.faults import ConfigError
 from hansa.node.gate import PeerRate
@@ -203,15 +204,14 @@ def _written(question: Json) -> bytes:
     return data
 
 
-def program_of(
-    config: PricingConfig, data_dir: Path, now_ms: Callable[[], int], builder: Path | None = None
-) -> PriceProgram | None:
+def program_of(config: Config, now_ms: Callable[[], int]) -> PriceProgram | None:
     """The owner's program, if there is one.
 
     Raises:
         ConfigError: it could not run here, or could see what it must not.
     """
-    return PriceProgram(config, data_dir, now_ms, builder) if config.program else None
+    pricing = config.provider.pricing
+    return PriceProgram(pricing, config.data_dir, now_ms, config.environments.builder) if pricing.program else None
 
 
 def _check(program: str, shown: Sequence[str], data_dir: Path, *, makes_rooms: bool) -> None:

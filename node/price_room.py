@@ -75,7 +75,9 @@ def _flags(shown: tuple[str, ...], place: Callable[[str], str]) -> list[str]:
         *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)),
         *("--disable-userns", "--assert-userns-disabled"),
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--unshare-net"),
-        *("--die-with-parent", "--new-session", "--hostname", "price", "--cap-drop", "ALL"),
+        # No --new-session: the session is new and without a terminal already, and until bubblewrap's own first process
+        # is bound to its parent's life it must be found in the group that is killed (it outlived that, seen once in 40).
+        *("--die-with-parent", "--hostname", "price", "--cap-drop", "ALL"),
         *system_flags(),
         *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"),
         *("--perms", "1777", "--size", str(FILE_BYTES), "--tmpfs", "/tmp"),  # noqa: S108 - the room's own

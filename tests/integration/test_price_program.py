@@ -24,7 +24,7 @@ from hansa.node.config import load_config
 from hansa.node.events import TenderPriced
 from hansa.node.faults import ConfigError
 from hansa.node.first_setup import Wishes, set_up
-from hansa.node.price_process import ProgramFailed
+from hansa.node.price_process import OwnRoom, ProgramFailed, RoomOrder
 from hansa.node.price_program import PriceProgram, priced, question_about, read_answer
 from hansa.node.pricing_config import PricingConfig
 from hansa.node.sandbox_inventory import SandboxUnavailable, find_bwrap
@@ -408,3 +408,19 @@ def test_the_doctor_says_whether_it_can_run_and_what_to_do(place):
     ((_, ok, words),) = found()
     assert not ok
     assert "is no program" in words
+
+
+def test_whenever_it_is_ended_nothing_of_its_room_is_left(place):
+    """Also in the moments in which bubblewrap has begun and its own first process is not yet bound to its life."""
+    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
+    order = RoomOrder(command=("/bin/sh", "-c", "sleep 300", mark), shown=(), cpu_s=10)
+    for tried in range(30):
+        ends = [os.pipe() for _ in range(4)]
+        room = OwnRoom(order, [ends[0][0], ends[1][1], ends[2][1], ends[3][1]])
+        while not _living(mark):
+            pass
+        time.sleep(tried % 3 * 0.001)
+        room.close()
+        for end in (end for pair in ends for end in pair):
+            os.close(end)
+    _nothing_lives(mark)

@@ -16,7 +16,7 @@ import trio
 
 from hansa.market.pricing_rule import PricingRule
 from hansa.node.price_process import BuildersRoom, ProgramFailed, RoomOrder, read_order
-from hansa.node.price_program import PriceProgram, program_of
+from hansa.node.price_program import PriceProgram
 from hansa.node.pricing_config import PricingConfig
 from hansa.node.sandbox_inventory import SandboxUnavailable, find_bwrap
 
@@ -63,9 +63,7 @@ def program(house, builder, text, *, timeout_ms=5_000):
         program_timeout_ms=timeout_ms,
         on_program_fault="rule",
     )
-    found = program_of(config, house / "data", lambda: time.time_ns() // 1_000_000, builder)
-    assert isinstance(found, PriceProgram)
-    return found
+    return PriceProgram(config, house / "data", lambda: time.time_ns() // 1_000_000, builder)
 
 
 def failure(asked):
