@@ -8,6 +8,7 @@ from libp2p.utils.address_validation import get_available_interfaces
 from multiaddr import Multiaddr
 
 from hansa.node.faults import ConfigError, PortInUse
+from hansa.node.neighbourhood import NAMES, host_of, is_circuit, place_of
 from hansa.node.net import NetConfig
 from hansa.proto.peer_id import parse_peer_id
 
@@ -89,3 +90,16 @@ def advertised(listening: Sequence[Multiaddr], announce: Sequence[str]) -> list[
                 spread = [each for each in get_available_interfaces(port) if str(each).startswith(family)]
         found.update({str(each): each for each in spread})
     return list(found.values())
+
+
+def sorted_addrs(here: Sequence[str], found: Sequence[str]) -> list[str]:
+    """What is told first: public addresses, then relays, then those of our own networks; loopback last."""
+    order = {"public": 0, "private": 2, "loopback": 3, "nowhere": 4}
+
+    def rank(addr: str) -> int:
+        kind, host = host_of(addr)
+        if is_circuit(addr):
+            return 1
+        return 0 if kind in NAMES else order[place_of(host)]
+
+    return sorted(dict.fromkeys((*found, *here)), key=rank)

@@ -20,10 +20,12 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from hansa.node.libp2p_acquaintances import Acquaintances, author_of, context_of
-from hansa.node.libp2p_addresses import advertised, choose_listen_addrs, split_addr
+from hansa.node.libp2p_addresses import advertised, choose_listen_addrs, sorted_addrs, split_addr
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_guards import Faults, guard_negotiation, quiet_the_library
+from hansa.node.libp2p_kad import KAD_PROTOCOL, KadRoom
 from hansa.node.libp2p_pubsub import MAX_TOPIC_CHARS, TOPIC_PREFIX
+from hansa.node.libp2p_reach import Reachability
 from hansa.node.libp2p_requests import RequestServer, open_and_ask
 from hansa.node.libp2p_stack import Stack
 from hansa.node.neighbourhood import Neighbourhood
@@ -34,6 +36,7 @@ from hansa.node.net import (
     NetLimits,
     Path,
     PeerStat,
+    Reach,
     Timeout,
     TlsHandler,
     TooBig,
@@ -75,9 +78,11 @@ class Libp2pNet:
             remote_ip=self._remote_ip,
             path=self._path,
         )
-        self._protocols: dict[str, Callable[[NetStream], Awaitable[None]]] = {}
+        self._kad = KadRoom(self._acquaintances, self._faults)
+        self._protocols: dict[str, Callable[[NetStream], Awaitable[None]]] = {KAD_PROTOCOL: self._kad.handle}
         self._topics: list[tuple[str, Validator, trio.MemorySendChannel[Any]]] = []
-        self._parts: list[Part] = []
+        self._parts: list[Part] = [self._kad.run]
+        self._reachability = Reachability(config, self._peer_id, self._faults, self._acquaintances)
         self.restarts = 0
         self._on_tls: TlsHandler | None = None
         self._stack = self._build()
@@ -91,6 +96,7 @@ class Libp2pNet:
             acquaintances=self._acquaintances,
             told=lambda: list(self.addrs()),
         )
+        self._reachability.furnish(stack, self.addrs)
         for protocol_id, on_stream in self._protocols.items():
             stack.host.set_stream_handler(protocol_id, on_stream)
         for topic, validate, channel in self._topics:
@@ -114,7 +120,7 @@ class Libp2pNet:
                 async with self._stack.running(self._listen):
                     for topic in dict.fromkeys(topic for topic, _, _ in self._topics):
                         self._stack.soon(self._stack.pubsub.subscribe, topic)
-                    for part in (self._hold_acquaintances, *self._parts):
+                    for part in (self._hold_acquaintances, self._reachability.run, *self._parts):
                         self._stack.soon(self._guarded, part)
                     if is_first:
                         task_status.started()
@@ -171,8 +177,9 @@ class Libp2pNet:
 
     def addrs(self) -> tuple[str, ...]:
         """Where others can dial us."""
-        found = advertised(self._swarm.listening, self._config.announce)
-        return tuple(f"{str(addr).partition('/p2p/')[0]}/p2p/{self._peer_id}" for addr in found)
+        here = [str(addr).partition("/p2p/")[0] for addr in advertised(self._swarm.listening, self._config.announce)]
+        found = () if self._config.announce else self._reachability.found_addrs()
+        return tuple(f"{addr}/p2p/{self._peer_id}" for addr in sorted_addrs(here, found))
 
     # Requests.
 
@@ -266,6 +273,16 @@ class Libp2pNet:
             raise TooBig(self._peer_id, "a message longer than gossip carries")
         await self._pubsub.publish(topic, data)
 
+    # The network's table of providers.
+
+    def advertise(self, names: tuple[str, ...]) -> None:
+        """Be found under these names; see ``Net.advertise``."""
+        self._kad.advertise(names)
+
+    async def find(self, name: str, limit: int = 20) -> tuple[str, ...]:
+        """Who is said to be under a name; see ``Net.find``."""
+        return tuple(await self._kad.find(name, limit))
+
     # Peers.
 
     def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:
@@ -332,6 +349,10 @@ class Libp2pNet:
         """Hand over who begins with TLS where we listen, in this life of the host and in those to come."""
         self._on_tls = handler
         self._swarm.on_tls = handler
+
+    def reach(self) -> Reach:
+        """How others reach this node."""
+        return self._reachability.describe(self.addrs(), self.restarts)
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         """A new channel on which the ids of peers come as they connect."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 from libp2p.abc import INetConn
+from libp2p.connection_types import ConnectionType
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
@@ -25,10 +26,12 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
+from hansa.node.libp2p_circuit import CircuitSocket, open_circuit, split_circuit
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
 from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.libp2p_tcp import Dialler, open_listener, rank
+from hansa.node.libp2p_tcp import Dialler, open_listener, port_of, rank
 from hansa.node.libp2p_yamux import BoundedYamux
+from hansa.node.neighbourhood import host_of, is_circuit
 from hansa.node.net import NetLimits, TlsHandler
 from hansa.proto.peer_id import parse_peer_id
 
@@ -37,6 +40,8 @@ NEXT_ADDRESS_AFTER_S = 0.02
 DIALLED_ADDRESSES = 8
 TLS_HANDSHAKE = b"\x16"
 """The first byte of a TLS connection. That of libp2p is the length of its first line, 0x13."""
+DIALLED_CIRCUITS = 4
+CIRCUITS_AFTER_S = 0.3
 
 Addresses = Callable[[str], Sequence[str]]
 Barred = Callable[[str], bool]
@@ -149,6 +154,8 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         self._is_barred = barred
         self._is_given = given
         self._dialler = Dialler(faults)
+        self.dials_from_its_port: Callable[[], bool] = lambda: False
+        self.on_relayed: Callable[[GuardedConn], None] = lambda _connection: None
         self.listening: list[Multiaddr] = []
         self._admission = Admission(limits, faults)
         self._dials = trio.CapacityLimiter(limits.dials)
@@ -212,8 +219,32 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await read_write_closer.close()
 
-    async def _upgrade_inbound(self, socket: BufferedSocket) -> BoundedYamux:
-        raw = RawConnection(socket, False)
+    async def take_circuit(self, socket: CircuitSocket, relay: ID, said: ID) -> None:
+        """Serve a connection that a relay brought; only if it is from whom the relay said."""
+        ticket = self._admission.enter(f"relay {relay}")
+        try:
+            if ticket is not None:
+                muxed = await self._upgrade_inbound(BufferedSocket(socket), ConnectionType.RELAYED)
+                if muxed.peer_id != said:
+                    self.faults.count("circuit.somebody_else")
+                    await muxed.close()
+                    return
+                self._admission.admit(ticket)
+                connection = await self.add_conn(muxed, "inbound")
+                self.on_relayed(connection)
+                await connection.event_closed.wait()
+        except Exception:  # noqa: BLE001  # a stranger's handshake can fail in any way
+            self.faults.count("inbound.handshake_failed")
+        finally:
+            if ticket is not None:
+                self._admission.leave(ticket)
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await socket.close()
+
+    async def _upgrade_inbound(
+        self, socket: BufferedSocket, kind: ConnectionType = ConnectionType.DIRECT
+    ) -> BoundedYamux:
+        raw = RawConnection(socket, False, kind)
         timeout_s = self.limits.handshake_timeout_ms / 1000
         with trio.fail_after(timeout_s):
             _, transport = await self._security.select(raw, False, timeout_s)
@@ -265,8 +296,12 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         """Try the addresses, each a moment after the one before; the first that proves to be the peer wins."""
         found: list[GuardedConn] = []
         async with trio.open_nursery() as nursery:
-            for addr in self._dialable(peer_id):
+            direct, circuits = self._dialable(peer_id)
+            for addr in (*direct, *circuits):
                 failed = trio.Event()
+                if circuits and addr is circuits[0] and direct:
+                    # A direct connection is worth a wait; one that will never come is not worth a long one.
+                    await trio.sleep(CIRCUITS_AFTER_S)
 
                 async def attempt(addr: Multiaddr = addr, failed: trio.Event = failed) -> None:
                     try:
@@ -281,8 +316,9 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
                     await failed.wait()
         return found[0] if found else None
 
-    def _dialable(self, peer_id: ID) -> list[Multiaddr]:
-        addresses = []
+    def _dialable(self, peer_id: ID) -> tuple[list[Multiaddr], list[Multiaddr]]:
+        """Where the peer can be dialled directly, and through which relays."""
+        addresses, circuits = [], []
         for text in sorted(self._addresses(peer_id.to_base58()), key=rank):
             try:
                 addr = Multiaddr(text)
@@ -290,17 +326,76 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             except Exception:  # noqa: BLE001  # the library raises many kinds for what is no multiaddr
                 self.faults.count("dial.bad_address")
                 continue
-            if (
+            if is_circuit(text):
+                circuits.append(addr)
+            elif (
                 len(names) >= 2
                 and names[0] in {"ip4", "ip6", "dns", "dns4", "dns6"}
                 and names[1:] in (["tcp"], ["tcp", "p2p"])
             ):
                 addresses.append(addr)
-        return addresses[:DIALLED_ADDRESSES]
+        return addresses[:DIALLED_ADDRESSES], circuits[:DIALLED_CIRCUITS]
 
     async def _dial_one(self, addr: Multiaddr, peer_id: ID) -> GuardedConn:
         given = self._is_given(peer_id.to_base58(), str(addr))
-        raw = RawConnection(await self._dialler.dial(addr, given=given), True)
+        if not is_circuit(str(addr)):
+            return await self._dial_tcp(addr, peer_id, given=given)
+        where, name = split_circuit(str(addr))
+        relay = ID.from_base58(name)
+        if relay in (peer_id, self.self_id):
+            raise SwarmException("a circuit that leads nowhere")
+        standing = [each for each in self.live_connections(relay) if each.muxed_conn.path == "direct"]
+        if standing:
+            through = standing[0]
+        elif where:
+            through = await self._dial_tcp(Multiaddr(where), relay, given=given)
+        else:
+            raise SwarmException("a relay that we are not connected to")
+        socket = await open_circuit(through.muxed_conn, peer_id)
+        return await self._upgrade_outbound(RawConnection(socket, True, ConnectionType.RELAYED), peer_id)
+
+    async def _dial_tcp(self, addr: Multiaddr, peer_id: ID, *, given: bool) -> GuardedConn:
+        socket = await self._dialler.dial(addr, given=given, source_port=self.source_port_for(str(addr)))
+        return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
+
+    async def try_address(self, addr: Multiaddr, peer_id: ID) -> bool:
+        """Whether a peer answers at an address, found out on a connection of its own that ends at once."""
+        socket = await self._dialler.dial(addr, given=False)
+        try:
+            raw = RawConnection(BufferedSocket(socket), True)
+            _, transport = await self._security.select(raw, True, self.limits.dial_timeout_ms / 1000)
+            secured = await transport.secure_outbound(raw, peer_id)
+            return bool(secured.get_remote_peer() == peer_id)
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await socket.close()
+
+    async def punch(self, host: str, port: int, peer_id: ID, *, as_client: bool) -> GuardedConn:
+        """Connect from our own port to a peer that does the same now. Who is the client was agreed before."""
+        family = "ip6" if ":" in host else "ip4"
+        addr = Multiaddr(f"/{family}/{host}/tcp/{port}")
+        socket = await self._dialler.dial(addr, given=False, source_port=self._port_of(family))
+        if as_client:
+            return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
+        try:
+            muxed = await self._upgrade_inbound(BufferedSocket(socket))
+            if muxed.peer_id != peer_id:
+                raise SwarmException("another peer lives at that address")  # noqa: TRY301
+            return await self.add_conn(muxed, "outbound")
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await socket.close()
+            raise
+
+    def source_port_for(self, addr: str) -> int | None:
+        """From where to dial: from our own port while nobody can dial us, so that others see which hole it makes."""
+        return self._port_of(host_of(addr)[0]) if self.dials_from_its_port() else None
+
+    def _port_of(self, family: str) -> int | None:
+        ports = [port_of(addr) for addr in self.listening if str(addr).startswith(f"/{family}/")]
+        return ports[0] if ports else None
+
+    async def _upgrade_outbound(self, raw: RawConnection, peer_id: ID) -> GuardedConn:
         timeout_s = self.limits.dial_timeout_ms / 1000
         try:
             raw.stream = BufferedSocket(raw.stream)

@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 import trio
 
+from hansa.node.reachability import Opinion, Standing
+
 Path = Literal["direct", "relayed"]
 
 
@@ -103,6 +105,23 @@ class NetLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayLimits:
+    """How much a node that serves as a relay does for others. A network is 24 bits of IPv4, 48 of IPv6."""
+
+    reservations: int = 128
+    reservations_per_network: int = 8
+    reservation_s: int = 3_600
+    circuits: int = 64
+    circuits_per_peer: int = 16
+    circuits_per_network: int = 16
+    circuit_s: int = 1_800
+    circuit_bytes: int = 256 << 20
+    """Each way, for one circuit."""
+    bytes_per_s: int = 8 << 20
+    """For all circuits together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetConfig:
     """Where to listen and whom to start from.
 
@@ -110,12 +129,17 @@ class NetConfig:
         listen: multiaddrs such as ``/ip4/0.0.0.0/tcp/4077``; port 0 chooses a free one.
         bootstrap: full multiaddrs (with ``/p2p/``) of nodes that are kept connected.
         announce: what to tell others instead of the listening addresses, e.g. behind a forwarded port.
+        relay: whether this node hands on the bytes of nodes that cannot be dialled.
+        upnp: whether a router may be asked to forward our port.
     """
 
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     bootstrap: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
+    relay: bool = False
+    upnp: bool = False
     limits: NetLimits = field(default_factory=NetLimits)
+    relay_limits: RelayLimits = field(default_factory=RelayLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +160,45 @@ class PeerStat:
     strikes: int
     barred_for_ms: int
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayStat:
+    """A relay that keeps a place for us, and for how long by its word."""
+
+    peer_id: str
+    left_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How others reach this node, as far as it knows.
+
+    Attributes:
+        verdict: what enough of those that were asked say.
+        addrs: what others are told.
+        opinions: who was asked and what each said.
+        hides_ports: our router gives each connection another port, so that no direct way can be made through it.
+        relays: where we have a place.
+        upnp: what our router said, empty if it was not asked.
+        serves_as_relay: whether this node hands on the bytes of others.
+        reservations: places taken here, where it does.
+        circuits: circuits that stand here.
+        relayed_bytes: what it handed on since it was started.
+        restarts: how often the library's parts have fallen and been made anew.
+    """
+
+    verdict: Standing = "unknown"
+    addrs: tuple[str, ...] = ()
+    opinions: tuple[Opinion, ...] = ()
+    hides_ports: bool = False
+    relays: tuple[RelayStat, ...] = ()
+    upnp: str = ""
+    serves_as_relay: bool = False
+    reservations: int = 0
+    circuits: int = 0
+    relayed_bytes: int = 0
+    restarts: int = 0
 
 
 Handler = Callable[[Context, bytes], Awaitable[bytes]]
@@ -194,6 +257,12 @@ class Net(Protocol):
     async def publish(self, topic: str, data: bytes) -> None:
         """Tell everyone who hears the topic. Raises ``TooBig`` over the limit for gossip."""
 
+    def advertise(self, names: tuple[str, ...]) -> None:
+        """Be found under these names in the network's table from now on, and under no others."""
+
+    async def find(self, name: str, limit: int = 20) -> tuple[str, ...]:
+        """Peers that are said to be under a name: nothing is proved. Their addresses are in the address book."""
+
     def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:
         """Put addresses into the address book.
 
@@ -233,6 +302,9 @@ class Net(Protocol):
 
     def serve_tls(self, handler: TlsHandler) -> None:
         """Hand over who begins with TLS where we listen, under the same limits on connections as everybody else."""
+
+    def reach(self) -> Reach:
+        """How others reach this node."""
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         """A new channel on which the ids of peers come as they connect; it drops when nobody reads."""

@@ -66,6 +66,7 @@ ONE_PLACE = {
     "h11": ("node/egress_",),
     "idna": ("proto/egress.py",),
     "yaml": ("node/import_yaml.py",),
+    "miniupnpc": ("node/upnp_process.py",),
 }
 WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}

@@ -17,6 +17,7 @@ from hansa.node.net import (
     NetConfig,
     Path,
     PeerStat,
+    Reach,
     Refused,
     RemoteFault,
     Timeout,
@@ -115,6 +116,7 @@ class MemoryNet:
         self._holding: set[str] = set()
         self._gone: dict[str, trio.Event] = {}
         self.linked: set[str] = set()
+        self.names: tuple[str, ...] = ()
 
     @property
     def peer_id(self) -> str:
@@ -269,6 +271,21 @@ class MemoryNet:
 
     # Peers.
 
+    def advertise(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    async def find(self, name: str, limit: int = 20) -> tuple[str, ...]:
+        await trio.sleep(self._hub.delay_s)
+        reachable = [
+            other
+            for other in self._hub.nets.values()
+            if other is not self and frozenset((other.peer_id, self._peer_id)) not in self._hub.cut
+        ]
+        found = [other for other in reachable if name in other.names][:limit]
+        for other in found:
+            self.learn(other.peer_id, other.addrs())
+        return tuple(other.peer_id for other in found)
+
     def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:  # noqa: ARG002
         if peer_id != self._peer_id:
             bare = tuple(addr.removesuffix(f"/p2p/{peer_id}") for addr in addrs)
@@ -374,6 +391,9 @@ class MemoryNet:
 
     def serve_tls(self, handler: TlsHandler) -> None:
         """Nobody comes with TLS here."""
+
+    def reach(self) -> Reach:
+        return Reach(addrs=self.addrs())
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         send, receive = trio.open_memory_channel[str](64)

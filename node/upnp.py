@@ -1,0 +1,63 @@
+"""Asking the router of a home network to forward our port (UPnP), in a process of its own.
+
+The library that speaks to routers is C, reads what any device of the network sends, and can hang: none of that is for
+the daemon. The process says one line of JSON; whatever else happens means that nothing is forwarded.
+"""
+
+import ipaddress
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import trio
+
+from hansa.proto.egress import is_public
+
+PATIENCE_S = 20.0
+LARGEST_ANSWER_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarding:
+    """What came of asking.
+
+    Attributes:
+        host: the router's outside as it says itself, empty if nothing is forwarded.
+        port: the outside port, 0 if nothing is forwarded.
+        says: what happened, in words for the operator.
+    """
+
+    host: str = ""
+    port: int = 0
+    says: str
+
+
+async def forward(port: int, interface: str = "") -> Forwarding:
+    """Ask for a port. ``interface`` is the address to ask from; empty lets the system choose."""
+    command = [sys.executable, "-m", "hansa.node.upnp_process", str(port), interface]
+    try:
+        with trio.fail_after(PATIENCE_S):
+            done = await trio.run_process(
+                command, capture_stdout=True, stderr=subprocess.DEVNULL, stdin=b"", check=False
+            )
+    except (trio.TooSlowError, OSError):
+        return Forwarding(says="the router did not answer in time")
+    return judge(done.stdout[:LARGEST_ANSWER_BYTES])
+
+
+def judge(said: bytes) -> Forwarding:
+    """What the process said. A router whose outside is not public is behind another one."""
+    try:
+        answer = json.loads(said)
+        host, port, why = str(answer["host"]), int(answer["port"]), str(answer["why"])[:200]
+        if not port:
+            return Forwarding(says=why)
+        outside = ipaddress.ip_address(host)
+    except (ValueError, KeyError, TypeError):
+        return Forwarding(says="no router that can be asked was found")
+    if not 0 < port < 65536:
+        return Forwarding(says="the router names a port that is none")
+    if not is_public(outside):
+        return Forwarding(says=f"the router forwards port {port}, but is itself behind another one ({host})")
+    return Forwarding(host=host, port=port, says=f"the router forwards {host} port {port}")
