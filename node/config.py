@@ -40,11 +40,12 @@ PREPAY_STRANGERS, PREPAY_EVERYBODY = "strangers", "everybody"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """Where this node listens and whom it starts from, as multiaddrs."""
+    """Where this node listens and whom it starts from, as multiaddrs; and whether it looks for others nearby."""
 
     listen: tuple[str, ...]
     announce: tuple[str, ...]
     bootstrap: tuple[str, ...]
+    lan: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +317,7 @@ def _network(table: TomlTable) -> NetworkConfig:
         listen=_multiaddrs(table, "listen", ("/ip4/0.0.0.0/tcp/4001",), "/tcp/"),
         announce=_multiaddrs(table, "announce", (), "/tcp/"),
         bootstrap=_multiaddrs(table, "bootstrap", (), "/p2p/"),
+        lan=table.boolean("lan", default=True),
     )
     if not network.listen:
         raise table.fault("listen", "must name at least one address", 'for example ["/ip4/0.0.0.0/tcp/4001"]')

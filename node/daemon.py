@@ -35,6 +35,7 @@ from hansa.node.attestation import NoQuote, request_quote
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
+from hansa.node.bulk import make_bulk
 from hansa.node.chain_settling import ChainSettler, settler_for
 from hansa.node.config import PREPAY_EVERYBODY, Config
 from hansa.node.courier import Courier
@@ -299,6 +300,7 @@ class Daemon:
             **self.outbox.counters,
             **self.egress.counters(),
             **self.head_exchange.counters,
+            **(self.bulk.counters if self.bulk is not None else {}),
             **(self.settler.counts() if self.settler is not None else {}),
             **(self.price_program.counters if self.price_program is not None else {}),
             **self._drops,
@@ -476,6 +478,8 @@ class Daemon:
             nursery.start_soon(chores.keep_checkpoints, self)
             nursery.start_soon(chores.keep_metrics, self, metrics)
             nursery.start_soon(PeerExchange(self.net).run)
+            if self.bulk is not None:
+                nursery.start_soon(self.bulk.run)
             self._say_ready()
 
     def _api(self) -> Starlette:
@@ -514,6 +518,7 @@ class Daemon:
             useful=self._useful_classes,
             wishes=self._wishes,
             data_dir=self.config.data_dir,
+            lan=self.config.network.lan,
         )
         self.discovery.serve()
         self.histories = Histories(
@@ -527,7 +532,8 @@ class Daemon:
         )
         self.histories.serve()
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
-        self.exchange = BlobExchange(self.net, self.store, self._may_fetch)
+        self.bulk = make_bulk(self.net, self.store, self._may_fetch)
+        self.exchange = BlobExchange(self.net, self.store, self._may_fetch, self.bulk)
         self.exchange.serve()
         Courier(
             self.net,

@@ -5,6 +5,7 @@ A node hears the topics of the classes that it has a use for, compares its book 
 the cut between them heals.
 """
 
+import contextlib
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -15,6 +16,7 @@ import trio
 
 from hansa.node.book import Book
 from hansa.node.book_sync import BookSync
+from hansa.node.lan_discovery import LanDiscovery
 from hansa.node.net import Gossip, Net, NetError
 from hansa.node.remembered_peers import MOST_PEERS, load_peers, save_peers
 from hansa.proto.protocols import advert_topic
@@ -30,6 +32,7 @@ ALONE_LONGEST_S = 60.0
 ALONE_CALLS = 4
 SAVE_EVERY_S = 60.0
 FIRST_SAVE_S = 5.0
+NEAR = 32
 LOOK_FOR_EVERY_S = 60.0
 MOST_WISHES = 16
 MOST_NAMES_ASKED = 8
@@ -55,11 +58,17 @@ class Discovery:
         useful: Callable[[], Collection[str]],
         wishes: Callable[[], Sequence[Wish]] = tuple,
         data_dir: Path | None = None,
+        lan: bool = False,
         chance: random.Random | None = None,
     ) -> None:
-        """``useful`` names the classes that this node lends in or looks for now, and ``wishes`` what its jobs need."""
+        """``useful`` names the classes that this node lends in or looks for now, and ``wishes`` what its jobs need.
+
+        With ``lan`` it looks for others in the networks of its private addresses.
+        """
         self._net, self._book, self._now_ms = net, book, now_ms
         self._useful, self._wishes, self._data_dir = useful, wishes, data_dir
+        self._lan = LanDiscovery(net.peer_id, net.addrs, self._near) if lan else None
+        self._near_send, self._near_receive = trio.open_memory_channel[str](NEAR)
         self._wanted = trio.Event()
         self._asked_at: OrderedDict[str, int] = OrderedDict()
         self._chance = chance or random.Random()  # noqa: S311  # only spreads dials out
@@ -85,6 +94,9 @@ class Discovery:
                 nursery.start_soon(self.sync.run)
                 nursery.start_soon(self._look_for_providers)
                 nursery.start_soon(self._call_the_lost)
+                if self._lan is not None:
+                    nursery.start_soon(self._lan.run)
+                    nursery.start_soon(self._meet_the_near)
                 nursery.start_soon(self._come_back)
                 nursery.start_soon(self._remember)
         finally:
@@ -176,6 +188,18 @@ class Discovery:
             lost = [peer.peer_id for peer in peers if peer.phase == "quiet" and peer.addrs]
             if lost and sum(peer.phase == "live" for peer in peers) < ENOUGH_PEERS:
                 await self._dial(self._chance.choice(lost))
+
+    def _near(self, peer_id: str, addr: str) -> None:
+        """Somebody of this network said where it is. That may be a lie, and costs one dial."""
+        self._net.learn(peer_id, (addr,))
+        with contextlib.suppress(trio.WouldBlock):
+            self._near_send.send_nowait(peer_id)
+
+    async def _meet_the_near(self) -> None:
+        async for peer_id in self._near_receive:
+            live = self._live()
+            if peer_id not in live and len(live) < ENOUGH_PEERS:
+                await self._dial(peer_id)
 
     async def _come_back(self) -> None:
         """While nobody is there, dial those whom an earlier life of this node knew."""

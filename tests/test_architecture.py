@@ -66,6 +66,8 @@ ONE_PLACE = {
     "h11": ("node/egress_",),
     "idna": ("proto/egress.py",),
     "yaml": ("node/import_yaml.py",),
+    "zeroconf": ("node/lan_discovery.py",),
+    "ifaddr": ("node/lan_discovery.py",),
     "miniupnpc": ("node/upnp_process.py",),
 }
 WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
