@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 from multiaddr import Multiaddr
@@ -91,7 +92,7 @@ class HolePuncher:
                 stream.finish()
                 stream.muxed_conn.forget(stream)
         # By the protocol the one that was called is the server of what comes of it, whoever's packet was first.
-        await self._punch(relayed, answer.ObsAddrs, as_client=False)
+        await self._punch(relayed.muxed_conn.peer_id, answer.ObsAddrs, as_client=False)
 
     async def on_stream(self, stream: NetStream) -> None:
         """Answer, as the one that called."""
@@ -118,12 +119,12 @@ class HolePuncher:
             self._faults.count("dcutr.broke_off")
             muxed.abort()
             return
-        await self._punch(connection, wanted.ObsAddrs, as_client=True)
+        await self._punch(connection.peer_id, wanted.ObsAddrs, as_client=True)
 
     def _own(self) -> list[bytes]:
         return [Multiaddr(_text(host, port)).to_bytes() for host, port in self._seen_at()[:TOLD]]
 
-    async def _punch(self, relayed: Any, told: Any, *, as_client: bool) -> None:
+    async def _punch(self, peer_id: ID, told: Any, *, as_client: bool) -> None:
         targets = self._targets(told)
         if not targets:
             self._faults.count("dcutr.nowhere_to_go")
@@ -134,7 +135,7 @@ class HolePuncher:
                 async def knock(host: str, port: int) -> None:
                     while True:
                         try:
-                            await self._swarm.punch(host, port, relayed.peer_id, as_client=as_client)
+                            await self._swarm.punch(host, port, peer_id, as_client=as_client)
                         except Exception:  # noqa: BLE001  # whatever is at that address
                             self._faults.count("dcutr.knocked_in_vain")
                             await trio.sleep(AGAIN_S)

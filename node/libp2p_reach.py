@@ -6,6 +6,7 @@ in good time, and another relay is asked when one is lost.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -136,7 +137,7 @@ class Reachability:
                 nursery.start_soon(self._forward)
             nursery.start_soon(self._watch_arrivals)
             while True:
-                await self._ask_observers()
+                await self._ask_observers(nursery)
                 await self._hold_places()
                 self._look = trio.Event()
                 with trio.move_on_after(LOOK_EVERY_S):
@@ -169,7 +170,7 @@ class Reachability:
 
     # Observers.
 
-    async def _ask_observers(self) -> None:
+    async def _ask_observers(self, background: trio.Nursery) -> None:
         now = trio.current_time()
         due = [
             muxed
@@ -181,27 +182,38 @@ class Reachability:
         most = OBSERVERS if self.is_public or len(self._places) >= PLACES else ASKED_FOR_RELAYS
         async with trio.open_nursery() as nursery:
             for muxed in due[: max(0, most - fresh)]:
-                nursery.start_soon(self._ask_one, muxed)
+                nursery.start_soon(self._ask_one, muxed, background)
 
-    async def _ask_one(self, muxed: Any) -> None:
+    async def _ask_one(self, muxed: Any, background: trio.Nursery) -> None:
         name, remote = muxed.peer_id.to_base58(), muxed.get_remote_address()
         _remember(self._asked_at, name, trio.current_time())
         if remote is None:
             return
         try:
             seen, protocols = await ask_who(muxed)
-            if HOP in protocols:
-                self._relays.add(name)
-            reached = None
-            if AUTONAT in protocols and seen is not None:
-                reached = await ask_for_dial_back(muxed, self._own, self._candidates(seen))
         except WIRE_FAULTS:
             self._faults.count("reach.observer_failed")
             return
+        if HOP in protocols:
+            self._relays.add(name)
         opinion = Opinion(
-            observer=name, network=group_of(remote[0]), seen_at=seen, reached_at=reached, at_s=trio.current_time()
+            observer=name, network=group_of(remote[0]), seen_at=seen, reached_at=None, at_s=trio.current_time()
         )
         self._opinions = self._opinions.with_new(opinion)
+        if AUTONAT in protocols and seen is not None:
+            # A dial in vain takes seconds, and our place at a relay does not wait for them.
+            background.start_soon(self._ask_for_dial_back, muxed, opinion, self._candidates(seen))
+
+    async def _ask_for_dial_back(self, muxed: Any, opinion: Opinion, candidates: list[str]) -> None:
+        was_public = self.is_public
+        try:
+            reached = await ask_for_dial_back(muxed, self._own, candidates)
+        except WIRE_FAULTS:
+            self._faults.count("reach.observer_failed")
+            return
+        self._opinions = self._opinions.with_new(replace(opinion, reached_at=reached, at_s=trio.current_time()))
+        if self.is_public != was_public:
+            self._look.set()
 
     def _candidates(self, seen: tuple[str, int]) -> list[str]:
         """Where we might be dialled, seen from outside: our own port first, then that of our connection."""

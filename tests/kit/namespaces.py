@@ -1,0 +1,281 @@
+"""A small internet of network namespaces on this machine: public hosts, homes behind routers, cuts, slow lines.
+
+Each place is a namespace; the core in the middle passes packets between them. Nodes run in threads of the test's own
+process, each of which has entered its namespace: a process for each would take seconds to start.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+import trio
+
+from hansa.node.libp2p_host import Libp2pNet, open_net
+from hansa.node.net import Context, NetConfig
+from hansa.node.peer_exchange import PeerExchange
+
+CLONE_NEWNET = 0x40000000
+PORT = 4077
+ECHO = "/hansa/echo/1"
+T = TypeVar("T")
+_numbers = itertools.count(1)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def run(words: str, *, stdin: str | None = None) -> None:
+    """A command that must succeed."""
+    done = subprocess.run(words.split(), input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{words}: {done.stderr.strip()}")
+
+
+def why_not() -> str | None:
+    """Why no such internet can be made here, if so."""
+    if os.geteuid() != 0:
+        return "network namespaces with routers need root"
+    missing = [
+        name for name in ("ip", "nft", "tc") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+    ]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    name = f"hansa-try-{os.getpid()}"
+    try:
+        run(f"ip netns add {name}")
+        try:
+            run(
+                f"ip link add hx{os.getpid() % 10_000}a netns {name} type veth peer name hx{os.getpid() % 10_000}b netns {name}"
+            )
+            rules = "add table ip n\nadd chain ip n p { type nat hook postrouting priority 100 ; }\nadd rule ip n p masquerade"
+            run(f"ip netns exec {name} nft -f -", stdin=rules)
+        finally:
+            run(f"ip netns del {name}")
+    except OSError as fault:
+        return f"the kernel or its rights do not allow it: {fault}"
+    return None
+
+
+def enter(name: str) -> None:
+    """Have this thread live in a namespace."""
+    descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    try:
+        if _libc.setns(descriptor, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {name}")
+    finally:
+        os.close(descriptor)
+
+
+class Internet:
+    """The core, and what hangs on it. Site ``n`` has the public network 45.33.n.0/24."""
+
+    def __init__(self) -> None:
+        self._tag = f"hx{os.getpid() % 100_000}x{next(_numbers)}"
+        self._made: list[str] = []
+        self._links = itertools.count(1)
+        self._sites = itertools.count(1)
+        self.core = self._namespace("core")
+        self.inside(self.core, "sysctl -qw net.ipv4.ip_forward=1")
+        self.filter_core("")
+
+    def _namespace(self, name: str) -> str:
+        full = f"{self._tag}-{name}"
+        run(f"ip netns add {full}")
+        self._made.append(full)
+        self.inside(full, "ip link set lo up")
+        return full
+
+    def inside(self, name: str, words: str, *, stdin: str | None = None) -> None:
+        """A command in a namespace."""
+        run(f"ip netns exec {name} {words}", stdin=stdin)
+
+    def _join(self, one: str, one_addr: str, other: str, other_addr: str) -> str:
+        """A line between two namespaces; gives the name of its end in the second."""
+        number = next(self._links)
+        a, b = f"{self._tag}a{number}"[-15:], f"{self._tag}b{number}"[-15:]
+        run(f"ip link add {a} netns {one} type veth peer name {b} netns {other}")
+        for name, device, addr in ((one, a, one_addr), (other, b, other_addr)):
+            self.inside(name, f"ip addr add {addr} dev {device}")
+            self.inside(name, f"ip link set {device} up")
+        return b
+
+    def public_host(self) -> "Site":
+        """A host with an address of its own."""
+        number = next(self._sites)
+        name = self._namespace(f"host{number}")
+        device = self._join(self.core, f"45.33.{number}.1/24", name, f"45.33.{number}.2/24")
+        self.inside(name, f"ip route add default via 45.33.{number}.1")
+        return Site(self, name, f"45.33.{number}.2", number, device)
+
+    def home(self, *, symmetric: bool = False) -> "Site":
+        """A host behind a router that lets nothing in. A symmetric one gives each connection a port of its own."""
+        number = next(self._sites)
+        router, name = self._namespace(f"router{number}"), self._namespace(f"home{number}")
+        self._join(self.core, f"45.33.{number}.1/24", router, f"45.33.{number}.2/24")
+        self.inside(router, f"ip route add default via 45.33.{number}.1")
+        device = self._join(router, f"192.168.{number}.1/24", name, f"192.168.{number}.2/24")
+        self.inside(name, f"ip route add default via 192.168.{number}.1")
+        self.inside(router, "sysctl -qw net.ipv4.ip_forward=1")
+        how = "masquerade random,fully-random" if symmetric else "masquerade"
+        lan = f"192.168.{number}.0/24"
+        self.inside(
+            router,
+            "nft -f -",
+            stdin=f"""
+table ip home {{
+  chain out {{ type nat hook postrouting priority 100; ip saddr {lan} ip daddr != {lan} {how}; }}
+  chain door {{ type filter hook input priority 0; policy drop; ct state established,related accept; ip saddr {lan} accept; }}
+  chain through {{ type filter hook forward priority 0; policy drop; ct state established,related accept; ip saddr {lan} accept; }}
+}}
+""",
+        )
+        return Site(self, name, f"45.33.{number}.2", number, device, router=router)
+
+    def filter_core(self, rules: str) -> None:
+        """What the core does not pass on; empty for everything."""
+        chain = (
+            f"chain through {{\n type filter hook forward priority 0; policy accept;\n{rules.replace(';', chr(10))}\n}}"
+        )
+        text = f"table ip cut\ndelete table ip cut\ntable ip cut {{\n{chain}\n}}\n"
+        self.inside(self.core, "nft -f -", stdin=text)
+
+    def cut(self, one: list["Site"], other: list["Site"]) -> None:
+        """No packet passes between these any more, in either direction."""
+        a = ", ".join(f"45.33.{site.number}.0/24" for site in one)
+        b = ", ".join(f"45.33.{site.number}.0/24" for site in other)
+        self.filter_core(f"ip saddr {{ {a} }} ip daddr {{ {b} }} drop; ip saddr {{ {b} }} ip daddr {{ {a} }} drop;")
+
+    def heal(self) -> None:
+        """Everything passes again."""
+        self.filter_core("")
+
+    def close(self) -> None:
+        for name in reversed(self._made):
+            with contextlib.suppress(OSError):
+                run(f"ip netns del {name}")
+
+
+class Site:
+    """A place where a node can live."""
+
+    def __init__(self, net: Internet, name: str, address: str, number: int, device: str, router: str = "") -> None:
+        self.net, self.name, self.address, self.number, self.device, self.router = (
+            net,
+            name,
+            address,
+            number,
+            device,
+            router,
+        )
+
+    def slow_down(self, rate: str) -> None:
+        """Let no more out of here than this, e.g. ``8mbit``."""
+        self.net.inside(self.name, f"tc qdisc add dev {self.device} root tbf rate {rate} burst 64kbit latency 400ms")
+
+    def unplug(self) -> None:
+        """Pull the plug."""
+        self.net.inside(self.name, f"ip link set {self.device} down")
+
+
+class NodeThread:
+    """A net that lives in a namespace, in a thread and a trio loop of its own."""
+
+    def __init__(self, site: Site, config: NetConfig, *, exchange: bool = True) -> None:
+        self.site = site
+        self._config = replace(
+            config, listen=config.listen if config.listen != NetConfig().listen else (f"/ip4/0.0.0.0/tcp/{PORT}",)
+        )
+        self._exchange = exchange
+        self._ready = threading.Event()
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(60), "the node did not start"
+        if self._fault is not None:
+            raise self._fault
+
+    def _live(self) -> None:
+        try:
+            enter(self.site.name)
+            trio.run(self._main)
+        except BaseException as fault:  # noqa: BLE001 - told to the test's thread
+            self._fault = fault
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        async with open_net(self._config, os.urandom(32)) as self.net, trio.open_nursery() as nursery:
+            self.heard: list[Context] = []
+            self.net.serve(ECHO, self._echo, max_request_bytes=4 << 20)
+            if self._exchange:
+                nursery.start_soon(PeerExchange(self.net).run)
+            self.nursery, self._token, self._scope = nursery, trio.lowlevel.current_trio_token(), nursery.cancel_scope
+            self.peer_id = self.net.peer_id
+            self._ready.set()
+            await trio.sleep_forever()
+
+    async def _echo(self, context: Context, data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.heard.append(context)
+        return data
+
+    def call(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Await something in the node's loop."""
+        return trio.from_thread.run(work, *arguments, trio_token=self._token)
+
+    def ask(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call something in the node's loop."""
+        return trio.from_thread.run_sync(work, *arguments, trio_token=self._token)
+
+    def until(self, condition: Callable[[Libp2pNet], Any], patience_s: float = 30.0) -> Any:
+        """What the condition gives when it is true of the net."""
+
+        async def wait() -> Any:
+            with trio.fail_after(patience_s):
+                while not (found := condition(self.net)):
+                    await trio.sleep(0.05)
+                return found
+
+        return self.call(wait)
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        return self.ask(self.net.addrs)
+
+    def path_to(self, other: "NodeThread") -> str:
+        """How the other is connected, or nothing."""
+        stats = self.ask(self.net.peers)
+        return next((each.path for each in stats if each.peer_id == other.peer_id and each.phase == "live"), "")
+
+    def echo(self, other: "NodeThread", data: bytes = b"hello", timeout_ms: int = 10_000) -> bytes:
+        """Ask the other to say something back."""
+
+        async def ask() -> bytes:
+            return await self.net.request(other.peer_id, ECHO, data, timeout_ms=timeout_ms, max_response_bytes=4 << 20)
+
+        return self.call(ask)
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            with contextlib.suppress(trio.RunFinishedError):
+                trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
+            self._thread.join(20)
+
+
+@pytest.fixture
+def internet() -> Iterator[Internet]:
+    """An internet, or a skip with the reason."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    made = Internet()
+    try:
+        yield made
+    finally:
+        made.close()
