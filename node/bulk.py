@@ -7,6 +7,7 @@ that was punched through, a filter) blobs go over libp2p as before. Decision 002
 """
 
 import contextlib
+import os
 import socket
 import time
 from collections import Counter, OrderedDict
@@ -341,6 +342,11 @@ class BulkChannels:
         finally:
             self._leave(context.peer_id)
             line.close()
+
+
+def make_bulk(net: Net, store: BlobStore, allow: Allow) -> BulkChannels | None:
+    """The channels of a node; None where keys cannot be kept in memory only, which leaves libp2p alone."""
+    return BulkChannels(net, store, allow) if hasattr(os, "memfd_create") else None
 
 
 def _own(stream: trio.SocketStream) -> socket.socket:

@@ -65,6 +65,8 @@ class ChunkServer:
         except ProtocolError:
             self._counters["bulk.bad_request"] += 1
             self._net.strike(context.peer_id, "bulk.bad_request")
+        except Exception:  # noqa: BLE001  # one peer's channel must not end the service for all
+            self._counters["bulk.serve_failed"] += 1
 
     async def _serve_one(self, context: Context, line: Line) -> bool:
         data = b""
