@@ -53,7 +53,7 @@ from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
 from hansa.node.filing import records_of
-from hansa.node.gate import TenderRate, concerns
+from hansa.node.gate import TenderRate, concerns, deals_with, partners
 from hansa.node.head_exchange import HeadExchange, refuse_rolled_back
 from hansa.node.head_store import HeadStore
 from hansa.node.histories import Histories, ask_around
@@ -84,6 +84,7 @@ from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check
 from hansa.node.price_desk import PriceDesk, price_routes
 from hansa.node.price_program import program_of
 from hansa.node.pricing_config import clock_of
+from hansa.node.proof_exchange import ProofExchange
 from hansa.node.queueing import watch_book
 from hansa.node.secrecy import keep_memory_private
 from hansa.node.selling import DeliverRound
@@ -96,7 +97,7 @@ from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
-from hansa.proto.messages import RunLogSent, TenderSent
+from hansa.proto.messages import ProofSent, RunLogSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
@@ -163,6 +164,18 @@ class Daemon:
         self.engine = Engine(self.journal)
         self.heads = HeadStore(data / "heads.sqlite")
         refuse_rolled_back(self.ledger_store, self.heads, account.address)
+        self.proof_exchange = ProofExchange(
+            self.heads,
+            account=account.address,
+            send=self._bring,
+            tell=self.tell,
+            now_ms=now_ms,
+            partners=lambda: partners(self.state),
+            connected=self._connected_accounts,
+            deals_with=lambda peer: deals_with(self.state, peer),
+            knows=self._knows,
+            refuses=lambda peer: peer in self.state.proven or peer in self.state.blocked,
+        )
         self.head_exchange = HeadExchange(
             self.ledger_store,
             self.heads,
@@ -170,6 +183,7 @@ class Daemon:
             send=self._bring,
             tell=self.tell,
             now_ms=now_ms,
+            hand_on=self.proof_exchange.found,
         )
         self._post(self.engine.recovered)
         self.engine.state.turns.clear()
@@ -301,6 +315,7 @@ class Daemon:
             **self.egress.counters(),
             **self.head_exchange.counters,
             **(self.bulk.counters if self.bulk is not None else {}),
+            **self.proof_exchange.counters,
             **(self.settler.counts() if self.settler is not None else {}),
             **(self.price_program.counters if self.price_program is not None else {}),
             **self._drops,
@@ -377,6 +392,7 @@ class Daemon:
                 self.grants.give(to, message)
                 self.outbox.put(effect)
                 self.head_exchange.show(effect)
+                self.proof_exchange.show(effect)
             case Post() | File():
                 pass
             case FundingWanted() | SettlementWanted():
@@ -448,6 +464,7 @@ class Daemon:
             self._tasks = nursery
             # Before anybody is answered: what peers say must find a state that knows who it is.
             self.tell(self._started())
+            self.proof_exchange.tell_again(tuple(self.state.proven))
             if self.lends:
                 # And no device that is ill, or that its owner uses, is promised before anybody has looked.
                 for event in self.watch.judge(self.watch.look(), self.state.capacity):
@@ -574,11 +591,23 @@ class Daemon:
         self.outbox.put(send)
 
     def _hear(self, sender: bytes, message: Any) -> None:
-        """What peers say of ledgers' histories: of those with whom money moves, and never journaled."""
-        if concerns(self.state, sender, message):
-            self.head_exchange.hear(sender, message)
-        else:
+        """What peers say of ledgers' histories, and what they prove: it is never journaled."""
+        if not concerns(self.state, sender, message):
             self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
+        elif isinstance(message, ProofSent):
+            self.proof_exchange.hear(sender, message)
+        else:
+            self.head_exchange.hear(sender, message)
+
+    def _connected_accounts(self) -> list[bytes]:
+        """The accounts that connected peers proved to speak for."""
+        found = (self.directory.account_of(peer.peer_id) for peer in self.net.peers() if peer.phase == "live")
+        return [account for account in found if account is not None]
+
+    def _knows(self, account: bytes) -> bool:
+        """Whether anything was heard of an account beside what somebody proves of it."""
+        state = self.state
+        return account in state.records or deals_with(state, account) or bool(self.directory.peers_of(account))
 
     def _useful_classes(self) -> frozenset[str]:
         """Of which adverts this node has a use for some: those like its own, and those that its jobs look for."""

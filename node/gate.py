@@ -55,6 +55,9 @@ def concerns(state: NodeState, sender: bytes, message: Any) -> bool:
             return deals_with(state, sender)
         case messages.TreeHeadsSent() | messages.ConsistencyWanted() | messages.ConsistencySent():
             return deals_with(state, sender)
+        case messages.ProofSent():
+            # It proves itself, whoever brings it.
+            return sender not in state.proven and sender not in state.blocked
         case _:
             return _shares_lease(state, sender, message.lease)
 
@@ -73,6 +76,19 @@ def deals_with(state: NodeState, peer: bytes) -> bool:
     # Its lease may be confirmed, and its credit line on the way, before the rest of the gang has come.
     gathering = state.purchases.live.values()
     return any(placement.provider == peer for bought in gathering for placement in bought.live)
+
+
+def partners(state: NodeState) -> set[bytes]:
+    """All accounts with which money moves, or ever moved."""
+    found = set(state.mutual)
+    found |= {channel.config.payee_signer for channel in state.paying.live.values()}
+    found |= {channel.config.payer_signer for channel in state.earning.live.values()}
+    found |= {placement.provider for bought in state.purchases.live.values() for placement in bought.live}
+    for name in state.ledger.balances:
+        kind, _, peer = name.partition(":")
+        if kind in ("due", "owed"):
+            found.add(bytes.fromhex(peer))
+    return found
 
 
 def _is_invited(state: NodeState, sender: bytes, tender: bytes) -> bool:

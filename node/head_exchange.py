@@ -39,7 +39,7 @@ MOVES_MONEY = (
     messages.PaymentAcknowledged,
     messages.NettingAccepted,
 )
-UNJOURNALED = messages.TreeHeadsSent | messages.ConsistencyWanted | messages.ConsistencySent
+UNJOURNALED = messages.TreeHeadsSent | messages.ConsistencyWanted | messages.ConsistencySent | messages.ProofSent
 
 
 class HeadExchange:
@@ -54,8 +54,10 @@ class HeadExchange:
         send: Callable[[Send], None],
         tell: Callable[[EquivocationProven], None],
         now_ms: Callable[[], int],
+        hand_on: Callable[[Equivocation], None] = lambda _proof: None,
     ) -> None:
-        """``send`` brings messages to accounts; ``tell`` has the engine know of a proof."""
+        """``send`` brings messages to accounts; ``tell`` has the engine know of a proof, ``hand_on`` others."""
+        self._hand_on = hand_on
         self._ledger, self._heads, self._account = ledger, heads, account
         self._send, self._tell, self._now_ms = send, tell, now_ms
         self._told: dict[bytes, int] = {}
@@ -218,6 +220,7 @@ class HeadExchange:
         account = self._heads.keep_proof(proof, self._now_ms())
         if account is not None:
             self._tell(EquivocationProven(account=account, words=in_words(proof), at_ms=self._now_ms()))
+            self._hand_on(proof)
 
 
 def refuse_rolled_back(ledger: LedgerStore, heads: HeadStore, account: bytes) -> None:

@@ -23,6 +23,8 @@ OLDEST = 1
 MOST_UNPROVED = 16
 """Heads of one ledger that wait for a consistency proof. Beyond this the oldest of them go."""
 MOST_LOGS = 4_096
+MOST_OF_ONE = 16
+"""Proofs against one account."""
 LARGEST_KEPT_SIZE = (1 << 63) - 1
 """SQLite's numbers end here, and a head may say more."""
 
@@ -65,6 +67,7 @@ class HeadStore:
                 "CREATE TABLE IF NOT EXISTS proof (id BLOB PRIMARY KEY, account BLOB NOT NULL, body BLOB NOT NULL,"
                 " found_ms INTEGER NOT NULL) STRICT"
             )
+            execute("CREATE INDEX IF NOT EXISTS proof_account ON proof (account)")
         except sqlite3.Error as fault:
             hint = "move it away: it is made anew, and heads that were heard before are then unknown."
             raise OperatorError(f"cannot open the heads in {path}: {fault}", hint) from fault
@@ -147,10 +150,15 @@ class HeadStore:
     # Proofs.
 
     def keep_proof(self, proof: Equivocation, found_ms: int) -> Address | None:
-        """Keep a proof for ever, if it is one. Answers against whom; None for a known one, or none at all."""
+        """Keep a proof for ever, if it is one. Answers against whom; None for a known one, or none at all.
+
+        A few are enough for everybody: who lies on every receipt must not fill the disk with it.
+        """
         try:
             account = accused(proof)
         except ProtocolError:
+            return None
+        if self.proofs_against(account) >= MOST_OF_ONE:
             return None
         row = (proof_id(proof), account, encode(proof), found_ms)
         added = self._database.execute("INSERT OR IGNORE INTO proof VALUES (?, ?, ?, ?)", row).rowcount
@@ -162,6 +170,27 @@ class HeadStore:
             "SELECT account, body, found_ms FROM proof ORDER BY found_ms"
         ):
             yield account, decode(body, Equivocation, limit_bytes=LIMIT_BYTES, oldest=OLDEST), found_ms
+
+    def has_proof(self, name: bytes) -> bool:
+        """Whether a proof of this lie is kept; ``name`` is its ``proof_id``."""
+        return self._database.execute("SELECT 1 FROM proof WHERE id = ?", (name,)).fetchone() is not None
+
+    def proofs_against(self, account: bytes) -> int:
+        """How many proofs against an account are kept."""
+        query = "SELECT count(*) FROM proof WHERE account = ?"
+        return int(self._database.execute(query, (account,)).fetchone()[0])
+
+    def proofs_kept(self) -> tuple[int, int]:
+        """How many proofs are kept in all, and how large they are together."""
+        count, size_bytes = self._database.execute(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM proof"
+        ).fetchone()
+        return int(count), int(size_bytes)
+
+    def newest_proofs(self, most: int) -> list[tuple[Address, Equivocation]]:
+        """The proofs that came last, and against whom."""
+        rows = self._database.execute("SELECT account, body FROM proof ORDER BY rowid DESC LIMIT ?", (most,))
+        return [(row[0], decode(row[1], Equivocation, limit_bytes=LIMIT_BYTES, oldest=OLDEST)) for row in rows]
 
     def close(self) -> None:
         """Give the file back."""

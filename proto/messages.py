@@ -23,7 +23,7 @@ from hansa.proto.documents import (
 )
 from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
 from hansa.proto.signing import Signed
-from hansa.proto.units import Address, Amount, AtMost, Bytes32, Line, Note, Signature, Uint32, Uint64, UnixMs
+from hansa.proto.units import Address, Amount, AtMost, Bytes32, Data, Line, Note, Signature, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
 MAX_LINES = 1024
@@ -426,6 +426,17 @@ class ConsistencySent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProofSent:
+    """To anybody, and never journaled: a proof that some account signed two things which contradict each other.
+
+    Attributes:
+        proof: an ``Equivocation`` (``hansa.market.equivocation``) as the codec writes it.
+    """
+
+    proof: Data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BookRequested:
     """A newcomer to any node: which adverts do you know?"""
 
@@ -478,5 +489,6 @@ Direct = (
     | TreeHeadsSent
     | ConsistencyWanted
     | ConsistencySent
+    | ProofSent
 )
 """What goes over ``/hansa/market/1``, one message a request; the response is empty and means: it is in my journal."""

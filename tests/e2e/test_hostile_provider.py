@@ -17,11 +17,14 @@ import trio
 from kit.hostile import HostileProvider, hostile_provider, now_ms, what_it_got
 from kit.market import asked, await_job, await_that, job_of, providers_known, running_market, submit
 
-from hansa.node.demo_nodes import DemoNodes
+from hansa.market.equivocation import TwoHeads
+from hansa.node.demo_nodes import DemoNode, DemoNodes
 from hansa.proto.codec import encode
+from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.messages import (
     AwardSent,
     LeaseCancelled,
+    ProofSent,
     ReceiptRefused,
     RunOrdered,
     RunReported,
@@ -31,7 +34,7 @@ from hansa.proto.messages import (
 )
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import MAX_MARKET_BYTES
-from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.signing import SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.trio]
@@ -254,3 +257,40 @@ async def test_receipts_that_are_forged_inflated_or_anothers_are_never_vouched_f
         assert after.get(ignored, 0) - before.get(ignored, 0) == len(others) > 0
         await scene.job_ends_well_with_the_honest(job, liar)
         assert job_of(scene.nodes, job)["phase"] == "succeeded"
+
+
+def proofs_of(node: DemoNode) -> list[dict[str, Any]]:
+    """The proofs of lies that a node keeps, as its own command says."""
+    command = [sys.executable, "-m", "hansa", "ledger", "proofs", "--json", "--data", node.made.config.data_dir]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    found: list[dict[str, Any]] = json.loads(said.stdout)["proofs"]
+    return found
+
+
+async def test_one_that_signs_two_receipts_is_refused_by_nodes_that_it_never_dealt_with(scene: Scene) -> None:
+    async with hostile_provider(scene.nodes.buyer.address) as liar:
+        liar.react = liar.bid_and_confirm
+        await scene.meet(liar)
+        name, honest = checksum_address(liar.account.address), bytes.fromhex(scene.nodes.providers[0].account[2:])
+        heads = [TreeHead(log_id=log_id_of(honest), size=7, root=root * 32, timestamp_ms=1) for root in (b"a", b"b")]
+        first, second = (sign(DOMAIN, head, liar.account) for head in heads)
+        forged = ProofSent(proof=encode(TwoHeads(first=first, second=second)))
+        assert await what_it_got(liar.say(forged)) == "RemoteFault", "it proves nothing, and is its bringer's fault"
+        job = await scene.submit("two receipts", shards=2)
+        award: AwardSent = await liar.until_heard(AwardSent)
+        await liar.until_heard(RunOrdered)
+        since_ms = now_ms()
+        await liar.say(RunReported(lease=digest(DOMAIN, award.award.document), step=1_000, metrics=(), started=True))
+        await trio.sleep(1.2)
+        for factor in (1_000, 2_000):
+            charged = liar.statement(award, since_ms=since_ms, device_ms=1_000, factor=factor)
+            await liar.say(liar.receipt(charged))
+
+        def everybody_knows() -> bool:
+            return all(name in {proof["account"] for proof in proofs_of(node)} for node in scene.nodes.nodes)
+
+        await scene.call(await_that, everybody_knows, 30, "every daemon keeps the proof")
+        for node in scene.nodes.providers:
+            blocked = await scene.call(asked, node, "/v1/blocked")
+            assert name in {entry["account"] for entry in blocked["blocked"]}
+        await scene.job_ends_well_with_the_honest(job, liar)

@@ -26,11 +26,13 @@ from kit.trading import (
 
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.effects import unsigned
+from hansa.market.ledger import Ledger
+from hansa.market.mutual import Mutual
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.sale_state import Sale
-from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns
+from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns, partners
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.documents import CooperativeClose, CreditLine, Netting, Payment, TreeHead, Voucher
@@ -129,6 +131,8 @@ FOR_BOTH = [
     messages.ConsistencySent(first=1, second=2, proof=()),
 ]
 
+FROM_ANYBODY = [messages.ProofSent(proof=b"")]
+
 
 def name(message: object) -> str:
     return type(message).__name__
@@ -158,6 +162,25 @@ def test_words_about_debts_and_histories_are_heard_of_those_with_whom_money_move
         assert not concerns(state, peer, message)
 
 
+@pytest.mark.parametrize("message", FROM_ANYBODY, ids=name)
+def test_what_proves_itself_is_heard_of_anybody_who_is_not_refused(message: object) -> None:
+    state = NodeState(account=BUYER)
+    assert concerns(state, OTHER, message)
+    state.blocked[OTHER] = "never again"
+    assert not concerns(state, OTHER, message)
+    state.proven[PROVIDER] = "signed two histories"
+    assert not concerns(state, PROVIDER, message)
+
+
+def test_partners_are_all_with_whom_money_moves_or_moved() -> None:
+    assert (partners(buyer()), partners(provider())) == ({PROVIDER}, {BUYER})
+    assert partners(NodeState(account=BUYER)) == set()
+    owing = NodeState(account=BUYER)
+    owing.ledger = Ledger(balances={f"owed:{PROVIDER.hex()}": -1, f"due:{OTHER.hex()}": 1, "spend:00": 1})
+    owing.mutual[BUYER] = Mutual()
+    assert partners(owing) == {PROVIDER, OTHER, BUYER}
+
+
 @pytest.mark.parametrize("message", [m for m in FOR_BUYERS + FOR_PROVIDERS if hasattr(m, "currency")], ids=name)
 def test_what_moves_money_counts_only_in_the_currency_of_its_channel(message: Any) -> None:
     node, sender = (buyer(), PROVIDER) if message in FOR_BUYERS else (provider(), BUYER)
@@ -181,7 +204,7 @@ def test_tenders_are_heard_where_something_is_lent() -> None:
 
 
 def test_every_direct_message_is_known_at_the_gate() -> None:
-    tried = {type(message) for message in FOR_BUYERS + FOR_PROVIDERS + FOR_BOTH}
+    tried = {type(message) for message in FOR_BUYERS + FOR_PROVIDERS + FOR_BOTH + FROM_ANYBODY}
     # These carry a lease like those that were tried.
     alike = {messages.RoundContributed, messages.RoundPublished, messages.CheckpointStored, messages.OutputStored}
     rest = {messages.TenderSent, messages.ReceiptSent, messages.RunLogSent}

@@ -292,6 +292,7 @@ SAMPLES = {
         messages.TreeHeadsSent(own=unsigned(_HEAD), seen=(unsigned(_HEAD),)),
         messages.ConsistencyWanted(first=1, second=1 << 40),
         messages.ConsistencySent(first=1, second=1 << 40, proof=(bytes(32),)),
+        messages.ProofSent(proof=b"\x00\x01"),
     )
 }
 
