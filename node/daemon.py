@@ -235,8 +235,7 @@ class Daemon:
         self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
         self.as_json = False
-        self.lag_ms = 0.0
-        self.turned_at = 0.0
+        self.lag_ms, self.turned_at = 0.0, 0.0
         self.changed = trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
         self._tasks: trio.Nursery | None = None
