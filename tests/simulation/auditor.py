@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from simulation.bidding import check_bidding
+from simulation.parts import WHOLE, check_charges, check_promises, part_milli
 
 from hansa.market.firm_leases import is_forfeited
 from hansa.market.ledger import Ledger, fold
@@ -152,8 +153,7 @@ class Auditor:
             return
         state: NodeState = node.engine.state
         assert state.ledger.total() == 0, "the books do not sum to zero"
-        promised = [device for entry in state.capacity.allotments.values() for device in entry.devices]
-        assert len(promised) == len(set(promised)), "a device is promised twice"
+        check_promises(state)
         withdrawn = state.capacity.withheld.keys()
         assert not withdrawn & {device.id for device in state.capacity.free}, "a withdrawn device would be sold"
         for bid, entry in state.capacity.allotments.items():
@@ -168,7 +168,7 @@ class Auditor:
         self._check_funds(state)
         for sold in state.sales.live.values():
             if sold.phase == "running":
-                price = sold.bid.price_e18_per_device_ms * len(sold.bid.devices)
+                price = -(-sold.bid.price_e18_per_device_ms * len(sold.bid.devices) * part_milli(sold.bid) // WHOLE)
                 slack_ms = max(sold.bid.meter_interval_ms, LONGEST_STEP_MS) + LONGEST_STEP_MS + STOP_GRACE_MS
                 most = sold.bid.max_unpaid + floor_amount(slack_ms, price) + 1
                 assert sold.unpaid <= most, f"{sold.unpaid} is unpaid, and {most} is the most that may be"
@@ -320,7 +320,11 @@ class Auditor:
                 elif bid.penalty:
                     self.moves["firm leases that kept their penalty back"] += 1
                 assert bid.price_e18_per_device_ms <= tender.price_ceiling_e18_per_device_ms, "above the ceiling"
-                assert line.device_ms <= (line.end_ms - line.start_ms) * len(bid.devices)
+                assert line.device_ms * WHOLE <= (line.end_ms - line.start_ms) * len(bid.devices) * part_milli(bid)
+                wanted = [clause.values for clause in tender.requirements.clauses if clause.name == "share"]
+                given = [(fact.value,) for fact in bid.facts if fact.name == "share"]
+                assert wanted == given, "another part of a device than was tendered for"
+                self.moves["parts of devices that were paid for"] += bool(given)
                 spent[tender.job] = spent.get(tender.job, 0) + line.amount
         for job, amount in spent.items():
             _, spec = self.jobs[job]
@@ -342,11 +346,13 @@ class Auditor:
                     if line.device_ms >= getattr(latest.get(line.lease), "device_ms", 0):
                         latest[line.lease] = line
         state: NodeState = node.engine.state
+        check_charges((line, self.bids[self.awards[lease].bid]) for lease, line in latest.items())
         for lease, line in latest.items():
             sold = state.sale_on(lease)
             if sold is None:
                 continue
-            assert line.device_ms <= worked.get(lease, 0) * len(sold.bid.devices), "charged for more than was worked"
+            most = worked.get(lease, 0) * len(sold.bid.devices) * part_milli(sold.bid) // WHOLE
+            assert line.device_ms <= most, "charged for more than was worked"
             assert sold.vouched <= line.amount, "vouched for more than was metered"
             # Who left its devices to an honest buyer until the end has charged for all of it.
             kept = not is_forfeited(outcome=sold.outcome, kind=sold.kind, taken_back=sold.reclaim_by_ms > 0)

@@ -3,7 +3,10 @@
 Worked out from the states of honest nodes and the documents in them, and not with the code that decides.
 """
 
+from collections import Counter
 from typing import Any
+
+from simulation.parts import WHOLE, part_milli
 
 from hansa.market.purchase_state import Purchase
 
@@ -40,8 +43,11 @@ def check_purchase(bought: Purchase, at_ms: int) -> None:
     assert len(shards) == len(set(shards)), "a shard is bought twice"
     bids = [entry.bid for entry in bought.placements]
     assert len(bids) == len(set(bids)), "a bid is awarded twice"
-    devices = [(entry.provider, device) for entry in stands for device in bought.bids[entry.bid].devices]
-    assert len(devices) == len(set(devices)), "a device is bought twice"
+    devices = Counter[tuple[bytes, bytes]]()
+    for entry in stands:
+        for device in bought.bids[entry.bid].devices:
+            devices[entry.provider, device] += part_milli(bought.bids[entry.bid])
+    assert all(milli <= WHOLE for milli in devices.values()), "a device is bought twice"
     for entry in stands:
         bid = bought.bids[entry.bid]
         assert entry.award.bid == entry.bid

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from simulation.parts import WHOLE
 from simulation.world import World
 
 from hansa.proto.blob import blob_ref
@@ -17,6 +18,7 @@ class Script:
 
     lease: bytes
     devices: tuple[bytes, ...]
+    part_milli: int
     rounds: int
     steps_a_round: int
     fails: str
@@ -62,18 +64,27 @@ class ScriptedExecutor:
         self._world.after(delay_ms, act)
 
     def start(
-        self, order: run.StartRun, *, devices: tuple[bytes, ...], rounds: int, steps_a_round: int, keep_failed_ms: int
+        self,
+        order: run.StartRun,
+        *,
+        devices: tuple[bytes, ...],
+        part_milli: int,
+        rounds: int,
+        steps_a_round: int,
+        keep_failed_ms: int,
     ) -> None:
         """``StartRun``: a fresh sandbox, from the checkpoint's round."""
         if order.run in self.scripts:
             return
-        busy = {device for script in self.scripts.values() for device in script.devices}
-        assert not busy & set(devices), "two runs have one device at one instant"
+        for device in devices:
+            busy = sum(script.part_milli for script in self.scripts.values() if device in script.devices)
+            assert busy + part_milli <= WHOLE, "two runs have one device at one instant"
         chance = self._world.random
         fails = chance.choice(FAILURES) if self._world.chance(self._world.faults.run_failure) else ""
         script = Script(
             lease=order.run,
             devices=devices,
+            part_milli=part_milli,
             rounds=rounds,
             steps_a_round=steps_a_round,
             fails=fails,

@@ -9,6 +9,7 @@ from simulation.auditor import Auditor
 from simulation.bank import CHAIN_CURRENCY, Bank
 from simulation.debts import CREDIT_LIMITS, check_ledgers
 from simulation.liars import BUYERS_LIES, PROVIDERS_LIES, LyingNode
+from simulation.parts import Parts
 from simulation.sim_node import SimNode, derived_key
 from simulation.world import EPOCH_MS, Faults, World, draw_faults
 
@@ -56,6 +57,7 @@ class Market:
         """Draw a market."""
         self.seed = seed
         self.world = World(seed, Faults())
+        self._parts = Parts(seed)
         chance = self.world.random
         self.world.faults = faults if faults is not None else draw_faults(chance)
         self.auditor = Auditor(self)
@@ -87,7 +89,14 @@ class Market:
         lies = self.draws_liar()
         key = derived_key(chance)
         devices = tuple(
-            Device(id=chance.randbytes(32), kind="cpu", model="Xeon", memory_bytes=4 * GIB, cores_milli=2_000, facts=())
+            Device(
+                id=chance.randbytes(32),
+                kind="cpu",
+                model="Xeon",
+                memory_bytes=8 * GIB,
+                cores_milli=8_000,
+                facts=self._parts.facts(),
+            )
             for _ in range(chance.randint(1, 3) if provides else 0)
         )
         terms = ProviderTerms(
@@ -109,6 +118,7 @@ class Market:
             penalty_ms=chance.choice((1, 500, 20_000, 10**9)),
             max_splits_bps=chance.choice((300, 5_000, 5_000)),
             mirror_bytes=chance.choice((0, 60, 1 << 20)),
+            tenants=self._parts.tenants(),
         )
         kind: Any = self.LIAR if lies else SimNode
         skew_ms = chance.randint(-self.world.faults.skew_ms, self.world.faults.skew_ms)
@@ -134,7 +144,7 @@ class Market:
         training = chance.random() < 0.6
         needs = Requirements(
             choices=(),
-            clauses=(),
+            clauses=self._parts.clauses(),
             kind="cpu",
             devices=1,
             device_memory_bytes=0,

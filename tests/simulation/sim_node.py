@@ -11,6 +11,7 @@ from typing import Any
 
 from simulation.debts import mind_debts
 from simulation.executor import ScriptedExecutor
+from simulation.parts import part_milli
 from simulation.world import World
 
 from hansa.market import sale_events
@@ -276,6 +277,7 @@ class SimNode:
                 self.executor.start(
                     effect,
                     devices=sold.bid.devices,
+                    part_milli=part_milli(sold.bid),
                     rounds=number,
                     steps_a_round=steps,
                     keep_failed_ms=sold.workload.keep_failed_ms,
