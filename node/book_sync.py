@@ -5,7 +5,7 @@ if it came by gossip; what is asked and answered is bounded in number, size and 
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import trio
 
@@ -15,19 +15,19 @@ from hansa.node.net import Context, Net, NetError, Refused, Verdict
 from hansa.proto.book_messages import MAX_WANTED, AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
+from hansa.proto.market_documents import Advert
 from hansa.proto.messages import BookSent
 from hansa.proto.protocols import BOOK_SYNC, MAX_BOOK_BYTES, MAX_BOOK_REQUEST_BYTES
+from hansa.proto.signing import Signed
 from hansa.proto.units import Address
 from hansa.scheduler.book_comparing import (
-    MOST_PAGES,
-    NOBODY,
+    Brought,
+    Lied,
+    Promise,
     Sources,
-    compared,
     difference,
-    in_batches,
-    last_of,
-    newer,
     pause_after,
+    pull,
 )
 
 ASKED_AT_ONCE = 40
@@ -35,7 +35,6 @@ ASKED_EVERY_MS = 250
 """What one peer may ask. A newcomer to a market of 10,000 providers asks for about fifteen answers."""
 PULLS_AT_ONCE = 3
 """Pulls from newly met neighbours that run beside each other: enough to make up for one that withholds."""
-BATCH = 512
 CHECKED_IN_A_ROW = 16
 """So many signatures are looked into before others have a turn: half a thousand would hold up everybody for a
 second."""
@@ -43,10 +42,6 @@ AGREES_FOR_MS = 5_000
 """Two that compared their books a moment ago have nothing to tell each other."""
 MOST_REMEMBERED = 1024
 TIMEOUT_MS = 20_000
-
-
-class Lied(Exception):
-    """A peer's answer cannot come from an honest book; nothing more is asked of it now."""
 
 
 class BookSync:
@@ -138,45 +133,28 @@ class BookSync:
         return self.pulled - before
 
     async def _pull(self, peer_id: str) -> None:
-        # From anywhere in the circle of accounts: several neighbours that are asked at once bring different parts
-        # first.
-        start = Address(self._chance.randbytes(20))
-        after, turned = start, False
-        for _ in range(MOST_PAGES):
-            asked = compared(self._book.adverts, self._classes(), after)
-            told = await self._ask(peer_id, asked, BookDifference)
-            assert isinstance(told, BookDifference)
-            wanted = newer(self._book.adverts, told)
-            await self._fetch(peer_id, wanted)
-            last = last_of(told)
-            if not told.complete and last <= after:
-                raise Lied("a book that goes in circles")
-            if told.complete and turned:
-                break
-            turned, after = turned or told.complete, NOBODY if told.complete else last
-            if turned and after > start:
-                break
+        pulling = pull(self._book.adverts, self._classes, Address(self._chance.randbytes(20)))
+        answer: BookDifference | BookSent | None = None
+        while True:
+            try:
+                step = pulling.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            match step:
+                case BookCompared():
+                    answer = await self._ask(peer_id, step, BookDifference)
+                case AdvertsWanted():
+                    answer = await self._ask(peer_id, step, BookSent)
+                case Brought():
+                    await self._take_all(step.adverts)
+                case Promise():
+                    self._sources.heard(
+                        peer_id, promised=step.promised, delivered=step.delivered, now_ms=self._now_ms()
+                    )
 
-    async def _fetch(self, peer_id: str, wanted: tuple[Address, ...]) -> None:
-        delivered = 0
-        for batch in in_batches(wanted, BATCH):
-            missing = list(batch)
-            while missing:
-                sent = await self._ask(peer_id, AdvertsWanted(accounts=tuple(missing)), BookSent)
-                assert isinstance(sent, BookSent)
-                if not sent.adverts:
-                    break
-                came = {signed.document.signer for signed in sent.adverts}
-                if not came <= set(missing):
-                    raise Lied("an advert that nobody asked for")
-                await self._take_all(sent)
-                # What could not be kept, for whichever reason, would be fetched again and again.
-                delivered += sum(self._book.adverts.get(account) is not None for account in came)
-                missing = [account for account in missing if account not in came]
-        self._sources.heard(peer_id, promised=len(wanted), delivered=delivered, now_ms=self._now_ms())
-
-    async def _take_all(self, sent: BookSent) -> None:
-        for number, signed in enumerate(sent.adverts):
+    async def _take_all(self, adverts: Sequence[Signed[Advert]]) -> None:
+        for number, signed in enumerate(adverts):
             if number % CHECKED_IN_A_ROW == CHECKED_IN_A_ROW - 1:
                 await trio.lowlevel.checkpoint()
             verdict = self._book.take_brought(signed)

@@ -4,7 +4,7 @@ Adverts come from strangers. Each is checked here, cheap checks first, before it
 says can make the others be lost. Times are ms UTC and come from outside.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice, pairwise
@@ -12,7 +12,9 @@ from itertools import islice, pairwise
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import Advert, Requirements
 from hansa.proto.network import DOMAIN
-from hansa.proto.signing import Signed, check
+from hansa.proto.signing import Signed
+from hansa.proto.signing import check as check_signature
+from hansa.proto.typed_data import Domain
 from hansa.proto.units import Address
 from hansa.scheduler.advert_classes import CLASSES, classes_of
 from hansa.scheduler.advert_pace import LONGEST_LIFE_MS
@@ -29,6 +31,9 @@ LONGEST_FEATURE_BYTES = 64
 NEWS_AT_ONCE = 20
 NEWS_EVERY_MS = 1_000
 """One account's adverts that are passed on. Its node says one a second at the most, and seldom two in a row."""
+
+
+Check = Callable[[Domain, Signed[Advert], Address], None]
 
 
 class Taken(Enum):
@@ -82,9 +87,10 @@ def is_in_order(advert: Advert) -> bool:
 class AdvertBook:
     """Adverts by account, in columns for searching, and on one shelf for each class for comparing."""
 
-    def __init__(self, most: int = MOST_ADVERTS) -> None:
-        """``most`` adverts are kept, and no more."""
+    def __init__(self, most: int = MOST_ADVERTS, check: Check = check_signature) -> None:
+        """``most`` adverts are kept, and no more. ``check`` raises a ``ProtocolError`` for a forged one."""
         self.most = most
+        self._check = check
         self.shelves = {name: Shelf() for name in CLASSES}
         self._adverts: dict[Address, Known] = {}
         self._columns = Columns()
@@ -133,7 +139,7 @@ class AdvertBook:
             if len(self._adverts) >= self.most:
                 return Taken.FULL
         try:
-            check(DOMAIN, signed, advert.signer)
+            self._check(DOMAIN, signed, advert.signer)
         except ProtocolError:
             return Taken.FORGED
         if not is_in_order(advert):

@@ -7,11 +7,15 @@ another one.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 
-from hansa.proto.book_messages import MAX_ENTRIES, BookCompared, BookDifference, ShelfDigests
+from hansa.proto.book_messages import MAX_ENTRIES, AdvertsWanted, BookCompared, BookDifference, ShelfDigests
+from hansa.proto.market_documents import Advert
+from hansa.proto.messages import BookSent
+from hansa.proto.signing import Signed
 from hansa.proto.units import Address
 from hansa.scheduler.advert_book import AdvertBook
 from hansa.scheduler.book_digests import bits_for, packed, unpacked
@@ -25,6 +29,7 @@ MUCH = 16
 AVOIDED_MS = 10 * 60_000
 MOST_AVOIDED = 256
 FEW_PROMISES = 8
+BATCH = 512
 MOST_PAGES = 12
 """Of differences in one pull; each may name ``MAX_ENTRIES`` adverts."""
 
@@ -79,6 +84,69 @@ def pause_after(brought: int, chance: float) -> int:
     """How long to wait for the next pull after one that brought so much; ``chance`` from 0 to 1 spreads nodes out."""
     usual_ms = SOON_MS if brought >= MUCH else EVERY_MS
     return int(usual_ms * (0.5 + chance))
+
+
+class Lied(Exception):
+    """A peer's answer cannot come from an honest book; nothing more is asked of it now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brought:
+    """Adverts that came: check and keep them, then go on with the pull. A forged one ends it."""
+
+    adverts: tuple[Signed[Advert], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a peer said that it has and we lack, and how much of that could be kept in the end."""
+
+    promised: int
+    delivered: int
+
+
+Pull = Generator[BookCompared | AdvertsWanted | Brought | Promise, BookDifference | BookSent | None, None]
+
+
+def pull(book: AdvertBook, classes: Callable[[], Iterable[str]], start: Address) -> Pull:
+    """One pull, without a network: yields questions and is sent their answers, and yields what is to be done with
+    these.
+
+    It goes once around the circle of accounts, from ``start``: several neighbours that are asked at once bring
+    different parts first.
+    """
+    after, turned = start, False
+    for _ in range(MOST_PAGES):
+        told = yield compared(book, classes(), after)
+        assert isinstance(told, BookDifference)
+        yield from _fetch(book, newer(book, told))
+        last = last_of(told)
+        if not told.complete and last <= after:
+            raise Lied("a book that goes in circles")
+        if told.complete and turned:
+            return
+        turned, after = turned or told.complete, NOBODY if told.complete else last
+        if turned and after > start:
+            return
+
+
+def _fetch(book: AdvertBook, wanted: tuple[Address, ...]) -> Pull:
+    delivered = 0
+    for batch in in_batches(wanted, BATCH):
+        missing = list(batch)
+        while missing:
+            sent = yield AdvertsWanted(accounts=tuple(missing))
+            assert isinstance(sent, BookSent)
+            if not sent.adverts:
+                break
+            came = {signed.document.signer for signed in sent.adverts}
+            if not came <= set(missing):
+                raise Lied("an advert that nobody asked for")
+            yield Brought(adverts=sent.adverts)
+            # What could not be kept, for whichever reason, would be fetched again and again.
+            delivered += sum(book.get(account) is not None for account in came)
+            missing = [account for account in missing if account not in came]
+    yield Promise(promised=len(wanted), delivered=delivered)
 
 
 class Sources:

@@ -10,7 +10,6 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, advert_of, bent, key, now_ms, party
 
-from hansa.node import book_sync
 from hansa.node.book import Book
 from hansa.node.book_sync import ASKED_AT_ONCE, BookSync
 from hansa.node.net import Context, NetError, Refused
@@ -21,6 +20,7 @@ from hansa.proto.messages import BookSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import BOOK_SYNC, MAX_BOOK_REQUEST_BYTES
 from hansa.proto.signing import Signed, sign
+from hansa.scheduler import book_comparing
 from hansa.scheduler.advert_classes import CLASSES
 from hansa.scheduler.book_comparing import compared
 from hansa.scheduler.book_digests import packed
@@ -254,7 +254,7 @@ async def test_an_endless_book_of_new_promises_is_cut_off() -> None:
     async with reader(hub, 1) as one, liar_of(hub, lie) as (liar, _):
         one.who.knows(liar)
         await one.sync.pull(liar.peer_id)
-        assert told <= book_sync.MOST_PAGES
+        assert told <= book_comparing.MOST_PAGES
 
 
 async def test_who_withholds_is_made_up_for_by_another_source(autojump_clock: trio.abc.Clock) -> None:
