@@ -22,6 +22,7 @@ from hansa.node.cli_ledger import LEDGER_COMMANDS
 from hansa.node.cli_market import MARKET_COMMANDS, tenders
 from hansa.node.cli_metrics import METRICS_COMMANDS
 from hansa.node.cli_money import MONEY_COMMANDS
+from hansa.node.cli_net import net
 from hansa.node.cli_options import print_json, with_data, with_json
 from hansa.node.cli_price import price
 from hansa.node.cli_receipt import RECEIPT_COMMANDS
@@ -128,14 +129,19 @@ def node() -> None:
 @node.command()
 @with_data
 @with_json
+@click.option("--relay", is_flag=True, help="Hand on the bytes of nodes that nobody can dial, as [network] relay does.")
 @click.option(
     "--stop-on-parent-exit", is_flag=True, hidden=True, help="End when the process that started this one has."
 )
-def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
+def run(data_dir: Path, as_json: bool, relay: bool, stop_on_parent_exit: bool) -> None:
     """Run the daemon until it is told to stop (Ctrl-C or SIGTERM)."""
+    from dataclasses import replace
+
     from hansa.node.config import load_config
 
     config = load_config(data_dir)
+    if relay:
+        config = replace(config, network=replace(config.network, relay=True))
     from hansa.node import daemon
 
     daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
@@ -143,6 +149,9 @@ def run(data_dir: Path, as_json: bool, stop_on_parent_exit: bool) -> None:
 
 for _node_command in (status, price, tenders, *DEVICE_COMMANDS):
     node.add_command(_node_command)
+
+
+cli.add_command(net)
 
 
 @cli.command(hidden=True)

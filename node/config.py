@@ -46,6 +46,10 @@ class NetworkConfig:
     announce: tuple[str, ...]
     bootstrap: tuple[str, ...]
     lan: bool = True
+    relay: bool = False
+    """Whether it hands on the bytes of nodes that cannot be dialled."""
+    upnp: bool = False
+    """Whether it may ask its router to forward its port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,10 +318,12 @@ def _config(top: TomlTable) -> Config:
 
 def _network(table: TomlTable) -> NetworkConfig:
     network = NetworkConfig(
-        listen=_multiaddrs(table, "listen", ("/ip4/0.0.0.0/tcp/4001",), "/tcp/"),
+        listen=_multiaddrs(table, "listen", ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"), "/tcp/"),
         announce=_multiaddrs(table, "announce", (), "/tcp/"),
         bootstrap=_multiaddrs(table, "bootstrap", (), "/p2p/"),
         lan=table.boolean("lan", default=True),
+        relay=table.boolean("relay", default=False),
+        upnp=table.boolean("upnp", default=True),
     )
     if not network.listen:
         raise table.fault("listen", "must name at least one address", 'for example ["/ip4/0.0.0.0/tcp/4001"]')

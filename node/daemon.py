@@ -78,6 +78,7 @@ from hansa.node.market_desk import MarketDesk, market_routes
 from hansa.node.market_figures import MarketFigures
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
+from hansa.node.net_desk import NetDesk, net_routes
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
@@ -458,7 +459,13 @@ class Daemon:
     async def serve(self) -> None:
         """Open the network and serve until cancelled."""
         network = self.config.network
-        net_config = NetConfig(listen=network.listen, bootstrap=network.bootstrap, announce=network.announce)
+        net_config = NetConfig(
+            listen=network.listen,
+            bootstrap=network.bootstrap,
+            announce=network.announce,
+            relay=network.relay,
+            upnp=network.upnp,
+        )
         async with open_net(net_config, self.node.secret()) as self.net, trio.open_nursery() as nursery:
             self._tasks = nursery
             # Before anybody is answered: what peers say must find a state that knows who it is.
@@ -503,6 +510,7 @@ class Daemon:
             *statement_routes(StatementDesk(self)),
             *shell_routes(ShellDesk(self)),
             *device_routes(DeviceDesk(self)),
+            *net_routes(NetDesk(self)),
             *price_routes(PriceDesk(self)),
             *ledger_routes(LedgerDesk(self)),
             *reputation_routes(ReputationDesk(self)),

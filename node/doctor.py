@@ -26,6 +26,7 @@ def examine(data_dir: Path) -> list[Finding]:
     except OperatorError as fault:
         findings.append(("config", False, f"{fault.what}: {fault.hint}"))
     findings.append(_daemon(data_dir))
+    findings += _network(data_dir)
     if config is not None and config.chain is not None:
         findings.append(_chain(config.chain))
     findings += _sandbox(config)
@@ -46,6 +47,31 @@ def _daemon(data_dir: Path) -> Finding:
     except OperatorError as fault:
         return "daemon", False, f"{fault.what}: {fault.hint}"
     return "daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers"
+
+
+def _network(data_dir: Path) -> list[Finding]:
+    """How others reach this node: asked of the daemon, and no finding where there is none."""
+    from hansa.node.plain_text import plain  # noqa: PLC0415  # late, as below
+
+    try:
+        daemon = Daemon(data_dir)
+        try:
+            view = daemon.get("/v1/net")
+        finally:
+            daemon.close()
+    except OperatorError:
+        return []
+    reached = plain(view.get("reached"), 40)
+    words = f"reached {reached}" if reached not in ("not known", "only outgoing") else reached
+    advice = "; ".join(plain(each, 200) for each in view.get("advice", []))
+    said = [each for each in view.get("opinions", []) if each.get("dialled")]
+    got = sum(each.get("reached_at") is not None for each in said)
+    others = ", ".join(plain(each.get("peer_id"), 64)[-10:] for each in said) or "nobody"
+    return [
+        ("network", reached != "only outgoing", f"{words}; {advice}" if advice else words),
+        ("autonat", True, f"{plain(view.get('autonat'), 20)}: {got} of {len(said)} that tried got through ({others})"),
+        ("upnp", True, plain(view["upnp"], 300) if view.get("upnp") else "not asked"),
+    ]
 
 
 def _chain(config: ChainConfig) -> Finding:

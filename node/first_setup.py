@@ -27,7 +27,7 @@ class Wishes:
     """
 
     provides: bool = False
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     region: str = ""

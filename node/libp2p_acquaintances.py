@@ -227,4 +227,5 @@ class Acquaintances:
             strikes=peer.counting(now_ms()),
             barred_for_ms=max(0, peer.barred_until_ms - now_ms()),
             why=peer.why,
+            whys=peer.whys,
         )

@@ -40,10 +40,16 @@ async def choose_listen_addrs(config: NetConfig) -> list[Multiaddr]:
     """
     for addr in config.bootstrap:
         split_addr(addr)
-    return [_probe(text) for text in config.listen]
+    found = [addr for addr in map(_probe, config.listen) if addr is not None]
+    if not found:
+        raise ConfigError(
+            "no address to listen on is left without IPv6", "add /ip4/0.0.0.0/tcp/4001 to [network] listen"
+        )
+    return found
 
 
-def _probe(text: str) -> Multiaddr:
+def _probe(text: str) -> Multiaddr | None:
+    """The address with a real port; None for all of IPv6 where this machine has none."""
     try:
         addr = Multiaddr(text)
         names = [each.name for each in addr.protocols()]
@@ -54,12 +60,22 @@ def _probe(text: str) -> Multiaddr:
         raise ConfigError(f"{text!r} is no address to listen on", "give it as /ip4/0.0.0.0/tcp/4077") from fault
     family = socket.AF_INET if names[0] == "ip4" else socket.AF_INET6
     # The library binds with SO_REUSEPORT, under which two nodes would share a port and lose half their callers each.
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    try:
+        probe = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as fault:
+        if host == "::":
+            return None
+        raise ConfigError(f"cannot listen on {text}: {fault.strerror}", "use an address of this machine") from fault
+    with probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as fault:
+            if host == "::" and fault.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                return None
             raise _as_operator_error(text, port, fault) from fault
         chosen = probe.getsockname()[1]
     return Multiaddr(f"/{names[0]}/{host}/tcp/{chosen}")

@@ -22,7 +22,7 @@ from hansa.node.libp2p_relay import HOP, STOP, RelayService
 from hansa.node.libp2p_stack import Stack
 from hansa.node.libp2p_tcp import port_of
 from hansa.node.libp2p_wire import WireFault
-from hansa.node.neighbourhood import group_of, place_of
+from hansa.node.neighbourhood import group_of, host_of, place_of
 from hansa.node.net import NetConfig, Reach, RelayStat
 from hansa.node.reachability import Opinion, Opinions
 from hansa.node.upnp import Forwarding, forward
@@ -276,7 +276,11 @@ class Reachability:
         """Ask the router for our port, again and again: what it grants ends with its lease or its next start."""
         assert self.stack is not None
         while True:
-            ports = [port_of(addr) for addr in self.stack.swarm.listening if str(addr).startswith("/ip4/")]
+            ports = [
+                port_of(addr)
+                for addr in self.stack.swarm.listening
+                if str(addr).startswith("/ip4/") and place_of(host_of(str(addr))[1]) != "loopback"
+            ]
             if ports and not self._config.announce:
                 before = self.forwarding
                 self.forwarding = await forward(ports[0])

@@ -150,6 +150,7 @@ class PeerStat:
         phase: ``new``, ``live``, ``quiet`` or ``barred``.
         strikes: how many still count.
         barred_for_ms: how long it stays barred, 0 if it is not.
+        whys: what the newest strikes were for, oldest first, also when they no longer count.
     """
 
     peer_id: str
@@ -160,6 +161,7 @@ class PeerStat:
     strikes: int
     barred_for_ms: int
     why: str = ""
+    whys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

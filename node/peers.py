@@ -27,6 +27,7 @@ class Peer:
 
     Attributes:
         strikes_ms: when each strike that may still count was given, oldest first.
+        whys: what the newest strikes were for, oldest first.
         bars: how often it was barred; the next bar is that much longer.
     """
 
@@ -34,6 +35,7 @@ class Peer:
     phase: str = "new"
     addrs: tuple[str, ...] = ()
     strikes_ms: tuple[int, ...] = ()
+    whys: tuple[str, ...] = ()
     bars: int = 0
     barred_until_ms: int = 0
     why: str = ""
@@ -155,10 +157,11 @@ def _learn(peer: Peer, addrs: tuple[str, ...]) -> Step[Peer]:
 
 def _strike(peer: Peer, why: str, now_ms: int) -> Step[Peer]:
     counted = (*(at for at in peer.strikes_ms if at > now_ms - STRIKE_LIFE_MS), now_ms)
+    whys = (*peer.whys, why)[-STRIKES:]
     if len(counted) < STRIKES:
-        return Step(state=replace(peer, strikes_ms=counted, why=why))
+        return Step(state=replace(peer, strikes_ms=counted, whys=whys, why=why))
     until_ms = now_ms + min(MAX_BAR_MS, BAR_MS << min(peer.bars, 8))
-    return _bar(replace(peer, strikes_ms=()), why, until_ms, now_ms)
+    return _bar(replace(peer, strikes_ms=(), whys=whys), why, until_ms, now_ms)
 
 
 def _bar(peer: Peer, why: str, until_ms: int, now_ms: int) -> Step[Peer]:

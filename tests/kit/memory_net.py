@@ -378,6 +378,7 @@ class MemoryNet:
                 strikes=peer.counting(_now_ms()),
                 barred_for_ms=max(0, peer.barred_until_ms - _now_ms()),
                 why=peer.why,
+                whys=peer.whys,
             )
             for peer in self._book
         )
