@@ -36,13 +36,29 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class PlainLines(logging.Formatter):
+    """Lines for people. Whatever is logged, by whomever, is one line, and an exception's lines cannot pass for ours.
+
+    A library's exceptions may quote what peers sent.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's own name
+        """See ``logging.Formatter``."""
+        record.message = plain(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's own name
+        """See ``logging.Formatter``."""
+        return "\n".join(f"    | {plain(line)}" for line in super().formatException(ei).splitlines())
+
+
 def start_logging(*, as_json: bool) -> None:
     """Send the daemon's own log to standard error. Called once, when the daemon starts."""
     handler = logging.StreamHandler(sys.stderr)
     if as_json:
         handler.setFormatter(JsonLines())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(PlainLines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False

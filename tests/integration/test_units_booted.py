@@ -1,4 +1,4 @@
-"""Both systemd units under a real systemd: booted in a container of this very system, with every line in force.
+"""The node's systemd units under a real systemd: booted in a container of this very system, with every line in force.
 
 systemd-nspawn boots this machine's own root below an overlay that is thrown away. The control groups are those of the
 container; where they hold no controllers, as on a machine with version 1, runs are limited by counting. In one thing
@@ -20,7 +20,7 @@ import pytest
 from hansa.node.disk import close_disks, make_disk
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = ("hansa.service", "hansa-launcher.service")
+UNITS = ("hansa.service", "hansa-launcher.service", "hansa-builder.service")
 CHECK = Path(__file__).with_name("units") / "check.sh"
 LONGEST_S = 400
 # What would change this machine's own settings and devices, which the container sees.
@@ -164,3 +164,25 @@ def test_a_launcher_in_its_unit_keeps_what_it_promises(booted):
 def test_an_ordinary_user_under_the_same_systemd_can_do_without_the_unit(booted):
     found = {finding["name"]: finding for finding in json.loads(booted["doctor"])["findings"]}
     assert found["sandbox"]["ok"], found["sandbox"]
+
+
+def price_finding(booted, name):
+    return next(found for found in json.loads(booted[name])["findings"] if found["name"] == "price program")
+
+
+@pytest.mark.slow
+def test_the_builder_in_its_unit_makes_the_room_that_the_daemon_in_its_unit_may_not_make(booted):
+    without = json.loads(booted["price_without_builder"])["program"]
+    assert without["price_per_hour"] is None, "then this unit would be less shut than it says"
+    assert "environments.builder" in without["hint"], without
+    found = price_finding(booted, "doctor_without_builder")
+    assert not found["ok"], found
+    program = json.loads(booted["price"])["program"]
+    assert program["price_per_hour"] == "0.420000", program
+    assert price_finding(booted, "doctor_of_units")["ok"]
+
+
+@pytest.mark.slow
+def test_the_builder_in_its_unit_installs_packages(booted):
+    found = {finding["name"]: finding for finding in json.loads(booted["doctor_of_units"])["findings"]}
+    assert found["packages"]["ok"], found["packages"]

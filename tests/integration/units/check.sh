@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs below a real systemd, as root: both units, a run in a real sandbox, a kill -9, a restart, and the end.
+# Runs below a real systemd, as root: the units, a price, a run in a real sandbox, a kill -9, a restart, and the end.
 # Every fact is a line in /opt/out/log; test_units_booted.py reads it.
 out=/opt/out
 . $out/environment
@@ -9,7 +9,7 @@ check() { # NAME COMMAND...
     if "$@" >> $out/words 2>&1; then say "ok: $name"; else say "FAILED: $name"; finish; fi
 }
 finish() { # what follows a failure would only fail more slowly
-    journalctl --no-pager -u hansa -u hansa-launcher >> $out/words 2>&1
+    journalctl --no-pager -u hansa -u hansa-launcher -u hansa-builder >> $out/words 2>&1
     say END
     exit 0
 }
@@ -34,8 +34,24 @@ of_hansa init --provider --cpu-slots 1 --listen /ip4/127.0.0.1/tcp/4555 --metric
 of_hansa doctor --json > $out/doctor 2>> $out/words
 sed -i 's|^launcher = .*|launcher = "/run/hansa/launcher.sock"|' /var/lib/hansa/config.toml
 
+# A pricing program, which the daemon itself may make no room for.
+printf '#!/bin/sh\ncat > /dev/null\necho "{\\"price_per_hour\\": \\"0.42\\"}"\n' > /usr/local/bin/hansa-price
+chmod 0755 /usr/local/bin/hansa-price
+sed -i 's|^program = .*|program = ["/usr/local/bin/hansa-price"]|; s|^program_timeout = .*|program_timeout = "5 s"|' /var/lib/hansa/config.toml
+
 systemctl start hansa >> $out/words 2>&1
 check "both units come up" wait_for 60 is_up
+of_hansa node price --json > $out/price_without_builder 2>> $out/words
+of_hansa doctor --json > $out/doctor_without_builder 2>> $out/words
+systemctl stop hansa hansa-launcher
+sed -i 's|^builder = .*|builder = "/run/hansa-builder/socket"|' /var/lib/hansa/config.toml
+install -d -o hansa -g hansa -m 0711 /var/lib/hansa/environments
+systemctl start hansa-builder >> $out/words 2>&1
+check "the builder comes up" wait_for 20 test -S /run/hansa-builder/socket
+systemctl start hansa >> $out/words 2>&1
+check "both units come up again" wait_for 60 is_up
+of_hansa node price --json > $out/price 2>> $out/words
+of_hansa doctor --json > $out/doctor_of_units 2>> $out/words
 check "the launcher's socket is for root and its group only" [ "$(stat -c '%a %U %G' /run/hansa)" = "750 root hansa" ]
 of_hansa submit /opt/job --json > $out/submitted 2>> $out/words
 check "a run is there" wait_for 60 runners

@@ -9,7 +9,7 @@ import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node.logs import LOGGER, JsonLines, log_turns
+from hansa.node.logs import LOGGER, JsonLines, PlainLines, log_turns
 from hansa.node.state import MOST_TURNS, NodeState, Turn
 from hansa.scheduler import run
 
@@ -43,6 +43,26 @@ def test_a_strangers_words_can_neither_steer_a_terminal_nor_make_lines_of_their_
     message = json.loads(line)["message"]
     assert not set(message) & {"\x1b", "\n", "\r"}
     assert len(line) < 2_000
+
+
+def test_no_library_and_no_exception_brings_a_strangers_words_to_the_terminal_as_they_are() -> None:
+    """Lines for people: what a peer sent may be quoted in a library's exception, and printed with its trace."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(PlainLines("%(levelname)s %(message)s"))
+    logger = logging.getLogger("hansa.test-of-plain-lines")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        raise ValueError("peer said \x1b]0;x\x07\nINFO hansa: ready\x9b31m\u202e")  # noqa: TRY301 - its trace is what is printed
+    except ValueError as fault:
+        logger.warning("broke: %s", fault, exc_info=True)
+    finally:
+        logger.removeHandler(handler)
+    lines = stream.getvalue().splitlines()
+    assert not set(stream.getvalue()) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
+    assert lines[0].startswith("WARNING broke: peer said")
+    assert all(line.startswith("    | ") for line in lines[1:])
 
 
 def test_a_job_can_be_followed_from_its_beginning_to_its_end_on_both_sides() -> None:
