@@ -13,6 +13,7 @@ from hansa.market.effects import Send, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.purchase_awards import (
     award_message,
+    awarded_ms,
     cancel,
     fill,
     give_up,
@@ -32,13 +33,25 @@ from hansa.market.purchase_events import (
     TimePassed,
     Withdrawn,
 )
-from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT, Purchase
+from hansa.market.purchase_state import (
+    DEAF,
+    ENDED_BADLY,
+    SILENT,
+    TAKEN_BACK,
+    UNHEARD,
+    WITHOUT_FAULT,
+    Placement,
+    Purchase,
+)
+from hansa.market.refusals import is_own_fault
 from hansa.market.scoring import Scored
 from hansa.market.selection import rank
 from hansa.proto.messages import TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 
+AT_ONCE_MS = 1_000
+"""Who confirms within so long shows that a silence which ended with its award was not the line's."""
 MOST_BIDS = 1_000
 """More are not read: a tender needs the best few, and a flood must not fill the memory."""
 
@@ -102,11 +115,11 @@ def _react(state: Purchase, event: Any) -> Step[Purchase]:
             waiting = tuple(entry.lease for entry in state.placements if entry.phase == "awarded")
             return Step(state=replace(state, away=waiting))
         case TimePassed():
-            return _replace_silent(state, event.at_ms)
+            return _replace_silent(state, event)
         case ConfirmationArrived():
             return _confirm(state, event)
         case RefusalOfLeaseArrived():
-            return _fail(state, event.lease, event.reason, event.at_ms)
+            return _fail(state, event)
         case LeaseEnded():
             return _end(state, event)
         case Withdrawn():
@@ -192,7 +205,7 @@ def _confirm(state: Purchase, event: ConfirmationArrived) -> Step[Purchase]:
         return Step(state=state, effects=(taken,))
     if placement.phase != "awarded":
         return ignore(state, "a confirmation that is known")
-    confirmed = with_phase(state, placement.lease, "confirmed")
+    confirmed = _without_excuse(with_phase(state, placement.lease, "confirmed"), placement, event.at_ms)
     if any(entry.phase == "awarded" for entry in confirmed.placements):
         return Step(state=confirmed)
     gang = tuple(entry for entry in confirmed.placements if entry.phase == "confirmed")
@@ -201,20 +214,48 @@ def _confirm(state: Purchase, event: ConfirmationArrived) -> Step[Purchase]:
     return Step(state=running, effects=(*release_losers(running, event.at_ms), gathered))
 
 
-def _fail(state: Purchase, lease: bytes, reason: str, at_ms: int) -> Step[Purchase]:
-    """One award came to nothing: the next bid takes its shard."""
-    if not any(entry.lease == lease and entry.phase == "awarded" for entry in state.placements):
+def _fail(state: Purchase, event: RefusalOfLeaseArrived) -> Step[Purchase]:
+    """One award came to nothing: another bid takes its shard."""
+    refused = next((each for each in state.placements if (each.lease, each.phase) == (event.lease, "awarded")), None)
+    if refused is None:
         return ignore(state, "a refusal of no award that waits")
-    return fill(with_phase(state, lease, "failed", reason), at_ms)
+    deserted = is_own_fault(
+        event.kind,
+        award=refused.award,
+        bid=state.bids[refused.bid],
+        is_old_channel=refused.channel == state.channels.get(refused.provider),
+        workload=state.workload,
+        at_ms=event.at_ms,
+    )
+    failed = with_phase(state, event.lease, "failed", event.reason)
+    judged = tuple(
+        replace(entry, deserted=deserted) if entry.lease == event.lease else entry for entry in failed.placements
+    )
+    return fill(replace(failed, placements=judged), event.at_ms)
 
 
-def _replace_silent(state: Purchase, at_ms: int) -> Step[Purchase]:
+def _replace_silent(state: Purchase, event: TimePassed) -> Step[Purchase]:
+    at_ms = event.at_ms
     late = [entry for entry in state.placements if entry.phase == "awarded" and entry.award.confirm_by_ms <= at_ms]
     for placement in late:
-        state = with_phase(state, placement.lease, "failed", UNHEARD if placement.lease in state.away else SILENT)
+        why = UNHEARD if placement.lease in state.away else SILENT
+        if why == SILENT and 0 < event.last_heard_ms <= awarded_ms(placement.award):
+            why = DEAF  # It may be our own line that is gone.
+        state = with_phase(state, placement.lease, "failed", why)
     cancels = tuple(cancel(placement, "not confirmed in time", at_ms) for placement in late)
     step = fill(state, at_ms)
     return Step(state=step.state, effects=(*cancels, *step.effects))
+
+
+def _without_excuse(state: Purchase, placement: Placement, at_ms: int) -> Purchase:
+    """Somebody confirmed at once: if the award came right after others were silent, the line was there all the time."""
+    began_ms = awarded_ms(placement.award)
+    if at_ms > began_ms + AT_ONCE_MS:
+        return state
+    for entry in state.placements:
+        if entry.why == DEAF and entry.award.confirm_by_ms >= began_ms - AT_ONCE_MS:
+            state = with_phase(state, entry.lease, "failed", SILENT)
+    return state
 
 
 def _withdraw(state: Purchase, event: Withdrawn) -> Step[Purchase]:

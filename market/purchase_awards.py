@@ -14,7 +14,7 @@ from hansa.market.funding import start_ms
 from hansa.market.machine import Step
 from hansa.market.pricing import ITSELF
 from hansa.market.purchase_events import Unfilled
-from hansa.market.purchase_state import SILENT, UNHEARD, Placement, Purchase
+from hansa.market.purchase_state import DEAF, SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.market.shares import share_given
@@ -153,6 +153,11 @@ def placement_for(state: Purchase, shard: int, bid_digest: bytes, at_ms: int) ->
     )
 
 
+def awarded_ms(award: Award) -> int:
+    """When an award was made."""
+    return award.confirm_by_ms - CONFIRM_MS
+
+
 def award_message(state: Purchase, placement: Placement) -> Send:
     """The award on its way to the winner."""
     message = AwardSent(award=unsigned(placement.award), channel=placement.channel, workload=state.workload)
@@ -220,7 +225,7 @@ def give_up(state: Purchase, reason: str, at_ms: int, *, missing: int = 0) -> St
     told = Unfilled(
         tender=state.tender_digest,
         reason=reason,
-        deserted=any(entry.why in (SILENT, UNHEARD) for entry in unfilled.placements),
+        deserted=any(entry.deserted or entry.why in (SILENT, UNHEARD, DEAF) for entry in unfilled.placements),
         missing=missing,
         at_ms=at_ms,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hansa.market.purchase_state import Placement
 from hansa.proto.market_documents import Bid, Decline
+from hansa.proto.messages import RefusalKind
 from hansa.proto.signing import Signed
 from hansa.proto.units import Amount, Bytes32, UnixMs
 
@@ -34,9 +35,10 @@ class ConfirmationArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalOfLeaseArrived:
-    """The provider did not confirm, and says why."""
+    """The provider did not confirm, and says why: of what kind that is, and in words."""
 
     lease: Bytes32
+    kind: RefusalKind
     reason: str
     at_ms: UnixMs
 
@@ -74,9 +76,14 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimePassed:
-    """The deadline that the machine named has come."""
+    """The deadline that the machine named has come.
+
+    Attributes:
+        last_heard_ms: when anybody at all was heard last; 0 where that is not known.
+    """
 
     at_ms: UnixMs
+    last_heard_ms: UnixMs = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from hansa.proto.workload import Workload
 
 SILENT = "did not confirm in time"
 UNHEARD = "its confirmation was due while the buyer was away"
+DEAF = "its confirmation was due while nobody at all was heard"
 ENDED_BADLY = "ended badly"
 TAKEN_BACK = "its devices were taken back in time"
 WITHOUT_FAULT = "it was ended early, and not through its provider"
@@ -31,6 +32,7 @@ class Placement:
         channel: the channel that pays.
         phase: ``awarded``, ``confirmed``, ``failed`` (never became a lease) or ``ended``.
         why: why it was chosen, or why it failed.
+        deserted: its provider refused it, and is to blame for that.
     """
 
     shard: Uint32
@@ -41,6 +43,7 @@ class Placement:
     channel: ChannelConfig
     phase: str = "awarded"
     why: str = ""
+    deserted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +103,8 @@ class Purchase:
 
     @property
     def deserters(self) -> frozenset[Address]:
-        """Who won and did not confirm."""
-        return frozenset(placement.provider for placement in self.placements if placement.why == SILENT)
+        """Who won and did not confirm, and is to blame for that."""
+        return frozenset(entry.provider for entry in self.placements if entry.why == SILENT or entry.deserted)
 
     @property
     def silent(self) -> tuple[Address, ...]:

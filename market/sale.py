@@ -17,6 +17,7 @@ from hansa.market.firm_leases import RELEASE_MS, is_forfeited
 from hansa.market.ledger import Post, written_back, written_off
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import LeaseTerms
+from hansa.market.refusals import kind_of_end, kind_of_objection
 from hansa.market.sale_award import objection_to
 from hansa.market.sale_events import (
     RECLAIMED,
@@ -217,7 +218,7 @@ def _lease(state: Sale, event: AwardArrived) -> Step[Sale]:
     lease = digest(DOMAIN, event.award)
     objection = objection_to(state, event)
     if objection:
-        refusal = LeaseRefused(lease=lease, reason=objection)
+        refusal = LeaseRefused(lease=lease, kind=kind_of_objection(state, event), reason=objection)
         return Step(
             state=state, effects=(Send(to=state.buyer, message=refusal, keep_until_ms=state.tender.expires_ms),)
         )
@@ -255,7 +256,8 @@ def _repeat_confirmation(state: Sale, award: Award) -> Step[Sale]:
     if lease == state.lease:
         return ignore(state, "an award that is known")
     why = f": {state.reason}" if state.reason else ""
-    refusal = LeaseRefused(lease=lease, reason=clipped(f"the bid is {state.phase}{why}", 2_000))
+    words = clipped(f"the bid is {state.phase}{why}", 2_000)
+    refusal = LeaseRefused(lease=lease, kind=kind_of_end(state), reason=words)
     return Step(state=state, effects=(Send(to=state.buyer, message=refusal, keep_until_ms=award.confirm_by_ms),))
 
 

@@ -39,7 +39,7 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
         return "the workload asks for more than was tendered"
     if event.workload.shared_memory_bytes > event.workload.memory_bytes:
         return "the workload asks for more shared memory than memory"
-    if _is_too_large(event.workload):
+    if is_too_large(event.workload):
         return "the workload is larger than providers take"
     if event.workload.fetch_bytes > state.max_fetch_bytes:
         return f"the files of a shard weigh more than is fetched here, which is {state.max_fetch_bytes >> 20} MiB"
@@ -63,7 +63,7 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
     return ""
 
 
-def _is_too_large(workload: Workload) -> bool:
+def is_too_large(workload: Workload) -> bool:
     """Whether it would fill the provider's memory or disk outside the sandbox, where the job's limits do not hold."""
     return (
         workload.package_bytes > LARGEST_PACKAGE_BYTES

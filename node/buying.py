@@ -202,8 +202,10 @@ def _confirmed(state: NodeState, event: MessageArrived, bought: Purchase, placem
 
 
 def _refused(state: NodeState, event: MessageArrived, bought: Purchase, placement: Placement) -> Effects:
-    reason: str = event.message.reason  # type: ignore[union-attr]
-    news = purchase_events.RefusalOfLeaseArrived(lease=placement.lease, reason=reason, at_ms=event.at_ms)
+    said: messages.LeaseRefused = event.message  # type: ignore[assignment]
+    news = purchase_events.RefusalOfLeaseArrived(
+        lease=placement.lease, kind=said.kind, reason=said.reason, at_ms=event.at_ms
+    )
     return advance_purchase(state, bought.tender_digest, news)
 
 
@@ -403,12 +405,13 @@ def deadlines_ms(state: NodeState) -> Iterator[int]:
 def pass_time(state: NodeState, at_ms: int) -> Effects:
     """Wake every machine whose deadline has come."""
     effects: Effects = []
+    passed = purchase_events.TimePassed(at_ms=at_ms, last_heard_ms=state.last_heard_ms)
     for key, machine in list(state.jobs.live.items()):
         if (due_ms := job.deadline_ms(machine)) is not None and due_ms <= at_ms:
             effects += advance_job(state, key, job_events.TimePassed(at_ms=at_ms))
     for key, bought in list(state.purchases.live.items()):
         if (due_ms := purchase.deadline_ms(bought)) is not None and due_ms <= at_ms:
-            effects += advance_purchase(state, key, purchase_events.TimePassed(at_ms=at_ms))
+            effects += advance_purchase(state, key, passed)
     for key, current in list(state.rounds.live.items()):
         if (due_ms := rounds.deadline_ms(current)) is not None and due_ms <= at_ms:
             effects += advance_rounds(state, key, rounds.TimePassed(at_ms=at_ms))

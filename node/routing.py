@@ -65,6 +65,8 @@ def advance(state: NodeState, event: NodeEvent) -> Effects:
     if isinstance(event, Started):
         state.before_ms = state.at_ms
     state.at_ms = max(state.at_ms, event.at_ms)
+    if isinstance(event, MessageArrived) and event.sender != state.account:
+        state.last_heard_ms = event.at_ms
     effects: Effects = []
     # What channels can pay follows from the books as they stand after the event.
     for turn in (_handler(event), mutual_credit.follow):

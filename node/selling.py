@@ -11,6 +11,7 @@ from typing import Any
 from hansa.market import earning_channel, sale, sale_events
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.effects import MOST_CHANNELS, Send, channel_salt
+from hansa.market.purchase_awards import CONFIRM_MS
 from hansa.market.sale_state import Sale
 from hansa.node import mirroring
 from hansa.node.answering import answer_tender
@@ -21,6 +22,8 @@ from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig
+from hansa.proto.network import DOMAIN
+from hansa.proto.typed_data import digest
 from hansa.proto.units import Address, Bytes32, Uint64
 from hansa.scheduler import run
 
@@ -93,9 +96,16 @@ def _hear_award(state: NodeState, event: MessageArrived) -> Effects:
     message: messages.AwardSent = event.message  # type: ignore[assignment]
     award = message.award.document
     entry = state.sales.get(award.bid)
-    if award.signer != event.sender or entry is None:
-        state.ignore("sale", "an award that is not its sender's, or of no bid of ours")
+    if award.signer != event.sender:
+        state.ignore("sale", "an award that is not its sender's")
         return []
+    if entry is None:
+        state.ignore("sale", "an award of no bid that is known")
+        # Its buyer holds others back for it: it need not wait until the time to confirm is over.
+        refusal = messages.LeaseRefused(
+            lease=digest(DOMAIN, award), kind="unknown-bid", reason="no bid of that name is known here"
+        )
+        return [Send(to=event.sender, message=refusal, keep_until_ms=event.at_ms + CONFIRM_MS)]
     channel = state.earning.get(award.channel_id)
     news = sale_events.AwardArrived(
         award=award,

@@ -113,6 +113,7 @@ class Snapshot:
     heard: Mapping[Bytes32, Heard] = field(default_factory=dict)
     blocked: Mapping[Address, Line] = field(default_factory=dict)
     currency: Line = ""
+    last_heard_ms: UnixMs = 0
     netting: bool = True
     payer: Address = ITSELF
     mutual: Mapping[Address, Mutual] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class NodeState:
         peer_id: the node's own name on the network.
         terms: the owner's rules as a provider; None where it provides nothing.
         at_ms: the time of the newest event.
+        last_heard_ms: when another node was heard last.
         before_ms: what that was when the daemon started: whatever ended with the daemon before lived until then.
         ledger: the books.
         capacity: the devices and who was promised them.
@@ -164,6 +166,7 @@ class NodeState:
     peer_id: str = ""
     terms: ProviderTerms | None = None
     at_ms: int = 0
+    last_heard_ms: int = 0
     before_ms: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     capacity: Capacity = field(default_factory=Capacity)
@@ -254,6 +257,7 @@ def snapshot(state: NodeState) -> Snapshot:
         heard=dict(state.heard),
         blocked=dict(state.blocked),
         currency=state.currency,
+        last_heard_ms=state.last_heard_ms,
         netting=state.netting,
         payer=state.payer,
         mutual=dict(state.mutual),
@@ -280,6 +284,7 @@ def restored(written: Snapshot) -> NodeState:
         heard=dict(written.heard),
         blocked=dict(written.blocked),
         currency=written.currency,
+        last_heard_ms=written.last_heard_ms,
         netting=written.netting,
         payer=written.payer,
         mutual=dict(written.mutual),

@@ -6,7 +6,7 @@ and is believed only as far as it costs nothing.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import (
@@ -26,6 +26,8 @@ from hansa.proto.signing import Signed
 from hansa.proto.units import Address, Amount, AtMost, Bytes32, Data, Line, Note, Signature, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
 
+RefusalKind = Literal["channel-closed", "expired", "mismatch", "not-held", "reclaimed", "too-large", "unknown-bid"]
+"""Why a provider does not take an award; ``hansa.market.refusals`` says which of them are its own fault."""
 MAX_LINES = 1024
 """Most meter lines in one receipt: leases that ever shared the channel."""
 MAX_METRICS = 32
@@ -98,9 +100,10 @@ class LeaseConfirmed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRefused:
-    """Provider to buyer: no lease, and why."""
+    """Provider to buyer: no lease, of what kind the reason is, and the same in words."""
 
     lease: Bytes32
+    kind: RefusalKind
     reason: Note
 
 

@@ -37,6 +37,8 @@ def values(hint: Any, bound: Mapping[Any, Any] | None = None) -> st.SearchStrate
         return st.lists(values(arguments[0], bound), max_size=2).map(tuple)
     if origin is tuple:
         return st.tuples(*(values(each, bound) for each in arguments))
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
     if origin is frozenset:
         return st.frozensets(values(arguments[0], bound), max_size=2)
     assert issubclass(origin, Mapping), f"nothing draws {hint}"

@@ -1,6 +1,7 @@
 """The buyer's machine for one tender: who is awarded what, and who is told."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from kit.playbook import Playbook, ignored, some
@@ -39,7 +40,7 @@ from hansa.market.purchase_events import (
 from hansa.market.purchase_state import Purchase
 from hansa.market.track_record import Record
 from hansa.proto.documents import channel_id
-from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, TenderSent
+from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, RefusalKind, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 
@@ -180,7 +181,7 @@ def test_a_winner_that_does_not_confirm_is_replaced_and_told_so():
 def test_a_winner_that_refuses_is_replaced():
     playbook = awarding()
     (first,) = playbook.reaches("awarding").placements
-    refusal = RefusalOfLeaseArrived(lease=first.lease, reason="busy", at_ms=NOW_MS)
+    refusal = RefusalOfLeaseArrived(lease=first.lease, kind="channel-closed", reason="busy", at_ms=NOW_MS)
     playbook >> refusal << sent(OTHER, AwardSent) >> refusal << ignored("a refusal of no award that waits")
     playbook.reaches("awarding")
 
@@ -222,7 +223,11 @@ def test_a_gang_that_breaks_half_way_frees_those_who_confirmed():
     playbook = Playbook(advance, start(TWO)) >> bid_of(TWO, PROVIDER_KEY) >> bid_of(TWO, OTHER_KEY) >> passed(CLOSE)
     playbook << some(Send) << some(Send)
     one, two = playbook.reaches("awarding").placements
-    playbook >> confirmed(one) >> RefusalOfLeaseArrived(lease=two.lease, reason="no", at_ms=NOW_MS)
+    (
+        playbook
+        >> confirmed(one)
+        >> RefusalOfLeaseArrived(lease=two.lease, kind="channel-closed", reason="no", at_ms=NOW_MS)
+    )
     playbook << sent(one.provider, LeaseCancelled) << some(Unfilled)
     playbook.reaches("unfilled", live=())
 
@@ -254,6 +259,99 @@ def test_what_scores_better_and_is_too_dear_for_the_budget_does_not_keep_another
     playbook >> confirmed(placed) << sent(PROVIDER, BidReleased) << some(Gathered)
     short = both(600_000) << sent(PROVIDER, BidReleased) << sent(OTHER, BidReleased) << some(Unfilled, missing=1)
     assert "to cost 0.600001, and 0.600000 is left" in short.reaches("unfilled").reason
+
+
+@pytest.mark.parametrize(("funds", "phase"), [(1_500_002, "awarding"), (1_500_001, "unfilled")])
+def test_what_replaces_a_winner_has_to_be_paid_beside_those_who_confirmed(funds, phase):
+    third = bid_of(TWO, THIRD_KEY, PRICE * 3 // 2, max_total=900_001)
+    playbook = Playbook(advance, start(TWO, funds=funds)) >> bid_of(TWO, PROVIDER_KEY) >> bid_of(TWO, OTHER_KEY)
+    playbook >> third >> passed(CLOSE) << some(Send) << some(Send)
+    one, two = playbook.reaches("awarding").placements
+    (
+        playbook
+        >> confirmed(one)
+        >> RefusalOfLeaseArrived(lease=two.lease, kind="channel-closed", reason="no", at_ms=NOW_MS)
+    )
+    if phase == "awarding":
+        playbook << sent(THIRD, AwardSent)
+    else:
+        playbook << sent(one.provider, LeaseCancelled) << sent(THIRD, BidReleased) << some(Unfilled, missing=1)
+    playbook.reaches(phase)
+
+
+def refused(placement, kind, at_ms=NOW_MS + 3_000):
+    return RefusalOfLeaseArrived(lease=placement.lease, kind=kind, reason="no", at_ms=at_ms)
+
+
+KINDS = get_args(RefusalKind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_winner_that_refuses_for_what_its_buyer_does_not_see_has_deserted(kind):
+    playbook = awarding()
+    (placed,) = playbook.reaches("awarding").placements
+    playbook >> refused(placed, kind) << sent(OTHER, AwardSent)
+    state = playbook.reaches("awarding")
+    assert (state.deserters, state.placements[0].why) == (frozenset({PROVIDER}), "no")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_buyer_can_see_itself_excuses_a_refusal_of_just_that_kind(kind):
+    heavy = workload(fetch_bytes=1)
+    short = bid_of(ONE, PROVIDER_KEY, expires_ms=NOW_MS + 5_000)
+    playbook = Playbook(advance, start(channels={PROVIDER: CHANNEL}, workload=heavy)) >> short >> DEAR >> passed(CLOSE)
+    playbook << sent(PROVIDER, AwardSent)
+    (placed,) = playbook.reaches("awarding").placements
+    playbook >> refused(placed, kind) << sent(OTHER, AwardSent)
+    excused = kind in ("channel-closed", "expired", "too-large")
+    assert playbook.reaches("awarding").deserters == (frozenset() if excused else frozenset({PROVIDER}))
+
+
+def test_a_gang_that_a_winner_deserted_is_tried_again():
+    playbook = Playbook(advance, start()) >> CHEAP >> passed(CLOSE) << sent(PROVIDER, AwardSent)
+    (placed,) = playbook.reaches("awarding").placements
+    playbook >> refused(placed, "reclaimed") << some(Unfilled, deserted=True)
+    playbook.reaches("unfilled")
+
+
+def silent(last_heard_ms, confirms_ms):
+    """The first winner says nothing; the second confirms so long after its award."""
+    playbook = awarding()
+    (first,) = playbook.reaches("awarding").placements
+    late_ms = first.award.confirm_by_ms
+    playbook >> TimePassed(at_ms=late_ms, last_heard_ms=last_heard_ms)
+    playbook << sent(PROVIDER, LeaseCancelled) << sent(OTHER, AwardSent)
+    state = playbook.reaches("awarding")
+    before = state.deserters
+    playbook >> ConfirmationArrived(lease=state.placements[1].lease, at_ms=late_ms + confirms_ms)
+    playbook << some(Gathered)
+    return before, playbook.reaches("running").deserters
+
+
+@pytest.mark.parametrize(
+    ("heard_after_ms", "confirms_ms", "before", "after"),
+    [
+        (1, 3_000, {PROVIDER}, {PROVIDER}),
+        (0, 3_000, set(), set()),
+        (0, 1_001, set(), set()),
+        (0, 1_000, set(), {PROVIDER}),
+    ],
+)
+def test_a_silent_winner_is_blamed_if_anybody_was_heard_meanwhile_or_the_next_one_answered_at_once(
+    heard_after_ms, confirms_ms, before, after
+):
+    found = silent(NOW_MS + CLOSE + heard_after_ms, confirms_ms)
+    assert found == (frozenset(before), frozenset(after))
+
+
+def test_a_word_that_comes_too_late_undoes_no_desertion():
+    playbook = awarding()
+    (first,) = playbook.reaches("awarding").placements
+    playbook >> TimePassed(at_ms=first.award.confirm_by_ms, last_heard_ms=first.award.confirm_by_ms - 1)
+    playbook << sent(PROVIDER, LeaseCancelled) << sent(OTHER, AwardSent)
+    playbook >> refused(first, "channel-closed") << ignored("a refusal of no award that waits")
+    playbook >> confirmed(first) << sent(PROVIDER, LeaseCancelled)
+    assert playbook.reaches("awarding").deserters == {PROVIDER}
 
 
 def test_who_lost_since_the_budget_was_too_small_for_the_best_is_not_told_that_it_was_number_one_and_no_more():

@@ -69,7 +69,7 @@ def event_of(draw, state, at_ms):
         case "confirm":
             return ConfirmationArrived(lease=lease, at_ms=at_ms)
         case "refuse":
-            return RefusalOfLeaseArrived(lease=lease, reason="no", at_ms=at_ms)
+            return RefusalOfLeaseArrived(lease=lease, kind="channel-closed", reason="no", at_ms=at_ms)
         case "end":
             return LeaseEnded(lease=lease, well=draw(st.booleans()), at_ms=at_ms)
         case "withdraw" if draw(st.integers(0, 5)) == 0:

@@ -116,7 +116,8 @@ OBJECTIONS = {
 def test_an_award_that_is_not_as_agreed_is_refused_with_the_reason(reason):
     start = replace(START, bid=replace(BID, expires_ms=NOW_MS + 10**6)) if "expired" in reason else START
     playbook = Playbook(advance, start) >> awarded(**OBJECTIONS[reason])
-    playbook << some(Send, to=BUYER, message=some(LeaseRefused, reason=reason))
+    kind = {"expired": "expired", "closed": "channel-closed"}.get(reason.rsplit(" ", 1)[-1], "mismatch")
+    playbook << some(Send, to=BUYER, message=some(LeaseRefused, kind=kind, reason=reason))
     playbook.reaches("bid")
 
 
@@ -166,7 +167,7 @@ def test_a_channel_that_would_pay_somebody_else_is_refused(changes, reason):
 def test_the_same_award_again_is_confirmed_again_and_another_one_refused():
     twice = awarded(award=replace(AWARD, nonce=b"2" * 32))
     playbook = leased() >> awarded() << CONFIRMED >> twice
-    playbook << some(Send, message=some(LeaseRefused, reason="the bid is leased"))
+    playbook << some(Send, message=some(LeaseRefused, kind="not-held", reason="the bid is leased"))
     playbook.reaches("leased", lease=LEASE)
     running_too = running() >> awarded() << ignored("an award that is known")
     running_too.reaches("running")

@@ -72,7 +72,7 @@ def running():
 def test_a_bid_on_devices_that_are_taken_back_lapses_and_an_award_on_it_is_refused_in_words():
     playbook = Playbook(advance, START) >> wanted_back(60_000) << FREED >> AWARDED
     why = "the bid is lapsed: the devices were taken back: the owner plays"
-    playbook << some(Send, to=BUYER, message=LeaseRefused(lease=LEASE, reason=why))
+    playbook << some(Send, to=BUYER, message=LeaseRefused(lease=LEASE, kind="reclaimed", reason=why))
     playbook.reaches("lapsed", terms=None)
 
 

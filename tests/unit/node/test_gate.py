@@ -93,7 +93,7 @@ FOR_BUYERS = [
     messages.BidSent(bid=bid(TENDER)),
     messages.DeclineSent(decline=decline(TENDER)),
     messages.LeaseConfirmed(lease=LEASE),
-    messages.LeaseRefused(lease=LEASE, reason=""),
+    messages.LeaseRefused(lease=LEASE, kind="mismatch", reason=""),
     messages.RunReported(lease=LEASE, step=1, metrics=(), started=True),
     messages.RunEnded(lease=LEASE, outcome="succeeded", kind="", reason="", outputs=0, line=None, paid=0, vouched=0),
     messages.RunKept(lease=LEASE, kind="user-exception", reason="", until_ms=1),

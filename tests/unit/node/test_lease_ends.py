@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec, tender
+from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec, tender
 
 from hansa.market.effects import sealed
-from hansa.market.purchase_state import SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
+from hansa.market.purchase_state import DEAF, SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
 from hansa.node import buying, events
 from hansa.node.buying_turns import MOST_AT_ONCE, funds_left
+from hansa.node.state import restored, snapshot
 from hansa.proto import messages
 from hansa.scheduler import run
 from hansa.scheduler.job_events import TenderWanted
@@ -157,7 +158,7 @@ def test_a_firm_lease_that_lives_may_still_cost_all_of_it():
     assert left[0] == left[1]
 
 
-def unheard(after_ms, *, restarts):
+def unheard(after_ms, *, restarts, heard=False):
     """The award has left, and its confirmation does not arrive: the buyer goes on after so long, from its journal."""
     made = SmallMarket()
     made.add(BUYER_KEY)
@@ -169,6 +170,9 @@ def unheard(after_ms, *, restarts):
     if restarts:
         made.now_ms += after_ms
         made.restart(BUYER)
+    if heard:
+        made.now_ms += 1
+        made.tell(OTHER, BUYER, messages.RunLogSent(lease=bytes(32), text="hello"))
     made.pass_time(10_000, BUYER)
     return made
 
@@ -182,9 +186,18 @@ def test_who_could_not_be_heard_while_the_buyer_was_away_is_blamed_for_nothing(a
 
 
 def test_who_does_not_confirm_to_a_buyer_that_is_there_is_noted():
-    made = unheard(0, restarts=False)
+    made = unheard(0, restarts=False, heard=True)
     assert whys(made) == {PROVIDER: SILENT}
     assert state_of(made).records == {PROVIDER: Record(bad=1)}
+
+
+def test_nobody_is_blamed_while_the_buyers_own_line_may_be_gone():
+    made = unheard(0, restarts=False)
+    assert whys(made) == {PROVIDER: DEAF}
+    assert state_of(made).records == {}
+    assert tenders(made) == 2, "its job looks for a provider at once"
+    written = restored(snapshot(state_of(made)))
+    assert written.last_heard_ms == state_of(made).last_heard_ms == NOW_MS
 
 
 def test_a_closing_channel_wakes_no_job_that_went_round_without_money_for_its_leases():

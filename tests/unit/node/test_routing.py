@@ -102,6 +102,8 @@ def test_who_wins_and_does_not_come_is_remembered_for_it_once():
     made = market()
     made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
     made.tender(BUYER, (PROVIDER,))
+    made.now_ms += 1
+    made.tell(OTHER, BUYER, messages.RunLogSent(lease=bytes(32), text="hello"))
     made.pass_time(4_000, BUYER)
     assert state_of(made, BUYER).records == {PROVIDER: Record(bad=1)}
     late = messages.LeaseConfirmed(lease=next(iter(state_of(made, BUYER).placed)))
@@ -158,7 +160,7 @@ def about(lease, channel_id):
     )
     to_buyer = [
         messages.LeaseConfirmed(lease=lease),
-        messages.LeaseRefused(lease=lease, reason="no"),
+        messages.LeaseRefused(lease=lease, kind="mismatch", reason="no"),
         messages.RunReported(lease=lease, step=99, metrics=(), started=True),
         messages.CheckpointStored(lease=lease, round=0, step=9, checkpoint=blob),
         messages.OutputStored(lease=lease, path="x", blob=blob),
@@ -251,6 +253,22 @@ def test_a_channel_that_may_have_been_is_not_served_on_even_after_it_was_forgott
     assert made.heard(messages.LeaseRefused)[-1].reason == "the channel is closed"
     made.tell(BUYER, PROVIDER, award)
     assert len(made.heard(messages.LeaseConfirmed)) == 2, "a new one of this tender's is"
+
+
+def test_an_award_of_a_bid_that_is_not_known_is_refused_at_once_and_marks_who_made_it():
+    made = market()
+    made.lost = lambda _to, message: isinstance(message, messages.AwardSent)
+    made.tender(BUYER, (PROVIDER,))
+    made.lost = lambda *_: False
+    (award,) = made.heard(messages.AwardSent)
+    (bid,) = state_of(made, PROVIDER).sales.live
+    del state_of(made, PROVIDER).sales.live[bid]
+    made.tell(OTHER, PROVIDER, award)
+    assert not made.heard(messages.LeaseRefused)
+    made.tell(BUYER, PROVIDER, award)
+    (refused,) = made.heard(messages.LeaseRefused)
+    assert refused.kind == "unknown-bid"
+    assert state_of(made, BUYER).records == {PROVIDER: Record(bad=1)}
 
 
 def test_a_message_that_nobody_listens_to_is_counted():

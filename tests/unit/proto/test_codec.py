@@ -249,7 +249,7 @@ SAMPLES = {
         messages.BidReleased(bid=_LEASE, reason="another bid won"),
         messages.AwardSent(award=unsigned(_AWARD), channel=trading.CHANNEL, workload=trading.workload()),
         messages.LeaseConfirmed(lease=_LEASE),
-        messages.LeaseRefused(lease=_LEASE, reason="no"),
+        messages.LeaseRefused(lease=_LEASE, kind="mismatch", reason="no"),
         messages.LeaseCancelled(lease=_LEASE, reason="no"),
         messages.RunOrdered(lease=_LEASE, round=2, checkpoint=_BLOB, mirrors=()),
         messages.RunReported(lease=_LEASE, step=3, metrics=(messages.Metric(name="loss", value=0.5),), started=True),
