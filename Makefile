@@ -21,7 +21,7 @@ SEEDS ?= 1000
 # Where no tests are named, those that use no more than a process run beside the others.
 PYTEST = $(BIN)/python $(if $(TESTS),-m pytest,tests/run.py)
 
-.PHONY: demo test test-quick test-long check bench bench-execution bench-matching simulate contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution bench-matching simulate simulate-network contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -83,6 +83,11 @@ break-defences: $(VENV)/installed-dev
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)
 	$(BIN)/python tests/simulation/simulate.py --players --seeds $$(($(SEEDS) / 10))
+
+# Minutes: a thousand nodes' books, and a day of nodes that come and go.
+simulate-network: $(VENV)/installed-dev
+	$(BIN)/python tests/simulation/simulate_network.py --nodes 1000
+	$(BIN)/python tests/simulation/simulate_network.py --nodes 16 --hours 24
 
 venv: $(VENV)/installed-dev
 

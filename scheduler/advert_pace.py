@@ -5,7 +5,7 @@ With ``n`` providers in a class each advert comes every ``SHARE_MS * n``, so the
 vanished without a word stands.
 """
 
-SHARE_MS = 50
+SHARE_MS = 200
 FIRST_EVERY_MS = 15_000
 LAST_EVERY_MS = 15 * 60_000
 LIVES = 4

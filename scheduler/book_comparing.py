@@ -109,8 +109,7 @@ Pull = Generator[BookCompared | AdvertsWanted | Brought | Promise, BookDifferenc
 
 
 def pull(book: AdvertBook, classes: Callable[[], Iterable[str]], start: Address) -> Pull:
-    """One pull, without a network: yields questions and is sent their answers, and yields what is to be done with
-    these.
+    """One pull, without a network: yields questions, is sent their answers, and yields what is to be done with these.
 
     It goes once around the circle of accounts, from ``start``: several neighbours that are asked at once bring
     different parts first.

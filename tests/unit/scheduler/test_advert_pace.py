@@ -23,11 +23,11 @@ def test_an_advert_is_said_again_well_before_it_ends_and_never_stands_for_too_lo
 
 
 @given(st.integers(FIRST_EVERY_MS // SHARE_MS, LAST_EVERY_MS // SHARE_MS))
-def test_a_class_says_twenty_adverts_a_second_however_many_are_in_it(providers):
-    assert providers * 1000 / every_ms(providers) <= 20.001
+def test_a_class_says_five_adverts_a_second_however_many_are_in_it(providers):
+    assert providers * 1000 / every_ms(providers) <= 5.001
 
 
 def test_in_a_small_market_a_change_is_said_within_a_second():
-    assert pause_ms(0) == pause_ms(300) == FIRST_PAUSE_MS
-    assert pause_ms(10_000) == 50_000
+    assert pause_ms(0) == pause_ms(75) == FIRST_PAUSE_MS
+    assert pause_ms(1_000) == 20_000
     assert life_ms(0) == 60_000
