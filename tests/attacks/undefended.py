@@ -59,6 +59,9 @@ VERIFYING = "unit/node/test_ledger_verify.py"
 HEADS = "unit/node/test_head_exchange.py"
 POLICY = "unit/node/test_claim_policy.py"
 EXPOSURE = "unit/market/test_sale_exposure.py"
+OUTSIDE = "unit/node/test_outside_account.py"
+COLD_PAYER = "unit/node/test_cold_payer.py"
+COLD_WALLET = "integration/test_cold_wallet.py"
 
 ON_CHAIN_DOMAIN = "domain = escrow_domain(chain_id, escrow)"
 CLOSING_AND_GOOD = "if state.phase == CLOSING and good:"
@@ -67,7 +70,62 @@ TOO_MANY_DIGITS = '_DECIMAL_TEXT = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)'
 COVERED = "if state.deposit is not None and voucher.cumulative > state.deposit:"
 AHEAD = "sum(min(terms.prepay, max(0, terms.most - self.vouched(lease)))"
 
+CHANGED = f"{OUTSIDE}::test_a_transaction_that_was_changed_anywhere_is_not_sent"
+NOT_ITS_OWN = f"{OUTSIDE}::test_what_is_not_the_accounts_signature_under_it_is_not_sent"
+ANOTHERS_CHANNEL = f"{COLD_PAYER}::test_a_deposit_for_somebody_elses_channel_is_not_made"
+NEVER_ITS_OWN = f"{COLD_WALLET}::test_a_node_never_pays_another_accounts_channel_from_its_own"
+KILLED = f"{COLD_WALLET}::test_killed_at_any_step_each_deposit_is_made_once"
+
 DEFENCES = (
+    at(
+        "node/outside_account.py",
+        CHANGED,
+        ("if not isinstance(found, list) or found[:-3] != wanted or raw", "if not isinstance(found, list) or raw"),
+        ("keccak256(unsigned)", "keccak256(DYNAMIC_FEE + rlp.encode(found[:-3]))"),
+    ),
+    at(
+        "node/outside_account.py",
+        NOT_ITS_OWN,
+        (" + v) != account:", " + v) == bytes(20):"),
+    ),
+    at("node/cold_deposits.py", ANOTHERS_CHANNEL, ("if parties != (payer, signer, currency) or", "if")),
+    at(
+        "node/cold_deposits.py",
+        ANOTHERS_CHANNEL,
+        ("if splits_hash(wanted.splits) != wanted.config.splits_hash:", "if False:"),
+    ),
+    at(
+        "node/chain_settling.py",
+        NEVER_ITS_OWN,
+        (
+            "if isinstance(effect, FundingWanted) and is_paid_by_another(effect.config, self.backend.account):",
+            "if False:",
+        ),
+        beside=(("node/chain_funding.py", "if wanted.config.payer != backend.account:", "if False:"),),
+    ),
+    at(
+        "node/chain_settling.py",
+        f"{COLD_WALLET}::test_a_deposit_that_comes_after_its_job_is_over_is_asked_back",
+        ('if channel.phase == "closed" and is_paid_by_another(channel.config, self.backend.account):', "if False:"),
+    ),
+    at(
+        "node/chain_funding.py",
+        KILLED,
+        ("missing = wanted.amount - before", "missing = wanted.amount"),
+    ),
+    at(
+        "node/evm_transactions.py",
+        KILLED,
+        (
+            "        written = self.store.intend(intention, attempt)\n        await self._send(written, attempt)\n",
+            "        await self._send(intention, attempt)\n        written = self.store.intend(intention, attempt)\n",
+        ),
+    ),
+    at(
+        "market/sale_award.py",
+        f"{COLD_PAYER}::test_on_the_ledger_nobody_runs_up_anothers_debts",
+        ("if channel.payer != award.signer and not currency.is_on_chain:", "if False:"),
+    ),
     at(
         "proto/currency.py",
         f"{SIGNATURES}::test_replay_on_another_chain_or_escrow",

@@ -238,14 +238,30 @@ async def lived(house: RpcHouse, path: Path, plans: list[WantedDeposit], fate: F
     watched(cold, signer, fate, patch)
     killed = False
     try:
-        await cold.check()
-        for each in plans:
-            await paid(cold, each)
+        async with trio.open_nursery() as nursery:
+            await cold.check()
+            for each in plans:
+                # Planned while what the life before has sent is in no block yet.
+                planned = await cold.plans([(each, ())])
+                with trio.CancelScope() as mining:
+                    nursery.start_soon(_mine, house, cold, mining)
+                    for plan in planned:
+                        await cold.pay(plan)
+                mining.cancel()
+            nursery.cancel_scope.cancel()
     except* Killed:
         killed = True
     finally:
         await cold.close()
     return not killed
+
+
+async def _mine(house: RpcHouse, cold: ColdWallet, until_over: trio.CancelScope) -> None:
+    """Blocks come late, and only where something was sent that is written down."""
+    while not until_over.cancel_called:
+        await trio.sleep(0.06)
+        if cold._store.unsettled():
+            await trio.to_thread.run_sync(house.chain.mine)
 
 
 @pytest.mark.parametrize("permits", [True, pytest.param(False, marks=pytest.mark.long)])
@@ -263,8 +279,10 @@ async def test_killed_at_any_step_each_deposit_is_made_once(
         house.chain.give_coins(PAYER.address, 10**24)
         await house.fund(PAYER, 10**9)
         house.chain.mine(3)
+        house.chain.ask("evm_setAutomine", False)
         scene, left = Scene(house), 10**9
-        for step in count(1):
+        # After one thing is before the next: every second step is every instant.
+        for step in count(1, 2):
             path, config = tmp_path / f"{step}.sqlite", scene.config()
             plans = [deposit(house, config, 300), deposit(house, config, 450)]
             with monkeypatch.context() as patch:
