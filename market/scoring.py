@@ -33,6 +33,8 @@ MOVE_MS = 60_000
 """Allowed for a bidding and a start, when a shard has to move."""
 MOST_BELIEVED = 4
 """A speed that is only stated counts for at most so many times the usual one, and for at least that part of it."""
+LEAST_OTHERS = 2
+"""Among no more than so many other providers, one that is false would decide what is usual."""
 LEAST_LINE_BPS = 1_000_000
 """A line that is stated slower than that counts as not stated."""
 MOST_TERM = 1 << 100
@@ -105,36 +107,54 @@ def speeds(
         if measured is not None:
             rates[key], sources[key] = measured[0], MEASURED_HERE if measured[1] else MEASURED_ON_MODEL
     figures = {key: stated[key].benchmark * len(bid.devices) for key, bid in bids.items() if stated[key].benchmark}
-    both = [rates[key] * PPM // figures[key] for key in rates if figures.get(key)]
-    scale = lower_median(both) if both else 0
+    owners = {key: bid.signer for key, bid in bids.items()}
+    both = {key: rates[key] * PPM // figures[key] for key in rates if figures.get(key)}
+    scale = _usual(both, owners) if both else 0
     if rates and scale:
         said = {key: figure * scale // PPM for key, figure in figures.items() if key not in rates}
     else:
         said = {} if rates else figures
-    usual = lower_median(list((rates or said).values())) if rates or said else 0
+    known = rates or said
+    usual = _usual(known, owners) if known else 0
     if not usual:
         return dict.fromkeys(bids, (PPM, UNKNOWN))
     # Steps are the provider's own word even where they were paid for: far above the usual they are not believed.
-    found = {key: (min(max(1, rate * PPM // usual), PPM * MOST_BELIEVED), sources[key]) for key, rate in rates.items()}
+    most = {key: MOST_BELIEVED * min(usual, _usual(known, owners, without=owners[key])) for key in bids}
+    found = {key: (max(1, min(rate, most[key]) * PPM // usual), sources[key]) for key, rate in rates.items()}
     for key, figure in said.items():
-        speed = min(max(figure * PPM // usual, PPM // MOST_BELIEVED), PPM * MOST_BELIEVED)
+        speed = max(min(figure, most[key]) * PPM // usual, PPM // MOST_BELIEVED)
         found[key] = (speed, STATED)
     slowest = max(min(speed for speed, _ in found.values()), PPM // MOST_BELIEVED)
     return {key: found.get(key, (slowest, SLOWEST_KNOWN)) for key in bids}
+
+
+def _usual(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes], *, without: bytes = b"") -> int:
+    """The lower median of all providers', each counted once however many bids it sent.
+
+    One provider's figures are held against the others' where there are three of these or more: among fewer a single one
+    that is false would be the measure itself, and with its own beside them it is not.
+    """
+    by_owner: dict[bytes, list[int]] = {}
+    for key, figure in figures.items():
+        by_owner.setdefault(owners[key], []).append(figure)
+    medians = {owner: lower_median(values) for owner, values in by_owner.items()}
+    others = [median for owner, median in medians.items() if owner != without]
+    return lower_median(others if len(others) > LEAST_OTHERS else list(medians.values()))
 
 
 def transfer_times_ms(stated: Mapping[bytes, Stated], input_bytes: int) -> dict[bytes, int]:
     """How long each bid's devices would wait for the inputs.
 
     A line of which nothing is said is the slowest known, but no slower than a part of the usual one: nobody's word on
-    its own line ruins those that are silent.
+    its own line ruins those that are silent. No line that is stated counts as slower than that either, or it would be
+    better to say nothing.
     """
     lines = {key: each.download_bps for key, each in stated.items() if each.download_bps >= LEAST_LINE_BPS}
     if not lines:
         return dict.fromkeys(stated, 0)
     said = sorted(lines.values())
     silent = max(said[0], said[len(said) // 2] // MOST_BELIEVED)
-    return {key: input_bytes * 8_000 // lines.get(key, silent) for key in stated}
+    return {key: input_bytes * 8_000 // max(lines.get(key, 0), silent) for key in stated}
 
 
 def score(

@@ -162,15 +162,13 @@ def test_what_a_fact_says_that_is_no_value_of_its_word_counts_as_nothing():
 
 
 def test_inputs_over_a_slow_line_cost_time_of_the_devices():
-    size = 75_000_000  # a minute at 10 Mbit/s
-    entries = table(
-        offer(facts=facts(download="10 Mbit/s")), offer(facts=facts(download="1 Gbit/s")), offer(), input_bytes=size
-    )
-    slow, fast, hidden = (entry.transfer for entry in entries)
+    size = 3_000_000_000  # a minute at 400 Mbit/s
+    lines = (offer(facts=facts(download=line)) for line in ("400 Mbit/s", "1 Gbit/s", "10 Mbit/s"))
+    slow, fast, slowest, hidden = (entry.transfer for entry in table(*lines, offer(), input_bytes=size))
     assert slow == HOUR_MS * 60_000 // WALL_MS
-    assert fast == slow // 100
-    # Silence is as bad as the usual line by four, and no stranger's slow line makes it worse.
-    assert hidden == fast * 4
+    assert fast == slow * 4 // 10
+    # Silence is as bad as the usual line by four, no stranger's slow line makes it worse, and none is worse than it.
+    assert hidden == slowest == slow * 4
 
 
 @pytest.mark.parametrize(("penalty", "costs"), [(0, MOVE_MS), (MOVE_MS // 2, MOVE_MS // 2), (MOVE_MS, 0)])
@@ -331,3 +329,59 @@ def test_a_slow_measurement_beside_it_does_not_ruin_a_bid_of_which_nothing_is_kn
     )
     silent, *_ = table(offer(), offer(), offer(), offer(), trials=trials)
     assert speeds_of([silent]) == [(PPM // 4, SLOWEST_KNOWN)]
+
+
+def several(*offers, trials=()):
+    """Bids of any signers, by number; their speeds in the order given."""
+    signed = {bytes([number]): replace(each, signer=who, payee=who) for number, (who, each) in enumerate(offers)}
+    ranking = rank(TENDER, signed, {}, trials=trials, at_ms=NOW_MS)
+    found = {entry.bid: entry.speed_ppm for entry in ranking}
+    return [found[key] for key in signed]
+
+
+def test_a_provider_with_many_bids_makes_nothing_usual_and_is_still_worth_four_times_it_at_the_most():
+    fast = offer(facts=facts(gpu="h100"))
+    slow = offer(facts=facts(gpu="a100"))
+    trials = (measured(PROVIDER, "h100", 1_000_000), measured(OTHER, "a100", 10), measured(THIRD, "a100", 10))
+    many = [(PROVIDER, replace(fast, nonce=bytes([number]) * 32)) for number in range(5)]
+    assert several(*many, (OTHER, slow), (THIRD, slow), trials=trials) == [4 * PPM] * 5 + [PPM, PPM]
+
+
+def test_one_providers_speed_is_held_against_what_the_others_do_and_not_against_its_own():
+    trials = tuple(measured(who, "a100", steps) for who, steps in ((PROVIDER, 10**6), (OTHER, 10), (THIRD, 20)))
+    fourth = bytes([9]) * 20
+    trials += (measured(fourth, "a100", 40),)
+    bids = [(who, offer(facts=facts(gpu="a100"))) for who in (PROVIDER, OTHER, THIRD, fourth)]
+    # The lower median of all four is 20, and so is that of the other three.
+    assert several(*bids, trials=trials) == [4 * PPM, PPM // 2, PPM, 2 * PPM]
+    less = tuple(replace(trial, steps=10) if trial.provider == THIRD else trial for trial in trials)
+    most = tuple(replace(trial, steps=10**6) if trial.provider == fourth else trial for trial in less)
+    # Two of four lie: beside the honest two and one liar it is worth no more than four times what these do.
+    assert several(*bids, trials=most) == [4 * PPM, PPM, PPM, 4 * PPM]
+
+
+@given(st.integers(1, 10**9), st.lists(st.integers(1, 10**9), min_size=3, max_size=3))
+def test_whatever_one_provider_says_that_it_did_the_others_stand_to_each_other_as_before(steps, honest):
+    who = (OTHER, THIRD, bytes([9]) * 20)
+    did = tuple(measured(each, "a100", count + 3) for each, count in zip(who, honest, strict=True))
+    liar = (measured(PROVIDER, "a100", steps + 3),)
+    bids = [(each, offer(facts=facts(gpu="a100"))) for each in (PROVIDER, *who)]
+    found = several(*bids, trials=did + liar)
+    assert max(found) <= 4 * PPM
+    usual = sorted(count + 3 for count in honest)[1]
+    assert found[0] <= max(1, 4 * min(usual, steps + 3) * PPM // min(usual, sorted((*honest, steps))[1] + 3))
+
+
+@pytest.mark.parametrize(("line", "counted"), [("0.9 Mbps", "silent"), ("1 Mbps", "stated")])
+def test_a_line_slower_than_one_megabit_counts_as_not_stated(line, counted):
+    said = [offer(facts=facts(download=line)), offer(), offer(facts=facts(download="2 Mbps"))]
+    slow, silent, usual = (entry.transfer for entry in table(*said, input_bytes=10**6))
+    assert silent == slow
+    assert (slow == usual) == (counted == "silent")
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=3))
+def test_to_say_nothing_of_a_line_is_never_better_than_to_say_that_it_is_slow(lines):
+    said = [offer(facts=facts(download=f"{mbps} Mbps")) for mbps in lines]
+    *stated, silent = (entry.transfer for entry in table(*said, offer(), input_bytes=10**9))
+    assert all(silent >= transfer for transfer in stated)

@@ -142,6 +142,20 @@ def test_a_lease_that_joins_a_channel_is_measured_from_its_own_first_receipt_on(
     assert (trial.steps, trial.device_ms) == (2, 4_000)
 
 
+@pytest.mark.parametrize(("published", "counted"), [(0, 1_000_000), (4, 11), (100, 6)])
+def test_steps_of_a_job_that_synchronises_count_no_further_than_the_others_have_come(published, counted):
+    made, (one, other) = running(spec(shards=2))
+    state = state_of(made, BUYER)
+    apart = tuple(replace(shard, provider=bytes([number]) * 20) for number, shard in enumerate(job_of(made).shards))
+    step(made, other, 1, after_ms=2_000)
+    state.jobs[JOB] = replace(job_of(made), shards=tuple(replace(shard, step=10) for shard in apart))
+    state.rounds[JOB] = replace(state.rounds.get(JOB), published=published)
+    for count in (4, 1_000_004):
+        step(made, one, count, after_ms=2_000)
+    (trial,) = state.trials.values()
+    assert trial.steps == counted
+
+
 # Whoever it does not concern is not listened to.
 
 
