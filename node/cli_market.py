@@ -155,7 +155,7 @@ def print_bids(view: View) -> None:
 
 def _print_tender(tender: View) -> None:
     from hansa.node.cli_screen import money_text
-    from hansa.node.cli_tables import print_table
+    from hansa.node.cli_tables import how_much, print_table
     from hansa.node.plain_text import plain, short_account
 
     bids = tender.get("bids", [])[:MOST_ROWS]
@@ -168,7 +168,7 @@ def _print_tender(tender: View) -> None:
         rows.append(
             (
                 short_account(bid.get("provider")),
-                f"{plain(bid.get('devices'), 6)}x{money_text(bid.get('price_per_hour'))}",
+                f"{how_much(bid)}x{money_text(bid.get('price_per_hour'))}",
                 _percent(bid.get("speed_ppm")),
                 _percent(bid.get("reliability_ppm")),
                 *(_rounded(bid.get(name)) for name in terms),
@@ -203,7 +203,7 @@ def _percent(ppm: object) -> str:
 def print_tenders(view: View) -> None:
     """How a provider answered."""
     from hansa.node.cli_screen import money_text
-    from hansa.node.cli_tables import clock, print_table
+    from hansa.node.cli_tables import clock, how_much, print_table
     from hansa.node.plain_text import plain, short_account, summary
 
     found = view.get("tenders", [])
@@ -215,7 +215,7 @@ def print_tenders(view: View) -> None:
     for tender in found[:MOST_ROWS]:
         about = (clock(tender.get("closes_ms")), short_account(tender.get("buyer")), tender.get("shards"))
         for bid in tender.get("bids", []):
-            price = f"{plain(bid.get('devices'), 6)} x {money_text(bid.get('price_per_hour'))}"
+            price = f"{how_much(bid)} x {money_text(bid.get('price_per_hour'))}"
             rows.append((*about, plain(bid.get("outcome"), 12), price, summary(bid.get("why") or "", 160)))
         if tender.get("declined"):
             why = summary(tender["declined"], 160)

@@ -107,7 +107,17 @@ def print_devices(devices: Rows) -> None:
 def _device_state(device: dict[str, Any]) -> str:
     """Who has it; of a device that is wanted back, by when it is left."""
     leaves = clock(device.get("leaves_by_ms"))
-    return plain(device.get("state"), 16) + (f", left by {leaves}" if leaves else "")
+    parts = [plain(fields_of(part).get("share"), 8) for part in device.get("parts", [])[:8]]
+    shared = f", {' + '.join(parts)} of it" if parts and parts != ["1"] else ""
+    return plain(device.get("state"), 16) + shared + (f", left by {leaves}" if leaves else "")
+
+
+def how_much(view: Mapping[str, Any]) -> str:
+    """How many devices a bid or a lease is about, or which part of one."""
+    share, devices = view.get("share"), view.get("devices")
+    if isinstance(share, str) and share != "1":
+        return plain(share, 8)
+    return plain(len(devices) if isinstance(devices, list) else devices, 6)
 
 
 def print_leases(leases: Rows) -> None:
@@ -121,7 +131,7 @@ def print_leases(leases: Rows) -> None:
                 short_account(lease.get("buyer")),
                 plain(lease.get("phase"), 16) + (f", leaves by {leaves}" if leaves else ""),
                 lease.get("step"),
-                len(lease.get("devices", [])),
+                how_much(lease),
                 use_text(lease),
                 f"{lease.get('vouched')} of {lease.get('accrued')}" + _firm(lease),
             )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hansa.market.shares import WHOLE_MILLI
 from hansa.node.gpus import GpuSample
 from hansa.proto.market_documents import KIND_CPU, Device
 
@@ -26,12 +27,14 @@ class Leased:
         devices: what it has.
         pid: its sandbox's outermost process; ``None`` while it has none.
         busy_ms: what was told of the lease before we began.
+        share_milli: how much of each device it has, in thousandths.
     """
 
     lease: bytes
     devices: tuple[Device, ...]
     pid: int | None
     busy_ms: int
+    share_milli: int = WHOLE_MILLI
 
 
 @dataclass(slots=True)
@@ -71,7 +74,8 @@ class UseMeter:
         for entry in live:
             tally = self._tallies[entry.lease]
             for device in entry.devices:
-                sample = gpus.get(device.id)
+                # Of a GPU that takes turns between runs its driver does not say for whom it computed.
+                sample = gpus.get(device.id) if entry.share_milli == WHOLE_MILLI else None
                 if sample is not None and sample.busy_percent is not None:
                     tally.busy_us += step_ms * 10 * max(0, min(sample.busy_percent, 100))
             tally.busy_us += _cores_busy_us(entry, tally, cpu_ms, step_ms)

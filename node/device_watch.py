@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING
 import trio
 
 from hansa.market.effects import clipped
+from hansa.market.shares import WHOLE_MILLI, share_given
 from hansa.node.config import ProviderConfig
 from hansa.node.device_use import Leased, UseMeter, read_cpu_ms
 from hansa.node.driver_process import DriverProcess, DriverSilent
 from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, InventoryChanged, NodeEvent
+from hansa.node.gpu_parts import Tenant, over_their_parts
 from hansa.node.gpu_users import Foreigners, Told, own_processes, strangers, told_cpu_ms
 from hansa.node.gpus import Gpu, GpuReport, GpuSample
 from hansa.node.inventory import Inventory, Machine, read_machine, take_inventory
 from hansa.node.logs import LOGGER
 from hansa.node.owner_presence import OwnerPresence, on_battery
+from hansa.node.process_tree import descendants
 from hansa.node.rules_config import RulesConfig
+from hansa.proto.market_documents import KIND_GPU
 from hansa.proto.units import Address
 from hansa.scheduler.capacity import Capacity
 from hansa.scheduler.device_health import Health, Reason, Vitals, judge
@@ -326,6 +330,7 @@ async def watch_devices(daemon: "Daemon") -> None:
         for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, computing)):
             daemon.tell(event)
             _log(event)
+        await _end_those_over_their_parts(daemon, sight, leases)
 
 
 def _computes(daemon: "Daemon", lease: bytes) -> bool:
@@ -351,5 +356,34 @@ def _leases(daemon: "Daemon") -> list[Leased]:
         entry = daemon.state.sale_on(lease)
         if entry is not None and all(device in own for device in entry.bid.devices):
             devices = tuple(own[device] for device in entry.bid.devices)
-            found.append(Leased(lease=lease, devices=devices, pid=pids.get(lease), busy_ms=entry.busy_ms))
+            share = share_given(entry.bid)
+            pid, busy_ms = pids.get(lease), entry.busy_ms
+            found.append(Leased(lease=lease, devices=devices, pid=pid, busy_ms=busy_ms, share_milli=share))
     return found
+
+
+async def _end_those_over_their_parts(daemon: "Daemon", sight: Sight, leases: Sequence[Leased]) -> None:
+    """A run that has more of a GPU's memory than its part is over: its neighbours were promised theirs."""
+    sharing = [entry for entry in leases if entry.share_milli < WHOLE_MILLI and entry.devices[0].kind == KIND_GPU]
+    if not sharing or sight.report is None:
+        return
+    tenants = [
+        Tenant(
+            lease=entry.lease,
+            device=entry.devices[0].id,
+            memory_bytes=entry.devices[0].memory_bytes,
+            share_milli=entry.share_milli,
+            pids=_processes_of(daemon, entry),
+        )
+        for entry in sharing
+    ]
+    seen = {device: sample.processes for device, sample in daemon.watch.samples().items()}
+    for lease, why in over_their_parts(tenants, seen).items():
+        await daemon.executor.fail(lease, "out-of-memory", why)
+
+
+def _processes_of(daemon: "Daemon", entry: Leased) -> frozenset[int]:
+    """A run's processes: those seen below its sandbox's outermost one, and those that the launcher tells of."""
+    told = daemon.executor.told.get(entry.lease)
+    seen = [] if entry.pid is None else [entry.pid, *descendants(entry.pid)]
+    return frozenset((*seen, *(told.pids if told is not None else ())))

@@ -121,6 +121,11 @@ class Executor:
         if run in self._runs:
             await self._runs[run].leave(grace_ms, reason)
 
+    async def fail(self, run: bytes, kind: str, reason: str) -> None:
+        """End a run at once that must not go on, for a reason that was seen outside its sandbox. It is not kept."""
+        if run in self._runs:
+            self._runs[run].fail(kind, reason)
+
     async def pause(self, run: bytes) -> None:
         """Let nothing of a run compute; its memory stays."""
         if run in self._runs:

@@ -107,6 +107,7 @@ class Supervision:
         self._stream: trio.SocketStream | None = None
         self._over = Over("sandbox-lost")
         self._kept: Over | None = None
+        self._ended_from_outside: Over | None = None
         self._awaited_round: int | None = None
         self._unacknowledged = False
         self._output_left = order.limits.output_bytes
@@ -131,6 +132,10 @@ class Supervision:
         """Ask it to end at its next checkpoint, and end it after the grace. One that is paused stays so."""
         self._clock.leave_by(trio.current_time() + (0 if self._kept else grace_ms / 1000), reason)
         self._line.post(frames.Leave(grace_ms=grace_ms))
+
+    def fail(self, kind: str, reason: str) -> None:
+        """End it at once. What it has must be free again, so it is not kept to be looked at."""
+        self._ended_from_outside = self._ended_from_outside or Over(kind, reason)
 
     async def pause(self) -> None:
         """Let nothing of it compute; its memory stays."""
@@ -427,6 +432,8 @@ class Supervision:
             await trio.sleep(TICK_S)
             now_s = trio.current_time()
             clock.tick(now_s)
+            if self._ended_from_outside is not None:
+                raise self._ended_from_outside
             if self._gone.is_set():
                 if self._ended is None:
                     raise Over("sandbox-lost", "the launcher died, and the sandbox with it")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
+from hansa.market.shares import share_given
+from hansa.market.vocabulary import number_text
 from hansa.proto.market_documents import Tender
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import Address, Bytes32, Note, Uint32, UnixMs, e18_to_price_per_hour
@@ -79,6 +81,7 @@ def _row(tender: bytes, sales: Iterable[Sale], declined: Declined | None) -> Jso
             {
                 "bid": entry.bid_digest.hex(),
                 "devices": len(entry.bid.devices),
+                "share": number_text(share_given(entry.bid)),
                 "price_per_hour": e18_to_price_per_hour(entry.bid.price_e18_per_device_ms),
                 "outcome": OUTCOMES.get(entry.phase, "won"),
                 "phase": entry.phase,

@@ -8,6 +8,7 @@ from hansa.market.ledger import Entry, payees_part
 from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import LeaseTerms, Statement
 from hansa.market.selection import explain_choice
+from hansa.market.vocabulary import number_text
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
@@ -268,6 +269,7 @@ def lease_views(state: NodeState) -> list[Json]:
                 "phase": "kept" if current is not None and current.phase == run.KEPT else entry.phase,
                 "shard": entry.terms.shard,
                 "devices": [device.hex() for device in entry.bid.devices],
+                "share": number_text(entry.terms.share_milli),
                 "tier": entry.bid.tier,
                 "step": entry.steps,
                 **_use_view(entry.device_ms, min(entry.busy_ms, entry.device_ms)),

@@ -99,6 +99,22 @@ async def test_each_of_rays_own_processes_that_dies_is_told_by_its_name(tmp_path
         assert f"Ray's {words}{how}" in told[name].reason, told[name].reason
 
 
+@pytest.mark.trio
+async def test_a_run_that_must_not_go_on_is_over_at_once_and_is_not_kept_to_be_looked_at(tmp_path):
+    need_sandbox()
+    limits = dataclasses.replace(LIMITS, keep_failed_ms=60_000)
+    code = "import time\ndef main(ctx):\n    ctx.report(step=1)\n    while True: time.sleep(0.1)\n"
+    async with a_room() as room:
+        await room.executor.start(an_order(tmp_path, code, limits=limits))
+        await room.wait_for(RunProgressed)
+        await room.executor.fail(RUN, "out-of-memory", "it had 41 GiB of its GPU's memory")
+        await room.executor.fail(RUN, "out-of-memory", "said again")
+        failed = await room.wait_for(RunFailed, within_s=20)
+        assert (failed.kind, failed.reason) == ("out-of-memory", "it had 41 GiB of its GPU's memory")
+        assert not [event for event in room.events if isinstance(event, RunKept)]
+        await room.executor.fail(RUN, "out-of-memory", "nobody is there")
+
+
 LEAVING = """
 import time
 def main(ctx):
