@@ -126,6 +126,14 @@ class Libp2pNet:
                         task_status.started()
                         is_first = False
                     await trio.sleep_forever()
+            except BaseExceptionGroup as group:
+                faults, others = group.split(Exception)
+                if others is not None:
+                    # We are being stopped; what broke over it is of no interest any more.
+                    raise others from None
+                if is_first or faults is None:
+                    raise
+                self._fell(faults)
             except Exception as fault:
                 if is_first:
                     raise

@@ -194,7 +194,7 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
         if self.on_tls is None or not isinstance(read_write_closer, TrioTCPStream):
             return False
         with trio.fail_after(self.limits.handshake_timeout_ms / 1000):
-            return await read_write_closer.stream.socket.recv(1, MSG_PEEK) == TLS_HANDSHAKE
+            return bool(await read_write_closer.stream.socket.recv(1, MSG_PEEK) == TLS_HANDSHAKE)
 
     async def _take_socket(self, stream: trio.SocketStream) -> None:
         await self._handle_inbound_connection(TrioTCPStream(stream))

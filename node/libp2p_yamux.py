@@ -9,7 +9,7 @@ cancelled, and a ping finds out who is dead.
 import contextlib
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -116,18 +116,25 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
     async def start(self) -> None:
         """Run until either side ends it."""
         try:
-            # Sockets, noise and whatever a peer's bytes provoke there: each only means that this connection is over.
-            with contextlib.suppress(Exception), self._scope:
+            with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_loop)
-                    nursery.start_soon(self._ping_loop)
+                    nursery.start_soon(self._until_over, self._write_loop)
+                    nursery.start_soon(self._until_over, self._ping_loop)
                     self.event_started.set()
-                    await self._read_loop()
-                    nursery.cancel_scope.cancel()
+                    await self._until_over(self._read_loop)
         finally:
             self.event_started.set()
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await self._shut()
+
+    async def _until_over(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Sockets, noise and whatever a peer's bytes provoke there: each only means that this connection is over.
+
+        Caught here and not around all three: together with a cancellation from outside it would be no ``Exception``.
+        """
+        with contextlib.suppress(Exception):
+            await loop()
+        self._scope.cancel()
 
     async def close(self) -> None:
         """End it and close the socket."""

@@ -2,8 +2,9 @@
 
     python tests/run.py [PYTEST'S OPTIONS]
 
-The first are those of tests/integration and tests/e2e: users, control groups, namespaces, time. Most of it is waiting,
-so the whole takes little more than half as long on two cores. The output of the others comes when both are done.
+The first are those of tests/integration, tests/e2e and tests/namespaces: users, control groups, namespaces, time. Most
+of it is waiting, so the whole takes little more than half as long on two cores. The output of the others comes when
+both are done.
 """
 
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-USE_THE_MACHINE = ("integration", "e2e")
+USE_THE_MACHINE = ("integration", "e2e", "namespaces")
 NO_TESTS_COLLECTED = 5
 
 

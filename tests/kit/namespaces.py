@@ -41,19 +41,18 @@ def why_not() -> str | None:
     """Why no such internet can be made here, if so."""
     if os.geteuid() != 0:
         return "network namespaces with routers need root"
-    missing = [
-        name for name in ("ip", "nft", "tc") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
-    ]
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [name for name in ("ip", "nft", "tc") if shutil.which(name, path=path) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
     name = f"hansa-try-{os.getpid()}"
     try:
         run(f"ip netns add {name}")
         try:
-            run(
-                f"ip link add hx{os.getpid() % 10_000}a netns {name} type veth peer name hx{os.getpid() % 10_000}b netns {name}"
-            )
-            rules = "add table ip n\nadd chain ip n p { type nat hook postrouting priority 100 ; }\nadd rule ip n p masquerade"
+            one, other = f"hx{os.getpid() % 10_000}a", f"hx{os.getpid() % 10_000}b"
+            run(f"ip link add {one} netns {name} type veth peer name {other} netns {name}")
+            chain = "add chain ip n p { type nat hook postrouting priority 100 ; }"
+            rules = f"add table ip n\n{chain}\nadd rule ip n p masquerade"
             run(f"ip netns exec {name} nft -f -", stdin=rules)
         finally:
             run(f"ip netns del {name}")
@@ -111,7 +110,7 @@ class Internet:
         name = self._namespace(f"host{number}")
         device = self._join(self.core, f"45.33.{number}.1/24", name, f"45.33.{number}.2/24")
         self.inside(name, f"ip route add default via 45.33.{number}.1")
-        return Site(self, name, f"45.33.{number}.2", number, device)
+        return Site(self, name, number, device=device)
 
     def home(self, *, symmetric: bool = False) -> "Site":
         """A host behind a router that lets nothing in. A symmetric one gives each connection a port of its own."""
@@ -130,12 +129,18 @@ class Internet:
             stdin=f"""
 table ip home {{
   chain out {{ type nat hook postrouting priority 100; ip saddr {lan} ip daddr != {lan} {how}; }}
-  chain door {{ type filter hook input priority 0; policy drop; ct state established,related accept; ip saddr {lan} accept; }}
-  chain through {{ type filter hook forward priority 0; policy drop; ct state established,related accept; ip saddr {lan} accept; }}
+  chain door {{
+    type filter hook input priority 0; policy drop;
+    ct state established,related accept; ip saddr {lan} accept;
+  }}
+  chain through {{
+    type filter hook forward priority 0; policy drop;
+    ct state established,related accept; ip saddr {lan} accept;
+  }}
 }}
 """,
         )
-        return Site(self, name, f"45.33.{number}.2", number, device, router=router)
+        return Site(self, name, number, device=device, router=router)
 
     def filter_core(self, rules: str) -> None:
         """What the core does not pass on; empty for everything."""
@@ -164,15 +169,9 @@ table ip home {{
 class Site:
     """A place where a node can live."""
 
-    def __init__(self, net: Internet, name: str, address: str, number: int, device: str, router: str = "") -> None:
-        self.net, self.name, self.address, self.number, self.device, self.router = (
-            net,
-            name,
-            address,
-            number,
-            device,
-            router,
-        )
+    def __init__(self, net: Internet, name: str, number: int, *, device: str, router: str = "") -> None:
+        self.net, self.name, self.number, self.device, self.router = net, name, number, device, router
+        self.address = f"45.33.{number}.2"
 
     def slow_down(self, rate: str) -> None:
         """Let no more out of here than this, e.g. ``8mbit``."""
@@ -238,7 +237,7 @@ class NodeThread:
 
         async def wait() -> Any:
             with trio.fail_after(patience_s):
-                while not (found := condition(self.net)):
+                while not (found := condition(self.net)):  # noqa: ASYNC110
                     await trio.sleep(0.05)
                 return found
 

@@ -1,4 +1,4 @@
-"""Nodes behind routers, in network namespaces: they are reached through relays, and directly where their routers allow."""
+"""Nodes behind routers, in network namespaces: reached through relays, and directly where their routers allow it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
