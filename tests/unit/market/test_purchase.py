@@ -18,6 +18,7 @@ from kit.trading import (
     THIRD_KEY,
     bid,
     decline,
+    needs,
     tender,
     workload,
 )
@@ -40,6 +41,7 @@ from hansa.market.purchase_events import (
 from hansa.market.purchase_state import Purchase
 from hansa.market.track_record import Record
 from hansa.proto.documents import channel_id
+from hansa.proto.market_documents import Clause, Fact
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled, RefusalKind, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
@@ -203,6 +205,23 @@ def test_a_gang_whose_winners_all_stay_silent_was_deserted():
     playbook >> passed(CLOSE + CONFIRM_MS)
     playbook << sent(OTHER, LeaseCancelled) << some(Unfilled, deserted=True)
     playbook.reaches("unfilled", deserters=frozenset({OTHER}))
+
+
+@pytest.mark.parametrize(("part", "sold"), [("0.5", 2), ("0.6", 1)])
+def test_parts_of_one_device_are_bought_side_by_side_up_to_the_whole(part, sold):
+    wish = needs(clauses=(Clause(name="share", operator="<=", values=(part,)),))
+    two = tender(shards=(0, 1), requirements=wish)
+    gives = (Fact(name="share", value=part),)
+    most = 600_000 * int(part[2]) // 10 + 1
+    same = [bid_of(two, PROVIDER_KEY, facts=gives, nonce=bytes([n]) * 32, max_total=most) for n in (1, 2)]
+    playbook = Playbook(advance, start(two)) >> same[0] >> same[1] >> passed(CLOSE)
+    message = AwardSent if sold == 2 else BidReleased
+    playbook << sent(PROVIDER, message) << sent(PROVIDER, message)
+    if sold == 2:
+        assert len(playbook.reaches("awarding").placements) == 2
+    else:
+        playbook << some(Unfilled)
+        playbook.reaches("unfilled")
 
 
 def test_one_device_is_not_bought_twice():
