@@ -119,7 +119,7 @@ class Libp2pNet:
             try:
                 async with self._stack.running(self._listen):
                     for topic in dict.fromkeys(topic for topic, _, _ in self._topics):
-                        self._stack.soon(self._stack.pubsub.subscribe, topic)
+                        self._stack.soon(self._stack.pubsub.follow, topic)
                     for part in (self._hold_acquaintances, self._reachability.run, *self._parts):
                         self._stack.soon(self._guarded, part)
                     if is_first:
@@ -266,14 +266,14 @@ class Libp2pNet:
         send, receive = trio.open_memory_channel[Any](queue)
         self._topics.append((topic, validate, send))
         self._pubsub.listen(topic, validate, send)
-        self._stack.soon(self._pubsub.subscribe, topic)
+        self._stack.soon(self._pubsub.follow, topic)
         return receive
 
     def unsubscribe(self, topic: str) -> None:
         """Hear a topic no longer; see ``Net.unsubscribe``."""
         self._topics = [each for each in self._topics if each[0] != topic]
         self._pubsub.unlisten(topic)
-        self._stack.soon(self._pubsub.unsubscribe, topic)
+        self._stack.soon(self._pubsub.follow, topic)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Tell everyone who hears the topic."""

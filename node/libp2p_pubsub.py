@@ -84,21 +84,30 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         self._validators: dict[str, Validator] = {}
         self._listeners: dict[str, list[trio.MemorySendChannel[tuple[Context, bytes]]]] = {}
         self._buckets: dict[ID, Bucket] = {}
+        self._telling = trio.Lock()
         self._inbound: dict[ID, list[NetStream]] = {}
         self._opening: set[ID] = set()
         # The library starts at the seconds of the clock: a restarted node would repeat numbers that others have seen.
         self.counter = time.time_ns()
 
     def listen(self, topic: str, validate: Validator, channel: trio.MemorySendChannel[tuple[Context, bytes]]) -> None:
-        """Validate and deliver this topic; the subscription itself is told to others by ``subscribe``."""
+        """Validate and deliver this topic; that is told to others by ``follow``."""
         self._validators[topic] = validate
         self._listeners.setdefault(topic, []).append(channel)
 
     def unlisten(self, topic: str) -> None:
-        """Deliver this topic no longer; that the subscription ended is told to others by ``unsubscribe``."""
+        """Deliver this topic no longer; that is told to others by ``follow``."""
         self._validators.pop(topic, None)
         for channel in self._listeners.pop(topic, ()):
             channel.close()
+
+    async def follow(self, topic: str) -> None:
+        """Tell others whether we hear a topic, as it is now; one after the other, or an older word might come last."""
+        async with self._telling:
+            if topic in self._validators:
+                await self.subscribe(topic)
+            else:
+                await self.unsubscribe(topic)
 
     # Reading from a neighbour.
 

@@ -268,6 +268,40 @@ async def test_a_validator_that_raises_and_a_full_queue_drop_and_count(opener):
         assert (await heard.receive())[1] == b"kept"
 
 
+async def test_a_topic_that_was_left_is_heard_no_more_and_may_be_heard_again(opener):
+    async with pair(opener) as (one, other):
+        left = other.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT)
+        one.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT)
+        with trio.fail_after(20):
+            while True:
+                await one.publish(TOPIC, b"heard")
+                with trio.move_on_after(0.3):
+                    await left.receive()
+                    break
+        other.unsubscribe(TOPIC)
+        with trio.fail_after(20):
+            async for _ in left:
+                pass
+        again = other.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT)
+        with trio.fail_after(20):
+            while True:
+                await one.publish(TOPIC, b"heard again")
+                with trio.move_on_after(0.3):
+                    assert (await again.receive())[1] == b"heard again"
+                    break
+        other.unsubscribe("/hansa/never/1")
+
+
+async def test_who_is_advertised_under_a_name_is_found_under_it_and_under_no_other(opener):
+    async with pair(opener) as (one, other):
+        other.advertise(("gpu-80/*", "h200/eu"))
+        with trio.fail_after(40):
+            while other.peer_id not in await one.find("h200/eu"):  # noqa: ASYNC110
+                await trio.sleep(0.2)
+        assert await one.find("h200/us") == ()
+        assert one.peer_id not in await one.find("gpu-80/*")
+
+
 async def test_gossip_over_its_limit_is_not_sent(opener):
     async with opener(NetConfig(limits=NetLimits(gossip_message_bytes=100)), os.urandom(32)) as net:
         with pytest.raises(TooBig):

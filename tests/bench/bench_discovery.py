@@ -1,0 +1,224 @@
+"""Real node processes find all adverts: how long until each knows 99 % of them, and what a node sends and receives.
+
+``python tests/bench/bench_discovery.py --nodes 24``. Every process is a node's whole network room (connections,
+gossip, peer exchange, books that are compared, the table of providers) with an advert of its own; it has no engine
+and lends nothing, so that as many as possible fit on this machine. All start from the address of the first. Processes
+that do not get a core when they need one show as latency: take about twelve for each core, and a machine that does
+nothing else.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+KNOWN = 0.99
+NODES_PER_CORE = 12
+MOST_NODES = 50
+
+
+def shown(times: list[float]) -> str:
+    """The median, the 95th and the 99th percentile, in seconds."""
+    ranked = sorted(times)
+    return " / ".join(f"{ranked[min(len(ranked) - 1, int(len(ranked) * part))]:.2f}" for part in (0.5, 0.95, 0.99))
+
+
+class Node:
+    """One process."""
+
+    def __init__(self, number: int, directory: Path) -> None:
+        """Start it; it says where it can be dialled when it is up."""
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--child", str(number), "--data", str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self) -> dict[str, Any]:
+        """The next thing that it says."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "a node ended"
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def say(self, **what: object) -> None:
+        """Tell it something."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        """It goes."""
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(count: int, steady_s: float) -> None:
+    """A network from its start, a minute of its life, and a newcomer."""
+    with tempfile.TemporaryDirectory() as kept:
+        nodes: list[Node] = []
+        try:
+            for number in range(count):
+                (Path(kept) / str(number)).mkdir()
+                nodes.append(Node(number, Path(kept) / str(number)))
+            addrs = [node.hear()["addr"] for node in nodes]
+            for node in nodes:
+                node.say(bootstrap=addrs[:1], all=count)
+            took = [node.hear()["known_s"] for node in nodes]
+            print(f"{count} node processes on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+            print(f"all adverts from a cold start, until 99 % known, p50 / p95 / p99: {shown(took)} s", flush=True)
+            time.sleep(5)
+            before = [_figures(node) for node in nodes]
+            time.sleep(steady_s)
+            after = [_figures(node) for node in nodes]
+            scale = 60 / steady_s / count / 1000
+            sent, received, cpu_s = (
+                sum(late[name] - early[name] for early, late in zip(before, after, strict=True))
+                for name in ("sent", "received", "cpu_s")
+            )
+            print(
+                f"steady state: a node sends {sent * scale:.0f} KB and receives {received * scale:.0f} KB a minute, "
+                f"and takes {100 * cpu_s / steady_s / count:.1f} % of a core; {after[0]['peers']} connections",
+                flush=True,
+            )
+            (Path(kept) / "new").mkdir()
+            newcomer = Node(count, Path(kept) / "new")
+            nodes.append(newcomer)
+            newcomer.hear()
+            newcomer.say(bootstrap=addrs[:1], all=count)
+            print(f"a newcomer knows 99 % of them after {newcomer.hear()['known_s']:.2f} s")
+        finally:
+            for node in nodes:
+                node.end()
+
+
+def _figures(node: Node) -> dict[str, Any]:
+    node.say(figures=True)
+    return node.hear()
+
+
+def live(number: int, directory: Path) -> None:
+    """The life of one node."""
+    # Here and not above: whoever only starts and counts them needs no network.
+    import trio
+    from kit.memory_party import key
+
+    from hansa.node.libp2p_guards import BufferedSocket
+    from hansa.node.libp2p_host import open_net
+    from hansa.node.net import NetConfig
+
+    passed = {"sent": 0, "received": 0}
+    read, write = BufferedSocket.read, BufferedSocket.write
+
+    async def counted_read(self: Any, n: int | None = None) -> bytes:
+        data: bytes = await read(self, n)
+        passed["received"] += len(data)
+        return data
+
+    async def counted_write(self: Any, data: bytes) -> None:
+        passed["sent"] += len(data)
+        await write(self, data)
+
+    BufferedSocket.read = counted_read  # type: ignore[method-assign]
+    BufferedSocket.write = counted_write  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with open_net(NetConfig(), key(70_000 + number).secret()) as net:
+            print(json.dumps({"addr": net.addrs()[0]}), flush=True)
+            said = json.loads(await trio.to_thread.run_sync(sys.stdin.readline))
+            await _take_part(net, number, directory, said, passed)
+
+    trio.run(main)
+
+
+async def _take_part(net: Any, number: int, directory: Path, said: Any, passed: dict[str, int]) -> None:
+    import trio
+    from kit.memory_party import DEVICE, key
+
+    from hansa.node.book import Book
+    from hansa.node.discovery import Discovery
+    from hansa.node.peer_exchange import PeerExchange
+    from hansa.proto.market_documents import Advert
+    from hansa.proto.network import DOMAIN
+    from hansa.proto.signing import sign
+    from hansa.scheduler.advert_classes import capability_names
+    from hansa.scheduler.advert_pace import every_ms, life_ms
+
+    def now_ms() -> int:
+        return int(time.time() * 1000)
+
+    account = key(60_000 + number)
+    book = Book(net, now_ms, lambda advert: net.learn(advert.peer_id, advert.addresses, advert.peer_id))
+    discovery = Discovery(net, book, now_ms, account=account.address, useful=lambda: {"cpu"}, data_dir=directory)
+    discovery.serve()
+    began_s = time.monotonic()
+
+    async def advertise() -> None:
+        while True:
+            others = book.adverts.count({"cpu"})
+            advert = Advert(
+                signer=account.address,
+                peer_id=net.peer_id,
+                addresses=net.addrs(),
+                devices=(DEVICE,),
+                free=1,
+                tier="sandbox",
+                features=("dependencies", "image"),
+                region="eu-west",
+                facts=(),
+                currency="USD",
+                price_e18_per_device_ms=10**15 + number,
+                sequence=now_ms(),
+                expires_ms=now_ms() + life_ms(others),
+            )
+            net.advertise(capability_names(advert))
+            await book.publish(sign(DOMAIN, advert, account))
+            await trio.sleep(every_ms(others) / 1000)
+
+    async def greet() -> None:
+        async for peer_id in net.arrivals():
+            nursery.start_soon(discovery.sync.greet, peer_id)
+
+    async def tell() -> None:
+        while len(book.adverts) < KNOWN * said["all"]:  # noqa: ASYNC110  # a book says nothing when it grows
+            await trio.sleep(0.05)
+        print(json.dumps({"known_s": time.monotonic() - began_s}), flush=True)
+        while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+            live_peers = sum(peer.phase == "live" for peer in net.peers())
+            print(json.dumps({**passed, "cpu_s": time.process_time(), "peers": live_peers}), flush=True)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for task in (discovery.run, greet, advertise, PeerExchange(net).run, tell):
+            nursery.start_soon(task)
+        for addr in said["bootstrap"]:
+            if not addr.endswith(net.peer_id):
+                net.learn(addr.rpartition("/p2p/")[2], (addr,))
+                net.keep(addr.rpartition("/p2p/")[2])
+
+
+def main() -> None:
+    """Measure, or be one of those that are measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, default=min(MOST_NODES, NODES_PER_CORE * (os.cpu_count() or 1)))
+    parser.add_argument("--steady", type=float, default=60, help="how many seconds of the steady state are measured")
+    parser.add_argument("--child", type=int)
+    parser.add_argument("--data", type=Path, default=Path())
+    chosen = parser.parse_args()
+    if chosen.child is not None:
+        live(chosen.child, chosen.data)
+    else:
+        measure(chosen.nodes, chosen.steady)
+
+
+if __name__ == "__main__":
+    main()
