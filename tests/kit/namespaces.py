@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,16 +19,27 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
+from hansa.node.book import Book
+from hansa.node.discovery import Discovery
 from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import Context, NetConfig
+from hansa.node.net import Context, NetConfig, NetError
 from hansa.node.peer_exchange import PeerExchange
+from hansa.proto.market_documents import Advert, Device
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import SigningKey, sign
 
 CLONE_NEWNET = 0x40000000
 PORT = 4077
 ECHO = "/hansa/echo/1"
+ADVERT_LIFE_MS = 300_000
 T = TypeVar("T")
 _numbers = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def now_ms() -> int:
+    """UTC."""
+    return time.time_ns() // 1_000_000
 
 
 def run(words: str, *, stdin: str | None = None) -> None:
@@ -214,10 +226,53 @@ class NodeThread:
             self.net.serve(ECHO, self._echo, max_request_bytes=4 << 20)
             if self._exchange:
                 nursery.start_soon(PeerExchange(self.net).run)
+            self._furnish_book(nursery)
             self.nursery, self._token, self._scope = nursery, trio.lowlevel.current_trio_token(), nursery.cancel_scope
             self.peer_id = self.net.peer_id
             self._ready.set()
             await trio.sleep_forever()
+
+    def _furnish_book(self, nursery: trio.Nursery) -> None:
+        """A book of adverts, kept as a daemon keeps it."""
+        self.account = SigningKey(os.urandom(32))
+        self.book = Book(self.net, now_ms, self._learn)
+        self.discovery = Discovery(self.net, self.book, now_ms, account=self.account.address, useful=frozenset)
+        self.discovery.serve()
+        nursery.start_soon(self.discovery.run)
+        nursery.start_soon(self._greet)
+
+    def _learn(self, advert: Advert) -> None:
+        self.net.learn(advert.peer_id, advert.addresses, told_by=advert.peer_id)
+
+    async def _greet(self) -> None:
+        async for peer_id in self.net.arrivals():
+            with contextlib.suppress(NetError):
+                await self.discovery.sync.pull(peer_id)
+
+    def advertise(self) -> int:
+        """Tell everybody what this node would lend; gives the advert's number."""
+        device = Device(id=bytes(32), kind="cpu", model="Xeon", memory_bytes=8 << 30, cores_milli=4_000, facts=())
+        advert = Advert(
+            facts=(),
+            signer=self.account.address,
+            peer_id=self.peer_id,
+            addresses=self.ask(self.net.addrs)[:16],
+            devices=(device,),
+            free=1,
+            tier="sandbox",
+            features=(),
+            region="nowhere",
+            currency="USD",
+            price_e18_per_device_ms=10**12,
+            sequence=now_ms(),
+            expires_ms=now_ms() + ADVERT_LIFE_MS,
+        )
+        self.call(self.book.publish, sign(DOMAIN, advert, self.account))
+        return advert.sequence
+
+    def known(self) -> dict[bytes, int]:
+        """The accounts in this node's book, and the numbers of their adverts."""
+        return self.ask(lambda: {each.advert.signer: each.advert.sequence for each in self.book.standing()})
 
     async def _echo(self, context: Context, data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()
