@@ -5,6 +5,7 @@ held back by a slow one. What a source fails to bring goes back to the list.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from hansa.proto.blob import CHUNK_BYTES
 AT_ONCE: Final = 4
 """Chunks on their way from one source over libp2p, so that the line is full while one is checked and written."""
 SOURCES_AT_ONCE: Final = 8
+TELL_EVERY_S: Final = 0.1
+"""To wake the event loop for every chunk of a fast line would cost it more than the chunk costs the thread."""
 WORTH_A_CHANNEL_BYTES: Final = 4 * CHUNK_BYTES
 """A bulk channel costs three round trips before its first byte comes."""
 
@@ -54,6 +57,7 @@ class LackingChunks:
         self._waiting = deque(indices)
         self._underway = 0
         self._arrived_bytes = 0
+        self._told_s = 0.0
         self._hear = hear
         self._lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
@@ -86,9 +90,14 @@ class LackingChunks:
 
     def done(self, size_bytes: int) -> None:
         """One of them is here."""
+        now_s = time.monotonic()
         with self._lock:
             self._underway -= 1
             self._arrived_bytes += size_bytes
+            is_over = not self._waiting and not self._underway
+            if not is_over and now_s - self._told_s < TELL_EVERY_S:
+                return
+            self._told_s = now_s
         self._trio.run_sync_soon(self.tell, idempotent=True)
 
     def give_back(self, indices: range) -> None:

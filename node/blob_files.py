@@ -1,11 +1,17 @@
 """Files of the store of blobs: made for their owner only, on the disk before they are believed in."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES
+
+SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:  # Linux has it, Python does not
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def is_at(descriptor: int, at: int, data: bytes) -> bool:
@@ -19,6 +25,13 @@ def write_at(descriptor: int, data: bytes | memoryview, at: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, at)
         view, at = view[written:], at + written
+
+
+def start_writing_out(descriptor: int, at: int, size_bytes: int) -> None:
+    """Have these bytes on their way to the disk, so that little is left to wait for when all must be there."""
+    if _sync_file_range is not None:
+        # What it answers does not matter: whether all is on the disk, the sync at the end says.
+        _sync_file_range(descriptor, at, size_bytes, SYNC_FILE_RANGE_WRITE)
 
 
 def chunks_in(file: BinaryIO) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from hansa.node.blob_files import sync, write_at
+from hansa.node.blob_files import start_writing_out, sync, write_at
 from hansa.node.blob_likeness import Likeness
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, chunk_hash, chunk_size_bytes
 
@@ -62,6 +62,7 @@ class Partial:
         if len(chunk) != chunk_size_bytes(self.ref.size_bytes, index) or chunk_hash(chunk) != self.hashes[index]:
             raise ValueError("the chunk does not fit its hash")
         write_at(self._file.fileno(), chunk, index * CHUNK_BYTES)
+        start_writing_out(self._file.fileno(), index * CHUNK_BYTES, len(chunk))
         self._missing.discard(index)
 
     def finish(self) -> Path:

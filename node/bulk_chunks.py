@@ -8,10 +8,12 @@ import os
 import struct
 import time
 from collections import deque
+from queue import SimpleQueue
+from threading import Thread
 from typing import Final, Protocol
 
 from hansa.node.blob_partial import Partial
-from hansa.node.bulk_line import Line
+from hansa.node.bulk_line import Line, LineBroken
 from hansa.proto.blob import CHUNK_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, chunk_size_bytes
 from hansa.proto.errors import Malformed
 
@@ -20,6 +22,8 @@ SENT, NONE_FOR_YOU = 0, 1
 LONGEST_RUN: Final = 16
 """Chunks in one request. Whether they may be had is asked again for the next."""
 UNDERWAY: Final = 2
+BUFFERS: Final = 3
+"""Chunks that one channel holds: one that comes, one that is checked and written, one between them."""
 SHORT_S: Final = 0.1
 LONG_S: Final = 0.5
 """A run that took less is followed by a longer one, and one that took more by a shorter: who is slow holds little."""
@@ -56,7 +60,7 @@ def parse_request(data: bytes) -> tuple[BlobRef, range]:
 
 def send_chunks(line: Line, file: int, ref: BlobRef, indices: range, chunk_s: float) -> None:
     """Answer a request, in a thread. ``file`` is the blob's, open. Each chunk must be taken within ``chunk_s``."""
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    buffer = line.buffer(CHUNK_BYTES)
     line.send_all(memoryview(bytes((SENT,))), time.monotonic() + chunk_s)
     for index in indices:
         view = buffer[: chunk_size_bytes(ref.size_bytes, index)]
@@ -74,39 +78,84 @@ def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float)
         WrongBytes: it lies.
         OSError: this node's disk.
     """
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    writer = _Writer(partial, lacking)
     underway: deque[range] = deque()
     width = 1
     try:
-        while True:
+        while writer.fault is None:
             while len(underway) < UNDERWAY and (run := lacking.take(width)):
                 underway.append(run)
                 request = REQUEST.pack(partial.ref.root, partial.ref.size_bytes, run.start, len(run))
                 line.send_all(memoryview(request), time.monotonic() + chunk_s)
             if not underway:
-                return
-            started_s = time.monotonic()
-            line.receive_into(buffer[:1], started_s + chunk_s)
-            if buffer[0] != SENT:
-                line.broken = True
-                raise NotGiven
-            run = underway[0]
-            while run:
-                view = buffer[: chunk_size_bytes(partial.ref.size_bytes, run.start)]
-                line.receive_into(view, time.monotonic() + chunk_s)
-                try:
-                    partial.write(run.start, view)
-                except ValueError:
-                    line.broken = True
-                    raise WrongBytes from None
-                lacking.done(len(view))
-                run = underway[0] = run[1:]
+                break
+            took_s = _receive_run(line, underway, writer, chunk_s)
             underway.popleft()
-            took_s = time.monotonic() - started_s
             if took_s < SHORT_S:
                 width = min(LONGEST_RUN, width * 2)
             elif took_s > LONG_S:
                 width = max(1, width // 2)
     finally:
+        line.broken = line.broken or bool(underway)  # what was asked for would come as the answer to the next request
         for run in reversed(underway):
             lacking.give_back(run)
+        writer.finish()
+    if writer.fault is not None:
+        line.broken = True
+        raise writer.fault
+
+
+def _receive_run(line: Line, underway: deque[range], writer: "_Writer", chunk_s: float) -> float:
+    """The answer to the oldest request, chunk by chunk. Says how many seconds it took."""
+    started_s = time.monotonic()
+    status = bytearray(1)
+    line.receive_into(memoryview(status), started_s + chunk_s)
+    if status[0] != SENT:
+        raise NotGiven
+    while run := underway[0]:
+        view = writer.free.get()[: chunk_size_bytes(writer.partial.ref.size_bytes, run.start)]
+        try:
+            line.receive_into(view, time.monotonic() + chunk_s)
+        except LineBroken:
+            writer.free.put(memoryview(view.obj))
+            raise
+        underway[0] = run[1:]
+        writer.filled.put((run.start, view))
+    return time.monotonic() - started_s
+
+
+class _Writer:
+    """Checks chunks and writes them in a thread of its own, while the next ones are received."""
+
+    def __init__(self, partial: Partial, lacking: Lacking) -> None:
+        """Begin to wait for chunks."""
+        self.partial = partial
+        self.fault: Exception | None = None
+        self.free: SimpleQueue[memoryview] = SimpleQueue()
+        self.filled: SimpleQueue[tuple[int, memoryview] | None] = SimpleQueue()
+        for _ in range(BUFFERS):
+            self.free.put(memoryview(bytearray(CHUNK_BYTES)))
+        self._lacking = lacking
+        self._thread = Thread(target=self._run, name="bulk writer", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Nothing more comes; wait until all is written."""
+        self.filled.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self.filled.get()) is not None:
+            index, view = item
+            try:
+                if self.fault is None:
+                    self.partial.write(index, view)
+            except ValueError:
+                self.fault = WrongBytes()
+            except Exception as fault:  # noqa: BLE001  # told to whoever waits for the writer
+                self.fault = fault
+            if self.fault is None:
+                self._lacking.done(len(view))
+            else:
+                self._lacking.give_back(range(index, index + 1))
+            self.free.put(memoryview(view.obj))

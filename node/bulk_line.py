@@ -1,21 +1,21 @@
 """One TLS connection for many bytes: hands are shaken in trio, and the bytes are moved by threads.
 
-TLS works on memory here and the socket is read and written in large pieces: a TLS socket makes two system calls for
-every 16 KiB that it reads. Nobody gets a thread before it has proven who it is. Every wait has a deadline.
+Nobody gets a thread before it has proven who it is. Every wait has a deadline.
 """
 
 import contextlib
-import select
+import math
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar, cast
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
-SOCKET_BYTES: Final = 256 << 10
-"""How much is read from the socket, or encrypted for it, at once."""
+LOOK_EVERY_S: Final = 0.5
+"""How often somebody looks whether a thread that waits is late."""
 T = TypeVar("T")
 
 
@@ -34,18 +34,26 @@ class Line:
     def __init__(self, connected: socket.socket, context: ssl.SSLContext, *, serving: bool) -> None:
         """Around a connected socket, which is this line's from now on."""
         connected.setblocking(False)
-        self._socket = connected
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=serving)
-        self._buffer = bytearray(SOCKET_BYTES)
+        self._socket = context.wrap_socket(
+            connected, server_side=serving, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
         self.broken = False
+        self._buffer = memoryview(b"")
+        self._due_s = math.inf
+        self._is_late = False
+
+    def buffer(self, size_bytes: int) -> memoryview:
+        """Memory that is this line's for good: to get it from the system for each request costs as much as to copy."""
+        if len(self._buffer) != size_bytes:
+            self._buffer = memoryview(bytearray(size_bytes))
+        return self._buffer
 
     @property
     def certificate(self) -> bytes:
         """The other side's, after the handshake."""
-        certificate = self._tls.getpeercert(binary_form=True)
+        certificate = self._socket.getpeercert(binary_form=True)
         if certificate is None:
-            raise LineBroken("showed no certificate")
+            raise self._break("showed no certificate")
         return certificate
 
     def check_certificate(self, expected: bytes) -> None:
@@ -53,65 +61,53 @@ class Line:
         if self.certificate != expected:
             raise self._break("another certificate than was announced")
 
-    # In trio, for what is short.
+    # In trio, for what is short. The caller sets the deadline.
 
     async def shake_hands(self) -> None:
-        """Prove each other. The caller sets the deadline."""
-        try:
-            while True:
-                try:
-                    self._tls.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    await self._flush()
-                    await self._fill()
-            await self._flush()
-        except ssl.SSLError as fault:
-            self.broken = True
-            with contextlib.suppress(LineBroken), trio.move_on_after(1):
-                await self._flush()  # the alert says to an honest peer what is wrong
-            raise LineBroken("the TLS handshake failed") from fault
+        """Prove each other."""
+        await self._when_ready(self._socket.do_handshake)
 
     async def receive(self, size_bytes: int) -> bytes:
-        """Exactly so many bytes, which must be few. The caller sets the deadline."""
-        data = bytearray()
+        """Exactly so many bytes, which must be few."""
+        data = b""
         while len(data) < size_bytes:
-            try:
-                piece = self._tls.read(size_bytes - len(data))
-            except ssl.SSLWantReadError:
-                await self._fill()
-                continue
-            except ssl.SSLError as fault:
-                raise self._break("the TLS connection ended") from fault
+            left = size_bytes - len(data)
+            piece = await self._when_ready(partial(self._socket.recv, left))
             if not piece:
                 raise self._break("closed by the other side")
             data += piece
-        return bytes(data)
+        return data
 
     async def send(self, data: bytes) -> None:
-        """A few bytes. The caller sets the deadline."""
-        self._encrypt(data)
-        await self._flush()
-
-    async def _fill(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket.fileno())
-        self._take_in()
-
-    async def _flush(self) -> None:
-        view = memoryview(self._outgoing.read())
+        """A few bytes."""
+        view = memoryview(data)
         while view:
-            sent = self._try_to_send(view)
-            if not sent:
+            view = view[await self._when_ready(partial(self._socket.send, view)) :]
+
+    async def _when_ready(self, work: Callable[[], T]) -> T:
+        while True:
+            try:
+                result = work()
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+            except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self._socket.fileno())
-            view = view[sent:]
+            except OSError as fault:
+                raise self._broken_by(fault) from fault
+            else:
+                await trio.lowlevel.checkpoint()
+                return result
 
     async def in_thread(self, work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
-        """Do something with this line in a thread. Cancelling ends it by breaking the line."""
+        """Do something with this line in a thread. Cancelling ends it by breaking the line, and so does being late."""
         finished = False
+        self._due_s = math.inf
 
-        async def break_if_cancelled() -> None:
+        async def watch() -> None:
             try:
-                await trio.sleep_forever()
+                while time.monotonic() < self._due_s:  # noqa: ASYNC110  # the thread moves it without a word
+                    await trio.sleep(LOOK_EVERY_S)
+                self._is_late = True
             finally:
                 if not finished:
                     self.shut()
@@ -119,9 +115,12 @@ class Line:
         fault: Exception | None = None
         result: list[T] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(break_if_cancelled)
+            nursery.start_soon(watch)
             try:
+                # A thread waits in the system call itself: to poll before each of them costs a fifth of the speed.
+                self._socket.settimeout(None)
                 result.append(await trio.to_thread.run_sync(work, limiter=limiter))
+                self._socket.settimeout(0)
             except Exception as raised:  # noqa: BLE001  # out of the nursery it would come as a group
                 fault = raised
             finished = True
@@ -130,71 +129,36 @@ class Line:
             raise fault
         return result[0]
 
-    # In a thread, for bulk.
+    # In a thread, for bulk. ``due_s`` is of ``time.monotonic``; whoever is later finds the line broken.
 
-    def receive_into(self, view: memoryview, deadline_s: float) -> None:
-        """Fill all of it. ``deadline_s`` is of ``time.monotonic``."""
-        while view:
-            try:
-                got = cast("int", self._tls.read(len(view), view))  # with a buffer it says how much it read
-            except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, deadline_s)
-                self._take_in()
-                continue
-            except ssl.SSLError as fault:
-                raise self._break("the TLS connection ended") from fault
-            if not got:
-                raise self._break("closed by the other side")
-            view = view[got:]
-
-    def send_all(self, view: memoryview, deadline_s: float) -> None:
-        """Send all of it. ``deadline_s`` is of ``time.monotonic``."""
-        for start in range(0, len(view), SOCKET_BYTES):
-            self._encrypt(view[start : start + SOCKET_BYTES])
-            sealed = memoryview(self._outgoing.read())
-            while sealed:
-                sent = self._try_to_send(sealed)
-                if not sent:
-                    self._wait(select.POLLOUT, deadline_s)
-                sealed = sealed[sent:]
-
-    def _wait(self, wanted: int, deadline_s: float) -> None:
-        left_s = deadline_s - time.monotonic()
-        poll = select.poll()
+    def receive_into(self, view: memoryview, due_s: float) -> None:
+        """Fill all of it."""
+        self._due_s = due_s
         try:
-            poll.register(self._socket, wanted)
-            ready = left_s > 0 and poll.poll(left_s * 1000)
-        except (OSError, ValueError) as fault:
-            raise self._break("closed on this side") from fault
-        if not ready:
-            raise self._break("too slow")
+            while view:
+                got = self._socket.recv_into(view)
+                if not got:
+                    raise self._break("too slow" if self._is_late else "closed by the other side")
+                view = view[got:]
+        except OSError as fault:
+            raise self._broken_by(fault) from fault
+
+    def send_all(self, view: memoryview, due_s: float) -> None:
+        """Send all of it."""
+        self._due_s = due_s
+        try:
+            self._socket.sendall(view)
+        except OSError as fault:
+            raise self._broken_by(fault) from fault
 
     # Both.
 
-    def _take_in(self) -> None:
-        try:
-            got = self._socket.recv_into(self._buffer)
-        except BlockingIOError:
-            return
-        except OSError as fault:
-            raise self._break("the connection broke") from fault
-        if not got:
-            raise self._break("closed by the other side")
-        self._incoming.write(memoryview(self._buffer)[:got])
-
-    def _encrypt(self, data: bytes | memoryview) -> None:
-        try:
-            self._tls.write(data)  # into memory, which takes it whole
-        except ssl.SSLError as fault:
-            raise self._break("the TLS connection ended") from fault
-
-    def _try_to_send(self, view: memoryview) -> int:
-        try:
-            return self._socket.send(view)
-        except BlockingIOError:
-            return 0
-        except OSError as fault:
-            raise self._break("the connection broke") from fault
+    def _broken_by(self, fault: OSError) -> LineBroken:
+        if self._is_late:
+            return self._break("too slow")
+        if isinstance(fault, ssl.SSLEOFError):
+            return self._break("closed by the other side")
+        return self._break("TLS failed" if isinstance(fault, ssl.SSLError) else "the connection broke")
 
     def _break(self, why: str) -> LineBroken:
         self.broken = True
@@ -204,7 +168,8 @@ class Line:
         """Have whoever waits on this line stop. May be called while a thread uses it."""
         self.broken = True
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not the method of TLS sockets, which drops the TLS state that the thread is using.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket; no thread may use the line any more."""
