@@ -10,11 +10,16 @@ end are adverts with their signatures.
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hansa.proto.units import Address
+
+Words = NDArray[np.uint64]
 
 MOST_BITS = 12
 LEAVES = 1 << MOST_BITS
@@ -48,7 +53,7 @@ class Shelf:
     sequences: dict[Address, int] = field(default_factory=dict)
     accounts: list[Address] = field(default_factory=list)
     """Sorted."""
-    leaves: list[int] = field(default_factory=lambda: [0] * LEAVES)
+    leaves: Words = field(default_factory=lambda: np.zeros(LEAVES, dtype=np.uint64))
 
     def __len__(self) -> int:
         """How many entries there are."""
@@ -60,31 +65,20 @@ class Shelf:
         if known is None:
             insort(self.accounts, account)
         else:
-            self.leaves[leaf] ^= mark(account, known)
+            self.leaves[leaf] ^= np.uint64(mark(account, known))
         self.sequences[account] = sequence
-        self.leaves[leaf] ^= mark(account, sequence)
+        self.leaves[leaf] ^= np.uint64(mark(account, sequence))
 
     def remove(self, account: Address) -> None:
         """An account has none any more."""
         known = self.sequences.pop(account, None)
         if known is not None:
-            self.leaves[range_of(account, MOST_BITS)] ^= mark(account, known)
+            self.leaves[range_of(account, MOST_BITS)] ^= np.uint64(mark(account, known))
             del self.accounts[bisect_left(self.accounts, account)]
 
     def digests(self, bits: int) -> bytes:
         """The digests of all ranges, ``MARK_BYTES`` each."""
-        return b"".join(digest.to_bytes(MARK_BYTES, "big") for digest in self._folded(bits))
-
-    def _folded(self, bits: int) -> Sequence[int]:
-        if bits == MOST_BITS:
-            return self.leaves
-        width, folded = LEAVES >> bits, []
-        for start in range(0, LEAVES, width):
-            digest = 0
-            for leaf in self.leaves[start : start + width]:
-                digest ^= leaf
-            folded.append(digest)
-        return folded
+        return np.bitwise_xor.reduce(self.leaves.reshape(1 << bits, -1), axis=1).astype(">u8").tobytes()
 
     def differing(self, bits: int, theirs: bytes, after: Address) -> Iterator[Address]:
         """Accounts beyond ``after``, in order, of ranges in which the other side has something else."""

@@ -84,6 +84,7 @@ class GossipWorld:
         self._order = count()
         self._numbers = count()
         self._checked: set[int] = set()
+        self._sizes: dict[int, int] = {}
         self._kept_alive: dict[int, Signed[Advert]] = {}
         self.peer_ids = [peer_id_of_key(key(9_000 + number).secret()) for number in range(64)]
         self.published = 0
@@ -133,6 +134,7 @@ class GossipWorld:
         for name in old:
             del self._kept_alive[name]
             self._checked.discard(name)
+            self._sizes.pop(name, None)
 
     def join(self, *, provides: bool = True, knows: Iterable[int] = ()) -> Node:
         """A node comes and meets some of those who are there."""
@@ -205,12 +207,19 @@ class GossipWorld:
         )
         return sign(DOMAIN, document, node.key)
 
+    def _size(self, signed: Signed[Advert]) -> int:
+        size_bytes = self._sizes.get(id(signed))
+        if size_bytes is None:
+            size_bytes = self._sizes[id(signed)] = len(encode(AdvertPublished(advert=signed)))
+            self._kept_alive[id(signed)] = signed
+        return size_bytes
+
     def _advertise(self, node: Node) -> Steps:
         yield self.chance.uniform(0, 2)
         while node.alive:
             signed = self.advert(node)
             self.published += 1
-            said = Said(signed, len(encode(AdvertPublished(advert=signed))) + GOSSIP_EXTRA_BYTES)
+            said = Said(signed, self._size(signed) + GOSSIP_EXTRA_BYTES)
             self._heard(node, said)
             # A little early or late, as clocks and changes have it.
             yield every_ms(node.book.count(CLASSES)) / 1000 * self.chance.uniform(0.95, 1.05)
@@ -279,7 +288,7 @@ class GossipWorld:
         for account in asked.accounts:
             known = there.book.get(account)
             if known is not None and known.advert.expires_ms > self.now_ms:
-                size_bytes += len(encode(AdvertPublished(advert=known.signed)))
+                size_bytes += self._size(known.signed)
                 if size_bytes > ANSWER_BYTES:
                     break
                 sent.append(known.signed)
