@@ -83,8 +83,11 @@ def rank(
 def stated_in(bid: Bid) -> Stated:
     """What a bid says of its devices and its line, as far as the score needs it."""
     facts = {fact.name: fact.value for fact in bid.facts}
+    share = share_given(bid)
+    # How fast a part is says nothing of the whole: the two are measured apart. It is written down, as short as a line.
+    part = f"{number_text(share)} of " if share != WHOLE_MILLI else ""
     return Stated(
-        model=facts.get("gpu", ""),
+        model=clipped(part + facts.get("gpu", ""), LONGEST_REASON_BYTES),
         benchmark=_figure("benchmark", facts),
         download_bps=_figure("download", facts),
     )

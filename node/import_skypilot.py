@@ -158,7 +158,8 @@ def _accelerator(value: Value, text: str, draft: Draft) -> None:
     digits = count.strip().removesuffix(".0") or "1"
     if not digits.isascii() or not digits.isdigit() or not 1 <= int(digits[:9]) <= 64:
         if re.fullmatch(r"0?\.[0-9]+", digits):
-            raise value.fault(f"{shown(text)} is part of a GPU, and a job gets whole ones", f"write {shown(name)}:1")
+            hint = f"write {shown(name)}:1 here, and share = {digits} in the job that comes of it"
+            raise value.fault(f"{shown(text)} is part of a GPU, which is not carried over", hint)
         raise value.fault(f"{shown(text)} is no GPU with a number from 1 to 64", "write for example A100:8")
     add_choice(draft, value, int(digits), text=name)
 

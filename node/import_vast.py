@@ -42,7 +42,7 @@ _LEFT: Mapping[str, str] = {
     "gpu_max_power": _UNTOLD,
     "gpu_max_temp": _UNTOLD,
     "gpu_mem_bw": _UNTOLD,
-    "gpu_frac": "a job gets whole devices, with the cores and memory that it asks for",
+    "gpu_frac": "a job gets the devices, cores and memory that it asks for, whatever part of its machine that is",
     "gpu_display_active": "devices with a display in use are lent only as their owner's rules say",
     "has_avx": _UNTOLD,
     "inet_down_cost": "nobody is paid for traffic",

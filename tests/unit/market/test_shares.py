@@ -30,7 +30,7 @@ from hansa.market.sale import advance, deadline_ms
 from hansa.market.sale_events import AwardArrived, LineVouched, ProgressMade, RunBegan, StartOrdered
 from hansa.market.sale_funding import enough_to_start
 from hansa.market.sale_state import Sale
-from hansa.market.selection import rank
+from hansa.market.selection import rank, stated_in
 from hansa.market.shares import WHOLE_MILLI, cost, device_ms, share_asked, share_clause, share_given, width_milli
 from hansa.proto.market_documents import Clause, DeviceChoice, Fact
 from hansa.proto.network import DOMAIN
@@ -170,6 +170,13 @@ def test_a_score_counts_what_the_part_costs():
     (whole,) = rank(tender(), {b"1": bid(tender()).document}, {}, at_ms=NOW_MS)
     assert half.finishing * 2 == whole.finishing == 3_600_000
     assert half.price_per_hour == whole.price_per_hour, "the price is of a whole device"
+
+
+def test_how_fast_a_part_ran_says_nothing_of_the_whole_device():
+    models = [stated_in(replace(BID, facts=facts)).model for facts in ((), GIVES_HALF)]
+    assert models == ["", "0.5 of "]
+    long = (*GIVES_HALF, Fact(name="gpu", value="x" * 256))
+    assert len(stated_in(replace(BID, facts=long)).model.encode()) <= 256
 
 
 @given(st.integers(0, 10**9), st.integers(1, 1000), st.integers(0, 10**30))
