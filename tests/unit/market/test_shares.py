@@ -112,6 +112,7 @@ def test_the_command_lines_part_goes_before_the_files():
         (Clause(name="share", operator="<=", values=("0",)),),
         (Clause(name="share", operator="<=", values=("1",)),),
         (Clause(name="share", operator="<=", values=("0.0001",)),),
+        (Clause(name="share", operator="<=", values=("0.2505",)),),
         (Clause(name="share", operator="<=", values=("-1",)),),
         (Clause(name="SHARE", operator="<=", values=("2",)),),
         (Clause(name="share", operator="<=", values=("half",)),),
@@ -130,7 +131,7 @@ def test_a_part_is_of_one_device_and_never_of_several():
     assert asked(Clause(name="Share", operator="<=", values=("25 %",))) == 250
 
 
-@pytest.mark.parametrize("value", ["", "0", "2", "0.0001", "x", "-0.5", "½"])
+@pytest.mark.parametrize("value", ["", "0", "2", "0.0001", "0.5005", "x", "-0.5", "½"])
 def test_a_bid_whose_part_cannot_be_read_gives_nothing_and_cannot_win(value):
     odd = replace(BID, facts=(Fact(name="share", value=value),))
     assert share_given(odd) == 0
