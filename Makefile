@@ -1,6 +1,6 @@
 # make demo    the whole market on this machine, in one command
 # make test    every test but those that take minutes, which are make test-long      make test-quick   without the slow ones
-# make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks (bench-execution: a run's; bench-matching)
+# make check   lint, form, types, tests: what CI runs, and more      make bench   benchmarks (bench-execution: a run's; bench-matching, bench-network)
 # make simulate SEEDS=1000   whole markets on one seed each, with faults drawn from it
 # make contracts   compile contracts/ anew into the artefacts that the wheel carries; fuzz-, mutate- and break-contract test it
 # Nothing needs to be installed first but Python 3.11+ with venv; everything of ours lands in .venv.
@@ -21,7 +21,7 @@ SEEDS ?= 1000
 # Where no tests are named, those that use no more than a process run beside the others.
 PYTEST = $(BIN)/python $(if $(TESTS),-m pytest,tests/run.py)
 
-.PHONY: demo test test-quick test-long check bench bench-execution bench-matching simulate simulate-network contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution bench-matching bench-network simulate simulate-network contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -50,6 +50,11 @@ bench-execution: $(VENV)/installed-dev
 # Minutes; with BENCH=--full all published seeds and all jobs of the trace.
 bench-matching: $(VENV)/installed-dev
 	@for bench in matching packing trace; do $(BIN)/python tests/bench/bench_$$bench.py $(BENCH) || exit 1; done
+
+# Ratios to a bare TLS socket and a bare trio socket, and how fast nodes find adverts; minutes.
+bench-network: $(VENV)/installed-dev
+	$(BIN)/python tests/bench/bench_network.py $(BENCH)
+	@if [ -f tests/bench/bench_discovery.py ]; then $(BIN)/python tests/bench/bench_discovery.py; fi
 
 # The contracts' compiler, apart from our own environment: it pins other versions of what we use.
 CONTRACTS_VENV := build/contracts-venv
