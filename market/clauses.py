@@ -6,14 +6,15 @@ met either: a provider that does not say its CUDA version has none for a job tha
 """
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from hansa.market.places import is_in
 from hansa.market.requirements import (
     MOST_CHOICES,
+    MOST_DEVICES,
     MOST_OF_ONE_WORD,
     ordered,
     read_choice,
@@ -41,7 +42,6 @@ from hansa.proto.units import e18_to_price_per_hour
 MOST_CLAUSES: Final = 64
 MOST_VALUES: Final = 256
 """Values of all clauses of one document together."""
-_PARTS = re.compile(r"[\s,/;\-_]+")
 _COMPARE: Final[Mapping[str, Any]] = {
     "<": lambda have, wanted: have < wanted,
     "<=": lambda have, wanted: have <= wanted,
@@ -122,9 +122,10 @@ def _changed(needs: Requirements, shortfall: Shortfall) -> Requirements:
         case "gpu":
             more = read_choice(nearest)
             choices = (*needs.choices, more) if more is not None else ()
+            _device_count(str(more.devices if more is not None else needs.devices))
             return replace(needs, choices=choices, devices=max((one.devices for one in choices), default=needs.devices))
         case "devices":
-            return replace(needs, devices=int(nearest))
+            return replace(needs, devices=_device_count(nearest))
         case "kind":
             return replace(needs, kind=nearest)
         case "vram":
@@ -152,6 +153,15 @@ def relaxation(failure: Failure) -> str:
     if failure.clause.operator in _ONE_OF:
         return render_clause(Clause(name=changed.name, operator="=", values=(failure.nearest,)))
     return said_as_wish(changed)
+
+
+def _device_count(text: str) -> int:
+    """How many devices a stranger says that it would give."""
+    if not (
+        text.isascii() and text.isdigit() and len(text) <= len(str(MOST_DEVICES)) and 0 < int(text) <= MOST_DEVICES
+    ):
+        raise ValueError(f"is no number of devices up to {MOST_DEVICES}")
+    return int(text)
 
 
 def of_provider(clauses: Iterable[Clause]) -> tuple[Clause, ...]:
@@ -306,7 +316,7 @@ def _is(word: Word, has: str, wanted: str, facts: Mapping[str, str]) -> bool:
             # Of several words each is asked for.
             return set(wanted.split(",")) <= set(has.split(","))
         case Kind.PLACE:
-            return has == wanted or wanted in _PARTS.split(has) or f" {wanted} " in f" {_PARTS.sub(' ', has)} "
+            return is_in(has, wanted)
         case _:
             return has == wanted
 

@@ -350,7 +350,7 @@ WORDS: Final = (
         "region",
         Kind.PLACE,
         Of.PROVIDER,
-        "where the machine stands; a part of the name is enough",
+        "where the machine stands: a country's code or name, `eu`, a continent, or a part of the name",
         "region not in (cn, ru)",
     ),
     _w("tier", Kind.TIER, (Of.PROVIDER, Of.JOB), "isolation; in a job's needs this one or a stronger", "tier = gvisor"),

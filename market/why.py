@@ -23,7 +23,7 @@ from hansa.market.purchase_state import SILENT, Purchase
 from hansa.market.selection import rank, shortfalls_of
 from hansa.market.track_record import Record
 from hansa.market.vocabulary import ANY, find
-from hansa.proto.market_documents import Shortfall
+from hansa.proto.market_documents import KIND_CPU, Shortfall
 from hansa.proto.units import Address, Line, Note, Uint32, e18_to_price_per_hour, format_amount
 
 BID = "bid"
@@ -43,8 +43,8 @@ LATER = "tender again later"
 """What a provider says to that: no change of the tender's would help, so it names no shortfall."""
 SWAPPED = frozenset({"currency", "kind"})
 """A job has one of these: who changes it loses those that it was right for."""
-OF_THE_JOB = frozenset({"devices", "shards", "wall", "prepay", "features", "network"})
-"""What a job says it will take or do, and not a bound on what others have."""
+OF_THE_JOB = frozenset({"devices", "shards", "wall", "prepay", "features", "network", "licence", "purpose"})
+"""What a job says it will take or do, or what it is, and not a bound on what others have."""
 SETS = frozenset({"features", "network"})
 """Of these the nearest value is what of the job's list may stay."""
 NOTHING = ("any", "none")
@@ -264,7 +264,7 @@ def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: st
     """
     answers = tuple(replace(answer, shortfalls=_bounded(answer.shortfalls)) for answer in answers)
     told = [replace(answer, shortfalls=_in_one_form(answer.shortfalls)) for answer in answers if answer.outcome != BID]
-    fixable = [answer for answer in told if answer.shortfalls and all(one.nearest for one in answer.shortfalls)]
+    fixable = [answer for answer in told if answer.shortfalls and not any(map(_is_hopeless, answer.shortfalls))]
     spoken = [answer for answer in told if not answer.shortfalls and answer.relaxation]
     found = [*_merge(fixable, wanted, eligible), *_merge_spoken(spoken, max(0, wanted - eligible))]
     return Explanation(
@@ -276,6 +276,11 @@ def explain(*, wanted: int, eligible: int, answers: Sequence[Answer], reason: st
         helpless=len(told) - len(fixable) - len(spoken),
         answers=tuple(sorted(answers, key=lambda answer: (OUTCOMES.index(answer.outcome), answer.provider))),
     )
+
+
+def _is_hopeless(shortfall: Shortfall) -> bool:
+    """Whether no change would help, or one that makes another job of it: what is written for a GPU needs one."""
+    return not shortfall.nearest or (shortfall.name == "kind" and shortfall.nearest == KIND_CPU)
 
 
 def _bounded(shortfalls: Sequence[Shortfall]) -> tuple[Shortfall, ...]:

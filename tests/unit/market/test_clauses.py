@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.trading import DEVICE
+from kit.trading import DEVICE, needs
 
 from hansa.market.clauses import (
     MOST_CLAUSES,
@@ -217,3 +217,14 @@ def test_a_strangers_shortfall_changes_requirements_or_nothing_and_never_crashes
     after = relaxed_requirements(before, [Shortfall(name=name, wanted="", nearest=nearest)])
     assert after.clauses == before.clauses
     assert after.choices[:1] == before.choices or after.choices == ()
+
+
+@pytest.mark.parametrize("nearest", ["0", "-1", "65", "1e3", "\u0663", "9" * 5_000, "", "many", " 2"])
+def test_a_number_of_devices_that_no_shard_has_changes_nothing(nearest):
+    asked = needs(choices=())
+    assert relaxed_requirements(asked, [Shortfall(name="devices", wanted="devices = 1", nearest=nearest)]) == asked
+
+
+def test_a_number_of_devices_that_a_shard_may_have_is_the_one_that_would_do():
+    asked = needs(choices=())
+    assert relaxed_requirements(asked, [Shortfall(name="devices", wanted="devices = 1", nearest="64")]).devices == 64

@@ -122,12 +122,23 @@ def test_versions_are_compared_as_versions_and_words_only_with_themselves():
 def test_whoever_trades_in_another_currency_would_be_there_instead_of_the_others():
     (found,) = told([no(1, short("currency", "currency = USD", "EUR"))], wanted=2, eligible=1).relaxations
     assert (in_words(found), found.enough) == ("1 other provider if currency = EUR", False)
-    cpu = short("kind", "kind = gpu", "cpu")
-    words = [in_words(one) for one in told([no(1, cpu, TAKEN), no(2, TAKEN)]).relaxations]
+    gpu = short("kind", "kind = cpu", "gpu")
+    words = [in_words(one) for one in told([no(1, gpu, TAKEN), no(2, TAKEN)]).relaxations]
     assert words == [
         "1 more provider later (busy now)",
-        "1 other provider if kind = cpu later (busy now)",
-    ], "who has GPUs and is busy bids no more on a job for CPUs"
+        "1 other provider if kind = gpu later (busy now)",
+    ], "who has CPUs and is busy bids no more on a job for GPUs"
+
+
+def test_nobody_is_told_to_run_a_job_for_gpus_on_cpus():
+    found = told([no(1, short("kind", "kind = gpu", "cpu"))])
+    assert (found.relaxations, found.helpless) == ((), 1)
+    assert [row.name for row in found.failing] == ["kind"]
+
+
+def test_what_a_job_states_of_itself_would_have_to_be_another_and_not_something_more():
+    (found,) = told([no(1, short("licence", "licence = apache-2.0", "bsd"))]).relaxations
+    assert in_words(found) == "1 more provider if licence = bsd"
 
 
 def test_what_a_job_brings_or_wants_to_have_is_told_as_what_may_stay():
