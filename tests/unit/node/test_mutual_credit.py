@@ -237,13 +237,13 @@ def test_a_provider_that_lends_less_after_the_award_has_lost_the_shard_whatever_
 
 
 def test_a_lower_line_that_came_before_the_end_is_no_better_excuse():
-    made = market()
+    made = market(max_unpaid=4_000)
     lease = begin(made)
     work(made, lease, steps=2)
-    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=100, at_ms=made.now_ms))
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=20_000, at_ms=made.now_ms))
     state = made.engines[BUYER].state
-    assert (state.mutual[PROVIDER].taken.limit, state.mutual[PROVIDER].before[0].limit) == (100, 10**9)
-    work(made, lease, steps=2)
+    assert (state.mutual[PROVIDER].taken.limit, state.mutual[PROVIDER].before[0].limit) == (20_000, 10**9)
+    work(made, lease, steps=7)
     made.pass_time(2_000, PROVIDER)
     made.pass_time(STARVING_MS, PROVIDER)
     made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
