@@ -91,7 +91,7 @@ DEFENCES = (
     at(
         "node/outside_account.py",
         CHANGED,
-        ("if not isinstance(found, list) or found[:-3] != wanted or raw", "if not isinstance(found, list) or raw"),
+        ("if found[:-3] != wanted:", "if False:"),
         ("keccak256(unsigned)", "keccak256(DYNAMIC_FEE + rlp.encode(found[:-3]))"),
     ),
     at(

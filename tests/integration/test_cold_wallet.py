@@ -151,6 +151,9 @@ async def test_a_deposit_that_comes_after_its_job_is_over_is_asked_back(house: R
     node.pays_on(scene, config, phase="closed")
     async with serving(node):
         await until(lambda: scene.id(config) in node.settler._rest_until_ms, "it was looked at")
+        rests_until_ms = node.settler._rest_until_ms[scene.id(config)]
+        await trio.sleep(0.5)
+        assert node.settler._rest_until_ms[scene.id(config)] == rests_until_ms, "it is not looked at again and again"
         await house.evm(PAYER).open(config, (), 100)
         node.ahead_ms = 11 * 60_000
         for _ in range(600):

@@ -182,6 +182,10 @@ def test_a_deposit_with_splits_is_read_as_it_was_told():
     config = replace(paying_on(market()).config, splits_hash=splits_hash(splits))
     wanted = WantedDeposit(currency=CHAIN, config=config, splits=splits, amount=5)
     assert read_deposit(to_plain(wanted), payer=THIRD, signer=BUYER, currency=CHAIN) == wanted
+    too_much = (Split(account=THIRD, bps=10_001),)
+    never_opens = replace(wanted, splits=too_much, config=replace(config, splits_hash=splits_hash(too_much)))
+    with pytest.raises(Malformed):
+        read_deposit(to_plain(never_opens), payer=THIRD, signer=BUYER, currency=CHAIN)
 
 
 def config(line: str, backend: str = "evm"):

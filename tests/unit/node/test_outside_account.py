@@ -1,6 +1,7 @@
 """A signer outside gets a transaction to sign: what comes back is exactly that, by that account, or nothing is sent."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -108,8 +109,32 @@ def lies() -> dict[str, bytes]:
         "another type": b"\x01" + good[1:],
         "none": b"",
         "deep nesting": b"\x02" + b"\xc1" * 200,
-        "megabytes": b"\x02" + b"\xff" * (1 << 19),
     }
+
+
+def test_nesting_beyond_all_recursion_is_an_answer_like_any_other() -> None:
+    deep = b"".join(b"\xfa" + left.to_bytes(3, "big") for left in range(399_996, -1, -4))
+    limit = sys.getrecursionlimit()
+    # What this process imported may have raised it.
+    sys.setrecursionlimit(1_000)
+    try:
+        with pytest.raises(OperatorError):
+            checked_transaction(FIELDS, KEY.address, b"\x02" + deep)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_a_number_with_zeros_before_it_is_not_sent_though_it_says_the_same() -> None:
+    for nonce in range(10_000):
+        items: list[Any] = rlp.decode(signed(nonce=nonce)[1:])
+        fields = {**FIELDS, "nonce": nonce}
+        if len(items[-2]) < 32:
+            assert checked_transaction(fields, KEY.address, b"\x02" + rlp.encode(items))
+            padded = [*items[:-2], items[-2].rjust(32, b"\0"), items[-1]]
+            with pytest.raises(OperatorError):
+                checked_transaction(fields, KEY.address, b"\x02" + rlp.encode(padded))
+            return
+    raise AssertionError("no r of 10,000 is short")
 
 
 @pytest.mark.parametrize("lie", lies().values(), ids=lies().keys())
