@@ -24,6 +24,7 @@ from hansa.market.purchase_awards import (
 )
 from hansa.market.purchase_events import (
     BidArrived,
+    BidsShown,
     ConfirmationArrived,
     DeclineArrived,
     Gathered,
@@ -36,6 +37,7 @@ from hansa.market.purchase_events import (
 from hansa.market.purchase_state import (
     DEAF,
     ENDED_BADLY,
+    ONLY_BIDS,
     SILENT,
     TAKEN_BACK,
     UNHEARD,
@@ -61,7 +63,7 @@ TABLE: Table[Purchase] = Table(
     start="tendering",
     terminal=frozenset({"settled", "unfilled", "cancelled"}),
     allowed=rows(
-        ("tendering", (BidArrived, DeclineArrived, TimePassed), ("tendering", "awarding", "unfilled")),
+        ("tendering", (BidArrived, DeclineArrived, TimePassed), ("tendering", "awarding", "unfilled", "cancelled")),
         ("tendering", Withdrawn, "cancelled"),
         # A provider that bids twice for one thing, or late, learns at once that its devices are free again.
         (("awarding", "running", "settling", "settled", "unfilled", "cancelled"), BidArrived, SAME),
@@ -193,7 +195,12 @@ def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Bidding is closed: rank what is there and give every shard to the best bid that is left."""
     ranking = _ranking(state, at_ms)
     # The ranking has what followed from the trials, and ended purchases are remembered for long.
-    return fill(replace(state, phase="awarding", ranking=ranking, trials=()), at_ms)
+    ranked = replace(state, phase="awarding", ranking=ranking, trials=())
+    if not state.only_bids:
+        return fill(ranked, at_ms)
+    shown = replace(ranked, phase="cancelled", reason=ONLY_BIDS)
+    told = BidsShown(tender=state.tender_digest, at_ms=at_ms)
+    return Step(state=shown, effects=(*release_losers(shown, at_ms), told))
 
 
 def _confirm(state: Purchase, event: ConfirmationArrived) -> Step[Purchase]:

@@ -14,7 +14,7 @@ from hansa.market.funding import start_ms
 from hansa.market.machine import Step
 from hansa.market.pricing import ITSELF
 from hansa.market.purchase_events import Unfilled
-from hansa.market.purchase_state import DEAF, SILENT, UNHEARD, Placement, Purchase
+from hansa.market.purchase_state import DEAF, ONLY_BIDS, SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.market.shares import share_given
@@ -202,7 +202,7 @@ def why_lost(state: Purchase, bid: bytes) -> str:
     if entry is not None and entry.excluded:
         return clipped(f"it could not win: {entry.excluded}", LONGEST_REASON_BYTES)
     if state.phase == "cancelled":
-        return "the buyer took the tender back"
+        return ONLY_BIDS if state.only_bids else "the buyer took the tender back"
     if state.phase == "unfilled":
         return "not all shards found a provider, so none was awarded"
     if entry is None:

@@ -96,6 +96,14 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BidsShown:
+    """Effect to the job: the bids are there, and nothing but them was wanted."""
+
+    tender: Bytes32
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unfilled:
     """Effect to the job: the gang did not come together, and why.
 

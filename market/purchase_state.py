@@ -13,6 +13,7 @@ from hansa.proto.workload import Workload
 
 SILENT = "did not confirm in time"
 UNHEARD = "its confirmation was due while the buyer was away"
+ONLY_BIDS = "bids were asked for, and nothing was to be awarded"
 DEAF = "its confirmation was due while nobody at all was heard"
 ENDED_BADLY = "ended badly"
 TAKEN_BACK = "its devices were taken back in time"
@@ -70,6 +71,7 @@ class Purchase:
         away: leases that were awarded when the buyer's own daemon went away: nobody is blamed for what it did not hear.
         placements: every award made, failed ones included.
         most_each: how many shards of the job one provider may have; 0 for any number.
+        only_bids: when bidding is closed everybody is let go, and what was bid is shown.
         elsewhere: how many of its other shards each provider had when the tender went out, if that is limited.
         reason: why it ended as it did.
     """
@@ -93,6 +95,7 @@ class Purchase:
     away: tuple[Bytes32, ...] = ()
     placements: tuple[Placement, ...] = ()
     most_each: Uint32 = 0
+    only_bids: bool = False
     elsewhere: Mapping[Address, Uint32] = field(default_factory=dict)
     reason: str = ""
 

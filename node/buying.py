@@ -113,6 +113,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
         trials=trials_of(state, workload),
         most_each=of.spec.most_each,
+        only_bids=of.spec.only_bids,
         elsewhere=_had_elsewhere(of, event.tender.shards),
     )
     step = purchase.open_purchase(begun, event.at_ms)

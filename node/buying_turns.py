@@ -12,7 +12,7 @@ from hansa.market.firm_leases import is_believed
 from hansa.market.funding import FundsKnown, start_ms
 from hansa.market.ledger import owed_to
 from hansa.market.paying_channel import PayingChannel
-from hansa.market.purchase_state import Placement, Purchase
+from hansa.market.purchase_state import ONLY_BIDS, Placement, Purchase
 from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.shares import share_given
@@ -192,6 +192,9 @@ def follow_purchase(state: NodeState, key: bytes, effects: tuple[Any, ...]) -> E
                 hold_ms = start_ms(currency) // 2 if comes else 0
                 came = job_events.GangCame(granted=granted, hold_ms=hold_ms, at_ms=at_ms)
                 outward += advance_job(state, bought.tender.job, came)
+            case purchase_events.BidsShown(at_ms=at_ms):
+                shown = job_events.CancelWanted(reason=ONLY_BIDS, at_ms=at_ms)
+                outward += advance_job(state, bought.tender.job, shown)
             case purchase_events.Unfilled(reason=reason, deserted=deserted, missing=missing, at_ms=at_ms):
                 news = job_events.TenderFailed(
                     shards=bought.tender.shards, reason=reason, deserted=deserted, missing=missing, at_ms=at_ms

@@ -21,10 +21,19 @@ SHORT_ID = 12
 _TIMES = {"keep_failed": "keep_failed_ms", "queue": "queue_ms", "deadline": "deadline_after_ms"}
 _NEEDS = "needs"
 """Among a job's changes the one that is no field of it, but read with its file."""
+_ONLY_BIDS = "--dry-run-bids"
 _NO_CHANGES: Mapping[str, Any] = {}
 
 
-@click.command()
+class _Submit(click.Command):
+    """``--dry-run`` may have a value, and what stands after it without one is the job file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the one value that it may have as an option of its own."""
+        return super().parse_args(ctx, [_ONLY_BIDS if arg == "--dry-run=bids" else arg for arg in args])
+
+
+@click.command(cls=_Submit)
 @click.argument("jobfile", type=click.Path(path_type=Path))
 @click.option("--watch", "and_watch", is_flag=True, help="Follow the job until it has ended.")
 @click.option("--keep-failed", metavar="TIME", help='Keep a run that failed for so long, e.g. "1h", to look at it.')
@@ -33,10 +42,18 @@ _NO_CHANGES: Mapping[str, Any] = {}
 @click.option(
     "--needs", metavar="TEXT", help='What a shard needs, e.g. "8xH100 and region = eu", not as the file says.'
 )
-@click.option("--dry-run", is_flag=True, help="Check and pack it and show whom it would ask; send nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check and pack it and show whom it would ask; send nothing. --dry-run=bids asks them, shows their bids and"
+    " awards none.",
+)
+@click.option(_ONLY_BIDS, "only_bids", is_flag=True, hidden=True)
 @with_data
 @with_json
-def submit(jobfile: Path, and_watch: bool, dry_run: bool, data_dir: Path, as_json: bool, **said: str | None) -> int:
+def submit(
+    jobfile: Path, *, and_watch: bool, dry_run: bool, only_bids: bool, data_dir: Path, as_json: bool, **said: str | None
+) -> int:
     """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
     from hansa.node.cli_client import Daemon
 
@@ -48,6 +65,8 @@ def submit(jobfile: Path, and_watch: bool, dry_run: bool, data_dir: Path, as_jso
     if said["needs"] is not None:
         changes[_NEEDS] = said["needs"]
     with closing(Daemon(data_dir)) as daemon:
+        if only_bids:
+            return _show_bids(daemon, jobfile, changes, as_json)
         if dry_run:
             return _dry_run(daemon, jobfile, changes, as_json)
         job = submit_job(daemon, jobfile, changes=changes)
@@ -77,6 +96,26 @@ def _dry_run(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_jso
     else:
         print_dry_run(view)
     return 0 if view.get("enough") else 1
+
+
+def _show_bids(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_json: bool) -> int:
+    """A tender like any other, of which nothing is awarded: the bids, and why those who made none did not."""
+    from hansa.node.cli_market import print_bids, print_why
+
+    job = submit_job(daemon, jobfile, changes={**changes, "only_bids": True, "queue_ms": 0})
+    for _ in daemon.watch(job, PATIENCE_S):
+        pass
+    view = daemon.get(f"/v1/jobs/{job}/bids")
+    offered = any(
+        bid.get("result") != "excluded" for tender in view.get("tenders", ()) for bid in tender.get("bids", ())
+    )
+    if as_json:
+        print_json(view)
+    else:
+        print_bids(view)
+        if not offered:
+            print_why(daemon.get(f"/v1/jobs/{job}/why"))
+    return 0 if offered else 1
 
 
 def submit_job(

@@ -40,6 +40,7 @@ class JobSpec:
         lease: ``"firm"``, ``"spot"``, or ``"any"`` for either.
         max_prepay_ms: how much device time of each lease may be paid ahead: what a provider could take and leave with.
         most_each: how many shards one provider may have at once; 0 for any number.
+        only_bids: bids are asked for, shown, and let go: nothing is awarded.
         splits: who else than the provider gets a part of every payment.
         retry_same_provider: whether a provider that lost a shard may have it again if nobody else will.
         output_bytes: the most that one shard's outputs may weigh.
@@ -80,6 +81,7 @@ class JobSpec:
     lease: Line = LEASE_ANY
     max_prepay_ms: DurationMs = 0
     most_each: Uint32 = 0
+    only_bids: bool = False
     splits: tuple[Split, ...] = ()
     queue_ms: DurationMs = 0
     deadline_after_ms: DurationMs = 0

@@ -29,6 +29,7 @@ from hansa.market.purchase import advance, open_purchase
 from hansa.market.purchase_awards import CONFIRM_MS, placement_for
 from hansa.market.purchase_events import (
     BidArrived,
+    BidsShown,
     ConfirmationArrived,
     DeclineArrived,
     Gathered,
@@ -296,6 +297,16 @@ def test_what_replaces_a_winner_has_to_be_paid_beside_those_who_confirmed(funds,
     else:
         playbook << sent(one.provider, LeaseCancelled) << sent(THIRD, BidReleased) << some(Unfilled, missing=1)
     playbook.reaches(phase)
+
+
+def test_where_only_bids_are_wanted_everybody_is_free_when_bidding_closes_and_the_table_stays():
+    playbook = Playbook(advance, start(only_bids=True, invited=(PROVIDER, OTHER))) >> CHEAP >> DEAR
+    why = "bids were asked for, and nothing was to be awarded"
+    playbook << sent(PROVIDER, BidReleased, reason=why) << sent(OTHER, BidReleased, reason=why) << some(BidsShown)
+    state = playbook.reaches("cancelled", reason=why, placements=())
+    assert [entry.excluded for entry in state.ranking] == ["", ""]
+    late = bid_of(ONE, THIRD_KEY)
+    (Playbook(advance, state) >> late << sent(THIRD, BidReleased)).reaches("cancelled")
 
 
 def refused(placement, kind, at_ms=NOW_MS + 3_000):

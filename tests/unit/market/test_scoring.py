@@ -360,6 +360,14 @@ def test_one_providers_speed_is_held_against_what_the_others_do_and_not_against_
     assert several(*bids, trials=most) == [4 * PPM, PPM, PPM, 4 * PPM]
 
 
+def test_what_a_provider_did_itself_does_not_raise_what_it_is_held_against():
+    who = (PROVIDER, OTHER, THIRD, bytes([8]) * 20, bytes([9]) * 20)
+    trials = tuple(measured(each, "a100", steps) for each, steps in zip(who, (10**6, 10, 10, 20, 20), strict=True))
+    bids = [(each, offer(facts=facts(gpu="a100"))) for each in who]
+    # The lower median of all five is 20, and that of the other four is 10.
+    assert several(*bids, trials=trials) == [2 * PPM, PPM // 2, PPM // 2, PPM, PPM]
+
+
 @given(st.integers(1, 10**9), st.lists(st.integers(1, 10**9), min_size=3, max_size=3))
 def test_whatever_one_provider_says_that_it_did_the_others_stand_to_each_other_as_before(steps, honest):
     who = (OTHER, THIRD, bytes([9]) * 20)

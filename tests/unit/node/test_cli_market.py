@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from hansa.node.cli_jobs import submit
 from hansa.node.cli_market import print_bids, print_dry_run, print_tenders, print_why
 from hansa.node.cli_screen import news
 from hansa.node.cli_tables import print_jobs
@@ -156,3 +157,19 @@ def test_a_dry_run_says_what_it_would_cost_and_what_the_budget_lacks(capsys: pyt
     assert "The budget lacks 0.300001" in shown
     print_dry_run(dry_view("USD", enough=False, queue_ms=7_200_000))
     assert "It would wait in the queue for up to 2 h" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("said", "dry_run", "only_bids"),
+    [
+        (["--dry-run", "job.toml"], True, False),
+        (["job.toml", "--dry-run"], True, False),
+        (["--dry-run=bids", "job.toml"], False, True),
+        (["job.toml"], False, False),
+    ],
+)
+def test_a_dry_run_may_ask_for_bids_and_the_job_file_stands_where_it_likes(
+    said: list[str], dry_run: bool, only_bids: bool
+) -> None:
+    params = submit.make_context("submit", said).params
+    assert (params["dry_run"], params["only_bids"], str(params["jobfile"])) == (dry_run, only_bids, "job.toml")

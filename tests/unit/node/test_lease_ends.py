@@ -7,7 +7,7 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec, tender
 
 from hansa.market.effects import sealed
-from hansa.market.purchase_state import DEAF, SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
+from hansa.market.purchase_state import DEAF, ONLY_BIDS, SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
 from hansa.node import buying, events
@@ -208,3 +208,22 @@ def test_a_closing_channel_wakes_no_job_that_went_round_without_money_for_its_le
     before = tenders(made)
     close_channels(made)
     assert tenders(made) == before
+
+
+def test_a_trial_of_the_market_ends_with_the_bids_holds_nobody_and_is_not_repeated():
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    for seller in (PROVIDER_KEY, OTHER_KEY):
+        made.add(seller, devices=1)
+    made.submit(BUYER, of=spec(shards=1, only_bids=True))
+    made.tender(BUYER, (PROVIDER, OTHER))
+    state = state_of(made)
+    assert (state.jobs.get(JOB).phase, state.jobs.get(JOB).reason) == ("cancelled", ONLY_BIDS)
+    assert [len(bought.ranking) for _, bought in state.purchases.all()] == [2]
+    assert not made.heard(messages.AwardSent)
+    for seller in (PROVIDER, OTHER):
+        assert made.engines[seller].state.capacity.allotments == {}
+        assert not made.engines[seller].state.sales.live
+    assert (state.records, tenders(made)) == ({}, 1)
+    made.restart(BUYER)
+    assert (tenders(made), state_of(made).jobs.get(JOB).phase) == (1, "cancelled")
