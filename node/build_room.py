@@ -274,7 +274,7 @@ def _flags(tool: Tool, place: Any) -> list[str]:
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *([] if tool.network else ["--unshare-net"]),
         # No --new-session: the session is new and without a terminal already, and until bubblewrap's own first process
-        # is bound to its parent's life it must be found in the group that is killed (it outlived that, seen once in 40).
+        # is bound to its parent's life it must be found in the group that is killed (it outlived that, once in 40).
         *("--die-with-parent", "--hostname", "build", "--cap-drop", "ALL"),
         *system_flags(),
     ]

@@ -17,12 +17,13 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from hansa.node.build_room import Outcome, Tool, run_tool
-from hansa.node.price_process import LONGEST_RUN_S, OwnRoom, read_order
+from hansa.node.price_process import LONGEST_RUN_S, WATCH_S, OwnRoom, read_order
 
 LARGEST_PACKET_BYTES = 64 << 10
 ASK_S = 10.0
@@ -130,10 +131,16 @@ def _run_priced(
     room = OwnRoom(read_order(facts["price"]), pipes)
     try:
         held.close()  # the program's end must be the end of its pipes
-        ready, _, _ = select.select([control.fileno(), room.ended_fd], [], [], LONGEST_RUN_S)
-        if room.ended_fd not in ready:
-            raise TimeoutError("nobody waits for it any more")
-        return {"status": room.status()}
+        until_s = time.monotonic() + LONGEST_RUN_S
+        while time.monotonic() < until_s:
+            ready, _, _ = select.select([control.fileno(), room.ended_fd], [], [], WATCH_S)
+            if room.ended_fd in ready:
+                return {"status": room.status()}
+            if ready:
+                break
+            if room.is_too_large():
+                return {"is_too_large": True}
+        raise TimeoutError("nobody waits for it any more")
     finally:
         room.close()
 

@@ -20,11 +20,16 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
+from hansa.node import process_tree
+from hansa.node.price_room import MEMORY_BYTES
+
 ROOM_S = 5.0
 """For the room to be made, which is this node's own doing and no part of the program's time."""
 LARGEST_ANSWER_BYTES = 16 << 10
 KEPT_WORDS_BYTES = 2 << 10
-LARGEST_ORDER_BYTES = 32 << 10
+TOO_LARGE = "it used too much memory"
+WATCH_S = 0.25
+"""How often its memory is looked at."""
 LONGEST_RUN_S = 15.0
 """A room that was ordered of a builder is ended after this, whatever the daemon does."""
 
@@ -91,6 +96,9 @@ class Room(Protocol):
     def status(self) -> int:
         """How it ended; waits for that."""
 
+    def is_too_large(self) -> bool:
+        """Whether all that runs in it has more memory than it may."""
+
     def close(self) -> None:
         """End it with all that is in it, if it has not ended."""
 
@@ -129,6 +137,11 @@ class OwnRoom:
     def status(self) -> int:
         """See ``Room``."""
         return self._process.wait()
+
+    def is_too_large(self) -> bool:
+        """See ``Room``."""
+        pids = process_tree.descendants(self._process.pid)
+        return process_tree.memory_bytes(pids, enough_bytes=MEMORY_BYTES) > MEMORY_BYTES
 
     def close(self) -> None:
         """See ``Room``. Its end is the end of all that was started in it."""
@@ -170,7 +183,13 @@ class BuildersRoom:
         facts = json.loads(said)
         if words := facts.get("words"):
             raise ProgramFailed("its room could not be made", str(words)[:256], outcome="no-room")
+        if facts.get("is_too_large"):
+            raise ProgramFailed(TOO_LARGE)
         return int(facts["status"])
+
+    def is_too_large(self) -> bool:
+        """See ``Room``. The builder looks itself."""
+        return False
 
     def close(self) -> None:
         """See ``Room``."""
@@ -224,6 +243,7 @@ class _Exchange:
         self._answer = b""
         self._words = b""
         self._deadline_s = time.monotonic() + ROOM_S
+        self._looks_at_s = time.monotonic() + WATCH_S
         self._late = ProgramFailed("its room could not be made in time", outcome="no-room")
 
     def finish(self, timeout_s: float) -> bytes:
@@ -255,7 +275,11 @@ class _Exchange:
             left_s = self._deadline_s - time.monotonic()
             if left_s <= 0:
                 raise self._late
-            for key, _ in selector.select(left_s):
+            if time.monotonic() >= self._looks_at_s:
+                if self._room.is_too_large():
+                    raise ProgramFailed(TOO_LARGE)
+                self._looks_at_s = time.monotonic() + WATCH_S
+            for key, _ in selector.select(min(left_s, WATCH_S)):
                 if not key.data():
                     selector.unregister(key.fileobj)
                     if key.fileobj is self._question:

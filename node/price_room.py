@@ -23,7 +23,7 @@ PRICING_UID = 65_001
 """Who prices where the daemon is root; next to who builds, and nobody else."""
 INSIDE_UID = 1000
 MEMORY_BYTES = 512 << 20
-"""Of address space, for each of its processes."""
+"""Of address space for each of its processes, and of memory for all of them together, looked at while it runs."""
 FILE_BYTES = 8 << 20
 PROCESSES = 32
 OPEN_FILES = 256
@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
         confine.drop_to(PRICING_UID)
     confine.die_with(parent)
-    filter_fd = open_filter()
+    # Nobody but us counts this room's memory: none may be had that belongs to no process (2 GiB in one were, by memfd).
+    filter_fd = open_filter(uncounted=False)
     os.set_inheritable(filter_fd, True)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     line = [place(bwrap), "--seccomp", str(filter_fd), *_flags(shown, place), "--", *command]
@@ -76,7 +77,7 @@ def _flags(shown: tuple[str, ...], place: Callable[[str], str]) -> list[str]:
         *("--disable-userns", "--assert-userns-disabled"),
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--unshare-net"),
         # No --new-session: the session is new and without a terminal already, and until bubblewrap's own first process
-        # is bound to its parent's life it must be found in the group that is killed (it outlived that, seen once in 40).
+        # is bound to its parent's life it must be found in the group that is killed (it outlived that, once in 40).
         *("--die-with-parent", "--hostname", "price", "--cap-drop", "ALL"),
         *system_flags(),
         *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"),

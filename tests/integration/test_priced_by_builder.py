@@ -223,3 +223,26 @@ def test_what_is_no_order_is_refused_and_the_builder_lives(house, builder, order
             assert "cannot run that" in json.loads(control.recv(1 << 16))["words"]
     assert read_order(SOUND).command == ("/bin/true",)
     assert trio.run(program(house, builder, 'print(json.dumps({"decline": "x"}))').ask, {}, 1).refusal == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        # Each stays within its own limit, and together they do not.
+        (
+            """
+            for _ in range(6):
+                if os.fork() == 0:
+                    kept = bytearray(os.urandom(1 << 20)) * 150
+                    time.sleep(60)
+            time.sleep(60)
+            """,
+            "it used too much memory",
+        ),
+        ("os.memfd_create('x')", "PermissionError"),
+    ],
+)
+def test_all_of_it_together_has_no_more_memory_there_than_it_may(house, builder, text, words):
+    text = "import time\n" + textwrap.dedent(text)
+    fault = failure(program(house, builder, text, timeout_ms=10_000))
+    assert words in str(fault)
