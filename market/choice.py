@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hansa.market.scoring import Scored
+from hansa.market.shares import WHOLE_MILLI
 from hansa.proto.units import Amount, Uint32, format_amount, parse_amount
 
 
@@ -48,8 +49,8 @@ class Choice:
 
 
 def hourly_cost(entry: Scored) -> int:
-    """What an hour of all of a bid's devices costs."""
-    return parse_amount(entry.price_per_hour) * max(entry.devices, 1)
+    """What an hour of all of a bid's devices costs, or of its part of one."""
+    return parse_amount(entry.price_per_hour) * max(entry.devices, 1) * entry.share_milli // WHOLE_MILLI
 
 
 def compare(ranking: Sequence[Scored], taken: Collection[bytes]) -> Choice | None:

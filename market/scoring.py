@@ -15,7 +15,7 @@ measured: steps are counted by the provider. Integers only.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hansa.market.shares import cost, width_milli
+from hansa.market.shares import WHOLE_MILLI, cost, share_given, width_milli
 from hansa.market.track_record import PPM, Record, Trial, lower_median, measured_rate
 from hansa.proto.market_documents import Bid, Tender
 from hansa.proto.units import (
@@ -73,6 +73,7 @@ class Scored:
         expected_cost: the score, the sum of the five terms below, in smallest units. Lower is better.
         excluded: why it cannot win; empty if it can.
         devices: how many it offers for the shard.
+        share_milli: how much of each, in thousandths.
         speed_ppm: how fast they are together, in millionths of the usual speed of the bids at hand.
         speed_source: how that is known.
         finishing: price times devices, divided by their speed.
@@ -88,6 +89,7 @@ class Scored:
     expected_cost: Amount
     excluded: Line
     devices: Uint32 = 0
+    share_milli: Uint32 = WHOLE_MILLI
     speed_ppm: Uint64 = PPM
     speed_source: Line = UNKNOWN
     finishing: Amount = 0
@@ -184,6 +186,7 @@ def score(
         expected_cost=finishing + risk + transfer + reclaim,
         excluded=excluded,
         devices=len(bid.devices),
+        share_milli=share_given(bid),
         speed_ppm=speed[0],
         speed_source=speed[1],
         finishing=finishing,

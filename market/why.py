@@ -21,6 +21,7 @@ from hansa.market.clauses import relaxed_requirements
 from hansa.market.pricing import MOST_SHORTFALLS, price_not_below
 from hansa.market.purchase_state import SILENT, Purchase
 from hansa.market.selection import rank, shortfalls_of
+from hansa.market.shares import SHARE
 from hansa.market.track_record import Record
 from hansa.market.vocabulary import ANY, find
 from hansa.proto.market_documents import KIND_CPU, Shortfall
@@ -407,6 +408,8 @@ def change_in_words(change: Shortfall) -> str:
     """The condition as it would have to be: ``vram >= 22 GiB``, ``region may also be us``."""
     name, nearest = change.name, change.nearest
     operator, value = _operator_and_value(change.wanted)
+    if name == SHARE:
+        return f"{name} = {nearest}" if nearest != ANY else f"{name} = {ANY}, a whole device"
     if name in SETS:
         return f"{name} = {nearest}" if nearest not in NOTHING else f"it asks for no {name}"
     if nearest == ANY:

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hansa.market.clauses import Failure, device_facts, failures, of_provider, relaxation
+from hansa.market.clauses import Failure, device_facts, failures, of_provider, relaxation, relaxed_requirements
 from hansa.market.requirements import render_choice, render_clause
-from hansa.market.shares import WHOLE_MILLI, share_asked
+from hansa.market.shares import SHARE, WHOLE_MILLI, share_asked
 from hansa.market.vocabulary import ANY, find, number_text, size_text
 from hansa.proto.gpu_models import canonical, matches
 from hansa.proto.market_documents import (
@@ -154,6 +154,33 @@ def choose(
         about: what is true of the provider, by the vocabulary's words.
         choosing: how much of devices is left for parts, and what a choice among several that would do goes by.
     """
+    found = _choose_any(needs, free, owned, about, topology=topology, choosing=choosing)
+    share = [one for one in found.shortfalls if one.name == SHARE] if isinstance(found, Shortage) else []
+    if not isinstance(found, Shortage) or not share or len(found.shortfalls) == len(share):
+        return found
+    # What else is lacking is that of the part that would be given, and not of the one that was asked for.
+    eased = relaxed_requirements(needs, share)
+    rest = _choose_any(eased, owned, owned, about, topology=topology, choosing=BY_SIZE)
+    more = rest if isinstance(rest, Shortage) and rest.shortfalls else Shortage(reason="", relaxation="")
+    change = "share = any" if share[0].nearest == ANY else f"share = {share[0].nearest}"
+    lent = "devices are lent whole there" if share[0].nearest == ANY else f"parts are {share[0].nearest} at the least"
+    return Shortage(
+        reason="; ".join(filter(None, (f"no device here meets share: {lent}", more.reason))),
+        relaxation=" and ".join(filter(None, (change, more.relaxation))),
+        shortfalls=(*share, *(one for one in more.shortfalls if one.name != SHARE)),
+    )
+
+
+def _choose_any(
+    needs: Requirements,
+    free: Sequence[Device],
+    owned: Sequence[Device],
+    about: Mapping[str, str],
+    *,
+    topology: Topology,
+    choosing: Choosing,
+) -> tuple[Device, ...] | Shortage:
+    """By any of its sets of devices."""
     shortages: list[Shortage] = []
     judge = _Judge(needs, about)
     for wanted in _each_choice(needs):
@@ -164,8 +191,8 @@ def choose(
         if not isinstance(chosen, Shortage):
             return chosen
         shortages.append(chosen)
-    best = min(shortages, key=lambda one: len(one.shortfalls))
-    return replace(best, shortfalls=tuple(_of_all_choices(needs, one) for one in best.shortfalls))
+    least = min(shortages, key=lambda one: len(one.shortfalls))
+    return replace(least, shortfalls=tuple(_of_all_choices(needs, one) for one in least.shortfalls))
 
 
 def _each_choice(needs: Requirements) -> Iterable[Requirements]:

@@ -196,7 +196,9 @@ def test_a_buyer_is_shown_which_part_each_bid_gives():
     market.tender(BUYER, (PROVIDER,), shards=(0,), requirements=HALVES)
     market.pass_time(2_100)
     state = market.engines[BUYER].state
-    (row,) = bids_view(state, next(of for _, of in state.jobs.all()))["tenders"][0]["bids"]
+    (view,) = bids_view(state, next(of for _, of in state.jobs.all()))["tenders"]
+    (row,) = view["bids"]
+    assert view["choice"].startswith("1.80 USD an hour for 1 shard"), "of the part, and not of the whole device"
     assert (row["share"], row["devices"], row["price_per_hour"]) == ("0.5", 1, "3.600000")
     assert row["finishing"] == "1.800000"
 

@@ -103,6 +103,18 @@ def test_too_small_a_part_is_declined_with_the_smallest_that_is_lent():
     assert [(one.name, one.wanted, one.nearest) for one in found.shortfalls] == [("share", "share <= 0.1", "0.25")]
 
 
+def test_what_else_is_lacking_is_that_of_the_part_that_would_be_given():
+    whole = [replace(device, facts=()) for device in gpus("L4", 1, memory_gib=24)]
+    found = House(whole).ask(asking(500, device_memory_bytes=20 * GIB))
+    assert isinstance(found, Shortage)
+    assert [(one.name, one.nearest) for one in found.shortfalls] == [("share", "any")], "all of it has 24 GiB"
+    quarters = [replace(device, facts=(Fact(name="share", value="0.25"),)) for device in whole]
+    found = House(quarters).ask(asking(100, device_memory_bytes=20 * GIB))
+    assert isinstance(found, Shortage)
+    assert [(one.name, one.nearest) for one in found.shortfalls] == [("share", "0.25"), ("vram", "6 GiB")]
+    assert found.relaxation == "share = 0.25 and vram = 6 GiB"
+
+
 def test_memory_and_cores_that_are_asked_for_are_those_of_the_part():
     house = House(gpus("H100", 1))
     assert names(house.ask(asking(500, device_memory_bytes=40 * GIB))) == ["H1000"]
