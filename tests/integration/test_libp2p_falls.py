@@ -30,6 +30,13 @@ async def fall() -> None:
     raise ExceptionGroup("something that no guard caught", [ValueError("a peer's doing")])
 
 
+async def fall_when_stopped() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        await fall()
+
+
 @pytest.mark.parametrize("where", ["swarm", "beside"])
 async def test_a_fall_costs_connections_and_nothing_else(where):
     async with (
@@ -75,9 +82,12 @@ async def test_a_node_falls_as_often_as_it_likes():
             assert await other.request(node.peer_id, ECHO, b"x") == b"x"
 
 
-async def test_a_fall_while_the_node_is_stopped_is_no_error():
+@pytest.mark.parametrize("where", ["swarm", "beside"])
+async def test_a_fall_while_the_node_is_stopped_is_no_error(where):
     async with open_net(NetConfig(), os.urandom(32)) as node:
-        node._swarm.background_nursery.start_soon(fall)
+        nursery = node._swarm.background_nursery if where == "swarm" else node._stack.nursery
+        nursery.start_soon(fall_when_stopped)
+        await trio.sleep(0.05)
 
 
 def has_ipv6() -> bool:

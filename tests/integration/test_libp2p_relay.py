@@ -315,7 +315,8 @@ async def test_nobody_is_dialled_back_for_another_or_too_often():
         own = ID.from_base58(asker.peer_id)
         answers = [await ask_for_dial_back(muxed(asker, node), own, [here]) for _ in range(8)]
         assert answers[0] == here
-        assert answers[-1] is None
+        # Four at once, and one more for every ten seconds that the machine takes for this.
+        assert 1 <= answers.count(here) <= 6
         assert node.counters()["autonat.refused: too often"] >= 1
         # What they try leaves no connection behind.
         assert len(node._swarm.get_connections()) == 1
