@@ -5,7 +5,7 @@ printed as it stands is found here, wherever somebody writes it. Tables make the
 """
 
 import ast
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,8 @@ OWN = {
     "cli_reputation.py": {"account"},
     "cli_wallet.py": {"address", "keystore", "name"},
 }
-"""What is this node's own: ids and accounts that it worked out or checked, amounts and counts that it formatted, words of
-its code, and what the operator's own commands made on this machine."""
+"""What is this node's own: ids and accounts that it worked out or checked, amounts and counts that it formatted, words
+of its code, and what the operator's own commands made on this machine."""
 PRINTS = ("echo", "secho", "_say", "say")
 
 
@@ -74,7 +74,7 @@ def key_of(value: ast.expr) -> str | None:
     return None
 
 
-def found_in(source: str, own: Set[str] = frozenset()) -> list[tuple[int, str]]:
+def found_in(source: str, own: Collection[str] = ()) -> list[tuple[int, str]]:
     return [
         (part.lineno, key)
         for argument in printed(ast.parse(source))
@@ -85,7 +85,7 @@ def found_in(source: str, own: Set[str] = frozenset()) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_nothing_of_a_view_is_printed_as_it_came(file: Path) -> None:
-    assert found_in(file.read_text(), OWN.get(file.name, frozenset())) == []
+    assert found_in(file.read_text(), OWN.get(file.name, ())) == []
 
 
 @pytest.mark.parametrize(
