@@ -12,10 +12,7 @@ OTHER_PORTS = 3
 
 def forward(port: int, interface: str) -> dict[str, object]:
     """Find the router, and have it forward this port, or one near it that is free."""
-    router = miniupnpc.UPnP()
-    router.discoverdelay = DISCOVER_MS
-    if interface:
-        router.multicastif = interface
+    router = miniupnpc.UPnP(multicastif=interface or None, discoverdelay=DISCOVER_MS)
     if not _quietly(router.discover):
         return {"host": "", "port": 0, "why": "no router that speaks UPnP was found"}
     router.selectigd()
