@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hansa.market.ledger import Entry, payees_part
+from hansa.market.pricing import ITSELF
 from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import LeaseTerms, Statement
 from hansa.market.selection import explain_choice
@@ -95,6 +96,8 @@ def money_warning(state: NodeState, job: Job) -> str:
         return f"it waits for money: {lacking} more is needed; hansa top-up {name} {lacking}"
     if job.waits_for_money:
         remedy = "fill the wallet" if currency_of(job.spec.currency).is_on_chain else "pay what you owe its provider"
+        if state.payer not in (ITSELF, state.account):
+            remedy = "let `hansa wallet deposit --follow` run"
         return f"it waits: its channel could not pay{trouble}; {remedy}, then hansa top-up {name} 0"
     for channel in channels:
         if channel.phase == "open" and channel.limit is not None and channel.limit < channel.wanted:

@@ -31,6 +31,7 @@ def test_the_status_says_where_a_node_settles_and_what_is_wrong(capsys: pytest.C
             "tokens": "1.000000",
             "coins": "0.500000",
             "credit": "0.000000",
+            "payer": {"account": "0xC0\x1b[2J1D", "tokens": "7.000000", "credit": "2.000000", "deposits_wanted": 3},
             "waiting": ["open 1f3c"],
             "troubles": ["https://a.example: cannot be reached"],
         }
@@ -38,5 +39,9 @@ def test_the_status_says_where_a_node_settles_and_what_is_wrong(capsys: pytest.C
     said = capsys.readouterr().out
     assert "NOT CHECKED YET; the escrow contract is experimental and unaudited" in said
     assert "TROUBLE    https://a.example: cannot be reached" in said
+    assert "payer      0xC0" in said
+    assert "7.000000 " in said
+    assert "WANTED     3 deposits: hansa wallet deposit" in said
+    assert "\x1b" not in said
     assert "on its way open 1f3c" in said
     assert "\x1b" not in said
