@@ -24,11 +24,12 @@ from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
 from hansa.scheduler.advert_classes import capability_names, class_of_device
-from hansa.scheduler.advert_pace import every_ms, life_ms, pause_ms
+from hansa.scheduler.advert_pace import every_ms, life_ms, pause_ms, was_hardly_heard
 
 if TYPE_CHECKING:
     from hansa.node.daemon import Daemon
 
+LOOK_AROUND_S = 1.0
 MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
 REMIND_EVERY_S = 30.0
@@ -43,13 +44,18 @@ REST_S = 60.0
 async def advertise(daemon: "Daemon") -> None:
     """Say what is lent, now and then, and at once when it changes."""
     while True:
-        free = _free_and_spare(daemon)
+        free, neighbours = _free_and_spare(daemon), _neighbours(daemon)
         await _publish_advert(daemon, free)
         peers = _of_the_same_class(daemon)
         await trio.sleep(pause_ms(peers) / 1000)
         with trio.move_on_after(every_ms(peers) / 1000):
-            while _free_and_spare(daemon) == free:
-                await daemon.changed.wait()
+            while _free_and_spare(daemon) == free and not was_hardly_heard(neighbours, _neighbours(daemon)):
+                with trio.move_on_after(LOOK_AROUND_S):
+                    await daemon.changed.wait()
+
+
+def _neighbours(daemon: "Daemon") -> int:
+    return sum(peer.phase == "live" for peer in daemon.net.peers())
 
 
 def _of_the_same_class(daemon: "Daemon") -> int:

@@ -15,6 +15,7 @@ LONGEST_LIFE_MS = LIVES * LAST_EVERY_MS
 CHANGES_FOR_EACH = 10
 """News of changes may come so many times as often as the advert is said anew."""
 FIRST_PAUSE_MS = 1_000
+FEW_NEIGHBOURS = 4
 
 
 def every_ms(providers: int) -> int:
@@ -30,3 +31,8 @@ def life_ms(providers: int) -> int:
 def pause_ms(providers: int) -> int:
     """The least time between two adverts, whatever changes."""
     return max(FIRST_PAUSE_MS, every_ms(providers) // CHANGES_FOR_EACH if every_ms(providers) > FIRST_EVERY_MS else 0)
+
+
+def was_hardly_heard(neighbours_then: int, neighbours_now: int) -> bool:
+    """Whether an advert is to be said anew because, when it was said, there was hardly anybody to pass it on."""
+    return neighbours_then < FEW_NEIGHBOURS and neighbours_now > neighbours_then

@@ -151,7 +151,7 @@ async def _take_part(net: Any, number: int, directory: Path, said: Any, passed: 
     from hansa.proto.network import DOMAIN
     from hansa.proto.signing import sign
     from hansa.scheduler.advert_classes import capability_names
-    from hansa.scheduler.advert_pace import every_ms, life_ms
+    from hansa.scheduler.advert_pace import every_ms, life_ms, was_hardly_heard
 
     def now_ms() -> int:
         return int(time.time() * 1000)
@@ -161,6 +161,9 @@ async def _take_part(net: Any, number: int, directory: Path, said: Any, passed: 
     discovery = Discovery(net, book, now_ms, account=account.address, useful=lambda: {"cpu"}, data_dir=directory)
     discovery.serve()
     began_s = time.monotonic()
+
+    def live_peers() -> int:
+        return sum(peer.phase == "live" for peer in net.peers())
 
     async def advertise() -> None:
         while True:
@@ -181,8 +184,12 @@ async def _take_part(net: Any, number: int, directory: Path, said: Any, passed: 
                 expires_ms=now_ms() + life_ms(others),
             )
             net.advertise(capability_names(advert))
+            neighbours = live_peers()
             await book.publish(sign(DOMAIN, advert, account))
-            await trio.sleep(every_ms(others) / 1000)
+            await trio.sleep(1)
+            with trio.move_on_after(every_ms(others) / 1000):
+                while not was_hardly_heard(neighbours, live_peers()):  # noqa: ASYNC110  # as the daemon does
+                    await trio.sleep(1)
 
     async def greet() -> None:
         async for peer_id in net.arrivals():
@@ -193,8 +200,7 @@ async def _take_part(net: Any, number: int, directory: Path, said: Any, passed: 
             await trio.sleep(0.05)
         print(json.dumps({"known_s": time.monotonic() - began_s}), flush=True)
         while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            live_peers = sum(peer.phase == "live" for peer in net.peers())
-            print(json.dumps({**passed, "cpu_s": time.process_time(), "peers": live_peers}), flush=True)
+            print(json.dumps({**passed, "cpu_s": time.process_time(), "peers": live_peers()}), flush=True)
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ from hansa.scheduler.advert_pace import (
     every_ms,
     life_ms,
     pause_ms,
+    was_hardly_heard,
 )
 
 
@@ -31,3 +32,11 @@ def test_in_a_small_market_a_change_is_said_within_a_second():
     assert pause_ms(0) == pause_ms(75) == FIRST_PAUSE_MS
     assert pause_ms(1_000) == 20_000
     assert life_ms(0) == 60_000
+
+
+def test_what_was_said_when_hardly_anybody_was_there_is_said_anew_as_they_come():
+    assert was_hardly_heard(0, 1)
+    assert was_hardly_heard(3, 4)
+    assert not was_hardly_heard(0, 0)
+    assert not was_hardly_heard(4, 5)
+    assert not was_hardly_heard(3, 2)
