@@ -16,7 +16,7 @@ from hansa.node.cli_client import Daemon, DaemonAway
 from hansa.node.cli_jobs import submit_job
 
 __all__ = ["internet"]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 HANSA = [sys.executable, "-m", "hansa"]
 JOB = """\
 name = "far"
@@ -77,7 +77,7 @@ class Node:
             self.process.wait()
 
 
-@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_a_job_is_traded_between_two_homes(internet: Internet, tmp_path: Path, symmetric: bool) -> None:
     with ExitStack() as stack:
         relay = Node(stack, internet.public_host(), tmp_path / "relay", relay=True)
