@@ -1,17 +1,21 @@
 """Runs on one GPU keep to their parts of its memory, or are over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
 from kit.scripted_gpus import ScriptedGpus
 
 from hansa.node.config import parse_config
 from hansa.node.device_use import Leased, UseMeter
-from hansa.node.device_watch import DeviceWatch
+from hansa.node.device_watch import DeviceWatch, _end_those_over_their_parts
 from hansa.node.driver_process import DriverProcess
 from hansa.node.gpu_parts import Tenant, over_their_parts
+from hansa.node.gpu_users import Told
 from hansa.node.gpus import GpuProcess, GpuSample
 from hansa.proto.market_documents import KIND_GPU, Device
 from hansa.scheduler.capacity import Capacity
@@ -100,6 +104,36 @@ def test_what_the_driver_says_of_each_process_is_held_against_the_parts(machine)
         assert list(over_their_parts(tenants, seen)) == [b"two"]
     finally:
         watch.close()
+
+
+@pytest.mark.trio
+async def test_the_watch_ends_the_run_that_took_too_much_and_no_other(machine, tmp_path, monkeypatch):
+    ended = []
+
+    async def fail(lease, kind, reason):
+        ended.append((lease, kind, reason))
+
+    machine.set({"gpu0.compute": "11:30720,12:20481"}, gpus=1)
+    async with a_daemon(tmp_path, MemoryHub(), 1, lends=True) as daemon:
+        daemon.watch.close()
+        daemon.watch = watching(machine, "gpu")
+        sight = daemon.watch.look()
+        daemon.watch.judge(sight, Capacity())
+        monkeypatch.setattr(daemon.executor, "fail", fail)
+        told = {name: Told(at_s=0, pids=frozenset({pid}), cpu_ms=0) for name, pid in ((b"one", 11), (b"two", 12))}
+        monkeypatch.setattr(daemon.executor, "_told", told)
+        devices = daemon.watch.inventory.devices[:1]
+        leases = [
+            Leased(lease=name, devices=devices, pid=None, busy_ms=0, share_milli=part)
+            for name, part in ((b"one", 500), (b"two", 250))
+        ]
+        await _end_those_over_their_parts(daemon, sight, leases)
+        assert ended == [
+            (b"two", "out-of-memory", "it had 20 GiB of its GPU's memory, and its part of 25 % is 20 GiB"),
+        ]
+        whole = [replace(lease, share_milli=1_000) for lease in leases]
+        await _end_those_over_their_parts(daemon, sight, whole)
+        assert len(ended) == 1, "who has all of a GPU is not looked at"
 
 
 @pytest.mark.parametrize(("of", "shared"), [("cpu", False), ("gpu", True), ("H100", True), ("A100", False)])
