@@ -22,7 +22,8 @@ from hansa.proto.codec import decode, encode
 from hansa.proto.keccak import keccak256
 from hansa.proto.messages import ProofSent
 
-KEEP_MS = 24 * 3_600_000
+KEEP_MS = 3_600_000
+"""Who is away for longer is shown it at the next dealings."""
 MOST_BYTES = 65_536
 """A larger proof stays where it was found. It takes the bids of two leases of a thousand devices."""
 MOST_TOLD, MOST_PARTNERS = 32, 24
