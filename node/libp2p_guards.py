@@ -6,13 +6,14 @@ then sees the daemon die or its memory grow.
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.trio import TrioTCPStream
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.tools.anyio_service.trio_manager import TrioManager
@@ -230,13 +231,18 @@ class BufferedSocket(ReadWriteCloser):  # type: ignore[misc]  # the library come
         """Around the library's own wrapper."""
         self._stream = stream
         self._buffer = bytearray()
+        self._receive: Callable[[int], Awaitable[bytes]] = stream.read
+        self._send: Callable[[bytes], Awaitable[None]] = stream.write
+        if isinstance(stream, TrioTCPStream):
+            # Its locks cost a turn of the event loop each, and one task reads here and one writes.
+            self._receive, self._send = stream.stream.receive_some, stream.stream.send_all
 
     async def read(self, n: int | None = None) -> bytes:
         """Exactly ``n`` bytes, or fewer at the end; with no ``n`` whatever there is."""
         if n is None:
             n = len(self._buffer) or 1
         while len(self._buffer) < n:
-            data = await self._stream.read(SOCKET_READ_BYTES)
+            data = await self._receive(SOCKET_READ_BYTES)
             if not data:
                 break
             self._buffer += data
@@ -244,9 +250,17 @@ class BufferedSocket(ReadWriteCloser):  # type: ignore[misc]  # the library come
         del self._buffer[: len(result)]
         return result
 
+    async def take(self) -> bytes:
+        """Whatever there is, at least one byte; none at the end."""
+        if self._buffer:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            return data
+        return await self._receive(SOCKET_READ_BYTES)
+
     async def write(self, data: bytes) -> None:
         """All of it."""
-        await self._stream.write(data)
+        await self._send(data)
 
     async def close(self) -> None:
         """Close the socket."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
-from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 
 from hansa.node.libp2p_guards import Faults, read_header_line
 from hansa.node.libp2p_stream import BoundedStream
@@ -48,6 +48,8 @@ async def ask(stream: BoundedStream, peer_id: str, protocol_id: str, data: bytes
     """Send one request on a fresh stream and read its response. The caller sets the deadline; the stream is used up."""
     answer = b""
     try:
+        if stream.write_last(_request(protocol_id, data)):
+            return await _read_answer(stream, peer_id, protocol_id, max_response_bytes)
         async with trio.open_nursery() as nursery:
             # Beside the reading, because a refusal may come while most of a large request is still unsent.
             nursery.start_soon(_send_request, stream, protocol_id, data)
@@ -56,6 +58,8 @@ async def ask(stream: BoundedStream, peer_id: str, protocol_id: str, data: bytes
     except BaseExceptionGroup as group:
         # Not `except*`: Python before 3.11.4 wraps what is raised in there into a group again.
         raise _one_fault(group, peer_id) from None
+    except (MuxedStreamError, MultiselectCommunicatorError) as fault:
+        raise _told(fault, peer_id) from None
     finally:
         stream.finish()
         stream.muxed_conn.forget(stream)
@@ -71,6 +75,11 @@ def _one_fault(group: BaseExceptionGroup[BaseException], peer_id: str) -> BaseEx
     fault: BaseException = known
     while isinstance(fault, BaseExceptionGroup):
         fault = fault.exceptions[0]
+    return _told(fault, peer_id)
+
+
+def _told(fault: BaseException, peer_id: str) -> BaseException:
+    """The same in the words of the port."""
     if isinstance(fault, MuxedStreamError):
         return RemoteFault(peer_id, "the stream broke before the response was complete")
     if isinstance(fault, MultiselectCommunicatorError):
@@ -78,9 +87,13 @@ def _one_fault(group: BaseExceptionGroup[BaseException], peer_id: str) -> BaseEx
     return fault
 
 
+def _request(protocol_id: str, data: bytes) -> bytes:
+    return header_line(MULTISTREAM) + header_line(protocol_id) + _LENGTH.pack(len(data)) + data
+
+
 async def _send_request(stream: BoundedStream, protocol_id: str, data: bytes) -> None:
     try:
-        await stream.write(header_line(MULTISTREAM) + header_line(protocol_id) + _LENGTH.pack(len(data)) + data)
+        await stream.write(_request(protocol_id, data))
         stream.finish()
     except MuxedStreamError:
         # Whatever the reason is, the reader beside us will find it.
@@ -182,14 +195,19 @@ class RequestServer:
         return None, b""
 
     async def _send(self, stream: BoundedStream, status: int, body: bytes) -> None:
-        await stream.write(_ANSWER.pack(status, len(body)) + body)
-        stream.finish()
+        answer = _ANSWER.pack(status, len(body)) + body
+        if not stream.write_last(answer):
+            await stream.write(answer)
+            stream.finish()
 
 
 async def open_and_ask(connections: Any, peer_id: str, protocol_id: str, data: bytes, max_response_bytes: int) -> bytes:
     """Ask on the first connection that still takes a stream; what was once sent is not sent again."""
     for connection in connections:
         if connection.muxed_conn.is_established:
-            stream = await connection.muxed_conn.open_stream()
+            try:
+                stream = await connection.muxed_conn.open_stream()
+            except MuxedConnUnavailable:
+                continue  # it closed in this very moment, and nothing was sent
             return await ask(stream, peer_id, protocol_id, data, max_response_bytes)
     raise Unreachable(peer_id, "the connection closed at once")

@@ -32,8 +32,12 @@ class Carrier(Holder, Protocol):
     def queue_control(self, kind: int, flags: int, stream_id: int, value: int) -> None:
         """A frame without a body; never waits."""
 
-    def queue_data(self, stream_id: int, data: bytes) -> None:
+    def queue_data(self, stream_id: int, data: bytes, flags: int = 0) -> None:
         """A frame with a body; the caller has waited for room and taken the window."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a stream may put more into the queue at once."""
 
     async def queue_has_room(self) -> None:
         """Wait until a stream may put more into the queue."""
@@ -160,6 +164,18 @@ class BoundedStream(IMuxedStream):  # type: ignore[misc]  # the library comes wi
             self.send_window -= size
             self.muxed_conn.queue_data(self.stream_id, bytes(view[:size]))
             view = view[size:]
+
+    def write_last(self, data: bytes) -> bool:
+        """Hand over all that will ever be written, and say so, in one frame; False if that cannot be done at once."""
+        fits = len(data) <= min(self.send_window, LARGEST_FRAME_BYTES) and self.muxed_conn.has_room
+        if not fits or self.was_reset or self.closed:
+            return False
+        self.send_window -= len(data)
+        self.closed = True
+        self.muxed_conn.queue_data(self.stream_id, data, FIN)
+        if self.remote_closed:
+            self.muxed_conn.forget(self)
+        return True
 
     def _check_writable(self) -> None:
         if self.was_reset:

@@ -20,6 +20,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
 
 from hansa.node.libp2p_budget import ReceiveBudget
+from hansa.node.libp2p_noise import records_of
 from hansa.node.libp2p_stream import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, BoundedStream
 from hansa.node.net import NetLimits, Path
 
@@ -42,6 +43,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
     ) -> None:
         """Nothing happens before ``start``. ``offence`` is told in words what the peer did that ends the connection."""
         self.secured_conn = conn
+        self._records = records_of(conn)
         self.peer_id = peer_id
         self.limits = limits
         self.budget = budget
@@ -199,16 +201,23 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         """A frame without a body; never waits."""
         self._put(HEADER.pack(0, kind, flags, stream_id, value))
 
-    def queue_data(self, stream_id: int, data: bytes) -> None:
+    def queue_data(self, stream_id: int, data: bytes, flags: int = 0) -> None:
         """A frame with a body; the caller has waited for room and taken the window."""
-        self._put(HEADER.pack(0, DATA, 0, stream_id, len(data)) + data)
+        self._put(HEADER.pack(0, DATA, flags, stream_id, len(data)) + data)
 
-    def _put(self, frame: bytes) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether a stream may put more into the queue at once."""
+        return self._queued <= QUEUE_BYTES
+
+    def _put(self, frame: bytes, *, can_wait: bool = False) -> None:
+        """Queue a frame. One that ``can_wait`` goes with the next that cannot, which a ping is at the latest."""
         if self._closed.is_set():
             return
         self._queue.append(frame)
         self._queued += len(frame)
-        self._queue_filled.set()
+        if not can_wait:
+            self._queue_filled.set()
         if self._queued > BACKLOG_BYTES:
             self.abort("does not read our answers")
 
@@ -221,14 +230,16 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
 
     async def _write_loop(self) -> None:
         while True:
-            while not self._queue:
-                self._queue_filled = trio.Event()
+            if not self._queue_filled.is_set():
                 await self._queue_filled.wait()
+            self._queue_filled = trio.Event()
             size, batch = 0, []
             while self._queue and size < QUEUE_BYTES:
                 size += len(self._queue[0])
                 batch.append(self._queue.popleft())
-            await self.secured_conn.write(b"".join(batch))
+            if self._queue:
+                self._queue_filled.set()
+            await self._records.write(b"".join(batch))
             self._queued -= size
             self._queue_drained.set()
 
@@ -250,7 +261,10 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
     async def _read_loop(self) -> None:
         buffer = bytearray()
         while True:
-            buffer += await self.secured_conn.read(None)
+            data = await self._records.read(None)
+            if not data:
+                return
+            buffer += data
             start = 0
             while not self._closed.is_set():
                 if self._body_bytes:
@@ -347,7 +361,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         stream = BoundedStream(self, stream_id)
         self._streams[stream_id] = stream
         self._inbound += 1
-        self.queue_control(WINDOW, ACK, stream_id, 0)
+        self._put(HEADER.pack(0, WINDOW, ACK, stream_id, 0), can_wait=True)
         try:
             self._accept_send.send_nowait(stream)
         except trio.WouldBlock:
