@@ -86,7 +86,7 @@ class MeterLine:
         device: keccak256 of the device's lasting identity.
         start_ms: when metering of this line began.
         end_ms: until when it is metered.
-        device_ms: device-milliseconds metered since ``start_ms``; cumulative.
+        device_ms: device-milliseconds metered since ``start_ms``, on a part of a device that part of them; cumulative.
         amount: what they cost at the lease's price; cumulative.
     """
 

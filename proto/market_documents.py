@@ -107,7 +107,9 @@ class Shortfall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One device that a provider lends whole: a GPU, or a slot of CPU cores that is sold as just that.
+    """One device that a provider lends: a GPU, or a slot of CPU cores that is sold as just that.
+
+    It is lent whole, unless its fact ``share`` names the smallest part of it that is lent.
 
     Attributes:
         id: keccak256 of the provider's account and the device's own serial; the same for the device's whole life.
@@ -168,7 +170,8 @@ class Requirements:
     Attributes:
         kind: ``"gpu"``, ``"cpu"`` or ``"any"``.
         choices: sets of devices of which any one does, the best liked first; empty means ``devices`` of any model.
-        devices: whole devices for the shard; with choices, the most that any of them has.
+        devices: devices for the shard; with choices, the most that any of them has. A clause on ``share`` asks for a
+            part of one.
         device_memory_bytes: least memory of each device.
         cores_milli: least CPU cores, all devices together, in thousandths.
         memory_bytes: main memory the sandbox may use.
