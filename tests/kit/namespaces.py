@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
+from kit.slow_wire import SlowWire, tap_in
 
 from hansa.node.book import Book
 from hansa.node.discovery import Discovery
@@ -89,6 +90,7 @@ class Internet:
     def __init__(self) -> None:
         self._tag = f"hx{os.getpid() % 100_000}x{next(_numbers)}"
         self._made: list[str] = []
+        self.wires: list[SlowWire] = []
         self._links = itertools.count(1)
         self._sites = itertools.count(1)
         self.core = self._namespace("core")
@@ -106,6 +108,17 @@ class Internet:
         """A command in a namespace."""
         run(f"ip netns exec {name} {words}", stdin=stdin)
 
+    def _join_slowly(self, one: str, one_addr: str, other: str, other_addr: str, *, delay_s: float, loss: float) -> str:
+        """As ``_join``, by a wire with delay and loss."""
+        number = next(self._links)
+        a, b = f"{self._tag}s{number}"[-15:], f"{self._tag}t{number}"[-15:]
+        ends = tap_in(enter, one, a), tap_in(enter, other, b)
+        self.wires.append(SlowWire(ends, delay_s=delay_s, loss=loss))
+        for name, device, addr in ((one, a, one_addr), (other, b, other_addr)):
+            self.inside(name, f"ip addr add {addr} dev {device}")
+            self.inside(name, f"ip link set {device} up")
+        return b
+
     def _join(self, one: str, one_addr: str, other: str, other_addr: str) -> str:
         """A line between two namespaces; gives the name of its end in the second."""
         number = next(self._links)
@@ -116,11 +129,15 @@ class Internet:
             self.inside(name, f"ip link set {device} up")
         return b
 
-    def public_host(self) -> "Site":
-        """A host with an address of its own."""
+    def public_host(self, *, delay_s: float = 0.0, loss: float = 0.0) -> "Site":
+        """A host with an address of its own, perhaps at the end of a slow wire."""
         number = next(self._sites)
         name = self._namespace(f"host{number}")
-        device = self._join(self.core, f"45.33.{number}.1/24", name, f"45.33.{number}.2/24")
+        here, there = f"45.33.{number}.1/24", f"45.33.{number}.2/24"
+        if delay_s or loss:
+            device = self._join_slowly(self.core, here, name, there, delay_s=delay_s, loss=loss)
+        else:
+            device = self._join(self.core, here, name, there)
         self.inside(name, f"ip route add default via 45.33.{number}.1")
         return Site(self, name, number, device=device)
 
@@ -173,6 +190,8 @@ table ip home {{
         self.filter_core("")
 
     def close(self) -> None:
+        for wire in self.wires:
+            wire.close()
         for name in reversed(self._made):
             with contextlib.suppress(OSError):
                 run(f"ip netns del {name}")

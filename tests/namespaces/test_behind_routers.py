@@ -157,3 +157,20 @@ def test_a_slow_line_slows_and_breaks_nothing(internet: Internet):
             assert one.echo(other, data, timeout_ms=60_000) == data
             # Two mebibytes at two a second, less what a burst and a token bucket let through.
             assert time.monotonic() - began > 0.7
+
+
+def test_nodes_on_lines_with_delay_and_loss_find_each_other_and_lose_no_byte(internet: Internet):
+    try:
+        far = [internet.public_host(delay_s=0.04, loss=0.02) for _ in range(2)]
+    except OSError as fault:
+        pytest.skip(f"no tap devices here: {fault}")
+    with living((internet.public_host(), NetConfig())) as [first]:
+        start = NetConfig(bootstrap=(first_addr(first),))
+        with living(*((site, start) for site in far)) as [one, other]:
+            one.until(lambda net: any(each.peer_id == other.peer_id and each.phase == "live" for each in net.peers()))
+            began = time.monotonic()
+            assert one.echo(other) == b"hello"
+            assert time.monotonic() - began > 0.15
+            data = os.urandom(256 << 10)
+            assert one.echo(other, data, timeout_ms=60_000) == data
+            assert sum(wire.lost for wire in internet.wires) > 0
