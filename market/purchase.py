@@ -19,6 +19,7 @@ from hansa.market.purchase_awards import (
     give_up,
     release,
     release_losers,
+    shortage,
     usable,
     with_phase,
 )
@@ -198,6 +199,8 @@ def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
     ranked = replace(state, phase="awarding", ranking=ranking, trials=())
     if not state.only_bids:
         return fill(ranked, at_ms)
+    if len(usable(ranked)) < len(state.tender.shards):
+        return give_up(ranked, shortage(ranked), at_ms)
     shown = replace(ranked, phase="cancelled", reason=ONLY_BIDS)
     told = BidsShown(tender=state.tender_digest, at_ms=at_ms)
     return Step(state=shown, effects=(*release_losers(shown, at_ms), told))

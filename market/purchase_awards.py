@@ -41,7 +41,7 @@ def fill(state: Purchase, at_ms: int) -> Step[Purchase]:
     if best is None or left < 0:
         least = cheapest(candidates, len(wanted), room)
         if len(least) < len(wanted):
-            return give_up(state, _shortage(state), at_ms)
+            return give_up(state, shortage(state), at_ms)
         promised = state.funds - left + sum(one.most for one in least)
         reason = (
             f"price, devices and limits.wall allow the leases to cost {format_amount(promised)},"
@@ -99,7 +99,8 @@ def usable(state: Purchase) -> list[Scored]:
     return [entry for entry in eligible if entry.bid in bids]
 
 
-def _shortage(state: Purchase) -> str:
+def shortage(state: Purchase) -> str:
+    """Of what there is too little, in words."""
     eligible = sum(not entry.excluded for entry in state.ranking)
     wanted = len(state.tender.shards)
     if eligible < wanted:

@@ -190,13 +190,14 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
         bid = bought.bids.get(entry.bid)
         if entry.excluded:
             words = entry.excluded
-        elif entry.bid in won:
+        elif entry.bid in won or bought.only_bids:
             words = explain_choice(bought.ranking, entry.bid)
         elif entry.bid in lost:
             words = lost[entry.bid].why or "the gang did not come together"
         else:
             words = "another bid is expected to cost less" if won else "the gang did not come together"
-        result = "won" if entry.bid in won else "excluded" if entry.excluded else "lost"
+        otherwise = "shown" if bought.only_bids else "lost"
+        result = "won" if entry.bid in won else "excluded" if entry.excluded else otherwise
         rows.append(
             {
                 "bid": entry.bid.hex(),

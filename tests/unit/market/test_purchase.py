@@ -309,6 +309,12 @@ def test_where_only_bids_are_wanted_everybody_is_free_when_bidding_closes_and_th
     (Playbook(advance, state) >> late << sent(THIRD, BidReleased)).reaches("cancelled")
 
 
+def test_where_only_bids_are_wanted_and_too_few_come_it_is_unfilled_like_any_tender_and_nothing_is_awarded():
+    playbook = Playbook(advance, start(TWO, only_bids=True, invited=(PROVIDER, OTHER))) >> bid_of(TWO, PROVIDER_KEY)
+    playbook >> passed(CLOSE) << sent(PROVIDER, BidReleased) << some(Unfilled)
+    playbook.reaches("unfilled", reason="1 of the 2 bids that it takes", placements=())
+
+
 def refused(placement, kind, at_ms=NOW_MS + 3_000):
     return RefusalOfLeaseArrived(lease=placement.lease, kind=kind, reason="no", at_ms=at_ms)
 

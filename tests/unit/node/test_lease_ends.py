@@ -12,6 +12,7 @@ from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
 from hansa.node import buying, events
 from hansa.node.buying_turns import MOST_AT_ONCE, funds_left
+from hansa.node.market_views import bids_view
 from hansa.node.state import restored, snapshot
 from hansa.proto import messages
 from hansa.scheduler import run
@@ -221,6 +222,9 @@ def test_a_trial_of_the_market_ends_with_the_bids_holds_nobody_and_is_not_repeat
     assert (state.jobs.get(JOB).phase, state.jobs.get(JOB).reason) == ("cancelled", ONLY_BIDS)
     assert [len(bought.ranking) for _, bought in state.purchases.all()] == [2]
     assert not made.heard(messages.AwardSent)
+    (shown,) = bids_view(state, state.jobs.get(JOB))["tenders"]
+    assert {row["result"] for row in shown["bids"]} == {"shown"}
+    assert [row["why"] for row in shown["bids"]] == ["lowest expected cost of 2 bids", "number 2 of 2 by expected cost"]
     for seller in (PROVIDER, OTHER):
         assert made.engines[seller].state.capacity.allotments == {}
         assert not made.engines[seller].state.sales.live
