@@ -112,24 +112,23 @@ def live(number: int, directory: Path) -> None:
     import trio
     from kit.memory_party import key
 
-    from hansa.node.libp2p_guards import BufferedSocket
     from hansa.node.libp2p_host import open_net
     from hansa.node.net import NetConfig
 
     passed = {"sent": 0, "received": 0}
-    read, write = BufferedSocket.read, BufferedSocket.write
+    receive, send = trio.SocketStream.receive_some, trio.SocketStream.send_all
 
-    async def counted_read(self: Any, n: int | None = None) -> bytes:
-        data: bytes = await read(self, n)
+    async def counted_receive(self: Any, max_bytes: int | None = None) -> bytes:
+        data: bytes = await receive(self, max_bytes)
         passed["received"] += len(data)
         return data
 
-    async def counted_write(self: Any, data: bytes) -> None:
+    async def counted_send(self: Any, data: bytes) -> None:
         passed["sent"] += len(data)
-        await write(self, data)
+        await send(self, data)
 
-    BufferedSocket.read = counted_read  # type: ignore[method-assign]
-    BufferedSocket.write = counted_write  # type: ignore[method-assign]
+    trio.SocketStream.receive_some = counted_receive  # type: ignore[method-assign]
+    trio.SocketStream.send_all = counted_send  # type: ignore[method-assign]
 
     async def main() -> None:
         async with open_net(NetConfig(), key(70_000 + number).secret()) as net:
