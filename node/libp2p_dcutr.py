@@ -16,9 +16,10 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamErro
 from multiaddr import Multiaddr
 
 from hansa.node.allowance import Allowances
+from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_guards import Faults
 from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.libp2p_swarm import GuardedConn, GuardedSwarm
+from hansa.node.libp2p_swarm import GuardedSwarm
 from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
 from hansa.node.neighbourhood import host_of, place_of
 

@@ -1,24 +1,21 @@
-"""Connections: who is let in, who is dialled, and what happens when either goes wrong.
+"""Connections: who is let in, and what happens when that goes wrong; ``libp2p_dialling.py`` is the other half.
 
 The library's swarm waits 250 ms on every dial, never returns from a dial that stalls, lets 32 such dials block all
 others, forgets to give inbound slots back, and ends the program when a stream handler raises. This one keeps its
 interface (pubsub, identify and the listeners use it) and replaces those parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from socket import MSG_PEEK
 from typing import Any
 
 import trio
-from libp2p.abc import INetConn
 from libp2p.connection_types import ConnectionType
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
-from libp2p.network.stream.net_stream import NetStream, StreamState
-from libp2p.network.swarm import Swarm
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.generic_selector import GenericMultistreamSelector
@@ -26,73 +23,22 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
-from hansa.node.libp2p_circuit import CircuitSocket, open_circuit, split_circuit
+from hansa.node.libp2p_circuit import CircuitSocket
+from hansa.node.libp2p_connection import GuardedConn
+from hansa.node.libp2p_dialling import Addresses, DiallingSwarm
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
-from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.libp2p_tcp import Dialler, open_listener, port_of, rank
+from hansa.node.libp2p_tcp import Dialler, open_listener
 from hansa.node.libp2p_yamux import BoundedYamux
-from hansa.node.neighbourhood import host_of, is_circuit
 from hansa.node.net import NetLimits, TlsHandler
 from hansa.proto.peer_id import parse_peer_id
 
-NEXT_ADDRESS_AFTER_S = 0.02
-"""How long one address is tried alone before the next is tried beside it."""
-DIALLED_ADDRESSES = 8
 TLS_HANDSHAKE = b"\x16"
 """The first byte of a TLS connection. That of libp2p is the length of its first line, 0x13."""
-DIALLED_CIRCUITS = 4
-CIRCUITS_AFTER_S = 0.3
 
-Addresses = Callable[[str], Sequence[str]]
 Barred = Callable[[str], bool]
 
 
-class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without types
-    """A connection whose stream handlers may raise anything."""
-
-    muxed_conn: BoundedYamux
-
-    async def start(self) -> None:
-        """Handle the peer's streams until the connection ends, which ends their handlers too."""
-        self.event_started.set()
-        async with trio.open_nursery() as nursery:
-            try:
-                while True:
-                    nursery.start_soon(self._handle_muxed_stream, await self.muxed_conn.accept_stream())
-            except MuxedConnUnavailable:
-                nursery.cancel_scope.cancel()
-        await self.close()
-
-    async def _handle_muxed_stream(self, muxed_stream: BoundedStream) -> None:
-        stream = await self._add_stream(muxed_stream)
-        try:
-            await self.swarm.common_stream_handler(stream)
-        except Exception as fault:  # noqa: BLE001  # any protocol's handler, ours or the library's, on a peer's bytes
-            self.swarm.stream_failed(self.muxed_conn.peer_id.to_base58(), fault)
-            muxed_stream.abort()
-        finally:
-            # Whoever handled it is done with it: nothing may stay buffered or half open on a handler's neglect.
-            self.remove_stream(stream)
-            muxed_stream.finish()
-            muxed_stream.abandon()
-
-    async def _add_stream(self, muxed_stream: BoundedStream) -> NetStream:
-        stream = NetStream(muxed_stream, self, None)
-        await stream.set_state(StreamState.OPEN)
-        self.streams.add(stream)
-        return stream
-
-    async def close(self) -> None:
-        """End it, and tell those who want to know in the background."""
-        if self.event_closed.is_set():
-            return
-        self.event_closed.set()
-        self.swarm.remove_conn(self)
-        self.swarm.conn_closed(self)
-        await self.muxed_conn.close()
-
-
-class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without types
+class GuardedSwarm(DiallingSwarm):
     """All connections of this node."""
 
     background_nursery: trio.Nursery | None
@@ -254,160 +200,6 @@ class GuardedSwarm(Swarm):  # type: ignore[misc]  # the library comes without ty
             _, muxer = await self._muxers.select(secured, False, timeout_s)
         muxed: BoundedYamux = muxer(secured, peer_id)
         return muxed
-
-    # Outbound.
-
-    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
-        """The connections to a peer, making one if there is none. Never takes longer than the dial timeout."""
-        while not (standing := self.live_connections(peer_id)):
-            if peer_id in self._dialling:
-                await self._dialling[peer_id].wait()
-                if not self.live_connections(peer_id):
-                    raise SwarmException("no address of this peer answers")
-                continue
-            # A caller in a hurry waits a little rather than being told of a failure that may be over.
-            pause_s = self._failed_at.get(peer_id, -1e9) + self.limits.failed_dial_pause_ms / 1000 - trio.current_time()
-            if pause_s <= 0:
-                break
-            await trio.sleep(pause_s)
-        else:
-            return standing
-        self._dialling[peer_id] = trio.Event()
-        try:
-            with trio.move_on_after(self.limits.dial_timeout_ms / 1000):
-                async with self._dials:
-                    connection = await self._dial_first(peer_id)
-                if connection is not None:
-                    self._failed_at.pop(peer_id, None)
-                    return [connection]
-            self.faults.count("dial.failed")
-            if len(self._failed_at) > self.limits.known_peers:
-                self._failed_at.clear()
-            self._failed_at[peer_id] = trio.current_time()
-            raise SwarmException("no address of this peer answers")
-        finally:
-            self._dialling.pop(peer_id).set()
-
-    def forgive_dial(self, peer_id: ID) -> None:
-        """The next dial may be made at once, whatever failed a moment ago."""
-        self._failed_at.pop(peer_id, None)
-
-    async def _dial_first(self, peer_id: ID) -> GuardedConn | None:
-        """Try the addresses, each a moment after the one before; the first that proves to be the peer wins."""
-        found: list[GuardedConn] = []
-        async with trio.open_nursery() as nursery:
-            direct, circuits = self._dialable(peer_id)
-            for addr in (*direct, *circuits):
-                failed = trio.Event()
-                if circuits and addr is circuits[0] and direct:
-                    # A direct connection is worth a wait; one that will never come is not worth a long one.
-                    await trio.sleep(CIRCUITS_AFTER_S)
-
-                async def attempt(addr: Multiaddr = addr, failed: trio.Event = failed) -> None:
-                    try:
-                        found.append(await self._dial_one(addr, peer_id))
-                        nursery.cancel_scope.cancel()
-                    except Exception:  # noqa: BLE001  # whatever is at that address
-                        self.faults.count("dial.address_failed")
-                        failed.set()
-
-                nursery.start_soon(attempt)
-                with trio.move_on_after(NEXT_ADDRESS_AFTER_S):
-                    await failed.wait()
-        return found[0] if found else None
-
-    def _dialable(self, peer_id: ID) -> tuple[list[Multiaddr], list[Multiaddr]]:
-        """Where the peer can be dialled directly, and through which relays."""
-        addresses, circuits = [], []
-        for text in sorted(self._addresses(peer_id.to_base58()), key=rank):
-            try:
-                addr = Multiaddr(text)
-                names = [each.name for each in addr.protocols()]
-            except Exception:  # noqa: BLE001  # the library raises many kinds for what is no multiaddr
-                self.faults.count("dial.bad_address")
-                continue
-            if is_circuit(text):
-                circuits.append(addr)
-            elif (
-                len(names) >= 2
-                and names[0] in {"ip4", "ip6", "dns", "dns4", "dns6"}
-                and names[1:] in (["tcp"], ["tcp", "p2p"])
-            ):
-                addresses.append(addr)
-        return addresses[:DIALLED_ADDRESSES], circuits[:DIALLED_CIRCUITS]
-
-    async def _dial_one(self, addr: Multiaddr, peer_id: ID) -> GuardedConn:
-        given = self._is_given(peer_id.to_base58(), str(addr))
-        if not is_circuit(str(addr)):
-            return await self._dial_tcp(addr, peer_id, given=given)
-        where, name = split_circuit(str(addr))
-        relay = ID.from_base58(name)
-        if relay in (peer_id, self.self_id):
-            raise SwarmException("a circuit that leads nowhere")
-        standing = [each for each in self.live_connections(relay) if each.muxed_conn.path == "direct"]
-        if standing:
-            through = standing[0]
-        elif where:
-            through = await self._dial_tcp(Multiaddr(where), relay, given=given)
-        else:
-            raise SwarmException("a relay that we are not connected to")
-        socket = await open_circuit(through.muxed_conn, peer_id)
-        return await self._upgrade_outbound(RawConnection(socket, True, ConnectionType.RELAYED), peer_id)
-
-    async def _dial_tcp(self, addr: Multiaddr, peer_id: ID, *, given: bool) -> GuardedConn:
-        socket = await self._dialler.dial(addr, given=given, source_port=self.source_port_for(str(addr)))
-        return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
-
-    async def try_address(self, addr: Multiaddr, peer_id: ID) -> bool:
-        """Whether a peer answers at an address, found out on a connection of its own that ends at once."""
-        socket = await self._dialler.dial(addr, given=False)
-        try:
-            raw = RawConnection(BufferedSocket(socket), True)
-            _, transport = await self._security.select(raw, True, self.limits.dial_timeout_ms / 1000)
-            secured = await transport.secure_outbound(raw, peer_id)
-            return bool(secured.get_remote_peer() == peer_id)
-        finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await socket.close()
-
-    async def punch(self, host: str, port: int, peer_id: ID, *, as_client: bool) -> GuardedConn:
-        """Connect from our own port to a peer that does the same now. Who is the client was agreed before."""
-        family = "ip6" if ":" in host else "ip4"
-        addr = Multiaddr(f"/{family}/{host}/tcp/{port}")
-        socket = await self._dialler.dial(addr, given=False, source_port=self._port_of(family))
-        if as_client:
-            return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
-        try:
-            muxed = await self._upgrade_inbound(BufferedSocket(socket))
-            if muxed.peer_id != peer_id:
-                raise SwarmException("another peer lives at that address")  # noqa: TRY301
-            return await self.add_conn(muxed, "outbound")
-        except BaseException:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await socket.close()
-            raise
-
-    def source_port_for(self, addr: str) -> int | None:
-        """From where to dial: from our own port while nobody can dial us, so that others see which hole it makes."""
-        return self._port_of(host_of(addr)[0]) if self.dials_from_its_port() else None
-
-    def _port_of(self, family: str) -> int | None:
-        ports = [port_of(addr) for addr in self.listening if str(addr).startswith(f"/{family}/")]
-        return ports[0] if ports else None
-
-    async def _upgrade_outbound(self, raw: RawConnection, peer_id: ID) -> GuardedConn:
-        timeout_s = self.limits.dial_timeout_ms / 1000
-        try:
-            raw.stream = BufferedSocket(raw.stream)
-            _, transport = await self._security.select(raw, True, timeout_s)
-            secured = await transport.secure_outbound(raw, peer_id)
-            self._check(secured.get_remote_peer(), expected=peer_id)
-            _, muxer = await self._muxers.select(secured, True, timeout_s)
-            return await self.add_conn(muxer(secured, peer_id), "outbound")
-        except BaseException:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await raw.close()
-            raise
 
     # Both.
 

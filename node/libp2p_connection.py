@@ -1,0 +1,54 @@
+"""One connection, whose handlers may raise anything."""
+
+import trio
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream, StreamState
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+
+from hansa.node.libp2p_stream import BoundedStream
+from hansa.node.libp2p_yamux import BoundedYamux
+
+
+class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without types
+    """A connection whose stream handlers may raise anything."""
+
+    muxed_conn: BoundedYamux
+
+    async def start(self) -> None:
+        """Handle the peer's streams until the connection ends, which ends their handlers too."""
+        self.event_started.set()
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    nursery.start_soon(self._handle_muxed_stream, await self.muxed_conn.accept_stream())
+            except MuxedConnUnavailable:
+                nursery.cancel_scope.cancel()
+        await self.close()
+
+    async def _handle_muxed_stream(self, muxed_stream: BoundedStream) -> None:
+        stream = await self._add_stream(muxed_stream)
+        try:
+            await self.swarm.common_stream_handler(stream)
+        except Exception as fault:  # noqa: BLE001  # any protocol's handler, ours or the library's, on a peer's bytes
+            self.swarm.stream_failed(self.muxed_conn.peer_id.to_base58(), fault)
+            muxed_stream.abort()
+        finally:
+            # Whoever handled it is done with it: nothing may stay buffered or half open on a handler's neglect.
+            self.remove_stream(stream)
+            muxed_stream.finish()
+            muxed_stream.abandon()
+
+    async def _add_stream(self, muxed_stream: BoundedStream) -> NetStream:
+        stream = NetStream(muxed_stream, self, None)
+        await stream.set_state(StreamState.OPEN)
+        self.streams.add(stream)
+        return stream
+
+    async def close(self) -> None:
+        """End it, and tell those who want to know in the background."""
+        if self.event_closed.is_set():
+            return
+        self.event_closed.set()
+        self.swarm.remove_conn(self)
+        self.swarm.conn_closed(self)
+        await self.muxed_conn.close()
