@@ -273,12 +273,16 @@ class BulkChannels:
             raise Refused("this node did not dial you")
         if not self._has_room(peer_id):
             raise Refused("too many channels")
+        self._enter(peer_id)
+        line = None
         try:
             line = await self._dial(peer_id, CallOffered(certificate=self._identity.certificate))
         except (NetError, LineBroken, OSError, ProtocolError, trio.TooSlowError):
             self._count("bulk.call_failed")
             raise Refused("the call came to nothing") from None
-        self._enter(peer_id)
+        finally:
+            if line is None:
+                self._leave(peer_id)
         self._nursery.start_soon(self._serve, context, line)
         return b""
 
