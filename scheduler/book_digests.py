@@ -78,7 +78,8 @@ class Shelf:
 
     def digests(self, bits: int) -> bytes:
         """The digests of all ranges, ``MARK_BYTES`` each."""
-        return np.bitwise_xor.reduce(self.leaves.reshape(1 << bits, -1), axis=1).astype(">u8").tobytes()
+        folded: Words = np.bitwise_xor.reduce(self.leaves.reshape(1 << bits, -1), axis=1)
+        return folded.astype(">u8").tobytes()
 
     def differing(self, bits: int, theirs: bytes, after: Address) -> Iterator[Address]:
         """Accounts beyond ``after``, in order, of ranges in which the other side has something else."""
