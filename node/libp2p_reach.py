@@ -195,6 +195,8 @@ class Reachability:
             self._faults.count("reach.observer_failed")
             return
         if HOP in protocols:
+            if len(self._relays) >= MOST_REMEMBERED:
+                self._relays.clear()
             self._relays.add(name)
         opinion = Opinion(
             observer=name, network=group_of(remote[0]), seen_at=seen, reached_at=None, at_s=trio.current_time()

@@ -93,9 +93,13 @@ class Internet:
         self.wires: list[SlowWire] = []
         self._links = itertools.count(1)
         self._sites = itertools.count(1)
-        self.core = self._namespace("core")
-        self.inside(self.core, "sysctl -qw net.ipv4.ip_forward=1")
-        self.filter_core("")
+        try:
+            self.core = self._namespace("core")
+            self.inside(self.core, "sysctl -qw net.ipv4.ip_forward=1")
+            self.filter_core("")
+        except BaseException:
+            self.close()
+            raise
 
     def _namespace(self, name: str) -> str:
         full = f"{self._tag}-{name}"
