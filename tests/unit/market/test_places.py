@@ -50,6 +50,7 @@ from hansa.market.places import folded, is_in, places_in
         ("", "de", False),
         ("in my cellar", "in", False),
         ("it room, ch", "it", False),
+        ("room it, ch", "it", False),
         ("atlanta, georgia, us", "ge", False),
         ("tbilisi, georgia", "asia", True),
         ("newark, new jersey, usa", "je", False),

@@ -368,6 +368,12 @@ def test_what_a_provider_did_itself_does_not_raise_what_it_is_held_against():
     assert several(*bids, trials=trials) == [2 * PPM, PPM // 2, PPM // 2, PPM, PPM]
 
 
+def test_one_of_three_that_says_it_is_slow_does_not_make_the_others_unbelievable():
+    trials = tuple(measured(who, "a100", steps) for who, steps in ((PROVIDER, 3), (OTHER, 300), (THIRD, 300)))
+    bids = [(who, offer(facts=facts(gpu="a100"))) for who in (PROVIDER, OTHER, THIRD)]
+    assert several(*bids, trials=trials) == [PPM // 100, PPM, PPM]
+
+
 @given(st.integers(1, 10**9), st.lists(st.integers(1, 10**9), min_size=3, max_size=3))
 def test_whatever_one_provider_says_that_it_did_the_others_stand_to_each_other_as_before(steps, honest):
     who = (OTHER, THIRD, bytes([9]) * 20)

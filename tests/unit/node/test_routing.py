@@ -146,9 +146,10 @@ def test_a_lease_that_joins_a_channel_is_measured_from_its_own_first_receipt_on(
 def test_steps_of_a_job_that_synchronises_count_no_further_than_the_others_have_come(published, counted):
     made, (one, other) = running(spec(shards=2))
     state = state_of(made, BUYER)
-    apart = tuple(replace(shard, provider=bytes([number]) * 20) for number, shard in enumerate(job_of(made).shards))
     step(made, other, 1, after_ms=2_000)
-    state.jobs[JOB] = replace(job_of(made), shards=tuple(replace(shard, step=10) for shard in apart))
+    own, its = job_of(made).shards
+    theirs = (replace(its, provider=OTHER, step=10), replace(its, shard=2, provider=OTHER, lease=b"3" * 32, step=50))
+    state.jobs[JOB] = replace(job_of(made), shards=(replace(own, step=10**6), *theirs))
     state.rounds[JOB] = replace(state.rounds.get(JOB), published=published)
     for count in (4, 1_000_004):
         step(made, one, count, after_ms=2_000)
