@@ -185,7 +185,7 @@ def test_what_proves_nothing_is_its_bringers_fault_and_is_neither_kept_nor_hande
 GENUINE = encode(lie(1))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, len(GENUINE) - 1), byte=st.integers(1, 255), cut=st.integers(0, len(GENUINE)))
 def test_no_change_of_a_proof_accuses_anybody_else(tmp_path_factory, place, byte, cut):
     heads = HeadStore(tmp_path_factory.mktemp("heads") / "heads.sqlite")
