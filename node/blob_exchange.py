@@ -94,7 +94,7 @@ class _Fetch:
 
 
 Moved = Callable[[int], None]
-"""Told of every chunk that has come, by its size in bytes."""
+"""Told how many bytes have come since it was told last: at once, but no more than ten times a second."""
 
 
 class BlobExchange:

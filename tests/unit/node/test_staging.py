@@ -285,7 +285,7 @@ async def test_a_fetch_is_given_up_when_no_bytes_move(
     assert not started.orders
 
 
-async def test_every_chunk_that_comes_is_told(pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_bytes_that_come_are_told(pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[int] = []
     honest = staging.Fetching.moved
 
@@ -296,8 +296,8 @@ async def test_every_chunk_that_comes_is_told(pair: Pair, started: Started, monk
     monkeypatch.setattr(staging.Fetching, "moved", counted)
     pair.lease(pair.listed(("x", bytes(2 * CHUNK_BYTES + 3), ())))
     await staging.start_run(pair.provider, ORDER)
-    assert sorted(moved)[-2:] == [CHUNK_BYTES, CHUNK_BYTES]
-    assert 3 in moved
+    assert sum(moved) >= 2 * CHUNK_BYTES + 3, "all bytes are told, several chunks together where they come fast"
+    assert min(moved) > 0
 
 
 async def test_a_trickle_is_not_waited_for_for_ever(
