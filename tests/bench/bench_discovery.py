@@ -113,7 +113,7 @@ def live(number: int, directory: Path) -> None:
     from kit.memory_party import key
 
     from hansa.node.libp2p_host import open_net
-    from hansa.node.net import NetConfig
+    from hansa.node.net import NetConfig, NetLimits
 
     passed = {"sent": 0, "received": 0}
     receive, send = trio.SocketStream.receive_some, trio.SocketStream.send_all
@@ -131,7 +131,9 @@ def live(number: int, directory: Path) -> None:
     trio.SocketStream.send_all = counted_send  # type: ignore[method-assign]
 
     async def main() -> None:
-        async with open_net(NetConfig(), key(70_000 + number).secret()) as net:
+        # Everybody is at one address here, of which a node would take sixteen connections.
+        limits = NetLimits(connections_per_ip=256, pending_handshakes_per_ip=64)
+        async with open_net(NetConfig(limits=limits), key(70_000 + number).secret()) as net:
             print(json.dumps({"addr": net.addrs()[0]}), flush=True)
             said = json.loads(await trio.to_thread.run_sync(sys.stdin.readline))
             await _take_part(net, number, directory, said, passed)
