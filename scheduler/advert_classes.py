@@ -56,13 +56,11 @@ def _gpu_classes(least_bytes: int, most_bytes: int | None = None) -> Iterable[st
 
 def classes_for(needs: Requirements) -> tuple[str, ...]:
     """The classes whose devices might serve a shard. None that could is ever left out."""
-    found = {OTHER} if needs.kind != KIND_GPU and not needs.choices else set[str]()
+    found = {OTHER} if needs.kind != KIND_GPU else set[str]()
     if needs.kind != KIND_CPU and not needs.choices:
         found.update(_gpu_classes(needs.device_memory_bytes))
     for choice in needs.choices:
         model = parse(choice.model)
-        if model is None and needs.kind != KIND_GPU:
-            found.add(OTHER)
         if needs.kind == KIND_CPU:
             continue
         if model is not None and model.memory_gb and not model.profile:
