@@ -11,7 +11,6 @@ from typing import Any
 
 import trio
 from libp2p.connection_types import ConnectionType
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
@@ -27,8 +26,9 @@ from hansa.node.libp2p_circuit import CircuitSocket
 from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_dialling import Addresses, DiallingSwarm
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
-from hansa.node.libp2p_tcp import Dialler, open_listener
+from hansa.node.libp2p_tcp import Dialler, TcpStream, open_listener
 from hansa.node.libp2p_yamux import BoundedYamux
+from hansa.node.neighbourhood import household_of
 from hansa.node.net import NetLimits, TlsHandler
 from hansa.proto.peer_id import parse_peer_id
 
@@ -137,17 +137,17 @@ class GuardedSwarm(DiallingSwarm):
 
     async def _is_for_tls(self, read_write_closer: Any) -> bool:
         """Whether a new connection begins as TLS does and not as libp2p does. Its first byte is left where it is."""
-        if self.on_tls is None or not isinstance(read_write_closer, TrioTCPStream):
+        if self.on_tls is None or not isinstance(read_write_closer, TcpStream):
             return False
         with trio.fail_after(self.limits.handshake_timeout_ms / 1000):
             return bool(await read_write_closer.stream.socket.recv(1, MSG_PEEK) == TLS_HANDSHAKE)
 
     async def _take_socket(self, stream: trio.SocketStream) -> None:
-        await self._handle_inbound_connection(TrioTCPStream(stream))
+        await self._handle_inbound_connection(TcpStream(stream))
 
     async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any = None) -> None:  # noqa: ARG002
         remote = read_write_closer.get_remote_address()
-        ticket = self._admission.enter(remote[0] if remote else "")
+        ticket = self._admission.enter(household_of(remote[0]) if remote else "")
         try:
             if ticket is not None and await self._is_for_tls(read_write_closer):
                 assert self.on_tls is not None, "asked for"

@@ -57,7 +57,23 @@ def _share_port(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
-async def connect_from(host: str, port: int, source_port: int | None) -> TrioTCPStream:
+class TcpStream(TrioTCPStream):  # type: ignore[misc]  # the library comes without types
+    """A connected socket that knows its other end on IPv6 as well: the library's own gives None there."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        """Ask at once: a socket that is closed knows no more."""
+        super().__init__(stream)
+        self._remote: tuple[str, int] | None = None
+        with contextlib.suppress(OSError):
+            host, port, *_ = stream.socket.getpeername()
+            self._remote = (str(host).partition("%")[0], int(port))
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Host and port of the other end; None if it was gone before anybody could ask."""
+        return self._remote
+
+
+async def connect_from(host: str, port: int, source_port: int | None) -> TcpStream:
     """A connection to an IP address; from ``source_port`` if that can be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -72,7 +88,7 @@ async def connect_from(host: str, port: int, source_port: int | None) -> TrioTCP
     except BaseException:
         sock.close()
         raise
-    return TrioTCPStream(trio.SocketStream(sock))
+    return TcpStream(trio.SocketStream(sock))
 
 
 def rank(addr: str) -> tuple[int, int]:
@@ -96,7 +112,7 @@ class Dialler:
         self._failed: dict[str, list[float]] = {}
         self._lookups = trio.CapacityLimiter(LOOKUPS)
 
-    async def dial(self, addr: Multiaddr, *, given: bool, source_port: int | None = None) -> TrioTCPStream:
+    async def dial(self, addr: Multiaddr, *, given: bool, source_port: int | None = None) -> TcpStream:
         """A connection. ``given``: the address is no stranger's word. Raises ``OSError``, ``SwarmException``."""
         kind, host = host_of(str(addr))
         fault: Exception = SwarmException("the name has no address that may be dialled")

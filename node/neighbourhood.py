@@ -53,6 +53,15 @@ def group_of(host: str) -> str:
     return str(ipaddress.ip_network(f"{host}/{prefix}", strict=False))
 
 
+def household_of(host: str) -> str:
+    """What counts as one caller: an IPv4 address, or the 64 bits of IPv6 that every household has for itself."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))
+
+
 class Neighbourhood:
     """The kinds of place that the operator has named, and so are nothing that a stranger could find out."""
 

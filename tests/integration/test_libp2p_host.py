@@ -6,14 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import trio
 
 from hansa.node.faults import ConfigError, PortInUse
 from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig, NetError
+from hansa.node.net import Context, NetConfig, NetError, NetLimits
 from hansa.proto.errors import Malformed
 from hansa.proto.peer_id import address_of_peer_text, parse_peer_id, peer_id_of_key
 
@@ -210,3 +210,21 @@ async def test_many_requests_leave_no_stream_and_no_held_byte_behind():
         connections = [net._swarm.get_connections()[0] for net in (one, other)]
         assert [len(connection.muxed_conn._streams) for connection in connections] == before
         assert [net._budget.held_bytes for net in (one, other)] == [0, 0]
+
+
+async def test_on_ipv6_too_it_is_known_who_calls_and_where_we_called():
+    """The library knows no other end on IPv6: all of its callers would be one, and share one's few places."""
+    config = NetConfig(listen=("/ip6/::1/tcp/0", "/ip4/127.0.0.1/tcp/0"), limits=NetLimits(connections_per_ip=2))
+    async with open_net(config, os.urandom(32)) as net, AsyncExitStack() as stack:
+        six, four = net.addrs()
+        first = await stack.enter_async_context(open_net(NetConfig(), os.urandom(32)))
+        await first.connect(six)
+        assert first.dialled(net.peer_id) == ("::1", port_of(six))
+        assert set(net._swarm._admission._standing) == {"::/64"}
+        for addr in (six, four):
+            other = await stack.enter_async_context(open_net(NetConfig(), os.urandom(32)))
+            await other.connect(addr)
+        late = await stack.enter_async_context(open_net(NetConfig(), os.urandom(32)))
+        with pytest.raises(NetError):
+            await late.connect(six)
+        assert net.counters()["inbound.ip_full"] == 1

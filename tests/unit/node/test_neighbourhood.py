@@ -2,7 +2,7 @@
 
 import pytest
 
-from hansa.node.neighbourhood import Neighbourhood, group_of, host_of, place_of
+from hansa.node.neighbourhood import Neighbourhood, group_of, host_of, household_of, place_of
 
 ANYWHERE = Neighbourhood(("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001", "/ip4/45.33.1.2/tcp/4001"))
 
@@ -32,6 +32,11 @@ ANYWHERE = Neighbourhood(("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001", "/ip4/45.
 )
 def test_a_place_is_known_from_the_address(host, place):
     assert place_of(host) == place
+
+
+def test_one_household_is_one_caller_however_many_addresses_it_has():
+    assert household_of("2a00:1:2:3::7") == household_of("2a00:1:2:3:ffff:ffff:ffff:1") != household_of("2a00:1:2:4::7")
+    assert household_of("45.33.7.7") != household_of("45.33.7.8")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.1", "10.1.2.3", "169.254.169.254", "::1", "fd00::1"])
