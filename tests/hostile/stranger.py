@@ -64,11 +64,15 @@ class Stranger:
         return framed(protocol, bent(chance.choice(self.bodies[protocol]), chance), chance)
 
 
+def some_address() -> str:
+    """One of loopback's many."""
+    return ".".join(("127", *(str(each % 250 + 2) for each in os.urandom(3))))
+
+
 @asynccontextmanager
 async def a_stranger(addr: str) -> AsyncIterator[Stranger]:
     """A new name and a new address each time."""
-    source = ".".join(("127", *(str(each % 250 + 2) for each in os.urandom(3))))
-    async with raw_peer(addr, source=source) as peer:
+    async with raw_peer(addr, source=some_address()) as peer:
         with trio.fail_after(10):
             await peer.mux()
         yield Stranger(peer, hello_of(peer.keys.private_key.to_bytes(), time.time_ns() // 1_000_000))
