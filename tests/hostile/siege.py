@@ -37,7 +37,7 @@ from hansa.proto.codec import encode
 from hansa.proto.protocols import HELLO, MARKET, PEERS
 
 SUBJECT = Path(__file__).with_name("subject.py")
-ASK_EVERY_S = 0.05
+ASK_EVERY_S = 0.02
 AT_ONCE = 12
 NOISE = line(b"/multistream/1.0.0") + line(b"/noise")
 MOST_RATIO = 2.0
@@ -176,6 +176,8 @@ async def attack(addr: str, count: int, rate: float, seed: int, only: str) -> No
     kinds = {kind: weight for kind, weight in ATTACKS.items() if only in ("", kind.__name__)}
     chance = random.Random(seed)
     done: Counter[str] = Counter()
+    print(flush=True)
+    await trio.to_thread.run_sync(sys.stdin.readline)
     began = trio.current_time()
 
     async def one_after_the_other() -> None:
@@ -247,19 +249,33 @@ async def siege(watched: Watched, options: argparse.Namespace) -> tuple[list[flo
                 times[phase].append(trio.current_time() - start)
                 await trio.sleep(ASK_EVERY_S)
 
-        nursery.start_soon(ask)
-        await trio.sleep(options.quiet_s)
-        phase = 1
         argv = [sys.executable, __file__, "--attack", watched.addr, "--interactions", str(options.interactions // 2)]
         argv = ["nice", "-n", "19", *argv, "--rate", str(options.rate / 2), "--only", options.only]
-
-        async def one_attacker(seed: int) -> None:
-            told = await trio.run_process([*argv, "--seed", str(seed)], capture_stdout=True, check=True)
-            done.update(json.loads(told.stdout))
-
-        async with trio.open_nursery() as attackers:
-            for number in range(2):
-                attackers.start_soon(one_attacker, options.seed + number)
+        attackers = [
+            await trio.lowlevel.open_process(
+                [*argv, "--seed", str(options.seed + number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            for number in range(2)
+        ]
+        try:
+            for each in attackers:
+                assert each.stdout is not None
+                await each.stdout.receive_some()  # it is there, and importing is not what is measured
+            nursery.start_soon(ask)
+            await trio.sleep(options.quiet_s)
+            phase = 1
+            for each in attackers:
+                assert each.stdin is not None
+                await each.stdin.send_all(b"\n")
+            for each in attackers:
+                assert each.stdout is not None
+                told = b""
+                async for part in each.stdout:
+                    told += part
+                done.update(json.loads(told))
+        finally:
+            for each in attackers:
+                each.kill()
         nursery.cancel_scope.cancel()
     return *times, failures, done
 
