@@ -48,7 +48,9 @@ async def ask(stream: BoundedStream, peer_id: str, protocol_id: str, data: bytes
     """Send one request on a fresh stream and read its response. The caller sets the deadline; the stream is used up."""
     answer = b""
     try:
-        if stream.write_last(_request(protocol_id, data)):
+        # The end of our side is said after the answer. A node of js-libp2p that finds it in the same moment as the
+        # request takes the stream for closed, and loses what stood behind the negotiation.
+        if stream.write_at_once(_request(protocol_id, data)):
             return await _read_answer(stream, peer_id, protocol_id, max_response_bytes)
         async with trio.open_nursery() as nursery:
             # Beside the reading, because a refusal may come while most of a large request is still unsent.
@@ -94,7 +96,6 @@ def _request(protocol_id: str, data: bytes) -> bytes:
 async def _send_request(stream: BoundedStream, protocol_id: str, data: bytes) -> None:
     try:
         await stream.write(_request(protocol_id, data))
-        stream.finish()
     except MuxedStreamError:
         # Whatever the reason is, the reader beside us will find it.
         return

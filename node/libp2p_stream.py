@@ -165,14 +165,20 @@ class BoundedStream(IMuxedStream):  # type: ignore[misc]  # the library comes wi
             self.muxed_conn.queue_data(self.stream_id, bytes(view[:size]))
             view = view[size:]
 
-    def write_last(self, data: bytes) -> bool:
-        """Hand over all that will ever be written, and say so, in one frame; False if that cannot be done at once."""
+    def write_at_once(self, data: bytes, flags: int = 0) -> bool:
+        """Hand over these bytes in one frame; False if that cannot be done at once."""
         fits = len(data) <= min(self.send_window, LARGEST_FRAME_BYTES) and self.muxed_conn.has_room
         if not fits or self.was_reset or self.closed:
             return False
         self.send_window -= len(data)
+        self.muxed_conn.queue_data(self.stream_id, data, flags)
+        return True
+
+    def write_last(self, data: bytes) -> bool:
+        """Hand over all that will ever be written, and say so, in one frame; False if that cannot be done at once."""
+        if not self.write_at_once(data, FIN):
+            return False
         self.closed = True
-        self.muxed_conn.queue_data(self.stream_id, data, FIN)
         if self.remote_closed:
             self.muxed_conn.forget(self)
         return True
