@@ -1,40 +1,53 @@
-"""Run the suite: the tests that use the machine itself one after another, and all others beside them.
+"""Run the suite as four runs of pytest, two at a time: three of tests that use the machine itself, one of all others.
 
     python tests/run.py [PYTEST'S OPTIONS]
 
-The first are those of tests/integration, tests/e2e and tests/namespaces: users, control groups, namespaces, time. Most
-of it is waiting, so the whole takes little more than half as long on two cores. The output of the others comes when
-both are done.
+Those that use the machine (users, control groups, networks, time) come one after another within their run, and most of
+that is waiting: so two at a time take little more than half as long on two cores. The first run is seen as it goes on,
+the output of the others when all are done.
 """
 
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-USE_THE_MACHINE = ("integration", "e2e", "namespaces")
+USE_THE_MACHINE = {"integration": ("integration",), "e2e": ("e2e",), "networks": ("hostile", "interop", "namespaces")}
 NO_TESTS_COLLECTED = 5
 
 
 def main() -> int:
-    """Gives the worse of the two ends."""
-    options = sys.argv[1:]
+    """Gives the worst of all ends."""
+    apart = {name for names in USE_THE_MACHINE.values() for name in names} | {"__pycache__"}
     places = sorted(path for path in HERE.iterdir() if path.is_dir() or path.name.startswith("test_"))
-    machine = [str(path) for path in places if path.name in USE_THE_MACHINE]
-    others = [str(path) for path in places if path.name not in USE_THE_MACHINE and path.name != "__pycache__"]
-    pytest = [sys.executable, "-m", "pytest", *options]
+    others = [str(path) for path in places if path.name not in apart]
+    runs = {
+        name: [str(HERE / each) for each in names if (HERE / each).is_dir()] for name, names in USE_THE_MACHINE.items()
+    }
+    # The longest first; what is left goes to whichever place is free.
+    order = {"integration": runs["integration"], "others": others, "e2e": runs["e2e"], "networks": runs["networks"]}
+    with ThreadPoolExecutor(2) as pool:
+        ended = [
+            pool.submit(_pytest, name, where, seen=name == "integration") for name, where in order.items() if where
+        ]
+        ends = [each.result() for each in ended]
+    for _, _, said in ends:
+        sys.stdout.write(said)
+    print("; ".join(f"{name}: {_word(status)}" for name, status, _ in ends), flush=True)
+    return max((status for _, status, _ in ends if status != NO_TESTS_COLLECTED), key=abs, default=0)
+
+
+def _pytest(name: str, places: list[str], *, seen: bool) -> tuple[str, int, str]:
+    # A cache for each: they would write the same files.
+    command = [sys.executable, "-m", "pytest", *sys.argv[1:], "-o", f"cache_dir=.pytest_cache/{name}", *places]
+    if seen:
+        return name, subprocess.run(command, check=False).returncode, ""
     with tempfile.TemporaryFile("w+") as said:
-        # A cache of its own: both would write the same files.
-        cache = ["-o", "cache_dir=.pytest_cache/others"]
-        with subprocess.Popen([*pytest, *cache, *others], stdout=said, stderr=subprocess.STDOUT) as beside:
-            status = subprocess.call([*pytest, *machine])
-            beside.wait()
+        status = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False).returncode
         said.seek(0)
-        sys.stdout.write(said.read())
-    ends = {status, beside.returncode} - {0, NO_TESTS_COLLECTED}
-    print(f"tests that use the machine: {_word(status)}; all others: {_word(beside.returncode)}", flush=True)
-    return max(ends, key=abs) if ends else 0
+        return name, status, said.read()
 
 
 def _word(status: int) -> str:

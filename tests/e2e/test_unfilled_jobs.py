@@ -93,16 +93,24 @@ def test_before_it_is_sent_a_job_is_told_what_it_would_find(nodes: DemoNodes, tm
 
 
 def test_a_job_that_nobody_can_serve_ends_with_what_would_help(nodes: DemoNodes, tmp_path: Path) -> None:
-    job = submitted(nodes, job_in(tmp_path / "job", kind="gpu"))
+    job = submitted(nodes, job_in(tmp_path / "job"))
     await_that(lambda: view(nodes, job).get("phase") == "failed", 60, "the job has failed")
     assert view(nodes, job)["reason"].startswith("unfilled: ")
     told = hansa(nodes.buyer, "why", job[:12])
     assert told.returncode == 0, told.stderr
     assert "1 provider was asked: 1 declined." in told.stdout
-    assert "1 other provider if kind = cpu at +1.50 per GPU-hour   (would be enough)" in told.stdout
+    assert "1 more provider at +1.50 per device-hour   (would be enough)" in told.stdout
     shown = hansa(nodes.providers[0], "node", "tenders")
     assert "declined" in shown.stdout
-    assert "kind" in shown.stdout
+    assert "price" in shown.stdout
+
+
+def test_to_a_job_for_gpus_no_processors_are_offered(nodes: DemoNodes, tmp_path: Path) -> None:
+    job = submitted(nodes, job_in(tmp_path / "job", kind="gpu"))
+    await_that(lambda: view(nodes, job).get("phase") == "failed", 60, "the job has failed")
+    told = hansa(nodes.buyer, "why", job[:12])
+    assert "1 is won by no change that is known" in told.stdout
+    assert "kind = gpu" in told.stdout, "what is lacking is said all the same"
 
 
 def test_a_job_in_the_queue_survives_a_crash_and_begins_when_a_fitting_provider_joins(
