@@ -32,6 +32,8 @@ ANSWER_S = 10.0
 LEAST_RESERVATION_S = 60
 LONGEST_RESERVATION_S = 24 * 3600
 MOST_RELAY_ADDRS = 3
+NAME_BYTES = 64
+"""A peer's name; to write a longer one in base58 takes time that grows with its square."""
 
 
 class CircuitSocket(ReadWriteCloser):  # type: ignore[misc]  # the library comes without types
@@ -171,6 +173,8 @@ class StopService:
         try:
             with trio.fail_after(ANSWER_S):
                 message = await receive_message(muxed, StopMessage)
+            if len(message.peer.id) > NAME_BYTES:
+                raise WireFault("a name that is none")  # noqa: TRY301
             said = ID(bytes(message.peer.id))
             parse_peer_id(said.to_base58())
         except (WireFault, Malformed):

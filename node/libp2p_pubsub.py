@@ -6,7 +6,8 @@ a validator can only say yes or no.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 from typing import Any
 
 import trio
@@ -33,6 +34,14 @@ INBOUND_STREAMS = 3
 MAX_TOPIC_CHARS = 128
 TOPIC_PREFIX = "/hansa/"
 SEEN_S = 300
+AUTHOR_BYTES, SEQNO_BYTES = 64, 16
+"""What names a message: the library keeps it for ``SEEN_S``, and to write an author's name of a quarter of a mebibyte
+in base58 would keep everybody waiting for most of a minute."""
+MAX_CONTROLS = 64
+"""Control messages of one kind in one RPC."""
+MAX_IDS = 32
+ID_BYTES = 256
+LONGEST_PAUSE_S = 3_600
 
 
 class Bucket:
@@ -53,6 +62,33 @@ class Bucket:
             return False
         self.tokens -= 1
         return True
+
+
+def cleaned_control(told: Any, heard: Collection[str]) -> Any:
+    """An RPC with those of a neighbour's control messages that we have a use for, on topics that we hear.
+
+    The library keeps a pause for every topic that anybody names, for ever; stores and dials whom a neighbour names in
+    its farewell; takes signed records into its address book; and sends a message as often as one RPC asks for it.
+    """
+    clean = rpc_pb2.RPC()
+    for each in told.graft[:MAX_CONTROLS]:
+        if each.topicID in heard:
+            clean.control.graft.add(topicID=each.topicID)
+    for each in told.prune[:MAX_CONTROLS]:
+        if each.topicID in heard:
+            clean.control.prune.add(topicID=each.topicID, backoff=min(each.backoff, LONGEST_PAUSE_S))
+    for each in told.ihave[:MAX_CONTROLS]:
+        if each.topicID in heard:
+            clean.control.ihave.add(topicID=each.topicID, messageIDs=_few(each.messageIDs))
+    wanted = _few(name for each in told.iwant[:MAX_CONTROLS] for name in each.messageIDs)
+    if wanted:
+        clean.control.iwant.add(messageIDs=wanted)
+    return clean
+
+
+def _few(names: Iterable[bytes]) -> list[bytes]:
+    """Each once, and no more than an honest neighbour has to say at a time."""
+    return list(dict.fromkeys(islice((name for name in names if len(name) <= ID_BYTES), MAX_IDS)))
 
 
 def new_gossip_router() -> GossipSub:
@@ -161,6 +197,9 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         if self.peers.pop(peer_id, None) is not None:
             self.peer_queues.pop(peer_id).close()
             self.router.remove_peer(peer_id)
+            # The library keeps these for everybody who ever came.
+            for pauses in self.router.back_off.values():
+                pauses.pop(peer_id, None)
         if self._peer_is_connected(peer_id):
             self._schedule_peer_stream_retry(peer_id)
 
@@ -216,7 +255,10 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
                 else:
                     self.faults.count("gossip.strange_topic")
         if rpc.HasField("control"):
-            await self.router.handle_rpc(rpc, peer_id)
+            clean = cleaned_control(rpc.control, self._validators)
+            if clean.ByteSize() < rpc.control.ByteSize():
+                self.faults.count("gossip.control_cut")
+            await self.router.handle_rpc(clean, peer_id)
 
     def _may_subscribe(self, topic: str) -> bool:
         return topic.startswith(TOPIC_PREFIX) and len(topic) <= MAX_TOPIC_CHARS
@@ -227,6 +269,9 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         """Judge one message; keep it and pass it on only if everything about it is right."""
         is_own = msg_forwarder == self.my_id
         if not is_own:
+            if len(msg.from_id) > AUTHOR_BYTES or len(msg.seqno) > SEQNO_BYTES:
+                self.faults.blame(msg_forwarder.to_base58(), "gossip.malformed")
+                return
             if self._is_msg_seen(msg):
                 return
             self._mark_msg_seen(msg)
