@@ -18,7 +18,7 @@ import msgpack
 
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge, UnsupportedVersion
 from hansa.proto.protocols import VERSION
-from hansa.proto.units import AtMost, Rule, Unsigned
+from hansa.proto.units import AbsentMeans, AtMost, Rule, Unsigned
 
 T = TypeVar("T")
 Reader = Callable[[Any, str], Any]
@@ -104,6 +104,12 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
+def _marks(hint: Any) -> list[AbsentMeans]:
+    """Whether a field may be absent, and what that means."""
+    arguments = typing.get_args(hint) if typing.get_origin(hint) is Annotated else ()
+    return [each for each in arguments if isinstance(each, AbsentMeans)]
+
+
 def _bare_name(kind: Any) -> str:
     return str(getattr(typing.get_origin(kind) or kind, "__name__", kind))
 
@@ -164,7 +170,10 @@ def _scalar_reader(kind: type) -> Reader:
     return read
 
 
-def _annotated_reader(base: Any, *rules: Rule) -> Reader:
+def _annotated_reader(base: Any, *marks: Rule | AbsentMeans) -> Reader:
+    rules = [mark for mark in marks if not isinstance(mark, AbsentMeans)]
+    if not rules:
+        return _reader(base)
     (rule,) = rules
     if typing.get_origin(base) is tuple:
         assert isinstance(rule, AtMost)
@@ -195,18 +204,22 @@ def _dataclass_reader(annotation: Any) -> Reader:
     hints = {name: bound.get(hint, hint) for name, hint in _hints(kind).items()}
     readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
     # Nothing that goes over the wire has a default. A machine's state has: what an older version wrote down without a
-    # field that came later is read with the field's default, so an upgrade finds its journal readable.
+    # field that came later is read with the field's default, so an upgrade finds its journal readable. A message's
+    # field that came later says what its absence means, and is nevertheless written always.
+    absent = {name: mark.value for name, hint in hints.items() for mark in _marks(hint)}
     required = {
         field.name
         for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in absent
     }
 
     def read(value: Any, where: str) -> Any:
         if type(value) is not dict or not required <= value.keys() <= readers.keys():
             raise Malformed(where, "not exactly the fields that belong here")
         try:
-            return kind(**{name: readers[name](item, f"{where}.{name}") for name, item in value.items()})
+            return kind(**absent | {name: readers[name](item, f"{where}.{name}") for name, item in value.items()})
         except ProtocolError:
             raise
         except (ValueError, TypeError) as fault:

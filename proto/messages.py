@@ -23,7 +23,20 @@ from hansa.proto.documents import (
 )
 from hansa.proto.market_documents import Advert, Award, Bid, Decline, Evidence, Tender
 from hansa.proto.signing import Signed
-from hansa.proto.units import Address, Amount, AtMost, Bytes32, Data, Line, Note, Signature, Uint32, Uint64, UnixMs
+from hansa.proto.units import (
+    AbsentMeans,
+    Address,
+    Amount,
+    AtMost,
+    Bytes32,
+    Data,
+    Line,
+    Note,
+    Signature,
+    Uint32,
+    Uint64,
+    UnixMs,
+)
 from hansa.proto.workload import Workload
 
 RefusalKind = Literal["channel-closed", "expired", "mismatch", "not-held", "reclaimed", "too-large", "unknown-bid"]
@@ -100,10 +113,16 @@ class LeaseConfirmed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRefused:
-    """Provider to buyer: no lease, of what kind the reason is, and the same in words."""
+    """Provider to buyer: no lease, of what kind the reason is, and the same in words.
+
+    Attributes:
+        lease: the lease that it is not.
+        kind: of what kind the reason is. A node of the time before this field names none.
+        reason: in words.
+    """
 
     lease: Bytes32
-    kind: RefusalKind
+    kind: Annotated[RefusalKind, AbsentMeans("not-held")]
     reason: Note
 
 

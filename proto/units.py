@@ -86,6 +86,16 @@ class AtMost:
         return "is neither text, bytes nor a tuple"
 
 
+@dataclass(frozen=True, slots=True)
+class AbsentMeans:
+    """Marks a message's field that came later: what a message, or a journal, of the time before says by its absence.
+
+    Only for what nobody signs: a document with another field is another document.
+    """
+
+    value: object
+
+
 Rule = Unsigned | TwosComplement | Exactly | AtMost
 
 Uint8 = Annotated[int, Unsigned(8)]

@@ -8,7 +8,7 @@ from typing import Any, Union
 
 from hypothesis import strategies as st
 
-from hansa.proto.units import AtMost, Exactly, TwosComplement, Unsigned
+from hansa.proto.units import AbsentMeans, AtMost, Exactly, TwosComplement, Unsigned
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
@@ -53,7 +53,7 @@ def _ruled(base: Any, rule: Any, bound: Mapping[Any, Any] | None) -> st.SearchSt
             return st.integers(-(1 << bits - 1), (1 << bits - 1) - 1)
         case Exactly(size_bytes=size_bytes):
             return st.binary(min_size=size_bytes, max_size=size_bytes)
-        case AtMost():
+        case AtMost() | AbsentMeans():
             return values(base, bound)
     raise AssertionError(f"nothing draws by {rule}")
 

@@ -14,7 +14,7 @@ from hansa.proto.codec import DEFAULT_BYTES, DEFAULT_ITEMS, DEFAULT_TEXT_BYTES
 from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, MARKET, PEERS, SHELL, VERSION
 from hansa.proto.signing import Signed
 from hansa.proto.typed_data import encode_type, type_hash
-from hansa.proto.units import AtMost, Exactly, TwosComplement, Unsigned
+from hansa.proto.units import AbsentMeans, AtMost, Exactly, TwosComplement, Unsigned
 from hansa.proto.workload import Workload
 
 GOSSIP = (messages.AdvertPublished,)
@@ -74,7 +74,8 @@ docs/protocol-messages.md` writes it anew. [protocol.md](protocol.md) says what 
 How to read a type: `uintN` is an integer below 2^N; *text ≤ n* has at most n bytes of UTF-8; *list ≤ n of X* is an
 array of at most n; *nil or X* may be nil; a name in italics is the map of that class's fields, given further down;
 *signed X* is a map of two: `document`, the map of X, and `signature`, 65 bytes. Every map has exactly the fields that
-are named here. Where no limit is named, {DEFAULT_TEXT_BYTES} bytes of text, {DEFAULT_BYTES} bytes or
+are named here; one that says what its absence means may be missing in what an older node says. Where no limit is
+named, {DEFAULT_TEXT_BYTES} bytes of text, {DEFAULT_BYTES} bytes or
 {DEFAULT_ITEMS} items are the most.
 """
 
@@ -121,6 +122,9 @@ def words(hint: Any) -> str:
 
 
 def _ruled(base: Any, rules: list[Any]) -> str:
+    absent = next((each for each in rules if isinstance(each, AbsentMeans)), None)
+    if absent is not None:
+        return f"{words(base)}; absent, it is `{absent.value}`"
     (rule,) = (rule for rule in rules if isinstance(rule, AtMost | Exactly | Unsigned | TwosComplement))
     if isinstance(rule, Unsigned):
         return f"uint{rule.bits}"

@@ -26,10 +26,12 @@ from hansa.proto.documents import CooperativeClose, CreditLine, Netting, Payment
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge, UnsupportedVersion
 from hansa.proto.messages import Direct
 from hansa.proto.protocols import VERSION
+from hansa.proto.units import AbsentMeans
 
 MESSAGES = typing.get_args(Direct)
 EVENTS = typing.get_args(events.NodeEvent)
 GOLDEN = Path(__file__).with_name("golden_frames.json")
+OLDER = Path(__file__).with_name("golden_frames_4.json")
 LIMIT = 1 << 20
 
 
@@ -298,12 +300,36 @@ SAMPLES = {
 
 
 def test_the_wire_is_what_it_was():
-    """A change here is a change of the protocol: raise ``VERSION``, then write the file anew."""
+    """A change here is a change of the protocol: see docs/decisions/0024, then write the file anew."""
     written = json.loads(GOLDEN.read_text())
     assert {name: encode(value).hex() for name, value in SAMPLES.items()} == written["frames"]
     assert written["version"] == VERSION
     for name, frame in written["frames"].items():
         assert read(bytes.fromhex(frame)) == SAMPLES[name]
+
+
+def test_what_a_node_of_the_time_before_says_is_understood():
+    """Its frames, as they were; a refusal named no kind then, and there were fewer messages."""
+    written = json.loads(OLDER.read_text())
+    assert written["version"] == VERSION
+    for name, frame in written["frames"].items():
+        expected = replace(SAMPLES[name], kind="not-held") if name == "LeaseRefused" else SAMPLES[name]
+        assert read(bytes.fromhex(frame)) == expected
+
+
+def test_only_what_nobody_signs_may_lack_a_field():
+    lacking = {
+        (kind.__name__, name)
+        for kind in MESSAGES
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        if any(isinstance(mark, AbsentMeans) for mark in typing.get_args(hint))
+    }
+    assert lacking == {("LeaseRefused", "kind")}
+    fields = {"lease": bytes(32), "kind": "mismatch"}
+    with pytest.raises(Malformed):
+        read(msgpack.packb([VERSION, "LeaseRefused", fields]))
+    with pytest.raises(Malformed):
+        read(msgpack.packb([VERSION, "LeaseRefused", {"lease": bytes(32), "reason": "", "kind": "no such"}]))
 
 
 def test_every_message_has_its_golden_frame():
