@@ -124,10 +124,16 @@ async def steps_of(addr: str, room: Path, packages: Path) -> list[dict[str, Any]
     pytest.fail(f"the node of JavaScript was not done within {TIMEOUT_S} s")
 
 
-async def test_a_node_in_javascript_trades_by_the_documentation_alone(tmp_path):
-    packages, why = find_js_packages()
-    if packages is None:
+@pytest.fixture
+def packages() -> Path:
+    """The directory with what npm brought."""
+    found, why = find_js_packages()
+    if found is None:
         pytest.skip(why)
+    return found
+
+
+async def test_a_node_in_javascript_trades_by_the_documentation_alone(tmp_path, packages):
     js = json.loads(VECTORS.read_text())["keys"]
     account, peer_id = parse_address(js["provider"]["address"]), js["provider's node"]["peer_id"]
     async with nodes() as (ours, other):
