@@ -21,7 +21,7 @@ SEEDS ?= 1000
 # Where no tests are named, those that use no more than a process run beside the others.
 PYTEST = $(BIN)/python $(if $(TESTS),-m pytest,tests/run.py)
 
-.PHONY: demo test test-quick test-long check bench bench-execution bench-matching bench-network simulate simulate-network contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences clean venv
+.PHONY: demo test test-quick test-long check bench bench-execution bench-matching bench-network simulate simulate-network contracts contracts-venv fuzz-contract mutate-contract break-contract break-defences fuzz hostile churn clean venv
 
 demo: $(VENV)/installed
 	@$(BIN)/hansa demo $(DEMO)
@@ -84,6 +84,18 @@ break-contract: $(VENV)/installed-dev $(CONTRACTS_VENV)/installed
 # Each attack's test against the code without the defence: minutes.
 break-defences: $(VENV)/installed-dev
 	$(BIN)/python tests/attacks/undefended.py
+
+# What strangers may do to a node (docs/hostile-peers.md). Fuzzing goes on until it is stopped, or for SECONDS; READER names one reader.
+fuzz: $(VENV)/installed-dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install -e '.[dev,fuzz]'
+	$(BIN)/python tests/hostile/fuzz.py $(if $(READER),--reader "$(READER)") -- -max_total_time=$(or $(SECONDS),0)
+
+# A hundred thousand hostile interactions beside an honest peer (ten minutes), and half an hour of nodes that come and go.
+hostile: $(VENV)/installed-dev
+	$(BIN)/python tests/hostile/siege.py $(HOSTILE)
+
+churn: $(VENV)/installed-dev
+	$(BIN)/python tests/hostile/churn.py --minutes $(or $(MINUTES),30)
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python tests/simulation/simulate.py --seeds $(SEEDS)

@@ -28,6 +28,7 @@ PATIENCE_S = 1.0
 """Some streams may stay open by right: gossip, and a question that waits for more."""
 OURS = (
     "handler_failed",
+    "rpc_failed",
     "task_failed",
     "part_failed",
     "serve_failed",
