@@ -4,19 +4,22 @@ The best bids, one after the other, may come to more than is left of a budget, w
 are fast finish for less and may cost more. So where the best ones are too dear, the set with the least expected cost is
 looked for among those that can be paid. That is a knapsack with a number of items, and no two that give one device
 twice. It is searched from the best downward, leaving out whatever cannot come to less than what was found, or cannot be
-paid any more: exact within ``MOST_STEPS`` steps. Who sent so many bids that this is not enough gets the best that was
-found by then, which is never worse than any set that comes of weighing cost against money in one of ``WEIGHTS`` ways,
-the cheapest of all among them; where no two bids give the same device, that one is there if any is. Integers only.
+paid any more: exact within ``MOST_STEPS`` steps, each of which looks at one bid. Who sent so many bids that this is not
+enough gets the best that was found by then, which is never worse than any set that comes of weighing cost against money
+in one of ``WEIGHTS`` ways, the cheapest of all among them; where no two bids give the same device, that one is there if
+any is. Integers only.
 """
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from hansa.market.shares import WHOLE_MILLI
 
 MOST_STEPS = 20_000
-"""So many sets are looked into; a fraction of a second."""
+"""So many bids are looked at, the same ones again for every set that they are tried in; a fraction of a second."""
 WEIGHTS = 24
 """Ways to weigh money against cost, each twice the one before: the last of them sees only money."""
 
@@ -57,12 +60,6 @@ class Room:
     had: Mapping[bytes, int] = field(default_factory=dict)
     most_each: int = 0
 
-    def takes(self, one: Candidate) -> bool:
-        """Whether a bid can be taken beside what is given already."""
-        if self.most_each and self.had.get(one.provider, 0) >= self.most_each:
-            return False
-        return fits_beside(self.sold, one.parts)
-
     def after(self, one: Candidate) -> "Room":
         """What there is once it was taken."""
         had = {**self.had, one.provider: self.had.get(one.provider, 0) + 1}
@@ -76,14 +73,13 @@ def fits_beside(sold: Parts, parts: Parts) -> bool:
 
 def one_after_the_other(candidates: Sequence[Candidate], count: int, room: Room) -> tuple[Candidate, ...]:
     """The first of them that can stand beside each other; fewer than ``count`` where there are no more."""
-    taken: list[Candidate] = []
+    given = _Given(room)
     for one in candidates:
-        if len(taken) == count:
+        if len(given.taken) == count:
             break
-        if room.takes(one):
-            room = room.after(one)
-            taken.append(one)
-    return tuple(taken)
+        if given.takes(one):
+            given.take(one)
+    return tuple(given.taken)
 
 
 def cheapest(candidates: Sequence[Candidate], count: int, room: Room) -> tuple[Candidate, ...]:
@@ -107,7 +103,7 @@ def best_affordable(
         return first
     search = _Search(candidates=candidates, funds=funds)
     search.start(count, room)
-    search.look(0, (), count, room)
+    search.look(count, room)
     return search.best
 
 
@@ -120,13 +116,14 @@ def _cost(taken: Sequence[Candidate]) -> int:
 
 
 class _Search:
-    """One search: what is the best so far, and how many steps it took."""
+    """One search: what is the best so far, and what the rest can come to at the least."""
 
     def __init__(self, *, candidates: Sequence[Candidate], funds: int) -> None:
         self.candidates = candidates
         self.funds = funds
         self.best: tuple[Candidate, ...] | None = None
-        self.steps = 0
+        self.best_cost = 0
+        self.costs = [0, *accumulate(one.cost for one in candidates)]
         self.least: list[list[int]] = []
 
     def start(self, count: int, room: Room) -> None:
@@ -141,36 +138,77 @@ class _Search:
         self.offer(cheapest(self.candidates, count, room), count)
         lowest: list[int] = []
         for one in reversed(self.candidates):
-            lowest = sorted((*lowest, one.most))[:count]
-            sums = [0]
-            for most in lowest:
-                sums.append(sums[-1] + most)
-            self.least.append(sums)
+            insort(lowest, one.most)
+            del lowest[count:]
+            self.least.append([0, *accumulate(lowest)])
         self.least.reverse()
 
     def offer(self, taken: tuple[Candidate, ...], count: int) -> None:
         """Keep a set if it is whole, can be paid, and is better than what was found before."""
-        if (
-            len(taken) == count
-            and _money(taken) <= self.funds
-            and (self.best is None or _cost(taken) < _cost(self.best))
-        ):
-            self.best = taken
-
-    def look(self, place: int, taken: tuple[Candidate, ...], left: int, room: Room) -> None:
-        """Every set that begins with those taken, as far as it could be better than the best."""
-        self.steps += 1
-        cost, money = _cost(taken), _money(taken)
-        if not left:
-            self.offer(taken, len(taken))
+        if len(taken) < count or _money(taken) > self.funds:
             return
-        while place + left <= len(self.candidates) and self.steps <= MOST_STEPS:
-            ahead = self.candidates[place : place + left]
-            if self.best is not None and cost + _cost(ahead) >= _cost(self.best):
-                return  # They stand in the order of their cost: whatever comes later costs no less.
-            if money + self.least[place][left] > self.funds:
+        cost = _cost(taken)
+        if self.best is None or cost < self.best_cost:
+            self.best, self.best_cost = taken, cost
+
+    def look(self, count: int, room: Room) -> None:
+        """Every set, as far as it could be better than the best: the deepest first, without a call for each bid.
+
+        There may be a thousand shards, which is deeper than calls go; and strangers send the bids, so every turn is a
+        step, whether the bid that it looks at can be taken or not.
+        """
+        given, place, taken_at = _Given(room), 0, list[int]()
+        for _ in range(MOST_STEPS):
+            left = count - len(given.taken)
+            if left and self._may_be_better(given, place, left):
+                one = self.candidates[place]
+                if given.takes(one) and given.money + one.most <= self.funds:
+                    given.take(one)
+                    taken_at.append(place)
+                place += 1
+                continue
+            if not left:
+                self.offer(tuple(given.taken), count)
+            if not taken_at:
                 return
-            one = self.candidates[place]
-            if room.takes(one) and money + one.most <= self.funds:
-                self.look(place + 1, (*taken, one), left - 1, room.after(one))
-            place += 1
+            given.drop()
+            place = taken_at.pop() + 1
+
+    def _may_be_better(self, given: "_Given", place: int, left: int) -> bool:
+        """Whether so many of those from this place on can still be paid, and cost less than the best that was found."""
+        if place + left > len(self.candidates) or given.money + self.least[place][left] > self.funds:
+            return False
+        # They stand in the order of their cost: whatever comes later costs no less than those just ahead.
+        ahead = self.costs[place + left] - self.costs[place]
+        return self.best is None or given.cost + ahead < self.best_cost
+
+
+class _Given:
+    """What is taken beside what was given already; the last of it can be put back."""
+
+    def __init__(self, room: Room) -> None:
+        self._sold, self._had, self._most_each = Counter(room.sold), dict(room.had), room.most_each
+        self.taken: list[Candidate] = []
+        self.cost, self.money = 0, 0
+
+    def takes(self, one: Candidate) -> bool:
+        """Whether a bid can be taken too."""
+        if self._most_each and self._had.get(one.provider, 0) >= self._most_each:
+            return False
+        return fits_beside(self._sold, one.parts)
+
+    def take(self, one: Candidate) -> None:
+        """Take it."""
+        self.taken.append(one)
+        self._count(one, 1)
+
+    def drop(self) -> None:
+        """Put back what was taken last."""
+        self._count(self.taken.pop(), -1)
+
+    def _count(self, one: Candidate, sign: int) -> None:
+        for device, milli in one.parts.items():
+            self._sold[device] += sign * milli
+        self._had[one.provider] = self._had.get(one.provider, 0) + sign
+        self.cost += sign * one.cost
+        self.money += sign * one.most

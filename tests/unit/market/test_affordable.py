@@ -1,6 +1,7 @@
 """The best set of bids that the money is enough for, beside one found by trying them all."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 
 import pytest
@@ -132,6 +133,50 @@ def test_a_flood_of_bids_takes_bounded_steps_and_a_set_that_can_be_paid_is_found
     assert sum(one.most for one in found) <= least * 5 // 4
     assert sum(one.cost for one in found) < sum(one.cost for one in cheapest(ones, shards, Room()))
     assert MOST_STEPS == 20_000
+
+
+class Counted(Sequence):
+    """The bids, and how often one of them was looked at by its place."""
+
+    def __init__(self, ones):
+        self.ones, self.looks = ones, 0
+
+    def __len__(self):
+        return len(self.ones)
+
+    def __getitem__(self, at):
+        self.looks += isinstance(at, int)
+        return self.ones[at]
+
+
+def test_bids_that_stand_in_each_others_way_are_steps_too():
+    """A few accounts bid the same device many times: no two can be taken together, and each must still be counted."""
+    same = [candidate(number % 7, 1_000 + number, 1, device=9) for number in range(56)]
+    dear = [candidate(100 + number % 8, 1_100 + number, 10**9, provider=number % 150) for number in range(320)]
+    honest = [candidate(200 + number, 9_000 + number, 100) for number in range(8)]
+    ones = Counted(in_order([*same, *dear, *honest]))
+    found = best_affordable(ones, 8, 880, Room())
+    assert found is not None
+    assert len(found) == 8
+    assert ones.looks <= MOST_STEPS + 30 * len(ones)
+
+
+def test_a_job_of_a_thousand_shards_is_filled_where_its_best_bids_are_a_little_too_dear():
+    ones = [
+        Candidate(
+            bid=number.to_bytes(32, "big"),
+            provider=bytes([number % 50]) * 20,
+            cost=1_000 + number,
+            most=2_000 - number,
+            parts=Counter({(b"", number.to_bytes(32, "big")): 1_000}),
+        )
+        for number in range(1_000)
+    ]
+    for shards in (300, 980):
+        funds = sum(one.most for one in ones[:shards]) - 1
+        found = best_affordable(ones, shards, funds, Room())
+        assert len(found) == shards
+        assert sum(one.most for one in found) <= funds
 
 
 def test_no_provider_gets_more_shards_than_a_job_lets_it_have():
