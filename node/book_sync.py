@@ -21,6 +21,7 @@ from hansa.proto.protocols import BOOK_SYNC, MAX_BOOK_BYTES, MAX_BOOK_REQUEST_BY
 from hansa.proto.signing import Signed
 from hansa.proto.units import Address
 from hansa.scheduler.book_comparing import (
+    FEW_PROMISES,
     Brought,
     Lied,
     Promise,
@@ -42,6 +43,8 @@ AGREES_FOR_MS = 5_000
 """Two that compared their books a moment ago have nothing to tell each other."""
 MOST_REMEMBERED = 1024
 TIMEOUT_MS = 20_000
+PULL_S = 60.0
+"""For one pull with all of its answers: each may be in time, and there be no end of them."""
 
 
 class BookSync:
@@ -120,7 +123,11 @@ class BookSync:
             del self._pulled_at[next(iter(self._pulled_at))]
         before = self.pulled
         try:
-            await self._pull(peer_id)
+            with trio.move_on_after(PULL_S) as deadline:
+                await self._pull(peer_id)
+            if deadline.cancelled_caught:
+                # What came is kept; the rest is as good as promised and not delivered.
+                self._sources.heard(peer_id, promised=FEW_PROMISES, delivered=0, now_ms=self._now_ms())
         except Refused:
             # A node of the time before there were digests.
             self.pulled += await self._book.copy_from(peer_id)

@@ -30,6 +30,8 @@ AVOIDED_MS = 10 * 60_000
 MOST_AVOIDED = 256
 FEW_PROMISES = 8
 BATCH = 512
+ANSWERS_PER_BATCH = 40
+"""One answer holds fifteen of the largest adverts. Who needs more answers than this does not want to come to an end."""
 MOST_PAGES = 12
 """Of differences in one pull; each may name ``MAX_ENTRIES`` adverts."""
 
@@ -130,10 +132,13 @@ def pull(book: AdvertBook, classes: Callable[[], Iterable[str]], start: Address)
 
 
 def _fetch(book: AdvertBook, wanted: tuple[Address, ...]) -> Pull:
-    delivered = 0
+    delivered, fruitless = 0, False
     for batch in in_batches(wanted, BATCH):
         missing = list(batch)
-        while missing:
+        had = {account: known.advert.sequence for account in batch if (known := book.get(account)) is not None}
+        for _ in range(ANSWERS_PER_BATCH):
+            if not missing or fruitless:
+                break
             sent = yield AdvertsWanted(accounts=tuple(missing))
             assert isinstance(sent, BookSent)
             if not sent.adverts:
@@ -143,8 +148,16 @@ def _fetch(book: AdvertBook, wanted: tuple[Address, ...]) -> Pull:
                 raise Lied("an advert that nobody asked for")
             yield Brought(adverts=sent.adverts)
             # What could not be kept, for whichever reason, would be fetched again and again.
-            delivered += sum(book.get(account) is not None for account in came)
+            news = sum(
+                (known := book.get(account)) is not None and known.advert.sequence > had.get(account, -1)
+                for account in came
+            )
+            delivered += news
+            # Whoever has sent only what nobody can keep would go on so for as long as it is asked.
+            fruitless = not news
             missing = [account for account in missing if account not in came]
+        if fruitless:
+            break
     yield Promise(promised=len(wanted), delivered=delivered)
 
 

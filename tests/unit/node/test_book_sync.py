@@ -11,7 +11,7 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import Party, advert_of, bent, key, now_ms, party
 
 from hansa.node.book import Book
-from hansa.node.book_sync import ASKED_AT_ONCE, BookSync
+from hansa.node.book_sync import ASKED_AT_ONCE, PULL_S, BookSync
 from hansa.node.net import Context, NetError, Refused
 from hansa.proto.book_messages import AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
 from hansa.proto.codec import decode, encode
@@ -255,6 +255,74 @@ async def test_an_endless_book_of_new_promises_is_cut_off() -> None:
         one.who.knows(liar)
         await one.sync.pull(liar.peer_id)
         assert told <= book_comparing.MOST_PAGES
+
+
+async def test_one_who_sends_only_what_is_void_is_soon_no_longer_asked() -> None:
+    hub = MemoryHub()
+    async with party(hub, 3) as seller, reader(hub, 1) as one:
+        void = {
+            signed.document.signer: signed
+            for signed in (replace(each, document=replace(each.document, expires_ms=1)) for each in crowd(seller, 600))
+        }
+
+        def lie(question: object) -> bytes:
+            if isinstance(question, BookCompared):
+                return encode(BookDifference(entries=packed((each, 9) for each in sorted(void)), complete=True))
+            assert isinstance(question, AdvertsWanted)
+            return encode(BookSent(adverts=(void[question.accounts[0]],)))
+
+        async with liar_of(hub, lie) as (liar, asked):
+            one.who.knows(liar)
+            assert await one.sync.greet(liar.peer_id) == 0
+            assert len(asked) < 10
+            one.sync._pulled_at.clear()
+            told = len(asked)
+            assert await one.sync.greet(liar.peer_id) == 0
+            assert len(asked) == told
+
+
+async def test_one_who_sends_a_single_advert_at_a_time_is_asked_so_often_and_no_more() -> None:
+    hub = MemoryHub()
+    async with party(hub, 3) as seller, reader(hub, 1) as one:
+        sound = {signed.document.signer: signed for signed in crowd(seller, 200)}
+
+        def lie(question: object) -> bytes:
+            if isinstance(question, BookCompared):
+                return encode(BookDifference(entries=packed((each, 1) for each in sorted(sound)), complete=True))
+            assert isinstance(question, AdvertsWanted)
+            return encode(BookSent(adverts=(sound[question.accounts[0]],)))
+
+        async with liar_of(hub, lie) as (liar, asked):
+            one.who.knows(liar)
+            assert await one.sync.greet(liar.peer_id) > 0
+            assert len(asked) < 100
+
+
+async def test_a_pull_that_is_never_over_ends_and_is_an_unkept_promise(autojump_clock: trio.abc.Clock) -> None:
+    hub = MemoryHub()
+    async with reader(hub, 1) as one, party(hub, 66) as liar:
+        asked = 0
+
+        async def answer(_context: Context, data: bytes) -> bytes:
+            nonlocal asked
+            asked += 1
+            await trio.sleep(9)
+            question = decode(data, BookCompared | AdvertsWanted, limit_bytes=MAX_BOOK_REQUEST_BYTES)
+            assert isinstance(question, BookCompared)
+            after = int.from_bytes(question.after, "big")
+            entries = packed([((after + 1).to_bytes(20, "big"), 1)])
+            return encode(BookDifference(entries=entries, complete=False))
+
+        liar.net.serve(BOOK_SYNC, answer, max_request_bytes=MAX_BOOK_REQUEST_BYTES)
+        one.who.knows(liar)
+        began = trio.current_time()
+        one.book.adverts.most = 0
+        assert await one.sync.greet(liar.peer_id) == 0
+        assert trio.current_time() - began <= PULL_S + 1
+        one.sync._pulled_at.clear()
+        told = asked
+        assert await one.sync.greet(liar.peer_id) == 0
+        assert asked == told
 
 
 async def test_who_withholds_is_made_up_for_by_another_source(autojump_clock: trio.abc.Clock) -> None:
