@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from hansa.market.holding import Holdings, charged, wait_ms
 from hansa.market.sale_state import Sale
-from hansa.market.shares import device_ms
 from hansa.node.state import NodeState
 
 
@@ -18,11 +17,16 @@ def paid_times(state: NodeState) -> dict[bytes, int]:
 
 
 def with_hold(state: NodeState, holdings: Holdings, sold: Sale, since_ms: int, paid: Mapping[bytes, int]) -> Holdings:
-    """What one sale held until now is counted as held in vain."""
+    """What one sale held until now is counted as held in vain.
+
+    A part of a device counts as all of it: nobody who wants the whole can have it meanwhile, and of its tenants' places
+    one is taken. It is lent for less only once it is used.
+    """
+    held_ms = max(0, state.at_ms - since_ms) * len(sold.bid.devices)
     return charged(
         holdings,
         sold.buyer,
-        device_ms(max(0, state.at_ms - since_ms), sold.width_milli),
+        held_ms,
         paid_ms=paid.get(sold.buyer, 0),
         devices=len(state.capacity.devices),
         at_ms=state.at_ms,

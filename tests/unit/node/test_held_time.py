@@ -1,10 +1,15 @@
 """What tenders without an award may hold of a provider's devices."""
 
+from dataclasses import replace
+
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, tender
+from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, needs, tender
 
 from hansa.market.holding import BUYER_BURST_MS
+from hansa.market.shares import share_clause
+from hansa.node.events import InventoryChanged
 from hansa.node.state import restored, snapshot
+from hansa.proto.market_documents import Fact
 from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import SigningKey, sign
@@ -12,20 +17,32 @@ from hansa.proto.typed_data import digest
 from hansa.scheduler.job_queue import pause_ms
 
 
+def small_needs(share_milli):
+    """A part of a device, and of the machine only what every lease gets."""
+    return needs(clauses=(share_clause(share_milli),), cores_milli=0, memory_bytes=0)
+
+
 class House:
     """One provider and buyers that are nobody's engine."""
 
     def __init__(self):
         self.market = SmallMarket()
-        self.engine = self.market.add(PROVIDER_KEY, devices=1)
+        self.engine = self.market.add(PROVIDER_KEY, devices=1, tenants=2)
         self.count = 0
 
-    def tender(self, key, *, window_ms):
+    def lend_parts(self):
+        """Its device is lent in parts as well."""
+        (owned,) = self.engine.state.capacity.devices
+        parts = replace(owned, facts=(*owned.facts, Fact(name="share", value="0.1")))
+        self.market.take(PROVIDER, InventoryChanged(devices=(parts,), at_ms=self.market.now_ms))
+
+    def tender(self, key, *, window_ms, share_milli=1_000):
         """Whether there was a bid."""
         self.count += 1
         now_ms, bids = self.market.now_ms, len(self.market.heard(BidSent))
         made = tender(
             signer=key.address,
+            requirements=needs() if share_milli == 1_000 else small_needs(share_milli),
             bids_close_ms=now_ms + window_ms,
             expires_ms=now_ms + 120_000,
             nonce=self.count.to_bytes(32, "big"),
@@ -96,3 +113,25 @@ def test_a_bid_that_is_released_counts_only_for_as_long_as_it_stood():
     bid = house.market.heard(BidSent)[0].bid.document
     house.market.tell(BUYER, PROVIDER, BidReleased(bid=digest(DOMAIN, bid), reason="another bid won"))
     assert house.engine.state.holdings.buyers[BUYER].device_ms == 400
+
+
+def test_a_part_of_a_device_that_is_held_counts_as_the_whole_since_nobody_else_can_have_that():
+    house = House()
+    house.lend_parts()
+    assert house.tender(BUYER_KEY, window_ms=5_000, share_milli=100)
+    assert not house.tender(OTHER_KEY, window_ms=5_000)
+    house.market.now_ms += 400
+    bid = house.market.heard(BidSent)[0].bid.document
+    house.market.tell(BUYER, PROVIDER, BidReleased(bid=digest(DOMAIN, bid), reason="another bid won"))
+    assert house.engine.state.holdings.buyers[BUYER].device_ms == 400
+
+
+def test_who_never_awards_cannot_hold_small_parts_without_end_either():
+    house = House()
+    house.lend_parts()
+    bids = []
+    for _ in range(100):
+        bids.append(house.tender(OTHER_KEY, window_ms=59_000, share_milli=100))
+        house.market.pass_time(69_001, PROVIDER)
+    assert all(bids[:4])
+    assert sum(bids) < 35
