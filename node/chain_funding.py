@@ -1,6 +1,7 @@
 """A node's deposits: a channel is made good for a total, by being opened or by what is missing in it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -11,6 +12,19 @@ from hansa.node.evm_backend import EvmBackend
 from hansa.node.state import NodeState
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaidIn:
+    """What was done for a channel.
+
+    Attributes:
+        amount: what was paid in by it. Not always what was missing: a deposit that was begun before keeps its sum.
+        words: the same for people; empty where nothing was missing.
+    """
+
+    amount: int
+    words: str
 
 
 class Funder:
@@ -35,16 +49,16 @@ class Funder:
                 self._errands.counters["chain: deposits that were not wanted any more"] += 1
                 return
             done = await pay_in(self._backend, wanted)
-            if done:
-                self._log(f"chain: {done}")
+            if done.words:
+                self._log(f"chain: {done.words}")
                 self._errands.counters["chain: deposits"] += 1
 
 
-async def pay_in(backend: EvmBackend, wanted: FundingWanted) -> str:
+async def pay_in(backend: EvmBackend, wanted: FundingWanted) -> PaidIn:
     """Make a channel good for a total out of the backend's own account, and never for more.
 
-    Returns:
-        What was done, in words; empty where nothing was missing.
+    What was begun in an earlier life has the sum that was missing then. It is done first, for that sum; what is still
+    missing after it is paid in by itself.
 
     Raises:
         Refused: it is another account's to pay in, the channel is ending, or the account has too little.
@@ -53,20 +67,24 @@ async def pay_in(backend: EvmBackend, wanted: FundingWanted) -> str:
     if wanted.config.payer != backend.account:
         # Anybody may top up a channel. What comes back of it would be its payer's, and not this account's.
         raise Refused("the channel is another account's to pay in")
-    state = await backend.state(wanted.channel_id, final=False)
-    if state.phase in (CLOSING, CLOSED):
-        raise Refused("the channel is being closed")
-    # One reading decides how much and from where: a node that lags cannot have it paid in twice.
-    before = await backend.deposit(wanted.channel_id)
-    missing = wanted.amount - before
-    if missing <= 0:
-        return ""
-    has = await backend.tokens(backend.account)
-    if has < missing:
-        words = f"a deposit needs {format_amount(missing)} {backend.symbol}, and there are {format_amount(has)}"
-        raise Refused(f"{words}: send some to {checksum_address(backend.account)}")
-    if state.phase == UNSET:
-        await backend.open(wanted.config, wanted.splits, wanted.amount)
-        return f"opened a channel with {format_amount(wanted.amount)} {backend.symbol}"
-    await backend.top_up(wanted.config, missing, before=before)
-    return f"added {format_amount(missing)} {backend.symbol} to a channel"
+    total, said = 0, list[str]()
+    while True:
+        state = await backend.state(wanted.channel_id, final=False)
+        if state.phase in (CLOSING, CLOSED):
+            raise Refused("the channel is being closed")
+        # One reading decides how much and from where: a node that lags cannot have it paid in twice.
+        before = await backend.deposit(wanted.channel_id)
+        missing = wanted.amount - before
+        if missing <= 0:
+            return PaidIn(amount=total, words=" and ".join(said))
+        has = await backend.tokens(backend.account)
+        if has < missing:
+            words = f"a deposit needs {format_amount(missing)} {backend.symbol}, and there are {format_amount(has)}"
+            raise Refused(f"{words}: send some to {checksum_address(backend.account)}")
+        if state.phase == UNSET and not said:
+            paid = await backend.pay_in_first(wanted.config, wanted.splits, wanted.amount)
+            said.append(f"opened a channel with {format_amount(paid)} {backend.symbol}")
+        else:
+            paid = await backend.pay_in_more(wanted.config, missing, before=before)
+            said.append(f"added {format_amount(paid)} {backend.symbol} to a channel")
+        total += paid

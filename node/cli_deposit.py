@@ -11,6 +11,7 @@ from hansa.node.cli_options import print_json, with_data, with_json
 from hansa.node.cli_passwords import opened_account, password_option, signer_option
 
 if TYPE_CHECKING:
+    from hansa.node.chain_funding import PaidIn
     from hansa.node.cold_wallet import ColdWallet, Plan, Signer
     from hansa.node.config import Config
 
@@ -118,7 +119,7 @@ def deposit(
                 declined |= {_name(plan) for plan in plans if plan not in chosen}
                 for plan in chosen:
                     done = await cold.pay(plan)
-                    left = left - plan.missing if done and left is not None else left
+                    left = None if left is None else max(0, left - done.amount)
                     _tell(plan, done, as_json)
                 if not follow:
                     if not plans:
@@ -195,15 +196,15 @@ async def _chosen(cold: "ColdWallet", plans: "list[Plan]", left: int | None, *, 
     return chosen if yes or click.confirm("Deposit it?", err=True) else []
 
 
-def _tell(plan: "Plan", done: str, as_json: bool) -> None:
+def _tell(plan: "Plan", done: "PaidIn", as_json: bool) -> None:
     from hansa.proto.units import format_amount
 
     if as_json:
         print_json(
-            {"channel_id": plan.wanted.channel_id.hex(), "deposited": format_amount(plan.missing), "words": done}
+            {"channel_id": plan.wanted.channel_id.hex(), "deposited": format_amount(done.amount), "words": done.words}
         )
     else:
-        click.echo(f"{done or 'it was there already'} (channel {plan.wanted.channel_id.hex()[:12]})")
+        click.echo(f"{done.words or 'it was there already'} (channel {plan.wanted.channel_id.hex()[:12]})")
 
 
 @click.command("take-back")

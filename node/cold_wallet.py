@@ -17,7 +17,7 @@ import trio
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Refused
 from hansa.node.chain_config import ChainConfig, format_coins
-from hansa.node.chain_funding import pay_in
+from hansa.node.chain_funding import PaidIn, pay_in
 from hansa.node.chain_nodes import ChainNodes
 from hansa.node.cold_deposits import WantedDeposit
 from hansa.node.evm_backend import EvmBackend
@@ -131,8 +131,8 @@ class ColdWallet:
             raise _unreachable(fault) from None
         return found
 
-    async def pay(self, plan: Plan) -> str:
-        """Make one deposit, and never for more than was planned. Returns when it is in a block, in words.
+    async def pay(self, plan: Plan) -> PaidIn:
+        """Make one deposit, and what was begun for it before. Returns when it is in a block.
 
         Raises:
             OperatorError: it was not made: the escrow, the owner's limits or the signer are against it.
@@ -148,9 +148,9 @@ class ColdWallet:
         except RpcFault as fault:
             raise _unreachable(fault) from None
 
-    async def _told(self, work: Callable[[], Awaitable[str]]) -> str:
+    async def _told(self, work: Callable[[], Awaitable[PaidIn]]) -> PaidIn:
         """Do something, and say meanwhile what keeps it back."""
-        done, failed = "", None
+        done, failed = PaidIn(amount=0, words=""), None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report)
             try:

@@ -27,6 +27,7 @@ from hansa.node.evm_currency import check_currency
 from hansa.node.evm_escrow import (
     CLAIM_FAULTS,
     MOST_CLAIMS,
+    amount_paid_in,
     call,
     claim_words,
     config_words,
@@ -169,25 +170,35 @@ class EvmBackend:
 
     async def open(self, config: ChannelConfig, splits: Sequence[Split], amount: int) -> bytes:
         """See ``Backend``."""
+        await self.pay_in_first(config, splits, amount)
+        return self._check_config(config)
+
+    async def pay_in_first(self, config: ChannelConfig, splits: Sequence[Split], amount: int) -> int:
+        """Open a channel. Returns what was paid in: what was begun before, with another sum, is done as it was begun.
+
+        Raises:
+            Refused: see ``Backend.open``.
+        """
         key = self._check_config(config)
         if config.payer != self.account:
             raise Refused("not the payer")
         purpose = f"open {key.hex()}"
-        known = self._transactions.store.newest(purpose)
-        if known is not None and known.phase not in (MINED, FINAL):
-            # It is on its way, with the content that it was written down with.
-            await self._transactions.carry(purpose, self.currency.escrow, known.content)
-            return key
         async with self._paying_in:
-            permit = await self._allowance.permit(amount)
-            if permit is None:
-                await self._allowance.approve(amount, f"for open {key.hex()}")
-                content = call("open", config_words(config), split_words(splits), amount)
+            known = self._transactions.store.newest(purpose)
+            if known is not None and known.phase not in (MINED, FINAL):
+                # It is on its way, with the content that it was written down with.
+                done = await self._transactions.carry(purpose, self.currency.escrow, known.content)
             else:
-                content = call("openWithPermit", config_words(config), split_words(splits), amount, *permit)
-            await self._do(purpose, content)
-            self._keep_deposit(key, amount)
-        return key
+                permit = await self._allowance.permit(amount)
+                if permit is None:
+                    await self._allowance.approve(amount, f"for open {key.hex()}")
+                    content = call("open", config_words(config), split_words(splits), amount)
+                else:
+                    content = call("openWithPermit", config_words(config), split_words(splits), amount, *permit)
+                done = await self._do(purpose, content)
+            paid = amount_paid_in(done.content)
+            self._keep_deposit(key, paid)
+        return paid
 
     async def deposit(self, channel_id: bytes) -> int:
         """What is in a channel for all that is known: neither a node that lags nor a dropped block makes it less.
@@ -204,22 +215,37 @@ class EvmBackend:
         store, word = self._transactions.store, f"deposited {channel_id.hex()}"
         store.keep_word(word, str(max(total, int(store.word(word) or "0"))))
 
-    async def top_up(self, config: ChannelConfig, amount: int, *, before: int | None = None) -> None:
-        """See ``Backend``.
+    async def top_up(self, config: ChannelConfig, amount: int) -> None:
+        """See ``Backend``."""
+        await self.pay_in_more(config, amount)
+
+    async def pay_in_more(self, config: ChannelConfig, amount: int, *, before: int | None = None) -> int:
+        """Add to a channel. Returns what was added: what was begun before, with another sum, is done as it was begun.
 
         Args:
             config: the channel's.
             amount: what is added.
             before: the deposit that ``amount`` was reckoned from: said twice from one, it is added once.
+
+        Raises:
+            Refused: see ``Backend.top_up``.
         """
         key = self._check_config(config)
         async with self._paying_in:
             # Named for the deposit that it starts from: said again after a crash it is the same intention.
             if before is None:
                 before = await self.deposit(key)
-            await self._allowance.approve(amount, f"for top-up {key.hex()} from {before}")
-            await self._do(f"top-up {key.hex()} from {before}", call("topUp", config_words(config), amount))
-            self._keep_deposit(key, before + amount)
+            purpose = f"top-up {key.hex()} from {before}"
+            known = self._transactions.store.newest(purpose)
+            if known is not None and (known.ok or known.phase != FINAL):
+                # It is on its way or done, with the content that it was written down with, and allowed for already.
+                done = await self._transactions.carry(purpose, self.currency.escrow, known.content)
+            else:
+                await self._allowance.approve(amount, f"for {purpose}")
+                done = await self._do(purpose, call("topUp", config_words(config), amount))
+            paid = amount_paid_in(done.content)
+            self._keep_deposit(key, before + paid)
+        return paid
 
     async def claim(self, claims: Sequence[Claim]) -> tuple[ClaimResult, ...]:
         """See ``Backend``. What would be skipped is not sent, so it costs nothing."""

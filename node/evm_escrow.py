@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from eth_abi.abi import decode as abi_decode
 from eth_abi.abi import encode as abi_encode
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, ChannelState, Claim, Happening
@@ -72,8 +73,17 @@ class Permit:
 
 def call(name: str, *values: Any) -> bytes:
     """What a contract is told to call a function of it."""
-    types = _CALLS[name]
-    return keccak256(f"{name}({','.join(types)})".encode())[:4] + abi_encode(types, values)
+    return _selector(name) + abi_encode(_CALLS[name], values)
+
+
+def _selector(name: str) -> bytes:
+    return keccak256(f"{name}({','.join(_CALLS[name])})".encode())[:4]
+
+
+def amount_paid_in(content: bytes) -> int:
+    """What a call pays into a channel: one of ``open``, ``openWithPermit`` and ``topUp``, as it was written down."""
+    name = next(each for each in ("open", "openWithPermit", "topUp") if content[:4] == _selector(each))
+    return int(abi_decode(_CALLS[name], content[4:])[_CALLS[name].index("uint128")])
 
 
 def config_words(config: ChannelConfig) -> tuple[Any, ...]:

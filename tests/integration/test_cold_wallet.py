@@ -20,6 +20,7 @@ from hansa.node.chain_funding import pay_in
 from hansa.node.cold_deposits import WantedDeposit
 from hansa.node.cold_wallet import ColdWallet
 from hansa.node.evm_signing import AccountSigner
+from hansa.node.evm_store import SENT
 from hansa.node.external_signer import ExternalSigner
 from hansa.node.faults import OperatorError
 from hansa.node.outside_account import OutsideAccount
@@ -76,7 +77,7 @@ def deposit(house: RpcHouse, config: ChannelConfig, amount: int) -> WantedDeposi
 
 
 async def paid(cold: ColdWallet, *deposits: WantedDeposit) -> list[str]:
-    return [await cold.pay(plan) for plan in await cold.plans((each, ()) for each in deposits)]
+    return [(await cold.pay(plan)).words for plan in await cold.plans((each, ()) for each in deposits)]
 
 
 async def test_a_node_without_the_payers_key_asks_and_the_rest_comes_back_to_the_payer(
@@ -161,6 +162,69 @@ async def test_a_deposit_that_comes_after_its_job_is_over_is_asked_back(house: R
                 break
             await trio.sleep(0.1)
         assert (await node.settler.backend.state(scene.id(config), final=False)).phase == CLOSING
+
+
+@pytest.mark.parametrize("later", [700, 400])
+async def test_what_was_interrupted_is_taken_up_for_what_it_was_and_only_the_rest_is_added(
+    later: int, house: RpcHouse, signer: str, tmp_path: Path
+) -> None:
+    """A top-up to 450 was killed in the pool. Meanwhile 700 are wanted, or no more than 400."""
+    config = Scene(house).config()
+    path, key = tmp_path / "cold.sqlite", deposit(house, config, 300).channel_id
+    async with cold_wallet(house, path, signer) as cold:
+        await cold.check()
+        await paid(cold, deposit(house, config, 300))
+        house.chain.ask("evm_setAutomine", False)
+        async with trio.open_nursery() as life:
+            life.start_soon(paid, cold, deposit(house, config, 450))
+            await begun(house, cold, "top-up")
+            life.cancel_scope.cancel()
+    async with cold_wallet(house, path, signer) as cold:
+        (plan,) = await cold.plans([(deposit(house, config, later), ())])
+        done = []
+        async with trio.open_nursery() as mining:
+            mining.start_soon(_mine, house, cold, mining.cancel_scope)
+            done.append(await cold.pay(plan))
+            mining.cancel_scope.cancel()
+        real = (await cold.backend.state(key, final=False)).deposit
+        assert real == max(later, 450) == await cold.backend.deposit(key)
+        assert done[0].amount == real - 300, "so much is taken from what --up-to allows"
+        assert await house.purse(PAYER.address) == HAS - real
+        assert await cold.plans([(deposit(house, config, real), ())]) == []
+        (more,) = await cold.plans([(deposit(house, config, real + 9), ())])
+        assert more.missing == 9
+
+
+async def test_an_opening_that_was_interrupted_is_taken_up_for_what_it_was(
+    house: RpcHouse, signer: str, tmp_path: Path
+) -> None:
+    config = Scene(house).config()
+    path, key = tmp_path / "cold.sqlite", deposit(house, config, 300).channel_id
+    house.chain.ask("evm_setAutomine", False)
+    async with cold_wallet(house, path, signer) as cold, trio.open_nursery() as life:
+        life.start_soon(paid, cold, deposit(house, config, 300))
+        await begun(house, cold, "open")
+        life.cancel_scope.cancel()
+    async with cold_wallet(house, path, signer) as cold:
+        async with trio.open_nursery() as mining:
+            mining.start_soon(_mine, house, cold, mining.cancel_scope)
+            cold.backend.symbol = "TEST"
+            (words,) = await paid(cold, deposit(house, config, 700))
+            mining.cancel_scope.cancel()
+        assert words == "opened a channel with 0.000300 TEST and added 0.000400 TEST to a channel"
+        assert (await cold.backend.state(key, final=False)).deposit == 700 == await cold.backend.deposit(key)
+
+
+async def begun(house: RpcHouse, cold: ColdWallet, what: str) -> None:
+    """Until a transaction of a kind waits in the pool; only what must be in a block before it gets into one."""
+    for _ in range(600):
+        waiting = {each.purpose.split()[0] for each in cold._store.unsettled() if each.phase == SENT}
+        if what in waiting:
+            return
+        if "approve" in waiting:
+            house.chain.mine()
+        await trio.sleep(0.05)
+    raise AssertionError(f"no {what} was ever begun")
 
 
 async def test_the_payer_gets_everything_back_without_the_node(house: RpcHouse, signer: str, tmp_path: Path) -> None:
