@@ -17,7 +17,7 @@ import trio
 from hansa.node.book import Book
 from hansa.node.book_sync import BookSync
 from hansa.node.lan_discovery import LanDiscovery
-from hansa.node.net import Gossip, Net, NetError
+from hansa.node.net import TOLD_EARLIER, TOLD_NEARBY, Gossip, Net, NetError
 from hansa.node.remembered_peers import MOST_PEERS, load_peers, save_peers
 from hansa.proto.protocols import advert_topic
 from hansa.proto.units import Address
@@ -191,7 +191,7 @@ class Discovery:
 
     def _near(self, peer_id: str, addr: str) -> None:
         """Somebody of this network said where it is. That may be a lie, and costs one dial."""
-        self._net.learn(peer_id, (addr,))
+        self._net.learn(peer_id, (addr,), TOLD_NEARBY)
         with contextlib.suppress(trio.WouldBlock):
             self._near_send.send_nowait(peer_id)
 
@@ -204,7 +204,7 @@ class Discovery:
     async def _come_back(self) -> None:
         """While nobody is there, dial those whom an earlier life of this node knew."""
         for peer_id, addrs in self._remembered:
-            self._net.learn(peer_id, addrs)
+            self._net.learn(peer_id, addrs, TOLD_EARLIER)
         pause_s = ALONE_EVERY_S
         while self._remembered:
             await trio.sleep(pause_s * self._chance.uniform(0.5, 1.5))

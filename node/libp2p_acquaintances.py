@@ -8,7 +8,16 @@ import trio
 
 from hansa.node.libp2p_guards import Faults
 from hansa.node.neighbourhood import Neighbourhood
-from hansa.node.net import Context, NetLimits, Path, PeerStat, Timeout, Unreachable
+from hansa.node.net import (
+    TOLD_EARLIER,
+    TOLD_NEARBY,
+    Context,
+    NetLimits,
+    Path,
+    PeerStat,
+    Timeout,
+    Unreachable,
+)
 from hansa.node.peers import MAX_ADDRS, AddrsLearnt, Barred, Connected, Disconnected, HangUp, Peer, PeerBook, Struck
 from hansa.proto.errors import Malformed
 from hansa.proto.peer_id import address_of_peer_text
@@ -18,6 +27,8 @@ LONGEST_PAUSE_S = 30.0
 LOOK_AT_CLOCK_S = 10.0
 ARRIVALS = 64
 MOST_GIVEN = 1024
+SOMEWHERE_PRIVATE = "192.168.0.1"
+"""As if a peer from there had told it: what came by multicast, or was written down when somebody told it."""
 
 
 @lru_cache(maxsize=4096)
@@ -110,7 +121,8 @@ class Acquaintances:
             while len(self._given) > MOST_GIVEN:
                 del self._given[next(iter(self._given))]
         else:
-            sifted = self._neighbourhood.sift(bare, self._remote_ip(told_by))
+            is_place = told_by in (TOLD_NEARBY, TOLD_EARLIER)
+            sifted = self._neighbourhood.sift(bare, SOMEWHERE_PRIVATE if is_place else self._remote_ip(told_by))
             if len(sifted) < len(bare):
                 self._faults.count("addresses.not_theirs_to_name")
             # What the operator said stays first: nobody's talk of a peer crowds it out.

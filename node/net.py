@@ -14,6 +14,9 @@ import trio
 from hansa.node.reachability import Opinion, Standing
 
 Path = Literal["direct", "relayed"]
+TOLD_NEARBY = "the local network"
+TOLD_EARLIER = "an earlier life of this node"
+"""Whose word an address may be that no connected peer has told: hearsay as well, from a place that is private."""
 
 
 class NetError(Exception):
@@ -268,7 +271,8 @@ class Net(Protocol):
     def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:
         """Put addresses into the address book.
 
-        ``told_by`` is the peer whose word they are; without it they are the operator's or our own. A peer's word on
+        ``told_by`` is the peer whose word they are, or ``TOLD_NEARBY`` or ``TOLD_EARLIER``; without it they are the
+        operator's or our own, and come before all hearsay. A peer's word on
         addresses that are not public counts only if it is connected from such a place itself or the operator named one.
         """
 
