@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market.closing import MOST_WEIGHED, pays_until_ms
-from hansa.market.effects import Send, unsigned
+from hansa.market.effects import MOST_CHANNELS, Send, channel_salt, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.purchase_awards import (
     award_message,
@@ -233,7 +233,7 @@ def _fail(state: Purchase, event: RefusalOfLeaseArrived) -> Step[Purchase]:
         event.kind,
         award=refused.award,
         bid=state.bids[refused.bid],
-        is_old_channel=refused.channel == state.channels.get(refused.provider),
+        is_old_channel=not _is_of_this_tender(state, refused),
         workload=state.workload,
         at_ms=event.at_ms,
     )
@@ -242,6 +242,15 @@ def _fail(state: Purchase, event: RefusalOfLeaseArrived) -> Step[Purchase]:
         replace(entry, deserted=deserted) if entry.lease == event.lease else entry for entry in failed.placements
     )
     return fill(replace(failed, placements=judged), event.at_ms)
+
+
+def _is_of_this_tender(state: Purchase, placement: Placement) -> bool:
+    """Whether an award named a channel that its tender opened, by the salt.
+
+    What is known of older ones is no sign: the word that one ended may come before its provider refuses for it.
+    """
+    salts = (channel_salt(state.tender_digest, placement.provider, failed) for failed in range(MOST_CHANNELS))
+    return placement.channel.salt in salts
 
 
 def _replace_silent(state: Purchase, event: TimePassed) -> Step[Purchase]:

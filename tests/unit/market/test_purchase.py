@@ -343,6 +343,28 @@ def test_what_the_buyer_can_see_itself_excuses_a_refusal_of_just_that_kind(kind)
     assert playbook.reaches("awarding").deserters == (frozenset() if excused else frozenset({PROVIDER}))
 
 
+def test_an_older_channel_excuses_a_refusal_also_when_the_word_of_its_end_came_first():
+    """The provider says that the channel ended, then that it is closed: by then the purchase gathers without it."""
+    playbook = Playbook(advance, start(channels={PROVIDER: CHANNEL})) >> CHEAP >> DEAR >> passed(CLOSE)
+    playbook << sent(PROVIDER, AwardSent)
+    (placed,) = playbook.reaches("awarding").placements
+    assert placed.channel == CHANNEL
+    without = replace(playbook.reaches("awarding"), channels={})
+    assert not advance(without, refused(placed, "channel-closed")).state.deserters
+
+
+def test_a_channel_of_the_tender_itself_is_no_older_one_whichever_of_them_it_is():
+    playbook = Playbook(advance, start()) >> CHEAP >> DEAR >> passed(CLOSE)
+    playbook << sent(PROVIDER, AwardSent)
+    begun = playbook.reaches("awarding")
+    (placed,) = begun.placements
+    for failed in (0, 1, MOST_CHANNELS - 1, MOST_CHANNELS, 40):
+        salt = channel_salt(begun.tender_digest, PROVIDER, failed)
+        awarded = replace(placed, channel=replace(placed.channel, salt=salt))
+        state = advance(replace(begun, placements=(awarded,)), refused(awarded, "channel-closed")).state
+        assert state.deserters == {PROVIDER}
+
+
 def test_a_gang_that_a_winner_deserted_is_tried_again():
     playbook = Playbook(advance, start()) >> CHEAP >> passed(CLOSE) << sent(PROVIDER, AwardSent)
     (placed,) = playbook.reaches("awarding").placements
