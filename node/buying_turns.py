@@ -44,7 +44,7 @@ def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
     left = of.spec.budget - state.ledger.balance(f"spend:{of.job.hex()}")
     for channel in state.paying.live.values():
         ours = [(lease, terms) for lease, terms in channel.terms.items() if terms.job == of.job]
-        left -= sum(_most(state, terms) - channel.vouched(lease) for lease, terms in ours)
+        left -= sum(_most(state, of, terms) - channel.vouched(lease) for lease, terms in ours)
         if ours:
             # What was paid ahead for leases that ended early comes back only when the channel closes, if ever.
             left -= max(0, channel.cumulative - channel.wanted)
@@ -57,9 +57,13 @@ def funds_left(state: NodeState, of: Job, *, besides: bytes = b"") -> int:
     return max(0, left)
 
 
-def _most(state: NodeState, terms: LeaseTerms) -> int:
-    """The most that a lease may come to. Of a firm one that ended without the word its penalty never falls due."""
-    if terms.released or _is_live(state, terms.lease):
+def _most(state: NodeState, of: Job, terms: LeaseTerms) -> int:
+    """The most that a lease may come to. Of a firm one that ended without the word its penalty never falls due.
+
+    Unless its provider's word of how it ended may still be borne out by another's: then it does, however late.
+    """
+    may_be_borne_out = any(end.lease == terms.lease and end.counts for end in of.own_ends)
+    if terms.released or may_be_borne_out or _is_live(state, terms.lease):
         return terms.most
     return max(0, terms.most - terms.penalty)
 

@@ -6,6 +6,7 @@ from kit.trading import BLOB, BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER,
 
 from hansa.market.track_record import Record
 from hansa.node import events
+from hansa.node.buying_turns import funds_left
 from hansa.node.cli_screen import news
 from hansa.node.views import job_view, lease_views
 from hansa.proto import messages
@@ -186,6 +187,58 @@ def test_what_two_providers_say_of_one_job_is_paid_to_both_whatever_their_record
 def test_the_word_of_who_had_taken_its_devices_back_bears_nothing_out(back):
     made, _ = two("protocol", back=back)
     assert not released(made)
+
+
+def test_what_may_yet_be_paid_for_a_word_borne_out_late_is_kept_of_the_budget_until_it_cannot_be():
+    made, key = running(retries=2, retry_on=("protocol",), budget=10**6)
+    told(made, key, "protocol")
+    state = made.engines[BUYER].state
+    ((_, channel),) = state.paying.all()
+    assert channel.terms[key].most >= 3_000
+    assert funds_left(state, state.jobs.get(JOB)) == 10**6 - channel.terms[key].most, "the penalty in it"
+    made.take(PROVIDER, run.RunStopped(run=key, at_ms=made.now_ms))
+    made.pass_time(2 * 3_600_000, PROVIDER)
+    assert is_closed(made)
+    assert funds_left(state, state.jobs.get(JOB)) == 10**6 - books(made), "nothing can be paid on a channel that ended"
+
+
+@pytest.mark.parametrize("kind", ["sandbox-lost", "worker-died"])
+def test_a_penalty_that_never_falls_due_is_the_budgets_again_at_once(kind):
+    made, key = running(retries=2, retry_on=(kind,), budget=10**6)
+    told(made, key, kind)
+    state = made.engines[BUYER].state
+    ((_, channel),) = state.paying.all()
+    assert funds_left(state, state.jobs.get(JOB)) == 10**6 - (channel.terms[key].most - PENALTY_MS)
+
+
+def test_a_job_never_spends_more_than_its_budget_on_words_borne_out_late():
+    """The first of two asks for the penalty that was withheld only when the second lease has used up the rest."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    for seller in (PROVIDER_KEY, OTHER_KEY):
+        made.add(
+            seller,
+            devices=1,
+            leases=("firm",),
+            penalty_ms=300_000,
+            max_unpaid=100_000,
+            voucher_timeout_ms=60_000,
+        )
+    budget = 900_002
+    made.submit(BUYER, of=spec(shards=1, lease="firm", retries=2, retry_on=("protocol",), budget=budget))
+    taken: set[bytes] = set()
+    for number, seller in enumerate((PROVIDER, OTHER)):
+        made.tender(BUYER, (seller,), lease="firm", nonce=bytes([number]) * 32)
+        for key in set(made.engines[seller].state.sale_of) - taken:
+            taken.add(key)
+            made.take(seller, run.RunStarted(run=key, at_ms=made.now_ms))
+            for step in range(1, 40):
+                made.now_ms += 15_000
+                made.take(seller, run.RunProgressed(run=key, step=step, metrics=(), at_ms=made.now_ms))
+            fail(made, key, "protocol") if seller == PROVIDER else told(made, key, "protocol", at=OTHER)
+    state = made.engines[BUYER].state
+    assert 0 < state.ledger.balance(f"spend:{JOB.hex()}") <= budget
+    assert len(taken) == 1, "what is left, less what may be owed to the first, does not pay for a second"
 
 
 def test_nobody_bears_its_own_word_out():
