@@ -154,10 +154,20 @@ class Libp2pNet:
         await self._acquaintances.run()
 
     async def _guarded(self, part: Part) -> None:
-        try:
-            await part(self._stack)
-        except Exception as fault:  # noqa: BLE001  # one part of the network must not end the others
-            self._faults.report(f"net.part_failed {getattr(part, '__qualname__', 'a part')}", fault)
+        """Run a part of the network, and again after a pause when it has failed: it must end neither us nor itself."""
+        stack, rest_s = self._stack, FIRST_REST_S
+        while True:
+            began = trio.current_time()
+            try:
+                await part(stack)
+            except Exception as fault:  # noqa: BLE001  # whatever a peer provoked in it
+                self._faults.report(f"net.part_failed {getattr(part, '__qualname__', 'a part')}", fault)
+            else:
+                return
+            if trio.current_time() - began > SOUND_S:
+                rest_s = FIRST_REST_S
+            await trio.sleep(rest_s)
+            rest_s = min(LONGEST_REST_S, 2 * rest_s)
 
     def attach(self, part: Part) -> None:
         """Have something run beside the host in this life of it and in those to come."""

@@ -111,9 +111,11 @@ class Reachability:
     def furnish(self, stack: Stack, addrs: Callable[[], Sequence[str]]) -> None:
         """Serve the protocols of a new life of the library's parts."""
         self.stack = stack
+        self._places.clear()
         swarm, host = stack.swarm, stack.host
         swarm.dials_from_its_port = lambda: not self.is_public and not self._config.announce
         host.set_stream_handler(AUTONAT, DialBack(self._faults, swarm.try_address).on_stream)
+        swarm.is_place = lambda relay: relay in self._places
         stop = StopService(self._faults, has_place=lambda relay: relay in self._places, take=swarm.take_circuit)
         host.set_stream_handler(STOP, stop.on_stream)
         puncher = HolePuncher(swarm, self._faults, self.seen_at)
@@ -131,7 +133,6 @@ class Reachability:
 
     async def run(self, _stack: Stack) -> None:
         """Look now and then, and soon when somebody has come or gone."""
-        self._places.clear()
         async with trio.open_nursery() as nursery:
             if self._config.upnp:
                 nursery.start_soon(self._forward)

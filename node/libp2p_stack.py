@@ -76,6 +76,7 @@ class Stack:
             on_connected=acquaintances.connected,
             on_disconnected=acquaintances.disconnected,
         )
+        self.swarm.is_kept = lambda name: name in acquaintances.book.kept
         self.host = QuietHost(self.swarm, disable_identify_address_discovery=True, negotiate_timeout=10)
         self.host.told = told
         # Anybody may push a hundred thousand addresses through this one.
@@ -102,9 +103,15 @@ class Stack:
                 nursery.cancel_scope.cancel()
 
     def soon(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Have something done in this life, if it lasts."""
+        """Have something done in this life, if it lasts. What it raises ends it, and nothing else."""
         if self.nursery is not None:
-            self.nursery.start_soon(work, *arguments)
+            self.nursery.start_soon(self._guarded, work, arguments)
+
+    async def _guarded(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        try:
+            await work(*arguments)
+        except Exception as fault:  # noqa: BLE001  # whatever a peer provoked must not end this life
+            self._faults.report("net.task_failed", fault)
 
     def _stream_failed(self, peer_id: str, fault: Exception) -> None:
         self._faults.report("streams.handler_failed", fault)

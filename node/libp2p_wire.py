@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from hansa.node.libp2p_guards import read_header_line
@@ -24,6 +25,9 @@ async def open_protocol(muxed_conn: Any, protocol_id: str) -> BoundedStream:
         await stream.write(header_line(MULTISTREAM) + header_line(protocol_id))
         if await read_header_line(stream) != MULTISTREAM or await read_header_line(stream) != protocol_id:
             raise WireFault("does not speak this protocol")  # noqa: TRY301
+    except MultiselectCommunicatorError as fault:
+        stream.abort()
+        raise WireFault("does not negotiate") from fault
     except BaseException:
         stream.abort()
         raise

@@ -1,0 +1,131 @@
+"""What a stranger answers on a stream of ours, or asks and does not wait for, costs him something and us nothing."""
+
+import os
+from contextlib import suppress
+
+import pytest
+import trio
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId
+
+from hansa.node import libp2p_circuit, libp2p_relay
+from hansa.node.libp2p_circuit import open_circuit, reserve
+from hansa.node.libp2p_host import Libp2pNet, open_net
+from hansa.node.libp2p_relay import HOP
+from hansa.node.libp2p_wire import WireFault, open_protocol, send_message
+from hansa.node.net import NetConfig, NetError
+from hansa.node.reachability import Opinion, Opinions
+
+pytestmark = pytest.mark.trio
+NO_LINE = b"\xff\xff\xff\xff"
+
+
+async def until(condition, seconds: float = 20):
+    with trio.fail_after(seconds):
+        while not (found := condition()):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    return found
+
+
+def connection(net: Libp2pNet, other: Libp2pNet):
+    return net._swarm.live_connections(ID.from_base58(other.peer_id))[0]
+
+
+def strikes(net: Libp2pNet, other: Libp2pNet) -> tuple[str, ...]:
+    return next((peer.whys for peer in net.peers() if peer.peer_id == other.peer_id), ())
+
+
+def seen_from_outside(net: Libp2pNet) -> None:
+    opinion = Opinion(observer="x", network="n", seen_at=("45.33.1.2", 4001), reached_at=None, at_s=trio.current_time())
+    net._reachability._opinions = Opinions((opinion,))
+
+
+async def answer_no_line(stream: NetStream) -> None:
+    with suppress(Exception):
+        await stream.muxed_stream.write(NO_LINE)
+        await trio.sleep(1)
+
+
+# What ends nothing of ours.
+
+
+async def test_an_answer_that_is_no_line_is_a_fault_of_the_wire():
+    async with open_net(NetConfig(), os.urandom(32)) as stranger, open_net(NetConfig(), os.urandom(32)) as node:
+        await node.connect(stranger.addrs()[0])
+        stranger._swarm.common_stream_handler = answer_no_line
+        with pytest.raises(WireFault), trio.fail_after(10):
+            await open_protocol(connection(node, stranger).muxed_conn, HOP)
+
+
+async def test_a_stranger_whom_a_relay_brought_does_not_end_the_network_s_life():
+    async with open_net(NetConfig(), os.urandom(32)) as stranger, open_net(NetConfig(), os.urandom(32)) as node:
+        await stranger.connect(node.addrs()[0])
+        await until(lambda: node.is_live(stranger.peer_id))
+        stranger._swarm.common_stream_handler = answer_no_line
+        relayed = connection(node, stranger)
+        relayed.muxed_conn.path = "relayed"
+        seen_from_outside(node)
+        node._swarm.on_relayed(relayed)
+        await until(lambda: node.counters().get("dcutr.broke_off") or node.reach().restarts)
+        assert node.reach().restarts == 0
+        assert node.is_live(stranger.peer_id)
+
+
+async def test_whatever_is_done_beside_the_network_ends_alone():
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("nobody thought of this")
+
+    async with open_net(NetConfig(), os.urandom(32)) as node:
+        node._stack.soon(fail)
+        await until(lambda: node.counters().get("net.task_failed") or node.reach().restarts)
+        assert node.reach().restarts == 0
+
+
+async def test_an_observer_s_answer_does_not_end_the_holding_of_places():
+    async with (
+        open_net(NetConfig(relay=True), os.urandom(32)) as relay,
+        open_net(NetConfig(), os.urandom(32)) as stranger,
+        open_net(NetConfig(), os.urandom(32)) as node,
+    ):
+        stranger._swarm.common_stream_handler = answer_no_line
+        await node.connect(stranger.addrs()[0])
+        await until(lambda: node.counters().get("reach.observer_failed"))
+        await node.connect(relay.addrs()[0])
+        await until(lambda: node.reach().relays)
+
+
+async def test_a_part_that_fails_is_begun_again_after_a_pause_and_each_time_is_counted():
+    begun = []
+
+    async def part(_stack) -> None:
+        begun.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if len(begun) < 4:
+            raise ValueError("a peer's doing")
+
+    async with open_net(NetConfig(), os.urandom(32)) as node:
+        node.attach(part)
+        await until(lambda: len(begun) == 4)
+        pauses = [later - sooner for sooner, later in zip(begun, begun[1:], strict=False)]
+        assert all(pause >= 0.2 * 2**number for number, pause in enumerate(pauses))
+        assert sum(count for why, count in node.counters().items() if why.startswith("net.part_failed")) == 3
+        await trio.sleep(0.3)
+        assert len(begun) == 4, "a part that is done is not begun again"
+
+
+async def test_who_holds_a_place_and_answers_badly_costs_the_asker_no_strike():
+    async with (
+        open_net(NetConfig(relay=True), os.urandom(32)) as relay,
+        open_net(NetConfig(), os.urandom(32)) as holder,
+        open_net(NetConfig(), os.urandom(32)) as asker,
+    ):
+        await holder.connect(relay.addrs()[0])
+        await asker.connect(relay.addrs()[0])
+        await until(lambda: relay._reachability.relay.reservations)
+        holder._swarm.common_stream_handler = answer_no_line
+        with pytest.raises(Exception, match="no circuit"):
+            await open_circuit(connection(asker, relay).muxed_conn, ID.from_base58(holder.peer_id))
+        await until(lambda: relay.counters().get("relay.refused: the one asked for does not answer"))
+        assert strikes(relay, asker) == ()
