@@ -191,9 +191,24 @@ async def _chosen(cold: "ColdWallet", plans: "list[Plan]", left: int | None, *, 
         kind = "opens a channel with" if plan.is_new else "more on the channel with"
         jobs = ", ".join(plan.jobs) or "a job that is over"
         _say(f"  {format_amount(plan.missing)} {symbol}  {kind} provider {provider}, for {jobs}")
+        for words in _other_receivers(plan):
+            _say(f"    {words}")
     total = format_amount(sum(plan.missing for plan in chosen))
-    _say(f"In all {total} {symbol}. The node can pay these providers from it, and nobody else; the rest comes back.")
+    _say(f"In all {total} {symbol}. The node can pay those shown from it, and nobody else; the rest comes back.")
     return chosen if yes or click.confirm("Deposit it?", err=True) else []
+
+
+def _other_receivers(plan: "Plan") -> list[str]:
+    """Who gets what is paid, where that is not the provider's own account: its signer says nothing of it."""
+    from hansa.proto.signing import checksum_address
+
+    config, found = plan.wanted.config, []
+    if config.payee != config.payee_signer:
+        found.append(f"it pays to {checksum_address(config.payee)}, which is not that provider's own account")
+    for split in plan.wanted.splits:
+        part = f"{split.bps // 100}.{split.bps % 100:02}"
+        found.append(f"{part} % of it to {checksum_address(split.account)}")
+    return found
 
 
 def _tell(plan: "Plan", done: "PaidIn", as_json: bool) -> None:

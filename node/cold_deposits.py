@@ -11,6 +11,7 @@ from typing import Any
 
 from hansa.market.funding import FundingWanted
 from hansa.market.paying_channel import PayingChannel
+from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
@@ -101,6 +102,9 @@ def read_deposit(raw: Mapping[str, Any], *, payer: bytes, signer: bytes, currenc
     parties = (wanted.config.payer, wanted.config.payer_signer, wanted.currency)
     if parties != (payer, signer, currency) or wanted.config.token != currency_of(currency).token:
         raise Malformed("deposit", "is not for a channel of this payer, this node and this currency")
+    if wanted.config.challenge_period != CHALLENGE_PERIOD_S:
+        # How long a deposit may be kept from its payer once the node is lost: no daemon chooses that.
+        raise Malformed("deposit", f"is for a channel whose challenge period is not {CHALLENGE_PERIOD_S} seconds")
     check_splits(wanted.splits)
     if splits_hash(wanted.splits) != wanted.config.splits_hash:
         raise Malformed("deposit.splits", "are not those of the channel")

@@ -31,11 +31,12 @@ from hansa.node.keystore import account_address, create_account
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import checksum_address
-from hansa.proto.splits import splits_hash
+from hansa.proto.splits import Split, splits_hash
 from hansa.proto.typed_json import to_plain
 
 HAS = 1_000_000
 PROVIDER = b"\x0b" * 20
+THIEF = b"\x0c" * 20
 COLD = checksum_address(RICH.address)
 
 
@@ -57,18 +58,26 @@ class Place:
         self.chain, self.desk, self.data_dir, self.signer = chain, desk, data_dir, signer
         self.currency = currency_of(escrow_currency(deployed.chain_id, deployed.escrow, deployed.token))
 
-    def wants(self, amount: int, salt: int = 1) -> None:
+    def wants(
+        self,
+        amount: int,
+        salt: int = 1,
+        payee: bytes = PROVIDER,
+        splits: tuple[Split, ...] = (),
+        challenge_s: int = CHALLENGE_PERIOD_S,
+    ) -> None:
         config = ChannelConfig(
             payer=RICH.address,
             payer_signer=account_address(self.data_dir / "account.json"),
-            payee=PROVIDER,
+            payee=payee,
             payee_signer=PROVIDER,
             token=self.currency.token,
-            challenge_period=CHALLENGE_PERIOD_S,
-            splits_hash=splits_hash(()),
+            challenge_period=challenge_s,
+            splits_hash=splits_hash(splits),
             salt=salt.to_bytes(32, "big"),
         )
-        self.desk.wanted.append(WantedDeposit(currency=self.currency.name, config=config, splits=(), amount=amount))
+        wanted = WantedDeposit(currency=self.currency.name, config=config, splits=splits, amount=amount)
+        self.desk.wanted.append(wanted)
 
     def spent(self) -> int:
         order = {"to": "0x" + self.currency.token.hex(), "data": "0x" + call("balanceOf", RICH.address).hex()}
@@ -120,6 +129,29 @@ def test_what_is_wanted_is_shown_and_deposited_once_a_person_says_yes(tmp_path: 
         assert short.exit_code == 2
         assert f"send some to {COLD}" in short.stderr
         assert at.spent() == 300_000
+
+
+def test_who_gets_the_money_is_shown_and_not_only_whose_node_it_is(tmp_path: Path) -> None:
+    """A thief of the daemon names a provider that is known for honest, and accounts of the thief's own."""
+    with place(tmp_path) as at:
+        outside, honest, thief = ("--signer", at.signer), checksum_address(PROVIDER), checksum_address(THIEF)
+        at.wants(100_000)
+        assert "pays to" not in at.run(*outside, answer="n\n").stderr, "it is the provider's own"
+        at.desk.wanted.clear()
+        at.wants(100_000, payee=THIEF)
+        shown = at.run(*outside, answer="n\n").stderr
+        assert re.search(f"provider {honest}.*\n.*pays to {thief}", shown), shown
+        at.desk.wanted.clear()
+        at.wants(100_000, splits=(Split(account=THIEF, bps=9_999), Split(account=b"\x0d" * 20, bps=1)))
+        shown = at.run(*outside, answer="n\n").stderr
+        assert f"99.99 % of it to {thief}" in shown, shown
+        assert f"0.01 % of it to {checksum_address(bytes([13]) * 20)}" in shown, shown
+        at.desk.wanted.clear()
+        at.wants(100_000, challenge_s=30 * 86_400)
+        late = at.run(*outside, "--yes", "--up-to", "5.00")
+        assert late.exit_code == 2
+        assert "challenge period" in late.stderr
+        assert at.spent() == 0
 
 
 def test_what_nobody_is_asked_about_has_a_bound(tmp_path: Path) -> None:

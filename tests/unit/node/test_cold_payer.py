@@ -13,6 +13,7 @@ from hansa.market.ledger_check import check_ledger
 from hansa.market.pricing import ITSELF
 from hansa.market.sale_award import objection_to
 from hansa.market.sale_events import AwardArrived
+from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.node.cold_deposits import WantedDeposit, read_deposit, wanted_deposits
 from hansa.node.config import FILE_NAME, parse_config
 from hansa.node.events import Started
@@ -175,6 +176,15 @@ def test_a_deposit_for_somebody_elses_channel_is_not_made(lie):
     for wrong in ({"currency": other}, {"amount": "0"}, {"splits": [{"account": checksum_address(THIRD), "bps": 1}]}):
         with pytest.raises(Malformed):
             read_deposit(told["deposit"] | wrong, payer=THIRD, signer=BUYER, currency=CHAIN)
+
+
+@pytest.mark.parametrize("period_s", [0, 900, CHALLENGE_PERIOD_S + 1, 30 * 86_400])
+def test_a_deposit_that_would_come_back_late_is_not_made(period_s):
+    """How long a lost node's money stays in the escrow is no daemon's to choose."""
+    (told,) = wanted_deposits(market().engines[BUYER].state)
+    said = told["deposit"] | {"config": told["deposit"]["config"] | {"challengePeriod": period_s}}
+    with pytest.raises(Malformed, match="challenge period"):
+        read_deposit(said, payer=THIRD, signer=BUYER, currency=CHAIN)
 
 
 def test_a_deposit_with_splits_is_read_as_it_was_told():
