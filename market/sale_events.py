@@ -104,6 +104,7 @@ class ProgressMade:
         steps: the newest step that the job reported, or None where this is not the report of a step.
         rounds: rounds that it contributed to.
         checkpoint: root of its newest checkpoint, or 32 zero bytes.
+        not_before_ms: until when its devices' time is charged on other leases.
         at_ms: when.
     """
 
@@ -111,6 +112,7 @@ class ProgressMade:
     steps: Uint64 | None
     rounds: Uint32
     checkpoint: Bytes32
+    not_before_ms: UnixMs = 0
     at_ms: UnixMs
 
 

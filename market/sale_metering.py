@@ -8,7 +8,7 @@ from hansa.market.machine import Step
 from hansa.market.sale_events import PauseWanted, ProgressMade
 from hansa.market.sale_funding import chargeable_ms
 from hansa.market.sale_state import Sale
-from hansa.market.shares import WHOLE_MILLI
+from hansa.market.shares import WHOLE_MILLI, device_ms
 from hansa.proto.documents import MeterLine
 from hansa.proto.market_documents import Evidence
 
@@ -18,11 +18,14 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
 
     An old step ends no stretch of time unless a lost sandbox is why it comes again: its job could report it between
     any two new ones, and everything before it would be free.
+
+    The clock may be set back, before the run or during it. What is charged never begins before what its devices are
+    charged for already, and never is more than passed by the line's own times: the difference is given away.
     """
     assert state.terms is not None
     after = replace(
         state,
-        started_ms=state.started_ms or event.at_ms - event.running_ms,
+        started_ms=state.started_ms or max(event.at_ms - event.running_ms, event.not_before_ms),
         rounds=max(state.rounds, event.rounds),
         checkpoint=event.checkpoint,
     )
@@ -30,15 +33,17 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
         is_new = event.steps > state.steps
         worked_ms = max(0, event.running_ms - state.seen_ms) if is_new else 0
         more_ms, rest_milli = divmod(state.rest_milli + worked_ms * state.width_milli, WHOLE_MILLI)
+        evident_ms = max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms
+        passed_ms = device_ms(max(0, evident_ms - after.started_ms), state.width_milli)
         after = replace(
             after,
             seen_ms=event.running_ms if is_new or state.redoing else state.seen_ms,
             redoing=state.redoing and not is_new,
             steps=max(state.steps, event.steps),
-            evident_ms=max(state.evident_ms, event.at_ms) if worked_ms else state.evident_ms,
+            evident_ms=evident_ms,
             unproved_since_ms=event.at_ms if worked_ms and state.unproved_since_ms else state.unproved_since_ms,
             unproved=0 if worked_ms else state.unproved,
-            device_ms=chargeable_ms(state, state.device_ms + more_ms),
+            device_ms=chargeable_ms(state, max(state.device_ms, min(state.device_ms + more_ms, passed_ms))),
             rest_milli=rest_milli,
         )
     return meter(after, event.at_ms, final=False)
@@ -49,6 +54,9 @@ def meter(state: Sale, at_ms: int, *, final: bool) -> Step[Sale]:
     effects: list[Any] = []
     due = final or at_ms >= state.lined_ms + state.bid.meter_interval_ms
     amount = state.chargeable
+    if due and at_ms < state.started_ms:
+        # The clock was set back, and the line would lie in the future.
+        return Step(state=replace(state, lined_ms=at_ms, lined_steps=state.steps))
     # What was withheld and is not any more is charged for evidence that was given before.
     if due and (state.steps > state.lined_steps or amount > state.lined_amount):
         assert state.terms is not None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market import earning_channel, sale, sale_events
+from hansa.market.device_time import not_before_ms, with_charge
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.funding import FundsKnown, shares_of_funds
 from hansa.market.ledger import taken_off
@@ -33,6 +34,9 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
     """A sale hears an event, and every machine that this is news to hears of it. Answers what goes outward."""
     _note_words(state, key, event)
     before = state.sales.get(key)
+    if isinstance(event, sale_events.ProgressMade) and before is not None and before.terms is not None:
+        terms = before.terms
+        event = replace(event, not_before_ms=not_before_ms(state.charged, terms.devices, terms.share_milli))
     allotment = state.capacity.allotments.get(key)
     effects = state.turn("sale", state.sales, key, sale.advance, event)
     after = state.sales.get(key)
@@ -68,7 +72,10 @@ def advance_sale(state: NodeState, key: bytes, event: Any) -> Effects:
                 outward += advance_run(state, wanted)
             case sale_events.LeaveWanted(lease=lease, by_ms=by_ms, why=why):
                 outward += advance_run(state, run.RunLeaveWanted(run=lease, by_ms=by_ms, why=why, at_ms=state.at_ms))
-            case earning_channel.LineMetered():
+            case earning_channel.LineMetered(line=line):
+                assert after.terms is not None, "only a lease is metered"
+                devices, share_milli = after.terms.devices, after.terms.share_milli
+                state.charged = with_charge(state.charged, devices, share_milli, line.end_ms)
                 outward += advance_channel(state, after.channel_id, effect)
             case _:
                 outward.append(effect)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from hansa.market.device_time import Charged
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.holding import Holdings
 from hansa.market.ledger import Ledger
@@ -122,6 +123,7 @@ class Snapshot:
     declined: Mapping[Bytes32, Declined] = field(default_factory=dict)
     holdings: Holdings = field(default_factory=Holdings)
     demand: Demand = field(default_factory=Demand)
+    charged: Mapping[Bytes32, tuple[Charged, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,6 +160,7 @@ class NodeState:
         declined: as provider, by tender: the newest to which the answer was no.
         holdings: as provider: what was held for buyers that did not use it.
         demand: as provider: what it was asked for, the newest counting most.
+        charged: as provider, by device: until when its time is charged.
         ignored: why events were ignored, and how often.
         turns: what changed its phase since the daemon last looked; bounded, and not part of what is written down.
     """
@@ -192,6 +195,7 @@ class NodeState:
     declined: dict[bytes, Declined] = field(default_factory=dict)
     holdings: Holdings = field(default_factory=Holdings)
     demand: Demand = field(default_factory=Demand)
+    charged: dict[bytes, tuple[Charged, ...]] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
 
@@ -266,6 +270,7 @@ def snapshot(state: NodeState) -> Snapshot:
         declined=dict(state.declined),
         holdings=state.holdings,
         demand=state.demand,
+        charged=dict(state.charged),
         **shelves,
     )
 
@@ -293,6 +298,7 @@ def restored(written: Snapshot) -> NodeState:
         declined=dict(written.declined),
         holdings=written.holdings,
         demand=written.demand,
+        charged=dict(written.charged),
     )
     for name in SHELVES:
         setattr(state, name, Shelf(getattr(written, name)))
