@@ -8,11 +8,26 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.libp2p_yamux import BoundedYamux
 
+USUAL_OWN_STREAMS = 1
+"""Gossip's."""
+
 
 class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without types
     """A connection whose stream handlers may raise anything."""
 
     muxed_conn: BoundedYamux
+    on_hearsay = False
+    """We made it, to an address that is some stranger's word."""
+    for_circuits = False
+    """To a relay that somebody named, which is left when nothing goes through it any more."""
+    circuits = 0
+    """That we have through it, or are about to have."""
+    entered_at = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether we want nothing of it now. What the other side has open does not count: it could hold us for ever."""
+        return not self.circuits and self.muxed_conn.own_streams <= USUAL_OWN_STREAMS
 
     async def start(self) -> None:
         """Handle the peer's streams until the connection ends, which ends their handlers too."""

@@ -25,6 +25,9 @@ NEXT_ADDRESS_AFTER_S = 0.02
 DIALLED_ADDRESSES = 8
 DIALLED_CIRCUITS = 4
 CIRCUITS_AFTER_S = 0.3
+LEAVE_RELAY_AFTER_S = 10.0
+"""At the latest, where nothing else of ours is under way with it."""
+LOOK_AGAIN_S = 0.5
 
 Addresses = Callable[[str], Sequence[str]]
 
@@ -45,6 +48,7 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
     _dials: trio.CapacityLimiter
     _dialling: dict[ID, trio.Event]
     _failed_at: dict[ID, float]
+    is_kept: Callable[[str], bool]
 
     def live_connections(self, peer_id: ID) -> list[GuardedConn]:
         """The connections to a peer, those to be used first."""
@@ -152,14 +156,67 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
             through = standing[0]
         elif where:
             through = await self._dial_tcp(Multiaddr(where), relay, given=given)
+            through.for_circuits = not given
         else:
             raise SwarmException("a relay that we are not connected to")
-        socket = await open_circuit(through.muxed_conn, peer_id)
-        return await self._upgrade_outbound(RawConnection(socket, True, ConnectionType.RELAYED), peer_id)
+        through.circuits += 1
+        try:
+            socket = await open_circuit(through.muxed_conn, peer_id)
+            connection = await self._upgrade_outbound(RawConnection(socket, True, ConnectionType.RELAYED), peer_id)
+        except BaseException:
+            self._circuit_over(through)
+            raise
+        assert self.background_nursery is not None, "a connection was entered"
+        self.background_nursery.start_soon(self._follow_circuit, connection, through)
+        self._entered_on_hearsay(connection, given=given)
+        return connection
 
     async def _dial_tcp(self, addr: Multiaddr, peer_id: ID, *, given: bool) -> GuardedConn:
         socket = await self._dialler.dial(addr, given=given, source_port=self.source_port_for(str(addr)))
-        return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
+        connection = await self._upgrade_outbound(RawConnection(socket, True), peer_id)
+        self._entered_on_hearsay(connection, given=given)
+        return connection
+
+    # Connections that only somebody's word brought about.
+
+    def _entered_on_hearsay(self, connection: GuardedConn, *, given: bool) -> None:
+        """Whoever names addresses to us makes us fill a part of our own table at most; the oldest idle one goes."""
+        connection.on_hearsay, connection.entered_at = not given, trio.current_time()
+        standing = [
+            each
+            for each in self.get_connections()
+            if each.on_hearsay and not each.is_closed and each is not connection and not self._is_wanted(each)
+        ]
+        standing.sort(key=lambda each: (not each.is_idle, each.entered_at))
+        for each in standing[: max(0, len(standing) + 1 - self.limits.connections * 3 // 4)]:
+            self.faults.count("connections.hearsay_full")
+            self._close_soon(each)
+
+    def _is_wanted(self, connection: GuardedConn) -> bool:
+        # Relays at which we have a place are kept as well.
+        return self.is_kept(connection.muxed_conn.peer_id.to_base58())
+
+    def _close_soon(self, connection: GuardedConn) -> None:
+        if self.background_nursery is not None:
+            self.background_nursery.start_soon(connection.close)
+
+    async def _follow_circuit(self, connection: GuardedConn, through: GuardedConn) -> None:
+        await connection.event_closed.wait()
+        self._circuit_over(through)
+
+    def _circuit_over(self, through: GuardedConn) -> None:
+        """Leave a relay that somebody named: it was needed for this."""
+        through.circuits -= 1
+        if through.for_circuits and not through.circuits and self.background_nursery is not None:
+            self.background_nursery.start_soon(self._leave_relay, through)
+
+    async def _leave_relay(self, through: GuardedConn) -> None:
+        with trio.move_on_after(LEAVE_RELAY_AFTER_S):
+            while not through.is_idle:  # noqa: ASYNC110  # streams end in many places, and none of them tells
+                await trio.sleep(LOOK_AGAIN_S)
+        if through.is_idle and not self._is_wanted(through):
+            self.faults.count("connections.relay_left")
+            await through.close()
 
     async def try_address(self, addr: Multiaddr, peer_id: ID) -> bool:
         """Whether a peer answers at an address, found out on a connection of its own that ends at once."""

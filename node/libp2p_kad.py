@@ -60,7 +60,6 @@ LOOKUP_S = 30.0
 ENOUGH_CONNECTIONS = 16
 """With more than these, connections that were made for a lookup are closed after it."""
 REST_S = 5.0
-USUAL_STREAMS = 2
 PROVIDE_EVERY_S = 25 * 60.0
 PROVIDE_PAUSE_S = 2.0
 REFRESH_EVERY_S = 600.0
@@ -510,8 +509,8 @@ class KadTable:
         idle = [peer_id for peer_id in dialled if peer_id.to_base58() not in self._acquaintances.book.kept]
         for peer_id in sorted(idle, key=str)[:too_many]:
             for connection in self._stack.swarm.live_connections(peer_id):
-                # Gossip has a stream each way. Whoever has more to do with this peer meanwhile is not to be disturbed.
-                if connection.muxed_conn.busy_streams <= USUAL_STREAMS:
+                # Whoever has more to do with this peer meanwhile is not to be disturbed.
+                if connection.is_idle:
                     await connection.close()
 
     async def refresh(self) -> None:

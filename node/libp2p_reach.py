@@ -115,7 +115,6 @@ class Reachability:
         swarm, host = stack.swarm, stack.host
         swarm.dials_from_its_port = lambda: not self.is_public and not self._config.announce
         host.set_stream_handler(AUTONAT, DialBack(self._faults, swarm.try_address).on_stream)
-        swarm.is_place = lambda relay: relay in self._places
         stop = StopService(self._faults, has_place=lambda relay: relay in self._places, take=swarm.take_circuit)
         host.set_stream_handler(STOP, stop.on_stream)
         puncher = HolePuncher(swarm, self._faults, self.seen_at)

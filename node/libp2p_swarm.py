@@ -101,6 +101,7 @@ class GuardedSwarm(DiallingSwarm):
         self._is_given = given
         self._dialler = Dialler(faults)
         self.dials_from_its_port: Callable[[], bool] = lambda: False
+        self.is_kept: Callable[[str], bool] = lambda _name: False
         self.on_relayed: Callable[[GuardedConn], None] = lambda _connection: None
         self.listening: list[Multiaddr] = []
         self._admission = Admission(limits, faults)

@@ -79,9 +79,9 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         return self._initiator
 
     @property
-    def busy_streams(self) -> int:
-        """How many streams are open now, both sides' together."""
-        return len(self._streams)
+    def own_streams(self) -> int:
+        """How many of them are of our making."""
+        return sum(not self._is_remote(stream_id) for stream_id in self._streams)
 
     @property
     def is_established(self) -> bool:
