@@ -141,11 +141,16 @@ def _addresses_of(told: Any, relay: str, remote: tuple[str, int] | None) -> tupl
     found = []
     for raw in list(told)[:16]:
         with contextlib.suppress(Exception):  # the library raises many kinds for what is no multiaddr
-            text = str(Multiaddr(bytes(raw))).partition("/p2p/")[0]
-            kind, host = host_of(text)
+            addr = Multiaddr(bytes(raw))
+            names = [each.name for each in addr.protocols()]
+            # Nothing but a host and a port: whatever else stands in there, of any length, we would tell everyone.
+            if names[:2] not in (["ip4", "tcp"], ["ip6", "tcp"]) or names[2:] not in ([], ["p2p"]):
+                continue
+            text = str(addr).partition("/p2p/")[0]
+            host = host_of(text)[1]
             # A relay may name any public address; whoever dials it will find out who lives there.
             sound = place_of(host) == "public" or (remote is not None and host == remote[0])
-            if sound and kind in ("ip4", "ip6") and "/tcp/" in text:
+            if sound and str(addr.value_for_protocol("tcp")) != "0":
                 found.append(text)
     found.sort(key=lambda text: remote is None or host_of(text)[1] != remote[0])
     return tuple(f"{text}/p2p/{relay}{CIRCUIT}" for text in dict.fromkeys(found))[:MOST_RELAY_ADDRS]

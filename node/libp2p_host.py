@@ -48,6 +48,8 @@ FIRST_REST_S = 0.2
 LONGEST_REST_S = 30.0
 SOUND_S = 60.0
 """A life that lasted so long was no part of a row of falls."""
+MAX_ADDR_BYTES = 256
+"""What adverts and peer exchange carry: a ``Line``."""
 
 logger = logging.getLogger("hansa.net")
 
@@ -197,7 +199,12 @@ class Libp2pNet:
         """Where others can dial us."""
         here = [str(addr).partition("/p2p/")[0] for addr in advertised(self._swarm.listening, self._config.announce)]
         found = () if self._config.announce else self._reachability.found_addrs()
-        return tuple(f"{addr}/p2p/{self._peer_id}" for addr in sorted_addrs(here, found))
+        full = [f"{addr}/p2p/{self._peer_id}" for addr in sorted_addrs(here, found)]
+        # One that does not fit makes the whole message malformed for whoever gets it, and us the one who sent it.
+        fitting = tuple(addr for addr in full if len(addr.encode()) <= MAX_ADDR_BYTES)
+        if len(fitting) < len(full):
+            self._faults.count("addresses.too_long_to_tell")
+        return fitting
 
     # Requests.
 

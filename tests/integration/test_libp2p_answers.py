@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import trio
@@ -15,7 +16,9 @@ from hansa.node.libp2p_host import Libp2pNet, open_net
 from hansa.node.libp2p_relay import HOP
 from hansa.node.libp2p_wire import WireFault, open_protocol, send_message
 from hansa.node.net import NetConfig, NetError
+from hansa.node.peer_exchange import PeersWanted
 from hansa.node.reachability import Opinion, Opinions
+from hansa.proto.codec import decode, encode
 
 pytestmark = pytest.mark.trio
 NO_LINE = b"\xff\xff\xff\xff"
@@ -108,7 +111,7 @@ async def test_a_part_that_fails_is_begun_again_after_a_pause_and_each_time_is_c
     async with open_net(NetConfig(), os.urandom(32)) as node:
         node.attach(part)
         await until(lambda: len(begun) == 4)
-        pauses = [later - sooner for sooner, later in zip(begun, begun[1:], strict=False)]
+        pauses = [later - sooner for sooner, later in pairwise(begun)]
         assert all(pause >= 0.2 * 2**number for number, pause in enumerate(pauses))
         assert sum(count for why, count in node.counters().items() if why.startswith("net.part_failed")) == 3
         await trio.sleep(0.3)
@@ -129,3 +132,15 @@ async def test_who_holds_a_place_and_answers_badly_costs_the_asker_no_strike():
             await open_circuit(connection(asker, relay).muxed_conn, ID.from_base58(holder.peer_id))
         await until(lambda: relay.counters().get("relay.refused: the one asked for does not answer"))
         assert strikes(relay, asker) == ()
+
+
+# What a relay says of itself.
+
+
+async def test_no_address_is_told_that_does_not_fit_where_addresses_are_told():
+    async with open_net(NetConfig(), os.urandom(32)) as node:
+        long = "/ip4/45.33.1.2/tcp/1/http-path/" + "x" * 600
+        node._reachability.found_addrs = lambda: (long, "/ip4/45.33.1.2/tcp/2")
+        assert f"/ip4/45.33.1.2/tcp/2/p2p/{node.peer_id}" in node.addrs()
+        decode(encode(PeersWanted(addrs=node.addrs()[:8])), PeersWanted, limit_bytes=64 << 10)
+        assert node.counters()["addresses.too_long_to_tell"]

@@ -11,6 +11,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from multiaddr import Multiaddr
 
 from hansa.node.libp2p_autonat import TOLD, _parsed
 from hansa.node.libp2p_circuit import MOST_RELAY_ADDRS, _addresses_of, split_circuit
@@ -102,3 +103,15 @@ def test_addresses_that_are_none_are_left_out_and_many_are_cut(raw):
     assert len(_parsed(raw)) <= TOLD
     assert len(_addresses_of(raw, NAME, ("45.33.1.2", 1))) <= MOST_RELAY_ADDRS
     assert len(HolePuncher(None, None, tuple)._targets(raw)) <= 4
+
+
+def test_a_relay_s_address_is_a_host_and_a_port_and_nothing_more():
+    plain = Multiaddr("/ip4/45.33.1.2/tcp/1")
+    tail = bytes((0xE1, 0x03, 0xD8, 0x04)) + b"x" * 600
+    told = [plain.to_bytes() + tail, Multiaddr("/ip4/45.33.1.2/tcp/1/ws").to_bytes(), plain.to_bytes()]
+    assert len(Multiaddr(told[0]).protocols()) == 3
+    found = _addresses_of(told, NAME, None)
+    assert found == (f"/ip4/45.33.1.2/tcp/1/p2p/{NAME}/p2p-circuit",)
+    ours = Multiaddr(f"/ip4/45.33.1.2/tcp/1/p2p/{NAME}").to_bytes()
+    assert _addresses_of([ours], NAME, None) == found
+    assert _addresses_of([Multiaddr("/ip4/45.33.1.2/tcp/0").to_bytes()], NAME, None) == ()
