@@ -27,6 +27,7 @@ from hansa.node.evm_transactions import Transactions
 from hansa.node.faults import OperatorError
 from hansa.node.json_rpc import RpcFault, RpcNode
 from hansa.node.plain_text import plain
+from hansa.proto.currency import currency_of
 from hansa.proto.signing import checksum_address
 from hansa.proto.typed_json import from_json, to_json
 from hansa.proto.units import format_amount
@@ -205,6 +206,12 @@ class ColdWallet:
 
     async def _end(self, deposit: WantedDeposit) -> str:
         name = f"channel {deposit.channel_id.hex()[:12]}"
+        if deposit.currency != self.backend.currency.name:
+            # Asked of the escrow that is configured now, it would look as if it had never been paid into.
+            paid_into = currency_of(deposit.currency)
+            escrow, token = checksum_address(paid_into.escrow), checksum_address(paid_into.token)
+            where = f"it was paid into the escrow {escrow} with the token {token}, and config.toml names others"
+            return f"{name}: left out: {where}. Set chain.escrow and chain.token to these and give this command again"
         state = await self.backend.state(deposit.channel_id, final=False)
         if state.phase == OPEN:
             await self.backend.request_close(deposit.config)

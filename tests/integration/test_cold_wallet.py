@@ -19,11 +19,13 @@ from hansa.node.chain_config import ChainConfig
 from hansa.node.chain_funding import pay_in
 from hansa.node.cold_deposits import WantedDeposit
 from hansa.node.cold_wallet import ColdWallet
+from hansa.node.escrow_artefact import escrow_code
 from hansa.node.evm_signing import AccountSigner
 from hansa.node.evm_store import SENT
 from hansa.node.external_signer import ExternalSigner
 from hansa.node.faults import OperatorError
 from hansa.node.outside_account import OutsideAccount
+from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import checksum_address
 
@@ -242,6 +244,24 @@ async def test_the_payer_gets_everything_back_without_the_node(house: RpcHouse, 
         assert await cold.take_back(kept) == []
         assert await house.purse(PAYER.address) == HAS
         assert await house.held() == 0
+
+
+async def test_a_deposit_in_another_escrow_is_not_said_to_be_back(house: RpcHouse, signer: str, tmp_path: Path) -> None:
+    """`chain` was set to another escrow of the same chain since: what lies in the old one is still there."""
+    config, other = Scene(house).config(), b"\xee" * 20
+    async with cold_wallet(house, tmp_path / "cold.sqlite", signer) as cold:
+        await paid(cold, deposit(house, config, 400))
+        kept = cold.kept()
+        code = escrow_code(31_337, other)
+        house.chain.ask("anvil_setCode", "0x" + other.hex(), "0x" + code.hex())
+        cold.backend.currency = currency_of(escrow_currency(31_337, other, house.currency.token))
+        for _ in range(2):
+            (words,) = await cold.take_back(kept)
+            assert "left out" in words
+            assert checksum_address(house.currency.escrow) in words
+            assert "chain.escrow" in words
+        cold.backend.currency = house.currency
+        assert "asked for its end" in (await cold.take_back(kept))[0]
 
 
 async def test_nothing_is_begun_that_its_fees_would_stop_half_way(house: RpcHouse, signer: str, tmp_path: Path) -> None:
