@@ -274,7 +274,6 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
                 return
             if self._is_msg_seen(msg):
                 return
-            self._mark_msg_seen(msg)
             verdict = self._judge(msg_forwarder.to_base58(), msg)
             if verdict is not Verdict.ACCEPT:
                 return
@@ -293,6 +292,8 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         if author is None or not signature_validator(msg):
             self.faults.blame(forwarder, "gossip.bad_signature")
             return Verdict.REJECT
+        # Not before: whoever forges an author's next number would silence what the author says under it.
+        self._mark_msg_seen(msg)
         if author.peer_id == self.my_id.to_base58():
             return Verdict.IGNORE
         return self._validate(topics[0], forwarder, author, bytes(msg.data))
