@@ -9,11 +9,18 @@ Neither is a credit line that it lowered after a lease was awarded: the buyer ga
 one. Such an end is held against the line that lent the most since the award. Nor is a line that ran out meanwhile:
 while a lease lives, its provider signs it anew in time. And no line is that does not even lend what a start takes: who
 bids has looked whether it does.
+
+That a line is shorter than all that its leases may ever cost is none either. What is left of it is shared equally: as
+long as each of its leases could still start with it, and work on what the others ran up besides, none had to end. What
+was worked for and is withheld until a firm lease ends well counts as used up, as far as the buyer's clock allows.
 """
+
+from collections.abc import Sequence
 
 from hansa.market import mutual
 from hansa.market.mutual import LINE_LIFE_MS, Mutual
 from hansa.market.paying_channel import PayingChannel
+from hansa.market.shares import device_ms
 from hansa.proto.currency import currency_of, unit_of
 from hansa.proto.messages import RunEnded
 
@@ -30,7 +37,7 @@ def contradiction(
     paid_ahead: bool,
     awarded_ms: int,
     start: int,
-    starts: int,
+    starts: Sequence[int],
     by_ms: int,
     at_ms: int,
 ) -> str:
@@ -44,7 +51,7 @@ def contradiction(
         paid_ahead: whether the lease is to be paid ahead.
         awarded_ms: when the lease was awarded.
         start: what the lease takes to start.
-        starts: what all leases with the provider that live take to start: with so much left, none of them had to end.
+        starts: what each lease with the provider that lives takes to start.
         by_ms: the provider waits for money until then at least, so what it signed before that it knows.
         at_ms: when its word came.
     """
@@ -73,6 +80,29 @@ def contradiction(
     lent = max(said.limit, mutual.relied_on(known, said, since_ms=awarded_ms))
     if lent < start:
         return "it lends less than what the lease takes to start, for which it bid"
-    if lent > said.limit and max(0, lent - owed) >= min(starts, wanted - channel.metered):
+    left = max(0, lent - owed)
+    if channel.metered + left < wanted and left < _enough(channel, max(start, *starts), len(starts), at_ms):
+        return ""
+    if lent > said.limit:
         return "it has lowered its credit line since the award"
-    return ""
+    return "by its own words enough was left for every lease to go on"
+
+
+def _enough(channel: PayingChannel, start: int, leases: int, at_ms: int) -> int:
+    """With so much left beyond what was vouched for, no honest provider had to end a lease, or let one lapse.
+
+    What is left is shared equally. Of it each lease but the one that is to start may have run up as much as may be
+    unpaid, which is no more than what it takes to start.
+    """
+    living = sum(terms.ends_ms > at_ms - FRESH_MS for terms in channel.terms.values())
+    return (2 * max(living, leases, 1) - 1) * start + _withheld(channel, at_ms)
+
+
+def _withheld(channel: PayingChannel, at_ms: int) -> int:
+    """The most that its firm leases may have earned and not charged: of time that has passed, at most the penalty."""
+    withheld = 0
+    for lease, terms in channel.terms.items():
+        worked_ms = max(0, min(at_ms, terms.ends_ms + FRESH_MS) - terms.begins_ms)
+        worked = terms.amount(device_ms(worked_ms, terms.width_milli))
+        withheld += min(terms.penalty, max(0, worked - channel.vouched(lease)))
+    return withheld

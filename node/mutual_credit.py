@@ -230,15 +230,14 @@ def awarded_ms(placement: Placement) -> int:
     return placement.award.confirm_by_ms - CONFIRM_MS
 
 
-def starts_with(state: NodeState, provider: bytes) -> int:
-    """What all leases with a provider that live take to start."""
-    bids = [
-        bought.bids[entry.bid]
+def starts_with(state: NodeState, provider: bytes) -> tuple[int, ...]:
+    """What each lease with a provider that lives takes to start."""
+    return tuple(
+        enough_to_start(bought.bids[entry.bid])
         for bought in state.purchases.live.values()
         for entry in bought.live
         if entry.provider == provider
-    ]
-    return sum(enough_to_start(bid) for bid in bids)
+    )
 
 
 def _hear_payment(state: NodeState, event: MessageArrived) -> Effects:

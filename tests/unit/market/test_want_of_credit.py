@@ -31,7 +31,8 @@ OPEN = PayingChannel(phase="open", config=CHANNEL, channel_id=CHANNEL_ID, curren
 START_MS = NOW_MS + 30_000
 HEARD_MS = START_MS + 1_000
 START = 5
-STARTS = 9_000
+STARTS = (MOST,)
+"""So much it takes to start that nothing less than the whole is enough, where a test does not say otherwise."""
 
 
 def line(limit, nonce=1, signed_ms=NOW_MS - 1):
@@ -49,7 +50,19 @@ def payment(total, paid_ms):
     return Payment(creditor=PROVIDER, debtor=BUYER, unit=bytes(32), total=total, how="cash", nonce=1, paid_ms=paid_ms)
 
 
-def fault(*, by=None, paid=0, held=0, known=None, vouched=0, channel=OPEN, paid_ahead=False, at_ms=HEARD_MS):
+def fault(
+    *,
+    by=None,
+    paid=0,
+    held=0,
+    known=None,
+    vouched=0,
+    channel=OPEN,
+    paid_ahead=False,
+    starts=STARTS,
+    by_ms=START_MS,
+    at_ms=HEARD_MS,
+):
     said = by and unsigned(by)
     end = RunEnded(
         lease=LEASE, outcome="failed", kind=UNFUNDED, reason="", outputs=0, line=said, paid=paid, vouched=held
@@ -62,14 +75,32 @@ def fault(*, by=None, paid=0, held=0, known=None, vouched=0, channel=OPEN, paid_
         paid_ahead=paid_ahead,
         awarded_ms=NOW_MS,
         start=START,
-        starts=STARTS,
-        by_ms=START_MS,
+        starts=starts,
+        by_ms=by_ms,
         at_ms=at_ms,
     )
 
 
 def test_too_little_credit_by_the_line_that_it_shows_is_the_truth():
     assert fault(by=line(MOST - 1)) == ""
+
+
+@pytest.mark.parametrize(("vouched", "true"), [(0, False), (90_000, False), (90_001, True)])
+def test_too_little_for_the_whole_lease_is_no_reason_as_long_as_it_could_start_anew(vouched, true):
+    assert (fault(by=line(100_000), vouched=vouched, starts=(10_000,)) == "") is true
+
+
+@pytest.mark.parametrize(("left", "true"), [(49_999, True), (50_000, False)])
+def test_what_is_left_is_shared_and_what_the_others_ran_up_is_not_vouched_for_yet(left, true):
+    assert (fault(by=line(left), starts=(10_000, 700, 9_000)) == "") is true
+
+
+@pytest.mark.parametrize(("seconds", "left", "true"), [(20, 29_999, True), (20, 30_000, False), (600, 310_000, False)])
+def test_what_was_worked_for_and_is_withheld_counts_as_used_up_as_far_as_there_was_time_for_it(seconds, left, true):
+    firm = replace(OPEN, terms={LEASE: replace(TERMS, penalty=300_000)})
+    heard_ms = NOW_MS + seconds * 1_000
+    assert (fault(by=line(left), channel=firm, starts=(10_000,), at_ms=heard_ms) == "") is true
+    assert fault(by=line(309_999), channel=firm, starts=(10_000,), at_ms=NOW_MS + 600_000) == ""
 
 
 def test_a_line_that_can_pay_for_every_lease_is_no_reason_to_end_one():
@@ -147,11 +178,11 @@ def test_a_line_that_was_lowered_after_the_award_is_no_reason_and_one_lowered_be
 
 
 def test_who_lowers_its_line_and_would_have_had_to_end_the_lease_all_the_same_told_the_truth():
-    assert lowered(was=STARTS) == "it has lowered its credit line since the award"
-    assert lowered(was=STARTS - 1) == "", "so much may be on its way in leases that live"
-    assert lowered(was=STARTS + 700, vouched=700)
-    assert lowered(was=STARTS + 700, vouched=701) == ""
-    assert lowered(was=STARTS + 700, vouched=701, paid=1)
+    assert lowered(was=MOST) == "it has lowered its credit line since the award"
+    assert lowered(was=MOST - 1) == "", "that is less than it takes to start"
+    assert lowered(was=MOST + 700, vouched=700)
+    assert lowered(was=MOST + 700, vouched=701) == ""
+    assert lowered(was=MOST + 700, vouched=701, paid=1)
 
 
 def test_where_little_is_left_to_be_paid_a_line_that_could_pay_it_was_enough():
