@@ -5,7 +5,6 @@
 One line of JSON when it serves, and then one a second, until its input ends.
 """
 
-import gc
 import json
 import os
 import sys
@@ -37,7 +36,6 @@ def figures(daemon: Daemon) -> dict[str, Any]:
         "connections": len(connections),
         "streams": sum(len(each.streams) for each in connections),
         "files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
-        "objects": len(gc.get_objects()),
         "held_bytes": daemon.net._budget.held_bytes,
         "counters": daemon.counters(),
     }
