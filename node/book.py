@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from hansa.node.gate import PeerRate
-from hansa.node.net import Context, Net, NetError, Validator, Verdict
+from hansa.node.net import Context, Net, NetError, Refused, Validator, Verdict
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import Advert, Requirements
@@ -22,6 +22,14 @@ ANSWER_BYTES = MAX_BOOK_BYTES - 1024
 WORDS_AT_ONCE = 40
 WORD_EVERY_MS = 250
 """What one node may say by gossip: an advert is said once for each of its classes."""
+BOOKS_AT_ONCE = 8
+BOOK_EVERY_MS = 5_000
+"""What one peer may ask of all that stands: nodes of today compare instead."""
+BOOKS_AT_ONCE_OF_ALL = 20
+BOOK_OF_ALL_EVERY_MS = 1_000
+"""What all peers together may: to sort ten thousand adverts and write an answer of them holds everybody up for a tenth
+of a second, and peer ids cost nothing."""
+ALL = b""
 
 VERDICTS = {
     Taken.NEW: Verdict.ACCEPT,
@@ -38,7 +46,7 @@ def in_one_answer(adverts: Iterable[Known], most: int) -> tuple[Signed[Advert], 
     chosen: list[Signed[Advert]] = []
     size_bytes = 0
     for known in adverts:
-        size_bytes += len(encode(AdvertPublished(advert=known.signed)))
+        size_bytes += known.size_bytes
         if len(chosen) >= most or size_bytes > ANSWER_BYTES:
             break
         chosen.append(known.signed)
@@ -54,6 +62,8 @@ class Book:
         self._now_ms = now_ms
         self._learnt = learnt
         self._rate = PeerRate(WORDS_AT_ONCE, WORD_EVERY_MS)
+        self._books = PeerRate(BOOKS_AT_ONCE, BOOK_EVERY_MS)
+        self._books_of_all = PeerRate(BOOKS_AT_ONCE_OF_ALL, BOOK_OF_ALL_EVERY_MS)
         self._said: OrderedDict[bytes, tuple[int, frozenset[str]]] = OrderedDict()
         self.adverts = AdvertBook(MOST_ADVERTS)
 
@@ -139,7 +149,11 @@ class Book:
         for name in classes_of(signed.document):
             await self._net.publish(advert_topic(name), data)
 
-    async def _answer(self, _context: Context, data: bytes) -> bytes:
+    async def _answer(self, context: Context, data: bytes) -> bytes:
+        now_ms = self._now_ms()
+        # One peer's first: whoever asks too much must not use up what others may ask.
+        if not (self._books.admits(context.peer_id.encode(), now_ms) and self._books_of_all.admits(ALL, now_ms)):
+            raise Refused("busy: more questions for the whole book than are answered")
         wanted: BookRequested = decode(data, BookRequested, limit_bytes=256)
         return encode(BookSent(adverts=in_one_answer(self.standing(), min(wanted.most, MAX_BOOK_ADVERTS))))
 

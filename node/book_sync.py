@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import trio
 
-from hansa.node.book import Book, in_one_answer
+from hansa.node.book import ALL, Book, in_one_answer
 from hansa.node.gate import PeerRate
 from hansa.node.net import Context, Net, NetError, Refused, Verdict
 from hansa.proto.book_messages import MAX_WANTED, AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
@@ -34,6 +34,9 @@ from hansa.scheduler.book_comparing import (
 ASKED_AT_ONCE = 40
 ASKED_EVERY_MS = 250
 """What one peer may ask. A newcomer to a market of 10,000 providers asks for about fifteen answers."""
+ANSWERS_AT_ONCE = 120
+ANSWER_EVERY_MS = 100
+"""Answers full of adverts that all peers together get: one costs everybody tens of milliseconds."""
 PULLS_AT_ONCE = 3
 """Pulls from newly met neighbours that run beside each other: enough to make up for one that withholds."""
 CHECKED_IN_A_ROW = 16
@@ -65,6 +68,7 @@ class BookSync:
         self._own, self._classes = own, classes
         self._chance = chance or random.Random()  # noqa: S311  # only spreads questions over neighbours
         self._rate = PeerRate(ASKED_AT_ONCE, ASKED_EVERY_MS)
+        self._answers = PeerRate(ANSWERS_AT_ONCE, ANSWER_EVERY_MS)
         self._sources = Sources()
         self._pulled_at: dict[str, int] = {}
         self._room = trio.CapacityLimiter(PULLS_AT_ONCE)
@@ -90,6 +94,8 @@ class BookSync:
         book = self._book.adverts
         if isinstance(asked, BookCompared):
             return encode(difference(book, asked, self._now_ms()))
+        if isinstance(asked, AdvertsWanted) and not self._answers.admits(ALL, self._now_ms()):
+            raise Refused("busy: more adverts than are handed out at a time")
         accounts = asked.accounts if isinstance(asked, AdvertsWanted) else (self._own(),)
         known = (book.get(account) for account in accounts)
         now_ms = self._now_ms()

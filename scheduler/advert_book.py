@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import islice, pairwise
 
+from hansa.proto.codec import encode
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import Advert, Requirements
+from hansa.proto.messages import AdvertPublished
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed
 from hansa.proto.signing import check as check_signature
@@ -56,11 +58,13 @@ class Known:
     """An advert with its signature, as it may be passed on.
 
     Attributes:
+        size_bytes: of it as it is published: to find that out again for each answer would double what one costs.
         left: how many more of this account may come at once.
         since_ms: when that was so.
     """
 
     signed: Signed[Advert]
+    size_bytes: int
     left: int = NEWS_AT_ONCE
     since_ms: int = 0
 
@@ -148,9 +152,15 @@ class AdvertBook:
         left, since_ms = self._news_left(known, now_ms)
         if left < 1:
             return Taken.OFTEN
+        size_bytes = len(encode(AdvertPublished(advert=signed)))
         # The columns first: what they could not take must not stand in the book either.
         self._columns.put(advert)
-        self._adverts[advert.signer] = Known(signed=signed, left=left - 1, since_ms=since_ms)
+        self._adverts[advert.signer] = Known(
+            signed=signed,
+            size_bytes=size_bytes,
+            left=left - 1,
+            since_ms=since_ms,
+        )
         self._shelve(advert)
         return Taken.NEW
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,15 +10,15 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, advert_of, bent, key, now_ms, party
 
-from hansa.node.book import Book
+from hansa.node.book import BOOKS_AT_ONCE, Book
 from hansa.node.book_sync import ASKED_AT_ONCE, PULL_S, BookSync
 from hansa.node.net import Context, NetError, Refused
 from hansa.proto.book_messages import AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Advert
-from hansa.proto.messages import BookSent
+from hansa.proto.messages import BookRequested, BookSent
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import BOOK_SYNC, MAX_BOOK_REQUEST_BYTES
+from hansa.proto.protocols import BOOK, BOOK_SYNC, MAX_BOOK_REQUEST_BYTES
 from hansa.proto.signing import Signed, sign
 from hansa.scheduler import book_comparing
 from hansa.scheduler.advert_classes import CLASSES
@@ -323,6 +323,41 @@ async def test_a_pull_that_is_never_over_ends_and_is_an_unkept_promise(autojump_
         told = asked
         assert await one.sync.greet(liar.peer_id) == 0
         assert asked == told
+
+
+async def test_many_peers_together_get_only_so_many_answers_and_whole_books() -> None:
+    hub = MemoryHub()
+    async with reader(hub, 1) as one, AsyncExitStack() as stack:
+        crowd_of = [await stack.enter_async_context(party(hub, 100 + number)) for number in range(8)]
+        for protocol, question, most in (
+            (BOOK_SYNC, encode(AdvertsWanted(accounts=(bytes(20),))), 130),
+            (BOOK, encode(BookRequested(most=2)), 25),
+        ):
+            served = refused = 0
+            for each in crowd_of:
+                each.knows(one.who)
+                for _ in range(30):
+                    try:
+                        await each.net.request(one.who.peer_id, protocol, question)
+                        served += 1
+                    except Refused:
+                        refused += 1
+            assert 0 < served <= most
+            assert refused > 0
+
+
+async def test_one_peer_gets_the_whole_book_only_so_often() -> None:
+    hub = MemoryHub()
+    async with reader(hub, 1) as one, party(hub, 2) as eager, party(hub, 3) as other:
+        question = encode(BookRequested(most=2))
+        for each in (eager, other):
+            each.knows(one.who)
+        for _ in range(BOOKS_AT_ONCE):
+            await eager.net.request(one.who.peer_id, BOOK, question)
+        for _ in range(50):
+            with pytest.raises(Refused):
+                await eager.net.request(one.who.peer_id, BOOK, question)
+        assert await other.net.request(one.who.peer_id, BOOK, question)
 
 
 async def test_who_withholds_is_made_up_for_by_another_source(autojump_clock: trio.abc.Clock) -> None:
