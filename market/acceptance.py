@@ -13,13 +13,24 @@ from hansa.market.clauses import Failure, failures
 from hansa.market.isolation import is_served
 from hansa.market.pricing import ProviderTerms
 from hansa.market.requirements import render_clause
-from hansa.market.shares import SHARE, WHOLE_MILLI, share_asked
-from hansa.market.vocabulary import ANY, BUYERS_WORDS, Kind, duration_text, find, number_text, share_text, stepped
+from hansa.market.shares import SHARE, WHOLE_MILLI, most_ahead, share_asked
+from hansa.market.vocabulary import (
+    ANY,
+    BUYERS_WORDS,
+    Kind,
+    duration_ms,
+    duration_text,
+    find,
+    number_text,
+    share_text,
+    stepped,
+)
 from hansa.proto.egress import covers
-from hansa.proto.market_documents import Clause, Shortfall, Tender
+from hansa.proto.market_documents import Bid, Clause, Shortfall, Tender
 from hansa.proto.units import e18_to_price_per_hour
 
 NONE: Final = "none"
+PREPAY: Final = "prepay"
 _UNCHANGEABLE: Final = ("buyer", "reputation")
 """Facts that no change of the tender's makes others."""
 
@@ -92,6 +103,23 @@ def lacks(tender: Tender, terms: ProviderTerms, *, reputation_ppm: int = 0) -> t
             _lack(f"jobs cannot reach {hosts} from here", f"no network, or a network without {hosts}", shortfall)
         )
     return (*found, *refusals(terms.accepts, tender, reputation_ppm=reputation_ppm))
+
+
+def beyond_prepay(tender: Tender, bid: Bid, terms: ProviderTerms) -> Lack | None:
+    """Why a bid could not win: it wants more paid ahead than its buyer says that the job pays. Not all say it."""
+    said = {fact.name: fact.value for fact in tender.facts}.get(PREPAY)
+    try:
+        said_ms = duration_ms(said) if said is not None else None
+    except ValueError:
+        return None
+    if said_ms is None or bid.prepay <= most_ahead(bid, said_ms):
+        return None
+    wanted, paid = duration_text(terms.prepay_ms), duration_text(said_ms)
+    return _lack(
+        f"{wanted} of device time is to be paid ahead here, and the job pays {paid}",
+        f"max_prepay = {wanted}",
+        Shortfall(name=PREPAY, wanted=_line(f"{PREPAY} <= {paid}"), nearest=_line(wanted)),
+    )
 
 
 def refusals(accepts: Sequence[Clause], tender: Tender, *, reputation_ppm: int = 0) -> tuple[Lack, ...]:

@@ -10,7 +10,7 @@ from hansa.market.clauses import facts_of, is_answered_by, unmet_by_bid
 from hansa.market.effects import clipped
 from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
-from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_given, width_milli
+from hansa.market.shares import WHOLE_MILLI, cost, most_ahead, share_asked, share_given, width_milli
 from hansa.market.track_record import PPM, Record, Trial
 from hansa.market.vocabulary import ANY, VOCABULARY, number_text, share_text, size_text
 from hansa.proto.market_documents import (
@@ -125,7 +125,7 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
         return "its receipts would come too seldom"
     if bid.splits_hash != splits_hash(tender.splits):
         return "it does not agree to the splits"
-    if bid.prepay > min(bid.max_total, cost(max_prepay_ms, width_milli(bid), bid.price_e18_per_device_ms)):
+    if bid.prepay > most_ahead(bid, max_prepay_ms):
         return f"it wants {format_amount(bid.prepay)} paid ahead, more than max_prepay allows"
     return ""
 

@@ -69,6 +69,11 @@ def cost(elapsed_ms: int, width: int, price_e18: PriceE18) -> int:
     return amount_for(device_ms(elapsed_ms, width), price_e18)
 
 
+def most_ahead(bid: Bid, ahead_ms: int) -> int:
+    """What a bid may want paid ahead of a buyer that pays for so much device time ahead: never more than all of it."""
+    return min(bid.max_total, cost(ahead_ms, width_milli(bid), bid.price_e18_per_device_ms))
+
+
 def least_milli(facts: Iterable[Fact]) -> int | None:
     """The smallest part of a device that is lent, by the device's own facts; ``None`` where it is lent whole only."""
     said = next((fact.value for fact in facts if fact.name == SHARE), None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hansa.market import sale
-from hansa.market.acceptance import Lack, lacks, provider_facts
+from hansa.market.acceptance import Lack, beyond_prepay, lacks, provider_facts
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.effects import Send, clipped, unsigned
 from hansa.market.ledger import owed_by
@@ -132,6 +132,10 @@ def _answer(state: NodeState, tender: Tender, priced: TenderPriced | None, *, at
             is_stranger=is_stranger,
             at_ms=at_ms,
         )
+        ahead = beyond_prepay(tender, bid, terms)
+        if ahead is not None:
+            refused = _No(reason=ahead.reason, relaxation=ahead.relaxation, shortfalls=(ahead.shortfall,))
+            break
         lacking = beyond_credit(state, tender.signer, bid)
         if lacking is not None:
             refused = _No(reason=lacking[0], relaxation=lacking[1])

@@ -103,7 +103,8 @@ def check_least(requirements: Requirements, resources: TomlTable) -> None:
 
 def read_policy(table: TomlTable, max_prepay_ms: int) -> tuple[Fact, ...]:
     """What the job's author states of it, for the providers' rules; how far it pays ahead is stated with that."""
-    told: dict[str, str] = {"prepay": duration_text(max_prepay_ms)} if max_prepay_ms else {}
+    # Stated also where it is nothing: whoever wants any then holds no devices for a bid that cannot win.
+    told: dict[str, str] = {"prepay": duration_text(max_prepay_ms)}
     for name in _STATED:
         value = table.values.get(name, "")
         words = [value] if isinstance(value, str) else table.texts(name, (), most=64)

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from kit.trading import BUYER, NOW_MS, PRICE, PROVIDER, needs, tender
+from kit.trading import BUYER, DEVICE, NOW_MS, PRICE, PROVIDER, needs, tender
 
-from hansa.market.acceptance import job_facts, lacks, refusals
+from hansa.market.acceptance import beyond_prepay, job_facts, lacks, refusals
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for
 from hansa.market.requirements import parse_rules
-from hansa.market.vocabulary import find
+from hansa.market.selection import rank
+from hansa.market.vocabulary import duration_ms, find
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Decline, Fact
 from hansa.proto.network import DOMAIN
@@ -137,8 +138,6 @@ def test_a_decline_can_be_sent_however_much_was_wished_for(wish):
 
 
 def test_a_bid_states_the_facts_of_its_very_devices_and_of_its_provider():
-    from kit.trading import DEVICE
-
     of = asked()
     gpu = replace(DEVICE, kind="gpu", model="NVIDIA L4", facts=(Fact(name="cuda", value="12.4"),))
     made = bid_for(of, digest(DOMAIN, of), (gpu,), TERMS, price_e18=PRICE, number=0, at_ms=NOW_MS)
@@ -153,3 +152,29 @@ def test_a_bid_states_the_facts_of_its_very_devices_and_of_its_provider():
         "vram": "4 GiB",
     }
     assert list(made.facts) == sorted(made.facts, key=lambda fact: fact.name)
+
+
+@pytest.mark.parametrize(
+    ("stated", "wants_ms", "wall_ms", "wanted"),
+    [
+        ("1 min", 60_000, HOUR_MS, None),
+        ("1 min", 60_001, HOUR_MS, "prepay <= 1 min"),
+        ("0 ms", 1, HOUR_MS, "prepay <= 0 ms"),
+        ("0 ms", 0, HOUR_MS, None),
+        ("2 min", HOUR_MS, 60_000, None),
+        (None, 60_000, HOUR_MS, None),
+        ("soon", 60_000, HOUR_MS, None),
+    ],
+)
+def test_who_wants_more_paid_ahead_than_a_job_says_that_it_pays_does_not_bid(stated, wants_ms, wall_ms, wanted):
+    of = asked(() if stated is None else [("prepay", stated)], wall_ms=wall_ms)
+    terms = replace(TERMS, prepay_ms=wants_ms)
+    bid = bid_for(of, digest(DOMAIN, of), (DEVICE,), terms, price_e18=PRICE, number=0, is_stranger=True, at_ms=NOW_MS)
+    lack = beyond_prepay(of, bid, terms)
+    assert (lack.shortfall.wanted if lack else None) == wanted
+    if lack:
+        assert lack.shortfall.nearest in lack.relaxation
+    if stated not in (None, "soon"):
+        bids, most_ms = {digest(DOMAIN, bid): bid}, duration_ms(stated)
+        (scored,) = rank(of, bids, {}, max_prepay_ms=most_ms, at_ms=NOW_MS)
+        assert ("paid ahead" in scored.excluded) == (wanted is not None), "just what its buyer would leave out"

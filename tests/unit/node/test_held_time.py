@@ -25,9 +25,9 @@ def small_needs(share_milli):
 class House:
     """One provider and buyers that are nobody's engine."""
 
-    def __init__(self):
+    def __init__(self, **rules):
         self.market = SmallMarket()
-        self.engine = self.market.add(PROVIDER_KEY, devices=1, tenants=2)
+        self.engine = self.market.add(PROVIDER_KEY, devices=1, tenants=2, **rules)
         self.count = 0
 
     def lend_parts(self):
@@ -36,12 +36,13 @@ class House:
         parts = replace(owned, facts=(*owned.facts, Fact(name="share", value="0.1")))
         self.market.take(PROVIDER, InventoryChanged(devices=(parts,), at_ms=self.market.now_ms))
 
-    def tender(self, key, *, window_ms, share_milli=1_000):
+    def tender(self, key, *, window_ms, share_milli=1_000, facts=()):
         """Whether there was a bid."""
         self.count += 1
         now_ms, bids = self.market.now_ms, len(self.market.heard(BidSent))
         made = tender(
             signer=key.address,
+            facts=facts,
             requirements=needs() if share_milli == 1_000 else small_needs(share_milli),
             bids_close_ms=now_ms + window_ms,
             expires_ms=now_ms + 120_000,
@@ -135,3 +136,15 @@ def test_who_never_awards_cannot_hold_small_parts_without_end_either():
         house.market.pass_time(69_001, PROVIDER)
     assert all(bids[:4])
     assert sum(bids) < 35
+
+
+def test_nothing_is_held_for_a_job_that_says_that_it_pays_less_ahead_than_is_wanted_here():
+    house = House(prepay_ms=90_000)
+    assert not house.tender(BUYER_KEY, window_ms=5_000, facts=(Fact(name="prepay", value="1 min"),))
+    assert not house.engine.state.capacity.allotments
+    (decline,) = house.declines()
+    assert decline.relaxation == "max_prepay = 90 s"
+    assert [(one.name, one.wanted, one.nearest) for one in decline.shortfalls] == [
+        ("prepay", "prepay <= 1 min", "90 s")
+    ]
+    assert house.tender(OTHER_KEY, window_ms=5_000, facts=(Fact(name="prepay", value="90 s"),))

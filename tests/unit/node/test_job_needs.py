@@ -66,6 +66,11 @@ def test_one_sentence_says_it_all(job):
     assert spec_from_json(spec_to_json(spec)) == spec
 
 
+def test_a_job_that_pays_nothing_ahead_says_so(job):
+    assert job('[budget]\nmax_prepay = "0 s"\n').spec.facts == (Fact(name="prepay", value="0 ms"),)
+    assert job("").spec.facts == (Fact(name="prepay", value="1 min"),)
+
+
 def test_the_command_line_goes_before_the_file(job):
     lines = '[resources]\nneeds = "8xH100"\nmemory = "4 GiB"\n[budget]\nprice_ceiling_per_hour = "9.00"\n'
     spec = job(lines, "2xL4 and ram >= 8 GiB and price <= 0.5 and region = de").spec
