@@ -5,6 +5,7 @@ disk with messages about leases that never were.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from hansa.node.state import NodeState
@@ -68,21 +69,30 @@ def deals_with(state: NodeState, peer: bytes) -> bool:
         return False
     if peer in state.mutual or any(f"{account}:{peer.hex()}" in state.ledger.balances for account in ("due", "owed")):
         return True
-    paying, earning = state.paying.live.values(), state.earning.live.values()
-    if any(channel.config.payee_signer == peer for channel in paying):
-        return True
-    if any(channel.config.payer_signer == peer for channel in earning):
+    if any(signer == peer for signer in _signers(state)):
         return True
     # Its lease may be confirmed, and its credit line on the way, before the rest of the gang has come.
     gathering = state.purchases.live.values()
     return any(placement.provider == peer for bought in gathering for placement in bought.live)
 
 
+def _signers(state: NodeState) -> Iterator[bytes]:
+    """Who signs on the other side of this node's channels: of all that live, and of those that ended with money moved.
+
+    Once a channel has ended, the books know the accounts that paid and were paid only. Of a colder one no node speaks.
+    """
+    for key, paying in state.paying.all():
+        if paying.cumulative or key in state.paying.live:
+            yield paying.config.payee_signer
+    for key, earning in state.earning.all():
+        if earning.cumulative or key in state.earning.live:
+            yield earning.config.payer_signer
+
+
 def partners(state: NodeState) -> set[bytes]:
     """All accounts with which money moves, or ever moved."""
     found = set(state.mutual)
-    found |= {channel.config.payee_signer for channel in state.paying.live.values()}
-    found |= {channel.config.payer_signer for channel in state.earning.live.values()}
+    found |= set(_signers(state))
     found |= {placement.provider for bought in state.purchases.live.values() for placement in bought.live}
     for name in state.ledger.balances:
         kind, _, peer = name.partition(":")

@@ -181,6 +181,26 @@ def test_partners_are_all_with_whom_money_moves_or_moved() -> None:
     assert partners(owing) == {PROVIDER, OTHER, BUYER}
 
 
+@pytest.mark.parametrize("message", FOR_BOTH, ids=name)
+def test_who_signs_for_a_colder_account_is_a_partner_after_its_channels_ended_too(message: object) -> None:
+    """The books know the account that paid or was paid, for which no node speaks."""
+    key, cold = b"k" * 32, b"\x0e" * 20
+    sold, bought = NodeState(account=PROVIDER), NodeState(account=BUYER)
+    for paid in (0, 5):
+        voucher = unsigned(replace(VOUCHER, cumulative=paid)) if paid else None
+        sold.earning[key] = EarningChannel(
+            config=replace(CHANNEL, payer=cold), channel_id=key, currency="USD", phase="closed", voucher=voucher
+        )
+        bought.paying[key] = PayingChannel(
+            config=replace(CHANNEL, payee=cold), channel_id=key, currency="USD", phase="closed", cumulative=paid
+        )
+        assert sold.earning.ended
+        assert bought.paying.ended
+        for state, peer in ((sold, BUYER), (bought, PROVIDER)):
+            assert concerns(state, peer, message) == (peer in partners(state)) == bool(paid)
+            assert not concerns(state, OTHER, message)
+
+
 @pytest.mark.parametrize("message", [m for m in FOR_BUYERS + FOR_PROVIDERS if hasattr(m, "currency")], ids=name)
 def test_what_moves_money_counts_only_in_the_currency_of_its_channel(message: Any) -> None:
     node, sender = (buyer(), PROVIDER) if message in FOR_BUYERS else (provider(), BUYER)
