@@ -155,7 +155,9 @@ def test_a_workload_that_would_fill_the_provider_outside_the_sandbox_is_refused(
     accepted = replace(award(BID), workload=digest(DOMAIN, large))
     playbook = Playbook(advance, START)
     playbook >> AwardArrived(award=accepted, channel=CHANNEL, workload=large, at_ms=NOW_MS + 3_000)
-    playbook << some(Send, message=some(LeaseRefused, kind="too-large", reason="the workload is larger than providers take"))
+    playbook << some(
+        Send, message=some(LeaseRefused, kind="too-large", reason="the workload is larger than providers take")
+    )
     playbook.reaches("bid")
 
 
