@@ -234,7 +234,7 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
         """Connect from our own port to a peer that does the same now. Who is the client was agreed before."""
         family = "ip6" if ":" in host else "ip4"
         addr = Multiaddr(f"/{family}/{host}/tcp/{port}")
-        socket = await self._dialler.dial(addr, given=False, source_port=self._port_of(family))
+        socket = await self._dialler.dial(addr, given=False, source_port=self._port_of(family), is_punch=True)
         if as_client:
             return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
         try:

@@ -24,6 +24,8 @@ BACKLOG = 128
 LOOKED_UP = 4
 """So many of a name's addresses are tried."""
 LOOKUPS = 8
+GIVEN_LOOKUPS = 4
+"""Beside those for strangers' names, which may be as slow as whoever serves them likes."""
 DIALS_TO_ONE_HOST = 8
 FAILURES_PER_MINUTE = 30
 """Connections to one public address that may fail in a minute, before it is left alone for the rest of it."""
@@ -111,14 +113,20 @@ class Dialler:
         self._now: Counter[str] = Counter()
         self._failed: dict[str, list[float]] = {}
         self._lookups = trio.CapacityLimiter(LOOKUPS)
+        self._given_lookups = trio.CapacityLimiter(GIVEN_LOOKUPS)
 
-    async def dial(self, addr: Multiaddr, *, given: bool, source_port: int | None = None) -> TcpStream:
-        """A connection. ``given``: the address is no stranger's word. Raises ``OSError``, ``SwarmException``."""
+    async def dial(
+        self, addr: Multiaddr, *, given: bool, source_port: int | None = None, is_punch: bool = False
+    ) -> TcpStream:
+        """A connection. ``given``: the address is no stranger's word. Raises ``OSError``, ``SwarmException``.
+
+        ``is_punch``: it is one of many tries to make a hole in a router's wall, most of which fail.
+        """
         kind, host = host_of(str(addr))
         fault: Exception = SwarmException("the name has no address that may be dialled")
         for found in await self._resolve(kind, host, given=given):
             try:
-                async with self._place(found):
+                async with self._place(found, given=given, is_punch=is_punch):
                     # Only a router's outside is worth our own port; among neighbours both would use it at once.
                     return await connect_from(
                         found, port_of(addr), source_port if place_of(found) == "public" else None
@@ -135,17 +143,27 @@ class Dialler:
         def look_up() -> list[str]:
             return [str(each[4][0]) for each in socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)]
 
-        found = await trio.to_thread.run_sync(look_up, limiter=self._lookups, **_ABANDON)
+        found = await trio.to_thread.run_sync(
+            look_up, limiter=self._given_lookups if given else self._lookups, **_ABANDON
+        )
         allowed = [each for each in dict.fromkeys(found) if given or place_of(each) == "public"]
         if len(allowed) < len(set(found)):
             self._faults.count("dial.name_leads_inside")
         return allowed[:LOOKED_UP]
 
     @asynccontextmanager
-    async def _place(self, host: str) -> AsyncIterator[None]:
-        """One connection's place among those to a host; a failure is remembered for a minute."""
-        public = place_of(host) == "public"
+    async def _place(self, found: str, *, given: bool, is_punch: bool) -> AsyncIterator[None]:
+        """One connection's place among those to a host; a failure is remembered for a minute.
+
+        What the operator gave needs no place: strangers, who name other ports of its host, could use all of them up.
+        Nor do tries to make a hole, which peers ask for, use up the places of dials.
+        """
+        if given:
+            yield
+            return
+        public = place_of(found) == "public"
         now = trio.current_time()
+        host = f"hole to {found}" if is_punch else found
         failed = [at for at in self._failed.get(host, ()) if at > now - 60]
         if public and (self._now[host] >= DIALS_TO_ONE_HOST or len(failed) >= FAILURES_PER_MINUTE):
             self._faults.count("dial.one_host_too_often")
