@@ -93,6 +93,11 @@ def is_newer_line(state: Mutual, line: CreditLine) -> bool:
     return line.nonce > (state.taken.nonce if state.taken else 0)
 
 
+def is_dated_ahead(line: CreditLine, *, at_ms: int) -> bool:
+    """Whether a line says to be signed later than now. By its date it is judged what its creditor knew by when."""
+    return line.not_after > at_ms + LINE_LIFE_MS + LATE_MS
+
+
 def with_line(state: Mutual, line: CreditLine, *, since_ms: int | None, at_ms: int) -> Mutual:
     """The state with a newer line from the other side.
 

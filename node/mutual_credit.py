@@ -6,6 +6,7 @@ that is still owed is taken off. What was ever vouched does not count, only what
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from hansa.market import mutual
@@ -19,6 +20,7 @@ from hansa.market.purchase_state import Placement
 from hansa.market.sale_funding import UNFUNDED, enough_to_start
 from hansa.node import buying_turns, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, MessageArrived, NettingDue, PaymentReceived, Started
+from hansa.node.gate import partners
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.currency import currency_of, unit_of
@@ -30,6 +32,8 @@ from hansa.scheduler import job_events
 
 Effects = list[Any]
 
+MOST_PROVEN, MOST_LOOKED_AT = 16_384, 64
+"""So many accounts are known for a lie, and so many are looked at for one that gives way."""
 KEEP_MS = 30 * 24 * 3_600_000
 """Words about debts are worth bringing for a month."""
 REPEAT_MS = 7 * 24 * 3_600_000
@@ -211,6 +215,9 @@ def take_line(state: NodeState, signed: Signed[CreditLine], sender: bytes, at_ms
     if (line.creditor, line.debtor, line.unit) != (sender, state.account, unit_of(state.currency)):
         state.ignore("credit", "a credit line between others, or in another unit")
         return []
+    if mutual.is_dated_ahead(line, at_ms=at_ms):
+        state.ignore("credit", "a credit line that is dated ahead")
+        return []
     if not mutual.is_newer_line(known, line):
         state.ignore("credit", "a credit line that is known")
         return []
@@ -358,7 +365,21 @@ def prove(state: NodeState, event: EquivocationProven) -> Effects:
     """Somebody signed two things that contradict each other: there is no dealing with it any more."""
     state.proven[event.account] = event.words
     state.blocked.setdefault(event.account, event.words)
+    if len(state.proven) > MOST_PROVEN:
+        _forget_a_liar(state)
     return []
+
+
+def _forget_a_liar(state: NodeState) -> None:
+    """Let the oldest go with whom no money ever moved: anybody can make accounts of their own lie."""
+    dealt = partners(state)
+    for liar in tuple(islice(state.proven, MOST_LOOKED_AT)):
+        words = state.proven.pop(liar)
+        if liar not in dealt:
+            if state.blocked.get(liar) == words:
+                del state.blocked[liar]
+            return
+        state.proven[liar] = words  # behind all others, so that the next search begins with others
 
 
 # Time, and what is done again after a restart.

@@ -13,7 +13,7 @@ from hansa.market.funding import FundsKnown
 from hansa.market.ledger import owed_by, owed_to
 from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
-from hansa.market.mutual import Mutual
+from hansa.market.mutual import LATE_MS, LINE_LIFE_MS, Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.market.sale_funding import STARVING_MS, UNFUNDED
 from hansa.node import buying_turns, mutual_credit, selling_turns
@@ -249,6 +249,23 @@ def test_a_lower_line_that_came_before_the_end_is_no_better_excuse():
     made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
     assert made.heard(messages.RunEnded)[-1].kind == UNFUNDED
     assert (state.jobs.get(JOB).shards[0].kind, state.records[PROVIDER].bad) == ("refused", 1)
+
+
+@pytest.mark.parametrize(("ahead_ms", "taken"), [(LATE_MS, True), (LATE_MS + 1, False)])
+def test_a_line_that_is_dated_ahead_is_not_taken_for_one_that_was_signed_later(ahead_ms, taken):
+    made = market()
+    state = made.engines[BUYER].state
+    dated = CreditLine(
+        creditor=PROVIDER,
+        debtor=BUYER,
+        unit=unit_of(state.currency),
+        limit=5,
+        not_after=made.now_ms + LINE_LIFE_MS + ahead_ms,
+        nonce=99,
+    )
+    made.tell(PROVIDER, BUYER, messages.CreditGranted(line=sign(DOMAIN, dated, PROVIDER_KEY)))
+    known = state.mutual.get(PROVIDER)
+    assert (known is not None and known.taken is not None and known.taken.limit == 5) is taken
 
 
 def test_who_awards_in_view_of_a_lower_line_goes_by_it_and_nothing_of_older_ones_is_kept():
