@@ -2,11 +2,11 @@
 
 Of its own ledger a node keeps the newest head that it ever signed. Of others' ledgers it keeps the newest head that was
 shown to be consistent with all before it, and a few that still have to be. Two heads of one size with two roots become
-a proof, and proofs are kept for ever.
+a proof. Proofs against accounts that were dealt with are kept for ever; others may have to give way to newer ones.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ MOST_UNPROVED = 16
 MOST_LOGS = 4_096
 MOST_OF_ONE = 16
 """Proofs against one account."""
+MOST_LOOKED_AT = 64
+"""So many proofs are looked at for one that gives way."""
 LARGEST_KEPT_SIZE = (1 << 63) - 1
 """SQLite's numbers end here, and a head may say more."""
 
@@ -46,6 +48,7 @@ class HeadStore:
         Raises:
             OperatorError: the file holds something else.
         """
+        self._looked_at = 0
         try:
             if read_only:
                 beside = path.with_name(path.name + "-wal").exists()
@@ -186,6 +189,23 @@ class HeadStore:
             "SELECT count(*), coalesce(sum(length(body)), 0) FROM proof"
         ).fetchone()
         return int(count), int(size_bytes)
+
+    def drop_oldest_proof(self, stays: Callable[[Address], bool]) -> Address | None:
+        """Forget the oldest proof against an account that may go. Answers against whom; None if none was found.
+
+        Few are looked at, and the next call goes on behind those that stay: however many those are, no call is slow.
+        """
+        rows = self._database.execute(
+            "SELECT rowid, account FROM proof WHERE rowid > ? ORDER BY rowid LIMIT ?", (self._looked_at, MOST_LOOKED_AT)
+        ).fetchall()
+        for position, account in rows:
+            if not stays(account):
+                self._database.execute("DELETE FROM proof WHERE rowid = ?", (position,))
+                return bytes(account)
+            self._looked_at = int(position)
+        if len(rows) < MOST_LOOKED_AT:
+            self._looked_at = 0
+        return None
 
     def newest_proofs(self, most: int) -> list[tuple[Address, Equivocation]]:
         """The proofs that came last, and against whom."""

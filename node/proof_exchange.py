@@ -37,7 +37,8 @@ STRANGERS_AT_ONCE, STRANGERS_EVERY_MS = 100, 100
 FOUND_AT_ONCE, PASSED_AT_ONCE, HAND_ON_EVERY_MS = 8, 8, 120_000
 """Proofs that go out: those found here, and those of others, so that no flood keeps back what was found here."""
 MOST_KEPT, MOST_KEPT_BYTES = 8_192, 64 << 20
-"""Beyond this nothing that others bring is kept any more; what is found here always is."""
+"""Beyond this what others bring is kept only in place of the oldest that is about no account with dealings here, so
+that nobody can fill the room up for ever. What is found here is always kept."""
 MOST_OF_STRANGERS = 1_024
 """Of liars that are not known here otherwise only as long as fewer proofs than this are kept."""
 
@@ -171,8 +172,13 @@ class ProofExchange:
 
     def _has_room_for(self, liar: bytes) -> bool:
         kept, size_bytes = self._heads.proofs_kept()
-        most = MOST_KEPT if self._knows(liar) else MOST_OF_STRANGERS
-        if kept < most and size_bytes < MOST_KEPT_BYTES:
+        known = self._knows(liar)
+        if kept < (MOST_KEPT if known else MOST_OF_STRANGERS) and size_bytes < MOST_KEPT_BYTES:
+            return True
+        # Whoever the older one was about stays refused here: what is gone is what could be shown to others.
+        partners = frozenset(self._partners()) if known else frozenset()
+        if known and self._heads.drop_oldest_proof(partners.__contains__) is not None:
+            self.counters["proofs: an older one gave way"] += 1
             return True
         self.counters["proofs: no room for more of others"] += 1
         return False

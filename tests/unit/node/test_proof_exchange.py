@@ -10,7 +10,7 @@ from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER, OTHER_KEY, PROVIDER_KEY
 
 from hansa.market.effects import Send, unsigned
 from hansa.market.equivocation import TwoHeads, in_words
-from hansa.node import proof_exchange
+from hansa.node import head_store, proof_exchange
 from hansa.node.head_store import MOST_OF_ONE, HeadStore
 from hansa.node.proof_exchange import (
     FOUND_AT_ONCE,
@@ -284,10 +284,47 @@ def test_liars_of_whom_nobody_here_ever_heard_take_no_room_from_others(town, mon
     node.known = {key(number).address for number in range(10, 20)}
     for number in (0, 1, 2, 3, 10, 11, 12):
         node.proofs.hear(key(901).address, told(number))
-    assert node.believes() == [key(number).address for number in (0, 1, 2, 10, 11)]
-    assert node.proofs.counters["proofs: no room for more of others"] == 2
+    assert node.believes() == [key(number).address for number in (0, 1, 2, 10, 11, 12)]
+    assert node.proofs.counters["proofs: no room for more of others"] == 1
+    assert next(account for account, _, _ in node.heads.proofs()) == key(1).address, "the oldest gave way"
     node.find(lie(99))
     assert len(list(node.heads.proofs())) == 6, "what is found here is always kept"
+
+
+def test_nobody_fills_the_room_up_for_ever_and_who_was_dealt_with_gives_way_to_nobody(town, monkeypatch):
+    node = town.add(BUYER_KEY)
+    monkeypatch.setattr(proof_exchange, "MOST_KEPT", 5)
+    monkeypatch.setattr(head_store, "MOST_LOOKED_AT", 2)
+    node.known = {key(number).address for number in range(100)}
+    node.partners = {key(number).address for number in (0, 1, 2, 3)}
+    for number in range(30):
+        town.now_ms += HEARD_EVERY_MS
+        node.proofs.hear(key(901).address, told(number))
+    kept = {account for account, _, _ in node.heads.proofs()}
+    assert node.partners <= kept, "proofs against those who were dealt with stay"
+    assert len(kept) == 5
+    # Few are looked at for each, so of those that come while the search passes by those that stay, some find no room.
+    refused = node.proofs.counters["proofs: no room for more of others"]
+    assert refused > 0
+    assert len(node.believes()) == 30 - refused > 10
+
+
+def test_the_search_for_one_that_gives_way_begins_anew_at_its_end(town):
+    node = town.add(BUYER_KEY)
+    for number in range(3):
+        node.heads.keep_proof(lie(number), NOW_MS)
+    assert node.heads.drop_oldest_proof(lambda _: True) is None
+    assert node.heads.drop_oldest_proof(lambda _: False) == key(0).address
+
+
+def test_where_all_kept_proofs_are_about_accounts_that_were_dealt_with_none_gives_way(town, monkeypatch):
+    node = town.add(BUYER_KEY)
+    monkeypatch.setattr(proof_exchange, "MOST_KEPT", 3)
+    node.known = {key(number).address for number in range(100)}
+    node.partners = {key(number).address for number in range(3)}
+    for number in range(6):
+        node.proofs.hear(key(901).address, told(number))
+    assert node.believes() == [key(number).address for number in range(3)]
 
 
 def test_no_more_bytes_of_others_are_kept_than_there_is_room_for(town, monkeypatch):
