@@ -215,6 +215,9 @@ def take_line(state: NodeState, signed: Signed[CreditLine], sender: bytes, at_ms
     if (line.creditor, line.debtor, line.unit) != (sender, state.account, unit_of(state.currency)):
         state.ignore("credit", "a credit line between others, or in another unit")
         return []
+    if mutual.is_dated_ahead(line, at_ms=at_ms):
+        state.ignore("credit", "a credit line that is dated ahead")
+        return []
     if not mutual.is_newer_line(known, line):
         state.ignore("credit", "a credit line that is known")
         return []
