@@ -31,6 +31,8 @@ MOST_FACTS = 64
 """Of an advert and of each of its devices; the vocabulary has about half as many words. As many features, too."""
 LONGEST_FEATURE_BYTES = 64
 NEWS_AT_ONCE = 20
+SWEEP_EVERY_MS = 1_000
+"""A full book looks so often for what has expired, however many adverts of strangers come meanwhile."""
 NEWS_EVERY_MS = 1_000
 """One account's adverts that are passed on. Its node says one a second at the most, and seldom two in a row."""
 
@@ -97,6 +99,7 @@ class AdvertBook:
         self._check = check
         self.shelves = {name: Shelf() for name in CLASSES}
         self._adverts: dict[Address, Known] = {}
+        self._swept_ms = -SWEEP_EVERY_MS
         self._columns = Columns()
         self._filter = Filter(self._columns)
 
@@ -139,7 +142,10 @@ class AdvertBook:
         if known is not None and known.advert.sequence >= advert.sequence:
             return Taken.KNOWN
         if known is None and len(self._adverts) >= self.most:
-            self.forget_expired(now_ms)
+            # Seldom: it goes through the whole book, for an advert of which not even the signature was looked at.
+            if not 0 <= now_ms - self._swept_ms < SWEEP_EVERY_MS:
+                self._swept_ms = now_ms
+                self.forget_expired(now_ms)
             if len(self._adverts) >= self.most:
                 return Taken.FULL
         try:

@@ -124,6 +124,24 @@ def test_a_full_book_asks_for_news_of_those_in_it_only():
     assert set(newer(mine, told)) == {key(1).address, key(2).address}
 
 
+def test_a_full_book_is_not_gone_through_for_each_unknown_advert():
+    full = book(dict.fromkeys(range(4), 1), most=4)
+    swept: list[int] = []
+    whole = full.forget_expired
+
+    def counted(now_ms: int) -> None:
+        swept.append(now_ms)
+        whole(now_ms)
+
+    full.forget_expired = counted
+    for number in range(4, 24):
+        assert full.take(ADVERTS[number, 1], NOW_MS + number) is Taken.FULL
+    assert len(swept) == 1
+    later = replace(ADVERTS[5, 1], document=replace(ADVERTS[5, 1].document, expires_ms=NOW_MS + 120_000))
+    assert full.take(later, NOW_MS + 60_000) is Taken.FORGED
+    assert len(full) == 0
+
+
 def test_an_account_that_is_named_twice_is_asked_for_once():
     entries = packed([(b"a" * 20, 1), (b"a" * 20, 1)])
     assert newer(book({}), BookDifference(entries=entries, complete=True)) == (b"a" * 20,)
