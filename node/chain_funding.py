@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -12,6 +13,9 @@ from hansa.node.evm_backend import EvmBackend
 from hansa.node.state import NodeState
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
+
+MOST_PAYMENTS: Final = 4
+"""An opening and a top-up that were begun before, and the rest; then one more look. More would be no end of paying."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,7 @@ async def pay_in(backend: EvmBackend, wanted: FundingWanted) -> PaidIn:
         # Anybody may top up a channel. What comes back of it would be its payer's, and not this account's.
         raise Refused("the channel is another account's to pay in")
     total, said = 0, list[str]()
-    while True:
+    for _ in range(MOST_PAYMENTS):
         state = await backend.state(wanted.channel_id, final=False)
         if state.phase in (CLOSING, CLOSED):
             raise Refused("the channel is being closed")
@@ -88,3 +92,4 @@ async def pay_in(backend: EvmBackend, wanted: FundingWanted) -> PaidIn:
             paid = await backend.pay_in_more(wanted.config, missing, before=before)
             said.append(f"added {format_amount(paid)} {backend.symbol} to a channel")
         total += paid
+    raise Refused("the chain does not show what was paid in")
