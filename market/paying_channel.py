@@ -91,6 +91,7 @@ class PayingChannel:
         currency: what it pays in, which says on which books.
         splits: who gets a part of what it pays, beside the payee.
         funds: what it can pay in all, as its backend says; None as long as it said nothing.
+        funds_ms: when that last rose; 0 where it never did.
         able_ms: since when it can pay the most that all of its leases may come to; 0 while it cannot.
         trouble: why the backend could not fund it; empty when it could.
         terms: what was agreed, by lease.
@@ -109,6 +110,7 @@ class PayingChannel:
     currency: Line
     splits: tuple[Split, ...] = ()
     funds: Amount | None = None
+    funds_ms: UnixMs = 0
     able_ms: UnixMs = 0
     trouble: str = ""
     terms: Mapping[bytes, LeaseTerms] = field(default_factory=dict)
@@ -236,6 +238,8 @@ def releases(state: PayingChannel) -> tuple[Send, ...]:
 def _hear_of_funds(state: PayingChannel, event: FundsKnown) -> Step[PayingChannel]:
     """What can be paid changed; what is paid ahead and had to wait for that is vouched for."""
     known = replace(state, funds=event.most, trouble="" if event.most >= state.wanted else state.trouble)
+    if event.most > (state.funds or 0):
+        known = replace(known, funds_ms=event.at_ms)
     known = _rated(known, event.at_ms)
     total = _next_total(known)
     if state.phase != "open" or total == state.cumulative or deposit_of(state.currency, event.most) is None:

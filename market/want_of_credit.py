@@ -52,12 +52,12 @@ def contradiction(
         awarded_ms: when the lease was awarded.
         start: what the lease takes to start.
         starts: what each lease with the provider that lives takes to start.
-        by_ms: the provider waits for money until then at least, so what it signed before that it knows.
+        by_ms: the provider waited for money until then at least, so what it signed before that it knows.
         at_ms: when its word came.
     """
+    enough = _enough(channel, max(start, *starts), len(starts), at_ms)
     if currency_of(channel.currency).is_on_chain:
-        able = channel.able_ms and channel.able_ms + FRESH_MS < by_ms
-        return "the channel could pay for all its leases" if able else ""
+        return _contradiction_on_chain(end, channel, enough=enough, paid_ahead=paid_ahead, by_ms=by_ms)
     said, line, payment = end.line.document if end.line else None, known.taken, known.paid_out
     if said is None:
         return "it names no credit line"
@@ -78,14 +78,29 @@ def contradiction(
     if channel.metered + left >= wanted:
         return "by its own words the channel could pay for all its leases"
     lent = max(said.limit, mutual.relied_on(known, said, since_ms=awarded_ms))
+    if line is not None and said.nonce > line.nonce:
+        # It could not be taken for what it says, so it takes the place of nothing either.
+        lent = max(lent, line.limit)
     if lent < start:
         return "it lends less than what the lease takes to start, for which it bid"
     left = max(0, lent - owed)
-    if channel.metered + left < wanted and left < _enough(channel, max(start, *starts), len(starts), at_ms):
+    if channel.metered + left < wanted and left < enough:
         return ""
     if lent > said.limit:
         return "it has lowered its credit line since the award"
     return "by its own words enough was left for every lease to go on"
+
+
+def _contradiction_on_chain(end: RunEnded, channel: PayingChannel, *, enough: int, paid_ahead: bool, by_ms: int) -> str:
+    """The same where a deposit is behind the channel. Of that one side knows a while after the other."""
+    if channel.able_ms and channel.able_ms + FRESH_MS < by_ms:
+        return "the channel could pay for all its leases"
+    if paid_ahead and end.vouched < channel.cumulative:
+        return ""
+    left = (channel.limit or 0) - channel.metered
+    # Another lease that has joined the channel wants more than is there, and there may be enough for both to go on.
+    was_known = channel.funds_ms > 0 and channel.funds_ms + FRESH_MS < by_ms
+    return "its deposit had enough left for every lease to go on" if left >= enough and was_known else ""
 
 
 def _enough(channel: PayingChannel, start: int, leases: int, at_ms: int) -> int:

@@ -15,7 +15,7 @@ from hansa.market.mutual import Mutual
 from hansa.market.pricing import ITSELF
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.receipts import Statement
-from hansa.market.sale_funding import UNFUNDED, enough_to_start
+from hansa.market.sale_funding import STARVING_MS, UNFUNDED, enough_to_start
 from hansa.market.want_of_credit import contradiction
 from hansa.node import mutual_credit
 from hansa.node.buying_turns import (
@@ -272,10 +272,22 @@ def _kind_of_end(state: NodeState, event: MessageArrived, bought: Purchase, plac
         awarded_ms=mutual_credit.awarded_ms(placement),
         start=enough_to_start(bought.bids[placement.bid]),
         starts=mutual_credit.starts_with(state, placement.provider),
-        by_ms=placement.award.start_by_ms,
+        by_ms=_waited_until_ms(state, bought, placement, event.at_ms),
         at_ms=event.at_ms,
     )
     return "refused" if why else end.kind
+
+
+def _waited_until_ms(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> int:
+    """Until when a provider waited for money at least: for the start, or before it ended a run that lived not long ago.
+
+    The word of the end may be long on its way, so it is the last sign of life that counts, and not when the word came.
+    """
+    of = state.jobs.live.get(bought.tender.job)
+    shard = of.on(placement.lease) if of is not None else None
+    if shard is None or shard.phase not in ("running", "kept"):
+        return placement.award.start_by_ms
+    return max(placement.award.start_by_ms, min(at_ms, shard.heard_ms) - STARVING_MS)
 
 
 def _try_again(state: NodeState, bought: Purchase, placement: Placement, at_ms: int) -> Effects:

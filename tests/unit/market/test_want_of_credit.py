@@ -177,6 +177,11 @@ def test_a_line_that_was_lowered_after_the_award_is_no_reason_and_one_lowered_be
     assert (lowered(until_ms=until_ms) == "") is true
 
 
+def test_a_lower_line_that_was_not_taken_takes_the_place_of_none():
+    assert fault(by=line(START, nonce=2), known=Mutual(taken=line(MOST, nonce=1)))
+    assert fault(by=line(START, nonce=2), known=Mutual(taken=line(MOST - 1, nonce=1))) == ""
+
+
 def test_who_lowers_its_line_and_would_have_had_to_end_the_lease_all_the_same_told_the_truth():
     assert lowered(was=MOST) == "it has lowered its credit line since the award"
     assert lowered(was=MOST - 1) == "", "that is less than it takes to start"
@@ -203,3 +208,22 @@ def test_a_line_that_was_raised_after_the_one_it_goes_by_is_no_lowered_one():
 def test_on_a_chain_a_deposit_that_was_final_only_just_may_not_have_been_seen(able_ms, true):
     on_chain = replace(OPEN, currency=escrow_currency(1, b"e" * 20, b"t" * 20), able_ms=able_ms)
     assert (fault(channel=on_chain) == "") is true
+
+
+def on_chain(**changes):
+    return replace(OPEN, currency=escrow_currency(1, b"e" * 20, b"t" * 20), **changes)
+
+
+@pytest.mark.parametrize(("funds", "true"), [(29_999, True), (30_000, False)])
+def test_on_a_chain_another_lease_that_joins_is_no_reason_while_the_deposit_has_enough_for_both(funds, true):
+    joined = on_chain(funds=funds, funds_ms=NOW_MS, terms={LEASE: TERMS, b"2" * 32: replace(TERMS, lease=b"2" * 32)})
+    by_ms = NOW_MS + FRESH_MS + 1
+    assert (fault(channel=joined, starts=(10_000, 10_000), by_ms=by_ms) == "") is true
+    assert fault(channel=joined, starts=(10_000, 10_000), by_ms=by_ms - 1) == "", "its provider may not have seen it"
+
+
+def test_on_a_chain_what_is_paid_ahead_and_on_its_way_is_nobodys_fault():
+    rich = on_chain(funds=10**6, funds_ms=NOW_MS, cumulative=700)
+    by_ms = NOW_MS + FRESH_MS + 1
+    assert fault(channel=rich, by_ms=by_ms, paid_ahead=True, held=699) == ""
+    assert fault(channel=rich, by_ms=by_ms, paid_ahead=True, held=700)

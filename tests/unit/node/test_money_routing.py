@@ -151,6 +151,21 @@ def test_a_provider_that_says_so_of_one_that_cannot_costs_no_retry():
     assert state_of(made, BUYER).records == {}
 
 
+@pytest.mark.parametrize(("minutes", "true"), [(10, True), (12, False)])
+def test_a_run_that_went_on_long_after_its_deposit_was_there_has_not_ended_for_want_of_it(minutes, true):
+    made = leased(changes={"silence_ms": 3_600_000})
+    fund(made, BUYER, MOST)
+    fund(made, BUYER, 1_000)
+    lease = next(iter(state_of(made, PROVIDER).sale_of))
+    made.now_ms += 40 * 60_000
+    fund(made, BUYER, MOST)
+    made.now_ms += minutes * 60_000
+    made.tell(PROVIDER, BUYER, messages.RunReported(lease=lease, step=1, metrics=(), started=True))
+    made.now_ms += 30 * 60_000
+    shard = ends_unfunded(made)
+    assert (shard.kind == UNFUNDED) is true, "and how long its word was on its way is nobody's fault"
+
+
 def test_who_cancels_a_job_notes_nothing_about_its_provider():
     made = leased("USD")
     made.take(BUYER, events.JobCancelled(job=JOB, reason="no longer wanted", at_ms=made.now_ms))
