@@ -329,13 +329,21 @@ class CappedTable(RoutingTable):  # type: ignore[misc]  # the library comes with
     def __init__(self, local: ID, host: NarrowHost) -> None:
         """Nobody was met yet."""
         super().__init__(local, host)
+        self._narrow = host
         self.met: set[ID] = set()
 
     async def add_peer(self, peer_obj: Any, *, skip_server_mode_check: bool = True) -> bool:  # noqa: ARG002
         """Take a peer in if it was met and there is room; the library's own rules come after that."""
         peer_id = peer_obj.peer_id if isinstance(peer_obj, PeerInfo) else peer_obj
-        if peer_id not in self.met or (self.size() >= TABLE_PEERS and not self.peer_in_table(peer_id)):
+        if peer_id not in self.met:
             return False
+        if self.size() >= TABLE_PEERS and not self.peer_in_table(peer_id):
+            # Whoever was here once and has gone makes room; while all are connected the table stays as it is.
+            connected = set(self._narrow.get_connected_peers())
+            gone = next((each for each in self.get_peer_ids() if each not in connected), None)
+            if gone is None:
+                return False
+            self.remove_peer(gone)
         added: bool = await super().add_peer(peer_obj, skip_server_mode_check=True)
         return added
 

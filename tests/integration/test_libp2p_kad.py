@@ -287,6 +287,21 @@ async def test_whoever_is_only_named_is_not_in_the_routing_table() -> None:
         assert set(table_of(net).table.get_peer_ids()) <= {ID.from_base58(liar.peer_id)}
 
 
+async def test_who_has_gone_makes_room_in_a_full_routing_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_kad, "TABLE_PEERS", 2)
+    async with node() as net, node() as stays, node() as leaves, node() as late:
+        names = [ID.from_base58(each.peer_id) for each in (stays, leaves, late)]
+        table = table_of(net).table
+        for each, name in zip((stays, leaves, late), names, strict=True):
+            await net.connect(each.addrs()[0])
+            await table.meet(name)
+        assert set(table.get_peer_ids()) == set(names[:2])
+        await net.disconnect(leaves.peer_id)
+        await until(lambda: not net.is_live(leaves.peer_id))
+        await table.meet(names[2])
+        assert set(table.get_peer_ids()) == {names[0], names[2]}
+
+
 async def test_a_lookup_makes_only_so_many_connections_however_many_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the bare library a lookup connects with everybody it hears of."""
     monkeypatch.setattr(libp2p_kad, "DIALS_PER_LOOKUP", 5)
