@@ -99,15 +99,14 @@ def split_circuit(addr: str) -> tuple[str, str]:
 async def open_circuit(relay: Any, peer_id: ID) -> CircuitSocket:
     """Have a relay connect us to a peer. ``relay`` is a multiplexed connection. Raises ``SwarmException``."""
     try:
-        stream = await open_protocol(relay, HOP)
-        try:
-            await send_message(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=peer_id.to_bytes())))
-            with trio.fail_after(ANSWER_S):
-                answer = await receive_message(stream, HopMessage)
-            _must_be_ok(answer)
-        except BaseException:
-            stream.abort()
-            raise
+        with trio.fail_after(ANSWER_S):
+            stream = await open_protocol(relay, HOP)
+            try:
+                await send_message(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=peer_id.to_bytes())))
+                _must_be_ok(await receive_message(stream, HopMessage))
+            except BaseException:
+                stream.abort()
+                raise
     except (WireFault, MuxedStreamError, MuxedConnUnavailable, trio.TooSlowError) as fault:
         raise SwarmException("the relay makes no circuit") from fault
     return CircuitSocket(stream)
@@ -116,13 +115,14 @@ async def open_circuit(relay: Any, peer_id: ID) -> CircuitSocket:
 async def reserve(relay: Any) -> Place:
     """Ask a relay for a place. Raises ``WireFault`` (it is none, or refuses) and what a stream may raise."""
     name = relay.peer_id.to_base58()
-    stream = await open_protocol(relay, HOP)
-    try:
-        await send_message(stream, HopMessage(type=HopMessage.RESERVE))
-        with trio.fail_after(ANSWER_S):
+    # Around the negotiation too: whoever asks for places waits for this, and renews none meanwhile.
+    with trio.fail_after(ANSWER_S):
+        stream = await open_protocol(relay, HOP)
+        try:
+            await send_message(stream, HopMessage(type=HopMessage.RESERVE))
             answer = await receive_message(stream, HopMessage)
-    finally:
-        stream.abort()
+        finally:
+            stream.abort()
     _must_be_ok(answer)
     # By the relay's clock, which may be wrong: a place is asked for again in good time whatever it says.
     life_s = min(LONGEST_RESERVATION_S, max(LEAST_RESERVATION_S, answer.reservation.expire - int(time.time())))
