@@ -19,7 +19,7 @@ from multiaddr import Multiaddr
 from hansa.node.allowance import Allowances
 from hansa.node.libp2p_guards import Faults
 from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
+from hansa.node.libp2p_wire import EndedEarly, WireFault, open_protocol, receive_message, send_message
 from hansa.node.neighbourhood import group_of, host_of
 
 AUTONAT = "/libp2p/autonat/1.0.0"
@@ -60,11 +60,11 @@ class DialBack:
                     answer.dialResponse.addr = addr.to_bytes()
                 await send_message(muxed, answer)
             muxed.finish()
+        except (EndedEarly, trio.TooSlowError, MuxedStreamError):
+            self._faults.count("autonat.asker_gone")
+            muxed.abort()
         except WireFault:
             self._faults.blame(connection.peer_id.to_base58(), "autonat.malformed")
-            muxed.abort()
-        except (trio.TooSlowError, MuxedStreamError):
-            self._faults.count("autonat.asker_gone")
             muxed.abort()
 
     async def _answer(self, request: Any, connection: Any) -> tuple[Any, Multiaddr | None]:

@@ -23,7 +23,7 @@ from multiaddr import Multiaddr
 from hansa.node.libp2p_guards import Faults
 from hansa.node.libp2p_relay import HOP
 from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
+from hansa.node.libp2p_wire import EndedEarly, WireFault, open_protocol, receive_message, send_message
 from hansa.node.neighbourhood import CIRCUIT, host_of, place_of
 from hansa.proto.errors import Malformed
 from hansa.proto.peer_id import parse_peer_id
@@ -182,14 +182,31 @@ class StopService:
                 raise WireFault("a name that is none")  # noqa: TRY301
             said = ID(bytes(message.peer.id))
             parse_peer_id(said.to_base58())
+        except (EndedEarly, MuxedStreamError, trio.TooSlowError):
+            self._gone(muxed)
+            return
         except (WireFault, Malformed):
             self._faults.blame(relay.to_base58(), "circuit.malformed")
             muxed.abort()
             return
         if message.type != StopMessage.CONNECT or not self._has_place(relay.to_base58()):
             self._faults.count("circuit.unasked_for")
-            await send_message(muxed, StopMessage(type=StopMessage.STATUS, status=circuit_pb2.PERMISSION_DENIED))
-            muxed.finish()
+            if await self._told(muxed, circuit_pb2.PERMISSION_DENIED):
+                muxed.finish()
             return
-        await send_message(muxed, StopMessage(type=StopMessage.STATUS, status=circuit_pb2.OK))
-        await self._take(CircuitSocket(muxed), relay, said)
+        if await self._told(muxed, circuit_pb2.OK):
+            await self._take(CircuitSocket(muxed), relay, said)
+
+    async def _told(self, stream: BoundedStream, status: Any) -> bool:
+        """Whether the relay could be told; the asker may have gone meanwhile, and the relay does not wait for us."""
+        try:
+            with trio.fail_after(ANSWER_S):
+                await send_message(stream, StopMessage(type=StopMessage.STATUS, status=status))
+        except (MuxedStreamError, trio.TooSlowError):
+            self._gone(stream)
+            return False
+        return True
+
+    def _gone(self, stream: BoundedStream) -> None:
+        self._faults.count("circuit.caller_gone")
+        stream.abort()

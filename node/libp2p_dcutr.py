@@ -20,7 +20,7 @@ from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_guards import Faults
 from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.libp2p_swarm import GuardedSwarm
-from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
+from hansa.node.libp2p_wire import EndedEarly, WireFault, open_protocol, receive_message, send_message
 from hansa.node.neighbourhood import host_of, place_of
 
 DCUTR = "/libp2p/dcutr"
@@ -112,12 +112,12 @@ class HolePuncher:
                 await send_message(muxed, HolePunch(type=HolePunch.CONNECT, ObsAddrs=self._own()))
                 if (await receive_message(muxed, HolePunch)).type != HolePunch.SYNC:
                     raise WireFault("not the word to begin")  # noqa: TRY301
-        except WireFault:
-            self._faults.blame(name, "dcutr.malformed")
+        except (EndedEarly, trio.TooSlowError, MuxedStreamError):
+            self._faults.count("dcutr.broke_off")
             muxed.abort()
             return
-        except (trio.TooSlowError, MuxedStreamError):
-            self._faults.count("dcutr.broke_off")
+        except WireFault:
+            self._faults.blame(name, "dcutr.malformed")
             muxed.abort()
             return
         await self._punch(connection.peer_id, wanted.ObsAddrs, as_client=True)

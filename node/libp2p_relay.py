@@ -22,7 +22,7 @@ from multiaddr import Multiaddr
 from hansa.node.allowance import Allowances
 from hansa.node.libp2p_guards import Faults
 from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
+from hansa.node.libp2p_wire import EndedEarly, WireFault, open_protocol, receive_message, send_message
 from hansa.node.neighbourhood import group_of
 from hansa.node.net import RelayLimits
 
@@ -107,12 +107,12 @@ class RelayService:
         except Refusal as no:
             self._faults.count(f"relay.refused: {no.why}")
             await self._answer(muxed, no.status)
+        except (EndedEarly, trio.TooSlowError, MuxedStreamError):
+            self._faults.count("relay.asker_gone")
+            muxed.abort()
         except WireFault:
             self._faults.blame(asker.to_base58(), "relay.malformed")
             await self._answer(muxed, circuit_pb2.MALFORMED_MESSAGE)
-        except (trio.TooSlowError, MuxedStreamError):
-            self._faults.count("relay.asker_gone")
-            muxed.abort()
 
     def _admit(self, asker: ID, connection: Any) -> str:
         """The asker's network."""

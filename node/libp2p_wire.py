@@ -18,6 +18,12 @@ class WireFault(Exception):
     """What the peer sent is not what its protocol allows, or it does not speak it."""
 
 
+class EndedEarly(WireFault):
+    """The stream ended or was reset within a message. Who goes has done no wrong, and it may have been another's end:
+    a relay hands on that an asker has gone.
+    """
+
+
 async def open_protocol(muxed_conn: Any, protocol_id: str) -> BoundedStream:
     """A stream on which a protocol has been agreed. Raises ``WireFault`` and the stream's own errors."""
     stream: BoundedStream = await muxed_conn.open_stream()
@@ -66,5 +72,5 @@ async def receive_message(
     except DecodeError as fault:
         raise WireFault("not a message of this protocol") from fault
     except MuxedStreamError as fault:
-        raise WireFault("the stream ended early") from fault
+        raise EndedEarly("the stream ended early") from fault
     return message

@@ -8,20 +8,24 @@ import pytest
 import trio
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
-from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, StopMessage
 
 from hansa.node import libp2p_circuit, libp2p_relay
+from hansa.node.libp2p_autonat import AUTONAT
 from hansa.node.libp2p_circuit import open_circuit, reserve
+from hansa.node.libp2p_dcutr import DCUTR
 from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.libp2p_relay import HOP
+from hansa.node.libp2p_relay import HOP, STOP
 from hansa.node.libp2p_wire import WireFault, open_protocol, send_message
-from hansa.node.net import NetConfig, NetError
+from hansa.node.net import NetConfig
 from hansa.node.peer_exchange import PeersWanted
 from hansa.node.reachability import Opinion, Opinions
 from hansa.proto.codec import decode, encode
+from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
 NO_LINE = b"\xff\xff\xff\xff"
+NAME = peer_id_of_key(bytes(31) + b"\x01")
 
 
 async def until(condition, seconds: float = 20):
@@ -144,3 +148,85 @@ async def test_no_address_is_told_that_does_not_fit_where_addresses_are_told():
         assert f"/ip4/45.33.1.2/tcp/2/p2p/{node.peer_id}" in node.addrs()
         decode(encode(PeersWanted(addrs=node.addrs()[:8])), PeersWanted, limit_bytes=64 << 10)
         assert node.counters()["addresses.too_long_to_tell"]
+
+
+async def test_a_relay_that_says_nothing_is_left_after_a_while(monkeypatch):
+    monkeypatch.setattr(libp2p_circuit, "ANSWER_S", 0.5)
+    async with open_net(NetConfig(), os.urandom(32)) as silent, open_net(NetConfig(), os.urandom(32)) as node:
+        await node.connect(silent.addrs()[0])
+        silent._swarm.common_stream_handler = lambda _stream: trio.sleep_forever()
+        with trio.move_on_after(10) as waiting:
+            with pytest.raises(trio.TooSlowError):
+                await reserve(connection(node, silent).muxed_conn)
+        assert not waiting.cancelled_caught
+
+
+# Who goes early has done no wrong.
+
+
+@pytest.mark.parametrize("protocol", [HOP, STOP, AUTONAT, DCUTR])
+async def test_who_ends_early_is_no_wrongdoer(protocol):
+    async with (
+        open_net(NetConfig(relay=True), os.urandom(32)) as node,
+        open_net(NetConfig(announce=("/ip4/203.0.113.7/tcp/4077",)), os.urandom(32)) as hasty,
+    ):
+        await hasty.connect(node.addrs()[0])
+        await until(lambda: node.is_live(hasty.peer_id))
+        if protocol == DCUTR:
+            connection(node, hasty).muxed_conn.path = "relayed"
+        for said in (b"", b"\x80", b"\x05ab"):
+            for end in ("finish", "abort"):
+                stream = await open_protocol(connection(hasty, node).muxed_conn, protocol)
+                if said:
+                    await stream.write(said)
+                getattr(stream, end)()
+        gone = {HOP: "relay.asker_gone", STOP: "circuit.caller_gone", AUTONAT: "autonat.asker_gone"}
+        await until(lambda: node.counters().get(gone.get(protocol, "dcutr.broke_off"), 0) >= 6 or strikes(node, hasty))
+        assert strikes(node, hasty) == ()
+
+
+async def test_a_circuit_that_its_asker_leaves_early_is_no_wrong_of_the_relay_s(monkeypatch):
+    async with (
+        open_net(NetConfig(relay=True), os.urandom(32)) as relay,
+        open_net(NetConfig(), os.urandom(32)) as holder,
+        open_net(NetConfig(announce=("/ip4/203.0.113.7/tcp/4077",)), os.urandom(32)) as asker,
+    ):
+        await holder.connect(relay.addrs()[0])
+        await asker.connect(relay.addrs()[0])
+        await until(lambda: relay._reachability.relay.reservations)
+
+        async def far(muxed_conn, protocol):
+            stream = await open_protocol(muxed_conn, protocol)
+            try:
+                await trio.sleep(1)
+            except BaseException:
+                stream.abort()
+                raise
+            return stream
+
+        monkeypatch.setattr(libp2p_relay, "open_protocol", far)
+        wanted = PeerId(id=ID.from_base58(holder.peer_id).to_bytes())
+        for _ in range(6):
+            stream = await open_protocol(connection(asker, relay).muxed_conn, HOP)
+            await send_message(stream, HopMessage(type=HopMessage.CONNECT, peer=wanted))
+        await trio.sleep(0.5)
+        await connection(asker, relay).close()
+        await until(lambda: holder.counters().get("circuit.caller_gone", 0) >= 5 or strikes(holder, relay), 15)
+        assert strikes(holder, relay) == strikes(relay, asker) == ()
+
+
+async def test_a_caller_who_is_gone_when_a_circuit_is_taken_is_no_wrong_of_the_relay_s():
+    async with (
+        open_net(NetConfig(relay=True), os.urandom(32)) as relay,
+        open_net(NetConfig(), os.urandom(32)) as holder,
+    ):
+        await holder.connect(relay.addrs()[0])
+        await until(lambda: relay._reachability.relay.reservations)
+        call = StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=ID.from_base58(NAME).to_bytes()))
+        for _ in range(6):
+            stream = await open_protocol(connection(relay, holder).muxed_conn, STOP)
+            await send_message(stream, call)
+            stream.abort()
+        over = ("circuit.caller_gone", "inbound.handshake_failed")
+        await until(lambda: sum(holder.counters().get(why, 0) for why in over) >= 6 or strikes(holder, relay))
+        assert strikes(holder, relay) == ()
