@@ -34,6 +34,8 @@ BURST_S = 0.25
 ASKS_PER_S = 0.5
 """How often one peer may ask for anything, in the long run."""
 ASKS_AT_ONCE = 8
+ASKS_FAR_ABOVE = 8
+"""So many times as often is a flood, which earns strikes. Below that a node may only have heard of many peers here."""
 
 
 class Refusal(Exception):
@@ -76,6 +78,7 @@ class RelayService:
         self._circuits: Counter[ID] = Counter()
         self._circuits_of_group: Counter[str] = Counter()
         self._asks = Allowances(ASKS_PER_S, ASKS_AT_ONCE, trio.current_time)
+        self._floods = Allowances(ASKS_PER_S * ASKS_FAR_ABOVE, ASKS_AT_ONCE * ASKS_FAR_ABOVE, trio.current_time)
         self._paid_until = 0.0
         self.relayed_bytes = 0
 
@@ -119,8 +122,9 @@ class RelayService:
         remote = connection.get_remote_address()
         if connection.path != "direct" or remote is None:
             raise Refusal(circuit_pb2.PERMISSION_DENIED, "asked through another relay")
-        if not self._asks.take(asker):
+        if not self._floods.take(asker):
             self._faults.strike(asker.to_base58(), "relay.flood")
+        if not self._asks.take(asker):
             raise Refusal(circuit_pb2.RESOURCE_LIMIT_EXCEEDED, "asks too often")
         return group_of(remote[0])
 

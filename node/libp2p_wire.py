@@ -19,9 +19,7 @@ class WireFault(Exception):
 
 
 class EndedEarly(WireFault):
-    """The stream ended or was reset within a message. Who goes has done no wrong, and it may have been another's end:
-    a relay hands on that an asker has gone.
-    """
+    """The stream ended or was reset within a message: no wrong, and a relay hands on that an asker has gone."""
 
 
 async def open_protocol(muxed_conn: Any, protocol_id: str) -> BoundedStream:

@@ -150,11 +150,15 @@ async def test_no_address_is_told_that_does_not_fit_where_addresses_are_told():
         assert node.counters()["addresses.too_long_to_tell"]
 
 
+async def say_nothing(_stream):
+    await trio.sleep_forever()
+
+
 async def test_a_relay_that_says_nothing_is_left_after_a_while(monkeypatch):
     monkeypatch.setattr(libp2p_circuit, "ANSWER_S", 0.5)
     async with open_net(NetConfig(), os.urandom(32)) as silent, open_net(NetConfig(), os.urandom(32)) as node:
         await node.connect(silent.addrs()[0])
-        silent._swarm.common_stream_handler = lambda _stream: trio.sleep_forever()
+        silent._swarm.common_stream_handler = say_nothing
         with trio.move_on_after(10) as waiting:
             with pytest.raises(trio.TooSlowError):
                 await reserve(connection(node, silent).muxed_conn)

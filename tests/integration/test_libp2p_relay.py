@@ -216,6 +216,16 @@ async def test_a_flood_of_reservations_bars_who_floods_and_leaves_places_for_oth
             await until(lambda: circuits(honest))
 
 
+async def test_who_only_heard_of_many_peers_behind_a_relay_is_refused_there_and_not_barred():
+    """Whoever names invented peers behind a relay must not get honest nodes barred by it."""
+    async with open_net(NetConfig(relay=True), os.urandom(32)) as relay, open_net(NetConfig(), os.urandom(32)) as node:
+        await node.connect(relay.addrs()[0])
+        for _ in range(40):
+            await hop(node, relay, HopMessage(type=HopMessage.RESERVE))
+        assert relay.counters()["relay.refused: asks too often"] >= 5
+        assert next(peer.strikes for peer in relay.peers() if peer.peer_id == node.peer_id) == 0
+
+
 async def test_a_circuit_ends_when_its_bytes_or_its_time_are_used_up():
     async with relayed(circuit_bytes=256 << 10) as (relay, callee, caller):
         await caller.connect(circuits(callee)[0])
