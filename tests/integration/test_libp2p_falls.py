@@ -174,10 +174,10 @@ async def test_one_public_host_is_not_dialled_without_end():
     dialler = Dialler(Faults())
     for _ in range(FAILURES_PER_MINUTE):
         with pytest.raises(OSError, match="in vain"):
-            async with dialler._place("45.33.1.1"):
+            async with dialler._place("45.33.1.1", given=False, is_punch=False):
                 raise OSError("in vain")
     with pytest.raises(SwarmException):
-        async with dialler._place("45.33.1.1"):
+        async with dialler._place("45.33.1.1", given=False, is_punch=False):
             pass
-    async with dialler._place("45.33.1.2"):
+    async with dialler._place("45.33.1.2", given=False, is_punch=False):
         pass
