@@ -54,6 +54,7 @@ async def test_who_is_dialled_on_hearsay_takes_a_part_of_the_table_and_no_more()
         await until(lambda: standing(node) <= 7)
         assert node.is_live(named[-1].peer_id)
         assert node.is_live(teller.peer_id)
-        assert not node.is_live(named[0].peer_id)
+        # The oldest idle one goes; which are idle hangs on how far each has come with making itself known.
+        assert sum(not node.is_live(each.peer_id) for each in named) == 1
         await guest.connect(node.addrs()[0])
         await until(lambda: node.is_live(guest.peer_id))
