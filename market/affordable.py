@@ -37,6 +37,8 @@ class Candidate:
         cost: what the work is expected to cost with it, by which it is compared.
         most: what its lease can cost at the most: so much must be left of the budget.
         parts: the devices that it gives.
+        hourly: what an hour of them costs.
+        way_ms: how long the states of a round are on its line.
     """
 
     bid: bytes
@@ -44,6 +46,8 @@ class Candidate:
     cost: int
     most: int
     parts: Parts
+    hourly: int = 0
+    way_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

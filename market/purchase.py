@@ -8,6 +8,7 @@ bids cannot pay for the wait (``hansa.market.closing``); a winner that does not 
 from dataclasses import replace
 from typing import Any
 
+from hansa.market.bandwidth import by_provider
 from hansa.market.closing import MOST_WEIGHED, pays_until_ms
 from hansa.market.effects import MOST_CHANNELS, Send, channel_salt, unsigned
 from hansa.market.machine import SAME, Step, Table, ignore, rows
@@ -22,6 +23,7 @@ from hansa.market.purchase_awards import (
     shortage,
     usable,
     with_phase,
+    with_rounds,
 )
 from hansa.market.purchase_events import (
     BidArrived,
@@ -181,22 +183,25 @@ def _all_have_answered(state: Purchase) -> bool:
 
 
 def _ranking(state: Purchase, at_ms: int) -> tuple[Scored, ...]:
-    return rank(
+    ranking = rank(
         state.tender,
         state.bids,
         state.records,
         trials=state.trials,
+        lines=by_provider(state.lines),
+        state_bytes=state.pace.state_bytes if state.pace is not None else 0,
         input_bytes=state.workload.package_bytes + state.workload.fetch_bytes,
         max_prepay_ms=state.max_prepay_ms,
         at_ms=at_ms,
     )
+    return with_rounds(replace(state, ranking=ranking))
 
 
 def _award(state: Purchase, at_ms: int) -> Step[Purchase]:
     """Bidding is closed: rank what is there and give every shard to the best bid that is left."""
     ranking = _ranking(state, at_ms)
-    # The ranking has what followed from the trials, and ended purchases are remembered for long.
-    ranked = replace(state, phase="awarding", ranking=ranking, trials=())
+    # The ranking has what followed from what was measured, and ended purchases are remembered for long.
+    ranked = replace(state, phase="awarding", ranking=ranking, trials=(), lines=())
     if not state.only_bids:
         return fill(ranked, at_ms)
     if len(usable(ranked)) < len(state.tender.shards):
@@ -282,7 +287,7 @@ def _withdraw(state: Purchase, event: Withdrawn) -> Step[Purchase]:
         return Step(state=replace(state, phase="settling" if state.live else "settled", reason=event.reason))
     cancels = tuple(cancel(placement, event.reason, event.at_ms) for placement in state.live)
     failed = tuple(replace(entry, phase="failed") for entry in state.placements)
-    cancelled = replace(state, phase="cancelled", reason=event.reason, placements=failed, trials=())
+    cancelled = replace(state, phase="cancelled", reason=event.reason, placements=failed, trials=(), lines=())
     return Step(state=cancelled, effects=(*cancels, *release_losers(cancelled, event.at_ms)))
 
 

@@ -1,30 +1,32 @@
 """Who is awarded what, and who is let go: the part of a purchase that comes when bidding is closed.
 
-The shards go to the best bids that are left and that the money is enough for (``hansa.market.affordable``). When one
-comes to nothing another takes its place at once; when there is none, everybody is freed in the same step. Until then
-the bids that lost are kept: they are what replaces a winner.
+The shards go to the best bids that are left and that the money is enough for (``hansa.market.affordable``), the best
+together where they wait for each other (``hansa.market.gang``). When one comes to nothing another takes its place at
+once; when there is none, everybody is freed in the same step. Until then the bids that lost are kept: they are what
+replaces a winner.
 """
 
 from collections import Counter
 from dataclasses import replace
 
-from hansa.market.affordable import Candidate, Parts, Room, best_affordable, cheapest, one_after_the_other
+from hansa.market.affordable import Candidate, Parts, Room, cheapest, one_after_the_other
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.funding import start_ms
+from hansa.market.gang import Company, best_gang, with_waiting
 from hansa.market.machine import Step
 from hansa.market.pricing import ITSELF
 from hansa.market.purchase_events import Unfilled
 from hansa.market.purchase_state import DEAF, ONLY_BIDS, SILENT, UNHEARD, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
-from hansa.market.shares import share_given
+from hansa.market.shares import cost, share_given, width_milli
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
 from hansa.proto.market_documents import Award, Bid
 from hansa.proto.messages import AwardSent, BidReleased, LeaseCancelled
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
-from hansa.proto.units import format_amount
+from hansa.proto.units import HOUR_MS, format_amount
 
 LONGEST_REASON_BYTES = 250
 CONFIRM_MS = 4_000
@@ -37,7 +39,7 @@ def fill(state: Purchase, at_ms: int) -> Step[Purchase]:
     wanted = [shard for shard in state.tender.shards if shard not in placed]
     left = state.funds - sum(state.bids[placement.bid].max_total for placement in state.live)
     candidates, room = _candidates(state), _room(state)
-    best = best_affordable(candidates, len(wanted), left, room)
+    best = best_gang(candidates, len(wanted), left, room, company=_company(state), work_ms=_work_ms(state))
     if best is None or left < 0:
         least = cheapest(candidates, len(wanted), room)
         if len(least) < len(wanted):
@@ -69,10 +71,45 @@ def _candidate(state: Purchase, entry: Scored) -> Candidate:
     return Candidate(
         bid=entry.bid,
         provider=entry.provider,
-        cost=entry.expected_cost,
+        cost=entry.expected_cost - entry.rounds,
         most=bid.max_total,
         parts=_parts(bid),
+        hourly=_hourly(bid),
+        way_ms=entry.way_ms,
     )
+
+
+def _hourly(bid: Bid) -> int:
+    """What an hour of all of a bid's devices costs."""
+    return cost(HOUR_MS, width_milli(bid), bid.price_e18_per_device_ms)
+
+
+def _work_ms(state: Purchase) -> int:
+    """How long shards work between two rounds; 0 where nothing is known of rounds."""
+    return state.pace.work_ms if state.pace is not None else 0
+
+
+def _company(state: Purchase) -> Company:
+    """Who is in the gang: the job's other shards, and those of this tender that are placed."""
+    ways = {entry.bid: entry.way_ms for entry in state.ranking}
+    company = state.company
+    for placement in state.live:
+        company = company.with_member(_hourly(state.bids[placement.bid]), ways[placement.bid])
+    return company
+
+
+def with_rounds(state: Purchase) -> tuple[Scored, ...]:
+    """The table with what each bid's line costs the gang, beside those that would be awarded now."""
+    if not _work_ms(state):
+        return state.ranking
+    candidates = [_candidate(state, entry) for entry in state.ranking if not entry.excluded]
+    count = len(state.tender.shards)
+    room = Room(had=state.elsewhere, most_each=state.most_each)
+    best = best_gang(candidates, count, state.funds, room, company=state.company, work_ms=_work_ms(state))
+    if best is None:
+        best = one_after_the_other(candidates, count, room)
+    hourly = {bid_digest: _hourly(bid) for bid_digest, bid in state.bids.items()}
+    return with_waiting(state.ranking, hourly, [one.bid for one in best], state.company, _work_ms(state))
 
 
 def _parts(bid: Bid) -> Parts:

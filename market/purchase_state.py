@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hansa.market.bandwidth import Bandwidth
+from hansa.market.gang import Company
+from hansa.market.pace import Pace
 from hansa.market.pricing import ITSELF
 from hansa.market.scoring import Scored
 from hansa.market.track_record import Record, Trial
@@ -63,6 +66,9 @@ class Purchase:
         channels: the open channel to a provider, where there is one already.
         records: how earlier leases with each provider ended.
         trials: how fast jobs of this kind ran, and on what; forgotten once bidding is closed.
+        lines: what was measured of the lines to those invited; forgotten with the trials.
+        pace: how the rounds of this kind of job go; None where nothing is known of any.
+        company: those of the job's other shards that run.
         bids: by digest.
         declines: by provider.
         ranking: the table as it was when bidding closed.
@@ -87,6 +93,9 @@ class Purchase:
     channels: Mapping[bytes, ChannelConfig] = field(default_factory=dict)
     records: Mapping[bytes, Record] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
+    lines: tuple[Bandwidth, ...] = ()
+    pace: Pace | None = None
+    company: Company = field(default_factory=Company)
     bids: Mapping[bytes, Bid] = field(default_factory=dict)
     declines: Mapping[bytes, Decline] = field(default_factory=dict)
     ranking: tuple[Scored, ...] = ()

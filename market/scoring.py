@@ -5,16 +5,20 @@ All terms are for one shard and as much work as an hour does at the usual speed 
 - *finishing*: price times devices, divided by how fast such devices do this kind of work;
 - *risk*: what is added because some of such leases end badly (``hansa.market.track_record``);
 - *transfer*: its devices wait while inputs come over its line;
-- *reclaim*: its owner may take the devices back, and then the shard moves. A penalty in the bid makes up for that.
+- *reclaim*: its owner may take the devices back, and then the shard moves. A penalty in the bid makes up for that;
+- *rounds*: its devices, and those of the whole gang, wait while states go over its line (``hansa.market.gang``).
 
 What is not known is worth no more than what is usual: who hides how fast its devices or its line are counts as the
 slowest that is known, down to a quarter of the usual. What is said is believed within bounds, and so is what was
-measured: steps are counted by the provider. Integers only.
+measured: steps are counted by the provider. Of a line what this node measured itself goes before what is said of it.
+Integers only.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hansa.market.bandwidth import BACK, THERE, Bandwidth
 from hansa.market.shares import WHOLE_MILLI, cost, share_given, width_milli
 from hansa.market.track_record import PPM, Record, Trial, lower_median, measured_rate
 from hansa.proto.market_documents import Bid, Tender
@@ -23,6 +27,7 @@ from hansa.proto.units import (
     Address,
     Amount,
     Bytes32,
+    DurationMs,
     Line,
     Uint32,
     Uint64,
@@ -39,6 +44,10 @@ LEAST_LINE_BPS = 1_000_000
 """A line that is stated slower than that counts as not stated."""
 MOST_TERM = 1 << 100
 """Prices and lines are strangers' words: whatever they make of a score has to fit where it is written down."""
+LONGEST_WAY_MS = 7 * 24 * HOUR_MS
+"""Whatever is said or was measured, nothing counts as longer on its way."""
+BITS_MS = 8_000
+"""Bits of a byte, times milliseconds of a second."""
 MEASURED_HERE = "measured on this provider"
 MEASURED_ON_MODEL = "measured on this model"
 STATED = "as the provider states"
@@ -54,11 +63,13 @@ class Stated:
         model: of its devices, in its one form.
         benchmark: how fast one device is, in thousandths of the benchmark's unit.
         download_bps: bits that its line brings in a second.
+        upload_bps: bits that its line takes away in a second.
     """
 
     model: Line = ""
     benchmark: Uint64 = 0
     download_bps: Uint64 = 0
+    upload_bps: Uint64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +81,7 @@ class Scored:
         provider: who made it.
         price_per_hour: of one device, as text.
         reliability_ppm: the share of its leases that will end well, with some certainty, in millionths.
-        expected_cost: the score, the sum of the five terms below, in smallest units. Lower is better.
+        expected_cost: the score, the sum of the terms below, in smallest units. Lower is better.
         excluded: why it cannot win; empty if it can.
         devices: how many it offers for the shard.
         share_milli: how much of each, in thousandths.
@@ -80,6 +91,9 @@ class Scored:
         risk: what unreliability adds.
         transfer: what it costs that devices wait for the inputs.
         reclaim: what it costs that the devices may be taken back.
+        rounds: what it costs that it and its gang wait for the states of rounds on its line.
+        way_ms: how long the states of one round are on its line, there and back; 0 where rounds are not known of.
+        line_source: how that is known.
     """
 
     bid: Bytes32
@@ -96,6 +110,9 @@ class Scored:
     risk: Amount = 0
     transfer: Amount = 0
     reclaim: Amount = 0
+    rounds: Amount = 0
+    way_ms: DurationMs = 0
+    line_source: Line = ""
 
 
 def speeds(
@@ -144,19 +161,69 @@ def _usual(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes], *, witho
     return lower_median(others if len(others) > LEAST_OTHERS else list(medians.values()))
 
 
-def transfer_times_ms(stated: Mapping[bytes, Stated], input_bytes: int) -> dict[bytes, int]:
-    """How long each bid's devices would wait for the inputs.
+def transfer_times_ms(
+    stated: Mapping[bytes, Stated], input_bytes: int, measured: Mapping[bytes, int] | None = None
+) -> dict[bytes, int]:
+    """How long each bid's devices would wait for the inputs; see ``_times_ms``."""
+    return _times_ms({key: each.download_bps for key, each in stated.items()}, input_bytes, measured or {})
 
-    A line of which nothing is said is the slowest known, but no slower than a part of the usual one: nobody's word on
-    its own line ruins those that are silent. No line that is stated counts as slower than that either, or it would be
-    better to say nothing.
+
+def _times_ms(said_bps: Mapping[bytes, int], size_bytes: int, measured: Mapping[bytes, int]) -> dict[bytes, int]:
+    """How long so many bytes are on each bid's line, one way.
+
+    What was measured counts as it is. A line of which nothing is known is the slowest known, but no slower than a part
+    of the usual one: nobody's word on its own line ruins those that are silent. No line that is only stated counts as
+    slower than that either, or it would be better to say nothing.
+
+    Args:
+        said_bps: bits in a second, as each bid states them; 0 where it does not.
+        size_bytes: how much it is.
+        measured: bytes in a second, of the bids for whose provider this node knows it.
     """
-    lines = {key: each.download_bps for key, each in stated.items() if each.download_bps >= LEAST_LINE_BPS}
+    lines = {key: bps for key, bps in said_bps.items() if bps >= LEAST_LINE_BPS}
+    lines |= {key: bytes_per_s * 8 for key, bytes_per_s in measured.items()}
     if not lines:
-        return dict.fromkeys(stated, 0)
-    said = sorted(lines.values())
-    silent = max(said[0], said[len(said) // 2] // MOST_BELIEVED)
-    return {key: input_bytes * 8_000 // max(lines.get(key, 0), silent) for key in stated}
+        return dict.fromkeys(said_bps, 0)
+    known = sorted(lines.values())
+    silent = max(known[0], known[len(known) // 2] // MOST_BELIEVED)
+    bps = {key: lines[key] if key in measured else max(lines.get(key, 0), silent) for key in said_bps}
+    return {key: min(LONGEST_WAY_MS, size_bytes * BITS_MS // max(1, bps[key])) for key in said_bps}
+
+
+def ways_ms(
+    bids: Mapping[bytes, Bid],
+    stated: Mapping[bytes, Stated],
+    lines: Mapping[bytes, Bandwidth],
+    *,
+    state_bytes: int,
+    at_ms: int,
+) -> dict[bytes, tuple[int, str]]:
+    """How long the states of one round are on each bid's line, there and back, and how that is known."""
+    times: list[dict[bytes, int]] = []
+    known: Counter[bytes] = Counter()
+    for way in (THERE, BACK):
+        measured = measured_lines(bids, lines, way, at_ms)
+        known.update(measured.keys())
+        said = {key: each.download_bps if way == THERE else each.upload_bps for key, each in stated.items()}
+        times.append(_times_ms(said, state_bytes, measured))
+    found: dict[bytes, tuple[int, str]] = {}
+    for key, each in stated.items():
+        way_ms = sum(found_ms[key] for found_ms in times)
+        source = SLOWEST_KNOWN if way_ms else UNKNOWN
+        if known[key] == len(times):
+            source = MEASURED_HERE
+        elif each.download_bps and each.upload_bps:
+            source = STATED
+        found[key] = way_ms, source
+    return found
+
+
+def measured_lines(
+    bids: Mapping[bytes, Bid], lines: Mapping[bytes, Bandwidth], way: str, at_ms: int
+) -> dict[bytes, int]:
+    """Bytes in a second, of those bids whose provider's line was measured that way."""
+    found = {key: lines[bid.signer].bytes_per_s(way, at_ms) for key, bid in bids.items() if bid.signer in lines}
+    return {key: bytes_per_s for key, bytes_per_s in found.items() if bytes_per_s}
 
 
 def score(
@@ -168,6 +235,7 @@ def score(
     speed: tuple[int, str],
     transfer_ms: int,
     excluded: str,
+    way: tuple[int, str] = (0, ""),
 ) -> Scored:
     """One bid with every term of its score."""
     hourly = cost(HOUR_MS, width_milli(bid), bid.price_e18_per_device_ms)
@@ -193,4 +261,6 @@ def score(
         risk=risk,
         transfer=transfer,
         reclaim=reclaim,
+        way_ms=way[0],
+        line_source=way[1],
     )

@@ -6,10 +6,11 @@ that the buyer sees what it would have cost. Integers.
 
 from collections.abc import Mapping, Sequence
 
+from hansa.market.bandwidth import THERE, Bandwidth
 from hansa.market.clauses import facts_of, is_answered_by, unmet_by_bid
 from hansa.market.effects import clipped
 from hansa.market.isolation import is_served
-from hansa.market.scoring import Scored, Stated, score, speeds, transfer_times_ms
+from hansa.market.scoring import Scored, Stated, measured_lines, score, speeds, transfer_times_ms, ways_ms
 from hansa.market.shares import WHOLE_MILLI, cost, most_ahead, share_asked, share_given, width_milli
 from hansa.market.track_record import PPM, Record, Trial
 from hansa.market.vocabulary import ANY, VOCABULARY, number_text, share_text, size_text
@@ -35,7 +36,9 @@ def rank(
     records: Mapping[bytes, Record],
     *,
     trials: Sequence[Trial] = (),
+    lines: Mapping[bytes, Bandwidth] | None = None,
     input_bytes: int = 0,
+    state_bytes: int = 0,
     max_prepay_ms: int = 0,
     at_ms: int,
 ) -> tuple[Scored, ...]:
@@ -46,7 +49,9 @@ def rank(
         bids: by digest.
         records: how leases with each provider ended.
         trials: how fast this kind of job ran.
+        lines: what was measured of the lines to the providers.
         input_bytes: what a provider has to fetch before a shard can start.
+        state_bytes: what a shard brings to each round; 0 where nothing is known of rounds.
         max_prepay_ms: how much device time the buyer pays ahead at the most: what it may lose to a provider that takes
             it and leaves.
         at_ms: now.
@@ -64,7 +69,13 @@ def rank(
     eligible = {key: bid for key, bid in bids.items() if not excluded[key]}
     fast = {**speeds(bids, stated, trials), **speeds(eligible, stated, trials)}
     said = {key: stated[key] for key in eligible}
-    waits = {**transfer_times_ms(stated, input_bytes), **transfer_times_ms(said, input_bytes)}
+    lines = lines or {}
+    there = measured_lines(bids, lines, THERE, at_ms), measured_lines(eligible, lines, THERE, at_ms)
+    waits = {**transfer_times_ms(stated, input_bytes, there[0]), **transfer_times_ms(said, input_bytes, there[1])}
+    ways: dict[bytes, tuple[int, str]] = {}
+    if state_bytes:
+        ways |= ways_ms(bids, stated, lines, state_bytes=state_bytes, at_ms=at_ms)
+        ways |= ways_ms(eligible, said, lines, state_bytes=state_bytes, at_ms=at_ms)
     scored = [
         score(
             key,
@@ -74,6 +85,7 @@ def rank(
             speed=fast[key],
             transfer_ms=waits[key],
             excluded=excluded[key],
+            way=ways.get(key, (0, "")),
         )
         for key, bid in bids.items()
     ]
@@ -90,6 +102,7 @@ def stated_in(bid: Bid) -> Stated:
         model=clipped(part + facts.get("gpu", ""), LONGEST_REASON_BYTES),
         benchmark=_figure("benchmark", facts),
         download_bps=_figure("download", facts),
+        upload_bps=_figure("upload", facts),
     )
 
 
