@@ -19,6 +19,7 @@ from hansa.node.keeping import checkpoint_blobs, wanted_blobs
 from hansa.node.machine_facts import hoisted
 from hansa.node.metrics import Metrics, Snapshot
 from hansa.node.mutual_credit import could_net
+from hansa.node.performing import perform
 from hansa.node.unsettled import settlements_wanted
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
@@ -133,7 +134,7 @@ async def show_life(daemon: "Daemon") -> None:
     while True:
         await trio.sleep(LIFE_SIGN_EVERY_S)
         for send in selling_runs.life_signs(daemon.state, daemon.now_ms()):
-            daemon.perform(send)
+            perform(daemon, send)
 
 
 async def remind(daemon: "Daemon") -> None:
@@ -142,9 +143,9 @@ async def remind(daemon: "Daemon") -> None:
         await trio.sleep(REMIND_EVERY_S)
         at_ms = daemon.now_ms()
         for effect in (*buying.reminders(daemon.state, at_ms), *selling.reminders(daemon.state, at_ms)):
-            daemon.perform(effect)
+            perform(daemon, effect)
         for settlement in settlements_wanted(daemon.state, at_ms):
-            daemon.perform(settlement)
+            perform(daemon, settlement)
         if any(could_net(daemon.state)):
             daemon.tell(NettingDue(at_ms=at_ms))
 

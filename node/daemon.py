@@ -13,24 +13,20 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 from starlette.applications import Starlette
 
-from hansa.market.effects import Send, sealed
-from hansa.market.funding import FundingWanted, SettlementWanted
-from hansa.market.ledger import Post
-from hansa.market.ledger_records import File
+from hansa.market.effects import Send
 from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.pricing_rule import PricingRule
-from hansa.market.sale_events import PauseWanted, ResumeWanted
-from hansa.node import buyer_tasks, chores, mirror_tasks, provider_tasks, staging
+from hansa.node import chores, mirror_tasks, run_logs, staging
 from hansa.node.agent_cluster import Cluster, makes_gangs
-from hansa.node.answering import PriceWanted
 from hansa.node.attestation import NoQuote, request_quote
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
@@ -81,6 +77,7 @@ from hansa.node.net import Context, NetConfig
 from hansa.node.net_desk import NetDesk, net_routes
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
+from hansa.node.performing import perform
 from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
 from hansa.node.price_desk import PriceDesk, price_routes
 from hansa.node.price_program import program_of
@@ -88,7 +85,6 @@ from hansa.node.pricing_config import clock_of
 from hansa.node.proof_exchange import ProofExchange
 from hansa.node.queueing import watch_book
 from hansa.node.secrecy import keep_memory_private
-from hansa.node.selling import DeliverRound
 from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
@@ -98,17 +94,13 @@ from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
-from hansa.proto.messages import ProofSent, RunLogSent, TenderSent
+from hansa.proto.messages import ProofSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.typed_data import digest
 from hansa.scheduler.advert_classes import class_of_device, classes_for
-from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.matching import Wish
-from hansa.scheduler.mirror import FetchCopy
-from hansa.scheduler.rounds import ReductionWanted
 from hansa.scheduler.run import (
-    LeaveRun,
     RunEvent,
     RunFailed,
     RunFinished,
@@ -117,15 +109,12 @@ from hansa.scheduler.run import (
     RunLost,
     RunStopped,
     RunStopWanted,
-    StartRun,
-    StopRun,
 )
 
 BATCH = 256
 BINDING_LIFE_MS = 30 * 24 * 3_600_000
 BID_MS = 20_000
 """Long enough that the second and third choice still stand when the first ones do not confirm."""
-LOG_PIECE_CHARS = 500
 STUCK_S = 10.0
 PR_SET_PDEATHSIG = 1
 
@@ -211,7 +200,7 @@ class Daemon:
         self.egress = EgressProxy(
             self.runs_dir,
             allow=config.egress.allow,
-            say=self._say_of_run,
+            say=partial(run_logs.say_of_run, self),
             bytes_per_s=config.egress.bytes_per_s,
             bytes_per_run=config.egress.bytes_per_run,
             # Where others reach this node is its own doorstep too, also when a router holds the address.
@@ -239,7 +228,7 @@ class Daemon:
         self.lag_ms, self.turned_at = 0.0, 0.0
         self.changed = trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
-        self._tasks: trio.Nursery | None = None
+        self.tasks: trio.Nursery | None = None
 
     @property
     def state(self) -> NodeState:
@@ -275,7 +264,7 @@ class Daemon:
         if isinstance(event, InventoryChanged) and self.cluster is not None:
             event = self.cluster.complete(event)
         if isinstance(event, RunLogged):
-            self._pass_log_on(event)
+            run_logs.pass_on(self, event)
         elif not isinstance(event, RunLost | RunStopWanted | RunLeaveWanted):
             self._inbox.send_nowait((event, None, trio.current_time()))
         if isinstance(event, RunFinished | RunFailed | RunStopped):
@@ -321,10 +310,14 @@ class Daemon:
             **self._drops,
         }
 
+    def start(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """Have something done beside the engine; what comes of it is told as an event."""
+        assert self.tasks is not None
+        self.tasks.start_soon(work, *arguments)
+
     def later(self, work: Callable[..., object], *arguments: Any) -> None:
         """Have something that blocks done in a thread; nobody waits for it."""
-        assert self._tasks is not None
-        self._tasks.start_soon(trio.to_thread.run_sync, work, *arguments)
+        self.start(trio.to_thread.run_sync, work, *arguments)
 
     # The engine's loop.
 
@@ -342,7 +335,7 @@ class Daemon:
                     done.set()
             self.lag_ms = max((trio.current_time() - since) * 1000 for _, _, since in batch)
             for effect in effects:
-                self.perform(effect)
+                perform(self, effect)
             self.figures.turned(self.state, self.state.turns, trio.current_time())
             self.figures.sent(self.state, effects)
             log_turns(self.state.turns)
@@ -380,79 +373,10 @@ class Daemon:
             self.turned_at = trio.current_time()
         return batch
 
-    def perform(self, effect: Any) -> None:
-        """Obey one order of the engine. Nothing here waits: what takes time becomes a task."""
-        assert self._tasks is not None
-        start = self._tasks.start_soon
-        match effect:
-            case Send(to=to, message=message) if to == self.account.address:
-                # A node that lends and buys may win its own tender; it then talks to itself, through the journal.
-                self.tell(MessageArrived(sender=to, message=sealed(message, self.account), at_ms=now_ms()))
-            case Send(to=to, message=message):
-                self.grants.give(to, message)
-                self.outbox.put(effect)
-                self.head_exchange.show(effect)
-                self.proof_exchange.show(effect)
-            case Post() | File():
-                pass
-            case FundingWanted() | SettlementWanted():
-                # A channel on the ledger is good for what its provider trusts, and ends in the books alone.
-                if self.settler is not None:
-                    self.settler.want(effect)
-            case TenderWanted():
-                start(buyer_tasks.prepare_tender, self, effect)
-            case FetchWanted():
-                start(buyer_tasks.fetch_for_job, self, effect)
-            case FetchCopy():
-                start(mirror_tasks.fetch_copy, self, effect)
-            case ReductionWanted():
-                start(buyer_tasks.reduce, self, effect)
-            case PriceWanted():
-                start(provider_tasks.price_tender, self, effect)
-            case StartRun():
-                start(staging.start_run, self, effect)
-            case StopRun(run=run, grace_ms=grace_ms):
-                start(provider_tasks.stop_run, self, run, grace_ms)
-            case PauseWanted(lease=lease):
-                start(self.executor.pause, lease)
-            case ResumeWanted(lease=lease):
-                start(self.executor.resume, lease)
-            case LeaveRun():
-                start(provider_tasks.leave_run, self, effect)
-            case DeliverRound():
-                start(provider_tasks.deliver_round, self, effect)
-            case _:
-                raise AssertionError(f"nobody performs {type(effect).__name__}")
-
     def unhealthy(self) -> str | None:
         """Why the engine makes no progress, or None."""
         still_s = trio.current_time() - self.turned_at
         return None if still_s < STUCK_S else f"the engine has not turned for {still_s:.0f} s"
-
-    # Logs: for people, never journaled, best effort.
-
-    def _pass_log_on(self, event: RunLogged) -> None:
-        sale = self.state.sale_on(event.run)
-        if sale is None:
-            return
-        for start in range(0, len(event.text), LOG_PIECE_CHARS):
-            message = RunLogSent(lease=event.run, text=event.text[start : start + LOG_PIECE_CHARS])
-            if sale.buyer == self.account.address:
-                self._keep_log(sale.buyer, message)
-            else:
-                self.outbox.put(Send(to=sale.buyer, message=message, keep_until_ms=now_ms() + 30_000))
-
-    def _say_of_run(self, run: bytes, text: str) -> None:
-        """A line of this node's own in a run's log."""
-        self.tell(RunLogged(run=run, text=f"[provider] {text}", at_ms=now_ms()))
-
-    def _keep_log(self, sender: bytes, message: RunLogSent) -> None:
-        bought = self.state.purchase_on(message.lease)
-        if bought is None:
-            return
-        for placement in bought.placements:
-            if placement.lease == message.lease and placement.provider == sender:
-                self.job_logs.append(bought.tender.job, placement.shard, message.text, now_ms())
 
     # The whole life.
 
@@ -467,7 +391,7 @@ class Daemon:
             upnp=network.upnp,
         )
         async with open_net(net_config, self.node.secret()) as self.net, trio.open_nursery() as nursery:
-            self._tasks = nursery
+            self.tasks = nursery
             # Before anybody is answered: what peers say must find a state that knows who it is.
             self.tell(self._started())
             self.proof_exchange.tell_again(tuple(self.state.proven))
@@ -563,7 +487,7 @@ class Daemon:
             self.net,
             self.directory,
             take=self.take_message,
-            log=self._keep_log,
+            log=partial(run_logs.keep, self),
             hear=self._hear,
             now_ms=now_ms,
             matters=self._matters,

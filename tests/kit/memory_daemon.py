@@ -33,7 +33,7 @@ async def a_daemon(
     try:
         async with hub.open_net(NetConfig(), daemon.node.secret()) as net, trio.open_nursery() as nursery:
             daemon.net = net
-            daemon._tasks = nursery
+            daemon.tasks = nursery
             daemon.tell(daemon._started())
             daemon._furnish()
             await nursery.start(daemon.outbox.serve)

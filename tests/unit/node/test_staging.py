@@ -17,7 +17,7 @@ from kit.memory_party import key
 from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import staging, trees
+from hansa.node import run_logs, staging, trees
 from hansa.node.daemon import Daemon
 from hansa.node.desk import NodeDesk
 from hansa.node.executor import Executor
@@ -319,7 +319,7 @@ async def test_a_long_fetch_is_told_to_the_buyer(pair: Pair, started: Started, m
     monkeypatch.setattr(staging, "SAY_EVERY_S", 0.05)
     pair.lease(pair.listed(("x", bytes(3 * CHUNK_BYTES), ())))
     told: list[Any] = []
-    monkeypatch.setattr(pair.provider, "_pass_log_on", told.append)
+    monkeypatch.setattr(run_logs, "pass_on", lambda _daemon, event: told.append(event))
     honest = pair.buyer.exchange._allow
     until = trio.current_time() + 0.4
     pair.buyer.exchange._allow = lambda context, blob: trio.current_time() > until and honest(context, blob)
