@@ -3,8 +3,8 @@
 An entry of the books vouches for something (``spend``, ``earned``), closes a channel at a sum that both signed
 (``owed``, ``due``), records a payment outside or debts that cancel out (``acquitted``, ``acknowledged``), or writes
 work off. For each currency and any way of grouping, vouched less paid is what is open, and the totals are those of the
-books. What a channel on a chain closes at is paid by its contract; on the ledger a close pays nothing. Payments are
-between two accounts and not for a job: by job they stand under the job ``""``.
+books. What both sides closed a channel at is paid once its contract has ended it; on the ledger a close pays nothing.
+Payments are between two accounts and not for a job: by job they stand under the job ``""``.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,7 +134,7 @@ def statement(
     side: Side,
     by: By,
     currency_of: Callable[[Entry], str],
-    is_paid_by_close: Callable[[str], bool],
+    is_paid_by_close: Callable[[Entry], bool],
     leases: Sequence[LeaseFacts] = (),
 ) -> Statement:
     """Add the books up.
@@ -144,7 +144,7 @@ def statement(
         side: what was earned, or what was spent.
         by: how to group.
         currency_of: what an entry's amounts are in.
-        is_paid_by_close: whether in a currency the close of a channel pays it (a contract does, the ledger does not).
+        is_paid_by_close: whether what an entry closes was paid with it: a contract has ended that channel.
         leases: what the books do not know.
     """
     rows: dict[tuple[str, str], Row] = {}
@@ -201,7 +201,7 @@ def _movements(
     entries: Iterable[Entry],
     side: Side,
     currency_of: Callable[[Entry], str],
-    is_paid_by_close: Callable[[str], bool],
+    is_paid_by_close: Callable[[Entry], bool],
 ) -> Iterable[_Movement]:
     of = _ACCOUNTS[side]
     seen: set[bytes] = set()
@@ -219,7 +219,7 @@ def _movements(
                 open_jobs[job] = open_jobs.get(job, 0) + amount
                 yield make(job=job, peer=peer, vouched=amount)
         else:
-            pays = is_paid_by_close(currency_of(entry))
+            pays = is_paid_by_close(entry)
             for peer, closed in standing.items():
                 which = entry.channel_id, peer
                 for job, part in _put_to_jobs(waiting.setdefault(which, {}), put.setdefault(which, {}), closed):

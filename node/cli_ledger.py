@@ -207,15 +207,16 @@ def check(file: Path, as_json: bool) -> int:
 def debts(data_dir: Path, as_json: bool) -> None:
     """Show who owes this node and whom it owes, within which credit lines, and what was paid and netted."""
     from hansa.node.cli_client import Daemon
+    from hansa.node.plain_text import plain
 
     with closing(Daemon(data_dir)) as daemon:
         answer = daemon.get("/v1/debts")
     if as_json:
-        print_json(answer | {"promise": IOU})
+        print_json(answer)
         return
     for view in answer["debts"]:
-        _print_debt(view, answer["currency"])
-    click.echo("Nobody owes anything, either way." if not answer["debts"] else IOU)
+        _print_debt(view, view.get("currency", answer["currency"]))
+    click.echo(plain(answer["promise"], 600) if answer["debts"] else "Nobody owes anything, either way.")
 
 
 @ledger.command()
@@ -275,8 +276,8 @@ def _print_debt(view: dict[str, Any], currency: str) -> None:
 
     click.echo(view["account"])
     if {view["owes_us"], view["may_owe_us"], view["paid_to_us"]} != {NOTHING}:
-        limit = view["may_owe_us"]
-        click.echo(f"  owes us {view['owes_us']} {currency} of at most {limit}, paid {view['paid_to_us']} so far")
+        limit = f" of at most {view['may_owe_us']}" if view["may_owe_us"] is not None else ""
+        click.echo(f"  owes us {view['owes_us']} {currency}{limit}, paid {view['paid_to_us']} so far")
     most = f" of at most {view['we_may_owe']}" if view["we_may_owe"] is not None else ""
     click.echo(
         f"  we owe  {view['we_owe']} {currency}{most}, paid {view['paid_by_us']} so far, netted {view['netted']}"

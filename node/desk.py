@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 WATCH_PAUSE_S = 0.2
 LOG_PAUSE_S = 0.3
-ON_CHAIN_PROMISE = (
-    "What is vouched for here is paid from the buyers' deposits in the escrow contract, which is experimental and"
-    " unaudited; a provider that does not claim within a channel's challenge period loses what it did not claim."
-)
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -241,7 +237,7 @@ class NodeDesk:
             view["chain_in"], view["chain_out"] = format_amount(came), format_amount(went)
             view["paid_in"] = format_amount(max(0, state.ledger.total("settled:") - came))
             view["paid_out"] = format_amount(max(0, -state.ledger.total("paid:") - went))
-            view["promise"] = ON_CHAIN_PROMISE
+            view["promise"] = views.ON_CHAIN_PROMISE
         return view
 
     def entries(self) -> list[Json]:

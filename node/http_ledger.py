@@ -7,11 +7,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hansa.market.ledger import owed_by, owed_to
+from hansa.market.statements import SIDES
 from hansa.node.events import CreditDecided, PaymentReceived
 from hansa.node.faults import OperatorError
 from hansa.node.http_api import json_body
 from hansa.node.mutual_credit import limit_for, with_peer
 from hansa.node.state import NodeState
+from hansa.node.statement_desk import StatementDesk
+from hansa.node.views import promise_for
 from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
 from hansa.proto.signing import checksum_address, parse_address
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 MOST_HOW_BYTES = 200
+NOTHING = format_amount(0)
 
 
 def debts_view(state: NodeState) -> list[Json]:
@@ -54,6 +58,19 @@ def _debt_view(state: NodeState, peer: bytes) -> Json:
     }
 
 
+def chain_debts_view(state: NodeState, earnings: Json, spend: Json) -> list[Json]:
+    """The same where a contract pays: what it has not paid yet, by the statements. Nothing is lent or netted there."""
+    views: dict[tuple[str, str], Json] = {}
+    for made, owes, paid in ((earnings, "owes_us", "paid_to_us"), (spend, "we_owe", "paid_by_us")):
+        for row in made["rows"]:
+            account, currency = row["peer"], row["currency"]
+            blank = {"account": account, "currency": currency, "owes_us": NOTHING, "may_owe_us": None}
+            blank |= {"we_owe": NOTHING, "we_may_owe": None, "paid_to_us": NOTHING, "paid_by_us": NOTHING}
+            blank |= {"netted": NOTHING, "last_paid_how": "", "proven": state.proven.get(parse_address(account))}
+            views.setdefault((account, currency), blank).update({owes: row["open"], paid: row["paid"]})
+    return [views[key] for key in sorted(views)]
+
+
 class LedgerDesk:
     """Answers about debts from a running daemon, and takes its owner's word on them."""
 
@@ -63,9 +80,15 @@ class LedgerDesk:
 
     async def debts(self, _request: Request) -> Response:
         """Everybody who owes or is owed."""
-        daemon = self._daemon
+        daemon, currency = self._daemon, self._daemon.config.currency
+        if currency_of(currency).is_on_chain:
+            desk = StatementDesk(daemon)
+            made = [await desk.statement(side, "peer") for side in SIDES]
+            shown = chain_debts_view(daemon.state, *made)
+            promise = promise_for([currency, *(view["currency"] for view in shown)])
+            return JSONResponse({"currency": currency, "debts": shown, "promise": promise})
         shown = [{key: value for key, value in view.items() if key != "order"} for view in debts_view(daemon.state)]
-        return JSONResponse({"currency": daemon.config.currency, "debts": shown})
+        return JSONResponse({"currency": currency, "debts": shown, "promise": promise_for([currency])})
 
     async def paid(self, request: Request) -> Response:
         """The owner was paid outside."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hansa.market.ledger import Entry, Post, netted, paid_by_buyer, paid_to_provider
-from hansa.market.ledger_records import FiledChannel, FiledNetting, FiledPayment, Record
+from hansa.market.ledger_records import File, FiledChannel, FiledEnd, FiledNetting, FiledPayment, Record
 from hansa.market.purchase_state import Purchase
 from hansa.market.sale_state import ENDED
 from hansa.market.statements import By, LeaseFacts, Row, Side, Statement, statement
@@ -24,7 +24,7 @@ from hansa.node.engine import Engine
 from hansa.node.journal import SqliteJournal
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.state import NodeState
-from hansa.node.views import PROMISE
+from hansa.node.views import promise_for
 from hansa.proto.currency import currency_of, unit_of
 from hansa.proto.documents import channel_id
 from hansa.proto.signing import checksum_address
@@ -115,6 +115,7 @@ def known_of(state: NodeState, currency: str, side: Side) -> Known:
 def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: By) -> Json:
     """A statement as the local API shows it. Amounts are decimal strings, exact to the last digit."""
     entries, currencies, of_entry = list[Entry](), dict(known.currencies), dict[bytes, str]()
+    ended_by_chain: set[bytes] = set()
     units = {unit_of(name): name for name in (*currencies.values(), known.currency)}
     for record in records:
         match record:
@@ -123,6 +124,8 @@ def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: B
             case FiledChannel(currency=name, config=config):
                 currencies[channel_id(currency_of(name).domain, config)] = name
                 units[unit_of(name)] = name
+            case FiledEnd(end=end):
+                ended_by_chain.add(end.document.channel_id)
             case FiledPayment() | FiledNetting():
                 of_entry |= {each: units.get(unit, known.currency) for each, unit in _entries_of(record)}
             case _:
@@ -136,10 +139,11 @@ def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: B
         side=side,
         by=by,
         currency_of=currency_of_entry,
-        is_paid_by_close=lambda name: currency_of(name).is_on_chain,
+        # That both sides have agreed on an end moves nothing yet: its contract may be out of reach, or pay less.
+        is_paid_by_close=lambda entry: entry.channel_id in ended_by_chain,
         leases=known.leases,
     )
-    return _view(made, known.names)
+    return _view(made, known)
 
 
 def _entries_of(record: FiledPayment | FiledNetting) -> Iterator[tuple[bytes, bytes]]:
@@ -157,15 +161,16 @@ def _entries_of(record: FiledPayment | FiledNetting) -> Iterator[tuple[bytes, by
             yield netted(peer=peer, unit=both.unit, nonce=both.nonce, amount=0, at_ms=0).id, both.unit
 
 
-def _view(made: Statement, names: Mapping[str, str]) -> Json:
+def _view(made: Statement, known: Known) -> Json:
     rows = []
     for row in made.rows:
         view: Json = {made.by: _shown_key(row.key, made.by)}
         if made.by == "job":
-            view["name"] = names.get(row.key, "")
+            view["name"] = known.names.get(row.key, "")
         rows.append(view | _amounts(row))
     totals = [_amounts(total) for total in made.totals]
-    return {"side": made.side, "by": made.by, "rows": rows, "totals": totals, "promise": PROMISE}
+    promise = promise_for([total.currency for total in made.totals] or [known.currency])
+    return {"side": made.side, "by": made.by, "rows": rows, "totals": totals, "promise": promise}
 
 
 def _shown_key(key: str, by: By) -> str:
@@ -188,8 +193,8 @@ def _amounts(row: Row) -> Json:
     }
 
 
-def read_statement(ledger: Path, known: Known, more: Sequence[Entry] = (), *, side: Side, by: By) -> Json:
-    """A statement from a ledger's file, which a daemon may be writing. ``more`` are entries that it may not have yet.
+def read_statement(ledger: Path, known: Known, more: Sequence[Record] = (), *, side: Side, by: By) -> Json:
+    """A statement from a ledger's file, which a daemon may be writing. ``more`` are records that it may not have yet.
 
     Raises:
         OperatorError: the file cannot be read.
@@ -211,12 +216,13 @@ def offline_statement(config: Config, *, side: Side, by: By) -> Json:
     return read_statement(config.data_dir / LEDGER_NAME, known, recovered, side=side, by=by)
 
 
-def _folded(journal: Path) -> tuple[NodeState, list[Entry]]:
+def _folded(journal: Path) -> tuple[NodeState, list[Record]]:
     if not journal.exists():
         return NodeState(), []
     with closing(SqliteJournal(journal)) as opened:
         engine = Engine(opened)
-        return engine.state, [effect.entry for effect in engine.recovered if isinstance(effect, Post)]
+        posts = [effect.entry for effect in engine.recovered if isinstance(effect, Post)]
+        return engine.state, [*posts, *(effect.filed for effect in engine.recovered if isinstance(effect, File))]
 
 
 def as_csv(view: Json) -> str:

@@ -27,6 +27,10 @@ PROMISE = (
     "The ledger records signed debts between two accounts, an IOU within a credit limit; nothing here moves money by"
     " itself, and nobody guarantees that a debtor pays."
 )
+ON_CHAIN_PROMISE = (
+    "What is vouched for here is paid from the buyers' deposits in the escrow contract, which is experimental and"
+    " unaudited; a provider that does not claim within a channel's challenge period loses what it did not claim."
+)
 SHARD_PHASES = {"ending": "running"}
 
 
@@ -312,6 +316,12 @@ def advert_view(advert: Advert, *, connected: bool) -> Json:
         "expires_ms": advert.expires_ms,
         "connected": connected,
     }
+
+
+def promise_for(currencies: Iterable[str]) -> str:
+    """What stands behind amounts in these currencies, and what does not, in plain words."""
+    on_chain = {currency_of(name).is_on_chain for name in currencies}
+    return " ".join(words for words, kind in ((PROMISE, False), (ON_CHAIN_PROMISE, True)) if kind in on_chain)
 
 
 def balance_view(state: NodeState, currency: str, entries: int) -> Json:

@@ -97,7 +97,12 @@ orders = st.lists(
 
 def made(entries, side, by, leases=()) -> Statement:
     return statement(
-        entries, side=side, by=by, currency_of=currency_of, is_paid_by_close=lambda name: name == "EUR", leases=leases
+        entries,
+        side=side,
+        by=by,
+        currency_of=currency_of,
+        is_paid_by_close=lambda entry: currency_of(entry) == "EUR",
+        leases=leases,
     )
 
 

@@ -12,11 +12,14 @@ from hansa.market.ledger import Entry, parts_of
 from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledChannel, FiledClose, FiledEnd
 from hansa.market.statements import statement
+from hansa.node.http_ledger import chain_debts_view
 from hansa.node.ledger_store import LedgerStore
+from hansa.node.statements import known_of, statement_view
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import CooperativeClose
-from hansa.proto.signing import sign
+from hansa.proto.signing import checksum_address, sign
 from hansa.proto.splits import Split
+from hansa.proto.units import format_amount
 from hansa.scheduler import run
 
 CHAIN = escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20)
@@ -26,6 +29,8 @@ SPLITS = (Split(account=b"r" * 20, bps=250),)
 
 def ended(*, paid, splits=(), agreed=False):
     """A run of two seconds, paid ahead by two more, on a channel that the chain ends. Answers the market.
+
+    Without ``paid`` the chain has not ended it yet.
 
     With ``agreed`` nothing is paid ahead, and both have closed the channel before.
     """
@@ -50,7 +55,7 @@ def ended(*, paid, splits=(), agreed=False):
         assert earning.earned == AGREED
     else:
         assert (earning.earned, earning.cumulative) == (2_000, 2_000 + PREPAID)
-    for account in (BUYER, PROVIDER):
+    for account in (BUYER, PROVIDER) if paid is not None else ():
         made.take(account, ChannelSettled(channel_id=key, paid=paid, at_ms=made.now_ms))
     return made
 
@@ -113,6 +118,35 @@ def test_what_a_chain_did_not_pay_of_an_agreed_sum_is_due_again_in_both_ledgers(
             assert not report(tmp_path, key, hidden).holds, "books that keep quiet about it do not hold"
             unsaid = [each for each in hidden if not isinstance(each, FiledEnd)]
             assert len(unsaid) == len(hidden) - 1, "that nothing was paid has a document as well"
+
+
+@pytest.mark.parametrize("by", ["job", "peer", "day"])
+@pytest.mark.parametrize(("paid", "shown"), [(None, 0), (0, 0), (500, 500), (AGREED, AGREED)])
+def test_what_both_agreed_on_is_paid_only_when_and_as_far_as_its_chain_has_paid_it(paid, shown, by):
+    made = ended(paid=paid, agreed=True)
+    for key, account, side in ((BUYER_KEY, BUYER, "spend"), (PROVIDER_KEY, PROVIDER, "earnings")):
+        known = known_of(made.engines[account].state, CHAIN, side)
+        (total,) = statement_view(in_ledger(made, key), known, side=side, by=by)["totals"]
+        assert (total["paid"], total["open"]) == (format_amount(shown), format_amount(AGREED - shown))
+
+
+@pytest.mark.parametrize(("paid", "shown"), [(None, 0), (500, 500), (AGREED, AGREED)])
+def test_what_a_chain_has_paid_is_no_debt_any_more(paid, shown):
+    made = ended(paid=paid, agreed=True)
+    for key, account, other, (owes, was_paid) in (
+        (BUYER_KEY, BUYER, PROVIDER, ("we_owe", "paid_by_us")),
+        (PROVIDER_KEY, PROVIDER, BUYER, ("owes_us", "paid_to_us")),
+    ):
+        state = made.engines[account].state
+        sides = [
+            statement_view(in_ledger(made, key), known_of(state, CHAIN, side), side=side, by="peer")
+            for side in ("earnings", "spend")
+        ]
+        (view,) = chain_debts_view(state, *sides)
+        assert (view["account"], view["currency"]) == (checksum_address(other), CHAIN)
+        assert (view[owes], view[was_paid]) == (format_amount(AGREED - shown), format_amount(shown))
+        assert {view[name] for name in ("owes_us", "we_owe") if name != owes} == {"0.000000"}
+        assert view["may_owe_us"] is view["we_may_owe"] is None, "a contract lends nothing"
 
 
 def test_an_entry_of_such_an_end_that_says_something_else_than_its_document_is_named(tmp_path):

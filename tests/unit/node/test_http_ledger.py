@@ -1,5 +1,7 @@
 """The owner's word on debts, over the local API of a real daemon, and what becomes of it at the other side's."""
 
+from dataclasses import replace
+
 import httpx
 import pytest
 import trio
@@ -12,6 +14,8 @@ from hansa.node.events import CreditDecided
 from hansa.node.http_api import build_api
 from hansa.node.http_ledger import LedgerDesk, ledger_routes
 from hansa.node.ledger_verify import verify_file
+from hansa.node.views import ON_CHAIN_PROMISE, PROMISE
+from hansa.proto.currency import escrow_currency
 from hansa.proto.documents import log_id_of
 from hansa.proto.signing import checksum_address
 
@@ -44,8 +48,9 @@ async def test_a_payment_reaches_the_debtors_books_with_a_signed_head_and_both_l
             answer = await api.post("/v1/debts/paid", json=body)
             assert answer.status_code == 201, answer.text
             assert (answer.json()["paid_to_us"], answer.json()["owes_us"]) == ("1.500000", "-1.500000")
-            shown = (await api.get("/v1/debts")).json()["debts"]
-            assert [view["account"] for view in shown] == [account]
+            answer = (await api.get("/v1/debts")).json()
+            assert [view["account"] for view in answer["debts"]] == [account]
+            assert answer["promise"] == PROMISE
             limit = await api.post("/v1/debts/credit", json={"account": account, "limit": "7"})
             assert limit.json()["may_owe_us"] == "7.000000"
         ours = creditor.account.address
@@ -55,6 +60,14 @@ async def test_a_payment_reaches_the_debtors_books_with_a_signed_head_and_both_l
     for number in (1, 2):
         report = verify_file(tmp_path / f"node-{number}" / "ledger.sqlite")
         assert report.holds, report.first_fault
+
+
+async def test_on_a_chain_nothing_is_said_of_credit_and_what_stands_behind_it_is_said(tmp_path, monkeypatch):
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, client_of(daemon) as api:
+        chain = escrow_currency(31_337, b"e" * 20, b"t" * 20)
+        monkeypatch.setattr(daemon, "config", replace(daemon.config, currency=chain))
+        answer = (await api.get("/v1/debts")).json()
+        assert answer == {"currency": chain, "debts": [], "promise": ON_CHAIN_PROMISE}
 
 
 WRONG = [
