@@ -18,6 +18,7 @@ from hansa.node.blob_partial import Partial
 from hansa.node.blob_shelf import BlobMissing
 from hansa.node.blobs import BlobStore
 from hansa.node.bulk import BulkChannels
+from hansa.node.line_meter import LineMeter
 from hansa.node.net import Context, Net, NetError, Refused
 from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, root_of
 from hansa.proto.codec import decode, encode
@@ -106,11 +107,14 @@ class BlobExchange:
         store: BlobStore,
         allow: Callable[[Context, BlobRef], bool],
         bulk: BulkChannels | None = None,
+        meter: LineMeter | None = None,
     ) -> None:
         """``allow`` says who may have which blob; nobody else learns whether it is here.
 
-        With ``bulk`` large blobs are fetched on channels of their own where these can be made.
+        With ``bulk`` large blobs are fetched on channels of their own where these can be made. ``meter`` measures how
+        fast they come.
         """
+        self._meter = meter or LineMeter()
         self._bulk = bulk
         self._net = net
         self._store = store
@@ -264,6 +268,7 @@ class BlobExchange:
             lied=lambda peer_id: self._lied(sources, peer_id),
             bulk=self._bulk,
             chunk_s=timeout_ms / 1000,
+            meter=self._meter,
         )
         await fetch.run()
 

@@ -9,14 +9,17 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
 
+from hansa.market.bandwidth import BACK
 from hansa.node.blob_partial import Partial
 from hansa.node.bulk import BulkChannels
 from hansa.node.bulk_chunks import NotGiven, WrongBytes
 from hansa.node.bulk_line import LineBroken
+from hansa.node.line_meter import LineMeter
 from hansa.proto.blob import CHUNK_BYTES
 
 AT_ONCE: Final = 4
@@ -126,6 +129,27 @@ class LackingChunks:
         await self._changed.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class _FromOne:
+    """The common list as one source sees it, so that what it brings is counted as its own."""
+
+    lacking: LackingChunks
+    count: Callable[[int], None]
+
+    def take(self, most: int) -> range:
+        """See ``LackingChunks``."""
+        return self.lacking.take(most)
+
+    def done(self, size_bytes: int) -> None:
+        """See ``LackingChunks``."""
+        self.count(size_bytes)
+        self.lacking.done(size_bytes)
+
+    def give_back(self, indices: range) -> None:
+        """See ``LackingChunks``."""
+        self.lacking.give_back(indices)
+
+
 @dataclass(slots=True, eq=False)
 class _Source:
     """One peer that is asked for chunks."""
@@ -148,6 +172,7 @@ class ChunkFetch:
         lied: Callable[[str], None],
         bulk: BulkChannels | None,
         chunk_s: float,
+        meter: LineMeter,
     ) -> None:
         """``ask`` brings one chunk over libp2p or drops the source; ``lied`` is told who sent wrong bytes."""
         self._partial = partial
@@ -158,6 +183,7 @@ class ChunkFetch:
         self._lied = lied
         self._bulk = bulk
         self._chunk_s = chunk_s
+        self._meter = meter
 
     async def run(self) -> None:
         """Until all is here or no source is left."""
@@ -184,7 +210,8 @@ class ChunkFetch:
                 await self._lacking.change()
                 continue
             try:
-                chunk = await self._ask(source.peer_id, run.start)
+                with self._meter.underway(source.peer_id, BACK):
+                    chunk = await self._ask(source.peer_id, run.start)
                 if chunk is None:
                     continue
                 try:
@@ -193,6 +220,7 @@ class ChunkFetch:
                     self._lied(source.peer_id)
                     continue
                 run = range(0)
+                self._meter.moved(source.peer_id, BACK, len(chunk))
                 self._lacking.done(len(chunk))
             finally:
                 if run:
@@ -208,9 +236,11 @@ class ChunkFetch:
         if channel is None:
             return
         source.is_fast = True
+        lacking = _FromOne(self._lacking, partial(self._meter.moved, source.peer_id, BACK))
         try:
             while self._is_of_use(source):
-                await self._bulk.bring(channel, self._partial, self._lacking, self._chunk_s)
+                with self._meter.underway(source.peer_id, BACK):
+                    await self._bulk.bring(channel, self._partial, lacking, self._chunk_s)
                 while not (self._lacking.is_over or self._lacking.has_waiting):
                     await self._lacking.change()
         except NotGiven:

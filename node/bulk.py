@@ -25,6 +25,7 @@ from hansa.node.bulk_identity import BulkIdentity, certificate_of
 from hansa.node.bulk_line import Line, LineBroken
 from hansa.node.bulk_messages import MAX_MESSAGE_BYTES, CallOffered, CallWanted, ChannelGranted, ChannelWanted
 from hansa.node.bulk_serving import Allow, BulkLimits, ChunkServer
+from hansa.node.line_meter import LineMeter
 from hansa.node.net import Context, Net, NetError, Refused
 from hansa.proto.blob import BlobRef
 from hansa.proto.codec import decode, encode
@@ -63,8 +64,10 @@ class BulkChannels:
         allow: Allow,
         *,
         limits: BulkLimits | None = None,
+        meter: LineMeter | None = None,
     ) -> None:
-        """``allow`` says who may have which blob, as in ``BlobExchange``."""
+        """``allow`` says who may have which blob, as in ``BlobExchange``; ``meter`` measures what is sent to whom."""
+        self._meter = meter or LineMeter()
         self.counters: Counter[str] = Counter()
         self._net = net
         self._allow = allow
@@ -77,6 +80,7 @@ class BulkChannels:
             limits=self._limits,
             threads=self._threads,
             counters=self.counters,
+            meter=self._meter,
         )
         self._identity = BulkIdentity(net.peer_id)
         self._grants = Grants(self._count)
@@ -102,6 +106,7 @@ class BulkChannels:
                 while True:
                     await trio.sleep(self._limits.idle_s / 4)
                     self._close_idle()
+                    self._meter.sweep()
         finally:
             self._nursery = None
             for channel in self._idle:
@@ -348,9 +353,9 @@ class BulkChannels:
             line.close()
 
 
-def make_bulk(net: Net, store: BlobStore, allow: Allow) -> BulkChannels | None:
+def make_bulk(net: Net, store: BlobStore, allow: Allow, meter: LineMeter | None = None) -> BulkChannels | None:
     """The channels of a node; None where keys cannot be kept in memory only, which leaves libp2p alone."""
-    return BulkChannels(net, store, allow) if hasattr(os, "memfd_create") else None
+    return BulkChannels(net, store, allow, meter=meter) if hasattr(os, "memfd_create") else None
 
 
 def _own(stream: trio.SocketStream) -> socket.socket:

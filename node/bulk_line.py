@@ -4,10 +4,13 @@ Nobody gets a thread before it has proven who it is. Every wait has a deadline.
 """
 
 import contextlib
+import fcntl
 import math
 import socket
 import ssl
+import termios
 import time
+from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -60,6 +63,14 @@ class Line:
         """Have it be the very one that was announced. Raises ``LineBroken``."""
         if self.certificate != expected:
             raise self._break("another certificate than was announced")
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was given to the kernel and the other side's has not confirmed yet."""
+        waiting = array("i", (0,))
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, waiting)
+        return waiting[0]
 
     # In trio, for what is short. The caller sets the deadline.
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import trio
 
+from hansa.market.bandwidth import THERE
 from hansa.node.blob_shelf import BlobMissing
 from hansa.node.blobs import BlobStore
 from hansa.node.bulk_chunks import NONE_FOR_YOU, REQUEST, parse_request, send_chunks
 from hansa.node.bulk_line import Line, LineBroken
+from hansa.node.line_meter import LineMeter
 from hansa.node.net import Context, Net
-from hansa.proto.blob import BlobRef
+from hansa.proto.blob import BlobRef, chunk_size_bytes
 from hansa.proto.errors import ProtocolError
 
 Allow = Callable[[Context, BlobRef], bool]
@@ -46,8 +48,10 @@ class ChunkServer:
         limits: BulkLimits,
         threads: trio.CapacityLimiter,
         counters: Counter[str],
+        meter: LineMeter,
     ) -> None:
         """All of it is shared with whoever makes the channels."""
+        self._meter = meter
         self._net = net
         self._store = store
         self._allow = allow
@@ -81,7 +85,8 @@ class ChunkServer:
             self._counters["bulk.no_connection"] += 1
             return False
         try:
-            sent = self._allow(context, ref) and await self._send(line, ref, indices)
+            with self._meter.underway(context.peer_id, THERE):
+                sent = self._allow(context, ref) and await self._send(context.peer_id, line, ref, indices)
         except OSError:
             self._counters["bulk.disk_failed"] += 1
             return False
@@ -93,13 +98,18 @@ class ChunkServer:
         self._counters["bulk.chunks_sent"] += len(indices)
         return True
 
-    async def _send(self, line: Line, ref: BlobRef, indices: range) -> bool:
+    async def _send(self, peer_id: str, line: Line, ref: BlobRef, indices: range) -> bool:
         try:
             file = self._store.reader(ref)
         except BlobMissing:
             return False
+        unsent_bytes = line.unsent_bytes
+        unsent_bytes = line.unsent_bytes
         with file:
             await line.in_thread(
                 lambda: send_chunks(line, file.fileno(), ref, indices, self._limits.chunk_s), self._threads
             )
+        # What the kernel took and still holds has not moved: it counts with the next request.
+        size_bytes = sum(chunk_size_bytes(ref.size_bytes, index) for index in indices)
+        self._meter.moved(peer_id, THERE, max(0, size_bytes + unsent_bytes - line.unsent_bytes))
         return True

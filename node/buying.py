@@ -42,6 +42,7 @@ from hansa.node.events import (
     RoundReduced,
     TenderPrepared,
 )
+from hansa.node.lines import company_of, lines_to, pace_of
 from hansa.node.speeds import trials_of
 from hansa.node.standings import records_for
 from hansa.node.state import NodeState
@@ -101,6 +102,7 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         and channel.config.payer == (state.account if payer == ITSELF else payer)
     }
     workload = of.spec.workload(of.job, of.package, of.files)
+    pace = pace_of(state, workload, of.spec)
     begun = Purchase(
         tender=event.tender,
         tender_digest=tender_digest,
@@ -112,6 +114,9 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
         channels=channels,
         records=records_for(state, event.invited, currency=event.tender.currency, at_ms=event.at_ms),
         trials=trials_of(state, workload),
+        lines=lines_to(state, event.invited),
+        pace=pace,
+        company=company_of(state, of, event.tender.shards, pace, event.at_ms),
         most_each=of.spec.most_each,
         only_bids=of.spec.only_bids,
         elsewhere=_had_elsewhere(of, event.tender.shards),

@@ -17,6 +17,7 @@ from hansa.market.receipts import LeaseTerms
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.shares import share_given
 from hansa.market.track_record import Record
+from hansa.node.lines import note_round
 from hansa.node.speeds import note_speeds
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
@@ -75,7 +76,10 @@ def advance_job(state: NodeState, key: bytes, event: Any) -> Effects:
 
 def advance_rounds(state: NodeState, key: bytes, event: Any) -> Effects:
     """A job's rounds hear an event."""
-    return list(state.turn("rounds", state.rounds, key, rounds.advance, event))
+    before = state.rounds.get(key)
+    effects = state.turn("rounds", state.rounds, key, rounds.advance, event)
+    note_round(state, before, state.rounds.get(key))
+    return list(effects)
 
 
 def advance_purchase(state: NodeState, key: bytes, event: Any) -> Effects:

@@ -44,7 +44,7 @@ from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
 from hansa.node.environments import Environments, find_furnishings, python_version
-from hansa.node.events import InventoryChanged, MessageArrived, NodeEvent, Started, TimeCame
+from hansa.node.events import InventoryChanged, LineMeasured, MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
@@ -68,6 +68,8 @@ from hansa.node.keystore import load_account
 from hansa.node.launcher import Launch, launch_with
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.libp2p_host import open_net
+from hansa.node.line_meter import LineMeter
+from hansa.node.lines import is_of_use
 from hansa.node.logs import log_line, log_turns, start_logging
 from hansa.node.machine_facts import owners_facts
 from hansa.node.market_desk import MarketDesk, market_routes
@@ -480,8 +482,9 @@ class Daemon:
         )
         self.histories.serve()
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
-        self.bulk = make_bulk(self.net, self.store, self._may_fetch)
-        self.exchange = BlobExchange(self.net, self.store, self._may_fetch, self.bulk)
+        meter = LineMeter(self._line_measured)
+        self.bulk = make_bulk(self.net, self.store, self._may_fetch, meter)
+        self.exchange = BlobExchange(self.net, self.store, self._may_fetch, self.bulk, meter)
         self.exchange.serve()
         Courier(
             self.net,
@@ -572,6 +575,14 @@ class Daemon:
     def _may_fetch(self, context: Context, blob: BlobRef) -> bool:
         account = self.directory.account_of(context.peer_id)
         return account is not None and self.grants.allow(self.state, account, blob)
+
+    def _line_measured(self, peer_id: str, way: str, bytes_per_s: int, is_bound: bool) -> None:  # noqa: FBT001
+        account = self.directory.account_of(peer_id)
+        if account is not None and is_of_use(self.state, account):
+            at_ms = now_ms()
+            self.tell(
+                LineMeasured(provider=account, way=way, bytes_per_s=bytes_per_s, is_bound=is_bound, at_ms=at_ms)
+            )
 
     def _started(self) -> Started:
         provider = self.config.provider

@@ -11,7 +11,19 @@ from hansa.market.reputation import Heard
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Device, Tender
 from hansa.proto.messages import Direct
-from hansa.proto.units import Address, Amount, Bytes32, DeviceMs, DurationMs, Line, Note, PriceE18, Uint32, UnixMs
+from hansa.proto.units import (
+    Address,
+    Amount,
+    Bytes32,
+    DeviceMs,
+    DurationMs,
+    Line,
+    Note,
+    PriceE18,
+    Uint32,
+    Uint64,
+    UnixMs,
+)
 from hansa.scheduler.devices import ONE_MACHINE, Topology
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.rounds import Rejected
@@ -319,6 +331,24 @@ class RoundNotReduced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineMeasured:
+    """Something large moved between this node and a provider's, and how fast is known.
+
+    Attributes:
+        provider: the account of the node at the other end.
+        way: ``"there"``, to it, or ``"back"``.
+        bytes_per_s: how fast.
+        is_bound: this node's own line may have been what held it up.
+    """
+
+    provider: Address
+    way: Line
+    bytes_per_s: Uint64
+    is_bound: bool
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeCame:
     """The earliest deadline of any machine has come."""
 
@@ -366,6 +396,7 @@ NodeEvent = (
     | CopyFetched
     | RoundReduced
     | RoundNotReduced
+    | LineMeasured
     | TimeCame
     | FundsKnown
     | FundingFailed

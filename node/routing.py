@@ -13,6 +13,7 @@ from hansa.node import (
     answering,
     buying,
     buying_turns,
+    lines,
     mirroring,
     mutual_credit,
     queueing,
@@ -38,6 +39,7 @@ from hansa.node.events import (
     JobCancelled,
     JobSubmitted,
     JobToppedUp,
+    LineMeasured,
     MessageArrived,
     NettingDue,
     NobodyFits,
@@ -110,6 +112,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return mirroring.take_copy
         case RoundReduced() | RoundNotReduced():
             return buying.take_reduction
+        case LineMeasured():
+            return lines.take_line
         case InventoryChanged():
             return _take_inventory
         case DevicesWithdrawn():

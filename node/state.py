@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from hansa.market.bandwidth import Bandwidth
 from hansa.market.device_time import Charged
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.holding import Holdings
 from hansa.market.ledger import Ledger
 from hansa.market.machine import Phased, Step
 from hansa.market.mutual import Mutual
+from hansa.market.pace import Pace
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.purchase_state import Purchase
@@ -120,6 +122,8 @@ class Snapshot:
     mutual: Mapping[Address, Mutual] = field(default_factory=dict)
     proven: Mapping[Address, Line] = field(default_factory=dict)
     trials: Mapping[Bytes32, Trial] = field(default_factory=dict)
+    lines: Mapping[Address, Bandwidth] = field(default_factory=dict)
+    paces: Mapping[Bytes32, Pace] = field(default_factory=dict)
     declined: Mapping[Bytes32, Declined] = field(default_factory=dict)
     holdings: Holdings = field(default_factory=Holdings)
     demand: Demand = field(default_factory=Demand)
@@ -141,6 +145,8 @@ class NodeState:
         capacity: the devices and who was promised them.
         records: how leases with each provider ended.
         trials: how fast each kind of job ran on which devices, the newest last.
+        lines: what was measured of the line to each provider, the newest last.
+        paces: how the rounds of each kind of job go, the newest last.
         jobs, rounds: as buyer, by job.
         purchases: as buyer, by tender.
         paying: as buyer, by channel.
@@ -175,6 +181,8 @@ class NodeState:
     capacity: Capacity = field(default_factory=Capacity)
     records: dict[bytes, Record] = field(default_factory=dict)
     trials: dict[bytes, Trial] = field(default_factory=dict)
+    lines: dict[bytes, Bandwidth] = field(default_factory=dict)
+    paces: dict[bytes, Pace] = field(default_factory=dict)
     jobs: Shelf[Job] = field(default_factory=Shelf)
     rounds: Shelf[Rounds] = field(default_factory=Shelf)
     purchases: Shelf[Purchase] = field(default_factory=Shelf)
@@ -267,6 +275,8 @@ def snapshot(state: NodeState) -> Snapshot:
         mutual=dict(state.mutual),
         proven=dict(state.proven),
         trials=dict(state.trials),
+        lines=dict(state.lines),
+        paces=dict(state.paces),
         declined=dict(state.declined),
         holdings=state.holdings,
         demand=state.demand,
@@ -295,6 +305,8 @@ def restored(written: Snapshot) -> NodeState:
         mutual=dict(written.mutual),
         proven=dict(written.proven),
         trials=dict(written.trials),
+        lines=dict(written.lines),
+        paces=dict(written.paces),
         declined=dict(written.declined),
         holdings=written.holdings,
         demand=written.demand,

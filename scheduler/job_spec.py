@@ -51,6 +51,8 @@ class JobSpec:
         keep_failed_ms: how long a run that failed is kept to be looked at.
         queue_ms: how long the job looks for its first providers before it fails for want of them; 0: one tender.
         facts: what its buyer states of it, for the providers' own rules; sorted by name, each name once.
+        round_bytes: what its buyer expects a shard's state to weigh in a round; 0 where it does not say.
+        round_every_ms: and how long shards work between two rounds.
         deadline_after_ms: so long after it was submitted the job is worth nothing; 0 where there is no such time.
     """
 
@@ -86,6 +88,8 @@ class JobSpec:
     queue_ms: DurationMs = 0
     deadline_after_ms: DurationMs = 0
     facts: tuple[Fact, ...] = ()
+    round_bytes: Uint64 = 0
+    round_every_ms: DurationMs = 0
 
     def workload(self, job: Bytes32, package: BlobRef, files: BlobRef | None) -> Workload:
         """What an award for any shard of this job buys the running of."""

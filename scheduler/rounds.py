@@ -29,12 +29,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """What one shard brought to the round that is collected."""
+    """What one shard brought to the round that is collected; ``at_ms`` is when its word of that came."""
 
     shard: Uint32
     provider: Address
     weight_milli: Uint64
     state: BlobRef
+    at_ms: UnixMs = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,9 +239,14 @@ def _collect(state: Rounds, event: ContributionArrived) -> Step[Rounds]:
     if event.round != state.published + 1:
         return ignore(state, "a contribution to a round that has not begun")
     contribution = Contribution(
-        shard=member.shard, provider=member.provider, weight_milli=event.weight_milli, state=event.state
+        shard=member.shard,
+        provider=member.provider,
+        weight_milli=event.weight_milli,
+        state=event.state,
+        at_ms=event.at_ms,
     )
-    if state.phase == "reducing" or state.contributions.get(member.shard) == contribution:
+    known = state.contributions.get(member.shard)
+    if state.phase == "reducing" or (known is not None and replace(known, at_ms=event.at_ms) == contribution):
         return ignore(state, "a contribution that is known, or comes while its round is reduced")
     # A shard that began again, here or elsewhere, brings another state: each shard counts once, with its newest.
     collected = replace(
