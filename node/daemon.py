@@ -12,8 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import trio
 from starlette.applications import Starlette
 
-from hansa.market.effects import Send
 from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.pricing_rule import PricingRule
 from hansa.node import chores, mirror_tasks, run_logs, staging
@@ -40,6 +38,7 @@ from hansa.node.device_desk import DeviceDesk, device_routes
 from hansa.node.device_watch import DeviceWatch, watch_devices
 from hansa.node.directory import Directory
 from hansa.node.discovery import Discovery
+from hansa.node.doorkeeper import Doorkeeper
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
@@ -48,10 +47,6 @@ from hansa.node.events import InventoryChanged, LineMeasured, MessageArrived, No
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
-from hansa.node.filing import records_of
-from hansa.node.gate import TenderRate, concerns, deals_with, partners
-from hansa.node.head_exchange import HeadExchange, refuse_rolled_back
-from hansa.node.head_store import HeadStore
 from hansa.node.histories import Histories, ask_around
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_ledger import LedgerDesk, ledger_routes
@@ -59,6 +54,7 @@ from hansa.node.http_reputation import ReputationDesk, reputation_routes
 from hansa.node.http_server import serve_api, serve_loopback
 from hansa.node.http_shell import shell_routes
 from hansa.node.images import Images
+from hansa.node.interests import useful_classes, wishes
 from hansa.node.inventory import Inventory, read_machine
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
@@ -66,7 +62,7 @@ from hansa.node.keeping import Grants
 from hansa.node.keys import load_node_key, read_password
 from hansa.node.keystore import load_account
 from hansa.node.launcher import Launch, launch_with
-from hansa.node.ledger_store import LedgerStore
+from hansa.node.ledger_keeper import LedgerKeeper
 from hansa.node.libp2p_host import open_net
 from hansa.node.line_meter import LineMeter
 from hansa.node.lines import is_of_use
@@ -84,7 +80,6 @@ from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check
 from hansa.node.price_desk import PriceDesk, price_routes
 from hansa.node.price_program import program_of
 from hansa.node.pricing_config import clock_of
-from hansa.node.proof_exchange import ProofExchange
 from hansa.node.queueing import watch_book
 from hansa.node.secrecy import keep_memory_private
 from hansa.node.shell_desk import ShellDesk
@@ -94,14 +89,11 @@ from hansa.node.statement_desk import StatementDesk, statement_routes
 from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
-from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
-from hansa.proto.messages import ProofSent, TenderSent
+from hansa.proto.messages import TenderSent
 from hansa.proto.network import DOMAIN
-from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
+from hansa.proto.signing import SigningKey, checksum_address
 from hansa.proto.typed_data import digest
-from hansa.scheduler.advert_classes import class_of_device, classes_for
-from hansa.scheduler.matching import Wish
 from hansa.scheduler.run import (
     RunEvent,
     RunFailed,
@@ -152,32 +144,10 @@ class Daemon:
         self.store = BlobStore(data / "blobs", quota_bytes=config.blob_bytes)
         self.job_logs = JobLogs(data / "jobs")
         self.journal = SqliteJournal(data / "journal.sqlite")
-        self.ledger_store = LedgerStore(data / "ledger.sqlite")
         self.engine = Engine(self.journal)
-        self.heads = HeadStore(data / "heads.sqlite")
-        refuse_rolled_back(self.ledger_store, self.heads, account.address)
-        self.proof_exchange = ProofExchange(
-            self.heads,
-            account=account.address,
-            send=self._bring,
-            tell=self.tell,
-            now_ms=now_ms,
-            partners=lambda: partners(self.state),
-            connected=self._connected_accounts,
-            deals_with=lambda peer: deals_with(self.state, peer),
-            knows=self._knows,
-            refuses=lambda peer: peer in self.state.proven or peer in self.state.blocked,
-        )
-        self.head_exchange = HeadExchange(
-            self.ledger_store,
-            self.heads,
-            account=account.address,
-            send=self._bring,
-            tell=self.tell,
-            now_ms=now_ms,
-            hand_on=self.proof_exchange.found,
-        )
-        self._post(self.engine.recovered)
+        self.ledger_keeper = LedgerKeeper(self)
+        self.doorkeeper = Doorkeeper(self)
+        self.ledger_keeper.post(self.engine.recovered)
         self.engine.state.turns.clear()
         self.watch = DeviceWatch(
             account=account.address,
@@ -223,8 +193,6 @@ class Daemon:
             )
         self.price_program = program_of(config, now_ms) if self.lends else None
         self.figures = MarketFigures()
-        self._tender_rate = TenderRate()
-        self._drops: Counter[str] = Counter()
         self.started_ms = now_ms()
         self.as_json = False
         self.lag_ms, self.turned_at = 0.0, 0.0
@@ -279,24 +247,6 @@ class Daemon:
         self._inbox.send_nowait((event, done, trio.current_time()))
         await done.wait()
 
-    def _matters(self, sender: bytes, message: Any) -> bool:
-        """Whether a message is about something here; looked at before its signature is, which costs more."""
-        if concerns(self.state, sender, message):
-            return True
-        self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
-        return False
-
-    async def take_message(self, event: MessageArrived) -> None:
-        """As ``take``, for what peers say: nothing is journaled that cannot mean anything here."""
-        if not concerns(self.state, event.sender, event.message):
-            self._drops[f"gate: {type(event.message).__name__} about nothing of the sender's"] += 1
-        elif isinstance(event.message, TenderSent) and not self._tender_rate.admits(event.sender, event.at_ms):
-            self._drops["gate: more tenders than one buyer may send"] += 1
-            self.figures.turned_away()
-        else:
-            self.head_exchange.watch(self.state, event)
-            await self.take(event)
-
     def counters(self) -> dict[str, int]:
         """Everything that was dropped, refused, retried or ignored, by reason."""
         return {
@@ -304,12 +254,11 @@ class Daemon:
             **self.net.counters(),
             **self.outbox.counters,
             **self.egress.counters(),
-            **self.head_exchange.counters,
+            **self.ledger_keeper.counters(),
             **(self.bulk.counters if self.bulk is not None else {}),
-            **self.proof_exchange.counters,
             **(self.settler.counts() if self.settler is not None else {}),
             **(self.price_program.counters if self.price_program is not None else {}),
-            **self._drops,
+            **self.doorkeeper.counters,
         }
 
     def start(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
@@ -331,7 +280,7 @@ class Daemon:
                 if isinstance(event, MessageArrived) and isinstance(event.message, TenderSent):
                     self.figures.heard(event.message.tender.document, since)
             effects = self.engine.take([event for event, _, _ in batch])
-            self._post(effects)
+            self.ledger_keeper.post(effects)
             for _, done, _ in batch:
                 if done is not None:
                     done.set()
@@ -346,17 +295,6 @@ class Daemon:
             self.turned_at = trio.current_time()
             self.changed.set()
             self.changed = trio.Event()
-
-    def _post(self, effects: Sequence[Any]) -> None:
-        """Have money's documents and entries in the ledger, under a signed head, before anything is said of them."""
-        records = records_of(effects, self.account)
-        if records:
-            self.ledger_store.post(records, self._sign_head)
-            self.head_exchange.keep_own()
-
-    def _sign_head(self, size: int, root: bytes) -> Signed[TreeHead]:
-        head = TreeHead(log_id=log_id_of(self.account.address), size=size, root=root, timestamp_ms=now_ms())
-        return sign(DOMAIN, head, self.account)
 
     async def _next_batch(self) -> list[tuple[NodeEvent, trio.Event | None, float]]:
         """Whatever waits, at most ``BATCH``, or the time when some machine's deadline came."""
@@ -396,7 +334,7 @@ class Daemon:
             self.tasks = nursery
             # Before anybody is answered: what peers say must find a state that knows who it is.
             self.tell(self._started())
-            self.proof_exchange.tell_again(tuple(self.state.proven))
+            self.ledger_keeper.proof_exchange.tell_again(tuple(self.state.proven))
             if self.lends:
                 # And no device that is ill, or that its owner uses, is promised before anybody has looked.
                 for event in self.watch.judge(self.watch.look(), self.state.capacity):
@@ -465,8 +403,8 @@ class Daemon:
             self.book,
             now_ms,
             account=self.account.address,
-            useful=self._useful_classes,
-            wishes=self._wishes,
+            useful=lambda: useful_classes(self.state),
+            wishes=lambda: wishes(self.state),
             data_dir=self.config.data_dir,
             lan=self.config.network.lan,
         )
@@ -489,11 +427,11 @@ class Daemon:
         Courier(
             self.net,
             self.directory,
-            take=self.take_message,
+            take=self.doorkeeper.take,
             log=partial(run_logs.keep, self),
-            hear=self._hear,
+            hear=self.doorkeeper.hear,
             now_ms=now_ms,
-            matters=self._matters,
+            matters=self.doorkeeper.matters,
         ).serve()
         launch: Launch = launch_with(self.config.sandbox.launcher)
         if self.lends and self.config.cluster.listen is not None:
@@ -520,45 +458,6 @@ class Daemon:
         )
         allowed = self.config.provider.shells
         self.shells = ShellService(self.net, self.directory, self.executor, buyer_of=self._buyer_of, allowed=allowed)
-
-    def _bring(self, send: Send) -> None:
-        self.outbox.put(send)
-
-    def _hear(self, sender: bytes, message: Any) -> None:
-        """What peers say of ledgers' histories, and what they prove: it is never journaled."""
-        if not concerns(self.state, sender, message):
-            self._drops[f"gate: {type(message).__name__} about nothing of the sender's"] += 1
-        elif isinstance(message, ProofSent):
-            self.proof_exchange.hear(sender, message)
-        else:
-            self.head_exchange.hear(sender, message)
-
-    def _connected_accounts(self) -> list[bytes]:
-        """The accounts that connected peers proved to speak for."""
-        found = (self.directory.account_of(peer.peer_id) for peer in self.net.peers() if peer.phase == "live")
-        return [account for account in found if account is not None]
-
-    def _knows(self, account: bytes) -> bool:
-        """Whether anything was heard of an account beside what somebody proves of it."""
-        state = self.state
-        return account in state.records or deals_with(state, account) or bool(self.directory.peers_of(account))
-
-    def _useful_classes(self) -> frozenset[str]:
-        """Of which adverts this node has a use for some: those like its own, and those that its jobs look for."""
-        own = {class_of_device(device) for device in self.state.capacity.lent}
-        return frozenset(own).union(*(classes_for(job.spec.requirements) for job in self.state.jobs.live.values()))
-
-    def _wishes(self) -> list[Wish]:
-        """What this node's jobs look for."""
-        specs = (job.spec for job in self.state.jobs.live.values())
-        return [
-            Wish(
-                requirements=spec.requirements,
-                currency=spec.currency,
-                ceiling_e18=spec.price_ceiling_e18_per_device_ms,
-            )
-            for spec in specs
-        ]
 
     def _learn_advert(self, advert: Advert) -> None:
         if advert.signer != self.account.address:
@@ -666,9 +565,7 @@ class Daemon:
         self.watch.close()
         self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
-        self.head_exchange.keep_own(now=True)
-        self.ledger_store.close()
-        self.heads.close()
+        self.ledger_keeper.close()
         if self.settler is not None:
             self.settler.close()
 

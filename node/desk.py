@@ -242,7 +242,7 @@ class NodeDesk:
 
     def entries(self) -> list[Json]:
         """See ``Desk``."""
-        return views.entries_view(self._daemon.ledger_store.entries())
+        return views.entries_view(self._daemon.ledger_keeper.store.entries())
 
     def vouchers(self) -> list[Json]:
         """See ``Desk``."""

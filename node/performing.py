@@ -31,8 +31,7 @@ def perform(daemon: "Daemon", effect: Any) -> None:
         case Send(to=to, message=message):
             daemon.grants.give(to, message)
             daemon.outbox.put(effect)
-            daemon.head_exchange.show(effect)
-            daemon.proof_exchange.show(effect)
+            daemon.ledger_keeper.show(effect)
         case Post() | File():
             # They are on disk already (hansa.node.filing): before anything is said of them.
             pass

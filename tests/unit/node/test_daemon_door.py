@@ -37,6 +37,6 @@ async def test_a_buyer_that_tenders_without_end_fills_no_journal(tmp_path: Path)
         before, at_ms = daemon.engine.events, daemon.now_ms()
         for number in range(TENDERS_AT_ONCE + 5):
             message = TenderSent(tender=unsigned(tender(nonce=bytes([number]) * 32)))
-            await daemon.take_message(MessageArrived(sender=BUYER_KEY.address, message=message, at_ms=at_ms))
+            await daemon.doorkeeper.take(MessageArrived(sender=BUYER_KEY.address, message=message, at_ms=at_ms))
         assert daemon.engine.events == before + TENDERS_AT_ONCE
         assert daemon.counters()["gate: more tenders than one buyer may send"] == 5

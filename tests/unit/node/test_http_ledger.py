@@ -55,8 +55,10 @@ async def test_a_payment_reaches_the_debtors_books_with_a_signed_head_and_both_l
             assert limit.json()["may_owe_us"] == "7.000000"
         ours = creditor.account.address
         await until(lambda: owed_to(debtor.state.ledger, ours) == -1_500_000)
-        await until(lambda: debtor.heads.newest_proved(log_id_of(ours)) is not None)
-        assert debtor.heads.newest_proved(log_id_of(ours)).head == creditor.ledger_store.newest_head()
+        await until(lambda: debtor.ledger_keeper.heads.newest_proved(log_id_of(ours)) is not None)
+        assert (
+            debtor.ledger_keeper.heads.newest_proved(log_id_of(ours)).head == creditor.ledger_keeper.store.newest_head()
+        )
     for number in (1, 2):
         report = verify_file(tmp_path / f"node-{number}" / "ledger.sqlite")
         assert report.holds, report.first_fault
@@ -91,4 +93,4 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_signed(tmp_path):
             answer = await api.post("/v1/debts/paid", json=body)
             assert 400 <= answer.status_code < 500, wrong
         assert not creditor.state.mutual
-        assert creditor.ledger_store.size == 0
+        assert creditor.ledger_keeper.store.size == 0

@@ -154,7 +154,7 @@ def test_a_running_daemon_answers_by_every_way_of_grouping(tmp_path):
     async def application():
         async with a_daemon(tmp_path, hub, 1) as daemon:
             entry = vouched_by_buyer(channel_id=CHANNEL_ID, seq=1, provider=PROVIDER, shares={JOB: 42}, at_ms=NOW_MS)
-            daemon.ledger_store.post([entry])
+            daemon.ledger_keeper.store.post([entry])
             yield Starlette(routes=statement_routes(StatementDesk(daemon)))
 
     with served(tmp_path / "api", application) as data:
