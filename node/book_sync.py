@@ -110,7 +110,7 @@ class BookSync:
         brought = 0
         while True:
             await trio.sleep(pause_after(brought, self._chance.random()) / 1000)
-            live = [peer.peer_id for peer in self._net.peers() if peer.phase == "live"]
+            live = [peer_id for peer_id, phase in self._net.phases().items() if phase == "live"]
             good = self._sources.good(live, self._now_ms())
             brought = await self.pull(self._chance.choice(good)) if good else 0
 

@@ -56,7 +56,7 @@ async def advertise(daemon: "Daemon") -> None:
 
 
 def _neighbours(daemon: "Daemon") -> int:
-    return sum(peer.phase == "live" for peer in daemon.net.peers())
+    return sum(phase == "live" for phase in daemon.net.phases().values())
 
 
 def _of_the_same_class(daemon: "Daemon") -> int:
@@ -116,9 +116,9 @@ async def greet_arrivals(daemon: "Daemon") -> None:
     """Who connects is asked who it is and what its book holds; what waits for it is brought at once."""
     arrivals = daemon.net.arrivals()
     async with trio.open_nursery() as nursery:
-        for peer in daemon.net.peers():
-            if peer.phase == "live":
-                nursery.start_soon(_greet, daemon, peer.peer_id)
+        for peer_id, phase in daemon.net.phases().items():
+            if phase == "live":
+                nursery.start_soon(_greet, daemon, peer_id)
         async for peer_id in arrivals:
             nursery.start_soon(_greet, daemon, peer_id)
 
@@ -155,6 +155,7 @@ async def keep_blobs(daemon: "Daemon") -> None:
     while True:
         wanted = wanted_blobs(daemon.state, daemon.file_lists)
         daemon.file_lists.keep_only(job.files for job in daemon.state.jobs.live.values() if job.files is not None)
+        await trio.to_thread.run_sync(daemon.job_keys.keep_only, [job for job, _ in daemon.state.jobs.all()])
         newest = checkpoint_blobs(daemon.state)
         await trio.to_thread.run_sync(daemon.store.pin_exactly, wanted, BLOBS_OF_THE_STATE)
         await trio.to_thread.run_sync(daemon.store.retain, newest, CHECKPOINTS, REST_S)
@@ -207,7 +208,7 @@ def _snapshot(daemon: "Daemon") -> Snapshot:
         engine_events_total=daemon.engine.events,
         egress_bytes_total=daemon.egress.passed_bytes,
         engine_lag_ms=daemon.lag_ms,
-        peers=Counter(peer.phase for peer in daemon.net.peers()),
+        peers=Counter(daemon.net.phases().values()),
         drops_total=daemon.counters(),
         seen=seen_devices(daemon),
     )

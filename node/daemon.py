@@ -47,6 +47,7 @@ from hansa.node.events import InventoryChanged, LineMeasured, MessageArrived, No
 from hansa.node.executor import Executor
 from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
+from hansa.node.garbage import set_started_things_aside
 from hansa.node.histories import Histories, ask_around
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_ledger import LedgerDesk, ledger_routes
@@ -630,6 +631,7 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
         _die_with_parent()
     start_logging(as_json=as_json)
     keep_memory_private()
+        nursery.start_soon(set_started_things_aside)
     with _open(config) as daemon:
         daemon.as_json = as_json
         trio.run(_serve_until_told, daemon)

@@ -178,7 +178,7 @@ class Discovery:
     # Peers.
 
     def _live(self) -> list[str]:
-        return [peer.peer_id for peer in self._net.peers() if peer.phase == "live"]
+        return [peer_id for peer_id, phase in self._net.phases().items() if phase == "live"]
 
     async def _call_the_lost(self) -> None:
         """Dial somebody we were connected with: after a cut nobody else would bring the two halves together."""

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
 import trio
+from libp2p.peer.id import ID
 
 from hansa.node.libp2p_guards import Faults
 from hansa.node.neighbourhood import Neighbourhood
@@ -25,13 +26,24 @@ from hansa.proto.peer_id import address_of_peer_text
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 LOOK_AT_CLOCK_S = 10.0
+AT_A_TIME = 64
 ARRIVALS = 64
 MOST_GIVEN = 1024
 SOMEWHERE_PRIVATE = "192.168.0.1"
 """As if a peer from there had told it: what came by multicast, or was written down when somebody told it."""
 
 
-@lru_cache(maxsize=4096)
+REMEMBERED_NAMES = 4096
+"""Base58 is read in Python at some fifty microseconds a name, and every look at the peers reads every name."""
+
+
+@lru_cache(maxsize=REMEMBERED_NAMES)
+def id_of(peer_id: str) -> ID:
+    """The library's form of a peer id. Raises ``ValueError`` for what is no base58."""
+    return ID.from_base58(peer_id)
+
+
+@lru_cache(maxsize=REMEMBERED_NAMES)
 def context_of(peer_id: str, path: Path = "direct") -> Context:
     """The identity behind a peer id. Raises ``Malformed`` if it has no address."""
     return Context(peer_id=peer_id, address=address_of_peer_text(peer_id), path=path)
@@ -104,10 +116,18 @@ class Acquaintances:
                     self.keep(peer_id)
                 while True:
                     await trio.sleep(LOOK_AT_CLOCK_S)
-                    self.book.pass_time(now_ms())
+                    await self._pass_time()
         finally:
             self._nursery = None
             self._holding.clear()
+
+    async def _pass_time(self) -> None:
+        """Let bars end and the long silent be forgotten, a few at a time: others wait while we look at a thousand."""
+        waiting = list(self.book)
+        while waiting:
+            self.book.pass_time(now_ms(), waiting[:AT_A_TIME])
+            del waiting[:AT_A_TIME]
+            await trio.lowlevel.checkpoint()
 
     # Addresses.
 
@@ -234,7 +254,7 @@ class Acquaintances:
             peer_id=peer.peer_id,
             address=context_of(peer.peer_id).address,
             phase=peer.phase,
-            path=self._path(peer.peer_id),
+            path=self._path(peer.peer_id) if peer.phase == "live" else "direct",
             addrs=peer.addrs,
             strikes=peer.counting(now_ms()),
             barred_for_ms=max(0, peer.barred_until_ms - now_ms()),

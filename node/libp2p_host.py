@@ -19,7 +19,7 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
-from hansa.node.libp2p_acquaintances import Acquaintances, author_of, context_of
+from hansa.node.libp2p_acquaintances import Acquaintances, author_of, context_of, id_of
 from hansa.node.libp2p_addresses import advertised, choose_listen_addrs, sorted_addrs, split_addr
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_guards import Faults, guard_negotiation, quiet_the_library
@@ -75,7 +75,7 @@ class Libp2pNet:
             self._faults,
             Neighbourhood((*config.listen, *config.bootstrap, *config.announce)),
             connect=self.connect,
-            is_connected=lambda peer_id: bool(self._swarm.live_connections(ID.from_base58(peer_id))),
+            is_connected=lambda peer_id: bool(self._swarm.live_connections(id_of(peer_id))),
             hang_up=lambda peer_id: self._stack.soon(self.disconnect, peer_id),
             remote_ip=self._remote_ip,
             path=self._path,
@@ -272,7 +272,7 @@ class Libp2pNet:
             raise Unreachable(peer_id[:64], "not the peer id of a node")
         if self._acquaintances.is_barred(peer_id):
             raise Unreachable(peer_id, "barred")
-        return ID.from_base58(peer_id)
+        return id_of(peer_id)
 
     # Gossip.
 
@@ -342,7 +342,7 @@ class Libp2pNet:
 
     async def disconnect(self, peer_id: str) -> None:
         """Close every connection to this peer."""
-        for connection in self._swarm.live_connections(ID.from_base58(peer_id)):
+        for connection in self._swarm.live_connections(id_of(peer_id)):
             await connection.close()
 
     def strike(self, peer_id: str, why: str) -> None:
@@ -359,16 +359,20 @@ class Libp2pNet:
 
     def is_live(self, peer_id: str) -> bool:
         """Whether a connection to this peer stands."""
-        return bool(self._swarm.live_connections(ID.from_base58(peer_id)))
+        return bool(self._swarm.live_connections(id_of(peer_id)))
 
     def dialled(self, peer_id: str) -> tuple[str, int] | None:
         """Where we reached this peer ourselves."""
-        for connection in self._swarm.live_connections(ID.from_base58(peer_id)):
+        for connection in self._swarm.live_connections(id_of(peer_id)):
             muxed = connection.muxed_conn
             if muxed.is_initiator and muxed.path == "direct":
                 at: tuple[str, int] | None = muxed.get_remote_address()
                 return at
         return None
+
+    def phases(self) -> Mapping[str, str]:
+        """Everyone we know of, and the phase of each."""
+        return {peer.peer_id: peer.phase for peer in self._acquaintances.book}
 
     def serve_tls(self, handler: TlsHandler) -> None:
         """Hand over who begins with TLS where we listen, in this life of the host and in those to come."""
@@ -393,12 +397,12 @@ class Libp2pNet:
 
     def _path(self, peer_id: str) -> Path:
         """How a peer is connected; who is not is taken to be dialled directly."""
-        connections = self._swarm.live_connections(ID.from_base58(peer_id))
+        connections = self._swarm.live_connections(id_of(peer_id))
         path: Path = connections[0].muxed_conn.path if connections else "direct"
         return path
 
     def _remote_ip(self, peer_id: str) -> str | None:
-        for connection in self._swarm.live_connections(ID.from_base58(peer_id)):
+        for connection in self._swarm.live_connections(id_of(peer_id)):
             remote = connection.muxed_conn.get_remote_address()
             if remote is not None and connection.muxed_conn.path == "direct":
                 return str(remote[0])

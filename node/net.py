@@ -317,3 +317,6 @@ class Net(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Every drop, strike, limit and retry, by reason."""
+    def phases(self) -> Mapping[str, str]:
+        """Everyone we know of, and the phase of each: much cheaper than all of ``peers``."""
+

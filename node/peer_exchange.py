@@ -72,7 +72,7 @@ class PeerExchange:
                 nursery.start_soon(self._ask, peer_id)
 
     def _live(self) -> list[str]:
-        return [peer.peer_id for peer in self._net.peers() if peer.phase == "live"]
+        return [peer_id for peer_id, phase in self._net.phases().items() if phase == "live"]
 
     async def _answer(self, context: Context, data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()

@@ -4,7 +4,7 @@ One machine for each peer, and a book that bounds how many there are. Five strik
 ends by itself, twice as late each time, up to an hour.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from hansa.market.machine import Step, Table, ignore, rows
@@ -228,10 +228,11 @@ class PeerBook:
         self._peers[peer_id] = step.state
         return step.effects
 
-    def pass_time(self, now_ms: int) -> None:
-        """Let bars end and the long silent be forgotten."""
-        for peer in self:
-            self.apply(peer.peer_id, TimePassed(now_ms=now_ms), now_ms)
+    def pass_time(self, now_ms: int, among: Iterable[Peer] | None = None) -> None:
+        """Let bars end and the long silent be forgotten, of all or of these."""
+        for peer in self if among is None else among:
+            if peer.peer_id in self._peers:
+                self.apply(peer.peer_id, TimePassed(now_ms=now_ms), now_ms)
 
     def _make_room(self) -> None:
         while len(self._peers) >= self.limit:

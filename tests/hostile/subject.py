@@ -8,6 +8,7 @@ One line of JSON when it serves, and then one a second, until its input ends.
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import trio
 from kit.whole_daemon import a_whole_daemon
 
 from hansa.node.daemon import Daemon
+from hansa.node.garbage import set_started_things_aside
 from hansa.node.logs import start_logging
 
 EVERY_S = 1.0
@@ -32,6 +34,8 @@ def figures(daemon: Daemon) -> dict[str, Any]:
     connections = daemon.net._swarm.get_connections()
     return {
         "memory_bytes": memory_bytes(),
+        "blocks": sys.getallocatedblocks(),
+        "cpu_s": time.process_time(),
         "tasks": trio.lowlevel.current_statistics().tasks_living,
         "connections": len(connections),
         "streams": sum(len(each.streams) for each in connections),
@@ -53,6 +57,7 @@ async def main() -> None:
                 print(json.dumps(figures(daemon)), flush=True)
 
         nursery.start_soon(tell)
+        nursery.start_soon(set_started_things_aside)  # as the command does: this process is a node and nothing else
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
 

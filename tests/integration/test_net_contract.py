@@ -15,6 +15,7 @@ from hansa.node.net import (
     NetConfig,
     NetError,
     NetLimits,
+    NotSpoken,
     Refused,
     RemoteFault,
     Timeout,
@@ -129,10 +130,50 @@ async def test_a_handler_that_raises_costs_the_caller_one_request_and_the_node_n
         assert other.counters()[f"serve.handler_failed {ECHO}"] == 1
 
 
-async def test_an_unknown_protocol_is_refused(opener):
+@pytest.mark.parametrize("agree_first", [False, True])
+@pytest.mark.parametrize("data", [b"", b"x", bytes(200 << 10)])
+async def test_an_unknown_protocol_is_refused_as_just_that(opener, agree_first, data):
     async with pair(opener) as (one, other):
-        with pytest.raises(Refused):
-            await one.request(other.peer_id, "/hansa/nothing/9", b"")
+        with pytest.raises(NotSpoken):
+            await one.request(other.peer_id, "/hansa/nothing/9", data, agree_first=agree_first)
+        assert other.peers()[0].strikes == 0, "it is no wrong to ask"
+
+
+async def test_a_request_may_wait_until_the_protocol_is_agreed_on(opener):
+    async with pair(opener) as (one, other):
+        other.serve(ECHO, echo, max_request_bytes=1 << 20)
+        for data in (b"", b"x", bytes(700 << 10)):
+            assert await one.request(other.peer_id, ECHO, data, agree_first=True) == data
+
+
+async def test_older_numbers_are_answered_by_the_same_handler_under_the_same_limits(opener):
+    entered, leave = trio.Event(), trio.Event()
+
+    async def handler(_context: Context, data: bytes) -> bytes:
+        entered.set()
+        await leave.wait()
+        return data
+
+    async with pair(opener) as (one, other), trio.open_nursery() as nursery:
+        other.serve("/hansa/echo/2", handler, per_peer=1, older=(ECHO,))
+        nursery.start_soon(one.request, other.peer_id, "/hansa/echo/2", b"first")
+        await entered.wait()
+        with pytest.raises(Refused, match="busy"):
+            await one.request(other.peer_id, ECHO, b"second")
+        leave.set()
+        await until(lambda: not nursery.child_tasks)
+        assert await one.request(other.peer_id, ECHO, b"third") == b"third"
+        assert other.counters()["serve.older /hansa/echo/2"] == 2
+
+
+async def test_a_node_knows_which_neighbours_hear_a_topic(opener):
+    async with pair(opener) as (one, other):
+        assert one.listeners(TOPIC) == frozenset()
+        other.subscribe(TOPIC, lambda _context, _data: Verdict.ACCEPT)
+        await until(lambda: one.listeners(TOPIC) == {other.peer_id})
+        assert other.listeners(TOPIC) == frozenset(), "it is no neighbour of its own"
+        other.unsubscribe(TOPIC)
+        await until(lambda: not one.listeners(TOPIC))
 
 
 async def test_a_slow_handler_ends_at_the_callers_deadline_and_at_its_own(opener):
@@ -323,6 +364,7 @@ async def test_five_wrongs_within_a_minute_bar_the_peer(opener):
         with pytest.raises(NetError):
             await one.request(other.peer_id, ECHO, b"x", timeout_ms=2_000)
         stat = next(each for each in other.peers() if each.peer_id == one.peer_id)
+        assert other.phases() == {each.peer_id: each.phase for each in other.peers()}
         assert 290_000 < stat.barred_for_ms <= 300_000
         assert stat.why == f"serve.protocol_error {ECHO}"
 

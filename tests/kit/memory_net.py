@@ -15,6 +15,7 @@ from hansa.node.net import (
     Gossip,
     Handler,
     NetConfig,
+    NotSpoken,
     Path,
     PeerStat,
     Reach,
@@ -107,6 +108,7 @@ class MemoryNet:
         self._port = port
         self._book = PeerBook(config.limits.known_peers)
         self._servers: dict[str, tuple[Handler, int, int, int, int]] = {}
+        self._names: dict[str, str] = {}
         self._running: Counter[tuple[str, str]] = Counter()
         self._topics: dict[str, tuple[Validator, trio.MemorySendChannel[tuple[Context, bytes]]]] = {}
         self._seen: set[tuple[str, int]] = set()
@@ -141,8 +143,11 @@ class MemoryNet:
         timeout_ms: int = 10_000,
         per_peer: int = 8,
         total: int = 64,
+        older: tuple[str, ...] = (),
     ) -> None:
-        self._servers[protocol_id] = (handler, max_request_bytes, timeout_ms, per_peer, total)
+        for each in (protocol_id, *older):
+            self._servers[each] = (handler, max_request_bytes, timeout_ms, per_peer, total)
+            self._names[each] = protocol_id
 
     async def request(
         self,
@@ -152,7 +157,10 @@ class MemoryNet:
         *,
         timeout_ms: int = 10_000,
         max_response_bytes: int = 1 << 20,
+        agree_first: bool = False,
     ) -> bytes:
+        if agree_first:
+            await trio.sleep(self._hub.delay_s)
         try:
             with trio.fail_after(timeout_ms / 1000):
                 other = await self._reach(peer_id)
@@ -190,7 +198,10 @@ class MemoryNet:
         """Run the handler as the real one would."""
         await trio.sleep(self._hub.delay_s)
         if protocol_id not in self._servers:
-            raise Refused("does not speak this protocol", self._peer_id)
+            raise NotSpoken(self._peer_id)
+        if protocol_id != self._names[protocol_id]:
+            protocol_id = self._names[protocol_id]
+            self._counters[f"serve.older {protocol_id}"] += 1
         handler, max_request_bytes, timeout_ms, per_peer, total = self._servers[protocol_id]
         key = (protocol_id, caller.peer_id)
         if self._running[key] >= per_peer or sum(n for k, n in self._running.items() if k[0] == protocol_id) >= total:
@@ -268,6 +279,10 @@ class MemoryNet:
             self._pass_on(topic, author, data, mark, not_to=forwarder)
         else:
             self._counters[f"gossip.ignored {topic}"] += 1
+
+    def listeners(self, topic: str) -> frozenset[str]:
+        heard_by = (peer_id for peer_id in self.linked if topic in self._hub.nets[peer_id]._topics)
+        return frozenset(heard_by)
 
     # Peers.
 
@@ -382,6 +397,9 @@ class MemoryNet:
             )
             for peer in self._book
         )
+
+    def phases(self) -> Mapping[str, str]:
+        return {peer.peer_id: peer.phase for peer in self._book}
 
     def is_live(self, peer_id: str) -> bool:
         return peer_id in self.linked

@@ -156,6 +156,15 @@ def test_the_book_lets_bars_end_with_time():
     assert peer.phase == "quiet"
 
 
+def test_somebody_who_was_forgotten_meanwhile_is_not_remembered_because_the_clock_is_looked_at():
+    book = PeerBook(1)
+    book.apply("p", AddrsLearnt(addrs=("a",), now_ms=0), 0)
+    seen = list(book)
+    book.apply("q", AddrsLearnt(addrs=("a",), now_ms=0), 0)
+    book.pass_time(10, seen)
+    assert [peer.peer_id for peer in book] == ["q"]
+
+
 @pytest.mark.parametrize("now_ms", [999, 1000])
 def test_a_connection_right_at_the_end_of_a_bar_counts_from_the_bars_own_clock(now_ms):
     book = PeerBook(5)
