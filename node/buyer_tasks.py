@@ -1,7 +1,9 @@
 """The buyer's orders to the world: write tenders, copy blobs, average rounds. Each outcome comes back as an event."""
 
+import contextlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,12 +21,15 @@ from hansa.node.events import BlobFetched, BlobNotFetched, NobodyFits, RoundNotR
 from hansa.node.mirror_tasks import while_wanted
 from hansa.node.queueing import has_asked, places
 from hansa.node.reduce import Reduced, reduce_round
+from hansa.node.sealed_blobs import opened_file, read_blob
+from hansa.node.sealing import BlobKey, ContentKey, SealBroken, seal
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Tender
+from hansa.proto.sealed import is_sealed
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.job_queue import due_ms, is_too_late
-from hansa.scheduler.job_state import Checkpoint, Job
+from hansa.scheduler.job_state import Checkpoint, Job, Shard
 from hansa.scheduler.rounds import Contribution, ReductionWanted, Rejected
 
 if TYPE_CHECKING:
@@ -162,7 +167,8 @@ async def _fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
         if await _fetch(daemon, wanted.blob, wanted.provider, like) is None:
             if shard.copying is None or shard.copying.blob != wanted.blob:
                 break
-            why = await trio.to_thread.run_sync(_fault_of, daemon.store, shard.copying, shard.checkpoint)
+            assert of is not None, "its shard is there"
+            why = await _fault_of_copied(daemon, of, shard)
             if not why:
                 break
             why = clipped(why, LONGEST_REASON_BYTES)
@@ -178,12 +184,51 @@ async def _fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
     daemon.tell(BlobFetched(job=wanted.job, lease=wanted.lease, blob=wanted.blob, at_ms=daemon.now_ms()))
 
 
-def _fault_of(store: BlobStore, announced: Checkpoint, before: Checkpoint | None) -> str:
+class KeyLost(Exception):
+    """This node has lost the key of a sealed job."""
+
+
+def key_of(daemon: "Daemon", of: Job) -> ContentKey | None:
+    """What a job's blobs are sealed under, if they are. Raises ``KeyLost``."""
+    if not is_sealed(of.spec.requirements):
+        return None
+    key = daemon.job_keys.find(of.job)
+    if key is None:
+        raise KeyLost("this node has lost the key of the sealed job")
+    return key
+
+
+async def _fault_of_copied(daemon: "Daemon", of: Job, shard: Shard) -> str:
+    assert shard.copying is not None, "this is what was copied"
+    try:
+        key = key_of(daemon, of)
+    except KeyLost as fault:
+        return str(fault)
+    keys = key.of_shard(shard.shard).both if key is not None else None
+    return await trio.to_thread.run_sync(_fault_of, daemon.store, shard.copying, shard.checkpoint, keys)
+
+
+def _fault_of(
+    store: BlobStore, announced: Checkpoint, before: Checkpoint | None, keys: Sequence[BlobKey] | None
+) -> str:
     """Why what came is no checkpoint; one that is gone again is none either."""
     path = store.path(announced.blob)
     if path is None:
         return "it was fetched and is gone again: this node's blob quota is too small"
-    return fault_of(path, announced, store.path(before.blob) if before is not None else None)
+    if keys is None:
+        return fault_of(path, announced, store.path(before.blob) if before is not None else None)
+    try:
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(opened_file(store, announced.blob, keys, store.directory))
+            earlier = None
+            if before is not None and store.has(before.blob):
+                with contextlib.suppress(SealBroken):
+                    earlier = stack.enter_context(opened_file(store, before.blob, keys, store.directory))
+            return fault_of(opened, announced, earlier)
+    except SealBroken as fault:
+        return f"it cannot be opened: {fault}"
+    except (BlobMissing, OSError) as fault:
+        return f"it cannot be read: {fault}"
 
 
 async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes, like: Sequence[BlobRef] = ()) -> str | None:
@@ -210,12 +255,14 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
             nursery.start_soon(_fetch_contribution, daemon, contribution, missing)
     here = [entry for entry in wanted.contributions if entry.shard not in missing]
     try:
-        reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes)
+        key = key_of(daemon, of)
+        reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes, key)
         rejected = {**missing, **reduced.rejected}
         blob, unsound = None, not missing and reduced.state is None
         if reduced.state is not None:
-            blob = await trio.to_thread.run_sync(daemon.store.put_bytes, reduced.state)
-    except (BlobMissing, NoRoom, OSError, ValueError, MemoryError) as fault:
+            result = reduced.state if key is None else await trio.to_thread.run_sync(seal, key.shared, reduced.state)
+            blob = await trio.to_thread.run_sync(daemon.store.put_bytes, result)
+    except (BlobMissing, KeyLost, NoRoom, OSError, SealBroken, ValueError, MemoryError) as fault:
         # Evicted between the fetch and the sum, or no room for the result: the round is collected again.
         rejected, blob, unsound = {**missing, **{entry.shard: str(fault) for entry in here}}, None, False
     # A reason may hold a stranger's words in any script, and the journal takes only so many bytes of them.
@@ -251,9 +298,24 @@ async def _fetch_contribution(daemon: "Daemon", contribution: Contribution, miss
         missing[contribution.shard] = why
 
 
-def _reduce(store: BlobStore, previous: BlobRef | None, contributions: list[Contribution], limit_bytes: int) -> Reduced:
-    before = store.read_bytes(previous, limit_bytes) if previous is not None and store.has(previous) else None
-    parts = [
-        (entry.shard, entry.weight_milli / 1000, store.read_bytes(entry.state, limit_bytes)) for entry in contributions
-    ]
-    return reduce_round(before, parts, limit_bytes=limit_bytes)
+def _reduce(
+    store: BlobStore,
+    previous: BlobRef | None,
+    contributions: list[Contribution],
+    limit_bytes: int,
+    key: ContentKey | None,
+) -> Reduced:
+    before, broken = None, {}
+    if previous is not None and store.has(previous):
+        before = read_blob(store, previous, limit_bytes, (key.shared,) if key is not None else None)
+    parts = []
+    for entry in contributions:
+        keys = (key.own(entry.shard),) if key is not None else None
+        try:
+            data = read_blob(store, entry.state, limit_bytes, keys)
+        except SealBroken as fault:
+            broken[entry.shard] = f"its state cannot be opened: {fault}"
+            continue
+        parts.append((entry.shard, entry.weight_milli / 1000, data))
+    reduced = reduce_round(before, parts, limit_bytes=limit_bytes)
+    return replace(reduced, rejected={**reduced.rejected, **broken}) if broken else reduced

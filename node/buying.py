@@ -49,6 +49,7 @@ from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.currency import currency_of
 from hansa.proto.network import DOMAIN
+from hansa.proto.sealed import weight_bytes
 from hansa.proto.typed_data import digest
 from hansa.scheduler import job, job_events, rounds
 from hansa.scheduler.job_mirrors import MirrorAnswered
@@ -341,7 +342,7 @@ def _say_it_is_over(event: MessageArrived) -> Effects:
 def _hear_contribution(state: NodeState, event: MessageArrived, bought: Purchase, _: Placement) -> Effects:
     message: messages.RoundContributed = event.message  # type: ignore[assignment]
     of = state.jobs.live.get(bought.tender.job)
-    if of is None or message.state.size_bytes > of.spec.state_bytes:
+    if of is None or weight_bytes(message.state, of.spec.requirements) > of.spec.state_bytes:
         state.ignore("rounds", "a state over the job's limit, or of a job that is over")
         return []
     news = rounds.ContributionArrived(

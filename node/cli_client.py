@@ -106,13 +106,19 @@ class Daemon:
 
     def blob(self, blob: BlobRef) -> Iterator[bytes]:
         """The bytes of a blob, piece by piece. The caller checks them against the blob's name."""
-        with self._answered():
-            url = f"/v1/blobs/{blob.root.hex()}"
-            with self._http.stream("GET", url, params={"size_bytes": str(blob.size_bytes)}) as answer:
-                if answer.status_code != httpx.codes.OK:
-                    answer.read()
-                    _checked(answer)
-                yield from answer.iter_bytes(CHUNK_BYTES)
+        return self._pieces(f"/v1/blobs/{blob.root.hex()}", blob)
+
+    def output(self, job: str, blob: BlobRef) -> Iterator[bytes]:
+        """What a job wrote into an output, opened by the daemon where the job is sealed."""
+        return self._pieces(f"/v1/jobs/{job}/outputs/{blob.root.hex()}", blob)
+
+    def _pieces(self, url: str, blob: BlobRef) -> Iterator[bytes]:
+        parameters = {"size_bytes": str(blob.size_bytes)}
+        with self._answered(), self._http.stream("GET", url, params=parameters) as answer:
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                _checked(answer)
+            yield from answer.iter_bytes(CHUNK_BYTES)
 
     def lines(self, path: str, **parameters: str) -> Generator[Json, None, None]:
         """A stream of JSON lines, for as long as the daemon has some."""

@@ -143,16 +143,23 @@ def packed_job(
     from hansa.node.job_file import check_deadline, read_job_file
     from hansa.node.job_json import spec_to_json
     from hansa.node.job_upload import upload_files, upload_package
+    from hansa.node.sealing import new_content_key
+    from hansa.proto.sealed import is_sealed
 
     found = read_job_file(jobfile, changes.get(_NEEDS))
     fields = {name: value for name, value in changes.items() if name != _NEEDS}
     found = replace(found, spec=replace(found.spec, **fields))
     check_deadline(found.spec)
-    files, spec = upload_files(daemon, found, say)
-    package = upload_package(daemon, found)
+    key = new_content_key() if is_sealed(found.spec.requirements) else None
+    files, spec = upload_files(daemon, found, say, key)
+    package = upload_package(daemon, found, key)
     for left_out in sorted(found.left_out):
         say(f"kept out of the package: {left_out}")
-    return {"spec": spec_to_json(spec), "package": package, "files": files}
+    body = {"spec": spec_to_json(spec), "package": package, "files": files}
+    if key is None:
+        return body
+    say("sealed: code, inputs, states, checkpoints and outputs; not its name, parameters, metrics and what it prints")
+    return body | {"key": key.secret().hex()}
 
 
 def _duration_ms(text: str, option: str) -> int:
@@ -275,14 +282,19 @@ def results(job: str, directory: Path | None, data_dir: Path, as_json: bool) -> 
 
 
 def _fetch(daemon: "Daemon", view: dict[str, Any], target: Path) -> Iterator[Path]:
-    from hansa.node.cli_results import write_output
+    from hansa.node.cli_results import write_opened, write_output
+    from hansa.proto.sealed import plain_size_bytes
 
     for output in view.get("outputs", []):
         shard, path = output.get("shard"), output.get("path")
         blob = _blob_of(output)
         if blob is None or type(shard) is not int or shard < 0 or type(path) is not str:
             raise OperatorError("the daemon names an output that is none", "use the daemon's own version")
-        yield write_output(target, shard, path, blob, daemon.blob(blob))
+        if view.get("sealed") is True:
+            pieces = daemon.output(str(view["job"]), blob)
+            yield write_opened(target, shard, path, plain_size_bytes(blob.size_bytes), pieces)
+        else:
+            yield write_output(target, shard, path, blob, daemon.blob(blob))
 
 
 def _blob_of(output: dict[str, Any]) -> "BlobRef | None":

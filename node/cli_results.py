@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hansa.node.faults import OperatorError
 from hansa.node.plain_text import plain
@@ -63,11 +64,7 @@ def write_output(directory: Path, shard: int, path: str, blob: BlobRef, pieces: 
     Raises:
         OperatorError: the path leads elsewhere, another file stands there, or the bytes are not the blob.
     """
-    if not is_safe_path(path):
-        odd = f"shard {shard} named an output {plain(path, 80)!r}"
-        raise OperatorError(odd, "nothing is written outside the shard's own directory")
-    *parts, name = [f"shard-{shard}", *path.split("/")]
-    target = directory.joinpath(*parts, name)
+    parts, name, target = _place(directory, shard, path)
     try:
         with _below(directory, parts) as here:
             if not _is_there(here, name, blob, target):
@@ -76,6 +73,61 @@ def write_output(directory: Path, shard: int, path: str, blob: BlobRef, pieces: 
         hint = "choose another directory: -o DIR"
         raise OperatorError(f"cannot write {plain(target)}: {fault.strerror}", hint) from None
     return target
+
+
+def write_opened(directory: Path, shard: int, path: str, size_bytes: int, pieces: Iterable[bytes]) -> Path:
+    """Write one output of a sealed job to ``directory/shard-N/path``; the daemon has opened and checked it.
+
+    Raises:
+        OperatorError: as ``write_output`` does.
+    """
+    parts, name, target = _place(directory, shard, path)
+    partial = f".hansa-{secrets.token_hex(8)}"
+    try:
+        with _below(directory, parts) as here:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(partial, flags, 0o644, dir_fd=here), "w+b") as file:
+                try:
+                    for piece in pieces:
+                        if file.tell() + len(piece) > size_bytes:
+                            break
+                        file.write(piece)
+                    file.flush()
+                    if file.tell() != size_bytes:
+                        raise OperatorError(f"not all of {plain(target)} came, or more", "fetch it again")
+                    with suppress(FileExistsError):
+                        os.link(partial, name, src_dir_fd=here, dst_dir_fd=here)
+                        return target
+                    if not _is_same(here, name, file):
+                        hint = "choose another directory: -o DIR"
+                        raise OperatorError(f"{plain(target)} is there already and is something else", hint)
+                finally:
+                    os.unlink(partial, dir_fd=here)
+    except OSError as fault:
+        hint = "choose another directory: -o DIR"
+        raise OperatorError(f"cannot write {plain(target)}: {fault.strerror}", hint) from None
+    return target
+
+
+def _is_same(here: int, name: str, file: BinaryIO) -> bool:
+    """Whether what stands there already holds the same bytes. Its own name is not followed if it is a link."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+        return False
+    file.seek(0)
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here), "rb") as there:
+        while piece := file.read(CHUNK_BYTES):
+            if there.read(len(piece)) != piece:
+                return False
+        return not there.read(1)
+
+
+def _place(directory: Path, shard: int, path: str) -> tuple[list[str], str, Path]:
+    """The directories below, the file's name, and all of it together. Raises ``OperatorError``."""
+    if not is_safe_path(path):
+        odd = f"shard {shard} named an output {plain(path, 80)!r}"
+        raise OperatorError(odd, "nothing is written outside the shard's own directory")
+    *parts, name = [f"shard-{shard}", *path.split("/")]
+    return parts, name, directory.joinpath(*parts, name)
 
 
 def _is_there(here: int, name: str, blob: BlobRef, target: Path) -> bool:

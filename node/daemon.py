@@ -57,9 +57,11 @@ from hansa.node.http_shell import shell_routes
 from hansa.node.images import Images
 from hansa.node.interests import useful_classes, wishes
 from hansa.node.inventory import Inventory, read_machine
+from hansa.node.job_keys import JobKeys
 from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
+from hansa.node.key_exchange import KeyDesk
 from hansa.node.keys import load_node_key, read_password
 from hansa.node.keystore import load_account
 from hansa.node.launcher import Launch, launch_with
@@ -90,9 +92,17 @@ from hansa.node.statement_desk import StatementDesk, statement_routes
 from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES, TIER_NONE, Advert
+from hansa.proto.market_documents import (
+    FEATURE_EGRESS,
+    FEATURE_MIRRORS,
+    FEATURE_SEALED,
+    FEATURE_SEVERAL_MACHINES,
+    TIER_NONE,
+    Advert,
+)
 from hansa.proto.messages import TenderSent
 from hansa.proto.network import DOMAIN
+from hansa.proto.sealed import is_sealed
 from hansa.proto.signing import SigningKey, checksum_address
 from hansa.proto.typed_data import digest
 from hansa.scheduler.run import (
@@ -165,10 +175,9 @@ class Daemon:
         self.furnishings: frozenset[str] = frozenset()
         self.staging: dict[bytes, trio.CancelScope] = {}
         self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
+        self.job_keys = JobKeys(data / "sealing", account)
         self.file_lists = FileLists(self.store)
-        for job in self.state.jobs.live.values():
-            if job.files is not None:
-                self.file_lists.load(job.files, job.spec.shards)
+        self._know_own_jobs()
         self.grants = Grants(self.file_lists)
         self.egress = EgressProxy(
             self.runs_dir,
@@ -200,6 +209,14 @@ class Daemon:
         self.changed = trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
         self.tasks: trio.Nursery | None = None
+
+    def _know_own_jobs(self) -> None:
+        """Forget the keys of jobs that are known no more, and read the lists of files of those that live."""
+        self.job_keys.keep_only([job for job, _ in self.state.jobs.all()])
+        for job in self.state.jobs.live.values():
+            if job.files is not None:
+                key = self.job_keys.find(job.job) if is_sealed(job.spec.requirements) else None
+                self.file_lists.load(job.files, job.spec.shards, (key.shared,) if key is not None else None)
 
     @property
     def state(self) -> NodeState:
@@ -425,6 +442,9 @@ class Daemon:
         self.bulk = make_bulk(self.net, self.store, self._may_fetch, meter)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch, self.bulk, meter)
         self.exchange.serve()
+        account = self.account.address
+        self.key_desk = KeyDesk(self.net, self.directory, self.job_keys, lambda: self.state, account)
+        self.key_desk.serve()
         Courier(
             self.net,
             self.directory,
@@ -540,6 +560,8 @@ class Daemon:
         spread = self.config.cluster.listen is not None and makes_gangs(self.sandbox)
         has = {FEATURE_EGRESS: bool(self.config.egress.allow), FEATURE_SEVERAL_MACHINES: spread}
         has[FEATURE_MIRRORS] = self.config.provider.mirror_bytes > 0
+        # Other machines keep what runs were furnished with, for the next that wants the same: not what was sealed.
+        has[FEATURE_SEALED] = self.config.cluster.listen is None
         has[f"python{python_version()}"] = True
         return tuple(sorted({*self.furnishings, *(feature for feature, here in has.items() if here)}))
 

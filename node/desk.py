@@ -16,9 +16,12 @@ from hansa.node.events import JobCancelled, JobSubmitted, JobToppedUp
 from hansa.node.faults import OperatorError
 from hansa.node.file_lists import heaviest_bytes, read_file_list
 from hansa.node.http_api import Json
+from hansa.node.sealed_blobs import fault_in, pieces_of, read_blob
+from hansa.node.sealing import BlobKey, ContentKey, SealBroken
 from hansa.node.voucher_file import voucher_view
 from hansa.proto.blob import BlobRef, chunk_count
 from hansa.proto.currency import currency_of
+from hansa.proto.sealed import is_sealed
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
 from hansa.proto.workload import MAX_FILE_LIST_BYTES, FileList
@@ -103,17 +106,25 @@ class NodeDesk:
         account = self._daemon.directory.account_of(peer_id)
         return checksum_address(account) if account is not None else None
 
-    async def submit(self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None) -> bytes:
+    async def submit(
+        self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None, key: ContentKey | None = None
+    ) -> bytes:
         """See ``Desk``."""
+        if is_sealed(spec.requirements) != (key is not None):
+            which = "is sealed, and its key is not given" if key is None else "is not sealed, and a key is given"
+            raise OperatorError(f"the job {which}", "use the daemon's own version")
         if not self._daemon.store.has(package):
             raise OperatorError("the job's package is not here", "upload it first, as `hansa submit` does")
         spec = self.in_our_currency(spec)
         listed = None
         if files is not None:
-            listed = await trio.to_thread.run_sync(self._checked_files, spec, files)
+            listed = await trio.to_thread.run_sync(self._checked_files, spec, files, key)
         elif spec.fetch_bytes:
             raise OperatorError("the job has files to fetch, and no list of them", "use the daemon's own version")
         job = secrets.token_bytes(32)
+        if key is not None:
+            # Before the job is in the journal: one whose key were lost could never be read.
+            await trio.to_thread.run_sync(self._daemon.job_keys.keep, job, key)
         at_ms = self._daemon.now_ms()
         await self._daemon.take(JobSubmitted(job=job, spec=spec, package=package, files=files, at_ms=at_ms))
         if files is not None and listed is not None:
@@ -138,11 +149,13 @@ class NodeDesk:
         """A view in which the node's currency is called what people call it."""
         return name_currency(view, self._daemon.config.currency, self._symbol)
 
-    def _checked_files(self, spec: JobSpec, files: BlobRef) -> FileList:
+    def _checked_files(self, spec: JobSpec, files: BlobRef, key: ContentKey | None) -> FileList:
         """Take a list of files only whole: a provider that cannot have one of them would fail the run for it."""
-        store = self._daemon.store
+        store, keys = self._daemon.store, (key.shared,) if key is not None else None
         try:
-            listed = read_file_list(store.read_bytes(files, MAX_FILE_LIST_BYTES), spec.shards)
+            listed = read_file_list(read_blob(store, files, MAX_FILE_LIST_BYTES, keys), spec.shards)
+        except SealBroken as fault:
+            raise OperatorError(f"the list of the job's files: {fault}", "submit the job again") from None
         except (BlobMissing, ValueError):
             raise OperatorError("the list of the job's files is not here", "submit the job again") from None
         lacking = sum(not store.has(file.blob) for file in listed.files)
@@ -280,6 +293,32 @@ class NodeDesk:
     def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
         """See ``Desk``."""
         return self._read(blob) if self._daemon.store.has(blob) else None
+
+    async def open_output(self, job: bytes, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
+        """See ``Desk``."""
+        of, store = self._job(job), self._daemon.store
+        if not is_sealed(of.spec.requirements):
+            return self.open_blob(blob)
+        shard = next((entry.shard for entry in of.shards for made in entry.outputs if made.blob == blob), None)
+        if shard is None or not store.has(blob):
+            return None
+        key = self._daemon.job_keys.find(of.job)
+        if key is None:
+            folder = self._daemon.config.data_dir / "sealing"
+            raise OperatorError("the key of this sealed job is lost", f"restore {folder} from a backup of this node")
+        keys = key.of_shard(shard).both
+        # Looked at to its end before a byte goes out, so that whoever writes it down need not undo that.
+        if fault := await trio.to_thread.run_sync(fault_in, store, blob, keys):
+            raise OperatorError(f"this output cannot be opened: {fault}", "its provider has sealed it wrongly")
+        return self._read_opened(blob, keys)
+
+    async def _read_opened(self, blob: BlobRef, keys: Sequence[BlobKey]) -> AsyncGenerator[bytes, None]:
+        pieces = pieces_of(self._daemon.store, blob, keys)
+        try:
+            while (piece := await trio.to_thread.run_sync(next, pieces, None)) is not None:
+                yield piece
+        finally:
+            pieces.close()
 
     async def _read(self, blob: BlobRef) -> AsyncGenerator[bytes, None]:
         for index in range(chunk_count(blob.size_bytes)):

@@ -141,6 +141,7 @@ class Executor:
 
         Raises:
             BlobMissing: the state is not in the store.
+            SealBroken: it cannot be opened with the run's keys.
             ValueError: it is larger than the run's states may be.
         """
         if run in self._runs:

@@ -9,6 +9,7 @@ import trio
 from hansa.node.host_paths import without_host_paths
 from hansa.node.launcher_protocol import Ended
 from hansa.node.run_order import RunOrder
+from hansa.node.sealing import SealBroken
 from hansa.proto.errors import ProtocolError
 from hansa.scheduler.run import RECLAIMED, RunEvent, RunFailed, RunFinished, RunStopped
 
@@ -60,6 +61,8 @@ def over_of(error: Exception) -> Over:
         return leaf
     if isinstance(leaf, ProtocolError):
         return Over("protocol", f"the sandbox said something it must not: {leaf.where}: {leaf.why}")
+    if isinstance(leaf, SealBroken):
+        return Over("bad-state", f"what it was to go on from cannot be opened: {leaf.why}")
     if isinstance(leaf, OSError | trio.BrokenResourceError):
         return Over("sandbox-lost", f"talking to the sandbox failed: {type(leaf).__name__}")
     raise error

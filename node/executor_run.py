@@ -42,10 +42,13 @@ from hansa.node.launcher_protocol import (
 )
 from hansa.node.run_order import RunOrder, gpu_count, open_to_readers, spec_of
 from hansa.node.run_shell import RunShell, RunShells, ShellRefused
+from hansa.node.sealed_blobs import SealedBlobs
+from hansa.node.sealing import SealBroken
 from hansa.node.warm_pool import PreparedSandbox, WarmPool, threads_of
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError, TooLarge
+from hansa.proto.sealed import plain_size_bytes
 from hansa.scheduler.run import (
     RunCheckpointed,
     RunEvent,
@@ -95,6 +98,7 @@ class Supervision:
         """Nothing has been done yet."""
         self._order = order
         self._around = around
+        self._blobs: Blobs = around.blobs if order.keys is None else SealedBlobs(around.blobs, order.keys)
         self._clock = RunClock(order.limits, around.settings, trio.current_time())
         self._news = RunNewsDesk(order.run, log_bytes=order.limits.log_bytes, tell=self._tell, now_ms=around.now_ms)
         self._line = RunnerLine()
@@ -157,14 +161,16 @@ class Supervision:
 
         Raises:
             BlobMissing: the state is not in the store.
+            SealBroken: it cannot be opened with this run's keys.
             ValueError: it is larger than this run's states may be.
         """
-        if state.size_bytes > self._order.limits.state_bytes:
-            raise ValueError(f"a state of {state.size_bytes} bytes, and this run's are smaller")
-        file = await trio.to_thread.run_sync(self._around.blobs.reader, state)
+        size_bytes = self._size_bytes(state)
+        if size_bytes > self._order.limits.state_bytes:
+            raise ValueError(f"a state of {size_bytes} bytes, and this run's are smaller")
+        file = await trio.to_thread.run_sync(self._blobs.reader, state)
         if self._awaited_round is not None and round_number >= self._awaited_round:
             self._awaited_round = None
-        self._line.post_state(frames.RoundResult(round=round_number, size_bytes=state.size_bytes), file)
+        self._line.post_state(frames.RoundResult(round=round_number, size_bytes=size_bytes), file)
 
     async def open_shell(self, argv: tuple[str, ...], columns: int, rows: int) -> RunShell:
         """Start a program at a terminal inside. Raises ``ShellRefused``."""
@@ -216,7 +222,7 @@ class Supervision:
 
     async def _live_through(self) -> Over:
         """Everything up to the moment when the run is to be ended, and why."""
-        intake = Intake(self._around.blobs, self._admit, self._order.checkpoint)
+        intake = Intake(self._blobs, self._admit, self._order.checkpoint)
         try:
             begin = await self._furnish()
             self._line.post_first(*begin)
@@ -241,13 +247,15 @@ class Supervision:
         if not self._around.launcher_there():
             raise Over("refused", "the launcher is not there")
         if order.checkpoint is not None:
-            size_bytes = order.checkpoint.size_bytes
+            size_bytes = self._size_bytes(order.checkpoint)
             if size_bytes > limits.state_bytes:
                 raise Over("refused", f"its checkpoint of {size_bytes} bytes is over the limit of its states")
             try:
-                file = await trio.to_thread.run_sync(self._around.blobs.reader, order.checkpoint)
+                file = await trio.to_thread.run_sync(self._blobs.reader, order.checkpoint)
             except BlobMissing as error:
                 raise Over("refused", f"its checkpoint cannot be had: {error}") from error
+            except SealBroken as error:
+                raise Over("refused", f"its checkpoint cannot be opened: {error}") from error
         try:
             self._stream = await self._ask_for_sandbox()
             if self._clock.paused:
@@ -271,6 +279,10 @@ class Supervision:
             gpus=gpu_count(order),
         )
         return begin, file
+
+    def _size_bytes(self, blob: BlobRef) -> int:
+        """What a runner gets or gives of a blob: what it holds, if it is sealed."""
+        return blob.size_bytes if self._order.keys is None else plain_size_bytes(blob.size_bytes)
 
     async def _ask_for_sandbox(self) -> trio.SocketStream:
         """A prepared sandbox if there is one that fits, else one that is made now."""

@@ -5,11 +5,13 @@ the buyer's own daemon read it with the same function, so what a buyer may submi
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from hansa.node.blob_shelf import BlobMissing
 from hansa.node.blobs import BlobStore
+from hansa.node.sealed_blobs import read_blob
+from hansa.node.sealing import BlobKey, SealBroken
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
 from hansa.proto.codec import decode
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge
@@ -117,13 +119,13 @@ class FileLists:
         self._known: dict[BlobRef, dict[bytes, frozenset[int] | None]] = {}
         self._blobs: dict[BlobRef, frozenset[BlobRef]] = {}
 
-    def load(self, ref: BlobRef, shards: int) -> None:
+    def load(self, ref: BlobRef, shards: int, keys: Sequence[BlobKey] | None = None) -> None:
         """Read a job's list from the store, if it is there and was not read yet. Blocks."""
         if ref in self._known:
             return
         try:
-            self.keep(ref, read_file_list(self._store.read_bytes(ref, MAX_FILE_LIST_BYTES), shards))
-        except (BlobMissing, ValueError, ProtocolError):
+            self.keep(ref, read_file_list(read_blob(self._store, ref, MAX_FILE_LIST_BYTES, keys), shards))
+        except (BlobMissing, SealBroken, ValueError, ProtocolError):
             return
 
     def keep(self, ref: BlobRef, files: FileList) -> None:

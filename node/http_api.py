@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from hansa.node.faults import OperatorError
 from hansa.node.job_json import spec_from_json
+from hansa.node.sealing import ContentKey
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.typed_json import parse_json, read_exact_keys
@@ -53,10 +54,13 @@ class Desk(Protocol):
     def node_view(self) -> Json:
         """This node: who it is, what it lends, whom it knows, how its engine does."""
 
-    async def submit(self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None) -> bytes:
+    async def submit(
+        self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None, key: ContentKey | None = None
+    ) -> bytes:
         """Take a job and answer its id, once that is in the journal. Raises ``OperatorError`` to refuse it.
 
-        ``files`` is the blob with the ``FileList`` of what it brings beside the package, if there is any.
+        ``files`` is the blob with the ``FileList`` of what it brings beside the package, if there is any, and ``key``
+        what all of it is sealed under, if the job is sealed.
         """
 
     def job_views(self) -> list[Json]:
@@ -106,6 +110,12 @@ class Desk(Protocol):
 
     def open_blob(self, blob: BlobRef) -> Flow[bytes] | None:
         """The bytes of a blob, verified, or nothing when this node does not have it."""
+
+    async def open_output(self, job: bytes, blob: BlobRef) -> Flow[bytes] | None:
+        """What the job's code wrote into an output, opened if it is sealed, or nothing when this node does not have it.
+
+        Raises ``OperatorError`` if it cannot be opened.
+        """
 
 
 class _Answer(Exception):
@@ -222,9 +232,15 @@ class _Routes:
         if not _ROOT.fullmatch(root) or not _NUMBER.fullmatch(size):
             raise _Answer(400, "a blob is named by 64 hex digits and size_bytes", "take both from the job's outputs")
         content = self._desk.open_blob(BlobRef(root=bytes.fromhex(root), size_bytes=int(size)))
-        if content is None:
-            raise _Answer(404, "this node does not have that blob", "it may not have been delivered yet")
-        return _Stream(content, _bytes_of(content), "application/octet-stream", size)
+        return _content(content, size)
+
+    async def output(self, request: Request) -> Response:
+        job, root = self._job(request), request.path_params["root"]
+        size = request.query_params.get("size_bytes", "")
+        if not _ROOT.fullmatch(root) or not _NUMBER.fullmatch(size):
+            raise _Answer(400, "an output is named by 64 hex digits and size_bytes", "take both from the job's outputs")
+        content = await self._desk.open_output(job, BlobRef(root=bytes.fromhex(root), size_bytes=int(size)))
+        return _content(content, None)
 
     async def missing_blobs(self, request: Request) -> Response:
         body = read_exact_keys(await json_body(request), ("blobs",), "request")
@@ -234,8 +250,9 @@ class _Routes:
 
     async def submit(self, request: Request) -> Response:
         raw = await json_body(request)
-        files_key = ("files",) if type(raw) is dict and "files" in raw else ()
-        body = read_exact_keys(raw, ("spec", "package", *files_key), "job")
+        more = tuple(name for name in ("files", "key") if type(raw) is dict and name in raw)
+        body = read_exact_keys(raw, ("spec", "package", *more), "job")
+        key = _key(body["key"]) if body.get("key") is not None else None
         package = _blob(body["package"], "package")
         files = _blob(body["files"], "files") if body.get("files") is not None else None
         spec = spec_from_json(body["spec"])
@@ -244,7 +261,7 @@ class _Routes:
             raise _Answer(
                 409, f"the budget is above {most}, the most for one job here", "lower it, or raise buyer.max_job_budget"
             )
-        job = await self._desk.submit(spec, package, files)
+        job = await self._desk.submit(spec, package, files, key)
         return JSONResponse({"job": job.hex()}, status_code=201)
 
     async def jobs(self, _request: Request) -> Response:
@@ -300,6 +317,19 @@ class _Routes:
         return JSONResponse({"deposits": self._desk.deposits()})
 
 
+def _content(content: Flow[bytes] | None, size: str | None) -> Response:
+    if content is None:
+        raise _Answer(404, "this node does not have that blob", "it may not have been delivered yet")
+    return _Stream(content, _bytes_of(content), "application/octet-stream", size)
+
+
+def _key(raw: object) -> ContentKey:
+    """A sealed job's key in a request. What is wrong with it is said without repeating it."""
+    if type(raw) is not str or not _ROOT.fullmatch(raw):
+        raise Malformed("key", "is not 64 hex digits")
+    return ContentKey(bytes.fromhex(raw))
+
+
 def _blob(raw: object, where: str) -> BlobRef:
     """A blob's name in a request."""
     named = read_exact_keys(raw, ("root", "size_bytes"), where)
@@ -345,6 +375,7 @@ def build_api(desk: Desk, *, max_job_budget: Amount | None = None, more: Sequenc
         routes=[
             Route("/v1/node", routes.node),
             Route("/v1/blobs", routes.put_blob, methods=["POST"]),
+            Route("/v1/jobs/{job}/outputs/{root}", routes.output),
             Route("/v1/blobs/missing", routes.missing_blobs, methods=["POST"]),
             Route("/v1/blobs/{root}", routes.get_blob),
             Route("/v1/jobs", routes.submit, methods=["POST"]),

@@ -8,7 +8,7 @@ import ast
 import difflib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hansa.proto.gpu_models import canonical
 from hansa.proto.market_documents import (
     FEATURE_EGRESS,
     FEATURE_MIRRORS,
+    FEATURE_SEALED,
     FEATURE_SEVERAL_MACHINES,
     KIND_CPU,
     KIND_GPU,
@@ -41,6 +42,7 @@ from hansa.proto.market_documents import (
     DeviceChoice,
     Requirements,
 )
+from hansa.proto.sealed import is_sealed
 from hansa.proto.units import Amount, DurationMs, PriceE18, amount_for, format_amount
 from hansa.proto.workload import Parameter
 from hansa.scheduler.job_losses import WORDS
@@ -145,8 +147,10 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     said = read_needs(resources, needs)
     requirements = said.applied_to(_requirements(resources, limits.wall_ms, network, environment))
     check_least(requirements, resources)
-    if mirror:
-        requirements = replace(requirements, features=tuple(sorted((*requirements.features, FEATURE_MIRRORS))))
+    requirements = _with_features(
+        requirements,
+        {FEATURE_MIRRORS: mirror, FEATURE_SEALED: _sealed(top.table("data"), requirements, environment)},
+    )
     if shared_memory_bytes > requirements.memory_bytes:
         hint = f"it counts against memory, which is {format_size(requirements.memory_bytes)}"
         raise resources.fault("shared_memory", "is more than the memory", hint)
@@ -348,6 +352,24 @@ def _mirror(table: TomlTable, shards: int) -> bool:
         )
     table.finish()
     return mirror
+
+
+def _with_features(requirements: Requirements, wanted: Mapping[str, bool]) -> Requirements:
+    features = {*requirements.features, *(feature for feature, is_wanted in wanted.items() if is_wanted)}
+    return replace(requirements, features=tuple(sorted(features)))
+
+
+def _sealed(table: TomlTable, requirements: Requirements, environment: JobEnvironment) -> bool:
+    """Whether everything that the job moves is sealed, which goes with some features and not with others."""
+    sealed = table.boolean("sealed", default=False) or is_sealed(requirements)
+    if sealed and (environment.wheels or environment.archive is not None):
+        hint = "name packages by dependencies and an image by its digest, or put the code into the job's directory"
+        raise table.fault("sealed", "goes with no wheels and no image archive, which providers keep unpacked", hint)
+    if sealed and FEATURE_SEVERAL_MACHINES in requirements.features:
+        hint = "leave several_machines out: a provider's other machines keep what runs were given"
+        raise table.fault("sealed", "goes with one machine for each shard only", hint)
+    table.finish()
+    return sealed
 
 
 def _retry(table: TomlTable, most: int) -> _Retry:

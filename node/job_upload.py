@@ -19,6 +19,7 @@ from hansa.node.job_file import JobFile
 from hansa.node.job_lock import lock_of
 from hansa.node.packages import IGNORE_FILE, pack
 from hansa.node.quantities import format_size
+from hansa.node.sealing import ContentKey, SealingReader
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, chunk_hash, root_of
 from hansa.proto.codec import encode
 from hansa.proto.errors import ProtocolError
@@ -37,8 +38,8 @@ SHOWN_FROM_BYTES = 32 << 20
 Say = Callable[[str], None]
 
 
-def upload_package(daemon: "Daemon", found: JobFile) -> dict[str, Any]:
-    """Pack the job's directory and send it; the answer names the blob."""
+def upload_package(daemon: "Daemon", found: JobFile, key: ContentKey | None = None) -> dict[str, Any]:
+    """Pack the job's directory and send it, sealed if there is a key; the answer names the blob."""
     entry_file = found.spec.entry.partition(":")[0]
     with tempfile.TemporaryFile() as archive:
         packed = pack(found.directory, archive, left_out=found.left_out)
@@ -46,18 +47,26 @@ def upload_package(daemon: "Daemon", found: JobFile) -> dict[str, Any]:
             hint = f"correct {found.directory / IGNORE_FILE}, or take it out of the directory of an input"
             raise ConfigError(f"{entry_file} is left out of the package", hint)
         archive.seek(0)
-        return daemon.put_blob(archive)
+        return daemon.put_blob(archive if key is None else SealingReader(archive, key.shared))
 
 
-def upload_files(daemon: "Daemon", found: JobFile, say: Say) -> tuple[dict[str, Any] | None, JobSpec]:
-    """Send what the job brings beside its package; answer the list's blob and the spec with what a shard fetches."""
+def upload_files(
+    daemon: "Daemon", found: JobFile, say: Say, key: ContentKey | None = None
+) -> tuple[dict[str, Any] | None, JobSpec]:
+    """Send what the job brings beside its package; answer the list's blob and the spec with what a shard fetches.
+
+    With a key all of it is sealed on its way, each file for those shards that get it. Nothing of it is there already.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         sources = _files_beside(found, Path(scratch), say)
         if not sources and not found.environment.reference:
             return None, found.spec
-        blobs = _upload(daemon, sorted({source for _, source in sources}), say) if sources else {}
-    # The place of each blob was taken by an empty one until all of them are known.
-    listed = [replace(file, blob=blobs[source]) for file, source in sources]
+        # The place of each blob was taken by an empty one until all of them are known.
+        if key is None:
+            blobs = _upload(daemon, sorted({source for _, source in sources}), say) if sources else {}
+            listed = [replace(file, blob=blobs[source]) for file, source in sources]
+        else:
+            listed = _upload_sealed(daemon, sources, key, say)
     files = FileList(
         image=found.environment.reference,
         files=tuple(sorted(listed, key=lambda file: (file.kind, file.path, file.shards))),
@@ -67,7 +76,8 @@ def upload_files(daemon: "Daemon", found: JobFile, say: Say) -> tuple[dict[str, 
         read_file_list(data, found.spec.shards)
     except ProtocolError as fault:
         raise ConfigError(f"the job's files cannot be listed: the list {fault.why}", "see [inputs]") from None
-    blob = daemon.put_blob(io.BytesIO(data))
+    plain = io.BytesIO(data)
+    blob = daemon.put_blob(plain if key is None else SealingReader(plain, key.shared))
     return blob, replace(found.spec, fetch_bytes=heaviest_bytes(files, found.spec.shards))
 
 
@@ -109,6 +119,27 @@ def _upload(daemon: "Daemon", sources: list[Path], say: Say) -> dict[Path, BlobR
     here = f", {format_size(total_bytes - sent_bytes)} of it there already" if sent_bytes < total_bytes else ""
     say(f"{len(sources)} file{'s' * (len(sources) != 1)} beside the package, {format_size(total_bytes)}{here}")
     return blobs
+
+
+def _upload_sealed(
+    daemon: "Daemon", sources: list[tuple[ListedFile, Path]], key: ContentKey, say: Say
+) -> list[ListedFile]:
+    listed, total_bytes = [], sum(source.stat().st_size for _, source in sources)
+    with _progress("sealing and sending", total_bytes) as advance:
+        for file, source in sources:
+            # A file of several shards is none of one shard only.
+            under = key.own(file.shards[0]) if len(file.shards) == 1 else key.shared
+            try:
+                with source.open("rb") as content:
+                    watched: Any = _Watched(content, advance)
+                    answer = daemon.put_blob(SealingReader(watched, under))
+            except OSError as fault:
+                raise ConfigError(f"{source}: cannot be read: {fault.strerror}", "check its permissions") from None
+            blob = BlobRef(root=bytes.fromhex(answer["root"]), size_bytes=answer["size_bytes"])
+            listed.append(replace(file, blob=blob))
+    if sources:
+        say(f"{len(sources)} file{'s' * (len(sources) != 1)} beside the package, {format_size(total_bytes)}, sealed")
+    return listed
 
 
 def _missing(daemon: "Daemon", batch: list[Path], blobs: dict[Path, BlobRef]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from hansa.node.events import CopyFetched, MessageArrived
 from hansa.node.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
+from hansa.proto.sealed import weight_bytes
 from hansa.scheduler import mirror
 from hansa.scheduler.mirror import Grant, Mirror
 
@@ -29,7 +30,8 @@ def hear(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
     news: Any = None
     match event.message:
         case messages.MirrorWanted(shard=shard, checkpoint=checkpoint, holder=holder):
-            if not 0 < checkpoint.size_bytes <= entry.workload.state_bytes or shard >= entry.workload.shards:
+            weight = weight_bytes(checkpoint, entry.tender.requirements)
+            if not 0 < weight <= entry.workload.state_bytes or shard >= entry.workload.shards:
                 state.ignore("mirror", "a copy without bytes or over the workload's limit, or of no shard of the job")
                 return effects
             news = mirror.CopyWanted(

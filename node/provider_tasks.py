@@ -9,6 +9,7 @@ from hansa.node.blob_shelf import BlobMissing
 from hansa.node.held_time import paid_times
 from hansa.node.logs import log_line
 from hansa.node.price_program import priced, question_about
+from hansa.node.sealing import SealBroken
 from hansa.node.selling import DeliverRound
 from hansa.node.staging import RETRY_S, STAGE_PATIENCE_S, Unstageable, bring
 from hansa.proto.network import DOMAIN
@@ -65,4 +66,6 @@ async def deliver_round(daemon: "Daemon", order: DeliverRound) -> None:
                 # There was no room for it, or it went to make some: other blobs go sooner or later.
                 await trio.sleep(RETRY_S)
                 continue
+            except SealBroken as fault:
+                await daemon.executor.fail(order.lease, "bad-state", f"what a round came to cannot be opened: {fault}")
             return

@@ -1,10 +1,11 @@
 """What a run is told to be: the job's code, its place among the shards, and everything that it may use at the most."""
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hansa.node.sandbox import SandboxSpec
+from hansa.node.sealing import ShardKeys
 from hansa.proto.blob import BlobRef
 from hansa.proto.workload import Parameter
 
@@ -57,6 +58,7 @@ class RunOrder:
         rocm_devices: what ROCm calls them.
         checkpoint: where to go on from.
         round: the round in which it joins the others.
+        keys: under which its states, checkpoints and outputs are sealed, if they are.
     """
 
     run: bytes
@@ -78,6 +80,7 @@ class RunOrder:
     rocm_devices: tuple[str, ...] = ()
     checkpoint: BlobRef | None = None
     round: int = 0
+    keys: ShardKeys | None = field(default=None, repr=False)
 
 
 def gpu_count(order: RunOrder) -> int:

@@ -23,6 +23,7 @@ from hansa.proto import messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.network import DOMAIN
+from hansa.proto.sealed import weight_bytes
 from hansa.proto.typed_data import digest
 from hansa.proto.units import Address, Bytes32, Uint64
 from hansa.scheduler import run
@@ -69,7 +70,8 @@ def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effe
             news = sale_events.LeaseCalledOff(reason=reason, at_ms=at_ms)
         case messages.RunOrdered(round=number, checkpoint=checkpoint):
             assert entry.workload is not None
-            if checkpoint is not None and checkpoint.size_bytes > entry.workload.state_bytes:
+            needs = entry.tender.requirements
+            if checkpoint is not None and weight_bytes(checkpoint, needs) > entry.workload.state_bytes:
                 state.ignore("sale", "a checkpoint over the workload's limit")
                 return []
             mirroring.name_sources(state, event.message, entry, at_ms)
@@ -86,7 +88,8 @@ def _hear_of_lease(state: NodeState, event: MessageArrived, entry: Sale) -> Effe
 def _hear_round(state: NodeState, event: MessageArrived, entry: Sale) -> Effects:
     message: messages.RoundPublished = event.message  # type: ignore[assignment]
     assert entry.workload is not None
-    if entry.phase != "running" or message.state.size_bytes > entry.workload.state_bytes:
+    weight = weight_bytes(message.state, entry.tender.requirements)
+    if entry.phase != "running" or weight > entry.workload.state_bytes:
         state.ignore("sale", "a round's state over the workload's limit, or for no run that lives")
         return []
     return [DeliverRound(lease=message.lease, buyer=entry.buyer, round=message.round, state=message.state)]

@@ -28,14 +28,18 @@ from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.file_lists import files_of, read_file_list
 from hansa.node.images import NoImage, pulled, shipped
+from hansa.node.key_exchange import NoKeys, ask_for_keys
 from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
 from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
+from hansa.node.sealed_blobs import COPY_BYTES, open_blob, read_blob
+from hansa.node.sealing import BlobKey, SealBroken, ShardKeys
 from hansa.node.trees import Trees, link_or_copy
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE, TIER_NONE, TIER_SANDBOX
+from hansa.proto.sealed import is_sealed
 from hansa.proto.workload import (
     FILE_IMAGE,
     FILE_INPUT,
@@ -115,6 +119,7 @@ class Staged:
     inputs: Path | None = None
     environment: Path | None = None
     image: Path | None = None
+    keys: ShardKeys | None = field(default=None, repr=False)
 
 
 async def start_run(daemon: "Daemon", order: StartRun) -> None:
@@ -206,6 +211,7 @@ def _run_order(daemon: "Daemon", order: StartRun, entry: Sale, staged: Staged) -
         rocm_devices=daemon.inventory.rocm_devices(entry.bid.devices),
         checkpoint=order.checkpoint,
         round=order.round,
+        keys=staged.keys,
     )
 
 
@@ -222,26 +228,45 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     assert workload is not None
     assert award is not None
     folder = run_folder(daemon, order.run)
+    keys = await _keys(daemon, order.run, entry)
+    both = keys.both if keys is not None else None
     wanted = [workload.package, *([order.checkpoint] if order.checkpoint else [])]
     mirrors = daemon.state.mirrors.get(order.run)
     owners = (entry.buyer, *(mirrors.sources if mirrors is not None else ()))
     reference, listed = "", list[ListedFile]()
     if workload.files is not None:
         await _fetch(daemon, order.run, owners, [workload.files])
-        reference, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard)
+        reference, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard, both)
         wanted += [file.blob for file in listed]
     await trio.to_thread.run_sync(daemon.store.pin_exactly, set(wanted), PIN + order.run.hex())
     await _fetch(daemon, order.run, owners, wanted, like=_earlier_checkpoints(daemon, entry))
-    await trio.to_thread.run_sync(_unpack, daemon.store, workload.package, folder)
+    await trio.to_thread.run_sync(_unpack, daemon.store, workload.package, folder, both)
     inputs = [file for file in listed if file.kind == FILE_INPUT]
     if inputs:
-        await trio.to_thread.run_sync(_lay_out, daemon.store, inputs, folder / "inputs")
+        await trio.to_thread.run_sync(_lay_out, daemon.store, inputs, folder / "inputs", both)
     return Staged(
         code=folder / "code",
         inputs=folder / "inputs" if inputs else None,
-        environment=await _environment(daemon, order.run, listed),
+        environment=await _environment(daemon, order.run, listed, both),
         image=await _image(daemon, order.run, reference, listed),
+        keys=keys,
     )
+
+
+async def _keys(daemon: "Daemon", run: bytes, entry: Sale) -> ShardKeys | None:
+    """What a sealed job's shard is opened with, which its buyer gives to whoever has the lease; it stays in memory."""
+    if not is_sealed(entry.tender.requirements):
+        return None
+    own = daemon.state.account
+    try:
+        if entry.buyer != own:
+            return await ask_for_keys(daemon.net, daemon.directory, run, buyer=entry.buyer, provider=own)
+        keys = daemon.key_desk.keys_for(own, run)
+    except NoKeys as fault:
+        raise Unstageable(str(fault), "refused") from fault
+    if keys is None:
+        raise Unstageable("the lease of this sealed job is over", "refused")
+    return keys
 
 
 def _earlier_checkpoints(daemon: "Daemon", entry: Sale) -> list[BlobRef]:
@@ -262,7 +287,9 @@ def _earlier_checkpoints(daemon: "Daemon", entry: Sale) -> list[BlobRef]:
     return found[-MOST_EARLIER:]
 
 
-async def _environment(daemon: "Daemon", run: bytes, listed: Sequence[ListedFile]) -> Path | None:
+async def _environment(
+    daemon: "Daemon", run: bytes, listed: Sequence[ListedFile], keys: Sequence[BlobKey] | None
+) -> Path | None:
     """The job's own packages, if it names any."""
     locks = [file for file in listed if file.kind == FILE_LOCK]
     if not locks:
@@ -273,14 +300,15 @@ async def _environment(daemon: "Daemon", run: bytes, listed: Sequence[ListedFile
         raise Unstageable("the job's lock is larger than any lock")
     since = trio.current_time()
     try:
-        text = (await trio.to_thread.run_sync(daemon.store.read_bytes, locks[0].blob, LARGEST_LOCK_BYTES)).decode()
+        data = await trio.to_thread.run_sync(read_blob, daemon.store, locks[0].blob, LARGEST_LOCK_BYTES, keys)
+        text = data.decode()
         wheels = [
             ShippedWheel(name=file.path, path=_stored(daemon.store, file.blob))
             for file in listed
             if file.kind == FILE_WHEEL
         ]
         ready = await daemon.environments.bring(text, wheels, run, version(PINNED))
-    except (ProtocolError, UnicodeDecodeError) as fault:
+    except (ProtocolError, UnicodeDecodeError, SealBroken) as fault:
         raise Unstageable(f"the job's lock cannot be used: {fault}") from fault
     except (NotBuilt, BlobMissing) as fault:
         raise Unstageable(str(fault), "refused") from fault
@@ -409,36 +437,42 @@ async def bring(
 # Laying out.
 
 
-def _read_list(store: BlobStore, workload: Workload, shard: int) -> tuple[str, list[ListedFile]]:
+def _read_list(
+    store: BlobStore, workload: Workload, shard: int, keys: Sequence[BlobKey] | None
+) -> tuple[str, list[ListedFile]]:
     """The image to pull, and what of the list this shard needs; never more than the award was for."""
     assert workload.files is not None
     try:
-        found = read_file_list(store.read_bytes(workload.files, MAX_FILE_LIST_BYTES), workload.shards)
-    except (ProtocolError, ValueError) as fault:
+        found = read_file_list(read_blob(store, workload.files, MAX_FILE_LIST_BYTES, keys), workload.shards)
+    except (ProtocolError, ValueError, SealBroken) as fault:
         raise Unstageable(f"the list of the job's files cannot be read: {fault}") from fault
     listed = list(files_of(found, shard))
+    if keys is not None and any(file.kind in (FILE_WHEEL, FILE_IMAGE) for file in listed):
+        # What is made of them is kept here for the next job that brings the same, where anybody could look at it.
+        raise Unstageable("a sealed job may bring no packages or images of its own")
     if sum(file.blob.size_bytes for file in listed) > workload.fetch_bytes:
         raise Unstageable("the job's files are larger than it said")
     return found.image, listed
 
 
-def _unpack(store: BlobStore, package: BlobRef, folder: Path) -> None:
-    path = store.path(package)
-    if path is None:
-        raise Unstageable("the job's code was fetched and is gone again: this provider's blob quota is too small")
+def _unpack(store: BlobStore, package: BlobRef, folder: Path, keys: Sequence[BlobKey] | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True, mode=0o711)
-        with path.open("rb") as archive:
+        with open_blob(store, package, keys) as archive:
             unpack(archive, folder / "code", limit_bytes=LARGEST_UNPACKED_BYTES)
-    except (ProtocolError, OSError) as fault:
+    except BlobMissing:
+        why = "the job's code was fetched and is gone again: this provider's blob quota is too small"
+        raise Unstageable(why) from None
+    except (ProtocolError, OSError, SealBroken) as fault:
         raise Unstageable(f"the job's package cannot be unpacked: {fault}") from fault
 
 
-def _lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path) -> None:
+def _lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path, keys: Sequence[BlobKey] | None) -> None:
     """A directory of hard links to the store's own files: nothing is copied, and nothing can be written through it.
 
-    The sandbox mounts it read-only and runs as another user; the mode says so too.
+    What is sealed is opened into files that go with the run. The sandbox mounts the directory read-only and runs as
+    another user; the mode says so too.
     """
     directory.mkdir(mode=0o755)
     for file in files:
@@ -449,7 +483,20 @@ def _lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path) -> 
                 "a file was fetched and is gone again: this provider's blob quota is too small", "no-room"
             )
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        link_or_copy(source, target)
+        if keys is None:
+            link_or_copy(source, target)
+        else:
+            _open_into(store, file.blob, keys, target)
+
+
+def _open_into(store: BlobStore, blob: BlobRef, keys: Sequence[BlobKey], target: Path) -> None:
+    try:
+        with open_blob(store, blob, keys) as source, target.open("xb") as opened:
+            shutil.copyfileobj(source, opened, COPY_BYTES)
+    except SealBroken as fault:
+        raise Unstageable(f"one of the job's files cannot be opened: {fault}") from fault
+    except BlobMissing:
+        raise Unstageable("a file was fetched and is gone again", "no-room") from None
 
 
 def forget_run(daemon: "Daemon", run: bytes) -> None:

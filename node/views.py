@@ -14,6 +14,7 @@ from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of
 from hansa.proto.market_documents import Advert
+from hansa.proto.sealed import is_sealed
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import e18_to_price_per_hour, format_amount
 from hansa.scheduler import run
@@ -50,6 +51,7 @@ def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
         "deadline_ms": due_ms(job) or None,
         "submitted_ms": job.submitted_ms,
         "ended_ms": job.ended_ms or None,
+        "sealed": is_sealed(job.spec.requirements),
         "settled": ended and _is_settled(state, purchases),
         "shards": [_shard_view(shard) for shard in job.shards],
         "round": rounds.published if rounds else 0,

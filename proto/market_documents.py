@@ -39,7 +39,16 @@ FEATURE_SEVERAL_MACHINES = "several-machines"
 """One shard's devices may be on several machines of the provider, as one Ray cluster over a network of their own."""
 FEATURE_MIRRORS = "mirrors"
 """Copies of the checkpoints of other shards of the same job are held while a lease in it lasts."""
-FEATURES = (FEATURE_DEPENDENCIES, FEATURE_EGRESS, FEATURE_IMAGE, FEATURE_MIRRORS, FEATURE_SEVERAL_MACHINES)
+FEATURE_SEALED = "sealed"
+"""Everything that a run is given or makes is sealed for the job's buyer and its providers (``hansa.proto.sealed``)."""
+FEATURES = (
+    FEATURE_DEPENDENCIES,
+    FEATURE_EGRESS,
+    FEATURE_IMAGE,
+    FEATURE_MIRRORS,
+    FEATURE_SEALED,
+    FEATURE_SEVERAL_MACHINES,
+)
 
 
 LEASE_FIRM = "firm"

@@ -11,12 +11,14 @@ PEERS = "/hansa/peers/1"
 BLOB = "/hansa/blob/1"
 BULK = "/hansa/bulk/1"
 SHELL = "/hansa/shell/1"
+KEYS = "/hansa/keys/1"
 
 ADVERT_TOPIC = "/hansa/adverts/1"
 
 MAX_HELLO_BYTES = 2 << 10
 MAX_ADVERT_BYTES = 64 << 10
 MAX_MARKET_BYTES = 256 << 10
+MAX_KEYS_BYTES = 512
 MAX_BOOK_BYTES = 1 << 20
 MAX_BOOK_REQUEST_BYTES = 256 << 10
 

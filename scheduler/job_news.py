@@ -7,6 +7,7 @@ from hansa.market.machine import Step, ignore
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
 from hansa.proto.messages import DeliveryAccepted
+from hansa.proto.sealed import weight_bytes
 from hansa.scheduler.job_events import (
     BlobArrived,
     BlobMissed,
@@ -60,7 +61,7 @@ def announce_checkpoint(state: Job, shard: Shard, event: CheckpointAnnounced) ->
     newest = shard.announced or shard.copying or shard.checkpoint
     if newest is not None and (event.round, event.step) <= (newest.round, newest.step):
         return Step(state=state) if shard.reclaim_saved else ignore(state, "a checkpoint that is known or old")
-    if event.checkpoint.size_bytes > state.spec.state_bytes:
+    if weight_bytes(event.checkpoint, state.spec.requirements) > state.spec.state_bytes:
         return ignore(state, "a checkpoint over the job's limit")
     copying = Checkpoint(round=event.round, step=event.step, blob=event.checkpoint)
     if shard.copying is not None:
@@ -77,7 +78,8 @@ def announce_output(state: Job, shard: Shard, event: OutputAnnounced) -> Step[Jo
         return ignore(state, "an output that is known")
     # A run that was started again under the same lease makes its files again, and the newer ones count.
     others = tuple(output for output in shard.outputs if output.path != event.path)
-    weight = sum(output.blob.size_bytes for output in others) + event.blob.size_bytes
+    blobs = [event.blob, *(output.blob for output in others)]
+    weight = sum(weight_bytes(blob, state.spec.requirements) for blob in blobs)
     if weight > state.spec.output_bytes or len(others) >= MOST_OUTPUTS:
         return ignore(state, "outputs over the job's limit")
     outputs = (*others, Output(path=event.path, blob=event.blob))

@@ -63,7 +63,8 @@ ONE_PLACE = {
     "hypercorn": ("node/http_server.py",),
     "httpx": ("node/cli_client.py", "node/json_rpc.py"),
     "click": ("node/cli",),
-    "cryptography": ("node/pinned_tls.py",),
+    # TLS between machines, sealing, the wrapping of keys for a provider, and of those on this disk.
+    "cryptography": ("node/pinned_tls.py", "node/sealing.py", "node/key_exchange.py", "node/job_keys.py"),
     "h11": ("node/egress_",),
     "idna": ("proto/egress.py",),
     "yaml": ("node/import_yaml.py",),

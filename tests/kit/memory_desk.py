@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from hansa.node.faults import ConfigError
+from hansa.node.sealing import ContentKey
 from hansa.proto.blob import BlobRef, blob_ref, chunks_of
 from hansa.proto.units import format_amount, parse_amount
 from hansa.scheduler.job_spec import JobSpec
@@ -103,6 +104,7 @@ class MemoryDesk:
         self.blobs: dict[bytes, bytes] = {}
         self.submitted: list[tuple[JobSpec, BlobRef]] = []
         self.files: list[BlobRef | None] = []
+        self.keys: list[ContentKey | None] = []
         self.closed_flows = 0
         self.open_flows = 0
 
@@ -120,11 +122,14 @@ class MemoryDesk:
     def node_view(self) -> Json:
         return {"version": "0.1.0", "peer_id": "16Uiu2", "account": PROVIDERS[0], "peers": [], "provides": False}
 
-    async def submit(self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None) -> bytes:
+    async def submit(
+        self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None, key: ContentKey | None = None
+    ) -> bytes:
         if package.root not in self.blobs:
             raise ConfigError("the job's package is not here", "upload it first")
         self.submitted.append((spec, package))
         self.files.append(files)
+        self.keys.append(key)
         job = hashlib.sha256(spec.name.encode()).digest()
         self.add(job_view(job.hex(), name=spec.name), job_view(job.hex(), name=spec.name, phase="succeeded"))
         return job
@@ -232,6 +237,9 @@ class MemoryDesk:
 
     def missing_blobs(self, blobs: Sequence[BlobRef]) -> list[int]:
         return [index for index, blob in enumerate(blobs) if blob.root not in self.blobs]
+
+    async def open_output(self, job: bytes, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
+        return self.open_blob(blob) if job in self.views else None
 
     def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
         data = self.blobs.get(blob.root)

@@ -8,10 +8,10 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-from hansa.node import blob_exchange, bulk_messages, peer_exchange
+from hansa.node import blob_exchange, bulk_messages, key_exchange, peer_exchange
 from hansa.proto import book_messages, documents, history, market_documents, messages, shell_messages
 from hansa.proto.codec import DEFAULT_BYTES, DEFAULT_ITEMS, DEFAULT_TEXT_BYTES
-from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, MARKET, PEERS, SHELL, VERSION
+from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, KEYS, MARKET, PEERS, SHELL, VERSION
 from hansa.proto.signing import Signed
 from hansa.proto.typed_data import encode_type, type_hash
 from hansa.proto.units import AbsentMeans, AtMost, Exactly, TwosComplement, Unsigned
@@ -45,6 +45,7 @@ BY_PROTOCOL: tuple[tuple[str, tuple[type, ...]], ...] = (
             bulk_messages.ChannelGranted,
         ),
     ),
+    (KEYS, (key_exchange.KeysWanted,)),
     (SHELL, (*typing.get_args(shell_messages.ShellRequest), *typing.get_args(shell_messages.ShellAnswer))),
 )
 SIGNED = (
