@@ -1,11 +1,13 @@
 """What a choice among bids cost or saved: beside the cheapest for the hour, and beside the mean of all that could win.
 
-For the eye: amounts of a whole gang and one hour's work at the usual speed, as the score has it.
+For the eye: amounts of a whole gang and one hour's work at the usual speed, as the score has it. Where shards wait for
+each other the term for that is worked out anew for each gang, since the table has it beside the chosen ones only.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from hansa.market.gang import Company, waiting
 from hansa.market.scoring import Scored
 from hansa.market.shares import WHOLE_MILLI
 from hansa.proto.units import Amount, Uint32, format_amount, parse_amount
@@ -53,8 +55,33 @@ def hourly_cost(entry: Scored) -> int:
     return parse_amount(entry.price_per_hour) * max(entry.devices, 1) * entry.share_milli // WHOLE_MILLI
 
 
-def compare(ranking: Sequence[Scored], taken: Collection[bytes]) -> Choice | None:
-    """What was taken beside the rest; ``None`` where nothing was."""
+def compare(
+    ranking: Sequence[Scored], taken: Collection[bytes], *, company: Company | None = None, work_ms: int = 0
+) -> Choice | None:
+    """What was taken beside the rest; ``None`` where nothing was.
+
+    Args:
+        ranking: the table.
+        taken: which bids.
+        company: who was in the gang already.
+        work_ms: how long shards work between two rounds; 0 where nothing is known of rounds.
+    """
+
+    def expected(gang: Sequence[Scored]) -> int:
+        if not work_ms:
+            return sum(entry.expected_cost for entry in gang)
+        whole = company or Company()
+        for entry in gang:
+            whole = whole.with_member(hourly_cost(entry), entry.way_ms)
+        return sum(entry.expected_cost - entry.rounds for entry in gang) + waiting(whole, work_ms)
+
+    def alone(entry: Scored) -> int:
+        """The slowest of all that bid keeps nobody waiting."""
+        if not work_ms:
+            return entry.expected_cost
+        own = Company(hourly=hourly_cost(entry), way_ms=entry.way_ms)
+        return entry.expected_cost - entry.rounds + waiting(own, work_ms)
+
     eligible = [entry for entry in ranking if not entry.excluded]
     won = [entry for entry in eligible if entry.bid in taken]
     if not won:
@@ -64,11 +91,11 @@ def compare(ranking: Sequence[Scored], taken: Collection[bytes]) -> Choice | Non
         shards=len(won),
         eligible=len(eligible),
         hourly=sum(map(hourly_cost, won)),
-        expected=sum(entry.expected_cost for entry in won),
+        expected=expected(won),
         cheapest_hourly=sum(map(hourly_cost, cheapest)),
-        cheapest_expected=sum(entry.expected_cost for entry in cheapest),
+        cheapest_expected=expected(cheapest),
         mean_hourly=sum(map(hourly_cost, eligible)) * len(won) // len(eligible),
-        mean_expected=sum(entry.expected_cost for entry in eligible) * len(won) // len(eligible),
+        mean_expected=sum(map(alone, eligible)) * len(won) // len(eligible),
     )
 
 

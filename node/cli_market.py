@@ -13,7 +13,7 @@ from hansa.node.cli_jobs import job_path_part
 from hansa.node.cli_options import print_json, with_data, with_json
 
 View = Mapping[str, Any]
-_TERMS = {"finishing": "work", "risk": "risk", "transfer": "inputs", "reclaim": "reclaim"}
+_TERMS = {"finishing": "work", "risk": "risk", "transfer": "inputs", "reclaim": "reclaim", "rounds": "rounds"}
 _AMOUNT = re.compile(r"[0-9]{1,20}\.[0-9]{6}", re.ASCII)
 MOST_ROWS = 40
 
@@ -157,6 +157,7 @@ def _print_tender(tender: View) -> None:
     from hansa.node.cli_screen import money_text
     from hansa.node.cli_tables import how_much, print_table
     from hansa.node.plain_text import plain, short_account
+    from hansa.node.quantities import format_duration, format_size
 
     bids = tender.get("bids", [])[:MOST_ROWS]
     # A term that nobody has is no column: eighty characters are not many.
@@ -175,7 +176,7 @@ def _print_tender(tender: View) -> None:
                 _rounded(bid.get("expected_cost")),
             )
         )
-        reasons.append(f"  {short_account(bid.get('provider'))} {result}: {plain(bid.get('why'), 200)}")
+        reasons.append(f"  {short_account(bid.get('provider'))} {result}: {plain(bid.get('why'), 200)}{_way(bid)}")
     if rows:
         print_table(("provider", "price/h", "speed", "reliable", *terms.values(), "expected"), rows)
     for reason in reasons:
@@ -184,6 +185,20 @@ def _print_tender(tender: View) -> None:
         click.echo("  bids of " + ", ".join(short_account(one) for one in tender["open"][:16]) + ": bidding is open")
     if tender.get("choice"):
         click.echo(plain(tender["choice"], 400))
+    work_ms, state_bytes = tender.get("round_work_ms"), tender.get("state_bytes")
+    if "rounds" in terms and isinstance(work_ms, int) and isinstance(state_bytes, int):
+        work, size = format_duration(work_ms), format_size(state_bytes)
+        click.echo(f"A round is taken for {work} of work and a state of {size} from each shard.")
+
+
+def _way(bid: View) -> str:
+    """How long the states of a round are on a bid's line, where rounds are known of."""
+    from hansa.node.plain_text import plain
+
+    way_ms = bid.get("way_ms")
+    if not isinstance(way_ms, int) or not bid.get("line_source"):
+        return ""
+    return f"; states take {way_ms / 1000:.1f} s a round on its line ({plain(bid['line_source'], 60)})"
 
 
 def _rounded(amount: object) -> str:

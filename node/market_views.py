@@ -212,6 +212,9 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
                 "risk": format_amount(entry.risk),
                 "transfer": format_amount(entry.transfer),
                 "reclaim": format_amount(entry.reclaim),
+                "rounds": format_amount(entry.rounds),
+                "way_ms": entry.way_ms,
+                "line_source": entry.line_source,
                 "expected_cost": format_amount(entry.expected_cost),
                 "result": result,
                 "shard": won[entry.bid].shard if entry.bid in won else None,
@@ -222,7 +225,9 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
                 "facts": {fact.name: fact.value for fact in bid.facts} if bid is not None else {},
             }
         )
-    chosen = choice.compare(bought.ranking, won.keys())
+    pace = bought.pace
+    work_ms = pace.work_ms if pace is not None else 0
+    chosen = choice.compare(bought.ranking, won.keys(), company=bought.company, work_ms=work_ms)
     return {
         "tender": bought.tender_digest.hex(),
         "phase": bought.phase,
@@ -234,6 +239,8 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
         "silent": len(bought.silent),
         "open": [checksum_address(bid.signer) for bid in bought.bids.values()] if not bought.ranking else [],
         "bids": rows,
+        "state_bytes": pace.state_bytes if pace is not None else 0,
+        "round_work_ms": work_ms,
         "choice": choice.in_words(chosen, currency) if chosen is not None else "",
         "extra_per_hour": format_amount(chosen.extra_hourly) if chosen is not None else None,
         "saved": format_amount(chosen.saved) if chosen is not None else None,

@@ -1,9 +1,12 @@
 """What a choice cost or saved is what the money says: nothing is made better than it is."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa.market.choice import compare, in_words
+from hansa.market.gang import Company
 from hansa.market.scoring import Scored
 from hansa.proto.units import format_amount
 
@@ -46,6 +49,19 @@ def test_the_hour_of_a_bid_is_that_of_all_its_devices():
     ranking = (scored(1, 100_000, 800_000, devices=8), scored(2, 300_000, 900_000, devices=2))
     found = compare(ranking, {bid(1)})
     assert (found.hourly, found.cheapest_hourly) == (800_000, 600_000)
+
+
+def test_of_a_gang_that_waits_for_its_states_each_choice_is_reckoned_with_its_own_slowest_line():
+    # 1 s of way to 10 s of work: a tenth of all that is paid for the hour.
+    slow, fast, other = scored(1, 400_000, 400_000), scored(2, 500_000, 500_000), scored(3, 500_000, 510_000)
+    slow = replace(slow, way_ms=1_000, rounds=90_000, expected_cost=490_000)
+    found = compare((slow, fast, other), {bid(2), bid(3)}, work_ms=10_000)
+    assert (found.expected, found.cheapest_expected) == (1_010_000, 400_000 + 500_000 + 90_000)
+    # The mean is of each by itself.
+    assert found.mean_expected == (440_000 + 500_000 + 510_000) * 2 // 3
+    beside = Company(hourly=1_000_000, way_ms=2_000)
+    with_others = compare((slow, fast, other), {bid(2), bid(3)}, company=beside, work_ms=10_000)
+    assert with_others.expected - found.expected == (1_000_000 + 1_000_000) // 5
 
 
 rows = st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9), st.booleans()), min_size=1, max_size=12)

@@ -56,6 +56,9 @@ def bids_view(text: str) -> dict[str, Any]:
         "risk": "0.040000",
         "transfer": "0.000000",
         "reclaim": text,
+        "rounds": "0.010000",
+        "way_ms": 1_500,
+        "line_source": text,
         "expected_cost": "0.440000",
         "result": "lost",
         "shard": None,
@@ -71,6 +74,8 @@ def bids_view(text: str) -> dict[str, Any]:
         "open": [text],
         "bids": [bid, bid | {"result": "won", "shard": 0}],
         "choice": text,
+        "round_work_ms": 90_000,
+        "state_bytes": 2_500_000,
     }
     return {"tenders": [tender]}
 
@@ -148,6 +153,21 @@ def test_who_looks_for_nobody_is_told_where_the_bids_are(capsys: pytest.CaptureF
     assert "lends nothing" in capsys.readouterr().out
     print_bids({"tenders": []})
     assert "no tender was sent yet" in capsys.readouterr().out
+
+
+def test_the_table_of_bids_says_what_waiting_for_states_costs_and_how_that_is_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_bids(bids_view("measured"))
+    shown = capsys.readouterr().out
+    assert "rounds" in shown
+    assert "states take 1.5 s a round on its line (measured)" in shown
+    assert "A round is taken for 1 min 30 s of work and a state of 2.3 MiB from each shard." in shown
+    quiet = bids_view("words")
+    for bid in quiet["tenders"][0]["bids"]:
+        bid |= {"rounds": "0.000000", "way_ms": 0, "line_source": ""}
+    print_bids(quiet)
+    assert "round" not in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_it_would_cost_and_what_the_budget_lacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,7 +166,7 @@ def test_the_bids_of_a_job_are_shown_with_their_terms_and_what_the_choice_cost()
     cheap, dear = tender["bids"]
     assert (cheap["result"], cheap["shard"], dear["result"]) == ("won", 0, "lost")
     assert dear["why"] == "another bid is expected to cost less"
-    terms = ("finishing", "risk", "transfer", "reclaim")
+    terms = ("finishing", "risk", "transfer", "reclaim", "rounds")
     for bid in (cheap, dear):
         assert sum(round(float(bid[name]) * 10**6) for name in terms) == round(float(bid["expected_cost"]) * 10**6)
     assert "the cheapest for the hour too" in tender["choice"]
