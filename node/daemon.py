@@ -496,13 +496,11 @@ class Daemon:
         account = self.directory.account_of(context.peer_id)
         return account is not None and self.grants.allow(self.state, account, blob)
 
-    def _line_measured(self, peer_id: str, way: str, bytes_per_s: int, is_bound: bool) -> None:  # noqa: FBT001
+    def _line_measured(self, peer_id: str, way: str, bytes_per_s: int, is_bound: bool) -> None:
         account = self.directory.account_of(peer_id)
         if account is not None and is_of_use(self.state, account):
             at_ms = now_ms()
-            self.tell(
-                LineMeasured(provider=account, way=way, bytes_per_s=bytes_per_s, is_bound=is_bound, at_ms=at_ms)
-            )
+            self.tell(LineMeasured(provider=account, way=way, bytes_per_s=bytes_per_s, is_bound=is_bound, at_ms=at_ms))
 
     def _started(self) -> Started:
         provider = self.config.provider
@@ -632,6 +630,7 @@ def _open(config: Config) -> Iterator[Daemon]:
 async def _serve_until_told(daemon: Daemon) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon.serve)
+        nursery.start_soon(set_started_things_aside)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 nursery.cancel_scope.cancel()
@@ -653,7 +652,6 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
         _die_with_parent()
     start_logging(as_json=as_json)
     keep_memory_private()
-        nursery.start_soon(set_started_things_aside)
     with _open(config) as daemon:
         daemon.as_json = as_json
         trio.run(_serve_until_told, daemon)
