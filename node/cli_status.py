@@ -26,7 +26,7 @@ def status(data_dir: Path, as_json: bool) -> None:
     sandbox = fields_of(view.get("sandbox"))
     click.echo(f"account    {plain(view.get('account'), 64)}")
     click.echo(f"peers      {len(view.get('peers', []))}")
-    click.echo(f"lends      {'yes' if view.get('provides') else 'nothing'}")
+    click.echo(f"lends      {_lends(view)}")
     click.echo(
         f"sandbox    {plain(sandbox.get('tier'), 32)}: {plain(sandbox.get('reason'), 200) or 'tested and sound'}"
     )
@@ -38,3 +38,10 @@ def status(data_dir: Path, as_json: bool) -> None:
     if view.get("leases"):
         click.echo()
         print_leases(view["leases"])
+
+
+def _lends(view: dict[str, Any]) -> str:
+    """Whether it lends. A provider without a device is none to anybody, whatever its config says."""
+    if not view.get("provides"):
+        return "nothing"
+    return "yes" if view.get("devices") else "nothing: it has no device"

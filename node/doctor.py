@@ -184,4 +184,5 @@ def _devices(config: Config) -> Finding:
         found = take_inventory(account_address(config.keystore), config.provider)
     except OperatorError as fault:
         return "devices", False, f"{fault.what}: {fault.hint}"
-    return "devices", True, found.note
+    lends = bool(found.devices) or not config.provider.enabled or config.cluster.listen is not None
+    return "devices", lends, found.note

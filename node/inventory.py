@@ -27,6 +27,7 @@ from hansa.proto.units import Address, Bytes32
 CORES_KEPT_MILLI = 2_000
 """With ``cpu_slots = "auto"``, what stays with the owner."""
 MODEL_BYTES = 128
+NOTHING_LENT = "nothing is lent; cpu_slots = 1 under [provider] in config.toml would sell cores"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +195,7 @@ def _note(report: GpuReport, lent: tuple[Gpu, ...], slots: int) -> str:
     lends = [f"{cards} GPU{'s' * (cards != 1)}"] if cards else []
     lends += [f"{slices} MIG slice{'s' * (slices != 1)}"] if slices else []
     lends += [f"{slots} CPU slot{'s' * (slots != 1)}, sold as what it is"] if slots else []
-    notes = [*report.notes, "lends " + " and ".join(lends) if lends else "nothing is lent"]
+    notes = [*report.notes, "lends " + " and ".join(lends) if lends else NOTHING_LENT]
     return "; ".join(notes)
 
 

@@ -9,7 +9,7 @@ from hansa.node.config import ProviderConfig, parse_config
 from hansa.node.driver_process import ask_once
 from hansa.node.faults import ConfigError
 from hansa.node.gpus import Gpu, GpuReport
-from hansa.node.inventory import Machine, read_machine, take_inventory
+from hansa.node.inventory import NOTHING_LENT, Machine, read_machine, take_inventory
 from hansa.proto.keccak import keccak256
 
 ACCOUNT = bytes(range(20))
@@ -34,6 +34,11 @@ def test_without_a_driver_there_is_no_gpu_and_the_note_says_so() -> None:
     (slot,) = found.devices
     assert (slot.kind, slot.model, slot.cores_milli, slot.memory_bytes) == ("cpu", "Some CPU @ 3 GHz", 2_000, 4 << 30)
     assert found.note == "no NVIDIA driver on this machine; lends 1 CPU slot, sold as what it is"
+
+
+def test_a_machine_that_lends_nothing_says_what_its_owner_can_do() -> None:
+    found = take_inventory(ACCOUNT, lend(cpu_slots=0), report=NO_DRIVER, machine=MACHINE)
+    assert (found.devices, found.note) == ((), f"no NVIDIA driver on this machine; {NOTHING_LENT}")
 
 
 def test_gpus_get_ids_bound_to_the_account_and_share_the_cores_that_are_not_sold() -> None:
