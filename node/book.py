@@ -13,7 +13,7 @@ from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import Advert, Requirements
 from hansa.proto.messages import MAX_BOOK_ADVERTS, AdvertPublished, BookRequested, BookSent
-from hansa.proto.protocols import BOOK, MAX_ADVERT_BYTES, MAX_BOOK_BYTES, advert_topic
+from hansa.proto.protocols import BOOK, MAX_ADVERT_BYTES, MAX_BOOK_BYTES, OLDER_ADVERT_TOPIC, advert_topic
 from hansa.proto.signing import Signed
 from hansa.scheduler.advert_book import MOST_ADVERTS, AdvertBook, Known, Taken
 from hansa.scheduler.advert_classes import classes_of
@@ -30,6 +30,9 @@ BOOK_OF_ALL_EVERY_MS = 1_000
 """What all peers together may: to sort ten thousand adverts and write an answer of them holds everybody up for a tenth
 of a second, and peer ids cost nothing."""
 ALL = b""
+NO_CLASS = ""
+"""In place of a class's name: the one topic of the time before there were classes."""
+MOST_UNSAID = 1024
 
 VERDICTS = {
     Taken.NEW: Verdict.ACCEPT,
@@ -65,7 +68,10 @@ class Book:
         self._books = PeerRate(BOOKS_AT_ONCE, BOOK_EVERY_MS)
         self._books_of_all = PeerRate(BOOKS_AT_ONCE_OF_ALL, BOOK_OF_ALL_EVERY_MS)
         self._said: OrderedDict[bytes, tuple[int, frozenset[str]]] = OrderedDict()
+        self._unsaid: OrderedDict[bytes, Signed[Advert]] = OrderedDict()
         self.adverts = AdvertBook(MOST_ADVERTS)
+        self.hands_on = False
+        """Whether older nodes are to be told what comes on the classes' topics (``hansa.node.older_topic``)."""
 
     def serve(self) -> None:
         """Answer those who ask for everything at once, as nodes did before there were digests."""
@@ -111,8 +117,11 @@ class Book:
         except Exception:  # noqa: BLE001  # one advert that nobody thought of must neither end the node nor hide the rest
             return Verdict.REJECT
 
-    def validator(self, name: str) -> Validator:
-        """Gossip's question whether a message on the topic of one class may be kept and passed on."""
+    def validator(self, name: str | None) -> Validator:
+        """Gossip's question whether a message on the topic of one class may be kept and passed on.
+
+        Without a name it is of the topic of the time before classes.
+        """
 
         def validate(context: Context, data: bytes) -> Verdict:
             if not self._rate.admits(context.peer_id.encode(), self._now_ms()):
@@ -121,9 +130,9 @@ class Book:
                 message: AdvertPublished = decode(data, AdvertPublished, limit_bytes=MAX_ADVERT_BYTES)
             except ProtocolError:
                 return Verdict.REJECT
-            if name not in classes_of(message.advert.document):
+            if name is not None and name not in classes_of(message.advert.document):
                 return Verdict.REJECT
-            return self._hear(name, message.advert)
+            return self._hear(name or NO_CLASS, message.advert)
 
         return validate
 
@@ -140,7 +149,26 @@ class Book:
         self._said[account] = (signed.document.sequence, said | {name})
         while len(self._said) > MOST_ADVERTS:
             self._said.popitem(last=False)
+        if name == NO_CLASS:
+            self._unsaid.pop(account, None)
+        elif self.hands_on and NO_CLASS not in said:
+            self._unsaid[account] = signed
+            while len(self._unsaid) > MOST_UNSAID:
+                self._unsaid.popitem(last=False)
         return Verdict.IGNORE if name in said else Verdict.ACCEPT
+
+    def unsaid(self, most: int) -> list[Signed[Advert]]:
+        """Up to so many adverts that came on a class's topic and not on the one before: they count as said now."""
+        found = []
+        for account in list(self._unsaid)[:most]:
+            signed = self._unsaid.pop(account)
+            known = self.adverts.get(account)
+            if known is not None and known.signed == signed and known.advert.expires_ms > self._now_ms():
+                found.append(signed)
+                sequence, said = self._said.get(account, (0, frozenset()))
+                if sequence == signed.document.sequence:
+                    self._said[account] = (sequence, said | {NO_CLASS})
+        return found
 
     async def publish(self, signed: Signed[Advert]) -> None:
         """Take our own advert in and tell everyone who looks for its classes."""
@@ -148,6 +176,8 @@ class Book:
         data = encode(AdvertPublished(advert=signed))
         for name in classes_of(signed.document):
             await self._net.publish(advert_topic(name), data)
+        if self._net.listeners(OLDER_ADVERT_TOPIC):
+            await self._net.publish(OLDER_ADVERT_TOPIC, data)
 
     async def _answer(self, context: Context, data: bytes) -> bytes:
         now_ms = self._now_ms()

@@ -11,7 +11,7 @@ import trio
 
 from hansa.node.book import ALL, Book, in_one_answer
 from hansa.node.gate import PeerRate
-from hansa.node.net import Context, Net, NetError, Refused, Verdict
+from hansa.node.net import Context, Net, NetError, NotSpoken, Refused, Verdict
 from hansa.proto.book_messages import MAX_WANTED, AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
@@ -134,7 +134,7 @@ class BookSync:
             if deadline.cancelled_caught:
                 # What came is kept; the rest is as good as promised and not delivered.
                 self._sources.heard(peer_id, promised=FEW_PROMISES, delivered=0, now_ms=self._now_ms())
-        except Refused:
+        except NotSpoken:
             # A node of the time before there were digests.
             self.pulled += await self._book.copy_from(peer_id)
         except NetError:
@@ -198,7 +198,13 @@ class BookSync:
         self, peer_id: str, asked: BookCompared | AdvertsWanted | OwnAdvertWanted, kind: type[BookDifference | BookSent]
     ) -> BookDifference | BookSent:
         answer = await self._net.request(
-            peer_id, BOOK_SYNC, encode(asked), timeout_ms=TIMEOUT_MS, max_response_bytes=MAX_BOOK_BYTES
+            peer_id,
+            BOOK_SYNC,
+            encode(asked),
+            timeout_ms=TIMEOUT_MS,
+            max_response_bytes=MAX_BOOK_BYTES,
+            # A pull's first words: whoever speaks only the number before must be able to say so.
+            agree_first=isinstance(asked, BookCompared),
         )
         told: BookDifference | BookSent = decode(answer, kind, limit_bytes=MAX_BOOK_BYTES)
         return told

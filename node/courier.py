@@ -14,13 +14,13 @@ from hansa.node.outbox import NO_ROOM
 from hansa.proto.codec import decode
 from hansa.proto.errors import BadSignature
 from hansa.proto.messages import CreditGranted, Direct, PaymentAcknowledged, RunLogSent
-from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES
+from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES, OLDER_MARKET
 from hansa.proto.signing import Signed, check
 from hansa.proto.units import UnixMs
 
 
 class Courier:
-    """Serves ``/hansa/market/1``."""
+    """Serves ``/hansa/market/2``, and ``/hansa/market/1``: what was said on that is read as it is today."""
 
     def __init__(
         self,
@@ -50,7 +50,13 @@ class Courier:
     def serve(self) -> None:
         """Answer from now on."""
         self._net.serve(
-            MARKET, self._answer, max_request_bytes=MAX_MARKET_BYTES, timeout_ms=20_000, per_peer=16, total=256
+            MARKET,
+            self._answer,
+            max_request_bytes=MAX_MARKET_BYTES,
+            timeout_ms=20_000,
+            per_peer=16,
+            total=256,
+            older=(OLDER_MARKET,),
         )
 
     async def _answer(self, context: Context, data: bytes) -> bytes:

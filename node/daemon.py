@@ -272,6 +272,7 @@ class Daemon:
             **self.net.counters(),
             **self.outbox.counters,
             **self.egress.counters(),
+            **self.discovery.older.counters,
             **self.ledger_keeper.counters(),
             **(self.bulk.counters if self.bulk is not None else {}),
             **(self.settler.counts() if self.settler is not None else {}),

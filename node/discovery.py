@@ -18,6 +18,7 @@ from hansa.node.book import Book
 from hansa.node.book_sync import BookSync
 from hansa.node.lan_discovery import LanDiscovery
 from hansa.node.net import TOLD_EARLIER, TOLD_NEARBY, Gossip, Net, NetError
+from hansa.node.older_topic import OlderTopic
 from hansa.node.remembered_peers import MOST_PEERS, load_peers, save_peers
 from hansa.proto.protocols import advert_topic
 from hansa.proto.units import Address
@@ -76,6 +77,7 @@ class Discovery:
         self._channels: dict[str, Gossip] = {}
         self._remembered = load_peers(data_dir) if data_dir is not None else ()
         self.classes: tuple[str, ...] = ()
+        self.older = OlderTopic(net, book, lambda: self.classes, self._chance)
         self.sync = BookSync(net, book, now_ms, own=lambda: account, classes=lambda: self.classes, chance=self._chance)
 
     def serve(self) -> None:
@@ -91,6 +93,7 @@ class Discovery:
                 for channel in self._channels.values():
                     nursery.start_soon(_drain, channel)
                 nursery.start_soon(self._follow_interest, nursery)
+                nursery.start_soon(self.older.run)
                 nursery.start_soon(self.sync.run)
                 nursery.start_soon(self._look_for_providers)
                 nursery.start_soon(self._call_the_lost)

@@ -10,6 +10,7 @@ others are made with the same key and port, and everything served and heard befo
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -217,6 +218,7 @@ class Libp2pNet:
         timeout_ms: int = 10_000,
         per_peer: int = 8,
         total: int = 64,
+        older: tuple[str, ...] = (),
     ) -> None:
         """Answer requests; see ``Net.serve``."""
         server = RequestServer(
@@ -229,11 +231,14 @@ class Libp2pNet:
             total=total,
         )
 
-        async def on_stream(stream: NetStream) -> None:
+        async def on_stream(stream: NetStream, *, is_older: bool = False) -> None:
             connection = stream.muxed_conn
-            await server.handle(stream.muxed_stream, context_of(connection.peer_id.to_base58(), connection.path))
+            context = context_of(connection.peer_id.to_base58(), connection.path)
+            await server.handle(stream.muxed_stream, context, is_older=is_older)
 
         self.serve_streams(protocol_id, on_stream)
+        for each in older:
+            self.serve_streams(each, partial(on_stream, is_older=True))
 
     def serve_streams(self, protocol_id: str, on_stream: Callable[[NetStream], Awaitable[None]]) -> None:
         """Have a protocol's streams handled, in this life of the host and in those to come."""
@@ -248,12 +253,15 @@ class Libp2pNet:
         *,
         timeout_ms: int = 10_000,
         max_response_bytes: int = 1 << 20,
+        agree_first: bool = False,
     ) -> bytes:
         """Ask one peer, dialling it if need be."""
         try:
             with trio.fail_after(timeout_ms / 1000):
                 connections = await self._dial(peer_id)
-                return await open_and_ask(connections, peer_id, protocol_id, data, max_response_bytes)
+                return await open_and_ask(
+                    connections, peer_id, protocol_id, data, max_response_bytes, agree_first=agree_first
+                )
         except trio.TooSlowError as late:
             self._faults.count(f"request.timeout {protocol_id}")
             raise Timeout(peer_id, f"no response within {timeout_ms} ms") from late
@@ -297,6 +305,11 @@ class Libp2pNet:
         if len(data) > self._limits.gossip_message_bytes:
             raise TooBig(self._peer_id, "a message longer than gossip carries")
         await self._pubsub.publish(topic, data)
+
+    def listeners(self, topic: str) -> frozenset[str]:
+        """Neighbours that hear a topic."""
+        heard_by: frozenset[str] = self._pubsub.listeners(topic)
+        return heard_by
 
     # The network's table of providers.
 
@@ -357,6 +370,10 @@ class Libp2pNet:
         """Everyone we know of."""
         return self._acquaintances.stats()
 
+    def phases(self) -> Mapping[str, str]:
+        """Everyone we know of, and the phase of each."""
+        return {peer.peer_id: peer.phase for peer in self._acquaintances.book}
+
     def is_live(self, peer_id: str) -> bool:
         """Whether a connection to this peer stands."""
         return bool(self._swarm.live_connections(id_of(peer_id)))
@@ -369,10 +386,6 @@ class Libp2pNet:
                 at: tuple[str, int] | None = muxed.get_remote_address()
                 return at
         return None
-
-    def phases(self) -> Mapping[str, str]:
-        """Everyone we know of, and the phase of each."""
-        return {peer.peer_id: peer.phase for peer in self._acquaintances.book}
 
     def serve_tls(self, handler: TlsHandler) -> None:
         """Hand over who begins with TLS where we listen, in this life of the host and in those to come."""

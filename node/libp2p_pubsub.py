@@ -137,6 +137,10 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         for channel in self._listeners.pop(topic, ()):
             channel.close()
 
+    def listeners(self, topic: str) -> frozenset[str]:
+        """Neighbours that hear a topic, by their own word."""
+        return frozenset(each.to_base58() for each in self.peer_topics.get(topic, ()))
+
     async def follow(self, topic: str) -> None:
         """Tell others whether we hear a topic, as it is now; one after the other, or an older word might come last."""
         async with self._telling:

@@ -4,6 +4,10 @@ The caller sends the negotiation and the request in one write, so that a request
 
     /multistream/1.0.0  <protocol>  u32 length  request      (the two lines as multistream-select has them)
     /multistream/1.0.0  <protocol>  u8 status  u32 length  response or reason
+
+Whom it does not know to speak the protocol it may let answer the negotiation first: the other side takes what comes
+behind a protocol that it does not speak for further proposals, and may end the stream over them before its ``na`` is
+here.
 """
 
 import struct
@@ -16,7 +20,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamErro
 
 from hansa.node.libp2p_guards import Faults, read_header_line
 from hansa.node.libp2p_stream import BoundedStream
-from hansa.node.net import Context, Handler, Refused, RemoteFault, TooBig, Unreachable
+from hansa.node.net import Context, Handler, NotSpoken, Refused, RemoteFault, TooBig, Unreachable
 from hansa.proto.errors import ProtocolError
 
 MULTISTREAM = "/multistream/1.0.0"
@@ -44,18 +48,36 @@ async def read_exactly(stream: BoundedStream, size_bytes: int) -> bytes:
     return bytes(whole)
 
 
-async def ask(stream: BoundedStream, peer_id: str, protocol_id: str, data: bytes, max_response_bytes: int) -> bytes:
+async def ask(
+    stream: BoundedStream,
+    peer_id: str,
+    protocol_id: str,
+    data: bytes,
+    max_response_bytes: int,
+    *,
+    agree_first: bool = False,
+) -> bytes:
     """Send one request on a fresh stream and read its response. The caller sets the deadline; the stream is used up."""
     answer = b""
     try:
+        if agree_first:
+            await stream.write(_proposal(protocol_id))
+            await _read_agreement(stream, peer_id, protocol_id)
+        request = _LENGTH.pack(len(data)) + data
+        if not agree_first:
+            request = _proposal(protocol_id) + request
         # The end of our side is said after the answer. A node of js-libp2p that finds it in the same moment as the
         # request takes the stream for closed, and loses what stood behind the negotiation.
-        if stream.write_at_once(_request(protocol_id, data)):
-            return await _read_answer(stream, peer_id, protocol_id, max_response_bytes)
+        if stream.write_at_once(request):
+            if not agree_first:
+                await _read_agreement(stream, peer_id, protocol_id)
+            return await _read_answer(stream, peer_id, max_response_bytes)
         async with trio.open_nursery() as nursery:
             # Beside the reading, because a refusal may come while most of a large request is still unsent.
-            nursery.start_soon(_send_request, stream, protocol_id, data)
-            answer = await _read_answer(stream, peer_id, protocol_id, max_response_bytes)
+            nursery.start_soon(_send_request, stream, request)
+            if not agree_first:
+                await _read_agreement(stream, peer_id, protocol_id)
+            answer = await _read_answer(stream, peer_id, max_response_bytes)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # Not `except*`: Python before 3.11.4 wraps what is raised in there into a group again.
@@ -89,23 +111,26 @@ def _told(fault: BaseException, peer_id: str) -> BaseException:
     return fault
 
 
-def _request(protocol_id: str, data: bytes) -> bytes:
-    return header_line(MULTISTREAM) + header_line(protocol_id) + _LENGTH.pack(len(data)) + data
+def _proposal(protocol_id: str) -> bytes:
+    return header_line(MULTISTREAM) + header_line(protocol_id)
 
 
-async def _send_request(stream: BoundedStream, protocol_id: str, data: bytes) -> None:
+async def _send_request(stream: BoundedStream, request: bytes) -> None:
     try:
-        await stream.write(_request(protocol_id, data))
+        await stream.write(request)
     except MuxedStreamError:
         # Whatever the reason is, the reader beside us will find it.
         return
 
 
-async def _read_answer(stream: BoundedStream, peer_id: str, protocol_id: str, max_response_bytes: int) -> bytes:
+async def _read_agreement(stream: BoundedStream, peer_id: str, protocol_id: str) -> None:
     if await read_header_line(stream) != MULTISTREAM:
         raise RemoteFault(peer_id, "the response does not follow the protocol")
     if await read_header_line(stream) != protocol_id:
-        raise Refused("does not speak this protocol", peer_id)
+        raise NotSpoken(peer_id)
+
+
+async def _read_answer(stream: BoundedStream, peer_id: str, max_response_bytes: int) -> bytes:
     status, size = _ANSWER.unpack(await read_exactly(stream, _ANSWER.size))
     limit = max_response_bytes if status == OK else MAX_REASON_BYTES
     if size > limit:
@@ -144,9 +169,11 @@ class RequestServer:
         self.total = total
         self._running: Counter[str] = Counter()
 
-    async def handle(self, stream: BoundedStream, context: Context) -> None:
+    async def handle(self, stream: BoundedStream, context: Context, *, is_older: bool = False) -> None:
         """Read the request, run the handler, send what came of it."""
         peer_id = context.peer_id
+        if is_older:
+            self.faults.count(f"serve.older {self.name}")
         if self._running[peer_id] >= self.per_peer or self._running.total() >= self.total:
             self.faults.count(f"serve.busy {self.name}")
             await self._send(stream, REFUSED, b"busy: too many requests at once")
@@ -202,7 +229,15 @@ class RequestServer:
             stream.finish()
 
 
-async def open_and_ask(connections: Any, peer_id: str, protocol_id: str, data: bytes, max_response_bytes: int) -> bytes:
+async def open_and_ask(
+    connections: Any,
+    peer_id: str,
+    protocol_id: str,
+    data: bytes,
+    max_response_bytes: int,
+    *,
+    agree_first: bool = False,
+) -> bytes:
     """Ask on the first connection that still takes a stream; what was once sent is not sent again."""
     for connection in connections:
         if connection.muxed_conn.is_established:
@@ -210,5 +245,5 @@ async def open_and_ask(connections: Any, peer_id: str, protocol_id: str, data: b
                 stream = await connection.muxed_conn.open_stream()
             except MuxedConnUnavailable:
                 continue  # it closed in this very moment, and nothing was sent
-            return await ask(stream, peer_id, protocol_id, data, max_response_bytes)
+            return await ask(stream, peer_id, protocol_id, data, max_response_bytes, agree_first=agree_first)
     raise Unreachable(peer_id, "the connection closed at once")

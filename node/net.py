@@ -41,6 +41,14 @@ class Refused(NetError):
         super().__init__(peer_id, why)
 
 
+class NotSpoken(Refused):
+    """The other side does not speak this protocol, or this number of it; nothing of the request was looked at."""
+
+    def __init__(self, peer_id: str) -> None:
+        """Always the same words."""
+        super().__init__("does not speak this protocol", peer_id)
+
+
 class Timeout(NetError):
     """The deadline passed. The other side may or may not have acted."""
 
@@ -232,11 +240,13 @@ class Net(Protocol):
         timeout_ms: int = 10_000,
         per_peer: int = 8,
         total: int = 64,
+        older: tuple[str, ...] = (),
     ) -> None:
         """Answer requests. A handler may raise anything: ``Refused`` goes to the caller, all else is our own affair.
 
         ``per_peer`` and ``total`` bound how many run at once; beyond that the caller is refused as busy. A handler that
-        raises ``ProtocolError`` gives the caller a strike.
+        raises ``ProtocolError`` gives the caller a strike. ``older`` are numbers of this protocol from before, answered
+        by the same handler under the same limits.
         """
 
     async def request(
@@ -247,8 +257,13 @@ class Net(Protocol):
         *,
         timeout_ms: int = 10_000,
         max_response_bytes: int = 1 << 20,
+        agree_first: bool = False,
     ) -> bytes:
-        """Ask one peer, dialling it if need be. Raises a ``NetError`` of the kind that it is."""
+        """Ask one peer, dialling it if need be. Raises a ``NetError`` of the kind that it is.
+
+        With ``agree_first`` the request is sent when the peer has said that it speaks the protocol, which costs a round
+        trip: who does not may end the stream over what it takes for further proposals, before its no has come.
+        """
 
     def subscribe(self, topic: str, validate: Validator, *, queue: int = 256) -> Gossip:
         """Hear a topic. ``validate`` runs before anything is kept or passed on; what it accepts goes to the channel.
@@ -261,6 +276,9 @@ class Net(Protocol):
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Tell everyone who hears the topic. Raises ``TooBig`` over the limit for gossip."""
+
+    def listeners(self, topic: str) -> frozenset[str]:
+        """Neighbours that hear a topic, by their own word."""
 
     def advertise(self, names: tuple[str, ...]) -> None:
         """Be found under these names in the network's table from now on, and under no others."""
@@ -300,6 +318,9 @@ class Net(Protocol):
     def peers(self) -> tuple[PeerStat, ...]:
         """Everyone we know of."""
 
+    def phases(self) -> Mapping[str, str]:
+        """Everyone we know of, and the phase of each: much cheaper than all of ``peers``."""
+
     def is_live(self, peer_id: str) -> bool:
         """Whether a connection to this peer stands."""
 
@@ -317,6 +338,3 @@ class Net(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Every drop, strike, limit and retry, by reason."""
-    def phases(self) -> Mapping[str, str]:
-        """Everyone we know of, and the phase of each: much cheaper than all of ``peers``."""
-

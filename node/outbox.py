@@ -16,9 +16,9 @@ import trio
 from hansa.market.effects import Send, sealed
 from hansa.node.directory import Directory, Stranger
 from hansa.node.net import Net, NetError, Refused, RemoteFault, TooBig
-from hansa.proto.codec import encode
-from hansa.proto.messages import CreditGranted, PaymentAcknowledged, RunLogSent
-from hansa.proto.protocols import MARKET
+from hansa.node.spoken import NotInOlder, Spoken
+from hansa.proto.messages import CreditGranted, PaymentAcknowledged, RunLogSent, as_of
+from hansa.proto.protocols import MARKET, OLDER_MARKET, number_of
 from hansa.proto.signing import SigningKey
 
 FIRST_PAUSE_S = 0.2
@@ -41,7 +41,7 @@ class Outbox:
 
     def __init__(self, net: Net, directory: Directory, key: SigningKey, now_ms: Callable[[], int]) -> None:
         """``key`` signs what machines left unsigned."""
-        self._net = net
+        self._market = Spoken(net, (MARKET, OLDER_MARKET), now_ms)
         self._directory = directory
         self._key = key
         self._now_ms = now_ms
@@ -93,12 +93,17 @@ class Outbox:
 
     async def _bring(self, send: Send, lane: Lane) -> bool:
         """One message, until it is there, or pointless. Answers whether it is there."""
-        data = encode(sealed(send.message, self._key))
+        message = sealed(send.message, self._key)
         pause_s, refusals, faults = FIRST_PAUSE_S, 0, 0
         while self._now_ms() <= send.keep_until_ms:
             try:
                 peer_id = await self._directory.reach(send.to)
-                await self._net.request(peer_id, MARKET, data, max_response_bytes=1)
+                await self._market.request(
+                    peer_id, lambda protocol_id: as_of(message, number_of(protocol_id)), max_response_bytes=1
+                )
+            except NotInOlder:
+                self.counters[f"outbox: an older node knows no {type(message).__name__}"] += 1
+                return False
             except TooBig:
                 self.counters["outbox: message over its limit"] += 1
                 return False

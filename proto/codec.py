@@ -8,6 +8,7 @@ before its length was checked.
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -28,9 +29,17 @@ DEFAULT_BYTES = 64 << 10
 DEFAULT_ITEMS = 4096
 
 
-def encode(value: Any) -> bytes:
-    """Any value of a frozen dataclass as bytes."""
-    return bytes(msgpack.packb([VERSION, type(value).__name__, _plain(value)], use_bin_type=True))
+NEWEST = sys.maxsize
+
+
+def encode(value: Any, *, number: int = NEWEST) -> bytes:
+    """Any value of a frozen dataclass as bytes.
+
+    Args:
+        value: what to write.
+        number: of the protocol that it is said on; fields of a message that came with a later one are left out.
+    """
+    return bytes(msgpack.packb([VERSION, type(value).__name__, _plain(value, number)], use_bin_type=True))
 
 
 def decode(data: bytes, kinds: Any, *, limit_bytes: int, oldest: int = VERSION) -> Any:
@@ -61,10 +70,15 @@ def decode(data: bytes, kinds: Any, *, limit_bytes: int, oldest: int = VERSION) 
     return _reader(kind)(fields, _bare_name(kind))
 
 
-def _plain(value: Any) -> Any:
-    """The value as msgpack's own types."""
+def _plain(value: Any, number: int = NEWEST) -> Any:
+    """The value as msgpack's own types. Only a message has fields that came later, and nothing within it."""
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain_field(value, field.name) for field in dataclasses.fields(value)}
+        later = _later(type(value), number) if number != NEWEST else ()
+        return {
+            field.name: _plain_field(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.name not in later
+        }
     if isinstance(value, tuple | frozenset):
         return [_plain(item) for item in (sorted(value) if isinstance(value, frozenset) else value)]
     if isinstance(value, Mapping):
@@ -108,6 +122,12 @@ def _marks(hint: Any) -> list[AbsentMeans]:
     """Whether a field may be absent, and what that means."""
     arguments = typing.get_args(hint) if typing.get_origin(hint) is Annotated else ()
     return [each for each in arguments if isinstance(each, AbsentMeans)]
+
+
+@cache
+def _later(kind: Any, number: int) -> frozenset[str]:
+    """Fields that came with a later number than this."""
+    return frozenset(name for name, hint in _hints(kind).items() if any(mark.since > number for mark in _marks(hint)))
 
 
 def _bare_name(kind: Any) -> str:

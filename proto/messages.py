@@ -5,10 +5,12 @@ therefore ignores what it has heard before. Signed documents carry the weight; e
 and is believed only as far as it costs nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from hansa.proto.blob import BlobRef
+from hansa.proto.codec import encode
 from hansa.proto.documents import (
     ChannelConfig,
     CooperativeClose,
@@ -122,7 +124,7 @@ class LeaseRefused:
     """
 
     lease: Bytes32
-    kind: Annotated[RefusalKind, AbsentMeans("not-held")]
+    kind: Annotated[RefusalKind, AbsentMeans("not-held", since=2)]
     reason: Note
 
 
@@ -513,4 +515,12 @@ Direct = (
     | ConsistencySent
     | ProofSent
 )
-"""What goes over ``/hansa/market/1``, one message a request; the response is empty and means: it is in my journal."""
+"""What goes over ``/hansa/market/2``, one message a request; the response is empty and means: it is in my journal."""
+
+SINCE: Mapping[type, int] = {ProofSent: 2}
+"""The first number of the market's protocol that has a message, where that is not 1."""
+
+
+def as_of(message: Any, number: int) -> bytes | None:
+    """A message for one who speaks this number of the market's protocol; None where it has no such message."""
+    return encode(message, number=number) if SINCE.get(type(message), 1) <= number else None

@@ -91,9 +91,14 @@ class AbsentMeans:
     """Marks a message's field that came later: what a message, or a journal, of the time before says by its absence.
 
     Only for what nobody signs: a document with another field is another document.
+
+    Attributes:
+        value: what the absence means.
+        since: the first number of the message's protocol that has the field; it is not written under an earlier one.
     """
 
     value: object
+    since: int
 
 
 Rule = Unsigned | TwosComplement | Exactly | AtMost

@@ -163,7 +163,7 @@ const tender = {
   bids_close_ms: BigInt(Date.now() + 60_000),
   expires_ms: BigInt(Date.now() + 120_000)
 }
-const taken = await ask(node, peer, '/hansa/market/1', frame('TenderSent', {
+const taken = await ask(node, peer, '/hansa/market/2', frame('TenderSent', {
   tender: signed(types.Tender, tender, account)
 }))
 if (taken.length !== 0) throw new Error('an answer that is not empty')

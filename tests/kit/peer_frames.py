@@ -32,13 +32,13 @@ from hansa.proto.codec import encode
 from hansa.proto.history import HISTORY, HistoryRequested
 from hansa.proto.messages import BookRequested
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, MARKET, PEERS, SHELL, advert_topic
+from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, MARKET, OLDER_MARKET, PEERS, SHELL, advert_topic
 from hansa.proto.shell_messages import ShellAwaited, ShellClosed, ShellTyped, ShellWanted
 from hansa.proto.signing import SigningKey
 from hansa.proto.units import Address
 from hansa.scheduler.advert_classes import CLASSES
 
-GOLDEN = Path(__file__).parents[1] / "unit" / "proto" / "golden_frames.json"
+FRAMES = Path(__file__).parents[1] / "unit" / "proto"
 PING = "/ipfs/ping/1.0.0"
 MESH = "/meshsub/1.1.0"
 ADDR = Multiaddr("/ip4/203.0.113.7/tcp/4001").to_bytes()
@@ -62,13 +62,18 @@ def hello_of(secret: bytes, now_ms: int) -> bytes:
     return encode(binding)
 
 
+def _golden(name: str) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(frame) for frame in json.loads((FRAMES / name).read_text())["frames"].values())
+
+
 def requests(hello: bytes) -> dict[str, tuple[bytes, ...]]:
     """The bodies of sound requests on each protocol of our own framing."""
     shelf = ShelfDigests(name=CLASSES[0], bits=0, digests=bytes(8))
     shell = b"s" * 16
     return {
         HELLO: (hello,),
-        MARKET: tuple(bytes.fromhex(frame) for frame in json.loads(GOLDEN.read_text())["frames"].values()),
+        MARKET: _golden("golden_frames.json"),
+        OLDER_MARKET: _golden("golden_frames_4.json"),
         BOOK: (encode(BookRequested(most=100)),),
         BOOK_SYNC: (
             encode(BookCompared(shelves=(shelf,), after=Address(bytes(20)))),

@@ -75,9 +75,9 @@ docs/protocol-messages.md` writes it anew. [protocol.md](protocol.md) says what 
 How to read a type: `uintN` is an integer below 2^N; *text ≤ n* has at most n bytes of UTF-8; *list ≤ n of X* is an
 array of at most n; *nil or X* may be nil; a name in italics is the map of that class's fields, given further down;
 *signed X* is a map of two: `document`, the map of X, and `signature`, 65 bytes. Every map has exactly the fields that
-are named here; one that says what its absence means may be missing in what an older node says. Where no limit is
-named, {DEFAULT_TEXT_BYTES} bytes of text, {DEFAULT_BYTES} bytes or
-{DEFAULT_ITEMS} items are the most.
+are named here; one that says what its absence means may be missing in what an older node says. What is there *from
+number* N on is not said under an earlier number of its protocol. Where no limit is named, {DEFAULT_TEXT_BYTES} bytes of
+text, {DEFAULT_BYTES} bytes or {DEFAULT_ITEMS} items are the most.
 """
 
 PARTS = """# What they are made of
@@ -125,7 +125,7 @@ def words(hint: Any) -> str:
 def _ruled(base: Any, rules: list[Any]) -> str:
     absent = next((each for each in rules if isinstance(each, AbsentMeans)), None)
     if absent is not None:
-        return f"{words(base)}; absent, it is `{absent.value}`"
+        return f"{words(base)}; from number {absent.since} on; absent, it is `{absent.value}`"
     (rule,) = (rule for rule in rules if isinstance(rule, AtMost | Exactly | Unsigned | TwosComplement))
     if isinstance(rule, Unsigned):
         return f"uint{rule.bits}"
@@ -176,6 +176,8 @@ def table(kind: type) -> str:
     hints = typing.get_type_hints(kind, include_extras=True)
     told = described(kind)
     what = plain(" ".join(inspect.getdoc(kind).partition("\n\n")[0].split()))  # type: ignore[union-attr]
+    if kind in messages.SINCE:
+        what += f" From number {messages.SINCE[kind]} on."
     rows = [
         f"| `{field.name}` | {words(hints[field.name])} | {plain(told.get(field.name, ''))} |"
         for field in dataclasses.fields(kind)

@@ -22,7 +22,7 @@ from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.proto.errors import BadSignature
 from hansa.proto.messages import Hello
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES, VERSION
+from hansa.proto.protocols import MARKET, MAX_MARKET_BYTES, OLDER_MARKET, VERSION
 from hansa.proto.signing import Signed, SigningKey, sign
 
 pytestmark = pytest.mark.trio
@@ -202,6 +202,16 @@ async def test_logs_are_for_people_and_go_past_the_engine() -> None:
         await says(sender, door, encode(log))
         assert door.taken == []
         assert door.logs == [(SENDER.address, log)]
+
+
+async def test_what_an_older_node_says_is_taken_and_counted(autojump_clock: trio.abc.Clock) -> None:
+    async with door_and_sender() as (door, sender):
+        refused = messages.LeaseRefused(lease=LEASE, kind="mismatch", reason="no")
+        data = messages.as_of(refused, 1)
+        assert data is not None
+        assert await sender.net.request(door.who.peer_id, OLDER_MARKET, data, max_response_bytes=1) == b""
+        assert [event.message for event in door.taken] == [replace(refused, kind="not-held")]
+        assert door.who.net.counters()[f"serve.older {MARKET}"] == 1
 
 
 async def test_the_answer_comes_only_after_the_engine_took_the_message(autojump_clock: trio.abc.Clock) -> None:

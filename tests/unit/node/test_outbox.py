@@ -9,6 +9,8 @@ import pytest
 import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, key, now_ms, party
+from kit.older_peer import LeaseRefused as OlderRefusal
+from kit.older_peer import OlderPeer
 
 from hansa.market.effects import Send, unsigned
 from hansa.node import outbox as outbox_module
@@ -20,7 +22,9 @@ from hansa.proto.messages import (
     DeliveryAccepted,
     Direct,
     LeaseConfirmed,
+    LeaseRefused,
     PaymentAcknowledged,
+    ProofSent,
     RunLogSent,
     RunReported,
     VoucherSent,
@@ -156,12 +160,12 @@ async def test_what_the_other_side_cannot_take_does_not_stand_before_the_rest_fo
 async def test_a_message_that_is_out_of_date_is_not_brought(autojump_clock: trio.abc.Clock) -> None:
     hub = MemoryHub()
     async with receiver(hub, 2) as two, sender(hub, two) as outbox:
-        hub.link_cut(two.who.peer_id, outbox._net.peer_id)
+        hub.link_cut(two.who.peer_id, outbox._market._net.peer_id)
         outbox.put(send(two, 1, keep_ms=5_000))
         outbox.put(send(two, 2, keep_ms=5_000))
         outbox.put(send(two, 3, keep_ms=60_000))
         await trio.sleep(20)
-        hub.link_healed(two.who.peer_id, outbox._net.peer_id)
+        hub.link_healed(two.who.peer_id, outbox._market._net.peer_id)
         await trio.sleep(20)
         assert two.leases == [3]
         assert outbox.counters["outbox: out of date"] == 2
@@ -170,14 +174,14 @@ async def test_a_message_that_is_out_of_date_is_not_brought(autojump_clock: trio
 async def test_a_newer_message_takes_the_place_of_the_one_that_waits(autojump_clock: trio.abc.Clock) -> None:
     hub = MemoryHub()
     async with receiver(hub, 2) as two, sender(hub, two) as outbox:
-        hub.link_cut(two.who.peer_id, outbox._net.peer_id)
+        hub.link_cut(two.who.peer_id, outbox._market._net.peer_id)
         outbox.put(send(two, 9))
         await trio.sleep(1)
         for step in range(1, 6):
             outbox.put(send(two, 1, step=step, replaces="report"))
             outbox.put(send(two, 2, step=step, replaces="other report"))
             outbox.put(send(two, step))
-        hub.link_healed(two.who.peer_id, outbox._net.peer_id)
+        hub.link_healed(two.who.peer_id, outbox._market._net.peer_id)
         await trio.sleep(20)
         reports = [message.step for message in two.heard if isinstance(message, RunReported)]
         assert reports == [5, 5], "only the newest of each"
@@ -198,7 +202,7 @@ async def test_what_is_on_its_way_is_not_replaced_under_its_feet(autojump_clock:
 async def test_one_that_is_away_delays_nobody_else(autojump_clock: trio.abc.Clock) -> None:
     hub = MemoryHub()
     async with receiver(hub, 2) as two, receiver(hub, 3) as three, sender(hub, two, three) as outbox:
-        hub.link_cut(two.who.peer_id, outbox._net.peer_id)
+        hub.link_cut(two.who.peer_id, outbox._market._net.peer_id)
         for number in range(5):
             outbox.put(send(two, number))
             outbox.put(send(three, number))
@@ -212,7 +216,7 @@ async def test_one_that_is_away_delays_nobody_else(autojump_clock: trio.abc.Cloc
 async def test_who_comes_back_is_brought_what_waits_at_once(autojump_clock: trio.abc.Clock) -> None:
     hub = MemoryHub()
     async with receiver(hub, 2) as two, sender(hub, two) as outbox:
-        hub.link_cut(two.who.peer_id, outbox._net.peer_id)
+        hub.link_cut(two.who.peer_id, outbox._market._net.peer_id)
         outbox.put(send(two, 1))
         outbox.put(
             Send(
@@ -222,7 +226,7 @@ async def test_who_comes_back_is_brought_what_waits_at_once(autojump_clock: trio
             )
         )
         await trio.sleep(60)
-        hub.link_healed(two.who.peer_id, outbox._net.peer_id)
+        hub.link_healed(two.who.peer_id, outbox._market._net.peer_id)
         outbox.kick(two.who.account.address)
         outbox.kick(key(99).address)
         await trio.sleep(0.01)
@@ -281,15 +285,36 @@ async def test_a_queue_has_an_end_and_gives_up_what_would_be_pointless_soonest(
     monkeypatch.setattr(outbox_module, "MOST_WAITING", 5)
     hub = MemoryHub()
     async with receiver(hub, 2) as two, sender(hub, two) as outbox:
-        hub.link_cut(two.who.peer_id, outbox._net.peer_id)
+        hub.link_cut(two.who.peer_id, outbox._market._net.peer_id)
         for number in range(1, 4):
             outbox.put(send(two, number))
         for number in range(10, 20):
             outbox.put(send(two, number, keep_ms=60_000 + number))
-        hub.link_healed(two.who.peer_id, outbox._net.peer_id)
+        hub.link_healed(two.who.peer_id, outbox._market._net.peer_id)
         await trio.sleep(30)
         assert two.leases == [1, 2, 3, 18, 19]
         assert outbox.counters["outbox: queue over its limit"] == 8
+
+
+async def test_an_older_node_is_told_in_its_own_words_and_has_nothing_to_strike_for(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    hub = MemoryHub()
+    async with party(hub, 2) as two, sender(hub, Receiver(two)) as outbox:
+        older = OlderPeer(two.net)
+        said = (
+            LeaseRefused(lease=b"\x01" * 32, kind="mismatch", reason="another workload"),
+            ProofSent(proof=b"lies"),
+            LeaseConfirmed(lease=b"\x02" * 32),
+        )
+        for message in said:
+            outbox.put(Send(to=two.account.address, message=message, keep_until_ms=now_ms() + LONG_MS))
+        await trio.sleep(5)
+        refused, confirmed = older.heard
+        assert (refused, confirmed) == (OlderRefusal(lease=b"\x01" * 32, reason="another workload"), said[2])
+        assert older.strikes_against(outbox._market._net.peer_id) == 0
+        assert outbox.counters == {"outbox: an older node knows no ProofSent": 1}
+        assert outbox.delivered == 2
 
 
 async def test_a_message_over_the_receivers_limit_is_dropped(autojump_clock: trio.abc.Clock) -> None:

@@ -13,6 +13,7 @@ from drawn_values import dataclasses_of, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit import trading
+from kit.older_peer import read_as_before
 
 from hansa.market.effects import unsigned
 from hansa.market.ledger import Ledger, vouched_by_buyer
@@ -315,6 +316,25 @@ def test_what_a_node_of_the_time_before_says_is_understood():
     for name, frame in written["frames"].items():
         expected = replace(SAMPLES[name], kind="not-held") if name == "LeaseRefused" else SAMPLES[name]
         assert read(bytes.fromhex(frame)) == expected
+
+
+def test_what_is_said_to_a_node_of_the_time_before_is_what_it_said_itself():
+    written = json.loads(OLDER.read_text())["frames"]
+    said = {name: messages.as_of(value, 1) for name, value in SAMPLES.items()}
+    assert {name: data.hex() for name, data in said.items() if data is not None} == written
+    assert {name for name, data in said.items() if data is None} == {"ProofSent"}
+    assert {name: messages.as_of(value, 2) for name, value in SAMPLES.items()} == {
+        name: encode(value) for name, value in SAMPLES.items()
+    }
+
+
+def test_the_peer_of_the_kit_reads_as_a_node_of_the_time_before_did():
+    written = json.loads(OLDER.read_text())["frames"]
+    for name, frame in written.items():
+        assert encode(read_as_before(bytes.fromhex(frame))).hex() == frame, name
+    for name in ("LeaseRefused", "ProofSent"):
+        with pytest.raises(Malformed):
+            read_as_before(encode(SAMPLES[name]))
 
 
 def test_only_what_nobody_signs_may_lack_a_field():
