@@ -173,6 +173,7 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     first_ms = device_ms(min(meter_interval_ms, limits.wall_ms), width_of(requirements, resources))
     budget = _budget(prices, first_ms, ceiling_e18)
     policy = read_policy(top.table("policy"), budget.max_prepay_ms)
+    round_bytes, round_every_ms = _rounds(top.table("rounds"), limits.state_bytes)
     splits = read_splits(top, "splits")
     top.finish()
     spec = JobSpec(
@@ -188,6 +189,8 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
         meter_interval_ms=meter_interval_ms,
         bid_window_ms=bid_window_ms,
         round_timeout_ms=limits.round_ms,
+        round_bytes=round_bytes,
+        round_every_ms=round_every_ms,
         stall_ms=limits.stall_ms,
         silence_ms=limits.silence_ms,
         retries=retry.most,
@@ -352,6 +355,19 @@ def _mirror(table: TomlTable, shards: int) -> bool:
         )
     table.finish()
     return mirror
+
+
+def _rounds(table: TomlTable, state_bytes: int) -> tuple[int, DurationMs]:
+    """What a round is expected to carry, and how long shards work between two: it helps to choose the first providers."""
+    size_bytes = table.size_bytes("state", "0 B")
+    every_ms = table.duration_ms("every", "0 s", least=0)
+    if bool(size_bytes) != bool(every_ms):
+        lacks = "every" if size_bytes else "state"
+        raise table.fault(lacks, "is missing", 'a slow line is weighed by both: state = "200 MiB" and every = "10 min"')
+    if size_bytes > state_bytes:
+        raise table.fault("state", "is more than limits.state", f"raise limits.state, now {format_size(state_bytes)}")
+    table.finish()
+    return size_bytes, every_ms
 
 
 def _with_features(requirements: Requirements, wanted: Mapping[str, bool]) -> Requirements:

@@ -50,6 +50,10 @@ same_provider = false
 [checkpoints]
 mirror = true
 
+[rounds]
+state = "4 MiB"
+every = "15 s"
+
 [budget]
 total = "2.50"
 price_ceiling_per_hour = "0.80"
@@ -111,6 +115,7 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
     assert (spec.retries, spec.output_bytes, spec.state_bytes) == (2, 10 << 20, 5 << 20)
     assert (spec.retry_on, spec.retry_same_provider) == (("out-of-memory", "worker-died"), False)
     assert spec.mirror
+    assert (spec.round_bytes, spec.round_every_ms) == (4 << 20, 15_000)
     assert needs.features == ("mirrors",)
     assert spec.budget == parse_amount("2.50")
     assert spec.price_ceiling_e18_per_device_ms == price_per_hour_to_e18("0.80")
@@ -157,6 +162,10 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         (LEAST + "[tender]\nper_provider = -1\n", "tender.per_provider: is -1", "0"),
         (LEAST + "[retry]\nmost = 101\n", "retry.most: is 101", "100"),
         (LEAST + "[checkpoints]\nmirror = true\n", "checkpoints.mirror: needs a second shard", "shards = 2"),
+        (LEAST + '[rounds]\nstate = "1 MiB"\n', "rounds.every: is missing", "every"),
+        (LEAST + '[rounds]\nevery = "1 min"\n', "rounds.state: is missing", "state"),
+        (LEAST + '[rounds]\nstate = "1 GiB"\nevery = "1 s"\n', "rounds.state: is more than limits.state", "256 MiB"),
+        (LEAST + '[rounds]\nstates = "1 GiB"\n', "rounds.states: unknown key", "state"),
         (LEAST + "[checkpoints]\nmirror = 1\n", "checkpoints.mirror: must be true or false", "true"),
         (LEAST + "[checkpoints]\nmirrors = true\n", "checkpoints.mirrors", "mirror"),
         (LEAST + "[retry]\nsame_provider = 1\n", "retry.same_provider: must be true or false", "true"),
