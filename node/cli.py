@@ -142,9 +142,9 @@ def run(data_dir: Path, as_json: bool, relay: bool, stop_on_parent_exit: bool) -
     config = load_config(data_dir)
     if relay:
         config = replace(config, network=replace(config.network, relay=True))
-    from hansa.node import daemon
+    from hansa.node import node_process
 
-    daemon.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
+    node_process.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
 
 
 for _node_command in (status, price, tenders, *DEVICE_COMMANDS):

@@ -1,21 +1,16 @@
 """The daemon: one trio program around one engine. Everything in it is a task that tells the engine or obeys it.
 
-``run`` is the whole life of a node: open what is on disk, prove who we are, open the network, then serve until told to
-stop. Whatever ends it, a restart goes on from the journal.
+It opens what is on disk, folds the journal, opens the network, and serves until it is cancelled. Whatever ends it, a
+restart goes on from the journal. The process around it is in ``hansa.node.node_process``.
 """
 
 import contextlib
-import ctypes
-import json
 import math
-import os
 import shutil
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -42,12 +37,10 @@ from hansa.node.doorkeeper import Doorkeeper
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
-from hansa.node.environments import Environments, find_furnishings, python_version
+from hansa.node.environments import Environments, python_version
 from hansa.node.events import InventoryChanged, LineMeasured, MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
-from hansa.node.faults import NoSandbox
 from hansa.node.file_lists import FileLists
-from hansa.node.garbage import set_started_things_aside
 from hansa.node.histories import Histories, ask_around
 from hansa.node.http_api import Json, build_api
 from hansa.node.http_ledger import LedgerDesk, ledger_routes
@@ -62,14 +55,12 @@ from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
 from hansa.node.key_exchange import KeyDesk
-from hansa.node.keys import load_node_key, read_password
-from hansa.node.keystore import load_account
 from hansa.node.launcher import Launch, launch_with
 from hansa.node.ledger_keeper import LedgerKeeper
 from hansa.node.libp2p_host import open_net
 from hansa.node.line_meter import LineMeter
 from hansa.node.lines import is_of_use
-from hansa.node.logs import log_line, log_turns, start_logging
+from hansa.node.logs import log_line, log_turns
 from hansa.node.machine_facts import owners_facts
 from hansa.node.market_desk import MarketDesk, market_routes
 from hansa.node.market_figures import MarketFigures
@@ -79,12 +70,11 @@ from hansa.node.net_desk import NetDesk, net_routes
 from hansa.node.outbox import Outbox
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.performing import perform
-from hansa.node.preflight import SandboxReport, TierReport, check_sandbox, check_tiers
+from hansa.node.preflight import SandboxReport, TierReport
 from hansa.node.price_desk import PriceDesk, price_routes
 from hansa.node.price_program import program_of
 from hansa.node.pricing_config import clock_of
 from hansa.node.queueing import watch_book
-from hansa.node.secrecy import keep_memory_private
 from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
@@ -103,7 +93,7 @@ from hansa.proto.market_documents import (
 from hansa.proto.messages import TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.sealed import is_sealed
-from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.signing import SigningKey
 from hansa.proto.typed_data import digest
 from hansa.scheduler.run import (
     RunEvent,
@@ -121,7 +111,6 @@ BINDING_LIFE_MS = 30 * 24 * 3_600_000
 BID_MS = 20_000
 """Long enough that the second and third choice still stand when the first ones do not confirm."""
 STUCK_S = 10.0
-PR_SET_PDEATHSIG = 1
 
 
 def now_ms() -> int:
@@ -130,7 +119,7 @@ def now_ms() -> int:
 
 
 class Daemon:
-    """A running node: the engine and everything around it. Made by ``run``."""
+    """A running node: the engine and everything around it. Made by ``hansa.node.node_process``."""
 
     def __init__(
         self,
@@ -204,9 +193,8 @@ class Daemon:
         self.price_program = program_of(config, now_ms) if self.lends else None
         self.figures = MarketFigures()
         self.started_ms = now_ms()
-        self.as_json = False
         self.lag_ms, self.turned_at = 0.0, 0.0
-        self.changed = trio.Event()
+        self.changed, self.ready = trio.Event(), trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
         self.tasks: trio.Nursery | None = None
 
@@ -386,7 +374,7 @@ class Daemon:
             nursery.start_soon(PeerExchange(self.net).run)
             if self.bulk is not None:
                 nursery.start_soon(self.bulk.run)
-            self._say_ready()
+            self.ready.set()
 
     def _api(self) -> Starlette:
         more = [
@@ -564,24 +552,6 @@ class Daemon:
         has[f"python{python_version()}"] = True
         return tuple(sorted({*self.furnishings, *(feature for feature, here in has.items() if here)}))
 
-    def _say_ready(self) -> None:
-        facts = {
-            "ready": True,
-            "peer_id": self.net.peer_id,
-            "account": checksum_address(self.account.address),
-            "addresses": list(self.net.addrs()),
-            "api": str(self.config.api_socket),
-            "devices": self.inventory.note,
-            "sandbox": self.sandbox_view,
-        }
-        lines = [
-            f"hansa: ready. Account {facts['account']}",
-            *(f"  listening  {address}" for address in self.net.addrs()),
-            f"  devices    {self.inventory.note}",
-            f"  sandbox    {self.sandbox_view['tier']}: {self.sandbox_view['reason'] or 'tested and sound'}",
-        ]
-        print(json.dumps(facts) if self.as_json else "\n".join(lines), flush=True)  # noqa: T201 - the operator's terminal
-
     def close(self) -> None:
         """Write the state down and give the files back."""
         self.watch.close()
@@ -592,67 +562,9 @@ class Daemon:
             self.settler.close()
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, however it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _attest(binding_digest: bytes) -> Json:
     """What this machine can prove of itself about this node, or why it cannot."""
     try:
         return dict(request_quote(binding_digest).view())
     except NoQuote as error:
         return {"none": str(error)}
-
-
-@contextlib.contextmanager
-def _open(config: Config) -> Iterator[Daemon]:
-    node = load_node_key(config.node_key)
-    password_file: Path | None = config.password_file if config.password_file.exists() else None
-    account = load_account(config.keystore, read_password(password_file))
-    sandbox, launch = None, launch_with(config.sandbox.launcher)
-    if config.provider.enabled and config.provider.tier != TIER_NONE:
-        sandbox = check_sandbox(launch=launch, tier=config.provider.tier)
-    if sandbox is not None and not sandbox.available and config.sandbox.require:
-        hint = "strangers' jobs are refused until this is mended; set provider.enabled = false to only buy"
-        raise NoSandbox(f"no sandbox can be made here: {sandbox.reason}", hint)
-    tiers = () if sandbox is None else check_tiers(sandbox, launch=launch)
-    daemon = Daemon(config, account, node, sandbox, tiers)
-    if daemon.lends and sandbox is not None:
-        daemon.furnishings = find_furnishings(daemon.trees, config.environments)
-    try:
-        yield daemon
-    finally:
-        daemon.close()
-
-
-async def _serve_until_told(daemon: Daemon) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon.serve)
-        nursery.start_soon(set_started_things_aside)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                nursery.cancel_scope.cancel()
-                return
-
-
-def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = False) -> None:
-    """Be a node until a signal says to stop.
-
-    Args:
-        config: what the operator decided.
-        as_json: say that it is ready, and log, in lines of JSON.
-        stop_on_parent_exit: end when the process that started this one ends, as ``hansa demo`` needs it.
-
-    Raises:
-        OperatorError: something that the operator must mend first.
-    """
-    if stop_on_parent_exit:
-        _die_with_parent()
-    start_logging(as_json=as_json)
-    keep_memory_private()
-    with _open(config) as daemon:
-        daemon.as_json = as_json
-        trio.run(_serve_until_told, daemon)
