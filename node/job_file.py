@@ -358,7 +358,7 @@ def _mirror(table: TomlTable, shards: int) -> bool:
 
 
 def _rounds(table: TomlTable, state_bytes: int) -> tuple[int, DurationMs]:
-    """What a round is expected to carry, and how long shards work between two: it helps to choose the first providers."""
+    """What a round is expected to carry, and how long shards work between two: to choose the first providers by."""
     size_bytes = table.size_bytes("state", "0 B")
     every_ms = table.duration_ms("every", "0 s", least=0)
     if bool(size_bytes) != bool(every_ms):

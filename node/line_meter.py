@@ -5,6 +5,7 @@ is over when nothing moved for a moment, and one that lasts is told of in parts.
 is looked at too: then this node's own line may have been what held it up (``hansa.market.bandwidth``).
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +23,8 @@ LONGEST_S: Final = 10.0
 TELL_EVERY_S: Final = 5.0
 """Of one peer and way no more is told: each time the journal is written to."""
 MOST_TOLD: Final = 1_024
+FORGET_S: Final = 3_600.0
+"""What our own line has carried at the most counts half as much after so long."""
 NEGLIGIBLE: Final = 4
 """What moved beside a transfer does not count if it was less than this part of it."""
 
@@ -50,11 +53,16 @@ class _Window:
     others: set[str] = field(default_factory=set)
 
     @property
-    def is_bound(self) -> bool:
+    def has_even_share(self) -> bool:
         """Whether it got no less than its even share of what moved beside it."""
         everything = self.total - self.total_before
         others = everything - self.moved
         return others * NEGLIGIBLE > self.moved and self.moved * (len(self.others) + 1) >= everything
+
+    @property
+    def everything_per_s(self) -> float:
+        """How fast everything that way moved together."""
+        return (self.total - self.total_before) / max(self.last_s - self.began_s, 0.001)
 
 
 class LineMeter:
@@ -68,6 +76,7 @@ class LineMeter:
         self._totals: dict[str, int] = {}
         self._windows: dict[tuple[str, str], _Window] = {}
         self._told_s: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._most_per_s: dict[str, tuple[float, float]] = {}
 
     @contextmanager
     def underway(self, peer_id: str, way: str) -> Iterator[None]:
@@ -140,4 +149,15 @@ class LineMeter:
         self._told_s.move_to_end(key)
         while len(self._told_s) > MOST_TOLD:
             self._told_s.popitem(last=False)
-        self._tell(*key, bytes_per_s, window.is_bound)
+        is_bound = self._is_full(key[1], window, now_s) and window.has_even_share
+        self._tell(*key, bytes_per_s, is_bound)
+
+    def _is_full(self, way: str, window: _Window, now_s: float) -> bool:
+        """Whether our own line may have been full: it carried half as much as ever lately, or more.
+
+        Else several that are slow alike could pass for a line of ours that is.
+        """
+        most_per_s, at_s = self._most_per_s.get(way, (0.0, now_s))
+        most_per_s *= math.pow(0.5, (now_s - at_s) / FORGET_S)
+        self._most_per_s[way] = (max(most_per_s, window.everything_per_s), now_s)
+        return window.everything_per_s * 2 >= most_per_s

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa.market.bandwidth import BACK, LEAST_BYTES, THERE
-from hansa.node.line_meter import LONGEST_S, LULL_S, MOST_TOLD, TELL_EVERY_S, LineMeter
+from hansa.node.line_meter import FORGET_S, LONGEST_S, LULL_S, MOST_TOLD, TELL_EVERY_S, LineMeter
 
 ONE_S = LEAST_BYTES
 
@@ -88,6 +88,26 @@ def test_who_gets_an_even_share_may_be_held_up_by_our_own_line_and_who_gets_less
         ("b", BACK, 9 * ONE_S // 2, True),
         ("slow", BACK, ONE_S, False),
     ]
+
+
+def together(scene, **moved):
+    with scene.meter.underway("a", BACK), scene.meter.underway("b", BACK):
+        scene.now_s += 1
+        for peer, size_bytes in moved.items():
+            scene.meter.moved(peer, BACK, size_bytes)
+    scene.rest(TELL_EVERY_S)
+
+
+def test_several_that_are_slow_alike_do_not_pass_for_a_full_line_of_ours():
+    scene = Scene()
+    scene.move("fast", 1, 20 * ONE_S)
+    scene.rest(TELL_EVERY_S)
+    together(scene, a=ONE_S, b=ONE_S)
+    together(scene, a=8 * ONE_S, b=8 * ONE_S)
+    # What our line could carry once says less and less of what it can now.
+    scene.rest(6 * FORGET_S)
+    together(scene, a=ONE_S, b=ONE_S)
+    assert [told[3] for told in scene.told] == [False, False, False, True, True, True, True]
 
 
 def test_who_comes_back_within_a_moment_shares_with_who_came_meanwhile():
