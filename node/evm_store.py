@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hansa.market.settlement import Happening
-from hansa.node.faults import OperatorError
+from hansa.node.faults import OperatorError, storage_hint
 from hansa.proto.codec import decode, encode
 
 SENT, MINED, FINAL = "sent", "mined", "final"
@@ -91,7 +91,7 @@ class EvmStore:
             self._database.execute("COMMIT")
         except sqlite3.Error as fault:
             hint = "is another hansa running on this data directory? If not, the file may be damaged: restore a copy."
-            raise OperatorError(f"cannot open {path}: {fault}", hint) from fault
+            raise OperatorError(f"cannot open {path}: {fault}", storage_hint(fault, hint)) from fault
         self._bind(path, f"{chain_id} {account.hex()}")
 
     def _bind(self, path: Path, whose: str) -> None:

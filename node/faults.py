@@ -32,3 +32,23 @@ class WalletLocked(OperatorError):
 
 class NoSandbox(OperatorError):
     """This machine cannot confine a stranger's job, so none is accepted."""
+
+
+def sole_operator_error(group: BaseExceptionGroup[BaseException]) -> OperatorError | None:
+    """The operator's mistake that brought tasks down, if nothing else went wrong with it.
+
+    Tasks that run side by side end in a group of what befell each, however many nurseries deep.
+    """
+    mistakes, rest = group.split(OperatorError)
+    if mistakes is None or rest is not None:
+        return None
+    first: BaseException = mistakes
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, OperatorError) else None
+
+
+def storage_hint(fault: Exception, otherwise: str) -> str:
+    """What to do about a database that cannot be opened or written: nothing is broken where only the disk is full."""
+    full = getattr(fault, "sqlite_errorname", "") == "SQLITE_FULL"
+    return "make room on the disk, then start again: nothing that was written is lost" if full else otherwise

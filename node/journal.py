@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hansa.node.events import NodeEvent
-from hansa.node.faults import OperatorError
+from hansa.node.faults import OperatorError, storage_hint
 from hansa.node.state import Snapshot
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
@@ -102,7 +102,7 @@ class SqliteJournal:
             self._database.execute("COMMIT")
         except sqlite3.Error as fault:
             hint = "is another daemon running on this data directory? If not, the file may be damaged: restore a copy."
-            raise OperatorError(f"cannot open the journal {path}: {fault}", hint) from fault
+            raise OperatorError(f"cannot open the journal {path}: {fault}", storage_hint(fault, hint)) from fault
         row = self._database.execute(
             "SELECT max(coalesce((SELECT max(position) FROM event), 0),"
             " coalesce((SELECT max(position) FROM snapshot), 0))"

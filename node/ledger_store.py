@@ -13,7 +13,7 @@ from typing import Any
 
 from hansa.market.ledger import Entry, Ledger, fold
 from hansa.market.ledger_records import Record
-from hansa.node.faults import OperatorError
+from hansa.node.faults import OperatorError, storage_hint
 from hansa.proto.codec import decode, encode
 from hansa.proto.documents import TreeHead
 from hansa.proto.keccak import keccak256
@@ -68,7 +68,8 @@ class LedgerStore:
         except sqlite3.Error as fault:
             is_ledger = fault.sqlite_errorname != "SQLITE_NOTADB" and isinstance(fault, sqlite3.DatabaseError)
             kind = LedgerDamaged if is_ledger else OperatorError
-            raise kind(f"cannot open the ledger {path}: {fault}", "restore a copy of the file.") from fault
+            hint = storage_hint(fault, "restore a copy of the file.")
+            raise kind(f"cannot open the ledger {path}: {fault}", hint) from fault
 
     def _make_tables(self) -> None:
         execute = self._database.execute

@@ -13,7 +13,7 @@ import trio
 from hansa.node.config import Config
 from hansa.node.daemon import Daemon
 from hansa.node.environments import find_furnishings
-from hansa.node.faults import NoSandbox
+from hansa.node.faults import NoSandbox, sole_operator_error
 from hansa.node.garbage import set_started_things_aside
 from hansa.node.keys import load_node_key, read_password
 from hansa.node.keystore import load_account
@@ -102,4 +102,7 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
     start_logging(as_json=as_json)
     keep_memory_private()
     with _open(config) as daemon:
-        trio.run(_serve_until_told, daemon, as_json)
+        try:
+            trio.run(_serve_until_told, daemon, as_json)
+        except BaseExceptionGroup as group:
+            raise sole_operator_error(group) or group from None

@@ -2,10 +2,13 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+
+import pytest
 
 from hansa.node.demo_nodes import free_ports
 
@@ -48,3 +51,20 @@ def test_a_daemon_says_when_it_is_ready_tells_its_health_and_ends_when_told(tmp_
     assert process.returncode == 0
     for line in errors.splitlines():
         json.loads(line)
+
+
+@pytest.mark.parametrize("taken", ["listen", "metrics"])
+def test_a_port_that_another_program_has_is_told_in_a_line_with_a_hint(tmp_path: Path, taken: str) -> None:
+    data = tmp_path / "node"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        listen, metrics = (port, 0) if taken == "listen" else (0, port)
+        ports = ("--listen", f"/ip4/127.0.0.1/tcp/{listen}", "--metrics-port", str(metrics))
+        subprocess.run(hansa("init", "--data", str(data), *ports), capture_output=True, check=True, timeout=60)
+        ended = subprocess.run(
+            hansa("node", "run", "--data", str(data)), capture_output=True, check=False, timeout=60, text=True
+        )
+    assert ended.returncode == 2
+    assert str(port) in ended.stderr
+    assert "hint:" in ended.stderr
+    assert "Traceback" not in ended.stderr
