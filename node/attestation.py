@@ -91,6 +91,14 @@ def request_quote(binding_digest: bytes, reports: ReportsDirectory | None = None
         raise NoQuote(f"the platform gives no quote: {error.strerror}") from error
 
 
+def attest(binding_digest: bytes) -> dict[str, str]:
+    """What this machine can prove of itself about this node, or why it cannot; as the local API shows it."""
+    try:
+        return request_quote(binding_digest).view()
+    except NoQuote as error:
+        return {"none": str(error)}
+
+
 def _ask(entry: Path, report_data: bytes) -> Quote:
     (entry / "inblob").write_bytes(report_data)
     before = (entry / "generation").read_text().strip()

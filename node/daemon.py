@@ -11,25 +11,22 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
-from starlette.applications import Starlette
 
-from hansa.market.pricing import ITSELF, ProviderTerms
-from hansa.market.pricing_rule import PricingRule
+from hansa.market.pricing import ITSELF
 from hansa.node import chores, mirror_tasks, run_logs, staging
-from hansa.node.agent_cluster import Cluster, makes_gangs
-from hansa.node.attestation import NoQuote, request_quote
+from hansa.node.agent_cluster import Cluster
+from hansa.node.attestation import attest
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
 from hansa.node.bulk import make_bulk
 from hansa.node.chain_settling import ChainSettler, settler_for
-from hansa.node.config import PREPAY_EVERYBODY, Config
+from hansa.node.config import Config
 from hansa.node.courier import Courier
-from hansa.node.desk import NodeDesk
-from hansa.node.device_desk import DeviceDesk, device_routes
 from hansa.node.device_watch import DeviceWatch, watch_devices
 from hansa.node.directory import Directory
 from hansa.node.discovery import Discovery
@@ -37,16 +34,13 @@ from hansa.node.doorkeeper import Doorkeeper
 from hansa.node.egress import EgressProxy
 from hansa.node.egress_dial import Dialler, networks_of
 from hansa.node.engine import Engine
-from hansa.node.environments import Environments, python_version
+from hansa.node.environments import Environments
 from hansa.node.events import InventoryChanged, LineMeasured, MessageArrived, NodeEvent, Started, TimeCame
 from hansa.node.executor import Executor
 from hansa.node.file_lists import FileLists
 from hansa.node.histories import Histories, ask_around
-from hansa.node.http_api import Json, build_api
-from hansa.node.http_ledger import LedgerDesk, ledger_routes
-from hansa.node.http_reputation import ReputationDesk, reputation_routes
+from hansa.node.http_api import Json
 from hansa.node.http_server import serve_api, serve_loopback
-from hansa.node.http_shell import shell_routes
 from hansa.node.images import Images
 from hansa.node.interests import useful_classes, wishes
 from hansa.node.inventory import Inventory, read_machine
@@ -60,33 +54,24 @@ from hansa.node.ledger_keeper import LedgerKeeper
 from hansa.node.libp2p_host import open_net
 from hansa.node.line_meter import LineMeter
 from hansa.node.lines import is_of_use
+from hansa.node.local_api import local_api
 from hansa.node.logs import log_line, log_turns
-from hansa.node.machine_facts import owners_facts
-from hansa.node.market_desk import MarketDesk, market_routes
 from hansa.node.market_figures import MarketFigures
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
-from hansa.node.net_desk import NetDesk, net_routes
 from hansa.node.outbox import Outbox
+from hansa.node.owners_terms import features_of, terms_of
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.performing import perform
 from hansa.node.preflight import SandboxReport, TierReport
-from hansa.node.price_desk import PriceDesk, price_routes
 from hansa.node.price_program import program_of
-from hansa.node.pricing_config import clock_of
 from hansa.node.queueing import watch_book
-from hansa.node.shell_desk import ShellDesk
 from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
-from hansa.node.statement_desk import StatementDesk, statement_routes
 from hansa.node.trees import Trees
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import (
-    FEATURE_EGRESS,
-    FEATURE_MIRRORS,
-    FEATURE_SEALED,
-    FEATURE_SEVERAL_MACHINES,
     TIER_NONE,
     Advert,
 )
@@ -108,8 +93,6 @@ from hansa.scheduler.run import (
 
 BATCH = 256
 BINDING_LIFE_MS = 30 * 24 * 3_600_000
-BID_MS = 20_000
-"""Long enough that the second and third choice still stand when the first ones do not confirm."""
 STUCK_S = 10.0
 
 
@@ -137,37 +120,71 @@ class Daemon:
         self.sandbox = sandbox
         self.tiers = tiers
         self.attestation: Json = {}
-        data = config.data_dir
-        self.runs_dir = data / "runs"
-        shutil.rmtree(self.runs_dir, ignore_errors=True)
-        self.runs_dir.mkdir(mode=0o711)
-        self.store = BlobStore(data / "blobs", quota_bytes=config.blob_bytes)
-        self.job_logs = JobLogs(data / "jobs")
+        self.figures = MarketFigures()
+        self.started_ms = now_ms()
+        self.lag_ms, self.turned_at = 0.0, 0.0
+        self.changed, self.ready = trio.Event(), trio.Event()
+        self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
+        self.tasks: trio.Nursery | None = None
+        self._open_state(config.data_dir)
+        self._open_own_jobs(config.data_dir)
+        self._open_lending(config.data_dir)
+
+    def _open_state(self, data: Path) -> None:
+        """Go on from the journal, with all that it says of money in the ledger."""
         self.journal = SqliteJournal(data / "journal.sqlite")
         self.engine = Engine(self.journal)
         self.ledger_keeper = LedgerKeeper(self)
         self.doorkeeper = Doorkeeper(self)
         self.ledger_keeper.post(self.engine.recovered)
         self.engine.state.turns.clear()
+        self.settler: ChainSettler | None = None
+        if self.config.chain is not None:
+            self.settler = settler_for(
+                self.config.chain,
+                data / "chain.sqlite",
+                self.account,
+                state=lambda: self.state,
+                tell=self.tell,
+                log=log_line,
+                now_ms=now_ms,
+                payer=self.config.buyer.payer,
+            )
+
+    def _open_own_jobs(self, data: Path) -> None:
+        """The store of blobs, and what a buyer keeps of its jobs: what they printed, their keys and lists of files."""
+        self.store = BlobStore(data / "blobs", quota_bytes=self.config.blob_bytes)
+        self.store.forget_pins(staging.PIN)
+        self.job_logs = JobLogs(data / "jobs")
+        self.job_keys = JobKeys(data / "sealing", self.account)
+        self.job_keys.keep_only([job for job, _ in self.state.jobs.all()])
+        self.file_lists = FileLists(self.store)
+        for job in self.state.jobs.live.values():
+            if job.files is not None:
+                key = self.job_keys.find(job.job) if is_sealed(job.spec.requirements) else None
+                self.file_lists.load(job.files, job.spec.shards, (key.shared,) if key is not None else None)
+        self.grants = Grants(self.file_lists)
+        self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
+
+    def _open_lending(self, data: Path) -> None:
+        """What a provider has: its devices, a room for runs, what runs are furnished with, their way out."""
+        config = self.config
+        self.runs_dir = data / "runs"
+        shutil.rmtree(self.runs_dir, ignore_errors=True)
+        self.runs_dir.mkdir(mode=0o711)
         self.watch = DeviceWatch(
-            account=account.address,
+            account=self.account.address,
             provider=config.provider,
             rules=config.rules,
             now_ms=now_ms,
             # A launcher of its own keeps runs' files where this process may not even look.
             machine=replace(read_machine(), disk_bytes=0) if config.sandbox.launcher is not None else None,
         )
-        self.store.forget_pins(staging.PIN)
         self.trees = Trees(data / "environments", quota_bytes=config.environments.quota_bytes)
         self.environments = Environments(self.trees, config.environments)
         self.images = Images(self.trees, config.environments)
         self.furnishings: frozenset[str] = frozenset()
         self.staging: dict[bytes, trio.CancelScope] = {}
-        self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
-        self.job_keys = JobKeys(data / "sealing", account)
-        self.file_lists = FileLists(self.store)
-        self._know_own_jobs()
-        self.grants = Grants(self.file_lists)
         self.egress = EgressProxy(
             self.runs_dir,
             allow=config.egress.allow,
@@ -178,33 +195,7 @@ class Daemon:
             dialler=Dialler(denied=(*config.egress.deny, *networks_of(config.network.announce))),
         )
         self.cluster: Cluster | None = None
-        self.settler: ChainSettler | None = None
-        if config.chain is not None:
-            self.settler = settler_for(
-                config.chain,
-                data / "chain.sqlite",
-                account,
-                state=lambda: self.state,
-                tell=self.tell,
-                log=log_line,
-                now_ms=now_ms,
-                payer=config.buyer.payer,
-            )
         self.price_program = program_of(config, now_ms) if self.lends else None
-        self.figures = MarketFigures()
-        self.started_ms = now_ms()
-        self.lag_ms, self.turned_at = 0.0, 0.0
-        self.changed, self.ready = trio.Event(), trio.Event()
-        self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
-        self.tasks: trio.Nursery | None = None
-
-    def _know_own_jobs(self) -> None:
-        """Forget the keys of jobs that are known no more, and read the lists of files of those that live."""
-        self.job_keys.keep_only([job for job, _ in self.state.jobs.all()])
-        for job in self.state.jobs.live.values():
-            if job.files is not None:
-                key = self.job_keys.find(job.job) if is_sealed(job.spec.requirements) else None
-                self.file_lists.load(job.files, job.spec.shards, (key.shared,) if key is not None else None)
 
     @property
     def state(self) -> NodeState:
@@ -340,13 +331,13 @@ class Daemon:
         async with open_net(net_config, self.node.secret()) as self.net, trio.open_nursery() as nursery:
             self.tasks = nursery
             # Before anybody is answered: what peers say must find a state that knows who it is.
-            self.tell(self._started())
+            self.tell(self.started())
             self.ledger_keeper.proof_exchange.tell_again(tuple(self.state.proven))
             if self.lends:
                 # And no device that is ill, or that its owner uses, is promised before anybody has looked.
                 for event in self.watch.judge(self.watch.look(), self.state.capacity):
                     self.tell(event)
-            self._furnish()
+            self.open_rooms()
             await nursery.start(self.outbox.serve)
             if self.lends:
                 await nursery.start(self.egress.serve)
@@ -355,7 +346,7 @@ class Daemon:
                 await nursery.start(self._serve_executor)
                 nursery.start_soon(watch_devices, self)
                 await nursery.start(self.shells.serve)
-            await nursery.start(serve_api, self._api(), self.config.api_socket)
+            await nursery.start(serve_api, local_api(self), self.config.api_socket)
             metrics = Metrics(self.figures)
             self.turned_at = trio.current_time()
             if self.config.metrics.port:
@@ -376,20 +367,15 @@ class Daemon:
                 nursery.start_soon(self.bulk.run)
             self.ready.set()
 
-    def _api(self) -> Starlette:
-        more = [
-            *statement_routes(StatementDesk(self)),
-            *shell_routes(ShellDesk(self)),
-            *device_routes(DeviceDesk(self)),
-            *net_routes(NetDesk(self)),
-            *price_routes(PriceDesk(self)),
-            *ledger_routes(LedgerDesk(self)),
-            *reputation_routes(ReputationDesk(self)),
-            *market_routes(MarketDesk(self)),
-        ]
-        return build_api(NodeDesk(self), max_job_budget=self.config.buyer.max_job_budget, more=more)
+    def open_rooms(self) -> None:
+        """All that speaks with peers, or serves them, now that there is a network."""
+        self._introduce()
+        self._listen_to_the_market()
+        self._trade_words_and_blobs()
+        self._open_executor()
 
-    def _furnish(self) -> None:
+    def _introduce(self) -> None:
+        """Say which account this node speaks for, and learn it of others."""
         roles = Role.BUYER | Role.PROVIDER if self.lends else Role.BUYER
         hello = bind(
             self.account,
@@ -401,9 +387,12 @@ class Daemon:
             not_after_ms=now_ms() + BINDING_LIFE_MS,
             epoch=now_ms(),
         )
-        self.attestation = _attest(digest(DOMAIN, hello.binding))
+        self.attestation = attest(digest(DOMAIN, hello.binding))
         self.directory = Directory(self.net, hello, now_ms)
         self.directory.serve()
+
+    def _listen_to_the_market(self) -> None:
+        """Who lends what, and how others' dealings with them went."""
         self.book = Book(self.net, now_ms, self._learn_advert)
         self.discovery = Discovery(
             self.net,
@@ -426,6 +415,9 @@ class Daemon:
             take=self.take,
         )
         self.histories.serve()
+
+    def _trade_words_and_blobs(self) -> None:
+        """Messages of the market both ways; blobs; the keys of sealed ones."""
         self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
         meter = LineMeter(self._line_measured)
         self.bulk = make_bulk(self.net, self.store, self._may_fetch, meter)
@@ -443,6 +435,9 @@ class Daemon:
             now_ms=now_ms,
             matters=self.doorkeeper.matters,
         ).serve()
+
+    def _open_executor(self) -> None:
+        """What makes sandboxes, here or on the other machines of the owner, and the shells into them."""
         launch: Launch = launch_with(self.config.sandbox.launcher)
         if self.lends and self.config.cluster.listen is not None:
             self.cluster = Cluster(
@@ -491,66 +486,24 @@ class Daemon:
             at_ms = now_ms()
             self.tell(LineMeasured(provider=account, way=way, bytes_per_s=bytes_per_s, is_bound=is_bound, at_ms=at_ms))
 
-    def _started(self) -> Started:
-        provider = self.config.provider
+    def started(self) -> Started:
+        """Who this node is and what it lends: the first event of every life."""
+        at_ms = now_ms()
         terms = None
         if self.lends:
-            terms = ProviderTerms(
-                account=self.account.address,
-                currency=self.config.currency,
-                tier=provider.tier,
-                features=self._features(),
-                egress=self.config.egress.allow,
-                price_e18_per_device_ms=provider.price_e18_per_device_ms,
-                rule=self._pricing_rule(),
-                on_price_fault=provider.pricing.on_program_fault if provider.pricing.program else "",
-                buyers=provider.accept_buyers or frozenset(),
-                accepts=provider.accepts,
-                facts=owners_facts(provider.facts, self.config.region),
-                payee=provider.payee or ITSELF,
-                voucher_timeout_ms=provider.voucher_timeout_ms,
-                max_unpaid=provider.max_unpaid,
-                prepay_ms=provider.prepay_ms,
-                prepay_everybody=provider.prepay_from == PREPAY_EVERYBODY,
-                max_splits_bps=provider.max_splits_bps,
-                grace_ms=provider.grace_ms,
-                credit_limit=self.config.settlement.credit_limit,
-                bid_ms=BID_MS,
-                reclaim_notice_ms=provider.reclaim_notice_ms,
-                leases=provider.leases,
-                penalty_ms=provider.firm_penalty_ms,
-                max_fetch_bytes=min(provider.max_fetch_bytes, self.config.blob_bytes),
-                mirror_bytes=min(provider.mirror_bytes, self.config.blob_bytes // 2),
-                meter_interval_ms=provider.meter_interval_ms,
-                min_buyer_ppm=self.config.reputation.min_buyer_ppm,
-                tenants=provider.share.tenants if provider.share is not None else 0,
-            )
+            features = features_of(self.config, self.sandbox, self.furnishings)
+            terms = terms_of(self.config, account=self.account.address, features=features, at_ms=at_ms)
         devices = self.inventory.devices if self.lends else ()
         return Started(
             account=self.account.address,
             peer_id=self.net.peer_id,
             terms=terms,
             devices=devices,
-            at_ms=now_ms(),
+            at_ms=at_ms,
             currency=self.config.currency,
             netting=self.config.settlement.netting,
             payer=self.config.buyer.payer or ITSELF,
         )
-
-    def _pricing_rule(self) -> PricingRule:
-        """The owner's rule, with the owner's clock as it will be in the next years."""
-        rule = self.config.provider.pricing.rule
-        return replace(rule, clock=clock_of(self.config.rules.utc_offset_s, now_ms())) if rule.hours else rule
-
-    def _features(self) -> tuple[str, ...]:
-        """What jobs can have here beside devices, sorted."""
-        spread = self.config.cluster.listen is not None and makes_gangs(self.sandbox)
-        has = {FEATURE_EGRESS: bool(self.config.egress.allow), FEATURE_SEVERAL_MACHINES: spread}
-        has[FEATURE_MIRRORS] = self.config.provider.mirror_bytes > 0
-        # Other machines keep what runs were furnished with, for the next that wants the same: not what was sealed.
-        has[FEATURE_SEALED] = self.config.cluster.listen is None
-        has[f"python{python_version()}"] = True
-        return tuple(sorted({*self.furnishings, *(feature for feature, here in has.items() if here)}))
 
     def close(self) -> None:
         """Write the state down and give the files back."""
@@ -560,11 +513,3 @@ class Daemon:
         self.ledger_keeper.close()
         if self.settler is not None:
             self.settler.close()
-
-
-def _attest(binding_digest: bytes) -> Json:
-    """What this machine can prove of itself about this node, or why it cannot."""
-    try:
-        return dict(request_quote(binding_digest).view())
-    except NoQuote as error:
-        return {"none": str(error)}

@@ -34,8 +34,8 @@ async def a_daemon(
         async with hub.open_net(NetConfig(), daemon.node.secret()) as net, trio.open_nursery() as nursery:
             daemon.net = net
             daemon.tasks = nursery
-            daemon.tell(daemon._started())
-            daemon._furnish()
+            daemon.tell(daemon.started())
+            daemon.open_rooms()
             await nursery.start(daemon.outbox.serve)
             nursery.start_soon(daemon.serve_engine)
             nursery.start_soon(chores.greet_arrivals, daemon)

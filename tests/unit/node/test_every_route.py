@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from hansa.node import chores
 from hansa.node.http_server import serve_api, serve_loopback
+from hansa.node.local_api import local_api
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.proto.signing import checksum_address
 
@@ -44,7 +45,7 @@ CHANGING = {
 
 async def test_what_is_read_changes_nothing_and_what_changes_something_is_posted(tmp_path: Path) -> None:
     async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, trio.open_nursery() as tasks:
-        api = daemon._api()
+        api = local_api(daemon)
         await tasks.start(serve_api, api, daemon.config.api_socket)
         routes = [route for route in api.routes if isinstance(route, Route)]
         assert len(routes) == len(api.routes) > 20
@@ -70,7 +71,7 @@ async def test_what_is_read_changes_nothing_and_what_changes_something_is_posted
 
 async def test_nobody_but_the_daemons_own_user_reaches_the_local_api(tmp_path: Path) -> None:
     async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, trio.open_nursery() as tasks:
-        await tasks.start(serve_api, daemon._api(), daemon.config.api_socket)
+        await tasks.start(serve_api, local_api(daemon), daemon.config.api_socket)
         path = daemon.config.api_socket
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(daemon.config.data_dir.stat().st_mode) == 0o700
@@ -129,6 +130,6 @@ async def test_nothing_else_of_the_daemon_listens_on_tcp_for_http() -> None:
         if re.search(r"\.start(_soon)?\(serve_(loopback|api)\b", line)
     ]
     assert calls == [
-        ("daemon.py", "await nursery.start(serve_api, self._api(), self.config.api_socket)"),
+        ("daemon.py", "await nursery.start(serve_api, local_api(self), self.config.api_socket)"),
         ("daemon.py", "await nursery.start(serve_loopback, shown, self.config.metrics.port)"),
     ]
