@@ -35,6 +35,10 @@ HOSTS = 2
 BEGIN_AFTER_S = 0.5
 PUNCHES_PER_S = 0.1
 PUNCHES_AT_ONCE = 6
+"""For one peer, whichever of us begins."""
+ALL_PUNCHES_PER_S = 1.0
+ALL_PUNCHES_AT_ONCE = 30
+"""For all of them: names cost nothing, and each try may knock at two hosts of the peer's choice."""
 REST_S = 30.0
 GOSSIP_STREAMS = 2
 
@@ -48,12 +52,19 @@ class HolePuncher:
         self._faults = faults
         self._seen_at = seen_at
         self._allowed = Allowances(PUNCHES_PER_S, PUNCHES_AT_ONCE, trio.current_time)
+        self._all = Allowances(ALL_PUNCHES_PER_S, ALL_PUNCHES_AT_ONCE, trio.current_time)
+
+    def _may_punch(self, name: str) -> bool:
+        return self._allowed.take(name) and self._all.take("all")
 
     async def upgrade(self, relayed: GuardedConn) -> None:
         """Begin, as the one that was called."""
         await trio.sleep(BEGIN_AFTER_S)
         for _ in range(ATTEMPTS):
             if relayed.is_closed or self._is_direct(relayed) or not self._seen_at():
+                break
+            if not self._may_punch(relayed.muxed_conn.peer_id.to_base58()):
+                self._faults.count("dcutr.too_often")
                 break
             try:
                 await self._begin(relayed)
@@ -100,7 +111,7 @@ class HolePuncher:
         muxed: BoundedStream = stream.muxed_stream
         connection = stream.muxed_conn
         name = connection.peer_id.to_base58()
-        if connection.path != "relayed" or not self._allowed.take(name):
+        if connection.path != "relayed" or not self._may_punch(name):
             self._faults.count("dcutr.refused")
             muxed.abort()
             return

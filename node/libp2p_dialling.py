@@ -1,5 +1,6 @@
 """Connections that we make: to which addresses, in which order, through which relays, and how long it may take."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import trio
@@ -12,9 +13,11 @@ from libp2p.peer.id import ID
 from libp2p.protocol_muxer.generic_selector import GenericMultistreamSelector
 from multiaddr import Multiaddr
 
+from hansa.node.allowance import Allowances
 from hansa.node.libp2p_circuit import open_circuit, split_circuit
 from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_guards import BufferedSocket, Faults
+from hansa.node.libp2p_relay import ASKS_AT_ONCE, ASKS_PER_S
 from hansa.node.libp2p_tcp import Dialler, port_of, rank
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.neighbourhood import host_of, is_circuit
@@ -28,12 +31,15 @@ CIRCUITS_AFTER_S = 0.3
 LEAVE_RELAY_AFTER_S = 10.0
 """At the latest, where nothing else of ours is under way with it."""
 LOOK_AGAIN_S = 0.5
+CIRCUITS_PER_S = ASKS_PER_S * 0.8
+CIRCUITS_AT_ONCE = ASKS_AT_ONCE - 3
+"""Of one relay. It refuses who asks more often; what is left over is for places there, ours being one of them."""
 
 Addresses = Callable[[str], Sequence[str]]
 
 
 class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without types
-    """The half of the swarm that dials. ``GuardedSwarm`` is the whole, and sets what is named here."""
+    """The half of the swarm that dials. ``GuardedSwarm`` is the whole, and sets and does what is named here."""
 
     self_id: ID
     limits: NetLimits
@@ -48,21 +54,24 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
     _dials: trio.CapacityLimiter
     _dialling: dict[ID, trio.Event]
     _failed_at: dict[ID, float]
+    _circuit_asks: Allowances
     is_kept: Callable[[str], bool]
 
+    @abstractmethod
     def live_connections(self, peer_id: ID) -> list[GuardedConn]:
         """The connections to a peer, those to be used first."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def add_conn(self, muxed_conn: BoundedYamux, direction: str = "unknown") -> GuardedConn:
         """Enter a proven connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _upgrade_inbound(self, socket: BufferedSocket) -> BoundedYamux:
-        raise NotImplementedError
+        """Secure and multiplex a connection as the one that was dialled."""
 
+    @abstractmethod
     def _check(self, peer_id: ID, expected: ID | None = None) -> None:
-        raise NotImplementedError
+        """Raise ``SwarmException`` for a peer that is not to be connected."""
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """The connections to a peer, making one if there is none. Never takes longer than the dial timeout."""
@@ -151,14 +160,8 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
         relay = ID.from_base58(name)
         if relay in (peer_id, self.self_id):
             raise SwarmException("a circuit that leads nowhere")
-        standing = [each for each in self.live_connections(relay) if each.muxed_conn.path == "direct"]
-        if standing:
-            through = standing[0]
-        elif where:
-            through = await self._dial_tcp(Multiaddr(where), relay, given=given)
-            through.for_circuits = not given
-        else:
-            raise SwarmException("a relay that we are not connected to")
+        await self._turn_at(relay)
+        through = await self._relay(relay, where, given=given)
         through.circuits += 1
         try:
             socket = await open_circuit(through.muxed_conn, peer_id)
@@ -171,11 +174,36 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
         self._entered_on_hearsay(connection, given=given)
         return connection
 
+    async def _turn_at(self, relay: ID) -> None:
+        """Wait until this relay may be asked for one more circuit; the dial's own deadline ends the wait."""
+        if self._circuit_asks.take(relay):
+            return
+        self.faults.count("dial.waits_for_relay")
+        while not self._circuit_asks.take(relay):  # noqa: ASYNC110  # time alone brings the turn
+            await trio.sleep(LOOK_AGAIN_S)
+
+    async def _relay(self, relay: ID, where: str, *, given: bool) -> GuardedConn:
+        """A direct connection to a relay. ``given``: the circuit's address is no stranger's word."""
+        standing = [each for each in self.live_connections(relay) if each.muxed_conn.path == "direct"]
+        if standing:
+            return standing[0]
+        if not where:
+            raise SwarmException("a relay that we are not connected to")
+        connection = await self._connect_tcp(Multiaddr(where), relay, given=given)
+        # Whoever gives us a peer behind a relay has not said that the relay itself is worth a connection for good.
+        is_meant = self._is_given(relay.to_base58(), where)
+        self._entered_on_hearsay(connection, given=is_meant)
+        connection.for_circuits = not is_meant
+        return connection
+
     async def _dial_tcp(self, addr: Multiaddr, peer_id: ID, *, given: bool) -> GuardedConn:
-        socket = await self._dialler.dial(addr, given=given, source_port=self.source_port_for(str(addr)))
-        connection = await self._upgrade_outbound(RawConnection(socket, True), peer_id)
+        connection = await self._connect_tcp(addr, peer_id, given=given)
         self._entered_on_hearsay(connection, given=given)
         return connection
+
+    async def _connect_tcp(self, addr: Multiaddr, peer_id: ID, *, given: bool) -> GuardedConn:
+        socket = await self._dialler.dial(addr, given=given, source_port=self.source_port_for(str(addr)))
+        return await self._upgrade_outbound(RawConnection(socket, True), peer_id)
 
     # Connections that only somebody's word brought about.
 

@@ -5,7 +5,8 @@ others, forgets to give inbound slots back, and ends the program when a stream h
 interface (pubsub, identify and the listeners use it) and replaces those parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from math import inf
 from socket import MSG_PEEK
 from typing import Any
 
@@ -22,9 +23,10 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
+from hansa.node.allowance import Allowances
 from hansa.node.libp2p_circuit import CircuitSocket
 from hansa.node.libp2p_connection import GuardedConn
-from hansa.node.libp2p_dialling import Addresses, DiallingSwarm
+from hansa.node.libp2p_dialling import CIRCUITS_AT_ONCE, CIRCUITS_PER_S, Addresses, DiallingSwarm
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
 from hansa.node.libp2p_tcp import Dialler, TcpStream, open_listener
 from hansa.node.libp2p_yamux import BoundedYamux
@@ -108,6 +110,7 @@ class GuardedSwarm(DiallingSwarm):
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
         self._failed_at: dict[ID, float] = {}
+        self._circuit_asks = Allowances(CIRCUITS_PER_S, CIRCUITS_AT_ONCE, trio.current_time)
         self.on_tls: TlsHandler | None = None
 
     async def run(self) -> None:
@@ -140,46 +143,59 @@ class GuardedSwarm(DiallingSwarm):
         """Whether a new connection begins as TLS does and not as libp2p does. Its first byte is left where it is."""
         if self.on_tls is None or not isinstance(read_write_closer, TcpStream):
             return False
-        with trio.fail_after(self.limits.handshake_timeout_ms / 1000):
-            return bool(await read_write_closer.stream.socket.recv(1, MSG_PEEK) == TLS_HANDSHAKE)
+        return bool(await read_write_closer.stream.socket.recv(1, MSG_PEEK) == TLS_HANDSHAKE)
 
     async def _take_socket(self, stream: trio.SocketStream) -> None:
         await self._handle_inbound_connection(TcpStream(stream))
 
     async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any = None) -> None:  # noqa: ARG002
         remote = read_write_closer.get_remote_address()
-        ticket = self._admission.enter(household_of(remote[0]) if remote else "")
-        try:
-            if ticket is not None and await self._is_for_tls(read_write_closer):
+
+        async def serve(proven: Callable[[], None]) -> None:
+            if await self._is_for_tls(read_write_closer):
                 assert self.on_tls is not None, "asked for"
-                await self.on_tls(read_write_closer.stream, lambda: self._admission.admit(ticket))
-            elif ticket is not None:
-                muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer))
-                self._admission.admit(ticket)
-                connection = await self.add_conn(muxed, "inbound")
-                await connection.event_closed.wait()
-        except Exception:  # noqa: BLE001  # a stranger's handshake can fail in any way
-            self.faults.count("inbound.handshake_failed")
-        finally:
-            if ticket is not None:
-                self._admission.leave(ticket)
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await read_write_closer.close()
+                await self.on_tls(read_write_closer.stream, proven)
+                return
+            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer))
+            proven()
+            connection = await self.add_conn(muxed, "inbound")
+            await connection.event_closed.wait()
+
+        await self._let_in(household_of(remote[0]) if remote else "", read_write_closer, serve)
 
     async def take_circuit(self, socket: CircuitSocket, relay: ID, said: ID) -> None:
         """Serve a connection that a relay brought; only if it is from whom the relay said."""
-        ticket = self._admission.enter(f"relay {relay}")
+
+        async def serve(proven: Callable[[], None]) -> None:
+            muxed = await self._upgrade_inbound(BufferedSocket(socket), ConnectionType.RELAYED)
+            if muxed.peer_id != said:
+                self.faults.count("circuit.somebody_else")
+                await muxed.close()
+                return
+            proven()
+            connection = await self.add_conn(muxed, "inbound")
+            self.on_relayed(connection)
+            await connection.event_closed.wait()
+
+        await self._let_in(f"relay {relay}", socket, serve)
+
+    async def _let_in(self, caller: str, socket: Any, serve: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        """Give a newcomer a place, for so long until it has proven itself, and serve it until it goes.
+
+        One deadline for all that it may have to prove: with one for each step a place would be held for twice as long.
+        """
+        ticket = self._admission.enter(caller)
         try:
             if ticket is not None:
-                muxed = await self._upgrade_inbound(BufferedSocket(socket), ConnectionType.RELAYED)
-                if muxed.peer_id != said:
-                    self.faults.count("circuit.somebody_else")
-                    await muxed.close()
-                    return
-                self._admission.admit(ticket)
-                connection = await self.add_conn(muxed, "inbound")
-                self.on_relayed(connection)
-                await connection.event_closed.wait()
+                with trio.move_on_after(self.limits.handshake_timeout_ms / 1000) as pending:
+
+                    def proven() -> None:
+                        self._admission.admit(ticket)
+                        pending.deadline = inf
+
+                    await serve(proven)
+                if pending.cancelled_caught:
+                    self.faults.count("inbound.handshake_failed")
         except Exception:  # noqa: BLE001  # a stranger's handshake can fail in any way
             self.faults.count("inbound.handshake_failed")
         finally:

@@ -58,3 +58,31 @@ async def test_who_is_dialled_on_hearsay_takes_a_part_of_the_table_and_no_more()
         assert sum(not node.is_live(each.peer_id) for each in named) == 1
         await guest.connect(node.addrs()[0])
         await until(lambda: node.is_live(guest.peer_id))
+
+
+async def test_relays_of_peers_that_the_operator_gave_count_as_named_by_strangers() -> None:
+    async with AsyncExitStack() as stack:
+        relays, (guest,), (node,) = (
+            await opened(stack, 4),
+            await opened(stack, 1),
+            await opened(stack, 1, connections=4),
+        )
+        for number, some in ((52_501, relays[:2]), (52_502, relays[2:])):
+            nobody = peer_id_of_key(key(number).secret())
+            node.learn(nobody, tuple(each.addrs()[0] + "/p2p-circuit" for each in some))
+            with pytest.raises(Unreachable):
+                await node.connect(nobody)
+        await guest.connect(node.addrs()[0])
+        await until(lambda: node.is_live(guest.peer_id) and standing(node) == 1)
+
+
+async def test_a_relay_that_the_operator_gave_itself_is_not_left() -> None:
+    async with AsyncExitStack() as stack:
+        (relay, other), (node,) = await opened(stack, 2), await opened(stack, 1)
+        nobody = peer_id_of_key(key(52_503).secret())
+        node.learn(relay.peer_id, tuple(addr.partition("/p2p/")[0] for addr in relay.addrs()))
+        node.learn(nobody, tuple(each.addrs()[0] + "/p2p-circuit" for each in (relay, other)))
+        with pytest.raises(Unreachable):
+            await node.connect(nobody)
+        await until(lambda: not node.is_live(other.peer_id))
+        assert node.is_live(relay.peer_id)

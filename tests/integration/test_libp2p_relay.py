@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -16,11 +17,14 @@ from multiaddr import Multiaddr
 
 from hansa.node import libp2p_relay
 from hansa.node.libp2p_autonat import AUTONAT, ask_for_dial_back
-from hansa.node.libp2p_dcutr import DCUTR, HolePuncher
+from hansa.node.libp2p_circuit import reserve
+from hansa.node.libp2p_dcutr import ALL_PUNCHES_AT_ONCE, DCUTR, PUNCHES_AT_ONCE, HolePuncher
+from hansa.node.libp2p_guards import Faults
 from hansa.node.libp2p_host import Libp2pNet, open_net
 from hansa.node.libp2p_relay import HOP, STOP, RelayService
 from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
-from hansa.node.net import Context, NetConfig, NetError, RelayLimits, Unreachable
+from hansa.node.net import Context, NetConfig, NetError, NetLimits, RelayLimits, Unreachable
+from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
 ECHO = "/hansa/echo/1"
@@ -226,6 +230,29 @@ async def test_who_only_heard_of_many_peers_behind_a_relay_is_refused_there_and_
         assert next(peer.strikes for peer in relay.peers() if peer.peer_id == node.peer_id) == 0
 
 
+async def test_who_heard_of_many_peers_behind_a_relay_asks_it_no_more_often_than_it_answers():
+    """Else it is refused there, and so is the renewal of its own place."""
+    limits = NetLimits(dial_timeout_ms=2_500)
+    async with (
+        open_net(NetConfig(relay=True), os.urandom(32)) as relay,
+        open_net(NetConfig(limits=limits), os.urandom(32)) as node,
+    ):
+        await node.connect(relay.addrs()[0])
+
+        async def dial(number: int) -> None:
+            nobody = peer_id_of_key((90_000 + number).to_bytes(32, "big"))
+            node.learn(nobody, (relay.addrs()[0] + "/p2p-circuit",))
+            with suppress(NetError):
+                await node.connect(nobody)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(24):
+                nursery.start_soon(dial, number)
+        assert relay.counters()["relay.refused: nobody of that name has a place"] >= 5
+        assert (await reserve(muxed(node, relay))).relay == relay.peer_id
+        assert "relay.refused: asks too often" not in relay.counters()
+
+
 async def test_a_circuit_ends_when_its_bytes_or_its_time_are_used_up():
     async with relayed(circuit_bytes=256 << 10) as (relay, callee, caller):
         await caller.connect(circuits(callee)[0])
@@ -373,6 +400,34 @@ async def test_holes_are_made_only_for_whom_a_relay_brought():
             await send_message(stream, HolePunch(type=HolePunch.CONNECT))
             await receive_message(stream, HolePunch)
         assert node.counters()["dcutr.refused"]
+
+
+async def test_holes_that_we_begin_are_few_for_one_peer_and_in_all():
+    """Who calls us through a relay names where we shall knock, as often as it calls."""
+    begun = []
+
+    class Noting(HolePuncher):
+        async def _begin(self, relayed) -> None:
+            await trio.lowlevel.checkpoint()
+            begun.append(relayed)
+
+    def called_by(number: int) -> SimpleNamespace:
+        name = ID.from_base58(peer_id_of_key((91_000 + number).to_bytes(32, "big")))
+        return SimpleNamespace(is_closed=False, muxed_conn=SimpleNamespace(peer_id=name))
+
+    faults = Faults()
+    puncher = Noting(SimpleNamespace(live_connections=lambda _peer_id: []), faults, lambda: [("45.33.9.2", 4077)])
+    async with trio.open_nursery() as nursery:
+        for _ in range(PUNCHES_AT_ONCE + 4):
+            nursery.start_soon(puncher.upgrade, called_by(0))
+    # One more for every ten seconds that the machine takes for this.
+    assert PUNCHES_AT_ONCE <= len(begun) <= PUNCHES_AT_ONCE + 2
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 3 * ALL_PUNCHES_AT_ONCE):
+            nursery.start_soon(puncher.upgrade, called_by(number))
+    assert len(begun) <= ALL_PUNCHES_AT_ONCE + PUNCHES_AT_ONCE + 2 + 2 * (trio.current_time() - began)
+    assert faults.counters["dcutr.too_often"]
 
 
 async def test_nobody_is_made_to_knock_at_many_doors_or_inner_ones():
