@@ -21,6 +21,8 @@ REQUEST: Final = struct.Struct(">32sQII")
 SENT, NONE_FOR_YOU = 0, 1
 LONGEST_RUN: Final = 16
 """Chunks in one request. Whether they may be had is asked again for the next."""
+PIECE_BYTES: Final = 128 << 10
+"""Read and sent at once, so that what was read is still in the core's cache when it is encrypted."""
 UNDERWAY: Final = 2
 BUFFERS: Final = 3
 """Chunks that one channel holds: one that comes, one that is checked and written, one between them."""
@@ -60,13 +62,17 @@ def parse_request(data: bytes) -> tuple[BlobRef, range]:
 
 def send_chunks(line: Line, file: int, ref: BlobRef, indices: range, chunk_s: float) -> None:
     """Answer a request, in a thread. ``file`` is the blob's, open. Each chunk must be taken within ``chunk_s``."""
-    buffer = line.buffer(CHUNK_BYTES)
+    buffer = line.buffer(PIECE_BYTES)
     line.send_all(memoryview(bytes((SENT,))), time.monotonic() + chunk_s)
     for index in indices:
-        view = buffer[: chunk_size_bytes(ref.size_bytes, index)]
-        if os.preadv(file, [view], index * CHUNK_BYTES) != len(view):
-            raise OSError("a blob became shorter")
-        line.send_all(view, time.monotonic() + chunk_s)
+        due_s = time.monotonic() + chunk_s
+        at, left = index * CHUNK_BYTES, chunk_size_bytes(ref.size_bytes, index)
+        while left:
+            view = buffer[: min(left, PIECE_BYTES)]
+            if os.preadv(file, [view], at) != len(view):
+                raise OSError("a blob became shorter")
+            line.send_all(view, due_s)
+            at, left = at + len(view), left - len(view)
 
 
 def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float) -> None:

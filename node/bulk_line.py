@@ -13,12 +13,17 @@ import time
 from array import array
 from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import trio
 
 LOOK_EVERY_S: Final = 0.5
 """How often somebody looks whether a thread that waits is late."""
+TAKEN_BYTES: Final = 256 << 10
+"""Received at once, many records in one system call: left to itself OpenSSL makes two for each of 16 KiB."""
+GIVEN_BYTES: Final = 64 << 10
+"""Encrypted and sent at once: what has just been encrypted is still in the core's own cache."""
+FEW_BYTES: Final = 16 << 10
 T = TypeVar("T")
 
 
@@ -37,9 +42,10 @@ class Line:
     def __init__(self, connected: socket.socket, context: ssl.SSLContext, *, serving: bool) -> None:
         """Around a connected socket, which is this line's from now on."""
         connected.setblocking(False)
-        self._socket = context.wrap_socket(
-            connected, server_side=serving, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
+        self._socket = connected
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=serving)
+        self._taken = memoryview(b"")
         self.broken = False
         self._buffer = memoryview(b"")
         self._due_s = math.inf
@@ -54,7 +60,7 @@ class Line:
     @property
     def certificate(self) -> bytes:
         """The other side's, after the handshake."""
-        certificate = self._socket.getpeercert(binary_form=True)
+        certificate = self._tls.getpeercert(binary_form=True)
         if certificate is None:
             raise self._break("showed no certificate")
         return certificate
@@ -76,14 +82,14 @@ class Line:
 
     async def shake_hands(self) -> None:
         """Prove each other."""
-        await self._when_ready(self._socket.do_handshake)
+        await self._when_ready(self._tls.do_handshake)
 
     async def receive(self, size_bytes: int) -> bytes:
         """Exactly so many bytes, which must be few."""
         data = b""
         while len(data) < size_bytes:
             left = size_bytes - len(data)
-            piece = await self._when_ready(partial(self._socket.recv, left))
+            piece = await self._when_ready(partial(self._tls.read, left))
             if not piece:
                 raise self._break("closed by the other side")
             data += piece
@@ -93,21 +99,49 @@ class Line:
         """A few bytes."""
         view = memoryview(data)
         while view:
-            view = view[await self._when_ready(partial(self._socket.send, view)) :]
+            view = view[await self._when_ready(partial(self._tls.write, view)) :]
 
     async def _when_ready(self, work: Callable[[], T]) -> T:
+        try:
+            while True:
+                try:
+                    result = work()
+                except ssl.SSLWantReadError:
+                    await self._let_out()
+                    await self._take_in()
+                else:
+                    await self._let_out()
+                    await trio.lowlevel.checkpoint()
+                    return result
+        except OSError as fault:
+            with contextlib.suppress(OSError):
+                self._socket.send(self._outgoing.read())  # what TLS has to say about it, if it has
+            raise self._broken_by(fault) from fault
+
+    async def _let_out(self) -> None:
+        while self._outgoing.pending:
+            view = memoryview(self._outgoing.read(FEW_BYTES))
+            try:
+                while view:
+                    try:
+                        view = view[self._socket.send(view) :]
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self._socket.fileno())
+            except trio.Cancelled:
+                self.broken = True  # half a record may have gone
+                raise
+
+    async def _take_in(self) -> None:
         while True:
             try:
-                result = work()
-            except ssl.SSLWantReadError:
+                data = self._socket.recv(FEW_BYTES)
+            except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket.fileno())
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(self._socket.fileno())
-            except OSError as fault:
-                raise self._broken_by(fault) from fault
-            else:
-                await trio.lowlevel.checkpoint()
-                return result
+                continue
+            if not data:
+                raise self._break("closed by the other side")
+            self._incoming.write(data)
+            return
 
     async def in_thread(self, work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         """Do something with this line in a thread. Cancelling ends it by breaking the line, and so does being late."""
@@ -153,18 +187,32 @@ class Line:
         self._due_s = due_s
         try:
             while view:
-                got = self._socket.recv_into(view)
+                try:
+                    # Into a buffer it gives how many bytes came, of which its types know nothing.
+                    got = cast("int", self._tls.read(len(view), cast("bytearray", view)))
+                except ssl.SSLWantReadError:
+                    got = self._take_in_blocking()
+                else:
+                    view = view[got:]
                 if not got:
                     raise self._break("too slow" if self._is_late else "closed by the other side")
-                view = view[got:]
         except OSError as fault:
             raise self._broken_by(fault) from fault
+
+    def _take_in_blocking(self) -> int:
+        if not self._taken:
+            self._taken = memoryview(bytearray(TAKEN_BYTES))
+        got = self._socket.recv_into(self._taken)
+        self._incoming.write(self._taken[:got])
+        return got
 
     def send_all(self, view: memoryview, due_s: float) -> None:
         """Send all of it."""
         self._due_s = due_s
         try:
-            self._socket.sendall(view)
+            while view:
+                view = view[self._tls.write(view[:GIVEN_BYTES]) :]
+                self._socket.sendall(self._outgoing.read())
         except OSError as fault:
             raise self._broken_by(fault) from fault
 
@@ -185,8 +233,7 @@ class Line:
         """Have whoever waits on this line stop. May be called while a thread uses it."""
         self.broken = True
         with contextlib.suppress(OSError):
-            # Not the method of TLS sockets, which drops the TLS state that the thread is using.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket; no thread may use the line any more."""
