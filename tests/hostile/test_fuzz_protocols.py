@@ -16,7 +16,7 @@ from libp2p.peer.id import ID
 
 from hansa.node.daemon import Daemon
 from hansa.proto.peer_id import peer_id_of_key
-from hansa.proto.protocols import HELLO
+from hansa.proto.protocols import HELLO, OLDER_MARKET
 
 pytestmark = pytest.mark.trio
 NAME = ID.from_base58(peer_id_of_key(bytes(31) + b"\x01"))
@@ -111,7 +111,7 @@ async def test_bent_frames_on_every_protocol_are_judged_and_nothing_falls_over_t
         assert await serves_the_honest(daemon)
         assert set(said) == set(FUZZED)
         judged = daemon.counters()
-        for protocol in requests(b""):
+        for protocol in requests(b"").keys() - {OLDER_MARKET}:  # counted under the newest number
             assert any(judged.get(f"serve.{why} {protocol}") for why in ("protocol_error", "too_big", "cut_short"))
         for reason in ("relay.malformed", "autonat.malformed", "circuit.malformed"):
             assert judged.get(reason), reason

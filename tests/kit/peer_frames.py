@@ -20,6 +20,7 @@ from multiaddr import Multiaddr
 
 from hansa.node.blob_exchange import ChunkWanted, TreeWanted
 from hansa.node.bulk_messages import CallOffered, CallWanted, ChannelWanted
+from hansa.node.key_exchange import KeysWanted
 from hansa.node.libp2p_autonat import AUTONAT, IDENTIFY
 from hansa.node.libp2p_dcutr import DCUTR
 from hansa.node.libp2p_kad import KAD_PROTOCOL
@@ -32,7 +33,19 @@ from hansa.proto.codec import encode
 from hansa.proto.history import HISTORY, HistoryRequested
 from hansa.proto.messages import BookRequested
 from hansa.proto.network import DOMAIN
-from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, MARKET, OLDER_MARKET, PEERS, SHELL, advert_topic
+from hansa.proto.protocols import (
+    BLOB,
+    BOOK,
+    BOOK_SYNC,
+    BULK,
+    HELLO,
+    KEYS,
+    MARKET,
+    OLDER_MARKET,
+    PEERS,
+    SHELL,
+    advert_topic,
+)
 from hansa.proto.shell_messages import ShellAwaited, ShellClosed, ShellTyped, ShellWanted
 from hansa.proto.signing import SigningKey
 from hansa.proto.units import Address
@@ -87,6 +100,7 @@ def requests(hello: bytes) -> dict[str, tuple[bytes, ...]]:
             encode(CallWanted(ref=REF)),
             encode(CallOffered(certificate=b"c" * 300)),
         ),
+        KEYS: (encode(KeysWanted(lease=bytes(32), public_key=b"k" * 32)),),
         SHELL: (
             encode(ShellWanted(shell=shell, lease=bytes(32), argv=("ls",), piped=False, columns=80, rows=24)),
             encode(ShellTyped(shell=shell, sequence=1, data=b"ls\n", columns=80, rows=24)),
