@@ -16,8 +16,10 @@ from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
 from hansa.node.events import NettingDue
 from hansa.node.keeping import checkpoint_blobs, wanted_blobs
+from hansa.node.logs import log_line
 from hansa.node.machine_facts import hoisted
 from hansa.node.metrics import Metrics, Snapshot
+from hansa.node.money_reminders import MoneyReminders, jobs_that_wait
 from hansa.node.mutual_credit import could_net
 from hansa.node.performing import perform
 from hansa.node.unsettled import settlements_wanted
@@ -34,6 +36,7 @@ LOOK_AROUND_S = 1.0
 MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
 REMIND_EVERY_S = 30.0
+REMIND_OF_MONEY_EVERY_S = 5.0
 KEEP_EVERY_S = 20.0
 METRICS_EVERY_S = 1.0
 BLOBS_OF_THE_STATE = "state"
@@ -150,6 +153,15 @@ async def remind(daemon: "Daemon") -> None:
             daemon.tell(NettingDue(at_ms=at_ms))
 
 
+async def remind_of_money(daemon: "Daemon") -> None:
+    """Say in the log which jobs wait for money, so that nobody forgets them."""
+    reminders = MoneyReminders()
+    while True:
+        for line in reminders.due(daemon.state, daemon.now_ms()):
+            log_line(line)
+        await trio.sleep(REMIND_OF_MONEY_EVERY_S)
+
+
 async def keep_blobs(daemon: "Daemon") -> None:
     """Pin what the state needs, unpin what it no longer needs."""
     while True:
@@ -202,6 +214,7 @@ def _snapshot(daemon: "Daemon") -> Snapshot:
         price_program_total=dict(program.outcomes) if program is not None else {},
         runs_total=dict(daemon.figures.runs),
         jobs=Counter(job.phase for _, job in state.jobs.all()),
+        jobs_that_wait=len(jobs_that_wait(state)),
         vouched_in_total=-state.ledger.total("earned:"),
         vouched_out_total=state.ledger.total("spend:"),
         currency=daemon.config.currency if daemon.settler is None else daemon.settler.symbol,

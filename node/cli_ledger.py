@@ -275,7 +275,7 @@ def _print_debt(view: dict[str, Any], currency: str) -> None:
     from hansa.node.plain_text import plain
 
     click.echo(view["account"])
-    if {view["owes_us"], view["may_owe_us"], view["paid_to_us"]} != {NOTHING}:
+    if {view["owes_us"], view["may_owe_us"], view["paid_to_us"]} - {NOTHING, None}:
         limit = f" of at most {view['may_owe_us']}" if view["may_owe_us"] is not None else ""
         click.echo(f"  owes us {view['owes_us']} {currency}{limit}, paid {view['paid_to_us']} so far")
     most = f" of at most {view['we_may_owe']}" if view["we_may_owe"] is not None else ""

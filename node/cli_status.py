@@ -33,6 +33,8 @@ def status(data_dir: Path, as_json: bool) -> None:
     click.echo(f"devices    {plain(view.get('inventory_note'), 500)}")
     if view.get("chain"):
         print_chain(fields_of(view["chain"]))
+    for waiting in view.get("waiting_for_money", []):
+        click.echo(f"MONEY      job {plain(waiting.get('job'), 64)[:12]}: {plain(waiting.get('warning'), 300)}")
     if view.get("devices"):
         print_devices(view["devices"])
     if view.get("leases"):

@@ -358,6 +358,7 @@ class Daemon:
             nursery.start_soon(self.discovery.run)
             for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
+            nursery.start_soon(chores.remind_of_money, self)
             nursery.start_soon(ask_around, self)
             nursery.start_soon(watch_book, self)
             nursery.start_soon(chores.keep_checkpoints, self)

@@ -16,6 +16,7 @@ from hansa.node.events import JobCancelled, JobSubmitted, JobToppedUp
 from hansa.node.faults import OperatorError
 from hansa.node.file_lists import heaviest_bytes, read_file_list
 from hansa.node.http_api import Json
+from hansa.node.money_reminders import jobs_that_wait
 from hansa.node.sealed_blobs import fault_in, pieces_of, read_blob
 from hansa.node.sealing import BlobKey, ContentKey, SealBroken
 from hansa.node.voucher_file import voucher_view
@@ -78,6 +79,7 @@ class NodeDesk:
             "provides": state.terms is not None,
             "devices": device_views(daemon),
             "leases": views.lease_views(state),
+            "waiting_for_money": jobs_that_wait(state),
             "inventory_note": daemon.inventory.note,
             "sandbox": daemon.sandbox_view,
             "machines": daemon.cluster.view() if daemon.cluster is not None else [],

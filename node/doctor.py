@@ -25,7 +25,7 @@ def examine(data_dir: Path) -> list[Finding]:
         findings.append(("config", True, f"{data_dir}: reads well"))
     except OperatorError as fault:
         findings.append(("config", False, f"{fault.what}: {fault.hint}"))
-    findings.append(_daemon(data_dir))
+    findings += _daemon(data_dir)
     findings += _network(data_dir)
     if config is not None and config.chain is not None:
         findings.append(_chain(config.chain))
@@ -37,7 +37,9 @@ def examine(data_dir: Path) -> list[Finding]:
     return findings
 
 
-def _daemon(data_dir: Path) -> Finding:
+def _daemon(data_dir: Path) -> list[Finding]:
+    from hansa.node.plain_text import plain  # noqa: PLC0415  # late, as below
+
     try:
         daemon = Daemon(data_dir)
         try:
@@ -45,8 +47,13 @@ def _daemon(data_dir: Path) -> Finding:
         finally:
             daemon.close()
     except OperatorError as fault:
-        return "daemon", False, f"{fault.what}: {fault.hint}"
-    return "daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers"
+        return [("daemon", False, f"{fault.what}: {fault.hint}")]
+    found = ("daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers")
+    waiting = [
+        ("money", False, f"job {plain(job.get('job'), 64)[:12]}: {plain(job.get('warning'), 300)}")
+        for job in view.get("waiting_for_money", [])
+    ]
+    return [found, *waiting]
 
 
 def _network(data_dir: Path) -> list[Finding]:

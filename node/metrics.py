@@ -37,6 +37,7 @@ class Snapshot:
         price_program_total: questions to the owner's pricing program, by outcome.
         runs_total: runs on this provider, by outcome: ``succeeded``, ``failed``, ``stopped``.
         jobs: this buyer's jobs, by phase.
+        jobs_that_wait: how many of them wait for money.
         vouched_in_total: promised to this provider.
         vouched_out_total: promised by this buyer.
         currency: the unit of account of both.
@@ -56,6 +57,7 @@ class Snapshot:
     price_program_total: Counts = field(default_factory=dict)
     runs_total: Counts = field(default_factory=dict)
     jobs: Counts = field(default_factory=dict)
+    jobs_that_wait: int = 0
     vouched_in_total: Amount = 0
     vouched_out_total: Amount = 0
     currency: str = "USD"
@@ -84,6 +86,7 @@ class _Exposition(Collector):
         yield _counter("hansa_price_program", words, "outcome", now.price_program_total)
         yield _counter("hansa_runs", "Runs on this provider.", "outcome", now.runs_total)
         yield _gauge("hansa_jobs", "Jobs of this buyer.", "phase", now.jobs)
+        yield GaugeMetricFamily("hansa_jobs_waiting_for_money", "Jobs that need a top-up.", value=now.jobs_that_wait)
         vouched = CounterMetricFamily(
             "hansa_vouched", "Money promised in vouchers, in the currency.", labels=["direction", "currency"]
         )
