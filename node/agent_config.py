@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hansa.node.agent_keys import KEY_FILE, Identity, check_name, load_identity, write_private
-from hansa.node.config import Config, ProviderConfig, parse_config
+from hansa.node.config import Config, parse_config
 from hansa.node.faults import ConfigError
 from hansa.node.pinned_tls import pin_of
+from hansa.node.provider_config import ProviderConfig
 from hansa.node.toml_reader import parse_toml
 
 FILE_NAME = "agent.toml"

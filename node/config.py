@@ -1,116 +1,33 @@
 """The settings of one node: ``config.toml`` in its data directory, read into frozen values and checked to the last key.
 
 Nothing is guessed: an unknown key, a wrong type or a negative price is a ``ConfigError`` that names file, line and key.
-``hansa.node.first_setup`` writes the file in the first place.
+``hansa.node.first_setup`` writes the file in the first place. A table with much in it is read in a module named for it:
+``provider_config``, ``network_config`` and so on.
 """
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hansa.market.needs_text import NeedsError
-from hansa.market.requirements import parse_rules
 from hansa.node.chain_config import ChainConfig, read_chain
+from hansa.node.egress_config import EgressConfig, read_egress
 from hansa.node.environments_config import EnvironmentsConfig, read_environments
 from hansa.node.faults import ConfigError
-from hansa.node.machine_facts import read_owners_facts
-from hansa.node.pricing_config import PricingConfig, read_pricing
+from hansa.node.network_config import NetworkConfig, read_network
+from hansa.node.provider_config import ProviderConfig, read_provider
 from hansa.node.reputation_config import ReputationConfig, read_reputation
 from hansa.node.rules_config import RulesConfig, read_rules
-from hansa.node.share_config import ShareConfig, read_share
-from hansa.node.splits_config import read_percent
 from hansa.node.toml_reader import TomlTable, parse_toml, read_toml
-from hansa.proto.egress import normalise
-from hansa.proto.errors import Malformed
-from hansa.proto.market_documents import LEASE_FIRM, LEASE_SPOT, TIER_GVISOR, TIER_NONE, TIER_SANDBOX, Clause, Fact
-from hansa.proto.signing import parse_address
-from hansa.proto.units import Address, Amount, DurationMs, PriceE18, Uint32
+from hansa.proto.market_documents import TIER_NONE
+from hansa.proto.units import Address, Amount
 
 FILE_NAME = "config.toml"
 SOCKET_NAME = "api.sock"
 LONGEST_SOCKET_PATH_BYTES = 107
 """The kernel's sockaddr_un holds 108 bytes with the closing zero."""
-_MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[A-Za-z0-9:._\-%]+(/[A-Za-z0-9\-]+(/[A-Za-z0-9:._\-]+)?)*")
 _CURRENCY = re.compile(r"[A-Z][A-Z0-9]{1,11}")
-PREPAY_STRANGERS, PREPAY_EVERYBODY = "strangers", "everybody"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkConfig:
-    """Where this node listens and whom it starts from, as multiaddrs; and whether it looks for others nearby."""
-
-    listen: tuple[str, ...]
-    announce: tuple[str, ...]
-    bootstrap: tuple[str, ...]
-    lan: bool = True
-    relay: bool = False
-    """Whether it hands on the bytes of nodes that cannot be dialled."""
-    upnp: bool = False
-    """Whether it may ask its router to forward its port."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderConfig:
-    """What this node lends, to whom, and on which terms.
-
-    Attributes:
-        enabled: whether it lends anything at all.
-        price_e18_per_device_ms: the posted price.
-        gpus: uuids or indices of the GPUs to lend; ``None`` lends all.
-        cpu_slots: how many slots of CPU capacity to sell; ``None`` lets the inventory decide.
-        cpu_cores_milli_per_slot: CPU cores of one slot, in thousandths.
-        memory_bytes_per_slot: main memory of one slot.
-        accept_buyers: accounts whose jobs are taken; ``None`` takes anybody's.
-        payee: the account that is paid; ``None`` is the node's own.
-        tier: the isolation that every job gets.
-        meter_interval_ms: a receipt at most this often.
-        voucher_timeout_ms: a run is paused without a voucher for this long after a receipt.
-        max_unpaid: a run is paused with more than this run up and not vouched for.
-        prepay_ms: how much device time is paid ahead; 0 for none.
-        prepay_from: who pays ahead: ``strangers``, who never settled anything here, or ``everybody``.
-        max_splits_bps: the most of a payment that may go to others than this provider, in ten-thousandths.
-        grace_ms: a run that has been paused for this long is stopped.
-        reclaim_notice_ms: how long before taking a device back the buyer is told.
-        leases: the kinds of lease that are offered; the first is for who does not mind.
-        firm_penalty_ms: what a firm lease withholds until it has ended well, as time of all its devices.
-        shells: whether buyers may open shells in their own runs.
-        max_fetch_bytes: what one shard may bring beside its package at most.
-        mirror_bytes: what the copies of checkpoints may weigh that are held for shards elsewhere; 0 holds none.
-        accepts: the owner's rules over a job's facts, all of which must hold.
-        facts: what the owner says of the machine.
-        pricing: what makes the price of a bid out of the posted one.
-        share: how devices are lent in parts; ``None`` lends them whole.
-    """
-
-    enabled: bool
-    price_e18_per_device_ms: PriceE18
-    gpus: tuple[str, ...] | None
-    cpu_slots: int | None
-    cpu_cores_milli_per_slot: int
-    memory_bytes_per_slot: int
-    accept_buyers: frozenset[Address] | None
-    payee: Address | None
-    tier: str
-    meter_interval_ms: DurationMs
-    voucher_timeout_ms: DurationMs
-    max_unpaid: Amount
-    prepay_ms: DurationMs
-    prepay_from: str
-    max_splits_bps: Uint32
-    grace_ms: DurationMs
-    reclaim_notice_ms: DurationMs
-    leases: tuple[str, ...]
-    firm_penalty_ms: DurationMs
-    shells: bool
-    max_fetch_bytes: int
-    mirror_bytes: int
-    accepts: tuple[Clause, ...]
-    facts: tuple[Fact, ...]
-    pricing: PricingConfig
-    share: ShareConfig | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,23 +67,6 @@ class SandboxConfig:
     require: bool
     launcher: Path | None
     warm: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressConfig:
-    """Where jobs may be let out to.
-
-    Attributes:
-        allow: patterns of hosts as in ``hansa.proto.egress``; none means that no job has any network.
-        deny: networks that no job reaches, public or not.
-        bytes_per_s: of all jobs together, both ways together.
-        bytes_per_run: what one run may exchange at most, both ways together.
-    """
-
-    allow: tuple[str, ...]
-    deny: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-    bytes_per_s: int
-    bytes_per_run: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +191,7 @@ def _config(top: TomlTable) -> Config:
         raise node.fault("currency", "must be 2 to 12 capital letters", 'for example currency = "USD"')
     blob_bytes = node.size_bytes("blobs", "50 GiB", least=1 << 30)
     node.finish()
-    provider = _provider(top.table("provider"))
+    provider = read_provider(top.table("provider"))
     settlement = _settlement(top.table("settlement"))
     chain = read_chain(top.table("chain"), wanted=settlement.backend == "evm")
     config = Config(
@@ -299,12 +199,12 @@ def _config(top: TomlTable) -> Config:
         region=region,
         currency=currency if chain is None else chain.currency.name,
         blob_bytes=blob_bytes,
-        network=_network(top.table("network")),
+        network=read_network(top.table("network")),
         provider=provider,
         buyer=_buyer(top.table("buyer"), settlement),
         metrics=_metrics(top.table("metrics")),
         sandbox=_sandbox(top.table("sandbox"), provider),
-        egress=_egress(top.table("egress")),
+        egress=read_egress(top.table("egress")),
         environments=read_environments(top.table("environments")),
         cluster=_cluster(top.table("cluster")),
         settlement=settlement,
@@ -316,134 +216,8 @@ def _config(top: TomlTable) -> Config:
     return config
 
 
-def _network(table: TomlTable) -> NetworkConfig:
-    network = NetworkConfig(
-        listen=_multiaddrs(table, "listen", ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"), "/tcp/"),
-        announce=_multiaddrs(table, "announce", (), "/tcp/"),
-        bootstrap=_multiaddrs(table, "bootstrap", (), "/p2p/"),
-        lan=table.boolean("lan", default=True),
-        relay=table.boolean("relay", default=False),
-        upnp=table.boolean("upnp", default=True),
-    )
-    if not network.listen:
-        raise table.fault("listen", "must name at least one address", 'for example ["/ip4/0.0.0.0/tcp/4001"]')
-    table.finish()
-    return network
-
-
-def _multiaddrs(table: TomlTable, key: str, default: tuple[str, ...], part: str) -> tuple[str, ...]:
-    addresses = table.texts(key, default, most=64)
-    for address in addresses:
-        if not _MULTIADDR.fullmatch(address):
-            raise table.fault(key, "holds something that is no multiaddr", 'for example "/ip4/0.0.0.0/tcp/4001"')
-        if part not in address:
-            tail = "/ip4/203.0.113.7/tcp/4001" + ("/p2p/16Uiu2HAm..." if part == "/p2p/" else "")
-            raise table.fault(key, f"holds an address without {part}", f'for example "{tail}"')
-    return addresses
-
-
-def _provider(table: TomlTable) -> ProviderConfig:
-    provider = ProviderConfig(
-        enabled=table.boolean("enabled", False),
-        price_e18_per_device_ms=table.price_e18("price_per_hour", "0.40"),
-        gpus=_gpus(table),
-        cpu_slots=_cpu_slots(table),
-        cpu_cores_milli_per_slot=table.cores_milli("cpu_cores_per_slot", 2),
-        memory_bytes_per_slot=table.size_bytes("memory_per_slot", "4 GiB", least=1 << 20),
-        accept_buyers=_accept_buyers(table),
-        payee=_account(table, "payee"),
-        tier=table.choice("tier", TIER_SANDBOX, (TIER_SANDBOX, TIER_GVISOR, TIER_NONE)),
-        meter_interval_ms=table.duration_ms("meter_interval", "10 s", least=100),
-        voucher_timeout_ms=table.duration_ms("voucher_timeout", "60 s", least=1_000),
-        max_unpaid=table.amount("max_unpaid", "0.25", least=1),
-        prepay_ms=table.duration_ms("prepay", "0 s", least=0),
-        prepay_from=table.choice("prepay_from", PREPAY_STRANGERS, (PREPAY_STRANGERS, PREPAY_EVERYBODY)),
-        max_splits_bps=read_percent(table, "max_splits", "10 %"),
-        grace_ms=table.duration_ms("grace", "2 min"),
-        reclaim_notice_ms=table.duration_ms("reclaim_notice", "1 min"),
-        leases=_leases(table),
-        firm_penalty_ms=table.duration_ms("firm_penalty", "10 min"),
-        shells=table.boolean("shells", True),
-        max_fetch_bytes=table.size_bytes("max_fetch", "100 GiB"),
-        mirror_bytes=table.size_bytes("mirrors", "10 GiB"),
-        accepts=_accepts(table),
-        facts=read_owners_facts(table.table("facts")),
-        pricing=read_pricing(table.table("pricing")),
-        share=read_share(table, table.cores_milli("cpu_cores_per_slot", 2)),
-    )
-    if provider.tier == TIER_GVISOR and provider.gpus != ():
-        raise table.fault("gpus", 'must be empty with tier = "gvisor"', "runs in gVisor get no GPU here: gpus = []")
-    table.finish()
-    return provider
-
-
-def _leases(table: TomlTable) -> tuple[str, ...]:
-    leases = table.texts("leases", (LEASE_SPOT,))
-    if not leases or len(set(leases)) != len(leases) or not set(leases) <= {LEASE_SPOT, LEASE_FIRM}:
-        raise table.fault("leases", 'must name "spot", "firm" or both', 'leases = ["spot", "firm"]')
-    return leases
-
-
-def _gpus(table: TomlTable) -> tuple[str, ...] | None:
-    if not table.has("gpus"):
-        return None
-    value = table.raw("gpus")
-    if value == "all":
-        return None
-    if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
-        raise table.fault("gpus", 'must be "all" or a list', 'for example gpus = ["GPU-6f1c...", "1"], or [] for none')
-    return tuple(str(item).strip() for item in value)
-
-
-def _cpu_slots(table: TomlTable) -> int | None:
-    if table.has("cpu_slots") and isinstance(table.raw("cpu_slots"), str):
-        if table.raw("cpu_slots") == "auto":
-            return None
-        raise table.fault("cpu_slots", 'must be a whole number or "auto"', "cpu_slots = 0 sells no CPU capacity")
-    return table.integer("cpu_slots", 0, least=0, most=1024)
-
-
-def _accept_buyers(table: TomlTable) -> frozenset[Address] | None:
-    if not table.has("accept_buyers") or table.raw("accept_buyers") == "any":
-        return None
-    accounts = table.texts("accept_buyers", (), most=4096)
-    if not accounts:
-        raise table.fault("accept_buyers", "names nobody", "set enabled = false to lend nothing")
-    try:
-        return frozenset(parse_address(account) for account in accounts)
-    except Malformed as fault:
-        hint = 'accept_buyers = "any", or a list of accounts as `hansa balance` shows them'
-        raise table.fault("accept_buyers", f"an account {fault.why}", hint) from None
-
-
-def _accepts(table: TomlTable) -> tuple[Clause, ...]:
-    if not table.has("accepts"):
-        return ()
-    text = table.raw("accepts")
-    if not isinstance(text, str):
-        raise table.fault("accepts", "must be text", 'for example accepts = "wall <= 24 h and network = none"')
-    try:
-        return parse_rules(text)
-    except NeedsError as fault:
-        raise table.fault("accepts", str(fault), fault.hint, fault.shown) from None
-
-
-def _account(table: TomlTable, key: str) -> Address | None:
-    text = table.text(key, "", empty=True)
-    if not text:
-        return None
-    hint = f'{key} = "0x..." as `hansa wallet address` shows it, or leave it out'
-    try:
-        account = parse_address(text)
-    except Malformed as fault:
-        raise table.fault(key, fault.why, hint) from None
-    if not any(account):
-        raise table.fault(key, "is the zero address, which nobody holds", hint)
-    return account
-
-
 def _buyer(table: TomlTable, settlement: SettlementConfig) -> BuyerConfig:
-    buyer = BuyerConfig(max_job_budget=table.amount("max_job_budget", "100.00"), payer=_account(table, "payer"))
+    buyer = BuyerConfig(max_job_budget=table.amount("max_job_budget", "100.00"), payer=table.account("payer"))
     if buyer.payer is not None and settlement.backend != "evm":
         why = (
             'cannot be set while settlement.backend is "ledger": a debt there is owed by the account that signs for it'
@@ -474,32 +248,6 @@ def _sandbox(table: TomlTable, provider: ProviderConfig) -> SandboxConfig:
         raise table.fault("require", 'cannot hold with provider.tier = "none"', 'set provider.tier = "sandbox"')
     table.finish()
     return sandbox
-
-
-def _egress(table: TomlTable) -> EgressConfig:
-    egress = EgressConfig(
-        allow=_hosts(table, "allow"),
-        deny=_networks(table, "deny"),
-        bytes_per_s=table.size_bytes("rate", "16 MiB", least=16 << 10),
-        bytes_per_run=table.size_bytes("max_per_run", "20 GiB", least=1),
-    )
-    table.finish()
-    return egress
-
-
-def _hosts(table: TomlTable, key: str) -> tuple[str, ...]:
-    try:
-        return tuple(dict.fromkeys(normalise(text) for text in table.texts(key, ())))
-    except ValueError as fault:
-        hint = f'for example {key} = ["*.huggingface.co", "pypi.org:443"], or ["*"] for every public host'
-        raise table.fault(key, f"holds something that is no host: {fault}", hint) from None
-
-
-def _networks(table: TomlTable, key: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    try:
-        return tuple(ipaddress.ip_network(text) for text in table.texts(key, ()))
-    except ValueError as fault:
-        raise table.fault(key, f"holds something that is no network: {fault}", f'{key} = ["11.22.0.0/16"]') from None
 
 
 def _cluster(table: TomlTable) -> ClusterConfig:

@@ -15,7 +15,6 @@ import trio
 
 from hansa.market.effects import clipped
 from hansa.market.shares import WHOLE_MILLI, share_given
-from hansa.node.config import ProviderConfig
 from hansa.node.device_use import Leased, UseMeter, read_cpu_ms
 from hansa.node.driver_process import DriverProcess, DriverSilent
 from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, InventoryChanged, NodeEvent
@@ -26,6 +25,7 @@ from hansa.node.inventory import Inventory, Machine, read_machine, take_inventor
 from hansa.node.logs import LOGGER
 from hansa.node.owner_presence import OwnerPresence, on_battery
 from hansa.node.process_tree import descendants
+from hansa.node.provider_config import ProviderConfig
 from hansa.node.rules_config import RulesConfig
 from hansa.proto.market_documents import KIND_GPU
 from hansa.proto.units import Address

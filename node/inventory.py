@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.market.shares import SHARE
-from hansa.node.config import ProviderConfig
 from hansa.node.disk import scratch_directory
 from hansa.node.driver_process import ask_once
 from hansa.node.faults import ConfigError
 from hansa.node.gpus import AMD, NVIDIA, Gpu, GpuReport
 from hansa.node.machine_facts import gpu_facts, slot_facts
+from hansa.node.provider_config import ProviderConfig
 from hansa.node.quantities import format_size
 from hansa.node.share_config import ShareConfig
 from hansa.proto.keccak import keccak256

@@ -6,11 +6,12 @@ from dataclasses import replace
 from hansa.market.pricing import ITSELF, ProviderTerms
 from hansa.market.pricing_rule import PricingRule
 from hansa.node.agent_cluster import makes_gangs
-from hansa.node.config import PREPAY_EVERYBODY, Config
+from hansa.node.config import Config
 from hansa.node.environments import python_version
 from hansa.node.machine_facts import owners_facts
 from hansa.node.preflight import SandboxReport
 from hansa.node.pricing_config import clock_of
+from hansa.node.provider_config import PREPAY_EVERYBODY
 from hansa.proto.market_documents import FEATURE_EGRESS, FEATURE_MIRRORS, FEATURE_SEALED, FEATURE_SEVERAL_MACHINES
 from hansa.proto.units import UnixMs
 

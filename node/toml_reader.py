@@ -13,7 +13,9 @@ from typing import Any
 
 from hansa.node.faults import ConfigError
 from hansa.node.quantities import parse_duration, parse_size
-from hansa.proto.units import parse_amount, price_per_hour_to_e18
+from hansa.proto.errors import Malformed
+from hansa.proto.signing import parse_address
+from hansa.proto.units import Address, parse_amount, price_per_hour_to_e18
 
 _HEADER = re.compile(r"\s*\[\s*([A-Za-z0-9_.\-\s]+?)\s*\]\s*(?:#.*)?")
 _ENTRY = re.compile(r"""\s*(?:"([^"\\]+)"|'([^']+)'|([A-Za-z0-9_\-]+))\s*[.=]""")
@@ -175,6 +177,20 @@ class TomlTable:
     def price_e18(self, key: str, default: str, *, least: int = 0) -> int:
         """A price for one device-hour, e.g. ``"0.40"``, as ``PriceE18``."""
         return self.quantity(key, default, price_per_hour_to_e18, '"0.40"', least=least, bits=128)
+
+    def account(self, key: str) -> Address | None:
+        """An account's address; ``None`` where there is none."""
+        text = self.text(key, "", empty=True)
+        if not text:
+            return None
+        hint = f'{key} = "0x..." as `hansa wallet address` shows it, or leave it out'
+        try:
+            account = parse_address(text)
+        except Malformed as fault:
+            raise self.fault(key, fault.why, hint) from None
+        if not any(account):
+            raise self.fault(key, "is the zero address, which nobody holds", hint)
+        return account
 
     def cores_milli(self, key: str, default: int) -> int:
         """CPU cores in thousandths. A number of at most three decimals is exact once it is written as text."""

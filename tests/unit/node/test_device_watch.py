@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node.config import ProviderConfig, parse_config
+from hansa.node.config import parse_config
 from hansa.node.device_use import Leased
 from hansa.node.device_watch import NO_DRIVER_S, DeviceWatch
 from hansa.node.driver_process import DriverProcess
 from hansa.node.events import DevicesReturned, DevicesWithdrawn, InventoryChanged, NodeEvent
 from hansa.node.inventory import Machine
+from hansa.node.provider_config import ProviderConfig
 from hansa.node.rules_config import RulesConfig
 from hansa.proto.keccak import keccak256
 from hansa.scheduler import capacity
