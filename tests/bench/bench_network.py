@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -26,7 +27,7 @@ from hansa.node.bulk import BulkChannels
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import Context, NetConfig
 from hansa.node.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
-from hansa.proto.blob import BlobRef
+from hansa.proto.blob import BlobRef, chunk_hash
 
 ECHO = "/hansa/echo/1"
 PAYLOAD = bytes(512)
@@ -100,17 +101,30 @@ def served(*arguments: str) -> Iterator[dict]:
 # Blobs.
 
 
-def fetch_tls(folder: Path, port: int, size: int) -> float:
-    """Bytes a second over a TLS socket of Python's own; they are read and forgotten."""
+def fetch_tls(folder: Path, port: int, size: int, *, keeps: bool = False) -> float:
+    """Bytes a second over a TLS socket of Python's own; they are read and forgotten, or hashed, written and synced."""
     context = dialling_context(folder / "client.pem", [certificate_in((folder / "server.pem").read_bytes())])
     buffer = memoryview(bytearray(PIECE))
+    path = folder / "kept"
     with socket.create_connection(("127.0.0.1", port)) as raw, context.wrap_socket(raw) as stream:
         start = time.perf_counter()
         stream.sendall(size.to_bytes(8, "big"))
-        left = size
-        while left:
-            left -= stream.recv_into(buffer)
-        return size / (time.perf_counter() - start)
+        if keeps:
+            with path.open("wb", buffering=0) as file:
+                for _ in range(0, size, PIECE):
+                    got = 0
+                    while got < PIECE:
+                        got += stream.recv_into(buffer[got:])
+                    chunk_hash(buffer)
+                    file.write(buffer)
+                os.fsync(file.fileno())
+        else:
+            left = size
+            while left:
+                left -= stream.recv_into(buffer)
+        speed = size / (time.perf_counter() - start)
+    path.unlink(missing_ok=True)
+    return speed
 
 
 class Fetcher:
@@ -151,7 +165,12 @@ async def blobs(folder: Path, sizes: list[int], repeats: int) -> None:
     """Print each size's ratio."""
     for number, name in enumerate(("server", "client")):
         (folder / f"{name}.pem").write_bytes(make_pem(bytes((number,)) * 32, lambda _key: "hansa bench"))
-    print(f"\n{'blob':>10}{'bare TLS':>14}{'channel':>14}{'ratio':>8}{'libp2p':>14}{'ratio':>8}{'disk':>14}")
+    print(
+        "\nRatios are to a bare TLS socket that reads and forgets; one that keeps hashes, writes and syncs as a fetch does."
+    )
+    print(
+        f"{'blob':>10}{'bare TLS':>14}{'that keeps':>14}{'channel':>14}{'ratio':>8}{'libp2p':>14}{'ratio':>8}{'disk':>14}"
+    )
     with (
         served("--serve-tls", str(folder)) as bare,
         served("--serve-node", str(folder), *map(str, sizes)) as source,
@@ -167,15 +186,18 @@ async def blobs(folder: Path, sizes: list[int], repeats: int) -> None:
                         await trio.to_thread.run_sync(fetch_tls, folder, bare["port"], size),
                         await fetcher.fetch(ref, over_channel=True),
                         await fetcher.fetch(ref, over_channel=False),
+                        await trio.to_thread.run_sync(partial(fetch_tls, folder, bare["port"], size, keeps=True)),
                         await trio.to_thread.run_sync(write_and_sync, folder, size),
                     )
                     for _ in range(repeats)
                 ]
-                tls, channel, libp2p, disk = (statistics.median(column) / MIB for column in zip(*rows, strict=True))
+                tls, channel, libp2p, keeping, disk = (
+                    statistics.median(column) / MIB for column in zip(*rows, strict=True)
+                )
                 of_channel = statistics.median(row[1] / row[0] for row in rows)
                 of_libp2p = statistics.median(row[2] / row[0] for row in rows)
                 print(
-                    f"{size // MIB:6} MiB{tls:8.0f} MiB/s{channel:8.0f} MiB/s{of_channel:8.2f}"
+                    f"{size // MIB:6} MiB{tls:8.0f} MiB/s{keeping:8.0f} MiB/s{channel:8.0f} MiB/s{of_channel:8.2f}"
                     f"{libp2p:8.0f} MiB/s{of_libp2p:8.2f}{disk:8.0f} MiB/s"
                 )
             print(f"channels: {dict(fetcher.bulk.counters)}")
