@@ -165,12 +165,10 @@ async def blobs(folder: Path, sizes: list[int], repeats: int) -> None:
     """Print each size's ratio."""
     for number, name in enumerate(("server", "client")):
         (folder / f"{name}.pem").write_bytes(make_pem(bytes((number,)) * 32, lambda _key: "hansa bench"))
-    print(
-        "\nRatios are to a bare TLS socket that reads and forgets; one that keeps hashes, writes and syncs as a fetch does."
-    )
-    print(
-        f"{'blob':>10}{'bare TLS':>14}{'that keeps':>14}{'channel':>14}{'ratio':>8}{'libp2p':>14}{'ratio':>8}{'disk':>14}"
-    )
+    print("\nA bare TLS socket reads and forgets; one that keeps hashes, writes and syncs, as a fetch does.")
+    print("Ratios are to the first; the second of the channel is to the other. MiB a second:")
+    names = ("blob", "bare TLS", "keeps", "channel", "ratio", "ratio", "libp2p", "ratio", "disk")
+    print("".join(f"{name:>10}" for name in names))
     with (
         served("--serve-tls", str(folder)) as bare,
         served("--serve-node", str(folder), *map(str, sizes)) as source,
@@ -191,15 +189,14 @@ async def blobs(folder: Path, sizes: list[int], repeats: int) -> None:
                     )
                     for _ in range(repeats)
                 ]
-                tls, channel, libp2p, keeping, disk = (
-                    statistics.median(column) / MIB for column in zip(*rows, strict=True)
+                medians = (statistics.median(column) / MIB for column in zip(*rows, strict=True))
+                bare_tls, channel, libp2p, keeps, disk = (f"{speed:10.0f}" for speed in medians)
+                ratios = ((1, 0), (1, 3), (2, 0))
+                to_bare, to_keeps, of_libp2p = (
+                    f"{statistics.median(row[one] / row[other] for row in rows):10.2f}" for one, other in ratios
                 )
-                of_channel = statistics.median(row[1] / row[0] for row in rows)
-                of_libp2p = statistics.median(row[2] / row[0] for row in rows)
-                print(
-                    f"{size // MIB:6} MiB{tls:8.0f} MiB/s{keeping:8.0f} MiB/s{channel:8.0f} MiB/s{of_channel:8.2f}"
-                    f"{libp2p:8.0f} MiB/s{of_libp2p:8.2f}{disk:8.0f} MiB/s"
-                )
+                size_text = f"{size // MIB:6} MiB"
+                print(size_text + bare_tls + keeps + channel + to_bare + to_keeps + libp2p + of_libp2p + disk)
             print(f"channels: {dict(fetcher.bulk.counters)}")
             nursery.cancel_scope.cancel()
 
