@@ -1,5 +1,7 @@
 """What the operator must put right. Each error is one line and a hint; the command line exits with code 2."""
 
+import errno
+
 
 class OperatorError(Exception):
     """Something that the person running this node can and must change.
@@ -34,21 +36,35 @@ class NoSandbox(OperatorError):
     """This machine cannot confine a stranger's job, so none is accepted."""
 
 
-def sole_operator_error(group: BaseExceptionGroup[BaseException]) -> OperatorError | None:
-    """The operator's mistake that brought tasks down, if nothing else went wrong with it.
+FULL_DISK_HINT = "make room on the disk, then start again: nothing that was written is lost"
+
+
+def operator_error_in(fault: BaseException) -> OperatorError | None:
+    """What the operator must mend, if that alone brought a program down; a full disk is such a thing.
 
     Tasks that run side by side end in a group of what befell each, however many nurseries deep.
     """
-    mistakes, rest = group.split(OperatorError)
-    if mistakes is None or rest is not None:
-        return None
-    first: BaseException = mistakes
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first if isinstance(first, OperatorError) else None
+    leaves = [fault]
+    while any(isinstance(each, BaseExceptionGroup) for each in leaves):
+        leaves = [
+            leaf for each in leaves for leaf in (each.exceptions if isinstance(each, BaseExceptionGroup) else (each,))
+        ]
+    mistakes = [_mistake(leaf) for leaf in leaves]
+    return None if None in mistakes else mistakes[0]
+
+
+def _mistake(fault: BaseException) -> OperatorError | None:
+    if isinstance(fault, OperatorError):
+        return fault
+    return OperatorError(f"the disk is full: {fault}", FULL_DISK_HINT) if _is_full_disk(fault) else None
+
+
+def _is_full_disk(fault: BaseException) -> bool:
+    if isinstance(fault, OSError):
+        return fault.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(fault, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 def storage_hint(fault: Exception, otherwise: str) -> str:
-    """What to do about a database that cannot be opened or written: nothing is broken where only the disk is full."""
-    full = getattr(fault, "sqlite_errorname", "") == "SQLITE_FULL"
-    return "make room on the disk, then start again: nothing that was written is lost" if full else otherwise
+    """What to do about a database that cannot be opened: nothing is broken where only the disk is full."""
+    return FULL_DISK_HINT if _is_full_disk(fault) else otherwise

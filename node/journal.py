@@ -7,6 +7,7 @@ dropped, since the money they moved stands in the ledger's store.
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -112,27 +113,33 @@ class SqliteJournal:
     def append(self, events: Sequence[NodeEvent]) -> None:
         """See ``Journal``: one transaction, one fsync."""
         rows = [(self._position + number, _written(event)) for number, event in enumerate(events, start=1)]
+        with self._transaction():
+            self._database.executemany("INSERT INTO event VALUES (?, ?)", rows)
+        self._position += len(rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of what is written inside, or nothing."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            self._database.executemany("INSERT INTO event VALUES (?, ?)", rows)
+            yield
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
-        self._position += len(rows)
 
     def write_snapshot(self, value: Snapshot) -> None:
         """See ``Journal``. What only older snapshots need is dropped in the same transaction."""
         body = _written_whole(value)
-        self._database.execute("BEGIN IMMEDIATE")
-        self._database.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?)", (self._position, body))
-        self._database.execute(
-            "DELETE FROM snapshot WHERE position NOT IN (SELECT position FROM snapshot ORDER BY position DESC LIMIT ?)",
-            (KEPT_SNAPSHOTS,),
-        )
-        self._database.execute("DELETE FROM event WHERE position <= (SELECT min(position) FROM snapshot)")
-        self._database.execute("COMMIT")
+        with self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?)", (self._position, body))
+            self._database.execute(
+                "DELETE FROM snapshot"
+                " WHERE position NOT IN (SELECT position FROM snapshot ORDER BY position DESC LIMIT ?)",
+                (KEPT_SNAPSHOTS,),
+            )
+            self._database.execute("DELETE FROM event WHERE position <= (SELECT min(position) FROM snapshot)")
 
     def read(self) -> tuple[Snapshot | None, Iterator[NodeEvent]]:
         """See ``Journal``. A snapshot that an older version wrote and this one cannot read gives way to an older."""

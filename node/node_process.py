@@ -13,7 +13,7 @@ import trio
 from hansa.node.config import Config
 from hansa.node.daemon import Daemon
 from hansa.node.environments import find_furnishings
-from hansa.node.faults import NoSandbox, sole_operator_error
+from hansa.node.faults import NoSandbox, operator_error_in
 from hansa.node.garbage import set_started_things_aside
 from hansa.node.keys import load_node_key, read_password
 from hansa.node.keystore import load_account
@@ -101,8 +101,11 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
         _die_with_parent()
     start_logging(as_json=as_json)
     keep_memory_private()
-    with _open(config) as daemon:
-        try:
+    try:
+        with _open(config) as daemon:
             trio.run(_serve_until_told, daemon, as_json)
-        except BaseExceptionGroup as group:
-            raise sole_operator_error(group) or group from None
+    except Exception as fault:
+        mistake = operator_error_in(fault)
+        if mistake is None:
+            raise
+        raise mistake from None
