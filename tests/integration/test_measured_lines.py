@@ -1,4 +1,4 @@
-"""Two real providers, one of them behind a slow line: what the buyer's node measures of both, and whom it chooses then."""
+"""Two real providers, one behind a slow line: what the buyer's node measures of both, and whom it chooses then."""
 
 import os
 from contextlib import AsyncExitStack
