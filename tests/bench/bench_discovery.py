@@ -2,14 +2,16 @@
 
 ``python tests/bench/bench_discovery.py --nodes 24``. Every process is a node's whole network room (connections,
 gossip, peer exchange, books that are compared, the table of providers) with an advert of its own; it has no engine
-and lends nothing, so that as many as possible fit on this machine. All start from the address of the first. Processes
-that do not get a core when they need one show as latency: take about twelve for each core, and a machine that does
-nothing else.
+and lends nothing, so that as many as possible fit on this machine: fifty, or as many as its free memory holds. They are
+started a few at a time, and when all are up they are told the address of the first at the same moment. Processes that
+do not get a core when they need one show as latency: with more than some twelve for each core the times are the
+machine's, and take one that does nothing else.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 KNOWN = 0.99
-NODES_PER_CORE = 12
 MOST_NODES = 50
+NODE_BYTES = 200 << 20
+"""What to have free for each: one that was measured had half of it."""
+LONGEST_S = 480
 
 
 def shown(times: list[float]) -> str:
@@ -62,19 +66,41 @@ class Node:
         self.process.wait()
 
 
+def free_bytes() -> int:
+    """How much memory new processes can have on this machine."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) << 10
+
+
+def resident_bytes(pid: int) -> int:
+    """How much of a process is in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def start_all(count: int, kept: Path, nodes: list[Node]) -> list[str]:
+    """So many nodes, as many at a time as there are cores: what they take to start is not what is measured."""
+    addrs: list[str] = []
+    for number in range(count):
+        (kept / str(number)).mkdir()
+        nodes.append(Node(number, kept / str(number)))
+        if len(nodes) - len(addrs) >= (os.cpu_count() or 1):
+            addrs.append(nodes[len(addrs)].hear()["addr"])
+    while len(addrs) < count:
+        addrs.append(nodes[len(addrs)].hear()["addr"])
+    return addrs
+
+
 def measure(count: int, steady_s: float) -> None:
     """A network from its start, a minute of its life, and a newcomer."""
     with tempfile.TemporaryDirectory() as kept:
         nodes: list[Node] = []
         try:
-            for number in range(count):
-                (Path(kept) / str(number)).mkdir()
-                nodes.append(Node(number, Path(kept) / str(number)))
-            addrs = [node.hear()["addr"] for node in nodes]
+            addrs = start_all(count, Path(kept), nodes)
+            load = os.getloadavg()[0]
             for node in nodes:
                 node.say(bootstrap=addrs[:1], all=count)
             took = [node.hear()["known_s"] for node in nodes]
-            print(f"{count} node processes on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+            print(f"{count} node processes on {os.cpu_count()} cores, load {load:.1f} when all were up")
             print(f"all adverts from a cold start, until 99 % known, p50 / p95 / p99: {shown(took)} s", flush=True)
             time.sleep(5)
             before = [_figures(node) for node in nodes]
@@ -90,6 +116,8 @@ def measure(count: int, steady_s: float) -> None:
                 f"and takes {100 * cpu_s / steady_s / count:.1f} % of a core; {after[0]['peers']} connections",
                 flush=True,
             )
+            resident = sorted(resident_bytes(node.process.pid) >> 20 for node in nodes)
+            print(f"memory: {resident[len(resident) // 2]} MiB resident in the middle, {resident[-1]} MiB at the most")
             (Path(kept) / "new").mkdir()
             newcomer = Node(count, Path(kept) / "new")
             nodes.append(newcomer)
@@ -216,7 +244,7 @@ async def _take_part(net: Any, number: int, directory: Path, said: Any, passed: 
 def main() -> None:
     """Measure, or be one of those that are measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, default=min(MOST_NODES, NODES_PER_CORE * (os.cpu_count() or 1)))
+    parser.add_argument("--nodes", type=int, default=min(MOST_NODES, free_bytes() // NODE_BYTES))
     parser.add_argument("--steady", type=float, default=60, help="how many seconds of the steady state are measured")
     parser.add_argument("--child", type=int)
     parser.add_argument("--data", type=Path, default=Path())
@@ -224,7 +252,14 @@ def main() -> None:
     if chosen.child is not None:
         live(chosen.child, chosen.data)
     else:
+        # A node that finds nothing would have this wait for ever; the signal ends it, and its nodes with it.
+        signal.signal(signal.SIGALRM, _give_up)
+        signal.alarm(LONGEST_S)
         measure(chosen.nodes, chosen.steady)
+
+
+def _give_up(_number: int, _frame: object) -> None:
+    raise SystemExit(f"not all knew {KNOWN:.0%} within {LONGEST_S} s")
 
 
 if __name__ == "__main__":
