@@ -88,12 +88,14 @@ def write_opened(directory: Path, shard: int, path: str, size_bytes: int, pieces
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(partial, flags, 0o644, dir_fd=here), "w+b") as file:
                 try:
+                    came_bytes = 0
                     for piece in pieces:
-                        if file.tell() + len(piece) > size_bytes:
+                        came_bytes += len(piece)
+                        if came_bytes > size_bytes:
                             break
                         file.write(piece)
                     file.flush()
-                    if file.tell() != size_bytes:
+                    if came_bytes != size_bytes:
                         raise OperatorError(f"not all of {plain(target)} came, or more", "fetch it again")
                     with suppress(FileExistsError):
                         os.link(partial, name, src_dir_fd=here, dst_dir_fd=here)

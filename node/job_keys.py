@@ -33,6 +33,8 @@ class JobKeys:
         """Keep them in ``directory``, which is made if it is new. Raises ``ConfigError`` if others may enter it."""
         ensure_private_directory(directory)
         self._directory = directory
+        for half_written in directory.glob(f".*{SUFFIX}.*"):
+            half_written.unlink(missing_ok=True)
         wrapping = HKDF(algorithm=SHA256(), length=32, salt=None, info=_OF_ACCOUNT)
         self._cipher = AESGCM(wrapping.derive(account.secret()))
         self._known: dict[bytes, ContentKey] = {}

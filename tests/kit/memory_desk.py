@@ -105,6 +105,7 @@ class MemoryDesk:
         self.submitted: list[tuple[JobSpec, BlobRef]] = []
         self.files: list[BlobRef | None] = []
         self.keys: list[ContentKey | None] = []
+        self.opened: dict[bytes, bytes] = {}
         self.closed_flows = 0
         self.open_flows = 0
 
@@ -239,13 +240,14 @@ class MemoryDesk:
         return [index for index, blob in enumerate(blobs) if blob.root not in self.blobs]
 
     async def open_output(self, job: bytes, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
-        return self.open_blob(blob) if job in self.views else None
+        data = self.opened.get(blob.root)
+        return None if data is None or job not in self.views else self._pieces(data)
 
     def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
         data = self.blobs.get(blob.root)
-        if data is None or len(data) != blob.size_bytes:
-            return None
+        return None if data is None or len(data) != blob.size_bytes else self._pieces(data)
 
+    def _pieces(self, data: bytes) -> AsyncGenerator[bytes, None]:
         async def pieces() -> AsyncGenerator[bytes, None]:
             for chunk in chunks_of(data):
                 await trio.lowlevel.checkpoint()

@@ -130,6 +130,8 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
         (LEAST + "shard = 3\n", "job.toml:3: shard: unknown key", "shards"),
         (LEAST + "[limit]\n", "limit: unknown key", "limits"),
         (LEAST + "[limits]\nwal = 3\n", "job.toml:4: limits.wal: unknown key", "wall"),
+        (LEAST + "[data]\nseal = true\n", "job.toml:4: data.seal: unknown key", "sealed"),
+        (LEAST + "[data]\nsealed = 1\n", "job.toml:4: data.sealed: must be", "true"),
         (LEAST + "shards = 0\n", "job.toml:3: shards: is 0", "1"),
         (LEAST + 'shards = "3"\n', "job.toml:3: shards: must be a whole number", "quotes"),
         (LEAST + "shards = true\n", "job.toml:3: shards: must be a whole number", "quotes"),
@@ -176,6 +178,34 @@ def test_a_mistake_is_named_with_its_place_and_a_way_out(job: Path, text: str, p
     fault = refused(job, text)
     assert place in fault.what
     assert hint in fault.hint
+
+
+def test_a_sealed_job_is_one_whose_providers_must_know_how(job: Path) -> None:
+    (job / "job.toml").write_text(LEAST + "[data]\nsealed = true\n")
+    assert read_job_file(job).spec.requirements.features == ("sealed",)
+    (job / "job.toml").write_text(LEAST + '[resources]\nneeds = "features = sealed"\n')
+    assert read_job_file(job).spec.requirements.features == ("sealed",)
+    (job / "job.toml").write_text(LEAST + "shards = 2\n[data]\nsealed = true\n[checkpoints]\nmirror = true\n")
+    assert read_job_file(job).spec.requirements.features == ("mirrors", "sealed")
+    (job / "job.toml").write_text(LEAST + "[data]\nsealed = false\n")
+    assert read_job_file(job).spec.requirements.features == ()
+
+
+@pytest.mark.parametrize("sealed", ["[data]\nsealed = true\n", '[resources]\nneeds = "features = sealed"\n'])
+@pytest.mark.parametrize("other", ['dependencies = ["a"]\nwheels = "wheels"', 'image = "image.tar"'])
+def test_a_sealed_job_brings_nothing_that_providers_keep_unpacked(job: Path, sealed: str, other: str) -> None:
+    (job / "wheels").mkdir()
+    for name in ("wheels/a-1-py3-none-any.whl", "image.tar"):
+        (job / name).write_bytes(b"x")
+    (job / "job.toml").write_text(LEAST + sealed + f"[environment]\n{other}\n")
+    with pytest.raises(ConfigError, match=r"data.sealed: goes with no wheels and no image archive"):
+        read_job_file(job)
+
+
+def test_a_sealed_shard_is_on_one_machine(job: Path) -> None:
+    (job / "job.toml").write_text(LEAST + "[data]\nsealed = true\n[resources]\nseveral_machines = true\n")
+    with pytest.raises(ConfigError, match=r"job.toml:4: data.sealed: goes with one machine"):
+        read_job_file(job)
 
 
 def test_what_is_tried_again_without_a_word_about_it(job: Path) -> None:
