@@ -68,3 +68,18 @@ def test_a_port_that_another_program_has_is_told_in_a_line_with_a_hint(tmp_path:
     assert str(port) in ended.stderr
     assert "hint:" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("lost", ["account.json", "account.password", "node.key"])
+def test_a_lost_file_is_named_with_what_its_owner_can_do(tmp_path: Path, lost: str) -> None:
+    data = tmp_path / "node"
+    ports = ("--listen", "/ip4/127.0.0.1/tcp/0", "--metrics-port", "0")
+    subprocess.run(hansa("init", "--data", str(data), *ports), capture_output=True, check=True, timeout=60)
+    (data / lost).unlink()
+    ended = subprocess.run(
+        hansa("node", "run", "--data", str(data)), capture_output=True, check=False, timeout=60, text=True
+    )
+    assert ended.returncode == 2
+    assert lost in ended.stderr
+    assert "hint:" in ended.stderr
+    assert "--password-file" not in ended.stderr, "node run has no such option"
