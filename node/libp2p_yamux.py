@@ -29,8 +29,10 @@ QUEUE_BYTES = 1 << 20
 """Streams wait once this much is queued for the socket."""
 BACKLOG_BYTES = 8 << 20
 """Only answers that a peer provokes and does not read can get the queue so far."""
-REFUSED_STREAMS = 4096
+REFUSED_STREAMS = 512
 """A peer that opens so many streams beyond its limit on one connection is not merely in a hurry."""
+FRAMES_AT_A_TIME = 128
+"""A piece that was read at once may hold twenty thousand frames; after so many of them others have their turn."""
 
 Offence = Callable[[str], None]
 
@@ -55,6 +57,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         self._next_id = 1 if self._initiator else 2
         self._streams: dict[int, BoundedStream] = {}
         self._inbound = 0
+        self._silent: set[int] = set()
         self._refused = 0
         accept_send, accept_receive = trio.open_memory_channel[BoundedStream](limits.streams_per_connection)
         self._accept_send, self._accept_receive = accept_send, accept_receive
@@ -164,6 +167,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         for stream in list(self._streams.values()):
             stream.kill()
         self._streams.clear()
+        self._silent.clear()
         self.budget.forget(self)
         self._accept_send.close()
         self._queue_drained.set()
@@ -188,6 +192,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
 
     def forget(self, stream: BoundedStream) -> None:
         """Both directions are over."""
+        self._silent.discard(stream.stream_id)
         if self._streams.pop(stream.stream_id, None) is not None:
             self._inbound -= self._is_remote(stream.stream_id)
             stream.kill()
@@ -265,8 +270,11 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
             if not data:
                 return
             buffer += data
-            start = 0
+            start = frames = 0
             while not self._closed.is_set():
+                frames += 1
+                if frames % FRAMES_AT_A_TIME == 0:
+                    await trio.lowlevel.checkpoint()
                 if self._body_bytes:
                     part = bytes(memoryview(buffer)[start : start + self._body_bytes])
                     start += len(part)
@@ -305,6 +313,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
             return
         if part:
             stream.take(part)
+            self._hand_over(stream)
         if not self._body_bytes and self._body_flags & FIN:
             self._finish_remote(stream)
 
@@ -342,8 +351,21 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
             if flags & FIN:
                 self._finish_remote(stream)
 
+    def _hand_over(self, stream: BoundedStream) -> None:
+        """Have a stream handled once something was said on it: one that was merely opened costs no task."""
+        if stream.stream_id not in self._silent:
+            return
+        self._silent.discard(stream.stream_id)
+        try:
+            self._accept_send.send_nowait(stream)
+        except trio.WouldBlock:
+            stream.abort()
+
     def _finish_remote(self, stream: BoundedStream) -> None:
         stream.end()
+        if stream.stream_id in self._silent:
+            stream.abort()  # nothing was said on it, and nothing will be
+            return
         if stream.closed and self._streams.pop(stream.stream_id, None) is not None:
             # What is buffered can still be read; only the number is free again.
             self._inbound -= self._is_remote(stream.stream_id)
@@ -361,11 +383,8 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         stream = BoundedStream(self, stream_id)
         self._streams[stream_id] = stream
         self._inbound += 1
+        self._silent.add(stream_id)
         self._put(HEADER.pack(0, WINDOW, ACK, stream_id, 0), can_wait=True)
-        try:
-            self._accept_send.send_nowait(stream)
-        except trio.WouldBlock:
-            stream.abort()
 
 
 def yamux_class(limits: NetLimits, budget: ReceiveBudget, offence: Callable[[str, str], None]) -> Any:

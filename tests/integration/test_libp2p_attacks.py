@@ -13,12 +13,15 @@ from itertools import count
 import pytest
 import trio
 from kit.raw_peer import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, RawPeer, frame, line, raw_peer
+from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.exceptions import RawConnError
+from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_host import Libp2pNet, open_net
+from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.net import Context, NetConfig, NetError, NetLimits, RemoteFault, Timeout, Unreachable, Verdict
 from hansa.proto.peer_id import peer_id_of_key
 
@@ -349,6 +352,64 @@ async def test_streams_beyond_the_limit_are_reset_and_the_rest_go_on():
                     resets.add(stream_id)
         assert len(resets) >= 100 - SMALL.streams_per_connection
         assert sum(len(conn.streams) for conn in net._swarm.get_connections()) <= SMALL.streams_per_connection + 2
+
+
+async def test_a_stream_on_which_nothing_is_said_costs_no_task():
+    """Two thousand openings in one piece cost 70 ms of the loop and as many tasks before."""
+    async with node() as net, muxed(net) as peer:
+        await peer.open(1, HELLO + line(b"/none/1"))  # answered, so that everything that connecting starts is there
+        await trio.sleep(0.3)
+        before = trio.lowlevel.current_statistics().tasks_living
+        await peer.send(b"".join(frame(WINDOW, SYN, stream_id, 0) for stream_id in range(3, 63, 2)))
+        connection = net._swarm.get_connections()[0]
+        await until(lambda: connection.muxed_conn.open_streams >= 30)
+        await trio.sleep(0.1)
+        assert trio.lowlevel.current_statistics().tasks_living < before + 15
+        had = connection.muxed_conn.open_streams
+        await peer.send(frame(WINDOW, FIN, 61, 0))
+        await until(lambda: connection.muxed_conn.open_streams < had)
+        said = HELLO + line(ECHO.encode()) + (4).to_bytes(4, "big") + b"here"
+        await peer.send(frame(DATA, 0, 3, len(said), said))
+        answer = b""
+        with trio.fail_after(5):
+            while not answer.endswith(b"here"):
+                kind, _, stream_id, _, body = await peer.next_frame()
+                answer += body if (kind, stream_id) == (DATA, 3) else b""
+
+
+async def test_a_piece_of_many_frames_leaves_others_their_turns():
+    """Twenty thousand frames in one read kept everybody else waiting for as long as they took."""
+    frames = 20_000
+
+    class Piece:
+        """A secured connection on which there is one piece to be read."""
+
+        is_initiator = False
+
+        def __init__(self) -> None:
+            self.left = [frame(WINDOW, 0, 1, 1) * frames]
+
+        def get_connection_type(self) -> ConnectionType:
+            return ConnectionType.DIRECT
+
+        async def read(self, _n: int | None) -> bytes:
+            await trio.lowlevel.checkpoint()
+            return self.left.pop() if self.left else b""
+
+    yamux = BoundedYamux(Piece(), ID(b""), limits=NetLimits(), budget=ReceiveBudget(1, 1), offence=pytest.fail)
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(count_turns)
+        await yamux._read_loop()
+        nursery.cancel_scope.cancel()
+    assert turns >= frames // 200
 
 
 async def test_a_flood_of_streams_ends_the_connection():
