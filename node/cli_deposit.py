@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hansa.node.config import Config
 
 FOLLOW_S = 3.0
+GATHER_S = 90.0
+"""So long a job that was woken may take to find providers and to want its deposits: bids are open for a minute."""
 _keystore = click.option(
     "--keystore",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -113,7 +115,11 @@ def deposit(
         try:
             await cold.check()
             declined: set[tuple[bytes, int]] = set()
+            woken: set[str] = set()
+            until_s = trio.current_time()
             while True:
+                if _wake(config, woken):
+                    until_s = trio.current_time() + GATHER_S
                 plans = [each for each in await cold.plans(_wanted(config, payer)) if _name(each) not in declined]
                 chosen = await _chosen(cold, plans, left, yes=yes)
                 declined |= {_name(plan) for plan in plans if plan not in chosen}
@@ -121,7 +127,8 @@ def deposit(
                     done = await cold.pay(plan)
                     left = None if left is None else max(0, left - done.amount)
                     _tell(plan, done, as_json)
-                if not follow:
+                gathers = not plans and trio.current_time() < until_s
+                if not follow and not gathers:
                     if not plans:
                         _say("no deposit is wanted now")
                     return
@@ -131,6 +138,32 @@ def deposit(
             await _close(cold, who)
 
     trio.run(work)
+
+
+def _wake(config: "Config", woken: set[str]) -> bool:
+    """Have jobs look for providers again whose deposits nobody made in time: somebody is here now. Each once."""
+    from hansa.node.cli_client import Daemon
+    from hansa.node.cli_jobs import job_path_part
+    from hansa.node.faults import OperatorError
+    from hansa.node.plain_text import plain
+    from hansa.proto.units import format_amount
+
+    nothing = format_amount(0)
+    with closing(Daemon(config.data_dir)) as daemon:
+        # What waits and lacks nothing of its budget waits for its channel's money.
+        waiting = [view["job"] for view in daemon.get("/v1/jobs")["jobs"] if view.get("missing") == nothing]
+        for job in waiting:
+            if job in woken:
+                continue
+            try:
+                daemon.post(f"/v1/jobs/{job_path_part(job)}/top-up", {"amount": nothing})
+            except OperatorError as fault:
+                _say(f"job {plain(job, 64)[:12]}: {plain(fault.what, 200)}")  # it may have ended meanwhile
+            else:
+                _say(f"job {plain(job, 64)[:12]} looks for providers again")
+    is_new = not woken.issuperset(waiting)
+    woken.update(waiting)
+    return is_new
 
 
 def _name(plan: "Plan") -> tuple[bytes, int]:

@@ -101,9 +101,9 @@ def money_warning(state: NodeState, job: Job) -> str:
         lacking = format_amount(job.missing)
         return f"it waits for money: {lacking} more is needed; hansa top-up {name} {lacking}"
     if job.waits_for_money:
-        remedy = "fill the wallet" if currency_of(job.spec.currency).is_on_chain else "pay what you owe its provider"
         if state.payer not in (ITSELF, state.account):
-            remedy = "let `hansa wallet deposit --follow` run"
+            return f"it waits: its channel could not pay{trouble}; hansa wallet deposit has it go on"
+        remedy = "fill the wallet" if currency_of(job.spec.currency).is_on_chain else "pay what you owe its provider"
         return f"it waits: its channel could not pay{trouble}; {remedy}, then hansa top-up {name} 0"
     for channel in channels:
         if channel.phase == "open" and channel.limit is not None and channel.limit < channel.wanted:

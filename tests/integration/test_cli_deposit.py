@@ -15,7 +15,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 from kit.anvil import RICH, Chain, local_chain
-from kit.memory_desk import MemoryDesk
+from kit.memory_desk import MemoryDesk, job_view
 from kit.served_desk import just, served
 
 from hansa.market.settlement import CHALLENGE_PERIOD_S
@@ -46,9 +46,17 @@ class Wanting(MemoryDesk):
     def __init__(self) -> None:
         super().__init__()
         self.wanted: list[WantedDeposit] = []
+        self.comes: list[WantedDeposit] = []
+        self.topped_up: list[tuple[bytes, int]] = []
 
     def deposits(self) -> list[dict[str, Any]]:
         return [{"deposit": to_plain(each), "jobs": ["count\x1b[2Jing"]} for each in self.wanted]
+
+    async def top_up(self, job: bytes, amount: int) -> dict[str, Any]:
+        """Some seconds later the job has found its providers again, and wants their deposits."""
+        self.topped_up.append((job, amount))
+        threading.Timer(2, self.wanted.extend, (self.comes,)).start()
+        return await super().top_up(job, amount)
 
 
 class Place:
@@ -152,6 +160,21 @@ def test_who_gets_the_money_is_shown_and_not_only_whose_node_it_is(tmp_path: Pat
         assert late.exit_code == 2
         assert "challenge period" in late.stderr
         assert at.spent() == 0
+
+
+def test_a_job_whose_deposit_nobody_made_in_time_goes_on_once_its_payer_is_here(tmp_path: Path) -> None:
+    with place(tmp_path) as at:
+        # One waits for a deposit, one for a larger budget, one for nothing.
+        for number, missing in ((b"1", "0.000000"), (b"2", "0.500000"), (b"3", None)):
+            at.desk.views[number * 32] = [job_view((number * 32).hex(), missing=missing)]
+        at.wants(300_000)
+        at.desk.comes, at.desk.wanted = at.desk.wanted, []
+        done = at.run("--signer", at.signer, answer="y\n")
+        assert done.exit_code == 0, done.stderr
+        assert at.desk.topped_up == [(b"1" * 32, 0)]
+        assert f"job {(b'1' * 32).hex()[:12]} looks for providers again" in done.stderr
+        assert "opened a channel with 0.300000 TEST" in done.stdout
+        assert at.spent() == 300_000
 
 
 def test_what_nobody_is_asked_about_has_a_bound(tmp_path: Path) -> None:
