@@ -177,7 +177,7 @@ def test_who_replaces_a_winner_that_did_not_come_is_chosen_beside_those_that_did
     offers = [
         bid_of(PROVIDER_KEY, PRICE),
         bid_of(OTHER_KEY, PRICE),
-        bid_of(THIRD_KEY, PRICE * 3 // 2),
+        bid_of(THIRD_KEY, PRICE * 6 // 5),
         bid_of(FOURTH_KEY, PRICE * 7 // 10),
     ]
     for fourth, replacement in ((2_000_000, FOURTH_KEY.address), (1_000_000, THIRD)):

@@ -90,6 +90,17 @@ def test_who_gets_an_even_share_may_be_held_up_by_our_own_line_and_who_gets_less
     ]
 
 
+def test_what_moves_the_other_way_shares_nothing():
+    scene = Scene()
+    with scene.meter.underway("a", BACK), scene.meter.underway("b", THERE), scene.meter.underway("slow", BACK):
+        scene.now_s += 1
+        scene.meter.moved("a", BACK, 3 * ONE_S)
+        scene.meter.moved("b", THERE, 3 * ONE_S)
+        scene.meter.moved("slow", BACK, 2 * ONE_S)
+    scene.rest()
+    assert [told[3] for told in sorted(scene.told)] == [True, False, False]
+
+
 def together(scene, **moved):
     with scene.meter.underway("a", BACK), scene.meter.underway("b", BACK):
         scene.now_s += 1
