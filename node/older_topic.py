@@ -45,9 +45,9 @@ class OlderTopic:
         """Join, hand on and leave, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                # Whoever hears no class itself would look like one of those to others.
-                if self._classes() and self.needed_by():
+                if self.needed_by():
                     self._until_s = trio.current_time() + LINGER_S
+                # Whoever hears no class itself would look to others like one that needs it.
                 is_wanted = bool(self._classes()) and trio.current_time() < self._until_s
                 if is_wanted and self._channel is None:
                     self._channel = self._net.subscribe(OLDER_ADVERT_TOPIC, self._book.validator(None))

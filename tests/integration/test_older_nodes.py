@@ -14,6 +14,7 @@ from libp2p.peer.id import ID
 
 from hansa.market.effects import Send
 from hansa.node.book import Book
+from hansa.node.book_sync import BookSync
 from hansa.node.discovery import Discovery
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import NetConfig, NotSpoken, RemoteFault
@@ -21,7 +22,8 @@ from hansa.node.outbox import Outbox
 from hansa.node.spoken import Spoken
 from hansa.proto.codec import encode
 from hansa.proto.messages import LeaseConfirmed, LeaseRefused, ProofSent
-from hansa.proto.protocols import OLDER_ADVERT_TOPIC, OLDER_MARKET
+from hansa.proto.protocols import BOOK, OLDER_ADVERT_TOPIC, OLDER_MARKET
+from hansa.scheduler.advert_classes import CLASSES
 
 pytestmark = pytest.mark.trio
 LEASE = b"\x01" * 32
@@ -80,7 +82,7 @@ class Abrupt:
         self._peer, self._speaks = peer, speaks.encode()
         self._read: dict[int, bytes] = {}
         self._agreed: dict[int, bytes] = {}
-        self.cut = 0
+        self.cut = self.answered = 0
 
     async def serve(self) -> None:
         while True:
@@ -103,6 +105,7 @@ class Abrupt:
         if asked == self._speaks:
             if len(rest) >= 4 and len(rest) == 4 + int.from_bytes(rest[:4], "big"):
                 await self._send(stream_id, start + line(asked) + b"\x00" + rest, FIN)
+                self.answered += 1
             elif not rest:
                 await self._send(stream_id, start + line(asked), 0)
                 self._agreed[stream_id] = start + line(asked)
@@ -134,6 +137,21 @@ async def test_a_no_is_heard_though_the_other_side_breaks_off_over_what_comes_be
         for _ in range(2):
             assert await spoken.request(name, lambda number: b"as " + number[-1:].encode()) == b"as 1"
         assert abrupt.cut == 1, "nothing was broken off any more"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_pull_of_the_book_hears_the_no_as_well(nursery):
+    async with node(1) as new, raw_peer(new.net.addrs()[0]) as raw:
+        await raw.mux()
+        abrupt = Abrupt(raw, BOOK)
+        nursery.start_soon(abrupt.serve)
+        name = ID.from_pubkey(raw.keys.public_key).to_base58()
+        await until(lambda: new.net.is_live(name))
+        book = Book(new.net, now_ms, lambda _advert: None)
+        sync = BookSync(new.net, book, now_ms, own=lambda: new.account.address, classes=lambda: CLASSES)
+        assert await sync.pull(name) == 0
+        assert abrupt.cut == 0
+        assert abrupt.answered == 1, "it was asked as nodes of its time were"
         nursery.cancel_scope.cancel()
 
 

@@ -109,6 +109,20 @@ async def test_a_node_of_the_time_before_digests_gives_what_one_answer_holds() -
         assert await late.sync.pull(old.peer_id) == 5
 
 
+async def test_who_is_only_busy_is_not_asked_for_everything_at_once_instead() -> None:
+    hub = MemoryHub()
+    async with reader(hub, 1) as one, reader(hub, 2) as other:
+        await one.book.publish(advert_of(one.who))
+
+        async def busy(_context: Context, _data: bytes) -> bytes:
+            await trio.lowlevel.checkpoint()
+            raise Refused("busy: more questions about the book than one peer may ask")
+
+        one.who.net.serve(BOOK_SYNC, busy)
+        other.who.knows(one.who)
+        assert await other.sync.pull(one.who.peer_id) == 0
+
+
 async def test_a_neighbour_that_has_just_been_met_is_compared_with_once(autojump_clock: trio.abc.Clock) -> None:
     hub = MemoryHub()
     async with reader(hub, 1) as one, reader(hub, 2) as two:

@@ -10,6 +10,7 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import Party, advert_of, now_ms, party
 from kit.older_peer import OlderReader
 
+from hansa.node import book as book_module
 from hansa.node import older_topic
 from hansa.node.book import Book
 from hansa.node.discovery import Discovery
@@ -172,6 +173,33 @@ async def test_a_forged_advert_on_the_older_topic_is_a_strike_as_on_any_other(au
         await trio.sleep(1)
         assert new.who.strikes(old) == 1
         assert reader.accounts == set()
+
+
+async def test_what_waits_to_be_handed_on_is_bounded_and_goes_when_it_is_not_the_newest_any_more(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(book_module, "MOST_UNSAID", 3)
+    hub = MemoryHub()
+    async with party(hub, 1) as who, party(hub, 2) as seller:
+        book = Book(who.net, now_ms, lambda _advert: None)
+        book.hands_on = True
+        hear = book.validator("cpu")
+
+        def heard(signed) -> bytes:
+            hear(who.net.context, encode(AdvertPublished(advert=signed)))
+            return signed.document.signer
+
+        heard(advert_of(seller, sequence=1))
+        book.take(advert_of(seller, sequence=2))
+        assert book.unsaid(9) == [], "a newer one came another way"
+        heard(advert_of(seller, sequence=3, expires_ms=now_ms() + 1_000))
+        await trio.sleep(2)
+        assert book.unsaid(9) == [], "it has lapsed"
+        signers = []
+        for number in range(10, 15):
+            async with party(hub, number) as other:
+                signers.append(heard(advert_of(other)))
+        assert [signed.document.signer for signed in book.unsaid(9)] == signers[-3:]
 
 
 async def test_no_more_is_handed_on_at_a_time_than_others_take(autojump_clock, monkeypatch):

@@ -107,8 +107,12 @@ async def test_who_no_longer_speaks_what_it_did_is_asked_with_the_others(autojum
         speaks(other, NEW)
         assert await spoken.request(other.peer_id, said) == b"as 2"
         del other._servers[NEW]
+        with pytest.raises(NotSpoken):
+            await spoken.request(other.peer_id, said)
         speaks(other, OLD)
+        one.asked.clear()
         assert await spoken.request(other.peer_id, said) == b"as 1"
+        assert one.asked == [(NEW, True), (OLD, True)], "nothing is taken for known"
 
 
 async def test_after_a_broken_stream_nothing_is_taken_for_known(autojump_clock):
