@@ -24,7 +24,8 @@ from hansa.node.libp2p_acquaintances import Acquaintances, author_of, context_of
 from hansa.node.libp2p_addresses import advertised, choose_listen_addrs, sorted_addrs, split_addr
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_guards import Faults, guard_negotiation, quiet_the_library
-from hansa.node.libp2p_kad import KAD_PROTOCOL, KadRoom
+from hansa.node.libp2p_kad import KadRoom
+from hansa.node.libp2p_kad_host import KAD_PROTOCOL
 from hansa.node.libp2p_pubsub import MAX_TOPIC_CHARS, TOPIC_PREFIX
 from hansa.node.libp2p_reach import Reachability
 from hansa.node.libp2p_requests import RequestServer, open_and_ask
@@ -81,7 +82,7 @@ class Libp2pNet:
             remote_ip=self._remote_ip,
             path=self._path,
         )
-        self._kad = KadRoom(self._acquaintances, self._faults)
+        self._kad = KadRoom(self._acquaintances, self._faults, lambda: self._reachability.is_hidden)
         self._protocols: dict[str, Callable[[NetStream], Awaitable[None]]] = {KAD_PROTOCOL: self._kad.handle}
         self._topics: list[tuple[str, Validator, trio.MemorySendChannel[Any]]] = []
         self._parts: list[Part] = [self._kad.run]

@@ -73,6 +73,11 @@ class Reachability:
         """Whether enough others reached us."""
         return self.opinions.verdict() == "public"
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether enough others found that they cannot reach us, and the operator does not know better."""
+        return not self._config.announce and self.opinions.verdict() == "private"
+
     def places(self) -> tuple[Place, ...]:
         """Those that hold now."""
         now = trio.current_time()

@@ -31,7 +31,7 @@ from hansa.node.libp2p_autonat import _parsed
 from hansa.node.libp2p_circuit import _addresses_of, split_circuit
 from hansa.node.libp2p_dcutr import HolePuncher
 from hansa.node.libp2p_guards import read_header_line
-from hansa.node.libp2p_kad import BadKad, KadStream, cleaned
+from hansa.node.libp2p_kad_messages import BadKad, KadStream, cleaned
 from hansa.node.libp2p_pubsub import cleaned_control
 from hansa.node.libp2p_wire import WireFault, receive_message
 from hansa.node.neighbourhood import group_of, host_of, household_of, place_of

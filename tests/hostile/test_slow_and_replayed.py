@@ -14,6 +14,7 @@ from hansa.node import (
     libp2p_autonat,
     libp2p_circuit,
     libp2p_kad,
+    libp2p_kad_host,
     libp2p_pubsub,
     libp2p_relay,
 )
@@ -31,7 +32,7 @@ SOON_S = 0.3
         (libp2p_relay, "HANDSHAKE_S", libp2p_relay.HOP),
         (libp2p_circuit, "ANSWER_S", libp2p_relay.STOP),
         (libp2p_autonat, "ASK_S", libp2p_autonat.AUTONAT),
-        (libp2p_kad, "STREAM_S", libp2p_kad.KAD_PROTOCOL),
+        (libp2p_kad, "STREAM_S", libp2p_kad_host.KAD_PROTOCOL),
         (libp2p_pubsub, "FRAME_TIMEOUT_S", MESH),
     ],
     ids=["relay", "circuit", "autonat", "kad", "gossip"],

@@ -1,6 +1,6 @@
 """The network's table finds a provider that nobody told of, and strangers can neither end it, fill it nor fool it.
 
-Each of the hostile tests goes red when the guard that it is about is taken out of ``node/libp2p_kad.py``.
+Each of the hostile tests goes red when the guard that it is about is taken out of ``node/libp2p_kad*.py``.
 """
 
 import os
@@ -13,29 +13,21 @@ import pytest
 import trio
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.kad_dht.routing_table import KBucket
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from hansa.node import libp2p_kad
+from hansa.node import libp2p_kad, libp2p_kad_host, libp2p_kad_messages, libp2p_kad_tables
 from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.libp2p_kad import (
-    ANSWER_BYTES,
-    KAD_PROTOCOL,
-    KEY_BYTES,
-    LOOKUP,
-    QUESTION_BYTES,
-    RECORD_LIFE_S,
-    STREAMS_PER_PEER,
-    TOLD_PEERS,
-    CappedProviders,
-    KadTable,
-    Lookup,
-    key_of,
-)
+from hansa.node.libp2p_kad import STREAMS_PER_PEER, KadTable, key_of
+from hansa.node.libp2p_kad_host import KAD_PROTOCOL, LOOKUP, Lookup
+from hansa.node.libp2p_kad_messages import ANSWER_BYTES, KEY_BYTES, QUESTION_BYTES, TOLD_PEERS
+from hansa.node.libp2p_kad_tables import RECORD_LIFE_S, CappedProviders
 from hansa.node.net import NetConfig
+from hansa.node.reachability import Opinion, Opinions
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
@@ -190,7 +182,7 @@ async def test_no_value_is_ever_taken_or_given(kind: str) -> None:
 
 
 async def test_should_a_value_come_through_the_library_refuses_it_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libp2p_kad, "cleaned", lambda message, *_rest, **_more: message)
+    monkeypatch.setattr(libp2p_kad_messages, "cleaned", lambda message, *_rest, **_more: message)
     async with node() as net, node() as other:
         await meet(other, net)
         message = Message(type=KINDS.PUT_VALUE, key=b"plain")
@@ -265,7 +257,7 @@ async def test_addresses_in_a_question_are_few_small_and_ones_own() -> None:
         message.providerPeers.add(id=own.to_bytes(), addrs=[b"", b"\xff" * 40, b"\x35" + b"x" * 400, *addrs])
         assert await stranger.ask(message) is not None
         (record,) = table_of(net).providers.providers[KEY].values()
-        assert 0 < len(record.addresses) <= libp2p_kad.TOLD_ADDRS
+        assert 0 < len(record.addresses) <= libp2p_kad_messages.TOLD_ADDRS
 
 
 async def test_whoever_is_only_named_is_not_in_the_routing_table() -> None:
@@ -288,7 +280,7 @@ async def test_whoever_is_only_named_is_not_in_the_routing_table() -> None:
 
 
 async def test_who_has_gone_makes_room_in_a_full_routing_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libp2p_kad, "TABLE_PEERS", 2)
+    monkeypatch.setattr(libp2p_kad_tables, "TABLE_PEERS", 2)
     async with node() as net, node() as stays, node() as leaves, node() as late:
         names = [ID.from_base58(each.peer_id) for each in (stays, leaves, late)]
         table = table_of(net).table
@@ -302,9 +294,89 @@ async def test_who_has_gone_makes_room_in_a_full_routing_table(monkeypatch: pyte
         assert set(table.get_peer_ids()) == {names[0], names[2]}
 
 
+async def test_one_network_has_only_so_much_of_the_routing_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By where peers are connected from: what they say of their addresses is their own affair."""
+    monkeypatch.setattr(libp2p_kad_tables, "TABLE_PEERS_PER_NETWORK", 2)
+    monkeypatch.setattr(libp2p_kad, "TRIES_AT_ONCE", 0)
+    async with node() as net, node() as stays, node() as leaves, node() as late:
+        monkeypatch.setattr(libp2p_kad_host, "place_of", lambda _host: "public")
+        table = table_of(net).table
+        names = [ID.from_base58(each.peer_id) for each in (stays, leaves, late)]
+        for each, name in zip((stays, leaves, late), names, strict=True):
+            await net.connect(each.addrs()[0])
+            await table.meet(name)
+        assert set(table.get_peer_ids()) == set(names[:2])
+        await net.disconnect(leaves.peer_id)
+        await until(lambda: not net.is_live(leaves.peer_id))
+        await table.meet(names[2])
+        assert set(table.get_peer_ids()) == {names[0], names[2]}
+
+
+async def test_one_network_has_only_so_many_streams_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_kad, "STREAMS_PER_NETWORK", 3)
+    async with node() as net, node() as one, node() as other:
+        monkeypatch.setattr(libp2p_kad_host, "place_of", lambda _host: "public")
+        streams = []
+        for each in (one, other):
+            await meet(each, net)
+            streams += [await Stranger(each, net).stream() for _ in range(2)]
+        await until(lambda: net.counters().get("kad.busy", 0) >= 1)
+        assert table_of(net)._networks.total() <= 3
+
+
+async def test_a_full_bucket_asks_its_connections_and_waits_for_nobody() -> None:
+    """The bare library pings the oldest peer, and whoever answers none holds up all whose names are near its own."""
+    async def silent(_stream: Any) -> None:
+        await trio.sleep_forever()
+
+    async with node() as net, node() as old, node() as newcomer:
+        host = table_of(net).host
+        bucket = KBucket(host, 1)
+        await net.connect(old.addrs()[0])
+        old.serve_streams("/ipfs/ping/1.0.0", silent)
+        assert await bucket.add_peer(info(ID.from_base58(old.peer_id)))
+        with trio.fail_after(2):
+            assert not await bucket.add_peer(info(ID.from_base58(newcomer.peer_id)))
+        await net.disconnect(old.peer_id)
+        await until(lambda: not net.is_live(old.peer_id))
+        assert await bucket.add_peer(info(ID.from_base58(newcomer.peer_id)))
+
+
+def told_that_nobody_reaches_us(net: Libp2pNet) -> None:
+    now_s = trio.current_time()
+    for network in ("one", "other"):
+        opinion = Opinion(observer=network, network=network, seen_at=None, reached_at="", at_s=now_s)
+        net._reachability._opinions = net._reachability._opinions.with_new(opinion)
+
+
+async def test_who_cannot_be_dialled_asks_the_table_and_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_kad, "LOOK_AT_REACH_S", 0.05)
+    async with node() as net, node() as hidden, node() as buyer:
+        told_that_nobody_reaches_us(hidden)
+        await until(lambda: KAD_PROTOCOL not in hidden._host.get_mux().handlers)
+        await meet(hidden, net)
+        await meet(buyer, net)
+        hidden.advertise((NAME,))
+        with trio.fail_after(40):
+            while await buyer.find(NAME) != (hidden.peer_id,):  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        await until(lambda: bool(net.counters().get("kad.only_asks")))
+        assert ID.from_base58(hidden.peer_id) not in table_of(net).table.get_peer_ids()
+        await until(lambda: ID.from_base58(buyer.peer_id) in table_of(net).table.get_peer_ids())
+        # Found to be public after all, it is asked as others are.
+        hidden._reachability._opinions = Opinions()
+        await until(lambda: KAD_PROTOCOL in hidden._host.get_mux().handlers)
+        assert await Stranger(net, hidden).ask(Message(type=KINDS.FIND_NODE, key=b"k" * 20)) is not None
+
+
+async def test_who_announces_an_address_serves_the_table_whatever_observers_say() -> None:
+    async with open_net(NetConfig(announce=("/ip4/127.0.0.1/tcp/1",)), os.urandom(32)) as net:
+        told_that_nobody_reaches_us(net)
+        assert not net._reachability.is_hidden
+
+
 async def test_a_lookup_makes_only_so_many_connections_however_many_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the bare library a lookup connects with everybody it hears of."""
-    monkeypatch.setattr(libp2p_kad, "DIALS_PER_LOOKUP", 5)
     monkeypatch.setattr(libp2p_kad, "FIRST_REFRESH_S", 1_000.0)
     async with node() as net, node() as liar:
         made = iter(range(1, 100_000))
@@ -388,9 +460,9 @@ def info(peer_id: ID) -> PeerInfo:
 
 
 async def test_the_store_of_records_is_bounded_for_a_key_for_a_peer_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libp2p_kad, "RECORDS_PER_KEY", 5)
-    monkeypatch.setattr(libp2p_kad, "RECORDS_PER_PEER", 3)
-    monkeypatch.setattr(libp2p_kad, "RECORDS", 12)
+    monkeypatch.setattr(libp2p_kad_tables, "RECORDS_PER_KEY", 5)
+    monkeypatch.setattr(libp2p_kad_tables, "RECORDS_PER_PEER", 3)
+    monkeypatch.setattr(libp2p_kad_tables, "RECORDS", 12)
     async with store() as records:
         peers = fake_peers(20)
         for peer_id in peers:
@@ -425,5 +497,5 @@ async def test_of_many_providers_some_are_told_by_chance() -> None:
         for peer_id in fake_peers(60):
             records.add_provider(KEY, info(peer_id))
         told = [frozenset(each.peer_id for each in records.get_providers(KEY)) for _ in range(20)]
-        assert {len(some) for some in told} == {libp2p_kad.TOLD_PROVIDERS}
+        assert {len(some) for some in told} == {libp2p_kad_tables.TOLD_PROVIDERS}
         assert len(set(told)) > 10

@@ -23,7 +23,7 @@ from hansa.node.bulk_messages import CallOffered, CallWanted, ChannelWanted
 from hansa.node.key_exchange import KeysWanted
 from hansa.node.libp2p_autonat import AUTONAT, IDENTIFY
 from hansa.node.libp2p_dcutr import DCUTR
-from hansa.node.libp2p_kad import KAD_PROTOCOL
+from hansa.node.libp2p_kad_host import KAD_PROTOCOL
 from hansa.node.libp2p_relay import HOP, STOP
 from hansa.node.peer_exchange import PeersWanted
 from hansa.proto.binding import Role, bind

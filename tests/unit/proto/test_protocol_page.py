@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kit import print_protocol_tables, protocol_vectors
 
-from hansa.node import libp2p_autonat, libp2p_dcutr, libp2p_kad, libp2p_relay
+from hansa.node import libp2p_autonat, libp2p_dcutr, libp2p_kad_host, libp2p_relay
 from hansa.proto import history, protocols, signing
 from hansa.proto.binding import check_binding
 from hansa.proto.codec import decode
@@ -34,7 +34,7 @@ def test_the_vectors_are_fresh():
 
 def test_every_protocol_is_named_on_the_page():
     names = {name for name in vars(protocols).values() if isinstance(name, str) and name.startswith("/hansa/")}
-    names |= {history.HISTORY, libp2p_kad.KAD_PROTOCOL, libp2p_autonat.AUTONAT, libp2p_autonat.IDENTIFY}
+    names |= {history.HISTORY, libp2p_kad_host.KAD_PROTOCOL, libp2p_autonat.AUTONAT, libp2p_autonat.IDENTIFY}
     names |= {libp2p_relay.HOP, libp2p_relay.STOP, libp2p_dcutr.DCUTR}
     assert {name for name in names if f"`{name}" not in PAGE} == set()
     assert {name for name in CLASSES if f"`{name}`" not in PAGE} == set()
