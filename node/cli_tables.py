@@ -205,14 +205,18 @@ def print_balance(balance: dict[str, Any]) -> None:
     for key, words in (
         ("earned", "earned as provider"),
         ("spent", "spent as buyer"),
-        ("due", "still due to this node"),
-        ("owed", "still owed by this node"),
-        ("paid_in", "closed, to be received"),
-        ("paid_out", "closed, to be paid"),
+        ("due", "due to this node on open channels"),
+        ("paid_in", "due to this node on closed channels"),
+        ("received", "of that paid to this node outside, or cancelled out"),
         ("chain_in", "paid to this node on the chain"),
+        ("open_in", "STILL DUE to this node in all"),
+        ("owed", "owed by this node on open channels"),
+        ("paid_out", "owed by this node on closed channels"),
+        ("remitted", "of that paid by this node outside, or cancelled out"),
         ("chain_out", "paid by this node on the chain"),
+        ("open_out", "STILL OWED by this node in all"),
     ):
-        if key not in balance:
+        if key not in balance or ("chain_in" in balance and key in ("received", "remitted")):
             continue
         click.echo(f"  {plain(balance.get(key), 40):>20} {currency}  {words}")
     channels = balance.get("channels", [])

@@ -252,6 +252,9 @@ class NodeDesk:
             view["chain_in"], view["chain_out"] = format_amount(came), format_amount(went)
             view["paid_in"] = format_amount(max(0, state.ledger.total("settled:") - came))
             view["paid_out"] = format_amount(max(0, -state.ledger.total("paid:") - went))
+            due, owed = state.ledger.total("due:"), -state.ledger.total("owed:")
+            view["open_in"] = format_amount(due + max(0, state.ledger.total("settled:") - came))
+            view["open_out"] = format_amount(owed + max(0, -state.ledger.total("paid:") - went))
             view["promise"] = views.ON_CHAIN_PROMISE
         return view
 

@@ -366,6 +366,11 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
         "due": format_amount(ledger.total("due:")),
         "paid_out": format_amount(-ledger.total("paid:")),
         "paid_in": format_amount(ledger.total("settled:")),
+        # Payments are between two accounts and for no channel, so they are taken off the whole.
+        "received": format_amount(-ledger.total("acknowledged:")),
+        "remitted": format_amount(ledger.total("acquitted:")),
+        "open_in": format_amount(sum(ledger.total(name) for name in ("due:", "settled:", "acknowledged:"))),
+        "open_out": format_amount(-sum(ledger.total(name) for name in ("owed:", "paid:", "acquitted:"))),
         "written_off": format_amount(-ledger.total("written-off:")),
         "forfeited": format_amount(ledger.total("forfeited:")),
         "kept": format_amount(ledger.total("kept:")),

@@ -208,6 +208,10 @@ class MemoryDesk:
             "due": "1.000000",
             "paid_out": "0.000000",
             "paid_in": "0.000000",
+            "received": "0.000000",
+            "remitted": "0.000000",
+            "open_in": "1.000000",
+            "open_out": "0.000000",
             "sum": "0.000000",
             "channels": [
                 {

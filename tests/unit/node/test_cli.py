@@ -215,6 +215,8 @@ def test_jobs_providers_and_balance_are_readable_and_have_json(data: Path, desk:
     money = run("balance", "--entries", "--data", data).stdout
     assert "sum over the ledger (3 entries): 0.000000\n" in money
     assert "promises" in money
+    assert "1.000000 USD  STILL DUE to this node in all\n" in money
+    assert "0.000000 USD  STILL OWED by this node in all\n" in money
     assert json_lines(run("balance", "--json", "--data", data))[0]["sum"] == "0.000000"
 
 

@@ -21,11 +21,13 @@ from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, N
 from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.state import restored, snapshot
+from hansa.node.views import balance_view
 from hansa.proto import messages
 from hansa.proto.currency import unit_of
 from hansa.proto.documents import CreditLine, Netting, Payment
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import check, sign
+from hansa.proto.units import format_amount
 from hansa.scheduler import run
 from hansa.scheduler.job_events import TenderWanted
 
@@ -99,6 +101,27 @@ def test_a_lease_brings_a_signed_credit_line_that_both_file_and_both_sides_know_
     (paying,) = made.engines[BUYER].state.paying.live.values()
     assert earning.funds == paying.funds == 50_000
     verified(made, tmp_path)
+
+
+def test_a_balance_takes_off_what_was_paid_outside_whether_the_channel_lives_or_has_ended():
+    made = market(credit_limit=50_000)
+    lease = begin(made)
+    work(made, lease, steps=2)
+    pay(made, 400)
+
+    def still(account, names):
+        view = balance_view(made.engines[account].state, "USD", 0)
+        return tuple(view[name] for name in names)
+
+    for _ in range(2):
+        shown = format_amount(owes(made))
+        assert owes(made) > 0
+        assert still(BUYER, ("remitted", "open_out", "open_in")) == ("0.000400", shown, "0.000000")
+        assert still(PROVIDER, ("received", "open_in", "open_out")) == ("0.000400", shown, "0.000000")
+        finish(made, lease)
+    assert still(PROVIDER, ("due",)) == ("0.000000",), "it is closed"
+    pay(made, owes(made))
+    assert still(BUYER, ("open_out",)) == still(PROVIDER, ("open_in",)) == ("0.000000",)
 
 
 def test_a_line_is_heard_as_soon_as_a_lease_is_awarded_though_the_gang_is_not_complete():
