@@ -27,6 +27,7 @@ from hansa.node import lan_discovery, remembered_peers
 from hansa.node.blob_exchange import ChunkWanted, TreeWanted
 from hansa.node.bulk_chunks import REQUEST, parse_request
 from hansa.node.bulk_messages import CallOffered, CallWanted, ChannelGranted, ChannelWanted
+from hansa.node.key_exchange import KeysWanted
 from hansa.node.libp2p_autonat import _parsed
 from hansa.node.libp2p_circuit import _addresses_of, split_circuit
 from hansa.node.libp2p_dcutr import HolePuncher
@@ -42,7 +43,7 @@ from hansa.proto.errors import ProtocolError
 from hansa.proto.history import HistoryRequested, HistorySent
 from hansa.proto.messages import AdvertPublished, BookRequested, BookSent, Direct, Hello
 from hansa.proto.peer_id import parse_peer_id, peer_id_of_key
-from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, MARKET, PEERS, SHELL
+from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, KEYS, MARKET, PEERS, SHELL
 from hansa.proto.shell_messages import ShellAwaited, ShellClosed, ShellSaid, ShellTaken, ShellTyped, ShellWanted
 
 NAME = ID.from_base58(peer_id_of_key(bytes(31) + b"\x01"))
@@ -58,6 +59,7 @@ UNIONS: dict[str, Any] = {
     "bulk": ChannelWanted | CallWanted | CallOffered | ChannelGranted,
     "shell": ShellWanted | ShellTyped | ShellAwaited | ShellClosed | ShellTaken | ShellSaid,
     "history": HistoryRequested | HistorySent,
+    "keys": KeysWanted,
     "advert": AdvertPublished,
     "proof": Equivocation,
 }
@@ -204,7 +206,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
     """Sound bytes for each reader, to begin from."""
     said, told = requests(b""), protobufs(OTHER, NAME)
     of = {"market": MARKET, "book": BOOK, "book sync": BOOK_SYNC, "peers": PEERS, "blob": BLOB, "bulk": BULK}
-    of |= {"shell": SHELL, "history": "/hansa/history/1"}
+    of |= {"shell": SHELL, "history": "/hansa/history/1", "keys": KEYS}
     known = json.dumps([{"peer_id": NAME.to_base58(), "addrs": ["/ip4/203.0.113.7/tcp/4001"]}]).encode()
     at = f"/ip4/192.0.2.5/tcp/4001/p2p/{OTHER.to_base58()}"
     small: Iterable[bytes] = (each for kind in told.values() for each in kind)

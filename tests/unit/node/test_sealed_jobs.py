@@ -164,6 +164,19 @@ async def test_what_a_run_is_given_is_opened_below_its_own_folder_alone_and_goes
     assert held_in(data) == []
 
 
+async def test_a_node_that_wins_its_own_sealed_job_has_its_keys_at_home(pair: Pair) -> None:
+    pair.lease()
+    of = pair.buyer.state.jobs.live[JOB]
+    own = pair.buyer.account.address
+    shards = (of.shards[0], replace(of.shards[1], provider=own))
+    pair.buyer.state.jobs[JOB] = replace(of, shards=shards)
+    entry = pair.provider.state.sale_on(LEASE)
+    assert entry is not None
+    assert await staging._keys(pair.buyer, LEASE, entry) == pair.content.of_shard(SHARD)
+    with pytest.raises(staging.Unstageable, match="the lease of this sealed job is over"):
+        await staging._keys(pair.buyer, bytes(32), entry)
+
+
 async def test_no_key_is_in_what_is_printed_or_written_of_a_run(pair: Pair) -> None:
     pair.lease()
     await staging.start_run(pair.provider, ORDER)
