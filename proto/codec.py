@@ -73,7 +73,8 @@ def decode(data: bytes, kinds: Any, *, limit_bytes: int, oldest: int = VERSION) 
 def _plain(value: Any, number: int = NEWEST) -> Any:
     """The value as msgpack's own types. Only a message has fields that came later, and nothing within it."""
     if dataclasses.is_dataclass(value):
-        later = _later(type(value), number) if number != NEWEST else ()
+        kind: Any = type(value)
+        later = _later(kind, number) if number != NEWEST else ()
         return {
             field.name: _plain_field(value, field.name)
             for field in dataclasses.fields(value)
