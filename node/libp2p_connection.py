@@ -23,6 +23,7 @@ class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without
     circuits = 0
     """That we have through it, or are about to have."""
     entered_at = 0.0
+    began_at = 0.0
 
     @property
     def is_idle(self) -> bool:

@@ -24,6 +24,7 @@ from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from hansa.node.allowance import Allowances
+from hansa.node.doorway import ACQUAINTED_S, Doorway
 from hansa.node.libp2p_circuit import CircuitSocket
 from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_dialling import CIRCUITS_AT_ONCE, CIRCUITS_PER_S, Addresses, DiallingSwarm
@@ -107,6 +108,7 @@ class GuardedSwarm(DiallingSwarm):
         self.on_relayed: Callable[[GuardedConn], None] = lambda _connection: None
         self.listening: list[Multiaddr] = []
         self._admission = Admission(limits, faults)
+        self._doorway = Doorway(limits, faults.count, is_here=self._has_been_here)
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
         self._failed_at: dict[ID, float] = {}
@@ -150,24 +152,26 @@ class GuardedSwarm(DiallingSwarm):
 
     async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any = None) -> None:  # noqa: ARG002
         remote = read_write_closer.get_remote_address()
+        caller = household_of(remote[0]) if remote else ""
 
         async def serve(proven: Callable[[], None]) -> None:
             if await self._is_for_tls(read_write_closer):
                 assert self.on_tls is not None, "asked for"
                 await self.on_tls(read_write_closer.stream, proven)
                 return
-            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer))
+            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer), at_the_door=caller)
             proven()
             connection = await self.add_conn(muxed, "inbound")
             await connection.event_closed.wait()
 
-        await self._let_in(household_of(remote[0]) if remote else "", read_write_closer, serve)
+        await self._let_in(caller, read_write_closer, serve)
 
     async def take_circuit(self, socket: CircuitSocket, relay: ID, said: ID) -> None:
         """Serve a connection that a relay brought; only if it is from whom the relay said."""
+        caller = f"relay {relay}"
 
         async def serve(proven: Callable[[], None]) -> None:
-            muxed = await self._upgrade_inbound(BufferedSocket(socket), ConnectionType.RELAYED)
+            muxed = await self._upgrade_inbound(BufferedSocket(socket), ConnectionType.RELAYED, at_the_door=caller)
             if muxed.peer_id != said:
                 self.faults.count("circuit.somebody_else")
                 await muxed.close()
@@ -177,7 +181,7 @@ class GuardedSwarm(DiallingSwarm):
             self.on_relayed(connection)
             await connection.event_closed.wait()
 
-        await self._let_in(f"relay {relay}", socket, serve)
+        await self._let_in(caller, socket, serve)
 
     async def _let_in(self, caller: str, socket: Any, serve: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
         """Give a newcomer a place, for so long until it has proven itself, and serve it until it goes.
@@ -205,12 +209,16 @@ class GuardedSwarm(DiallingSwarm):
                 await socket.close()
 
     async def _upgrade_inbound(
-        self, socket: BufferedSocket, kind: ConnectionType = ConnectionType.DIRECT
+        self, socket: BufferedSocket, kind: ConnectionType = ConnectionType.DIRECT, at_the_door: str | None = None
     ) -> BoundedYamux:
+        """Shake hands; ``at_the_door`` is the household of somebody who came uninvited, and waits for a turn."""
         raw = RawConnection(socket, False, kind)
         timeout_s = self.limits.handshake_timeout_ms / 1000
         with trio.fail_after(timeout_s):
             _, transport = await self._security.select(raw, False, timeout_s)
+            # After what is cheap, so that whoever speaks no libp2p takes nobody's turn, and before what is dear.
+            if at_the_door is not None and not await self._doorway.enter(at_the_door):
+                raise SwarmException("strangers come too fast")
             secured = await transport.secure_inbound(raw)
             peer_id = secured.get_remote_peer()
             self._check(peer_id)
@@ -242,6 +250,7 @@ class GuardedSwarm(DiallingSwarm):
             self.faults.count("connections.full")
             raise SwarmException("too many connections")
         connection = GuardedConn(muxed_conn, self, direction=direction)
+        connection.began_at = trio.current_time()
         connection.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
         nursery.start_soon(muxed_conn.start)
         await muxed_conn.event_started.wait()
@@ -259,10 +268,24 @@ class GuardedSwarm(DiallingSwarm):
 
     def conn_closed(self, connection: GuardedConn) -> None:
         """Tell those who want to know; the library's may take their time."""
+        household = self._household(connection)
+        if household and self._is_barred(connection.muxed_conn.peer_id.to_base58()):
+            self._doorway.forget(household)
+        elif household and _is_acquainted(connection):
+            self._doorway.remember(household)
         if not self.live_connections(connection.muxed_conn.peer_id):
             self._on_disconnected(connection.muxed_conn.peer_id.to_base58())
         if self.background_nursery is not None:
             self.background_nursery.start_soon(self._notify, "disconnected", connection)
+
+    @staticmethod
+    def _household(connection: GuardedConn) -> str:
+        """Where a direct connection comes from or leads to."""
+        remote = connection.muxed_conn.get_remote_address() if connection.muxed_conn.path == "direct" else None
+        return household_of(remote[0]) if remote else ""
+
+    def _has_been_here(self, household: str) -> bool:
+        return any(_is_acquainted(each) and self._household(each) == household for each in self.get_connections())
 
     def remove_conn(self, swarm_conn: GuardedConn) -> None:
         """Strike a connection from the list."""
@@ -292,3 +315,7 @@ class GuardedSwarm(DiallingSwarm):
 
     async def notify_closed_stream(self, stream: NetStream) -> None:
         """Nobody listens, and a nursery for each stream costs."""
+
+
+def _is_acquainted(connection: GuardedConn) -> bool:
+    return trio.current_time() - connection.began_at >= ACQUAINTED_S

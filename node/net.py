@@ -96,6 +96,11 @@ class NetLimits:
     pending_handshakes: int = 64
     pending_handshakes_per_ip: int = 8
     handshake_timeout_ms: int = 10_000
+    handshakes_per_s: int = 10
+    """With strangers, in all; each costs some five milliseconds, and what comes after it as much again."""
+    handshakes_at_once: int = 64
+    network_handshakes_per_s: int = 4
+    network_handshakes_at_once: int = 32
     dial_timeout_ms: int = 8_000
     dials: int = 128
     failed_dial_pause_ms: int = 500

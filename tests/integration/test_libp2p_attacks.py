@@ -354,6 +354,46 @@ async def test_streams_beyond_the_limit_are_reset_and_the_rest_go_on():
         assert sum(len(conn.streams) for conn in net._swarm.get_connections()) <= SMALL.streams_per_connection + 2
 
 
+async def test_a_crowd_of_new_names_is_let_in_at_a_pace_and_junk_takes_nobodys_turn():
+    """Each handshake costs milliseconds of the one thread, and names and addresses cost nothing."""
+    limits = NetLimits(handshakes_per_s=1, handshakes_at_once=4)
+    came = 0
+    async with node(limits) as net:
+        for number in range(8):
+            async with raw_peer(net.addrs()[0], source=f"127.0.1.{number + 1}") as peer:
+                await peer.send_raw(b"\x03\xff\xfe\n")
+                assert await peer.is_hung_up_on()
+
+        async def come(number: int) -> None:
+            nonlocal came
+            with suppress(Exception):
+                async with raw_peer(net.addrs()[0], source=f"127.0.0.{number}") as peer:
+                    with trio.fail_after(20):
+                        await peer.mux()
+                    came += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2, 22):
+                nursery.start_soon(come, number)
+        assert 4 <= came <= 12
+        assert net.counters()["inbound.too_fast"] >= 8
+        await trio.sleep(4)
+
+
+async def test_whoever_was_connected_for_a_while_comes_back_through_a_crowd(monkeypatch):
+    monkeypatch.setattr("hansa.node.libp2p_swarm.ACQUAINTED_S", 0.5)
+    limits = NetLimits(handshakes_per_s=1, handshakes_at_once=1)
+    async with node(limits) as net:
+        async with muxed(net):
+            await trio.sleep(0.8)
+        await until(lambda: not net._swarm.get_connections())
+        net._swarm._doorway._waiting = 100
+        async with muxed(net):
+            pass
+        net._swarm._doorway._waiting = 0
+        await trio.sleep(2)
+
+
 async def test_a_stream_on_which_nothing_is_said_costs_no_task():
     """Two thousand openings in one piece cost 70 ms of the loop and as many tasks before."""
     async with node() as net, muxed(net) as peer:

@@ -1,0 +1,110 @@
+"""Whose handshake begins when."""
+
+from collections import Counter
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hansa.node.doorway import MOST_ACQUAINTED, WAITING_S, Doorway
+from hansa.node.net import NetLimits
+
+LIMITS = NetLimits(handshakes_per_s=2, handshakes_at_once=4, network_handshakes_per_s=1, network_handshakes_at_once=3)
+
+
+@pytest.fixture
+def autojump_clock():
+    return MockClock(autojump_threshold=0)
+
+
+class House:
+    """A doorway, and who got in after how long."""
+
+    def __init__(self, limits: NetLimits = LIMITS, here: tuple[str, ...] = ()) -> None:
+        self.counted: Counter[str] = Counter()
+        self.came: list[tuple[str, float]] = []
+        self.turned_away: list[str] = []
+        self.door = Doorway(limits, lambda reason: self.counted.update([reason]), is_here=lambda who: who in here)
+
+    async def come(self, who: str) -> None:
+        began = trio.current_time()
+        if await self.door.enter(who):
+            self.came.append((who, trio.current_time() - began))
+        else:
+            self.turned_away.append(who)
+
+    async def all_come(self, *whos: str) -> None:
+        async with trio.open_nursery() as nursery:
+            for who in whos:
+                nursery.start_soon(self.come, who)
+                await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.mark.trio
+async def test_a_crowd_comes_in_at_the_pace_and_what_would_wait_too_long_is_turned_away(autojump_clock):
+    house = House()
+    await house.all_come(*(f"203.0.{number}.1" for number in range(20)))
+    assert [wait < 0.1 for _, wait in house.came] == [True] * 4 + [False] * 6
+    assert max(wait for _, wait in house.came) <= WAITING_S + 1
+    assert house.counted == {"inbound.too_fast": 10}
+    assert [who for who, _ in house.came] == [f"203.0.{number}.1" for number in range(10)], "in a row"
+    await trio.sleep(10)
+    await house.all_come("203.0.113.1")
+    assert house.came[-1] == ("203.0.113.1", 0)
+
+
+@pytest.mark.trio
+async def test_one_network_takes_its_part_and_no_more(autojump_clock):
+    house = House()
+    await house.all_come(*(f"93.184.216.{number}" for number in range(1, 11)))
+    assert len(house.came) == 3
+    assert house.counted == {"inbound.network_too_fast": 7}
+    await house.all_come("198.51.100.1")
+    assert house.came[-1] == ("198.51.100.1", 0)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("remembered", [True, False])
+async def test_a_flood_of_new_names_keeps_no_acquaintance_out(autojump_clock, remembered):
+    house = House(here=() if remembered else ("192.0.2.1",))
+    if remembered:
+        house.door.remember("192.0.2.1")
+    await house.all_come(*(f"203.0.{number}.1" for number in range(10)), "192.0.2.2")
+    assert house.turned_away == ["192.0.2.2"]
+
+
+@pytest.mark.trio
+async def test_whoever_was_here_does_not_wait_behind_strangers_but_may_not_come_without_end(autojump_clock):
+    house = House(here=("192.0.2.1",))
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(house.come, f"203.0.{number}.1")
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            await house.come("192.0.2.1")
+        assert house.came[-3:] == [("192.0.2.1", 0)] * 3
+        await house.come("192.0.2.1")
+        assert house.turned_away == ["192.0.2.1"], "it is one of the crowd again"
+
+
+@pytest.mark.trio
+async def test_whoever_did_wrong_is_an_acquaintance_no_more_and_few_are_remembered(autojump_clock):
+    house = House()
+    for number in range(MOST_ACQUAINTED + 5):
+        house.door.remember(f"2001:db8:{number:x}::/64")
+    assert len(house.door._remembered) == MOST_ACQUAINTED
+    house.door.remember("192.0.2.1")
+    house.door.forget("192.0.2.1")
+    await house.all_come(*(f"203.0.{number}.1" for number in range(10)), "192.0.2.1")
+    assert house.turned_away == ["192.0.2.1"]
+
+
+@pytest.mark.trio
+async def test_somebody_who_gives_up_waiting_leaves_the_row(autojump_clock):
+    house = House()
+    await house.all_come(*(f"203.0.{number}.1" for number in range(4)))
+    for number in range(30):
+        with trio.move_on_after(0.01):
+            await house.come(f"198.51.{number}.1")
+    assert not house.counted
+    assert house.door._waiting == 0
