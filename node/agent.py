@@ -41,7 +41,7 @@ from hansa.node.agent_messages import (
 )
 from hansa.node.agent_streams import BROKEN, bridge, leaf
 from hansa.node.agent_trees import TreeStore
-from hansa.node.launcher import Launch
+from hansa.node.launcher_link import Launch
 from hansa.node.launcher_protocol import Ended, Refused, Start, Started
 from hansa.node.overlay_packets import carry_packets
 from hansa.node.pinned_tls import dialling_context, pin_of

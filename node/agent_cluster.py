@@ -23,7 +23,7 @@ from hansa.node.agent_switchboard import HERE, Part, Switchboard
 from hansa.node.events import InventoryChanged
 from hansa.node.faults import ConfigError
 from hansa.node.inventory import Inventory
-from hansa.node.launcher import Launch
+from hansa.node.launcher_link import Launch
 from hansa.node.preflight import SandboxReport
 from hansa.node.sandbox import MIN_MEMORY_BYTES
 from hansa.proto.market_documents import TIER_SANDBOX

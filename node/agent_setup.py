@@ -31,7 +31,7 @@ from hansa.node.cli_client import Daemon
 from hansa.node.config import load_config
 from hansa.node.faults import ConfigError, NoSandbox, OperatorError
 from hansa.node.inventory import read_machine, take_inventory
-from hansa.node.launcher import launch_with
+from hansa.node.launcher_link import launch_with
 from hansa.node.logs import start_logging
 from hansa.node.preflight import SandboxReport, check_sandbox
 from hansa.node.quantities import parse_duration

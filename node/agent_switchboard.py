@@ -17,11 +17,12 @@ from typing import Any, Final
 import trio
 
 from hansa.node import launcher_protocol
-from hansa.node.agent_fleet import Arrival, Fleet
+from hansa.node.agent_fleet import Fleet
+from hansa.node.agent_machine import Arrival
 from hansa.node.agent_messages import Gone
 from hansa.node.agent_streams import BROKEN
 from hansa.node.executor_launcher import LauncherService
-from hansa.node.launcher import Launch
+from hansa.node.launcher_link import Launch
 from hansa.node.launcher_protocol import NO_PROCESS, Counted, Ended, Kill, Message, Refused, Start, Started
 from hansa.node.overlay_packets import Afar, Interface, Line, Switch
 from hansa.node.sandbox import SandboxSpec

@@ -49,7 +49,7 @@ from hansa.node.job_logs import JobLogs
 from hansa.node.journal import SqliteJournal
 from hansa.node.keeping import Grants
 from hansa.node.key_exchange import KeyDesk
-from hansa.node.launcher import Launch, launch_with
+from hansa.node.launcher_link import Launch, launch_with
 from hansa.node.ledger_keeper import LedgerKeeper
 from hansa.node.libp2p_host import open_net
 from hansa.node.line_meter import LineMeter

@@ -96,7 +96,7 @@ def _chain(config: ChainConfig) -> Finding:
 
 def _sandbox(config: Config | None) -> list[Finding]:
     """Whether runs can be made in this node's tier; beside it, without blame, every tier that has a name."""
-    from hansa.node.launcher import launch_with  # noqa: PLC0415  # late, as below
+    from hansa.node.launcher_link import launch_with  # noqa: PLC0415  # late, as below
     from hansa.node.preflight import check_sandbox, check_tiers  # noqa: PLC0415  # late: it brings the sandbox's parts in
 
     launch = launch_with(config.sandbox.launcher if config else None)

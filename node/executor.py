@@ -11,9 +11,10 @@ import trio
 from hansa.node.executor_clock import ExecutorSettings
 from hansa.node.executor_intake import Blobs
 from hansa.node.executor_launcher import LauncherService, Starting, close_all
-from hansa.node.executor_run import Supervision, Surroundings
+from hansa.node.executor_run import Supervision
+from hansa.node.executor_sandbox import Surroundings
 from hansa.node.gpu_users import Told
-from hansa.node.launcher import Launch, start_launcher
+from hansa.node.launcher_link import Launch, start_launcher
 from hansa.node.launcher_protocol import NO_PROCESS, Count, Counted, Kill, Message, Started
 from hansa.node.run_order import RunOrder
 from hansa.node.run_shell import RunShell, ShellRefused

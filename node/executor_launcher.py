@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import trio
 
 from hansa.node import launcher_protocol
-from hansa.node.launcher import Launch
+from hansa.node.launcher_link import Launch
 from hansa.node.launcher_protocol import Message
 
 AGAIN_S: Final = 1.0

@@ -4,15 +4,12 @@ Everything a runner says is a stranger's word. So the limits are held here: the 
 and logs, the rate of frames, heartbeats and progress.
 """
 
-import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
 
 from hansa.node.blob_shelf import BlobMissing
-from hansa.node.executor_clock import TICK_S, ExecutorSettings, RunClock
+from hansa.node.executor_clock import TICK_S, RunClock
 from hansa.node.executor_end import (
     OF_THE_JOB,
     Circumstances,
@@ -24,27 +21,24 @@ from hansa.node.executor_end import (
     reclaimed,
 )
 from hansa.node.executor_intake import Blobs, Header, Intake, Stored
-from hansa.node.executor_launcher import KILL_WAIT_S, close_all
+from hansa.node.executor_launcher import KILL_WAIT_S
 from hansa.node.executor_line import RunnerLine
 from hansa.node.executor_news import RunNewsDesk
+from hansa.node.executor_sandbox import SandboxRequest, Surroundings
 from hansa.node.launcher_protocol import (
-    Adopt,
     Count,
     Counted,
     Ended,
     Kill,
     Message,
     Pause,
-    Refused,
     Resume,
-    Start,
-    Started,
 )
-from hansa.node.run_order import RunOrder, gpu_count, open_to_readers, spec_of
+from hansa.node.run_order import RunOrder, gpu_count, open_to_readers
 from hansa.node.run_shell import RunShell, RunShells, ShellRefused
 from hansa.node.sealed_blobs import SealedBlobs
 from hansa.node.sealing import SealBroken
-from hansa.node.warm_pool import PreparedSandbox, WarmPool, threads_of
+from hansa.node.warm_pool import threads_of
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError, TooLarge
@@ -68,29 +62,6 @@ FRAMES_PER_S: Final = 2000
 RECEIVE_BYTES: Final = 256 << 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What a run's supervision reaches of the world.
-
-    Attributes:
-        tell: takes its events, without blocking.
-        blobs: where states and files go.
-        now_ms: the daemon's clock.
-        ask: tells the launcher something.
-        launcher_there: whether there is a launcher.
-        settings: how patient it is.
-        pool: sandboxes that are prepared.
-    """
-
-    tell: Callable[[RunEvent], None]
-    blobs: Blobs
-    now_ms: Callable[[], int]
-    ask: Callable[[Message], Awaitable[None]]
-    launcher_there: Callable[[], bool]
-    settings: ExecutorSettings
-    pool: WarmPool
-
-
 class Supervision:
     """A run that has not ended, and everything that may be asked of it."""
 
@@ -103,8 +74,8 @@ class Supervision:
         self._news = RunNewsDesk(order.run, log_bytes=order.limits.log_bytes, tell=self._tell, now_ms=around.now_ms)
         self._line = RunnerLine()
         self._shells = RunShells(self._line.send)
-        self._reply, self._replies = trio.open_memory_channel[tuple[Message, list[int]]](8)
         self._gone = trio.Event()
+        self._request = SandboxRequest(order, around, self._gone)
         self._ended: Ended | None = None
         self._counted: Counted | None = None
         self._count_came = trio.Event()
@@ -191,7 +162,7 @@ class Supervision:
             self._counted = message
             self._count_came.set()
         else:
-            self._reply.send_nowait((message, descriptors))
+            self._request.answer(message, descriptors)
 
     def lose(self) -> None:
         """The launcher has died, and its sandboxes with it."""
@@ -212,7 +183,7 @@ class Supervision:
             self._shells.lose()
             if self._stream is not None:
                 self._stream.socket.close()
-            await self._turn_away_late_answers()
+            await self._request.turn_away_late_answers()
         self._news.flush()
 
     def last_event(self) -> RunEvent:
@@ -257,7 +228,7 @@ class Supervision:
             except SealBroken as error:
                 raise Over("refused", f"its checkpoint cannot be opened: {error}") from error
         try:
-            self._stream = await self._ask_for_sandbox()
+            self._stream = await self._request.get()
             if self._clock.paused:
                 await self._around.ask(Pause(run=self._order.run))
         except BaseException:
@@ -283,57 +254,6 @@ class Supervision:
     def _size_bytes(self, blob: BlobRef) -> int:
         """What a runner gets or gives of a blob: what it holds, if it is sealed."""
         return blob.size_bytes if self._order.keys is None else plain_size_bytes(blob.size_bytes)
-
-    async def _ask_for_sandbox(self) -> trio.SocketStream:
-        """A prepared sandbox if there is one that fits, else one that is made now."""
-        prepared = await self._around.pool.take(self._order)
-        if prepared is not None:
-            try:
-                begun = await self._begin_in(prepared)
-            except BaseException:
-                prepared.close()
-                raise
-            if begun is not None:
-                return begun
-            prepared.close()  # what was begun with it cannot be undone; the launcher ends it
-        await self._around.pool.make_room()
-        await self._around.ask(Start(run=self._order.run, spec=spec_of(self._order)))
-        message, descriptors = await self._await_reply()
-        if isinstance(message, Refused):
-            raise Over("refused", f"no sandbox: {message.reason}")
-        stream = socket.socket(fileno=descriptors[0])
-        stream.setblocking(False)
-        return trio.SocketStream(trio.socket.from_stdlib_socket(stream))
-
-    async def _begin_in(self, prepared: PreparedSandbox) -> trio.SocketStream | None:
-        """Make a prepared sandbox this run's; ``None`` if that cannot be done."""
-        pool = self._around.pool
-        await pool.make_room()
-        await self._around.ask(Adopt(run=self._order.run, prepared=prepared.name, spec=spec_of(self._order)))
-        message, descriptors = await self._await_reply()
-        close_all(descriptors)
-        if isinstance(message, Started):
-            pool.begun += 1
-            return prepared.stream
-        if isinstance(message, Refused):
-            pool.complain(f"a prepared sandbox could not be used: {message.reason}")
-        return None
-
-    async def _await_reply(self) -> tuple[Message, list[int]]:
-        """The launcher's answer to `Start`, unless the launcher goes first."""
-        with trio.move_on_after(self._around.settings.ready_s):
-            while not self._gone.is_set():
-                with trio.move_on_after(TICK_S):
-                    return await self._replies.receive()
-        raise Over("sandbox-lost", "the launcher did not answer")
-
-    async def _turn_away_late_answers(self) -> None:
-        """A sandbox that comes when its run is over is of no use."""
-        while self._replies.statistics().current_buffer_used:
-            _message, descriptors = self._replies.receive_nowait()
-            close_all(descriptors)
-            with trio.CancelScope(shield=True):
-                await self._around.ask(Kill(run=self._order.run))
 
     async def _listen(self, intake: Intake, nursery: trio.Nursery) -> None:
         """Take the runner's frames until the run is over."""

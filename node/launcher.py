@@ -15,7 +15,6 @@ import selectors
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -62,9 +61,6 @@ KEPT_WORDS = 4096
 
 REFUSALS = (OSError, SandboxUnavailable, KeyError, MemoryError)
 """Why a sandbox cannot be made, as far as that is no fault of ours."""
-
-Launch = Callable[[], tuple[subprocess.Popen[bytes] | None, socket.socket]]
-"""Gives a launcher's socket, and its process if that is a child of ours. To be called in the main thread."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -405,37 +401,6 @@ def _overlay_for(spec: SandboxSpec) -> Overlay | None:
     if spec.tier != TIER_SANDBOX:
         raise SandboxUnavailable(f"runs on several machines cannot be had in {spec.tier}", "lend them one by one")
     return make_overlay(spec.gang.place)
-
-
-def start_launcher() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a launcher as our child; gives it and our end of its socket. To be called in the main thread."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hansa.node.launcher", str(theirs.fileno())],
-        pass_fds=(theirs.fileno(),),
-        stdin=subprocess.DEVNULL,
-        cwd="/",
-        # A terminal's Ctrl-C goes to the whole process group; sandboxes end when the daemon says so.
-        start_new_session=True,
-    )
-    theirs.close()
-    return process, ours
-
-
-def connect_launcher(path: str) -> socket.socket:
-    """The socket of a launcher that runs as a unit of its own."""
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        control.connect(path)
-    except OSError as error:
-        control.close()
-        raise OSError(error.errno, f"no launcher answers: {os.strerror(error.errno or 0)}", path) from error
-    return control
-
-
-def launch_with(path: Path | None) -> Launch:
-    """How a node comes by its launcher: it connects to the one at ``path``, or starts one of its own."""
-    return start_launcher if path is None else lambda: (None, connect_launcher(str(path)))
 
 
 def listen(path: str) -> None:

@@ -16,7 +16,7 @@ from hansa.node.faults import ConfigError, NoSandbox, WalletLocked, operator_err
 from hansa.node.garbage import set_started_things_aside
 from hansa.node.keys import PASSWORD_CREDENTIAL, load_node_key, read_password
 from hansa.node.keystore import load_account
-from hansa.node.launcher import launch_with
+from hansa.node.launcher_link import launch_with
 from hansa.node.logs import start_logging
 from hansa.node.preflight import check_sandbox, check_tiers
 from hansa.node.secrecy import keep_memory_private

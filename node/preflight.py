@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgpack
 
 import hansa
-from hansa.node import gvisor, launcher
+from hansa.node import gvisor, launcher_link
 from hansa.node.attestation import REPORTS
 from hansa.node.launcher_protocol import Start, Started, receive, send
 from hansa.node.sandbox import INSIDE_UID, MIN_MEMORY_BYTES, SandboxSpec
@@ -81,7 +81,7 @@ class TierReport:
 
 
 def check_sandbox(
-    timeout_s: float = 30.0, *, launch: launcher.Launch | None = None, tier: str = TIER_SANDBOX
+    timeout_s: float = 30.0, *, launch: launcher_link.Launch | None = None, tier: str = TIER_SANDBOX
 ) -> SandboxReport:
     """Start one sandbox with a small program in it that looks around, and judge what it saw.
 
@@ -93,7 +93,7 @@ def check_sandbox(
     name = "bubblewrap" if tier == TIER_SANDBOX else "gVisor"
     try:
         take_inventory()
-        facts, limits = _probe(timeout_s, launch or launcher.start_launcher, tier)
+        facts, limits = _probe(timeout_s, launch or launcher_link.start_launcher, tier)
     except SandboxUnavailable as error:
         return SandboxReport(available=False, tier=TIER_NONE, reason=f"{error}; {error.hint}")
     except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
@@ -107,7 +107,7 @@ def check_sandbox(
     return SandboxReport(available=True, tier=tier, reason=f"{name} works; {held}", limits=limits)
 
 
-def check_tiers(sandbox: SandboxReport, *, launch: launcher.Launch | None = None) -> tuple[TierReport, ...]:
+def check_tiers(sandbox: SandboxReport, *, launch: launcher_link.Launch | None = None) -> tuple[TierReport, ...]:
     """Every tier that has a name, from the weakest to the strongest.
 
     Args:
@@ -153,7 +153,7 @@ def _faults_in(facts: Mapping[str, Any], tier: str) -> list[str]:
     return faults
 
 
-def _probe(timeout_s: float, launch: launcher.Launch, tier: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _probe(timeout_s: float, launch: launcher_link.Launch, tier: str) -> tuple[dict[str, Any], dict[str, str]]:
     process, control = launch()
     try:
         control.settimeout(timeout_s)

@@ -9,9 +9,10 @@ import trio
 
 from hansa.node.agent import Agent, AgentSettings
 from hansa.node.agent_config import DaemonPlace
-from hansa.node.agent_fleet import Fleet, FleetSettings
+from hansa.node.agent_fleet import Fleet
 from hansa.node.agent_gate import Gate
 from hansa.node.agent_keys import Enrolled, Register, load_identity
+from hansa.node.agent_machine import FleetSettings
 from hansa.node.agent_messages import Report
 from hansa.node.agent_trees import TreeStore
 from hansa.proto.market_documents import Device

@@ -10,7 +10,7 @@ from integration.sandbox_harness import LIMITS, a_room, alive, an_order, need_sa
 
 from hansa.node import process_tree
 from hansa.node.agent_switchboard import HERE, Part, Switchboard
-from hansa.node.launcher import start_launcher
+from hansa.node.launcher_link import start_launcher
 from hansa.node.overlay_device import can_make_overlay
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed, RunSynced
 

@@ -16,7 +16,7 @@ from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_a
 from integration.test_launcher import SPEC
 
 from hansa.node.disk import IN_MEMORY, ON_DISK, close_disks, make_disk
-from hansa.node.launcher import start_launcher
+from hansa.node.launcher_link import start_launcher
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
 from hansa.node.preflight import check_sandbox
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput

@@ -15,7 +15,7 @@ from integration.test_launcher import SPEC, Service
 
 from hansa.node import process_tree
 from hansa.node.first_setup import Wishes, set_up
-from hansa.node.launcher import connect_launcher
+from hansa.node.launcher_link import connect_launcher
 from hansa.node.launcher_protocol import MAX_PACKET_BYTES, Ended, Start, Started, receive, send
 
 BOMB = b"\xdd\xff\xff\xff\xff"

@@ -26,7 +26,7 @@ from integration.sandbox_harness import (
 from integration.test_launcher import SPEC, Service, connect_as
 
 from hansa.node import process_tree
-from hansa.node.launcher import start_launcher
+from hansa.node.launcher_link import start_launcher
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
 from hansa.node.preflight import check_sandbox
 from hansa.proto.gang import Gang

@@ -15,7 +15,7 @@ from integration.sandbox_harness import alive, need_sandbox
 
 import hansa
 from hansa.node import process_tree
-from hansa.node.launcher import connect_launcher, launch_with
+from hansa.node.launcher_link import connect_launcher, launch_with
 from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
 from hansa.node.preflight import check_sandbox
 from hansa.node.sandbox import SandboxSpec

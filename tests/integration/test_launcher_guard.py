@@ -13,7 +13,8 @@ from integration.launcher_without_groups import start_launcher_without_groups
 from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
 from integration.test_launcher import SPEC
 
-from hansa.node.launcher import WATCH_S, start_launcher
+from hansa.node.launcher import WATCH_S
+from hansa.node.launcher_link import start_launcher
 from hansa.node.launcher_protocol import Ended, Start, Started, receive, send
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed
 

@@ -24,7 +24,7 @@ from integration.sandbox_harness import (
 from integration.test_launcher import SPEC
 
 from hansa.node import process_tree
-from hansa.node.launcher import start_launcher
+from hansa.node.launcher_link import start_launcher
 from hansa.node.launcher_protocol import Adopt, Ended, Kill, Refused, Start, Started, receive, send
 from hansa.scheduler.run import RunFailed, RunFinished, RunKept, RunOutput
 
