@@ -29,6 +29,7 @@ from hansa.proto.market_documents import Bid
 from hansa.proto.signing import Signed
 from hansa.proto.units import format_amount
 from hansa.scheduler import job_events
+from hansa.scheduler.job_state import Shard
 
 Effects = list[Any]
 
@@ -115,11 +116,11 @@ def _channels_to(state: NodeState, peer: bytes) -> list[bytes]:
 
 def follow(state: NodeState, event: Any) -> Effects:
     """After an event that may have moved money: sign a credit line if one is due, tell channels what they can pay."""
-    rose = False
+    lender: bytes | None = None
     match event:
         case MessageArrived(sender=sender, message=message) if isinstance(message, MOVES_MONEY):
             peers = {sender}
-            rose = isinstance(message, CREDIT_RISES)
+            lender = sender if isinstance(message, CREDIT_RISES) else None
         case PaymentReceived(debtor=debtor) | CreditDecided(debtor=debtor):
             peers = {debtor}
         case Started():
@@ -134,16 +135,28 @@ def follow(state: NodeState, event: Any) -> Effects:
     for peer in sorted(peers):
         effects += _lend(state, peer, event.at_ms, decided=isinstance(event, CreditDecided))
         effects += _borrow(state, peer, event.at_ms)
-    return effects + (_try_again(state, event.at_ms) if rose else [])
+    return effects + (_try_again(state, lender, event.at_ms) if lender is not None else [])
 
 
-def _try_again(state: NodeState, at_ms: int) -> Effects:
-    """A provider may lend more now: jobs whose leases ended for want of credit look for providers again."""
+def _try_again(state: NodeState, lender: bytes, at_ms: int) -> Effects:
+    """A provider may lend more now: jobs whose leases ended for want of credit look for providers again.
+
+    Not before it lends what a start takes: it would decline, and a job that is declined for long enough is lost.
+    """
     effects: Effects = []
+    line = with_peer(state, lender).taken
+    left = mutual.room(line, owed=owed_to(state.ledger, lender), at_ms=at_ms) if line is not None else mutual.LARGEST
     for key, of in list(state.jobs.live.items()):
-        if any(shard.short and shard.kind == UNFUNDED for shard in of.shards):
+        if any(shard.short and shard.kind == UNFUNDED and left >= _start_of(state, shard) for shard in of.shards):
             effects += buying_turns.advance_job(state, key, job_events.BudgetRaised(amount=0, at_ms=at_ms))
     return effects
+
+
+def _start_of(state: NodeState, shard: Shard) -> int:
+    """What a shard's last lease took to start; nothing where that is forgotten."""
+    bought = state.purchase_on(shard.lease)
+    placement = buying_turns.placement_of(bought, shard.lease)
+    return enough_to_start(bought.bids[placement.bid]) if bought is not None and placement is not None else 0
 
 
 def _lend(state: NodeState, peer: bytes, at_ms: int, *, decided: bool) -> Effects:

@@ -15,7 +15,7 @@ from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, FiledPayment
 from hansa.market.mutual import LATE_MS, LINE_LIFE_MS, Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
-from hansa.market.sale_funding import STARVING_MS, UNFUNDED
+from hansa.market.sale_funding import STARVING_MS, UNFUNDED, enough_to_start
 from hansa.node import buying_turns, mutual_credit, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, NettingDue, PaymentReceived
 from hansa.node.gate import concerns
@@ -231,6 +231,22 @@ def test_a_shard_that_waits_for_credit_is_tendered_again_as_soon_as_its_provider
     made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=10**9, at_ms=made.now_ms))
     wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
     assert [effect.shards for effect in wanted] == [(0,)]
+
+
+def test_a_shard_that_waits_for_credit_is_not_tendered_again_before_a_lease_could_start_with_it():
+    """Its provider would decline, and after some such tenders the job were lost."""
+    made = ended_for_want_of_credit()
+    (bid,) = (
+        placed.bids[entry.bid] for _, placed in made.engines[BUYER].state.purchases.all() for entry in placed.placements
+    )
+    start = enough_to_start(bid)
+    lacking = start - (20_000 - owes(made))
+    assert lacking > 1
+    for amount, tenders in ((lacking - 1, []), (1, [(0,)])):
+        made.effects.clear()
+        pay(made, amount)
+        wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
+        assert [effect.shards for effect in wanted] == tenders
 
 
 def lowered_after_the_award(made):
