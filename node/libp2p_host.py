@@ -28,8 +28,9 @@ from hansa.node.libp2p_kad import KadRoom
 from hansa.node.libp2p_kad_host import KAD_PROTOCOL
 from hansa.node.libp2p_pubsub import MAX_TOPIC_CHARS, TOPIC_PREFIX
 from hansa.node.libp2p_reach import Reachability
-from hansa.node.libp2p_requests import RequestServer, open_and_ask
+from hansa.node.libp2p_requests import AtOnce, RequestServer, open_and_ask
 from hansa.node.libp2p_stack import Stack
+from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.neighbourhood import Neighbourhood
 from hansa.node.net import (
     Gossip,
@@ -83,6 +84,7 @@ class Libp2pNet:
             path=self._path,
         )
         self._kad = KadRoom(self._acquaintances, self._faults, lambda: self._reachability.is_hidden)
+        self._at_once = AtOnce()
         self._protocols: dict[str, Callable[[NetStream], Awaitable[None]]] = {KAD_PROTOCOL: self._kad.handle}
         self._topics: list[tuple[str, Validator, trio.MemorySendChannel[Any]]] = []
         self._parts: list[Part] = [self._kad.run]
@@ -101,6 +103,7 @@ class Libp2pNet:
             told=lambda: list(self.addrs()),
         )
         self._reachability.furnish(stack, self.addrs)
+        stack.swarm.at_once = self._at_once
         for protocol_id, on_stream in self._protocols.items():
             stack.host.set_stream_handler(protocol_id, on_stream)
         for topic, validate, channel in self._topics:
@@ -147,6 +150,10 @@ class Libp2pNet:
             await trio.sleep(rest_s)
             rest_s = min(LONGEST_REST_S, 2 * rest_s)
             self._stack = self._build()
+
+    async def withdraw(self) -> None:
+        """Give back what others keep for us: a port at the router."""
+        await self._reachability.withdraw()
 
     def _fell(self, fault: Exception) -> None:
         """Nothing that a peer does may get here, and if something does, it costs connections and nothing else."""
@@ -232,14 +239,19 @@ class Libp2pNet:
             total=total,
         )
 
-        async def on_stream(stream: NetStream, *, is_older: bool = False) -> None:
-            connection = stream.muxed_conn
+        async def handle(stream: BoundedStream, *, is_older: bool = False) -> None:
+            connection: Any = stream.muxed_conn
             context = context_of(connection.peer_id.to_base58(), connection.path)
-            await server.handle(stream.muxed_stream, context, is_older=is_older)
+            await server.handle(stream, context, is_older=is_older)
+
+        async def on_stream(stream: NetStream, *, is_older: bool = False) -> None:
+            await handle(stream.muxed_stream, is_older=is_older)
 
         self.serve_streams(protocol_id, on_stream)
+        self._at_once.serve(protocol_id, handle)
         for each in older:
             self.serve_streams(each, partial(on_stream, is_older=True))
+            self._at_once.serve(each, partial(handle, is_older=True))
 
     def serve_streams(self, protocol_id: str, on_stream: Callable[[NetStream], Awaitable[None]]) -> None:
         """Have a protocol's streams handled, in this life of the host and in those to come."""
@@ -438,7 +450,10 @@ async def open_net(config: NetConfig, node_key: bytes) -> AsyncIterator[Libp2pNe
     quiet_the_library()
     guard_negotiation()
     net = Libp2pNet(config, node_key, await choose_listen_addrs(config))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(net.live)
-        yield net
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(net.live)
+            yield net
+            nursery.cancel_scope.cancel()
+    finally:
+        await net.withdraw()

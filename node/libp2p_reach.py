@@ -25,7 +25,7 @@ from hansa.node.libp2p_wire import WireFault
 from hansa.node.neighbourhood import group_of, host_of, place_of
 from hansa.node.net import NetConfig, Reach, RelayStat
 from hansa.node.reachability import Opinion, Opinions
-from hansa.node.upnp import Forwarding, forward
+from hansa.node.upnp import Forwarding, forward, withdraw
 
 LOOK_EVERY_S = 5.0
 OBSERVERS = 6
@@ -58,6 +58,7 @@ class Reachability:
         self._held: set[str] = set()
         self._look = trio.Event()
         self.forwarding: Forwarding | None = None
+        self._forwarded: tuple[int, int] | None = None
         self.relay: RelayService | None = None
         self.stack: Stack | None = None
 
@@ -291,11 +292,20 @@ class Reachability:
             if ports and not self._config.announce:
                 before = self.forwarding
                 self.forwarding = await forward(ports[0])
+                if self.forwarding.port:
+                    self._forwarded = (self.forwarding.port, ports[0])
                 self._faults.count("reach.upnp_forwarded" if self.forwarding.port else "reach.upnp_nothing")
                 if self.forwarding.port and (before is None or before.port != self.forwarding.port):
                     self._asked_at.clear()
                     self._look.set()
             await trio.sleep(FORWARD_AGAIN_S)
+
+    async def withdraw(self) -> None:
+        """The node stops: have the router send nobody here any more. Takes seconds at the most."""
+        if self._forwarded is not None:
+            outside, port = self._forwarded
+            self._forwarded = None
+            await withdraw(outside, port)
 
 
 def _remember(table: dict[str, float], name: str, at: float) -> None:

@@ -15,6 +15,8 @@ import trio
 from hansa.proto.egress import is_public
 
 PATIENCE_S = 20.0
+WITHDRAW_S = 5.0
+"""Stopping waits no longer than this for a router, which may be gone; what it still forwards ends within the hour."""
 LARGEST_ANSWER_BYTES = 4096
 
 
@@ -35,15 +37,32 @@ class Forwarding:
 
 async def forward(port: int, interface: str = "") -> Forwarding:
     """Ask for a port. ``interface`` is the address to ask from; empty lets the system choose."""
-    command = [sys.executable, "-m", "hansa.node.upnp_process", str(port), interface]
     try:
         with trio.fail_after(PATIENCE_S):
-            done = await trio.run_process(
-                command, capture_stdout=True, stderr=subprocess.DEVNULL, stdin=b"", check=False
-            )
+            said = await _ask("forward", str(port), interface)
     except (trio.TooSlowError, OSError):
         return Forwarding(says="the router did not answer in time")
-    return judge(done.stdout[:LARGEST_ANSWER_BYTES])
+    return judge(said)
+
+
+async def withdraw(outside: int, port: int, interface: str = "") -> bool:
+    """Have the router forward ``outside`` no longer, if it is still to our ``port``. Whether it said that it does not.
+
+    Returns in time whatever the router does, also where everything else is being cancelled.
+    """
+    with trio.CancelScope(shield=True), trio.move_on_after(WITHDRAW_S):
+        try:
+            said = await _ask("withdraw", str(outside), str(port), interface)
+            return bool(json.loads(said)["withdrawn"] is True)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+    return False
+
+
+async def _ask(*words: str) -> bytes:
+    command = [sys.executable, "-m", "hansa.node.upnp_process", *words]
+    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL, stdin=b"", check=False)
+    return done.stdout[:LARGEST_ANSWER_BYTES]
 
 
 def judge(said: bytes) -> Forwarding:

@@ -1,4 +1,8 @@
-"""The process that speaks to the router: ``python -m hansa.node.upnp_process PORT [OWN-ADDRESS]``. See ``upnp.py``."""
+"""The process that speaks to the router; see ``upnp.py``.
+
+``python -m hansa.node.upnp_process forward PORT OWN-ADDRESS``, or ``… withdraw OUTSIDE PORT OWN-ADDRESS``; an empty
+address lets the system choose from where to ask.
+"""
 
 import json
 import sys
@@ -6,6 +10,8 @@ import sys
 import miniupnpc
 
 DISCOVER_MS = 2_000
+FIND_AGAIN_MS = 1_000
+"""Whoever stops waits for this, and the router was there before."""
 LEASE_S = 3_600
 OTHER_PORTS = 3
 
@@ -26,6 +32,18 @@ def forward(port: int, interface: str) -> dict[str, object]:
     return {"host": "", "port": 0, "why": f"the router refused: {why}"}
 
 
+def withdraw(outside: int, port: int, interface: str) -> dict[str, object]:
+    """Have it forward that port no longer, unless it is another machine's meanwhile."""
+    router = miniupnpc.UPnP(multicastif=interface or None, discoverdelay=FIND_AGAIN_MS)
+    if not _quietly(router.discover):
+        return {"withdrawn": False}
+    router.selectigd()
+    standing = router.getspecificportmapping(outside, "TCP")
+    if standing is None or tuple(standing[:2]) != (router.lanaddr, port):
+        return {"withdrawn": False}
+    return {"withdrawn": bool(router.deleteportmapping(outside, "TCP"))}
+
+
 def _quietly(discover: object) -> int:
     try:
         return int(discover())  # type: ignore[operator]
@@ -35,8 +53,12 @@ def _quietly(discover: object) -> int:
 
 def main() -> None:
     """One line of JSON."""
+    what, *words = sys.argv[1:]
     try:
-        answer = forward(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
+        if what == "forward":
+            answer = forward(int(words[0]), words[1])
+        else:
+            answer = withdraw(int(words[0]), int(words[1]), words[2])
     except Exception as fault:  # noqa: BLE001  # a router may send anything
         answer = {"host": "", "port": 0, "why": f"no router that can be asked was found ({str(fault)[:100]})"}
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -58,6 +58,17 @@ class Router:
             inside = (said["InternalClient"], int(said["InternalPort"]), int(said["LeaseDuration"]))
             self.forwarded[outside] = inside
             return 200, ""
+        if action in ("GetSpecificPortMappingEntry", "DeletePortMapping"):
+            outside = int(_field(body, "ExternalPort"))
+            if outside not in self.forwarded:
+                return 500, "714"
+            if action == "DeletePortMapping":
+                del self.forwarded[outside]
+                return 200, ""
+            client, port, lease_s = self.forwarded[outside]
+            where = f"<NewInternalPort>{port}</NewInternalPort><NewInternalClient>{client}</NewInternalClient>"
+            more = "<NewEnabled>1</NewEnabled><NewPortMappingDescription>hansa</NewPortMappingDescription>"
+            return 200, f"{where}{more}<NewLeaseDuration>{lease_s}</NewLeaseDuration>"
         return 500, "401"
 
 

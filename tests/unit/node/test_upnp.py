@@ -1,13 +1,18 @@
 """Asking a router for a port: what it says is judged, and whatever goes wrong is only no forwarding."""
 
+import os
+from functools import partial
+
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.router_stand_in import router_on_loopback
 
-from hansa.node import upnp
-from hansa.node.upnp import LARGEST_ANSWER_BYTES, Forwarding, forward, judge
+from hansa.node import libp2p_reach, upnp
+from hansa.node.libp2p_host import open_net
+from hansa.node.net import NetConfig
+from hansa.node.upnp import LARGEST_ANSWER_BYTES, Forwarding, forward, judge, withdraw
 
 
 @given(st.binary(max_size=LARGEST_ANSWER_BYTES))
@@ -71,3 +76,49 @@ async def test_a_port_that_another_machine_has_is_replaced_by_one_that_is_free()
         found = await forward(4001, "127.0.0.1")
         assert found.port not in (0, 4001)
         assert router.forwarded[found.port][1] == 4001
+
+
+@pytest.mark.trio
+async def test_a_router_forwards_no_longer_what_was_withdrawn():
+    with routed("45.33.9.9") as router:
+        found = await forward(4001, "127.0.0.1")
+        assert await withdraw(found.port, 4001, "127.0.0.1")
+        assert router.forwarded == {}
+        assert not await withdraw(found.port, 4001, "127.0.0.1")
+
+
+@pytest.mark.trio
+async def test_what_is_forwarded_to_another_meanwhile_is_left_to_it():
+    with routed("45.33.9.9") as router:
+        router.forwarded[4001] = ("192.168.1.77", 4001, 3600)
+        assert not await withdraw(4001, 4001, "127.0.0.1")
+        assert router.forwarded[4001][0] == "192.168.1.77"
+
+
+@pytest.mark.trio
+async def test_a_router_that_is_gone_or_hangs_holds_up_no_stopping(monkeypatch, tmp_path):
+    with trio.fail_after(20):
+        assert not await withdraw(4001, 4001, "127.0.0.1")
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 25\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(upnp.sys, "executable", str(hangs))
+    monkeypatch.setattr(upnp, "WITHDRAW_S", 0.1)
+    with trio.fail_after(20):
+        assert not await withdraw(4001, 4001, "127.0.0.1")
+
+
+@pytest.mark.trio
+async def test_a_node_that_stops_gives_its_port_back(monkeypatch):
+    monkeypatch.setattr(libp2p_reach, "forward", partial(forward, interface="127.0.0.1"))
+    monkeypatch.setattr(libp2p_reach, "withdraw", partial(withdraw, interface="127.0.0.1"))
+    with routed("45.33.9.9") as router:
+        with trio.CancelScope() as life:
+            async with open_net(NetConfig(listen=("/ip4/0.0.0.0/tcp/0",), upnp=True), os.urandom(32)) as net:
+                with trio.fail_after(30):
+                    while net._reachability._forwarded is None:  # noqa: ASYNC110
+                        await trio.sleep(0.05)
+                assert len(router.forwarded) == 1
+                life.cancel()
+                await trio.lowlevel.checkpoint()
+        assert router.forwarded == {}
