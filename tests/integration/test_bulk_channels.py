@@ -68,13 +68,13 @@ class House:
 
 
 @asynccontextmanager
-async def houses_of(folder: Path, count: int, limits: BulkLimits = QUICK):
+async def houses_of(folder: Path, count: int, limits: BulkLimits = QUICK, config: NetConfig | None = None):
     """So many of them; the first knows where the others are."""
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         found = []
         for number in range(count):
-            net = await stack.enter_async_context(open_net(NetConfig(), os.urandom(32)))
+            net = await stack.enter_async_context(open_net(config or NetConfig(), os.urandom(32)))
             found.append(House(net, folder / str(number), limits))
             nursery.start_soon(found[-1].bulk.run)
             found[0].net.learn(net.peer_id, net.addrs())
@@ -611,3 +611,28 @@ async def test_the_key_is_in_no_directory_and_its_certificate_says_whose_it_is(t
     with pytest.raises(OSError):
         one.serving([other.certificate])
     other.close()
+
+
+# Over IPv6.
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6, not even ::1")
+@pytest.mark.parametrize("who", ["dials", "is dialled"])
+async def test_a_channel_is_had_over_ipv6_whoever_dialled(tmp_path, who):
+    config = NetConfig(listen=("/ip6/::1/tcp/0",))
+    async with houses_of(tmp_path, 2, config=config) as (one, other):
+        await one.net.connect(other.net.peer_id)
+        await until(lambda: other.net.is_live(one.net.peer_id))
+        fetcher, source = (one, other) if who == "dials" else (other, one)
+        source.store.put_bytes(DATA)
+        assert one.net.dialled(other.net.peer_id) == ("::1", other.at[1])
+        assert await bring(fetcher, source) == DATA
+        assert fetcher.counters["bulk.opened"] == 1
+        assert source.counters["bulk.chunks_sent"] > 0
