@@ -249,13 +249,7 @@ class NodeDesk:
         view = views.balance_view(state, self._symbol, state.ledger.entries)
         if self._daemon.settler is not None:
             came, went = self._daemon.settler.paid_on_chain()
-            view["chain_in"], view["chain_out"] = format_amount(came), format_amount(went)
-            view["paid_in"] = format_amount(max(0, state.ledger.total("settled:") - came))
-            view["paid_out"] = format_amount(max(0, -state.ledger.total("paid:") - went))
-            due, owed = state.ledger.total("due:"), -state.ledger.total("owed:")
-            view["open_in"] = format_amount(due + max(0, state.ledger.total("settled:") - came))
-            view["open_out"] = format_amount(owed + max(0, -state.ledger.total("paid:") - went))
-            view["promise"] = views.ON_CHAIN_PROMISE
+            view |= views.chain_balance(state.ledger, came, went)
         return view
 
     def entries(self) -> list[Json]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from hansa.market.ledger import Entry, payees_part
+from hansa.market.ledger import Entry, Ledger, payees_part
 from hansa.market.pricing import ITSELF
 from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import LeaseTerms, Statement
@@ -378,6 +378,27 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
         "channels": channels,
         "entries": entries,
         "promise": PROMISE,
+    }
+
+
+def chain_balance(ledger: Ledger, came: int, went: int) -> Json:
+    """What a balance says instead where a contract pays: what it has paid stands in no book, but for what it took.
+
+    Args:
+        ledger: this node's.
+        came: what the chain has paid to it.
+        went: what its own channels have paid there, with what was paid ahead and is lost.
+    """
+    paid_in = max(0, ledger.total("settled:") - came)
+    paid_out = max(0, -ledger.total("paid:") - (went - ledger.total("forfeited:")))
+    return {
+        "chain_in": format_amount(came),
+        "chain_out": format_amount(went),
+        "paid_in": format_amount(paid_in),
+        "paid_out": format_amount(paid_out),
+        "open_in": format_amount(ledger.total("due:") + paid_in),
+        "open_out": format_amount(paid_out - ledger.total("owed:")),
+        "promise": ON_CHAIN_PROMISE,
     }
 
 

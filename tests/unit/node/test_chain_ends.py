@@ -15,6 +15,7 @@ from hansa.market.statements import statement
 from hansa.node.http_ledger import chain_debts_view
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.statements import known_of, statement_view
+from hansa.node.views import chain_balance
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import CooperativeClose
 from hansa.proto.signing import checksum_address, sign
@@ -147,6 +148,17 @@ def test_what_a_chain_has_paid_is_no_debt_any_more(paid, shown):
         assert (view[owes], view[was_paid]) == (format_amount(AGREED - shown), format_amount(shown))
         assert {view[name] for name in ("owes_us", "we_owe") if name != owes} == {"0.000000"}
         assert view["may_owe_us"] is view["we_may_owe"] is None, "a contract lends nothing"
+
+
+def test_what_one_channel_paid_ahead_and_lost_pays_for_no_other():
+    first, other = ended(paid=2_000 + PREPAID), ended(paid=None, agreed=True)
+    books = first.engines[BUYER].state.ledger
+    for entry in in_ledger(other, BUYER_KEY):
+        if isinstance(entry, Entry):
+            books = books.post(replace(entry, id=entry.id[::-1]))
+    view = chain_balance(books, 0, 2_000 + PREPAID)
+    assert (view["paid_out"], view["open_out"]) == (format_amount(AGREED), format_amount(AGREED))
+    assert view["chain_out"] == format_amount(2_000 + PREPAID)
 
 
 def test_an_entry_of_such_an_end_that_says_something_else_than_its_document_is_named(tmp_path):
