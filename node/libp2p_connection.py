@@ -42,15 +42,21 @@ class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without
         await self.close()
 
     async def _handle_muxed_stream(self, muxed_stream: BoundedStream) -> None:
-        stream = await self._add_stream(muxed_stream)
+        stream = None
         try:
-            await self.swarm.common_stream_handler(stream)
+            handler = self.swarm.at_once.agree(muxed_stream)
+            if handler is not None:
+                await handler(muxed_stream)
+            else:
+                stream = await self._add_stream(muxed_stream)
+                await self.swarm.common_stream_handler(stream)
         except Exception as fault:  # noqa: BLE001  # any protocol's handler, ours or the library's, on a peer's bytes
             self.swarm.stream_failed(self.muxed_conn.peer_id.to_base58(), fault)
             muxed_stream.abort()
         finally:
             # Whoever handled it is done with it: nothing may stay buffered or half open on a handler's neglect.
-            self.remove_stream(stream)
+            if stream is not None:
+                self.remove_stream(stream)
             muxed_stream.finish()
             muxed_stream.abandon()
 

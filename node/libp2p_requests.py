@@ -12,6 +12,7 @@ here.
 
 import struct
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -35,6 +36,9 @@ def header_line(text: str) -> bytes:
     line = text.encode() + b"\n"
     size = len(line)
     return (bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))) + line
+
+
+_GREETING = header_line(MULTISTREAM)
 
 
 async def read_exactly(stream: BoundedStream, size_bytes: int) -> bytes:
@@ -143,6 +147,37 @@ async def _read_answer(stream: BoundedStream, peer_id: str, max_response_bytes: 
     if status == REFUSED:
         raise Refused(body.decode("utf-8", "replace"), peer_id)
     raise RemoteFault(peer_id, "a status that is none")
+
+
+StreamHandler = Callable[[BoundedStream], Awaitable[None]]
+
+
+class AtOnce:
+    """Agrees on our own protocols where the whole proposal lies there already, which is how we propose.
+
+    The library would do the same in a dozen turns of the event loop, a lock taken and a line written in most of them.
+    Whatever is proposed in any other way is left to it.
+    """
+
+    def __init__(self) -> None:
+        """No protocols yet."""
+        self._handlers: dict[bytes, StreamHandler] = {}
+
+    def serve(self, protocol_id: str, handler: StreamHandler) -> None:
+        """Have the streams of this protocol handled so."""
+        self._handlers[header_line(protocol_id)] = handler
+
+    def agree(self, stream: BoundedStream) -> StreamHandler | None:
+        """Whoever handles what follows on this stream, where that is agreed on now. Nothing is read otherwise."""
+        first = stream.first
+        if not first.startswith(_GREETING) or len(first) == len(_GREETING):
+            return None
+        end = len(_GREETING) + 1 + first[len(_GREETING)]
+        handler = self._handlers.get(first[len(_GREETING) : end])
+        if handler is None or not stream.write_at_once(first[:end]):
+            return None
+        stream.skip(end)
+        return handler
 
 
 class RequestServer:

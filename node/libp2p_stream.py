@@ -102,6 +102,19 @@ class BoundedStream(IMuxedStream):  # type: ignore[misc]  # the library comes wi
 
     # What callers do.
 
+    @property
+    def first(self) -> bytes:
+        """What lies there to be read next; perhaps not all of it, perhaps nothing."""
+        return self._chunks[0] if self._chunks else b""
+
+    def skip(self, size: int) -> None:
+        """Take so many bytes of ``first`` for read."""
+        chunk = self._chunks.popleft()
+        if len(chunk) > size:
+            self._chunks.appendleft(chunk[size:])
+        self._buffered -= size
+        self._consumed(size)
+
     async def read(self, n: int | None = None) -> bytes:
         """Up to ``n`` bytes as soon as there are any; with no ``n`` all until the end, up to a mebibyte."""
         if n is None:

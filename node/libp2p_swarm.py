@@ -29,6 +29,7 @@ from hansa.node.libp2p_circuit import CircuitSocket
 from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_dialling import CIRCUITS_AT_ONCE, CIRCUITS_PER_S, Addresses, DiallingSwarm
 from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
+from hansa.node.libp2p_requests import AtOnce
 from hansa.node.libp2p_tcp import Dialler, TcpStream, open_listener
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.neighbourhood import household_of
@@ -105,6 +106,7 @@ class GuardedSwarm(DiallingSwarm):
         self._dialler = Dialler(faults)
         self.dials_from_its_port: Callable[[], bool] = lambda: False
         self.is_kept: Callable[[str], bool] = lambda _name: False
+        self.at_once = AtOnce()
         self.on_relayed: Callable[[GuardedConn], None] = lambda _connection: None
         self.listening: list[Multiaddr] = []
         self._admission = Admission(limits, faults)
