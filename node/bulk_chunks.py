@@ -76,7 +76,10 @@ def send_chunks(line: Line, file: int, ref: BlobRef, indices: range, chunk_s: fl
 
 
 def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float) -> None:
-    """Fetch until nothing is lacking that nobody else brings, in a thread. Each chunk must come within ``chunk_s``.
+    """Fetch until nothing is lacking that nobody else brings, in a thread. Each run must come within ``chunk_s``.
+
+    A run is as long as lately came in half a second, so that only who becomes far slower within one is given up; with
+    the time for each chunk anew it could hold what it has taken for half a minute times the chunks in it.
 
     Raises:
         LineBroken: the connection ended or is too slow.
@@ -114,14 +117,17 @@ def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float)
 def _receive_run(line: Line, underway: deque[range], writer: "_Writer", chunk_s: float) -> float:
     """The answer to the oldest request, chunk by chunk. Says how many seconds it took."""
     started_s = time.monotonic()
+    due_s = started_s + chunk_s
     status = bytearray(1)
-    line.receive_into(memoryview(status), started_s + chunk_s)
+    line.receive_into(memoryview(status), due_s)
     if status[0] != SENT:
         raise NotGiven
     while run := underway[0]:
+        ready_s = time.monotonic()
         view = writer.free.get()[: chunk_size_bytes(writer.partial.ref.size_bytes, run.start)]
+        due_s += time.monotonic() - ready_s  # our own disk's time is not the other side's
         try:
-            line.receive_into(view, time.monotonic() + chunk_s)
+            line.receive_into(view, due_s)
         except LineBroken:
             writer.free.put(memoryview(view.obj))
             raise

@@ -106,6 +106,7 @@ async def test_a_router_that_is_gone_or_hangs_holds_up_no_stopping(monkeypatch, 
     monkeypatch.setattr(upnp, "WITHDRAW_S", 0.1)
     with trio.fail_after(20):
         assert not await withdraw(4001, 4001, "127.0.0.1")
+        await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.trio
