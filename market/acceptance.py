@@ -11,20 +11,11 @@ from typing import Final
 
 from hansa.market.clauses import Failure, failures
 from hansa.market.isolation import is_served
+from hansa.market.needs_rendering import render_clause
 from hansa.market.pricing import ProviderTerms
-from hansa.market.requirements import render_clause
 from hansa.market.shares import SHARE, WHOLE_MILLI, most_ahead, share_asked
-from hansa.market.vocabulary import (
-    ANY,
-    BUYERS_WORDS,
-    Kind,
-    duration_ms,
-    duration_text,
-    find,
-    number_text,
-    share_text,
-    stepped,
-)
+from hansa.market.value_forms import Kind, duration_ms, duration_text, number_text, share_text
+from hansa.market.vocabulary import ANY, BUYERS_WORDS, find
 from hansa.proto.egress import covers
 from hansa.proto.market_documents import Bid, Clause, Shortfall, Tender
 from hansa.proto.units import e18_to_price_per_hour
@@ -151,7 +142,7 @@ def _nearest(clause: Clause) -> str:
     if word is None or clause.name in _UNCHANGEABLE or clause.operator in ("!=", "not in"):
         return ""
     if clause.operator in ("<", ">"):
-        return stepped(word, value, -1 if clause.operator == "<" else 1)
+        return word.stepped(value, -1 if clause.operator == "<" else 1)
     return value.split(",")[0] if word.kind is Kind.WORDS and clause.operator == "in" else value
 
 

@@ -11,30 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from hansa.market.needs_rendering import read_choice, render_choice, render_clause, said_as_wish
 from hansa.market.places import is_in
-from hansa.market.requirements import (
-    MOST_CHOICES,
-    MOST_DEVICES,
-    MOST_OF_ONE_WORD,
-    ordered,
-    read_choice,
-    render_choice,
-    render_clause,
-    said_as_wish,
-)
+from hansa.market.requirements import MOST_CHOICES, MOST_DEVICES, MOST_OF_ONE_WORD, ordered
 from hansa.market.shares import SHARE, share_asked
-from hansa.market.vocabulary import (
-    ANY,
-    VOCABULARY,
-    Kind,
-    Of,
-    Word,
-    duration_text,
-    find,
-    size_bytes,
-    size_text,
-    thousandths,
-)
+from hansa.market.value_forms import Kind, duration_text, size_bytes, size_text, thousandths
+from hansa.market.vocabulary import ANY, VOCABULARY, Of, Word, find
 from hansa.proto.gpu_models import canonical, matches
 from hansa.proto.market_documents import Advert, Bid, Clause, Device, Fact, Requirements, Shortfall
 from hansa.proto.units import e18_to_price_per_hour

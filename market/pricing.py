@@ -9,7 +9,8 @@ from hansa.market.pricing_rule import PricingRule, RulePrice, price_of
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_state import MAX_FETCH_BYTES
 from hansa.market.shares import SHARE, WHOLE_MILLI, cost, share_asked
-from hansa.market.vocabulary import VOCABULARY, number_text
+from hansa.market.value_forms import number_text
+from hansa.market.vocabulary import VOCABULARY
 from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import (

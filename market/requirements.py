@@ -1,8 +1,8 @@
-"""What a job needs and what a provider accepts, from text to the market's documents and back.
+"""What a job needs and what a provider accepts, from text to the market's documents.
 
 ``parse_needs`` reads ``[resources] needs`` of a job and ``--needs`` of the command line, ``parse_rules`` a provider's
-``accepts``. Both give clauses in one canonical form: of equal meaning is equal text, and ``render`` writes a text that
-is read as the same again. How clauses are judged is in ``hansa.market.clauses``.
+``accepts``. Both give clauses in one canonical form: of equal meaning is equal text. ``hansa.market.needs_rendering``
+writes it; how clauses are judged is in ``hansa.market.clauses``.
 """
 
 import difflib
@@ -13,23 +13,11 @@ from typing import Final
 
 from hansa.market.needs_text import NeedsError, Term, Value, terms_of
 from hansa.market.shares import SHARE, WHOLE_MILLI, share_clause
-from hansa.market.vocabulary import (
-    ANY,
-    VOCABULARY,
-    WORDS,
-    Of,
-    Word,
-    duration_ms,
-    duration_text,
-    find,
-    number_text,
-    size_bytes,
-    size_text,
-    thousandths,
-)
+from hansa.market.value_forms import duration_ms, size_bytes, thousandths
+from hansa.market.vocabulary import ANY, VOCABULARY, WORDS, Of, Word, find
 from hansa.proto.gpu_models import canonical, parse
 from hansa.proto.market_documents import FEATURES, KIND_GPU, Clause, DeviceChoice, Requirements
-from hansa.proto.units import PriceE18, e18_to_price_per_hour, price_per_hour_to_e18
+from hansa.proto.units import PriceE18, price_per_hour_to_e18
 
 MOST_DEVICES: Final = 64
 MOST_CHOICES: Final = 16
@@ -38,8 +26,6 @@ MOST_OF_ONE_WORD: Final = 8
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 _COUNTED = re.compile(rf"([0-9]{{1,4}}(?:\.[0-9]{{1,6}})?)(?: ?[{TIMES}xX*] ?| (?=[A-Za-z]))(\S.*)")
 _COUNTED_AFTER = re.compile(rf"(\S.*?) ?[:{TIMES}*] ?([0-9]{{1,4}}(?:\.[0-9]{{1,6}})?)")
-_BARE = re.compile(r"(?:(?!\.\.)[A-Za-z0-9_./:@%$*+\-])+", re.ASCII)
-_RESERVED: Final = frozenset(("and", "or", "in", "not", "notin", ANY))
 _AT_LEAST: Final = ("vram", "cores", "ram", "disk")
 """Words whose lower bound has a field of its own in ``Requirements``."""
 _SHOWN: Final = ("H100", "H200", "A100", "A100-80GB", "B200", "L4", "L40S", "A10", "T4", "V100", "RTX3090", "RTX4090")
@@ -145,69 +131,10 @@ def ordered(clauses: Iterable[Clause]) -> tuple[Clause, ...]:
     return tuple(sorted(set(clauses), key=lambda one: (one.name, one.operator, one.values)))
 
 
-def render(needs: Needs | Requirements) -> str:
-    """A text that ``parse_needs`` reads as the same needs."""
-    needs = needs_of(needs) if isinstance(needs, Requirements) else needs
-    terms = [" or ".join(render_choice(choice) for choice in needs.choices)] if needs.choices else []
-    terms += [f"devices = {needs.devices}"] if needs.devices is not None else []
-    # A choice of GPUs says what kind of devices they are.
-    terms += [f"kind = {needs.kind}"] if needs.kind and needs.kind != _kind_of(needs.choices) else []
-    for name, value in (
-        ("vram", None if needs.device_memory_bytes is None else size_text(needs.device_memory_bytes)),
-        ("cores", None if needs.cores_milli is None else number_text(needs.cores_milli)),
-        ("ram", None if needs.memory_bytes is None else size_text(needs.memory_bytes)),
-        ("disk", None if needs.scratch_bytes is None else size_text(needs.scratch_bytes)),
-    ):
-        terms += [f"{name} >= {value}"] if value is not None else []
-    terms += [f"tier = {needs.tier}"] if needs.tier else []
-    terms += [f"features = {_quoted(feature)}" for feature in needs.features]
-    terms += [said_as_wish(clause) for clause in needs.clauses]
-    if needs.price_e18_per_device_ms is not None:
-        terms.append(f"price <= {VOCABULARY['price'].read(e18_to_price_per_hour(needs.price_e18_per_device_ms))}")
-    terms += [f"deadline = {duration_text(needs.deadline_ms)}"] if needs.deadline_ms is not None else []
-    terms += [f"lease = {needs.lease}"] if needs.lease else []
-    return " and ".join(terms)
-
-
-def render_choice(choice: DeviceChoice) -> str:
-    """One set of devices, such as 8 times an H100."""
-    known = parse(choice.model) is not None
-    return (
-        f"{choice.devices}{TIMES}{choice.model}"
-        if known and _BARE.fullmatch(choice.model)
-        else (f'"{choice.devices}{TIMES}{choice.model}"')
-    )
-
-
-def read_choice(text: str) -> DeviceChoice | None:
-    """What ``render_choice`` wrote, whatever the model's name is; ``None`` for anything else."""
-    count, times, model = text.removeprefix('"').removesuffix('"').partition(TIMES)
-    if not times or not count.isascii() or not count.isdigit() or len(count) > 4:
-        return None
-    return DeviceChoice(devices=int(count), model=model)
-
-
-def render_clause(clause: Clause) -> str:
-    """One clause as a term."""
-    values = [_quoted(value) for value in clause.values]
-    joined = ", ".join(values)
-    return f"{clause.name} {clause.operator} " + (f"({joined})" if clause.operator in ("in", "not in") else joined)
-
-
-def said_as_wish(clause: Clause) -> str:
-    """The same as a job says it: a part of a device is asked for as just that."""
-    return render_clause(replace(clause, operator="=") if (clause.name, clause.operator) == (SHARE, "<=") else clause)
-
-
 def _without_share(clauses: tuple[Clause, ...], newer: tuple[Clause, ...]) -> tuple[Clause, ...]:
     """Of a part of a device there is one word only: the newer one goes before."""
     said = any(clause.name == SHARE for clause in newer)
     return tuple(clause for clause in clauses if not said or clause.name != SHARE)
-
-
-def _quoted(value: str) -> str:
-    bare = all(_BARE.fullmatch(part) and part.casefold() not in _RESERVED for part in value.split(" "))
-    return value if bare else f'"{value}"'
 
 
 def _said(value: int | None, otherwise: int) -> int:
@@ -426,14 +353,14 @@ class _Needs:
             raise _fault(self.places["devices"], "says again how many, as each model does", hint, self.text)
         choices = [DeviceChoice(devices=count or said.devices or 1, model=model) for count, model in self.choices]
         unique = tuple(dict.fromkeys(choices))
-        if said.kind and _kind_of(unique) not in ("", said.kind):
+        if said.kind and kind_of(unique) not in ("", said.kind):
             hint = f"remove kind, or write kind = {KIND_GPU}"
             raise _fault(self.places["kind"], f"is the kind, and {unique[0].model} is a GPU", hint, self.text)
         return replace(
             said,
             choices=unique,
             devices=None if unique else said.devices,
-            kind=said.kind or _kind_of(unique),
+            kind=said.kind or kind_of(unique),
             clauses=ordered((*self.clauses, *self._share(unique))),
         )
 
@@ -453,6 +380,6 @@ class _Needs:
         return (share_clause(milli),) if milli < WHOLE_MILLI else ()
 
 
-def _kind_of(choices: tuple[DeviceChoice, ...]) -> str:
+def kind_of(choices: tuple[DeviceChoice, ...]) -> str:
     """GPUs, if any model is a GPU's."""
     return KIND_GPU if any(parse(choice.model) is not None for choice in choices) else ""

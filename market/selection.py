@@ -13,7 +13,8 @@ from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, measured_lines, score, speeds, transfer_times_ms, ways_ms
 from hansa.market.shares import WHOLE_MILLI, cost, most_ahead, share_asked, share_given, width_milli
 from hansa.market.track_record import PPM, Record, Trial
-from hansa.market.vocabulary import ANY, VOCABULARY, number_text, share_text, size_text
+from hansa.market.value_forms import number_text, share_text, size_text
+from hansa.market.vocabulary import ANY, VOCABULARY
 from hansa.proto.market_documents import (
     LEASE_ANY,
     LEASE_FIRM,

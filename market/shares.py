@@ -9,7 +9,8 @@ device time: in receipts, budgets, reservations and statements alike.
 from collections.abc import Iterable
 from typing import Final
 
-from hansa.market.vocabulary import VOCABULARY, number_text
+from hansa.market.value_forms import number_text
+from hansa.market.vocabulary import VOCABULARY
 from hansa.proto.market_documents import Bid, Clause, Fact, Requirements
 from hansa.proto.units import PriceE18, amount_for
 

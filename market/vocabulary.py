@@ -1,45 +1,18 @@
-"""The words of the requirements language: what can be said of devices, providers and jobs, and how values compare.
+"""The words of the requirements language: what can be said of devices, providers and jobs.
 
-Every word has one kind of value, and every kind one form in which its values are written: what stands in adverts, bids
-and tenders is in that form, so that equal things are equal text. Values come from strangers too; whatever cannot be
-read raises ``ValueError`` with a sentence, and nothing else.
+Every word has one kind of value; how each kind is written and compared is in ``hansa.market.value_forms``.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from fractions import Fraction
 from typing import Any, Final
 
-from hansa.market.isolation import STRENGTH
-from hansa.proto.gpu_models import canonical
+from hansa.market.value_forms import KEYS, READERS, Kind, stepped_value
 from hansa.proto.market_documents import KIND_CPU, KIND_GPU, LEASE_FIRM, LEASE_SPOT, Fact
-from hansa.proto.units import format_amount, parse_amount
 
 ANY: Final = "any"
 """A value that sets no condition."""
-MOST_WORDS: Final = 64
-"""Members of one value that is a list."""
-
-
-class Kind(StrEnum):
-    """What sort of value a word has."""
-
-    SIZE = "size"
-    NUMBER = "number"
-    COUNT = "count"
-    VERSION = "version"
-    DURATION = "duration"
-    SHARE = "share"
-    PRICE = "price"
-    RATE = "rate"
-    TIER = "tier"
-    TEXT = "text"
-    WORDS = "words"
-    PLACE = "place"
-    MODEL = "model"
-    ACCOUNT = "account"
 
 
 class Of(StrEnum):
@@ -75,7 +48,7 @@ class Word:
     @property
     def is_ordered(self) -> bool:
         """Whether less and more have a meaning."""
-        return self.kind in _KEYS
+        return self.kind in KEYS
 
     def read(self, text: str) -> str:
         """A value in its one form.
@@ -83,242 +56,23 @@ class Word:
         Raises:
             ValueError: it is no such value.
         """
-        value = _READERS[self.kind](text)
+        value = READERS[self.kind](text)
         if self.allowed and value not in self.allowed:
             raise ValueError(f"is none of {', '.join(self.allowed)}")
         return value
 
     def key(self, value: str) -> Any:
         """What a value in its one form is compared by; only of words that are ordered."""
-        return _KEYS[self.kind](value)
+        return KEYS[self.kind](value)
+
+    def stepped(self, value: str, step: int) -> str:
+        """The value next below or above, where values can be counted; else empty."""
+        return stepped_value(self.kind, value, step)
 
 
 def find(name: str) -> Word | None:
     """The word of that name, in any case."""
     return VOCABULARY.get(name.casefold())
-
-
-# Values.
-
-_NUMBER: Final = r"([0-9]{1,18})(?:\.([0-9]{1,9}))?"
-_QUANTITY = re.compile(rf"{_NUMBER} *([A-Za-z%][A-Za-z/]{{0,8}})?", re.ASCII)
-_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}", re.ASCII)
-_PLAIN = re.compile(_NUMBER, re.ASCII)
-_SIZES: Final[Mapping[str, int]] = {
-    **{f"{letter}ib": 1 << power for letter, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
-    **{f"{letter}i": 1 << power for letter, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
-    **{f"{letter}b": 10**power for letter, power in (("k", 3), ("m", 6), ("g", 9), ("t", 12))},
-    "b": 1,
-}
-_SHOWN_SIZES: Final = (
-    *(("TiB", 1 << 40), ("TB", 10**12), ("GiB", 1 << 30), ("GB", 10**9), ("MiB", 1 << 20), ("MB", 10**6)),
-    *(("KiB", 1 << 10), ("kB", 10**3), ("B", 1)),
-)
-_DURATIONS: Final[Mapping[str, int]] = {
-    "ms": 1,
-    **dict.fromkeys(("s", "sec", "second", "seconds"), 1_000),
-    **dict.fromkeys(("m", "min", "minute", "minutes"), 60_000),
-    **dict.fromkeys(("h", "hour", "hours"), 3_600_000),
-    **dict.fromkeys(("d", "day", "days"), 86_400_000),
-}
-_SHOWN_DURATIONS: Final = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000), ("ms", 1))
-_RATES: Final[Mapping[str, int]] = {
-    **{f"{letter}bit/s": 10**power for letter, power in (("k", 3), ("m", 6), ("g", 9))},
-    **{f"{letter}bps": 10**power for letter, power in (("k", 3), ("m", 6), ("g", 9))},
-    **{f"{letter}b/s": 8 * 10**power for letter, power in (("k", 3), ("m", 6), ("g", 9))},
-    "bit/s": 1,
-}
-_SHOWN_RATES: Final = (("Gbit/s", 10**9), ("Mbit/s", 10**6), ("kbit/s", 10**3), ("bit/s", 1))
-_LARGEST: Final = 1 << 63
-_ACCOUNT = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
-
-
-def _quantity(text: str, units: Mapping[str, int], what: str, example: str) -> int:
-    match = _QUANTITY.fullmatch(text.strip())
-    if match is None or match[3] is None:
-        raise ValueError(f"is no {what}: a number and a unit, such as {example}")
-    scale = units.get(match[3].casefold())
-    if scale is None:
-        raise ValueError(f"has an unknown unit {match[3]!r}; a {what} is for example {example}")
-    exact = Fraction(f"{match[1]}.{match[2] or 0}") * scale
-    if exact.denominator != 1 or exact >= _LARGEST:
-        raise ValueError(f"is no {what} that could be counted")
-    return int(exact)
-
-
-def _shown(value: int, units: tuple[tuple[str, int], ...]) -> str:
-    """The fewest of one unit that make it exactly."""
-    unit, scale = max((entry for entry in units if value % entry[1] == 0), key=lambda entry: entry[1] if value else 0)
-    return f"{value // scale} {unit if value else units[-1][0]}"
-
-
-def _decimal(text: str, places: int, what: str) -> tuple[int, int]:
-    match = _PLAIN.fullmatch(text.strip())
-    if match is None or len((match[2] or "").rstrip("0")) > places:
-        raise ValueError(f"is no {what}: a plain number of at most {places} decimals" if places else f"is no {what}")
-    digits = (match[2] or "").rstrip("0").ljust(places, "0")
-    return int(match[1] + digits), 10**places
-
-
-def _trimmed(value: int, scale: int) -> str:
-    whole, part = divmod(value, scale)
-    decimals = str(part).rjust(len(str(scale)) - 1, "0").rstrip("0")
-    return f"{whole}.{decimals}" if decimals else str(whole)
-
-
-def size_text(size_bytes: int) -> str:
-    """Bytes in the vocabulary's form."""
-    return _shown(size_bytes, _SHOWN_SIZES)
-
-
-def size_bytes(text: str) -> int:
-    """A size as bytes, or a ``ValueError``."""
-    return _quantity(text, _SIZES, "size", "24 GB or 40 GiB")
-
-
-def duration_text(duration_ms: int) -> str:
-    """Milliseconds in the vocabulary's form."""
-    return _shown(duration_ms, _SHOWN_DURATIONS)
-
-
-def duration_ms(text: str) -> int:
-    """A length of time as milliseconds, or a ``ValueError``."""
-    return _quantity(text, _DURATIONS, "length of time", "90 s or 6 h")
-
-
-def number_text(thousandths: int) -> str:
-    """Thousandths, such as those of cores, in the vocabulary's form."""
-    return _trimmed(thousandths, 1_000)
-
-
-def thousandths(text: str) -> int:
-    """A number of at most three decimals in thousandths, or a ``ValueError``."""
-    return _decimal(text, 3, "number")[0]
-
-
-def share_text(ppm: int) -> str:
-    """Millionths in the vocabulary's form."""
-    return _trimmed(ppm, 1_000_000)
-
-
-def _share(text: str) -> str:
-    stripped = text.strip()
-    percent = stripped.endswith("%")
-    value, scale = _decimal(stripped.removesuffix("%"), 4 if percent else 6, "share, such as 0.95 or 95 %")
-    if percent:
-        scale *= 100
-    if value > scale:
-        raise ValueError("is more than the whole: a share is from 0 to 1, or 0 % to 100 %")
-    return _trimmed(value * (1_000_000 // scale), 1_000_000)
-
-
-def _version(text: str) -> str:
-    stripped = text.strip().removeprefix("v")
-    if not _VERSION.fullmatch(stripped):
-        raise ValueError("is no version, such as 12.4 or 535.86.05")
-    parts = [str(int(part)) for part in stripped.split(".")]
-    while len(parts) > 1 and parts[-1] == "0":
-        parts.pop()
-    return ".".join(parts)
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Versions in order: part by part as numbers, so that 12.10 comes after 12.9."""
-    return tuple(int(part) for part in version.split("."))
-
-
-def _count(text: str) -> str:
-    return str(_decimal(text, 0, "whole number")[0])
-
-
-def _price(text: str) -> str:
-    try:
-        return format_amount(parse_amount(text.strip().removeprefix("$").strip())).rstrip("0").rstrip(".")
-    except ValueError:
-        raise ValueError("is no price of one device and one hour, such as 2.10") from None
-
-
-def _text(text: str) -> str:
-    value = " ".join(text.casefold().replace(";", " ").split())
-    if not value or not value.isprintable() or '"' in value or len(value.encode()) > 256:
-        raise ValueError("is no short line of text without double quotes")
-    return value
-
-
-def _words(text: str) -> str:
-    words = sorted({_text(word) for word in text.split(",") if word.strip()})
-    if not words or len(words) > MOST_WORDS:
-        raise ValueError(f"is no list of 1 to {MOST_WORDS} words with commas between them")
-    return ",".join(words)
-
-
-def _model(text: str) -> str:
-    name = canonical(text)
-    if not name or not name.isprintable() or '"' in name or len(name.encode()) > 256:
-        raise ValueError("is no name of a model")
-    return name
-
-
-def _account(text: str) -> str:
-    account = text.strip().casefold()
-    if not _ACCOUNT.fullmatch(account):
-        raise ValueError("is no account: 0x and 40 digits, as `hansa wallet address` shows it")
-    return account
-
-
-def _tier(text: str) -> str:
-    value = _text(text)
-    if value not in STRENGTH:
-        raise ValueError(f"is no isolation; there are {', '.join(STRENGTH)}")
-    return value
-
-
-_READERS: Final[Mapping[Kind, Callable[[str], str]]] = {
-    Kind.SIZE: lambda text: size_text(size_bytes(text)),
-    Kind.NUMBER: lambda text: number_text(thousandths(text)),
-    Kind.COUNT: _count,
-    Kind.VERSION: _version,
-    Kind.DURATION: lambda text: duration_text(duration_ms(text)),
-    Kind.SHARE: _share,
-    Kind.PRICE: _price,
-    Kind.RATE: lambda text: _shown(_quantity(text, _RATES, "rate", "500 Mbit/s"), _SHOWN_RATES),
-    Kind.TIER: _tier,
-    Kind.TEXT: _text,
-    Kind.WORDS: _words,
-    Kind.PLACE: _text,
-    Kind.MODEL: _model,
-    Kind.ACCOUNT: _account,
-}
-_KEYS: Final[Mapping[Kind, Callable[[str], Any]]] = {
-    Kind.SIZE: size_bytes,
-    Kind.NUMBER: thousandths,
-    Kind.COUNT: int,
-    Kind.VERSION: version_key,
-    Kind.DURATION: duration_ms,
-    Kind.SHARE: lambda value: _decimal(value, 6, "share")[0],
-    Kind.PRICE: parse_amount,
-    Kind.RATE: lambda value: _quantity(value, _RATES, "rate", "500 Mbit/s"),
-    Kind.TIER: STRENGTH.index,
-}
-
-
-def stepped(word: Word, value: str, step: int) -> str:
-    """The value next below or above, where values can be counted; else empty."""
-    texts: Mapping[Kind, Callable[[int], str]] = {
-        Kind.SIZE: size_text,
-        Kind.NUMBER: number_text,
-        Kind.COUNT: str,
-        Kind.DURATION: duration_text,
-        Kind.SHARE: share_text,
-        Kind.RATE: lambda rate: _shown(rate, _SHOWN_RATES),
-    }
-    if word.kind not in texts:
-        return ""
-    moved = word.key(value) + step
-    return texts[word.kind](moved) if moved >= 0 else ""
-
-
-# The words themselves.
 
 
 def _w(name: str, kind: Kind, of: Of | tuple[Of, ...], meaning: str, example: str, *allowed: str) -> Word:

@@ -10,7 +10,7 @@ import trio
 from hansa.market.acceptance import provider_facts
 from hansa.market.clauses import written
 from hansa.market.shares import SPARE, least_milli
-from hansa.market.vocabulary import number_text
+from hansa.market.value_forms import number_text
 from hansa.node import buying, mirror_tasks, selling, selling_runs
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from hansa.market.shares import least_milli
-from hansa.market.vocabulary import number_text
+from hansa.market.value_forms import number_text
 from hansa.node.gpu_metrics import SeenDevice
 from hansa.node.gpus import Gpu, GpuSample
 from hansa.scheduler.capacity import Capacity

@@ -6,7 +6,8 @@ from typing import Final
 from hansa.market.needs_text import NeedsError
 from hansa.market.requirements import Needs, parse_needs
 from hansa.market.shares import SHARE, share_asked
-from hansa.market.vocabulary import BUYERS_WORDS, VOCABULARY, duration_text, facts
+from hansa.market.value_forms import duration_text
+from hansa.market.vocabulary import BUYERS_WORDS, VOCABULARY, facts
 from hansa.node.faults import ConfigError
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.market_documents import KIND_GPU, Clause, Fact, Requirements

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Final
 
 from hansa.market.clauses import written
-from hansa.market.vocabulary import OWNERS_WORDS, VOCABULARY, size_text
+from hansa.market.value_forms import size_text
+from hansa.market.vocabulary import OWNERS_WORDS, VOCABULARY
 from hansa.node.gpus import AMD, NVIDIA, Gpu, GpuReport
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.market_documents import Device, Fact

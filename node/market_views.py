@@ -12,7 +12,7 @@ from hansa.market import choice, why
 from hansa.market.purchase_state import Purchase
 from hansa.market.selection import explain_choice
 from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_in, spare_milli
-from hansa.market.vocabulary import number_text
+from hansa.market.value_forms import number_text
 from hansa.market.why import Answer, Explanation, answers_of, explain
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from hansa.market.shares import SHARE, WHOLE_MILLI
-from hansa.market.vocabulary import VOCABULARY, number_text
+from hansa.market.value_forms import number_text
+from hansa.market.vocabulary import VOCABULARY
 from hansa.node.gpus import NVIDIA, Gpu
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.gpu_models import matches

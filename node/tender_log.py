@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
 from hansa.market.shares import share_given
-from hansa.market.vocabulary import number_text
+from hansa.market.value_forms import number_text
 from hansa.proto.market_documents import Tender
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import Address, Bytes32, Note, Uint32, UnixMs, e18_to_price_per_hour

@@ -9,7 +9,7 @@ from hansa.market.pricing import ITSELF
 from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import LeaseTerms, Statement
 from hansa.market.selection import explain_choice
-from hansa.market.vocabulary import number_text
+from hansa.market.value_forms import number_text
 from hansa.node.queueing import queue_view
 from hansa.node.state import NodeState
 from hansa.proto.currency import currency_of

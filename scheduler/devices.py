@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hansa.market.clauses import Failure, device_facts, failures, of_provider, relaxation, relaxed_requirements
-from hansa.market.requirements import render_choice, render_clause
+from hansa.market.needs_rendering import render_choice, render_clause
 from hansa.market.shares import SHARE, WHOLE_MILLI, share_asked
-from hansa.market.vocabulary import ANY, find, number_text, size_text
+from hansa.market.value_forms import number_text, size_text
+from hansa.market.vocabulary import ANY, find
 from hansa.proto.gpu_models import canonical, matches
 from hansa.proto.market_documents import (
     FEATURE_SEVERAL_MACHINES,

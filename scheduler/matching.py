@@ -13,7 +13,8 @@ import numpy as np
 
 from hansa.market.clauses import failures
 from hansa.market.isolation import is_served
-from hansa.market.vocabulary import Kind, find
+from hansa.market.value_forms import Kind
+from hansa.market.vocabulary import find
 from hansa.proto.gpu_models import matches, parse
 from hansa.proto.market_documents import KIND_CPU, Advert, Clause, Requirements
 from hansa.proto.units import Address

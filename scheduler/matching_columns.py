@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hansa.market.clauses import facts_of
-from hansa.market.vocabulary import VOCABULARY, Kind, Of, Word
+from hansa.market.value_forms import Kind
+from hansa.market.vocabulary import VOCABULARY, Of, Word
 from hansa.proto.market_documents import Advert, Device, Fact
 from hansa.proto.units import Address
 

@@ -9,7 +9,8 @@ from hansa.market.acceptance import beyond_prepay, job_facts, lacks, refusals
 from hansa.market.pricing import ProviderTerms, bid_for, decline_for
 from hansa.market.requirements import parse_rules
 from hansa.market.selection import rank
-from hansa.market.vocabulary import duration_ms, find
+from hansa.market.value_forms import duration_ms
+from hansa.market.vocabulary import find
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Decline, Fact
 from hansa.proto.network import DOMAIN

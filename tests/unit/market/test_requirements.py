@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hansa.market.needs_rendering import render
 from hansa.market.needs_text import LONGEST_TEXT, MOST_TERMS, NeedsError
-from hansa.market.requirements import Needs, needs_of, ordered, parse_needs, parse_rules, render
+from hansa.market.requirements import Needs, needs_of, ordered, parse_needs, parse_rules
 from hansa.market.vocabulary import VOCABULARY, WORDS, Of
 from hansa.proto.market_documents import Clause, DeviceChoice, Requirements
 from hansa.proto.units import price_per_hour_to_e18

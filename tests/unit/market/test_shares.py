@@ -24,8 +24,9 @@ from kit.trading import (
 )
 
 from hansa.market.clauses import unmet_by_bid, unreadable
+from hansa.market.needs_rendering import render
 from hansa.market.receipts import CLOCK_SKEW_MS, fault_in
-from hansa.market.requirements import NeedsError, parse_needs, render
+from hansa.market.requirements import NeedsError, parse_needs
 from hansa.market.sale import advance, deadline_ms
 from hansa.market.sale_events import AwardArrived, LineVouched, ProgressMade, RunBegan, StartOrdered
 from hansa.market.sale_funding import enough_to_start

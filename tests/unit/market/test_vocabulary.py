@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.market.vocabulary import BUYERS_WORDS, OWNERS_WORDS, VOCABULARY, WORDS, Of, facts, page, stepped
+from hansa.market.vocabulary import BUYERS_WORDS, OWNERS_WORDS, VOCABULARY, WORDS, Of, facts, page
 from hansa.proto.market_documents import Fact
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -95,10 +95,10 @@ def test_versions_are_in_the_order_of_their_parts():
 
 
 def test_the_next_value_is_one_step_away():
-    assert stepped(VOCABULARY["wall"], "1 h", -1) == "3599999 ms"
-    assert stepped(VOCABULARY["devices"], "4", 1) == "5"
-    assert stepped(VOCABULARY["devices"], "0", -1) == ""
-    assert stepped(VOCABULARY["region"], "de", 1) == ""
+    assert VOCABULARY["wall"].stepped("1 h", -1) == "3599999 ms"
+    assert VOCABULARY["devices"].stepped("4", 1) == "5"
+    assert VOCABULARY["devices"].stepped("0", -1) == ""
+    assert VOCABULARY["region"].stepped("de", 1) == ""
 
 
 def test_facts_are_sorted_and_in_form():

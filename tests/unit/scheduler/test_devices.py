@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from kit.trading import DEVICE, needs, tender
 
 from hansa.market.clauses import relaxed_requirements, unreadable
+from hansa.market.needs_rendering import render
 from hansa.market.pricing import decline_for
-from hansa.market.requirements import parse_needs, render
+from hansa.market.requirements import parse_needs
 from hansa.market.vocabulary import VOCABULARY
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Clause, Decline, Device, DeviceChoice, Fact, Requirements, Shortfall
