@@ -109,11 +109,16 @@ class BoundedStream(IMuxedStream):  # type: ignore[misc]  # the library comes wi
 
     def skip(self, size: int) -> None:
         """Take so many bytes of ``first`` for read."""
+        self._pop(size)
+
+    def _pop(self, most: int) -> bytes:
         chunk = self._chunks.popleft()
-        if len(chunk) > size:
-            self._chunks.appendleft(chunk[size:])
-        self._buffered -= size
-        self._consumed(size)
+        if len(chunk) > most:
+            self._chunks.appendleft(chunk[most:])
+            chunk = chunk[:most]
+        self._buffered -= len(chunk)
+        self._consumed(len(chunk))
+        return chunk
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to ``n`` bytes as soon as there are any; with no ``n`` all until the end, up to a mebibyte."""
@@ -127,13 +132,7 @@ class BoundedStream(IMuxedStream):  # type: ignore[misc]  # the library comes wi
             if self.remote_closed:
                 raise MuxedStreamEOF("the peer has finished")
             await self._event.wait()
-        chunk = self._chunks.popleft()
-        if len(chunk) > n:
-            self._chunks.appendleft(chunk[n:])
-            chunk = chunk[:n]
-        self._buffered -= len(chunk)
-        self._consumed(len(chunk))
-        return chunk
+        return self._pop(n)
 
     async def _read_all(self) -> bytes:
         whole = bytearray()

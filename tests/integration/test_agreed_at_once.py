@@ -69,6 +69,8 @@ async def test_a_request_in_one_piece_is_answered_without_the_library(pair):
         assert await pair.asking.request(pair.answering.peer_id, ECHO, data) == data
     assert await pair.asking.request(pair.answering.peer_id, OLDER, b"old") == b"old"
     assert pair.left == 0
+    connection = pair.answering._swarm.live_connections(ID.from_base58(pair.asking.peer_id))[0].muxed_conn
+    assert connection.budget.held_bytes == 0
     assert pair.answering.counters()[f"serve.older {ECHO}"] == 1
 
 
