@@ -38,7 +38,7 @@ from hansa.proto.signing import SigningKey, sign
 
 REST_S = 60.0
 """What a peer leaves behind may take so long to be noticed and put away."""
-NAMES = ("tasks", "streams", "connections", "files", "memory_bytes")
+NAMES = ("tasks", "streams", "connections", "files", "blocks", "memory_bytes")
 LEFT_OVER = {"tasks": 8, "streams": 0, "connections": 0, "files": 4}
 MOST_GROWTH = 0.05
 

@@ -1,15 +1,21 @@
 """Hostile interactions of every kind with one whole daemon, while an honest peer makes requests: ``make hostile``.
 
-    python tests/hostile/siege.py [--interactions 100000] [--rate 200] [--quiet-s 30]
+    python tests/hostile/siege.py [--interactions 100000] [--rate 260] [--quiet-s 40] [--control-s 40] [--open-door]
 
-The daemon, the honest peer and the attackers are processes of their own; the attackers are nice, because what is
-measured is the daemon and not how a machine of two cores is shared. Prints what was done, the honest peer's times
-before and during it, the daemon's memory, tasks and files, and what it logged. Ends with status 1 if the daemon fell,
-an honest request failed, the honest p99 more than doubled, or memory still grew in the second half.
+The daemon, the honest peer and the attackers are processes of their own. The attackers run only when nobody else wants
+a core (on the internet they would have machines of their own), and the honest peer's collector of garbage is off: what
+is measured is the daemon. Three times are compared: quiet; under siege; and, as a control, while the same siege is laid
+to a second daemon beside ours, which is what the load of this machine costs without any of it meeting our daemon.
+
+Prints what was done and how much of it was let in, the honest peer's times, how newcomers from fresh addresses fared,
+what the daemon used of a core, its memory, tasks and files, and what it logged. Ends with status 1 if the daemon fell,
+an honest request failed, the honest p99 more than doubled against the quiet, or memory still grew in the second half.
+With ``--open-door`` the pace of handshakes is no limit, so that everything meets what lies behind it.
 """
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import random
@@ -19,9 +25,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +36,7 @@ from hostile.stranger import a_stranger, some_address
 from kit.peer_frames import framed, hello_of
 from kit.raw_peer import DATA, GO_AWAY, PING, SYN, WINDOW, frame, line, raw_peer
 
-from hansa.node.libp2p_host import open_net
+from hansa.node.libp2p_host import Libp2pNet, open_net
 from hansa.node.net import NetConfig, NetError
 from hansa.node.peer_exchange import PeersWanted
 from hansa.proto.codec import encode
@@ -38,8 +44,11 @@ from hansa.proto.protocols import HELLO, MARKET, PEERS
 
 SUBJECT = Path(__file__).with_name("subject.py")
 ASK_EVERY_S = 0.02
-AT_ONCE = 12
+NEWCOMER_EVERY_S = 2.0
+AT_ONCE = 24
+TURNED_AWAY = "turned away"
 NOISE = line(b"/multistream/1.0.0") + line(b"/noise")
+REST_S = 12.0
 MOST_RATIO = 2.0
 MOST_GROWTH = 0.05
 MOST_LOG_BYTES = 1 << 20
@@ -171,28 +180,34 @@ ATTACKS: dict[Attack, int] = {
 }
 
 
-async def attack(addr: str, count: int, rate: float, seed: int, only: str) -> None:
+async def attack(options: argparse.Namespace) -> None:
     """So many interactions, no faster than this; then says what they were."""
-    kinds = {kind: weight for kind, weight in ATTACKS.items() if only in ("", kind.__name__)}
-    chance = random.Random(seed)
+    addr, count, rate = options.attack, options.interactions, options.rate
+    kinds = {kind: weight for kind, weight in ATTACKS.items() if options.only in ("", kind.__name__)}
+    chance = random.Random(options.seed)
     done: Counter[str] = Counter()
+    away: Counter[str] = Counter()
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     print(flush=True)
     await trio.to_thread.run_sync(sys.stdin.readline)
     began = trio.current_time()
+    until = began + options.most_s
 
     async def one_after_the_other() -> None:
-        while done.total() < count:
+        while done.total() < count and trio.current_time() < until:
             await trio.sleep(max(0.0, began + done.total() / rate - trio.current_time()))
             (kind,) = chance.choices(list(kinds), list(kinds.values()))
             made = 1
             with contextlib.suppress(Exception), trio.move_on_after(15):
                 made = await kind(addr, chance)
+                away[TURNED_AWAY] -= 1
+            away[TURNED_AWAY] += 1
             done[kind.__name__] += made
 
     async with trio.open_nursery() as nursery:
         for _ in range(AT_ONCE):
             nursery.start_soon(one_after_the_other)
-    print(json.dumps(done), flush=True)
+    print(json.dumps({**done, **away}), flush=True)
 
 
 # The honest peer, and the whole.
@@ -206,6 +221,7 @@ class Watched:
         assert process.stdout is not None
         self.process, self.figures = process, list[dict[str, Any]]()
         self.addr = self._next()["addr"]
+        self.besieged_from = self.besieged_to = 1
 
     def _next(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -226,62 +242,100 @@ def p99(times: list[float]) -> float:
     return statistics.quantiles(times, n=100)[98] * 1000
 
 
-async def siege(watched: Watched, options: argparse.Namespace) -> tuple[list[float], list[float], int, Counter[str]]:
-    """The honest peer's times before and during the attack, its failures, and what was done."""
-    times: tuple[list[float], list[float]] = ([], [])
-    failures, phase = 0, 0
+class Honest:
+    """A peer that asks the same small thing again and again, and what became of it in each phase."""
+
+    def __init__(self, addr: str) -> None:
+        """``addr``: the daemon's."""
+        self.addr, self.peer_id = addr, addr.rpartition("/p2p/")[2]
+        self.times: dict[str, list[float]] = {"quiet": [], "control": [], "besieged": []}
+        self.newcomers: list[float | None] = []
+        self.failures = 0
+        self.phase = "quiet"
+
+    async def ask(self, net: Libp2pNet) -> None:
+        """For ever."""
+        for _ in range(50):
+            await net.request(self.peer_id, PEERS, encode(PeersWanted(addrs=())))
+        while True:
+            start = trio.current_time()
+            try:
+                await net.request(self.peer_id, PEERS, encode(PeersWanted(addrs=())))
+            except NetError as error:
+                self.failures += 1
+                print(f"an honest request failed: {error}")
+            self.times[self.phase].append(trio.current_time() - start)
+            await trio.sleep(ASK_EVERY_S)
+
+    async def come_anew(self) -> None:
+        """For ever: under a name and from an address that nobody knows, and go again."""
+        while True:
+            await trio.sleep(NEWCOMER_EVERY_S)
+            if self.phase != "besieged":
+                continue
+            start, took = trio.current_time(), None
+            with contextlib.suppress(Exception), trio.move_on_after(8):
+                async with raw_peer(self.addr, source=some_address()) as peer:
+                    await peer.mux()
+                    took = trio.current_time() - start
+            self.newcomers.append(took)
+
+
+async def lay_siege(addr: str, count: float, seconds: float, options: argparse.Namespace) -> Counter[str]:
+    """Two processes of attackers, until they have done so much or so much time is over."""
+    argv = [sys.executable, __file__, "--attack", addr, "--interactions", str(int(count / 2)), "--only", options.only]
+    argv += ["--rate", str(options.rate / 2), "--most-s", str(seconds)]
     done: Counter[str] = Counter()
+    attackers = [
+        await trio.lowlevel.open_process(
+            [*argv, "--seed", str(options.seed + number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for number in range(2)
+    ]
+    try:
+        for each in attackers:
+            assert each.stdout is not None
+            await each.stdout.receive_some()  # it is there, and importing is not what is measured
+        for each in attackers:
+            assert each.stdin is not None
+            await each.stdin.send_all(b"\n")
+        for each in attackers:
+            assert each.stdout is not None
+            told = b""
+            async for part in each.stdout:
+                told += part
+            done.update(json.loads(told))
+    finally:
+        for each in attackers:
+            each.kill()
+    return done
+
+
+async def siege(watched: Watched, decoy: Watched, options: argparse.Namespace) -> tuple[Honest, Counter[str]]:
+    """What the honest peer saw, and what was done."""
+    honest = Honest(watched.addr)
+    gc.collect()
+    gc.disable()  # this process only measures
     async with open_net(NetConfig(), os.urandom(32)) as net, trio.open_nursery() as nursery:
-        net.learn(watched.addr.rpartition("/p2p/")[2], (watched.addr,))
-        peer_id = watched.addr.rpartition("/p2p/")[2]
-
-        async def ask() -> None:
-            nonlocal failures
-            for _ in range(20):
-                await net.request(peer_id, PEERS, encode(PeersWanted(addrs=())))
-            while True:
-                start = trio.current_time()
-                try:
-                    await net.request(peer_id, PEERS, encode(PeersWanted(addrs=())))
-                except NetError as error:
-                    failures += 1
-                    print(f"an honest request failed: {error}")
-                times[phase].append(trio.current_time() - start)
-                await trio.sleep(ASK_EVERY_S)
-
-        argv = [sys.executable, __file__, "--attack", watched.addr, "--interactions", str(options.interactions // 2)]
-        argv = ["nice", "-n", "19", *argv, "--rate", str(options.rate / 2), "--only", options.only]
-        attackers = [
-            await trio.lowlevel.open_process(
-                [*argv, "--seed", str(options.seed + number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            for number in range(2)
-        ]
-        try:
-            for each in attackers:
-                assert each.stdout is not None
-                await each.stdout.receive_some()  # it is there, and importing is not what is measured
-            nursery.start_soon(ask)
-            await trio.sleep(options.quiet_s)
-            phase = 1
-            for each in attackers:
-                assert each.stdin is not None
-                await each.stdin.send_all(b"\n")
-            for each in attackers:
-                assert each.stdout is not None
-                told = b""
-                async for part in each.stdout:
-                    told += part
-                done.update(json.loads(told))
-        finally:
-            for each in attackers:
-                each.kill()
+        net.learn(honest.peer_id, (watched.addr,))
+        nursery.start_soon(honest.ask, net)
+        nursery.start_soon(honest.come_anew)
+        await trio.sleep(options.quiet_s)
+        if options.control_s:
+            honest.phase = "control"
+            await lay_siege(decoy.addr, options.interactions, options.control_s, options)
+        decoy.process.kill()
+        honest.phase = "besieged"
+        watched.besieged_from = len(watched.figures)
+        done = await lay_siege(watched.addr, options.interactions, options.most_s, options)
+        watched.besieged_to = len(watched.figures)
         nursery.cancel_scope.cancel()
-    return *times, failures, done
+    return honest, done
 
 
-def judge(figures: list[dict[str, Any]], ratio: float, failures: int, log_bytes: int) -> list[str]:
+def judge(watched: Watched, ratio: float, failures: int, log_bytes: int) -> list[str]:
     """What does not hold."""
+    figures = watched.figures[watched.besieged_from :]
     memory = [each["memory_bytes"] for each in figures]
     half = len(memory) // 2
     late = statistics.median(memory[-half // 5 :]) / statistics.median(memory[half : half + half // 5 + 1]) - 1
@@ -299,48 +353,77 @@ def judge(figures: list[dict[str, Any]], ratio: float, failures: int, log_bytes:
     ]
 
 
-def run(options: argparse.Namespace) -> int:
-    """All of it."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, str(SUBJECT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        try:
-            watched = Watched(process)
+def tell_honest(honest: Honest) -> float:
+    """Print how the honest peer and newcomers fared; answers the ratio of the p99s."""
+    for words, times in honest.times.items():
+        if len(times) > 1:
+            p50 = statistics.median(times) * 1000
+            print(f"honest, {words:9}{len(times):7} requests, p50 {p50:.1f} ms, p99 {p99(times):.1f} ms")
+    ratio = p99(honest.times["besieged"]) / p99(honest.times["quiet"])
+    print(f"the p99 against the quiet: {ratio:.2f} times", end="")
+    if len(honest.times["control"]) > 1:
+        against = p99(honest.times["besieged"]) / p99(honest.times["control"])
+        print(f"; against the same load beside it: {against:.2f} times", end="")
+    print(f"; failed: {honest.failures}")
+    came = [each * 1000 for each in honest.newcomers if each is not None]
+    middle = f", half of them within {statistics.median(came):.0f} ms" if came else ""
+    print(f"newcomers from fresh addresses: {len(came)} of {len(honest.newcomers)} came in at the first try{middle}")
+    return ratio
 
-            async def both() -> Any:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(lambda: trio.to_thread.run_sync(watched.watch, abandon_on_cancel=True))
-                    told = await siege(watched, options)
-                    await trio.sleep(3)
-                    nursery.cancel_scope.cancel()
-                return told
 
-            began = time.monotonic()
-            quiet, besieged, failures, done = trio.run(both)
-            took_s = time.monotonic() - began - options.quiet_s
-            fell = process.poll() is not None
-        finally:
-            process.kill()
-            process.wait()
-        log_bytes = log.seek(0, os.SEEK_END)
-    ratio = p99(besieged) / p99(quiet)
-    print(f"{done.total()} hostile interactions in {took_s:.0f} s: {dict(done)}")
-    for words, times in (("quiet", quiet), ("besieged", besieged)):
-        print(
-            f"honest, {words:9}{len(times):7} requests, p50 {statistics.median(times) * 1000:.1f} ms, "
-            f"p99 {p99(times):.1f} ms"
-        )
-    print(f"ratio of the p99s: {ratio:.2f}; failed: {failures}")
-    for name in ("memory_bytes", "tasks", "connections", "streams", "files", "held_bytes"):
+def tell_daemon(watched: Watched, done: int) -> None:
+    """Print what it cost the daemon."""
+    before, after = (watched.figures[at - 1] for at in (watched.besieged_from, watched.besieged_to))
+    used_s, took_s = after["cpu_s"] - before["cpu_s"], watched.besieged_to - watched.besieged_from
+    print(f"the daemon used {used_s / took_s:.0%} of a core, {1000 * used_s / done:.2f} ms for each interaction")
+    for name in ("memory_bytes", "blocks", "tasks", "connections", "streams", "files", "held_bytes"):
         row = [each[name] for each in watched.figures]
         print(f"{name:13} start {row[0]:>12} most {max(row):>12} end {row[-1]:>12}")
-    print(f"logged: {log_bytes} bytes")
-    surprises = {
-        k: n for k, n in watched.figures[-1]["counters"].items() if "handler_failed" in k or "task_failed" in k
-    }
+    counters = watched.figures[-1]["counters"]
+    print("at the door:", {name: count for name, count in counters.items() if name.startswith("inbound.")})
+    surprises = {name: count for name, count in counters.items() if "handler_failed" in name or "task_failed" in name}
     print(f"exceptions of ours that a peer provoked: {surprises or 'none'}")
-    wrong = judge(watched.figures, ratio, failures, log_bytes) + ["the daemon fell"] * fell
+
+
+@contextlib.contextmanager
+def a_subject(log: IO[bytes] | int, options: argparse.Namespace) -> Iterator[Watched]:
+    """A daemon in a process of its own."""
+    argv = [sys.executable, str(SUBJECT), *(["--open-door"] if options.open_door else [])]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        yield Watched(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run(options: argparse.Namespace) -> int:
+    """All of it."""
+    with (
+        tempfile.TemporaryFile() as log,
+        a_subject(log, options) as watched,
+        a_subject(subprocess.DEVNULL, options) as decoy,
+    ):
+
+        async def all_of_it() -> Any:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: trio.to_thread.run_sync(watched.watch, abandon_on_cancel=True))
+                nursery.start_soon(lambda: trio.to_thread.run_sync(decoy.watch, abandon_on_cancel=True))
+                told = await siege(watched, decoy, options)
+                await trio.sleep(REST_S)
+                nursery.cancel_scope.cancel()
+            return told
+
+        honest, done = trio.run(all_of_it)
+        fell = watched.process.poll() is not None
+        log_bytes = log.seek(0, os.SEEK_END)
+    away = done.pop(TURNED_AWAY, 0)
+    took_s = watched.besieged_to - watched.besieged_from
+    print(f"{done.total()} hostile interactions in {took_s} s: {dict(done)}; {away} attackers were turned away")
+    ratio = tell_honest(honest)
+    tell_daemon(watched, done.total())
+    print(f"logged: {log_bytes} bytes")
+    wrong = judge(watched, ratio, honest.failures, log_bytes) + ["the daemon fell"] * fell
     print("holds" if not wrong else f"DOES NOT HOLD: {'; '.join(wrong)}")
     return 1 if wrong else 0
 
@@ -349,14 +432,17 @@ def main() -> int:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, default=100_000)
-    parser.add_argument("--rate", type=float, default=200.0, help="interactions a second")
-    parser.add_argument("--quiet-s", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=260.0, help="interactions a second")
+    parser.add_argument("--most-s", type=float, default=600.0, help="the siege ends by then, whatever was done")
+    parser.add_argument("--quiet-s", type=float, default=40.0)
+    parser.add_argument("--control-s", type=float, default=40.0, help="none with 0")
+    parser.add_argument("--open-door", action="store_true", help="let everybody shake hands at any pace")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", choices=["", *(kind.__name__ for kind in ATTACKS)], help="one kind alone")
     parser.add_argument("--attack", metavar="ADDR", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.attack:
-        trio.run(attack, options.attack, options.interactions, options.rate, options.seed, options.only)
+        trio.run(attack, options)
         return 0
     return run(options)
 

@@ -1,6 +1,6 @@
 """The node under siege: a whole daemon in a process of its own, which says every second how it is.
 
-    python tests/hostile/subject.py
+    python tests/hostile/subject.py [--open-door]
 
 One line of JSON when it serves, and then one a second, until its input ends.
 """
@@ -18,10 +18,19 @@ import trio
 from kit.whole_daemon import a_whole_daemon
 
 from hansa.node.daemon import Daemon
+from hansa.node.doorway import Doorway
 from hansa.node.garbage import set_started_things_aside
 from hansa.node.logs import start_logging
+from hansa.node.net import NetLimits
 
 EVERY_S = 1.0
+MANY = 1_000_000
+WIDE = NetLimits(
+    handshakes_per_s=MANY,
+    handshakes_at_once=MANY,
+    network_handshakes_per_s=MANY,
+    network_handshakes_at_once=MANY,
+)
 
 
 def memory_bytes() -> int:
@@ -49,6 +58,8 @@ async def main() -> None:
     """Serve and tell."""
     start_logging(as_json=True)
     async with a_whole_daemon() as daemon, trio.open_nursery() as nursery:
+        if "--open-door" in sys.argv:
+            daemon.net._swarm._doorway = Doorway(WIDE, lambda _reason: None)
         print(json.dumps({"addr": daemon.net.addrs()[0]}), flush=True)
 
         async def tell() -> None:
