@@ -110,16 +110,22 @@ async def _watch(watch: Watch, key: SigningKey, currencies: Sequence[Currency], 
         else EvmStore(room / "watchtower.sqlite", account=key.address, chain_id=currencies[0].chain_id)
     )
     tower = Watchtower(nodes, store, key, say=say)
+    fault: OperatorError | None = None
     try:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_on_signal, scope)
-                await _look_often(tower, watch, currencies)
+                try:
+                    await _look_often(tower, watch, currencies)
+                except OperatorError as found:
+                    fault = found  # raised by itself, and not in the nursery's group
                 scope.cancel()
     finally:
         if store is not None:
             store.close()
         await nodes.close()
+    if fault is not None:
+        raise fault
 
 
 async def _end_on_signal(scope: trio.CancelScope) -> None:
@@ -133,10 +139,13 @@ async def _look_often(tower: "Watchtower", watch: Watch, currencies: Sequence[Cu
     await tower.check_all(currencies)
     while True:
         # Read anew: whoever is watched for brings newer vouchers as they come.
-        faults = await tower.look(held_in(watch.files, skip=tower.trouble), dry_run=watch.dry_run)
+        held = held_in(watch.files, skip=tower.trouble)
+        tower.tell_of(held)
+        faults = await tower.look(held, dry_run=watch.dry_run)
         if watch.once:
-            if faults:
-                raise faults[0]
+            for fault in faults:
+                what = fault if isinstance(fault, OperatorError) else None
+                raise what or OperatorError(plain(fault, 300), "try again later, or give another --rpc") from None
             return
         await trio.sleep(watch.poll_s)
 
@@ -155,6 +164,7 @@ class Watchtower:
         self._checked: set[str] = set()
         self._troubles: set[str] = set()
         self._chain_id: int | None = None
+        self._watching = ""
 
     def backend(self, currency: Currency) -> EvmBackend:
         """The way to settle in a currency."""
@@ -179,6 +189,14 @@ class Watchtower:
         if words not in self._troubles and len(self._troubles) < MOST_TROUBLES:
             self._troubles.add(words)
             self.tell("trouble", words)
+
+    def tell_of(self, held: Sequence[HeldVoucher]) -> None:
+        """Say how much is watched, whenever that has changed: one that never says anything may as well be off."""
+        channels = len({each.voucher.channel_id for each in held})
+        words = f"watching {channels} channels, with {len(held)} vouchers"
+        if words != self._watching:
+            self._watching = words
+            self.tell("watching", words, channels=channels, vouchers=len(held))
 
     async def check(self, currency: Currency) -> None:
         """Hold a contract that a file names against what an escrow must be, before anything is sent to it.

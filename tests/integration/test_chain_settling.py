@@ -1,5 +1,6 @@
 """A node's money on a real chain: what the engine hears of it, and what is done about closes, reorgs and outages."""
 
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import trio
 from kit.rpc_house import RpcHouse, fresh_house
 from kit.rpc_stand_in import StandIn, lying, rpc_stand_in
-from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, STRANGER, Scene
+from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, PAYER_SIGNER, STRANGER, Scene
 from kit.settling_party import Party, serving, until, wanted
 
 from hansa.market.funding import ChannelSettled, FundingFailed, SettlementWanted
@@ -21,7 +22,7 @@ from hansa.node.json_rpc import RpcNode
 from hansa.node.voucher_file import HeldVoucher, read_vouchers, voucher_view, write_vouchers
 from hansa.node.watchtower import Watch, Watchtower, held_in, run_watchtower
 from hansa.proto.currency import currency_of, escrow_currency
-from hansa.proto.documents import ChannelConfig, CooperativeClose
+from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher, channel_id
 from hansa.proto.signing import sign
 
 pytestmark = pytest.mark.trio
@@ -299,6 +300,14 @@ async def test_close_while_the_provider_is_offline_the_watchtower_claims_without
     tower, _ = tower_of(house, said)
     await tower.look(held, dry_run=False)
     assert said == []
+    for _ in range(2):
+        tower.tell_of(held)
+    tower.tell_of(held[:1])
+    assert [each["words"] for each in said] == [
+        "watching 2 channels, with 3 vouchers",
+        "watching 1 channels, with 1 vouchers",
+    ], "it is said when it changes"
+    said.clear()
     await house.evm(PAYER).request_close(closing)
     await tower.look(held, dry_run=True)
     assert await claimed(house, scene, closing) == 0
@@ -373,6 +382,27 @@ async def test_a_watchtower_that_cannot_ask_the_chain_at_its_start_asks_again(ho
         assert not await tower.look(held, dry_run=False)
         await nodes.close()
     assert await claimed(house, scene, closing) == 90
+
+
+@pytest.mark.parametrize("wrong", ["chain", "escrow"])
+async def test_a_watchtower_that_looks_once_says_what_is_wrong_in_one_line(
+    house: RpcHouse, tmp_path: Path, wrong: str
+) -> None:
+    held = held_by(Scene(house), Scene(house).config(), 70)
+    url, words = "http://127.0.0.1:1", "cannot be reached"
+    if wrong == "escrow":
+        nowhere = currency_of(escrow_currency(house.currency.chain_id, b"\x11" * 20, house.token))
+        voucher = Voucher(channel_id=channel_id(nowhere.domain, held.config), cumulative=70, statement=bytes(32))
+        signature = sign(nowhere.domain, voucher, PAYER_SIGNER).signature
+        held = replace(held, currency=nowhere.name, voucher=voucher, signature=signature)
+        url, words = house.chain.url, "escrow"
+    look = ["watchtower", str(write(tmp_path / "a.vouchers", held)), "--rpc", url, "--dry-run", "--once"]
+    program = [sys.executable, "-m", "hansa", *look]
+    done = await trio.run_process(program, check=False, capture_stdout=True, capture_stderr=True)
+    said = done.stderr.decode().splitlines()
+    assert (done.returncode, len(said)) == (2, 2), "no traceback"
+    assert words in said[0]
+    assert said[1].startswith("hint: ")
 
 
 async def test_somebody_has_to_pay_the_fees_of_a_claim(house: RpcHouse, tmp_path: Path) -> None:
