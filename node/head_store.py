@@ -6,7 +6,7 @@ a proof. Proofs against accounts that were dealt with are kept for ever; others 
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,10 +178,20 @@ class HeadStore:
         """Whether a proof of this lie is kept; ``name`` is its ``proof_id``."""
         return self._database.execute("SELECT 1 FROM proof WHERE id = ?", (name,)).fetchone() is not None
 
-    def proofs_against(self, account: bytes) -> int:
-        """How many proofs against an account are kept."""
-        query = "SELECT count(*) FROM proof WHERE account = ?"
-        return int(self._database.execute(query, (account,)).fetchone()[0])
+    def proofs_against(self, account: bytes, largest_bytes: int = LIMIT_BYTES) -> int:
+        """How many proofs against an account are kept, of those that are no larger than this."""
+        query = "SELECT count(*) FROM proof WHERE account = ? AND length(body) <= ?"
+        return int(self._database.execute(query, (account, largest_bytes)).fetchone()[0])
+
+    def liars(self) -> list[Address]:
+        """All accounts against which proofs are kept, in the order in which the first came."""
+        rows = self._database.execute("SELECT account FROM proof GROUP BY account ORDER BY min(rowid)")
+        return [Address(account) for (account,) in rows]
+
+    def first_proof_against(self, account: bytes) -> Equivocation:
+        """The oldest proof against an account of ``liars``."""
+        query = "SELECT body FROM proof WHERE account = ? ORDER BY rowid LIMIT 1"
+        return self._proof(self._database.execute(query, (account,)).fetchone()[0])
 
     def proofs_kept(self) -> tuple[int, int]:
         """How many proofs are kept in all, and how large they are together."""
@@ -207,10 +217,33 @@ class HeadStore:
             self._looked_at = 0
         return None
 
-    def newest_proofs(self, most: int) -> list[tuple[Address, Equivocation]]:
-        """The proofs that came last, and against whom."""
-        rows = self._database.execute("SELECT account, body FROM proof ORDER BY rowid DESC LIMIT ?", (most,))
-        return [(row[0], decode(row[1], Equivocation, limit_bytes=LIMIT_BYTES, oldest=OLDEST)) for row in rows]
+    def newest_proofs(
+        self, most: int, largest_bytes: int, *, hidden: Collection[bytes], first: Collection[bytes]
+    ) -> list[tuple[Address, Equivocation]]:
+        """The proofs that came last, one of each liar, and against whom.
+
+        Args:
+            most: how many.
+            largest_bytes: larger ones do not count.
+            hidden: accounts of which none is wanted.
+            first: accounts whose proofs come before all others: anybody can make others, and lie with them.
+        """
+        rows = self._database.execute(
+            "SELECT account, max(rowid) FROM proof WHERE length(body) <= ? GROUP BY account ORDER BY max(rowid) DESC",
+            (largest_bytes,),
+        ).fetchall()
+        wanted = [row for row in rows if row[0] not in hidden]
+        wanted.sort(key=lambda row: row[0] not in first)
+        query = "SELECT body FROM proof WHERE rowid = ?"
+        return [
+            (Address(account), self._proof(self._database.execute(query, (position,)).fetchone()[0]))
+            for account, position in wanted[:most]
+        ]
+
+    @staticmethod
+    def _proof(body: bytes) -> Equivocation:
+        proof: Equivocation = decode(body, Equivocation, limit_bytes=LIMIT_BYTES, oldest=OLDEST)
+        return proof
 
     def close(self) -> None:
         """Give the file back."""

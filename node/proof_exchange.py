@@ -90,13 +90,18 @@ class ProofExchange:
     def found(self, proof: Equivocation) -> None:
         """A proof was found here, kept, and told to the engine: hand it on, unless its liar is known for one."""
         liar = accused(proof)
-        if self._heads.proofs_against(liar) == 1:
+        # One that is too large to be handed on is none that others know.
+        if self._heads.proofs_against(liar, MOST_BYTES) == 1 or self._heads.proofs_against(liar) == 1:
             self._hand_on(proof, liar, self._found, besides=self._account)
 
     def _hand_on(self, proof: Equivocation, liar: bytes, rate: PeerRate, *, besides: bytes) -> None:
         data = encode(proof)
         if len(data) > MOST_BYTES:
             self.counters["proofs: one that is too large to be handed on"] += 1
+            return
+        # Before it is looked who might be told: that costs more than all of the check.
+        if not rate.admits(b"", self._now_ms()):
+            self.counters["proofs: more than are handed on in a time"] += 1
             return
         hidden = {self._account, liar, besides}
         name = proof_id(proof)
@@ -110,23 +115,20 @@ class ProofExchange:
         )
         partners.sort(key=lambda to: to not in connected)
         told = list(dict.fromkeys(partners[:MOST_PARTNERS] + connected))
-        if not told:
-            return
-        if not rate.admits(b"", self._now_ms()):
-            self.counters["proofs: more than are handed on in a time"] += 1
-            return
         for to in told[:MOST_TOLD]:
             self._bring(to, data, liar)
 
     def show(self, send: Send) -> None:
-        """Something about money goes to an account: the first time, it gets the newest proofs too."""
+        """Something about money goes to an account: the first time, it gets the newest proofs too.
+
+        Those against accounts with which this node dealt come first: strangers can make ever new accounts of their lie.
+        """
         if not isinstance(send.message, MOVES_MONEY) or send.to == self._account or send.to in self._shown:
             return
         self._shown.add(send.to)
-        for liar, proof in self._heads.newest_proofs(MOST_SHOWN):
-            data = encode(proof)
-            if liar not in (send.to, self._account) and len(data) <= MOST_BYTES:
-                self._bring(send.to, data, liar)
+        hidden, first = (send.to, self._account), frozenset(self._partners())
+        for liar, proof in self._heads.newest_proofs(MOST_SHOWN, MOST_BYTES, hidden=hidden, first=first):
+            self._bring(send.to, encode(proof), liar)
 
     def _bring(self, to: bytes, data: bytes, liar: bytes) -> None:
         message = ProofSent(proof=data)
@@ -136,10 +138,10 @@ class ProofExchange:
     def tell_again(self, known: Collection[bytes]) -> None:
         """After a start: the daemon may have ended between keeping a proof and writing down what it means."""
         told = {*known, self._account}
-        for liar, proof, _ in self._heads.proofs():
+        for liar in self._heads.liars():
             if liar not in told:
-                told.add(liar)
-                self._tell(EquivocationProven(account=liar, words=in_words(proof), at_ms=self._now_ms()))
+                words = in_words(self._heads.first_proof_against(liar))
+                self._tell(EquivocationProven(account=liar, words=words, at_ms=self._now_ms()))
 
     # What this node hears.
 
@@ -163,10 +165,13 @@ class ProofExchange:
             # It bears this node's own signatures: its ledger was rolled back, or its key is not its own any more.
             self.counters["proofs: A PROOF AGAINST OURSELVES"] += 1
             return
-        if self._heads.proofs_against(liar) or not self._has_room_for(liar):
+        is_known = self._heads.proofs_against(liar) > 0
+        if self._heads.proofs_against(liar, MOST_BYTES) or not self._has_room_for(liar):
             return
-        self._heads.keep_proof(proof, self._now_ms())
-        self._tell(EquivocationProven(account=liar, words=in_words(proof), at_ms=self._now_ms()))
+        if self._heads.keep_proof(proof, self._now_ms()) is None:
+            return
+        if not is_known:
+            self._tell(EquivocationProven(account=liar, words=in_words(proof), at_ms=self._now_ms()))
         self.counters["proofs: brought by others and true"] += 1
         self._hand_on(proof, liar, self._passed, besides=sender)
 

@@ -772,7 +772,7 @@ DEFENCES = (
         beside=(
             (
                 "node/proof_exchange.py",
-                "for liar, proof in self._heads.newest_proofs(MOST_SHOWN):",
+                "for liar, proof in self._heads.newest_proofs(MOST_SHOWN, MOST_BYTES, hidden=hidden, first=first):",
                 "for liar, proof in ():",
             ),
         ),

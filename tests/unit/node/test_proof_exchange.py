@@ -351,9 +351,10 @@ def test_who_is_dealt_with_for_the_first_time_is_shown_the_newest_proofs_once(to
     assert [send.replaces for send in node.sent] == [f"proof {key(5 - n).address.hex()}" for n in range(MOST_SHOWN)]
     node.sent.clear()
     node.proofs.show(Send(to=key(5).address, message=PAID, keep_until_ms=1))
-    assert len(node.sent) == MOST_SHOWN - 1, "nobody is shown what proves its own lie"
+    assert len(node.sent) == MOST_SHOWN
+    assert f"proof {key(5).address.hex()}" not in {send.replaces for send in node.sent}, "its own lie is no news to it"
     node.proofs.show(Send(to=key(77).address, message=messages.LeaseConfirmed(lease=bytes(32)), keep_until_ms=1))
-    assert len(node.sent) == MOST_SHOWN - 1
+    assert len(node.sent) == MOST_SHOWN
 
 
 def test_a_proof_that_was_kept_right_before_the_daemon_died_is_told_after_the_start(town):
@@ -372,3 +373,82 @@ def test_a_proof_too_large_for_a_message_stays_where_it_was_found(town, monkeypa
     node.find(lie(1))
     assert not node.sent
     assert node.proofs.counters["proofs: one that is too large to be handed on"] == 1
+
+
+def test_strangers_with_lies_of_their_own_do_not_hide_what_a_partner_did(town):
+    node = town.add(BUYER_KEY)
+    node.partners = {key(1).address}
+    node.find(lie(1))
+    node.refused = {key(1).address}
+    for number in range(100, 180):
+        node.proofs.hear(key(2_000 + number).address, told(number))
+    node.proofs.show(Send(to=OTHER, message=PAID, keep_until_ms=1))
+    shown = [send.replaces for send in node.sent if send.to == OTHER]
+    assert len(shown) == MOST_SHOWN
+    assert f"proof {key(1).address.hex()}" in shown
+
+
+def test_one_who_lies_often_does_not_hide_another(town):
+    node = town.add(BUYER_KEY)
+    node.partners = {key(1).address, key(2).address}
+    node.find(lie(2))
+    for size in range(1, 9):
+        node.find(lie(1, size=size))
+    node.refused = node.partners
+    node.proofs.show(Send(to=OTHER, message=PAID, keep_until_ms=1))
+    shown = {send.replaces for send in node.sent if send.to == OTHER}
+    assert shown == {f"proof {key(number).address.hex()}" for number in (1, 2)}
+
+
+def test_who_lies_in_a_proof_too_large_to_be_handed_on_is_told_of_by_its_next_lie(town, monkeypatch):
+    node = town.add(BUYER_KEY)
+    node.partners = {key(3).address}
+    monkeypatch.setattr(proof_exchange, "MOST_BYTES", len(encode(lie(1))))
+    large = lie(1, size=1 << 40)
+    assert len(encode(large)) > proof_exchange.MOST_BYTES
+    node.find(large)
+    assert not node.sent
+    node.find(lie(1))
+    assert [send.message for send in node.sent] == [told(1)]
+    node.find(lie(1, size=6))
+    node.find(lie(1, size=1 << 41))
+    assert len(node.sent) == 1, "of one liar one proof is enough"
+    node.proofs.show(Send(to=OTHER, message=PAID, keep_until_ms=1))
+    assert [(send.to, send.message) for send in node.sent[1:]] == [(OTHER, told(1, size=6))], "the newest that fits"
+
+
+def test_a_proof_that_fits_is_taken_from_others_though_a_larger_one_was_found_here(town, monkeypatch):
+    node = town.add(BUYER_KEY)
+    node.partners = {key(3).address, key(4).address}
+    monkeypatch.setattr(proof_exchange, "MOST_BYTES", len(encode(lie(1))))
+    for size in range(MOST_OF_ONE):
+        node.heads.keep_proof(lie(1, size=(1 << 40) + size), NOW_MS)
+    node.proofs.hear(key(3).address, told(1))
+    assert not node.sent, "so many of one are kept, and no more"
+    node.heads.drop_oldest_proof(lambda _: False)
+    for _ in range(2):
+        node.proofs.hear(key(3).address, told(1))
+    assert [send.to for send in node.sent] == [key(4).address]
+    assert not node.proven, "the engine knows it since the first"
+
+
+def test_what_may_not_be_handed_on_now_costs_no_search_for_whom_to_tell(town):
+    node = town.add(BUYER_KEY)
+    asked = []
+    node.connected = [key(3).address]
+    node.proofs._partners = lambda: asked.append(1) or ()
+    for number in range(PASSED_AT_ONCE + 20):
+        node.proofs.hear(key(2_000 + number).address, told(number))
+    assert len(asked) == PASSED_AT_ONCE
+
+
+def test_a_start_reads_the_proofs_of_those_alone_that_the_engine_does_not_know(town, monkeypatch):
+    node = town.add(BUYER_KEY)
+    for number in range(20):
+        node.heads.keep_proof(lie(number), NOW_MS)
+    read = []
+    decode = head_store.decode
+    monkeypatch.setattr(head_store, "decode", lambda *args, **limits: read.append(1) or decode(*args, **limits))
+    node.proofs.tell_again([key(number).address for number in range(19)])
+    assert node.believes() == [key(19).address]
+    assert len(read) == 1
