@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from integration.sandbox_harness import need_sandbox
+from kit.marked_processes import living, new_mark, nothing_lives
 
 SLEEPS_S = 300
 # The longest that a config file may give a program is shorter than what a slow machine needs to stop.
@@ -41,18 +42,6 @@ def place() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def living(mark: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            found += [int(entry.name)] * (mark.encode() in words)
-    return found
-
-
 def wait_until_it_lives(mark: str) -> None:
     deadline = time.monotonic() + 60
     while not living(mark):
@@ -62,7 +51,7 @@ def wait_until_it_lives(mark: str) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_daemon_stops_while_its_pricing_program_sleeps_and_nothing_is_left(place: Path, how: signal.Signals) -> None:
-    data, mark = place / "node", f"hansa-{os.getpid()}-{time.monotonic_ns()}"
+    data, mark = place / "node", new_mark()
     program = place / "price"
     program.write_text(f"#!/bin/sh\n/bin/sh -c 'sleep {SLEEPS_S}' {mark} &\n/bin/sh -c 'sleep {SLEEPS_S}' {mark}\n")
     program.chmod(0o755)
@@ -85,10 +74,7 @@ def test_a_daemon_stops_while_its_pricing_program_sleeps_and_nothing_is_left(pla
         daemon.send_signal(how)
         daemon.wait(60)
         assert time.monotonic() - began < 60
-        deadline = time.monotonic() + 20
-        while left := living(mark):
-            assert time.monotonic() < deadline, f"left behind: {left}"
-            time.sleep(0.1)
+        nothing_lives(mark)
     finally:
         for process in (daemon, asking):
             if process is not None:

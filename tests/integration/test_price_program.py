@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from kit.marked_processes import give_up_when_it_lives, living, new_mark, nothing_lives, sleeper_and_sleep
 from kit.small_market import device
 from kit.trading import NOW_MS, PRICE, tender
 
@@ -155,7 +155,7 @@ def test_it_reads_what_its_owner_lists_and_cannot_write_it(place):
 
 
 def test_one_that_takes_too_long_is_ended_with_all_that_it_started(place):
-    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
+    mark = new_mark()
     asked = program(
         place,
         f"""
@@ -169,29 +169,7 @@ def test_one_that_takes_too_long_is_ended_with_all_that_it_started(place):
         timeout_ms=2_000,
     )
     assert failure(asked) == "it took too long"
-    _nothing_lives(mark)
-
-
-def _living(mark):
-    return [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and mark in _words(entry)]
-
-
-def _nothing_lives(mark):
-    for _ in range(200):
-        left = _living(mark)
-        if not left:
-            return
-        time.sleep(0.05)
-    for entry in left:
-        os.kill(int(entry.name), signal.SIGKILL)
-    pytest.fail("something that it started lives on")
-
-
-def _words(entry):
-    try:
-        return (entry / "cmdline").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    nothing_lives(mark)
 
 
 @pytest.mark.parametrize(
@@ -303,28 +281,12 @@ def test_an_honest_buyer_is_heard_while_strangers_flood_and_so_is_the_owner(plac
 
 
 def test_who_gives_up_ends_the_program_at_once_with_all_that_it_started(place):
-    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
-    asked = program(
-        place,
-        f"""
-        import subprocess, time
-        subprocess.Popen(["/bin/sh", "-c", "sleep 300", "{mark}"], start_new_session=True)
-        time.sleep(300)
-        """,
-        timeout_ms=200_000,
-    )
-
-    async def give_up():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(asked.ask, {}, 2)
-            while not _living(mark):  # noqa: ASYNC110 - another process is waited for
-                await trio.sleep(0.05)
-            nursery.cancel_scope.cancel()
-
+    mark = new_mark()
+    asked = program(place, sleeper_and_sleep(mark), timeout_ms=200_000)
     began = time.monotonic()
-    trio.run(give_up)
+    give_up_when_it_lives(mark, asked.ask, {}, 2)
     assert time.monotonic() - began < 60
-    _nothing_lives(mark)
+    nothing_lives(mark)
 
 
 def test_a_room_whose_maker_has_ended_is_not_begun():
@@ -420,18 +382,18 @@ def test_the_doctor_says_whether_it_can_run_and_what_to_do(place):
 
 def test_whenever_it_is_ended_nothing_of_its_room_is_left(place):
     """Also in the moments in which bubblewrap has begun and its own first process is not yet bound to its life."""
-    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
+    mark = new_mark()
     order = RoomOrder(command=("/bin/sh", "-c", "sleep 300", mark), shown=(), cpu_s=10)
     for tried in range(30):
         ends = [os.pipe() for _ in range(4)]
         room = OwnRoom(order, [ends[0][0], ends[1][1], ends[2][1], ends[3][1]])
-        while not _living(mark):
+        while not living(mark):
             pass
         time.sleep(tried % 3 * 0.001)
         room.close()
         for end in (end for pair in ends for end in pair):
             os.close(end)
-    _nothing_lives(mark)
+    nothing_lives(mark)
 
 
 @pytest.mark.parametrize(

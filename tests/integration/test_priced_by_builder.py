@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from kit.marked_processes import give_up_when_it_lives, living, new_mark, nothing_lives, sleeper_and_sleep
 
 from hansa.market.pricing_rule import PricingRule
 from hansa.node.price_process import BuildersRoom, ProgramFailed, RoomOrder, read_order
@@ -120,54 +120,16 @@ def test_its_limits_are_the_same(house, builder, text, words, outcome):
     assert fault.outcome == outcome
 
 
-def living(mark):
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                found += [int(entry.name)] * (mark.encode() in (entry / "cmdline").read_bytes())
-            except OSError:
-                continue
-    return found
-
-
-def nothing_lives(mark):
-    deadline = time.monotonic() + 12
-    while left := living(mark):
-        if time.monotonic() > deadline:
-            for number in left:
-                os.kill(number, signal.SIGKILL)
-            pytest.fail("something that it started lives on")
-        time.sleep(0.05)
-
-
 def test_who_gives_up_ends_it_with_all_that_it_started(house, builder):
-    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
-    asked = program(
-        house,
-        builder,
-        f"""
-        import subprocess
-        subprocess.Popen(["/bin/sh", "-c", "sleep 300", "{mark}"], start_new_session=True)
-        time.sleep(300)
-        """,
-        timeout_ms=10_000,
-    )
-
-    async def give_up():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(asked.ask, {}, 1)
-            while not living(mark):  # noqa: ASYNC110 - another process is waited for
-                await trio.sleep(0.05)
-            nursery.cancel_scope.cancel()
-
-    trio.run(give_up)
+    mark = new_mark()
+    asked = program(house, builder, sleeper_and_sleep(mark), timeout_ms=10_000)
+    give_up_when_it_lives(mark, asked.ask, {}, 1)
     nothing_lives(mark)
 
 
 def test_a_daemon_that_is_killed_leaves_none_behind(house, builder):
     """The connection closes with its owner, however that ends: here the owner is one socket."""
-    mark = f"hansa-{os.getpid()}-{time.monotonic_ns()}"
+    mark = new_mark()
     ends = [os.pipe() for _ in range(4)]
     order = RoomOrder(command=("/bin/sh", "-c", "sleep 300", mark), shown=(), cpu_s=10)
     room = BuildersRoom(builder, order, [ends[0][0], ends[1][1], ends[2][1], ends[3][1]])
