@@ -11,7 +11,7 @@ from hansa.market.scoring import Scored
 from hansa.market.track_record import Record, Trial
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.market_documents import Award, Bid, Decline, Tender
-from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Uint32, UnixMs
+from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Line, Uint32, UnixMs
 from hansa.proto.workload import Workload
 
 SILENT = "did not confirm in time"
@@ -79,6 +79,7 @@ class Purchase:
         most_each: how many shards of the job one provider may have; 0 for any number.
         only_bids: when bidding is closed everybody is let go, and what was bid is shown.
         elsewhere: how many of its other shards each provider had when the tender went out, if that is limited.
+        undelivered: who never got the tender, and why not.
         reason: why it ended as it did.
     """
 
@@ -106,6 +107,7 @@ class Purchase:
     most_each: Uint32 = 0
     only_bids: bool = False
     elsewhere: Mapping[Address, Uint32] = field(default_factory=dict)
+    undelivered: Mapping[Address, Line] = field(default_factory=dict)
     reason: str = ""
 
     @property

@@ -31,9 +31,11 @@ BID = "bid"
 EXCLUDED = "excluded"
 DECLINED = "declined"
 NO_ANSWER = "silent"
+UNREACHED = "unreached"
 DESERTED = "deserted"
 NOT_ASKED = "not asked"
-OUTCOMES = (BID, EXCLUDED, DECLINED, DESERTED, NO_ANSWER, NOT_ASKED)
+QUIET = (NO_ANSWER, UNREACHED)
+OUTCOMES = (BID, EXCLUDED, DECLINED, DESERTED, NO_ANSWER, UNREACHED, NOT_ASKED)
 
 PRICE = "price"
 """The price of one device and hour, in the currency: the one thing of which a change is told as a difference."""
@@ -135,7 +137,8 @@ def answers_of(purchases: Iterable[Purchase]) -> tuple[Answer, ...]:
     newest: dict[bytes, Answer] = {}
     for bought in purchases:
         for answer in _answers_to(bought):
-            if answer.outcome != NO_ANSWER or answer.provider not in newest:
+            known = newest.get(answer.provider)
+            if answer.outcome not in QUIET or known is None or known.outcome in QUIET:
                 newest[answer.provider] = answer
     return tuple(newest.values())
 
@@ -163,6 +166,8 @@ def _answers_to(bought: Purchase) -> Iterable[Answer]:
                 relaxation=decline.relaxation,
                 shortfalls=(busy(bought.tender.requirements.devices),) if waits else decline.shortfalls,
             )
+        elif why := bought.undelivered.get(account, ""):
+            yield Answer(provider=account, outcome=UNREACHED, reason=why)
         else:
             yield Answer(provider=account, outcome=NO_ANSWER, reason="it did not answer before bidding closed")
 
@@ -449,6 +454,7 @@ def _summary(wanted: int, eligible: int, answers: Sequence[Answer], reason: str)
             DECLINED: "declined",
             DESERTED: "won and did not confirm",
             NO_ANSWER: "did not answer",
+            UNREACHED: "never got the tender",
         }
         told = ", ".join(f"{counted[outcome]} {text}" for outcome, text in words.items() if counted[outcome])
         said = f"{_providers(asked)} {'was' if asked == 1 else 'were'} asked: {told}." if asked else "Nobody was asked."

@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from hansa.market.effects import clipped
+from hansa.market.effects import Send, clipped
 from hansa.market.purchase_state import ENDED_BADLY, TAKEN_BACK, WITHOUT_FAULT
 from hansa.node.blob_exchange import FetchFailed
 from hansa.node.blob_shelf import BlobMissing, NoRoom
 from hansa.node.blobs import BlobStore
 from hansa.node.checkpoint_check import fault_of
 from hansa.node.directory import Stranger
-from hansa.node.events import BlobFetched, BlobNotFetched, NobodyFits, RoundNotReduced, RoundReduced, TenderPrepared
+from hansa.node.events import (
+    BlobFetched,
+    BlobNotFetched,
+    NobodyFits,
+    RoundNotReduced,
+    RoundReduced,
+    TenderPrepared,
+    TenderUndelivered,
+)
 from hansa.node.mirror_tasks import while_wanted
 from hansa.node.queueing import has_asked, places
 from hansa.node.reduce import Reduced, reduce_round
@@ -26,7 +34,10 @@ from hansa.node.sealing import BlobKey, ContentKey, SealBroken, seal
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import Tender
+from hansa.proto.messages import TenderSent
+from hansa.proto.network import DOMAIN
 from hansa.proto.sealed import is_sealed
+from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import FetchWanted, TenderWanted
 from hansa.scheduler.job_queue import due_ms, is_too_late
 from hansa.scheduler.job_state import Checkpoint, Job, Shard
@@ -140,6 +151,14 @@ def unwelcome(state: NodeState, wanted: TenderWanted) -> set[bytes]:
         return deserters
     left = (ENDED_BADLY, TAKEN_BACK, WITHOUT_FAULT)
     return deserters | {entry.provider for bought in ours for entry in bought.placements if entry.why in left}
+
+
+def tell_undelivered(daemon: "Daemon", send: Send, why: str) -> None:
+    """A message could not be brought. Of a tender its job wants to know: who never got it was not silent."""
+    if isinstance(send.message, TenderSent):
+        tender = digest(DOMAIN, send.message.tender.document)
+        why = clipped(why, LONGEST_REASON_BYTES)
+        daemon.tell(TenderUndelivered(tender=tender, provider=send.to, why=why, at_ms=daemon.now_ms()))
 
 
 async def fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:

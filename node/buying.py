@@ -41,6 +41,7 @@ from hansa.node.events import (
     RoundNotReduced,
     RoundReduced,
     TenderPrepared,
+    TenderUndelivered,
 )
 from hansa.node.lines import company_of, lines_to, pace_of
 from hansa.node.speeds import trials_of
@@ -125,6 +126,16 @@ def open_tender(state: NodeState, event: TenderPrepared) -> Effects:
     step = purchase.open_purchase(begun, event.at_ms)
     state.begin("purchase", state.purchases, tender_digest, step.state)
     return follow_purchase(state, tender_digest, step.effects)
+
+
+def note_undelivered(state: NodeState, event: TenderUndelivered) -> Effects:
+    """Somebody who was invited never got the tender: that is another thing than to be silent."""
+    bought = state.purchases.get(event.tender)
+    if bought is None or event.provider not in bought.silent:
+        state.ignore("purchase", "a tender that was not delivered to nobody who is waited for")
+        return []
+    state.purchases[event.tender] = replace(bought, undelivered={**bought.undelivered, event.provider: event.why})
+    return []
 
 
 def _had_elsewhere(of: Job, shards: Sequence[int]) -> dict[bytes, int]:

@@ -24,6 +24,7 @@ from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.book import Book
 from hansa.node.bulk import make_bulk
+from hansa.node.buyer_tasks import tell_undelivered
 from hansa.node.chain_settling import ChainSettler, settler_for
 from hansa.node.config import Config
 from hansa.node.courier import Courier
@@ -419,7 +420,7 @@ class Daemon:
 
     def _trade_words_and_blobs(self) -> None:
         """Messages of the market both ways; blobs; the keys of sealed ones."""
-        self.outbox = Outbox(self.net, self.directory, self.account, now_ms)
+        self.outbox = Outbox(self.net, self.directory, self.account, now_ms, partial(tell_undelivered, self))
         meter = LineMeter(self._line_measured)
         self.bulk = make_bulk(self.net, self.store, self._may_fetch, meter)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch, self.bulk, meter)

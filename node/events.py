@@ -252,6 +252,16 @@ class TenderPriced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenderUndelivered:
+    """Bidding is over, and somebody who was invited never got the tender; the reason is for people."""
+
+    tender: Bytes32
+    provider: Address
+    why: Line
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NobodyFits:
     """A tender was wanted and not sent: nobody that is known would fit, or it could not end in time."""
 
@@ -388,6 +398,7 @@ NodeEvent = (
     | JobCancelled
     | JobToppedUp
     | TenderPrepared
+    | TenderUndelivered
     | NobodyFits
     | RoomAppeared
     | TenderPriced

@@ -30,6 +30,7 @@ MOST_FAULTS = 20
 """How often the other side may fail over one message. It may be in the middle of a restart; but what it can never take
 must not stand before everything else for ever."""
 NO_ROOM = "busy"
+UNREACHED = "its node could not be reached in time"
 
 Lane = tuple[bytes, str]
 """A queue: to which account, and for what: what jobs print, and debts, of which the other side takes only so many."""
@@ -39,8 +40,16 @@ PRINTED, DEBTS, REST = "printed", "debts", "rest"
 class Outbox:
     """The queues."""
 
-    def __init__(self, net: Net, directory: Directory, key: SigningKey, now_ms: Callable[[], int]) -> None:
-        """``key`` signs what machines left unsigned."""
+    def __init__(
+        self,
+        net: Net,
+        directory: Directory,
+        key: SigningKey,
+        now_ms: Callable[[], int],
+        lost: Callable[[Send, str], None] | None = None,
+    ) -> None:
+        """``key`` signs what machines left unsigned; ``lost`` is told what could not be brought, and why not."""
+        self._lost = lost
         self._market = Spoken(net, (MARKET, OLDER_MARKET), now_ms)
         self._directory = directory
         self._key = key
@@ -87,12 +96,16 @@ class Outbox:
     async def _bring_all(self, lane: Lane) -> None:
         queue = self._queues[lane]
         while queue:
-            self.delivered += await self._bring(queue[0], lane)
-            queue.pop(0)
+            why = await self._bring(queue[0], lane)
+            self.delivered += not why
+            send = queue.pop(0)
+            if why and self._lost is not None:
+                self._lost(send, why)
         del self._queues[lane]
 
-    async def _bring(self, send: Send, lane: Lane) -> bool:
-        """One message, until it is there, or pointless. Answers whether it is there."""
+    async def _bring(self, send: Send, lane: Lane) -> str:
+        """One message, until it is there, or pointless. Answers why it is not there; nothing if it is."""
+        why = UNREACHED
         message = sealed(send.message, self._key)
         pause_s, refusals, faults = FIRST_PAUSE_S, 0, 0
         while self._now_ms() <= send.keep_until_ms:
@@ -103,28 +116,31 @@ class Outbox:
                 )
             except NotInOlder:
                 self.counters[f"outbox: an older node knows no {type(message).__name__}"] += 1
-                return False
+                return "its node is of an older version, which does not know this"
             except TooBig:
                 self.counters["outbox: message over its limit"] += 1
-                return False
+                return "it is larger than its node takes"
             except Refused as fault:
                 refusals += not fault.why.startswith(NO_ROOM)
                 self.counters["outbox: refused"] += 1
+                why = f"its node refused to take it: {fault.why}"
                 if refusals >= MOST_REFUSALS:
-                    return False
+                    return why
             except RemoteFault:
                 faults += 1
                 self.counters["outbox: not taken"] += 1
+                why = "its node failed over it"
                 if faults >= MOST_FAULTS:
-                    return False
+                    return why
             except (NetError, Stranger):
                 self.counters["outbox: not reached"] += 1
+                why = UNREACHED
             else:
-                return True
+                return ""
             await self._pause(lane, pause_s)
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
         self.counters["outbox: out of date"] += 1
-        return False
+        return why
 
     async def _pause(self, lane: Lane, pause_s: float) -> None:
         event = self._kicks[lane] = trio.Event()

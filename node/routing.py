@@ -51,6 +51,7 @@ from hansa.node.events import (
     Started,
     TenderPrepared,
     TenderPriced,
+    TenderUndelivered,
     TimeCame,
 )
 from hansa.node.filing import filed
@@ -100,6 +101,8 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
             return buying.top_up
         case TenderPrepared():
             return buying.open_tender
+        case TenderUndelivered():
+            return buying.note_undelivered
         case NobodyFits():
             return queueing.take_nobody
         case RoomAppeared():

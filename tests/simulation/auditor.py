@@ -13,7 +13,7 @@ from simulation.parts import WHOLE, check_charges, check_promises, part_milli
 
 from hansa.market.firm_leases import is_forfeited
 from hansa.market.ledger import Ledger, fold
-from hansa.market.why import BID
+from hansa.market.why import BID, NO_ANSWER
 from hansa.node import events
 from hansa.node.market_views import why_view
 from hansa.node.state import NodeState
@@ -31,6 +31,8 @@ from hansa.scheduler.job_spec import JobSpec
 
 ENDED_JOB = ("succeeded", "failed", "cancelled")
 ENDED_SALE = ("settled", "lapsed", "declined", "stopped", "unpaid")
+FIRST_LIFE = 1
+"""Of a daemon that was never started again."""
 ENDED_PURCHASE = ("settled", "unfilled", "cancelled")
 LONGEST_STEP_MS = 1_600
 STOP_GRACE_MS = 3_000
@@ -66,6 +68,7 @@ class Auditor:
         self.released: set[bytes] = set()
         self.unpaid_between_honest = 0
         self.unfilled_jobs = 0
+        self.called: set[tuple[bytes, str]] = set()
         self.orders: dict[bytes, messages.RunOrdered] = {}
         self.mirrored: set[tuple[bytes, Any]] = set()
         self.given_up: dict[bytes, tuple[int, int]] = {}
@@ -275,6 +278,11 @@ class Auditor:
             assert view["summary"]
             assert {answer["provider"] for answer in view["answers"]} == asked
             assert all(answer["reason"] or answer["outcome"] == BID for answer in view["answers"])
+            waiting = {checksum_address(letter.to) for letter in node.letters()}
+            for answer in view["answers"]:
+                # A daemon that died forgets what it could not bring, and says it again only as long as bidding is open.
+                if answer["outcome"] == NO_ANSWER and node.life == FIRST_LIFE and answer["provider"] not in waiting:
+                    assert (key, answer["provider"]) in self.called, "who never got a tender is said to be silent"
 
     def _check_vouchers(self, node: Any) -> None:
         """What an honest buyer signed: each voucher's sum is its receipt's lines, each line its lease's price."""

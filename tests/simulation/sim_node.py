@@ -32,8 +32,10 @@ from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import Device, Tender
-from hansa.proto.messages import Direct
-from hansa.proto.signing import Signed, SigningKey, check
+from hansa.proto.messages import Direct, TenderSent
+from hansa.proto.network import DOMAIN
+from hansa.proto.signing import Signed, SigningKey, check, checksum_address
+from hansa.proto.typed_data import digest
 from hansa.scheduler import job_events, rounds, run
 from hansa.scheduler.mirror import FetchCopy
 
@@ -394,12 +396,21 @@ class SimNode:
         self._outbox[letter.number] = letter
         self._try(letter.number, self.life)
 
+    def letters(self) -> list[Letter]:
+        """What waits to be brought."""
+        return list(self._outbox.values())
+
     def _try(self, number: int, life: int) -> None:
         letter = self._outbox.get(number)
         if self.engine is None or life != self.life or letter is None:
             return
         if letter.keep_until_ms < self.now_ms():
             del self._outbox[number]
+            # What liars send may be no message at all.
+            message = decode(letter.body, Direct, limit_bytes=MESSAGE_BYTES) if self.honest else None
+            if isinstance(message, TenderSent):
+                called, why = digest(DOMAIN, message.tender.document), "its node could not be reached in time"
+                self.hear(events.TenderUndelivered(tender=called, provider=letter.to, why=why, at_ms=self.now_ms()))
             return
         letter.tries += 1
         receiver = self.market.nodes[letter.to]
@@ -428,6 +439,8 @@ class SimNode:
             self.strikes += 1
             assert not self.market.nodes[sender].honest, f"an honest node sent what is no message: {fault}"
             return
+        if isinstance(message, TenderSent):
+            self.market.auditor.called.add((message.tender.document.job, checksum_address(self.account)))
         self.hear(events.MessageArrived(sender=sender, message=message, at_ms=self.now_ms()), acknowledge)
 
 

@@ -34,6 +34,7 @@ from hansa.market.why import (
     EXCLUDED,
     NO_ANSWER,
     NOT_ASKED,
+    UNREACHED,
     Answer,
     Relaxation,
     answers_of,
@@ -242,6 +243,17 @@ def test_what_the_tenders_of_a_job_heard_is_merged_and_the_newest_word_of_each_c
     answers = {answer.provider: answer for answer in answers_of([one, two])}
     assert answers[PROVIDER].outcome == BID
     assert answers[OTHER].outcome == EXCLUDED, "a silence does not undo what was said"
+    three = bought(tender(nonce=b"3" * 32), undelivered={OTHER: "its node is away", THIRD: "its node is away"})
+    answers = {answer.provider: answer for answer in answers_of([one, two, three])}
+    assert answers[OTHER].outcome == EXCLUDED, "nor does a tender that never came"
+    alone = {answer.provider: answer for answer in answers_of([three])}
+    assert (alone[THIRD].outcome, alone[THIRD].reason) == (UNREACHED, "its node is away")
+    assert alone[PROVIDER].outcome == NO_ANSWER
+    both = [bought(tender(nonce=b"4" * 32)), three]
+    for order in (both, both[::-1]):
+        newest = {answer.provider: answer.outcome for answer in answers_of(order)}
+        assert newest[THIRD] == (UNREACHED if order[-1] is three else NO_ANSWER)
+    assert "2 never got the tender" in explain(wanted=1, eligible=0, answers=tuple(alone.values())).summary
 
 
 def test_who_won_and_did_not_confirm_is_told_apart():

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from kit.memory_net import MemoryHub
 from kit.memory_party import advert_of, party
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, JOB, PRICE, needs, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, PRICE, needs, spec
 
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.why import BUSY
 from hansa.node import market_views
 from hansa.node.book import Book
-from hansa.node.events import JobCancelled
+from hansa.node.events import JobCancelled, TenderUndelivered
 from hansa.node.state import NodeState, restored, snapshot
 from hansa.node.tender_log import MOST_DECLINED, tenders_view
 from hansa.proto.market_documents import Shortfall
-from hansa.proto.messages import BidSent
+from hansa.proto.messages import BidSent, DeclineSent
 from hansa.proto.signing import SigningKey, checksum_address
 from hansa.proto.units import price_per_hour_to_e18
 from hansa.scheduler.job_spec import JobSpec
@@ -171,6 +171,33 @@ def test_the_bids_of_a_job_are_shown_with_their_terms_and_what_the_choice_cost()
         assert sum(round(float(bid[name]) * 10**6) for name in terms) == round(float(bid["expected_cost"]) * 10**6)
     assert "the cheapest for the hour too" in tender["choice"]
     assert tender["extra_per_hour"] == "0.000000"
+
+
+def test_who_never_got_the_tender_is_told_from_who_was_silent() -> None:
+    made = market_of([{"devices": 1}, {"devices": 1}], spec(shards=2))
+    away, answered = (provider_key(number).address for number in (0, 1))
+    made.submit(BUYER, job=b"k" * 32, of=spec(shards=1))
+    made.lost = lambda to, message: to == away or isinstance(message, BidSent | DeclineSent)
+    made.tender(BUYER, (away, answered), job=b"k" * 32, nonce=b"k" * 32)
+    ((key, bought),) = ((key, each) for key, each in state_of(made).purchases.all() if each.tender.job == b"k" * 32)
+    for provider in (away, OTHER):
+        made.take(BUYER, TenderUndelivered(tender=key, provider=provider, why="it is away", at_ms=made.now_ms))
+    made.take(BUYER, TenderUndelivered(tender=bytes(32), provider=away, why="it is away", at_ms=made.now_ms))
+    noted = state_of(made).purchases.get(key)
+    assert noted is not None
+    assert noted.undelivered == {away: "it is away"}, "of those alone who are waited for"
+    made.pass_time(2_000, BUYER)
+    assert bought.phase == "tendering"
+    of = state_of(made).jobs.get(b"k" * 32)
+    view = plain(market_views.why_view(state_of(made), of))
+    said = {answer["provider"]: (answer["outcome"], answer["reason"]) for answer in view["answers"]}
+    assert said == {
+        checksum_address(away): ("unreached", "it is away"),
+        checksum_address(answered): ("silent", "it did not answer before bidding closed"),
+    }
+    assert "1 did not answer, 1 never got the tender" in view["summary"]
+    made.restart(BUYER)
+    assert plain(market_views.why_view(state_of(made), state_of(made).jobs.get(b"k" * 32))) == view
 
 
 def test_a_provider_learns_why_it_declined_and_why_it_lost() -> None:

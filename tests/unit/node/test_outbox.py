@@ -15,7 +15,7 @@ from kit.older_peer import OlderPeer
 from hansa.market.effects import Send, unsigned
 from hansa.node import outbox as outbox_module
 from hansa.node.net import Context, Refused
-from hansa.node.outbox import MOST_FAULTS, MOST_REFUSALS, Outbox
+from hansa.node.outbox import MOST_FAULTS, MOST_REFUSALS, UNREACHED, Outbox
 from hansa.proto.codec import decode
 from hansa.proto.documents import Payment, Voucher
 from hansa.proto.messages import (
@@ -74,10 +74,14 @@ async def sender(hub: MemoryHub, *receivers: Receiver) -> AsyncIterator[Outbox]:
         for each in receivers:
             who.knows(each.who)
             who.directory.hint(each.who.account.address, each.who.peer_id)
-        made = Outbox(who.net, who.directory, who.account, now_ms)
+        made = Outbox(who.net, who.directory, who.account, now_ms, lambda send, why: LOST.append((send, why)))
+        LOST.clear()
         await nursery.start(made.serve)
         yield made
         nursery.cancel_scope.cancel()
+
+
+LOST: list[tuple[Send, str]] = []
 
 
 def send(to: Receiver, number: int, *, keep_ms: int = LONG_MS, replaces: str = "", step: int | None = None) -> Send:
@@ -137,6 +141,7 @@ async def test_what_is_refused_again_and_again_is_dropped_and_the_next_goes_on(
         assert two.leases == [2]
         assert outbox.counters["outbox: refused"] == MOST_REFUSALS
         assert outbox.delivered == 1
+        assert [(lost.message.lease[0], why) for lost, why in LOST] == [(1, "its node refused to take it: no")]
 
 
 async def test_what_the_other_side_cannot_take_does_not_stand_before_the_rest_for_ever(
@@ -155,6 +160,7 @@ async def test_what_the_other_side_cannot_take_does_not_stand_before_the_rest_fo
         await trio.sleep(120)
         assert two.leases == [2]
         assert outbox.counters["outbox: not taken"] == MOST_FAULTS
+        assert [(lost.message.lease[0], why) for lost, why in LOST] == [(1, "its node failed over it")]
 
 
 async def test_a_message_that_is_out_of_date_is_not_brought(autojump_clock: trio.abc.Clock) -> None:
@@ -169,6 +175,7 @@ async def test_a_message_that_is_out_of_date_is_not_brought(autojump_clock: trio
         await trio.sleep(20)
         assert two.leases == [3]
         assert outbox.counters["outbox: out of date"] == 2
+        assert [(lost.message.lease[0], why) for lost, why in LOST] == [(1, UNREACHED), (2, UNREACHED)]
 
 
 async def test_a_newer_message_takes_the_place_of_the_one_that_waits(autojump_clock: trio.abc.Clock) -> None:
