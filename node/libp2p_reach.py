@@ -1,8 +1,9 @@
 """Being reachable: others are asked from where they see us and whether they can dial us; if not, relays help.
 
 Only peers that we dialled ourselves are asked, so that nobody makes himself our observer. What is believed of them is
-in ``reachability.py``. Until enough of them say that we are public there are places for us at relays; they are renewed
-in good time, and another relay is asked when one is lost.
+in ``reachability.py``. But there are routers that let in whoever was spoken to: there all observers get through, and
+nobody else. So places at relays are held until enough of them say that we are public *and* somebody has come in to whom
+we never spoke; they are renewed in good time, and another relay is asked when one is lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ class Reachability:
         self._places: dict[str, Place] = {}
         self._held: set[str] = set()
         self._look = trio.Event()
+        self._stranger_came = False
         self.forwarding: Forwarding | None = None
         self._forwarded: tuple[int, int] | None = None
         self.relay: RelayService | None = None
@@ -71,8 +73,15 @@ class Reachability:
 
     @property
     def is_public(self) -> bool:
-        """Whether enough others reached us."""
-        return self.opinions.verdict() == "public"
+        """Whether enough others reached us, and one of them to whom we had never spoken."""
+        return self.opinions.verdict() == "public" and self._stranger_came
+
+    def _on_stranger_in(self, host: str) -> None:
+        """Somebody came from the internet whom our router cannot have known. Our own outside is a neighbour of ours."""
+        if not self._stranger_came and host not in {seen for seen, _ in self.seen_at()}:
+            self._stranger_came = True
+            self._faults.count("reach.stranger_came_in")
+            self._look.set()
 
     @property
     def is_hidden(self) -> bool:
@@ -125,6 +134,7 @@ class Reachability:
         host.set_stream_handler(STOP, stop.on_stream)
         puncher = HolePuncher(swarm, self._faults, self.seen_at)
         host.set_stream_handler(DCUTR, puncher.on_stream)
+        swarm.on_stranger_in = self._on_stranger_in
         swarm.on_relayed = lambda connection: stack.soon(puncher.upgrade, connection)
         if self._config.relay:
             self.relay = RelayService(
@@ -237,6 +247,9 @@ class Reachability:
 
     async def _hold_places(self) -> None:
         self._places = {place.relay: place for place in self.places()}
+        if self.opinions.verdict() == "private":
+            # Another network than before, perhaps: who came in there says nothing of this one.
+            self._stranger_came = False
         if self.is_public or self._config.announce:
             return
         now = trio.current_time()

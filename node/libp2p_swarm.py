@@ -24,7 +24,7 @@ from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from hansa.node.allowance import Allowances
-from hansa.node.doorway import ACQUAINTED_S, Doorway
+from hansa.node.doorway import Doorway
 from hansa.node.libp2p_circuit import CircuitSocket
 from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_dialling import CIRCUITS_AT_ONCE, CIRCUITS_PER_S, Addresses, DiallingSwarm
@@ -32,7 +32,7 @@ from hansa.node.libp2p_guards import Admission, BufferedSocket, Faults
 from hansa.node.libp2p_requests import AtOnce
 from hansa.node.libp2p_tcp import Dialler, TcpStream, open_listener
 from hansa.node.libp2p_yamux import BoundedYamux
-from hansa.node.neighbourhood import household_of
+from hansa.node.neighbourhood import household_of, place_of
 from hansa.node.net import NetLimits, TlsHandler
 from hansa.proto.peer_id import parse_peer_id
 
@@ -108,8 +108,12 @@ class GuardedSwarm(DiallingSwarm):
         self.is_kept: Callable[[str], bool] = lambda _name: False
         self.at_once = AtOnce()
         self.on_relayed: Callable[[GuardedConn], None] = lambda _connection: None
+        self.on_stranger_in: Callable[[str], None] = lambda _host: None
         self.listening: list[Multiaddr] = []
         self._admission = Admission(limits, faults)
+        # One stream of a passer-by's begins in each turn of the loop, however many connections they have; the lock is
+        # held for that long, and given on in a row.
+        self.turns = trio.StrictFIFOLock()
         self._doorway = Doorway(limits, faults.count, is_here=self._has_been_here)
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
@@ -164,6 +168,8 @@ class GuardedSwarm(DiallingSwarm):
             muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer), at_the_door=caller)
             proven()
             connection = await self.add_conn(muxed, "inbound")
+            if remote and place_of(remote[0]) == "public" and not self._dialler.has_spoken_to(remote[0]):
+                self.on_stranger_in(remote[0])
             await connection.event_closed.wait()
 
         await self._let_in(caller, read_write_closer, serve)
@@ -273,7 +279,7 @@ class GuardedSwarm(DiallingSwarm):
         household = self._household(connection)
         if household and self._is_barred(connection.muxed_conn.peer_id.to_base58()):
             self._doorway.forget(household)
-        elif household and _is_acquainted(connection):
+        elif household and connection.is_acquainted:
             self._doorway.remember(household)
         if not self.live_connections(connection.muxed_conn.peer_id):
             self._on_disconnected(connection.muxed_conn.peer_id.to_base58())
@@ -287,7 +293,7 @@ class GuardedSwarm(DiallingSwarm):
         return household_of(remote[0]) if remote else ""
 
     def _has_been_here(self, household: str) -> bool:
-        return any(_is_acquainted(each) and self._household(each) == household for each in self.get_connections())
+        return any(each.is_acquainted and self._household(each) == household for each in self.get_connections())
 
     def remove_conn(self, swarm_conn: GuardedConn) -> None:
         """Strike a connection from the list."""
@@ -317,7 +323,3 @@ class GuardedSwarm(DiallingSwarm):
 
     async def notify_closed_stream(self, stream: NetStream) -> None:
         """Nobody listens, and a nursery for each stream costs."""
-
-
-def _is_acquainted(connection: GuardedConn) -> bool:
-    return trio.current_time() - connection.began_at >= ACQUAINTED_S

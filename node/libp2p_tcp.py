@@ -7,7 +7,7 @@ sockets of their own.
 
 import contextlib
 import socket
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -112,6 +112,7 @@ class Dialler:
         self._faults = faults
         self._now: Counter[str] = Counter()
         self._failed: dict[str, list[float]] = {}
+        self._spoken_to: OrderedDict[str, None] = OrderedDict()
         self._lookups = trio.CapacityLimiter(LOOKUPS)
         self._given_lookups = trio.CapacityLimiter(GIVEN_LOOKUPS)
 
@@ -126,6 +127,7 @@ class Dialler:
         fault: Exception = SwarmException("the name has no address that may be dialled")
         for found in await self._resolve(kind, host, given=given):
             try:
+                self._spoke_to(found)
                 async with self._place(found, given=given, is_punch=is_punch):
                     # Only a router's outside is worth our own port; among neighbours both would use it at once.
                     return await connect_from(
@@ -134,6 +136,16 @@ class Dialler:
             except (OSError, SwarmException) as failed:
                 fault = failed
         raise fault
+
+    def has_spoken_to(self, host: str) -> bool:
+        """Whether we ever tried a connection to this address, after which many a router lets it in."""
+        return host in self._spoken_to
+
+    def _spoke_to(self, host: str) -> None:
+        self._spoken_to[host] = None
+        self._spoken_to.move_to_end(host)
+        while len(self._spoken_to) > MOST_HOSTS:
+            self._spoken_to.popitem(last=False)
 
     async def _resolve(self, kind: str, host: str, *, given: bool) -> list[str]:
         if kind not in NAMES:

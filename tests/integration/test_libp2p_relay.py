@@ -15,7 +15,7 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from multiaddr import Multiaddr
 
-from hansa.node import libp2p_relay
+from hansa.node import libp2p_relay, libp2p_swarm
 from hansa.node.libp2p_autonat import AUTONAT, ask_for_dial_back
 from hansa.node.libp2p_circuit import reserve
 from hansa.node.libp2p_dcutr import ALL_PUNCHES_AT_ONCE, DCUTR, PUNCHES_AT_ONCE, HolePuncher
@@ -24,6 +24,7 @@ from hansa.node.libp2p_host import Libp2pNet, open_net
 from hansa.node.libp2p_relay import HOP, STOP, RelayService
 from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
 from hansa.node.net import Context, NetConfig, NetError, NetLimits, RelayLimits, Unreachable
+from hansa.node.reachability import Opinion, Opinions
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
@@ -373,6 +374,42 @@ async def test_a_liar_who_says_we_are_public_does_not_end_our_places():
         assert callee.reach().verdict == "unknown"
         assert circuits(callee)
         assert relay.reach().reservations == 1
+
+
+async def test_only_who_comes_from_where_we_never_spoke_shows_that_strangers_get_in(monkeypatch):
+    monkeypatch.setattr(libp2p_swarm, "place_of", lambda _host: "public")
+    async with open_net(NetConfig(), os.urandom(32)) as node, open_net(NetConfig(), os.urandom(32)) as other:
+        await node.connect(other.addrs()[0])
+        await until(lambda: other.counters().get("reach.stranger_came_in"))
+        await node.disconnect(other.peer_id)
+        await until(lambda: not other.is_live(node.peer_id))
+        await other.connect(node.addrs()[0])
+        await until(lambda: node.is_live(other.peer_id))
+        await node.connect(other.peer_id)
+        assert "reach.stranger_came_in" not in node.counters()
+
+
+async def test_places_are_held_until_a_stranger_came_in_and_again_where_nobody_gets_in():
+    here = ("45.33.9.2", 4077)
+
+    def all_said(reached_at: str) -> Opinions:
+        return Opinions(
+            tuple(
+                Opinion(observer=each, network=each, seen_at=here, reached_at=reached_at, at_s=trio.current_time())
+                for each in ("one", "other")
+            )
+        )
+
+    async with open_net(NetConfig(), os.urandom(32)) as node:
+        reach = node._reachability
+        reach._opinions = all_said("/ip4/45.33.9.2/tcp/4077")
+        assert node.reach().verdict == "public"
+        reach._on_stranger_in(here[0])
+        assert not reach.is_public, "a neighbour in our own house has shown nothing"
+        reach._on_stranger_in("45.33.1.1")
+        assert reach.is_public
+        reach._opinions = all_said("")
+        await until(lambda: not reach._stranger_came)
 
 
 async def test_malformed_questions_are_strikes():

@@ -145,8 +145,11 @@ class Internet:
         self.inside(name, f"ip route add default via 45.33.{number}.1")
         return Site(self, name, number, device=device)
 
-    def home(self, *, symmetric: bool = False) -> "Site":
-        """A host behind a router that lets nothing in. A symmetric one gives each connection a port of its own."""
+    def home(self, *, symmetric: bool = False, lets_in_known: bool = False) -> "Site":
+        """A host behind a router that lets nothing in. A symmetric one gives each connection a port of its own.
+
+        ``lets_in_known``: but for hosts to which the node has spoken from its own port, as many routers do.
+        """
         number = next(self._sites)
         router, name = self._namespace(f"router{number}"), self._namespace(f"home{number}")
         self._join(self.core, f"45.33.{number}.1/24", router, f"45.33.{number}.2/24")
@@ -173,6 +176,22 @@ table ip home {{
 }}
 """,
         )
+        if lets_in_known:
+            self.inside(
+                router,
+                "nft -f -",
+                stdin=f"""
+table ip known {{
+  set spoken {{ type ipv4_addr; flags dynamic,timeout; timeout 10m; }}
+  chain out {{ type filter hook postrouting priority 50; ip saddr {lan} tcp sport {PORT} add @spoken {{ ip daddr }}; }}
+  chain in {{
+    type nat hook prerouting priority -100;
+    ip daddr 45.33.{number}.2 tcp dport {PORT} ip saddr @spoken dnat to 192.168.{number}.2:{PORT};
+  }}
+}}
+""",
+            )
+            self.inside(router, "nft insert rule ip home through ct status dnat accept")
         return Site(self, name, number, device=device, router=router)
 
     def filter_core(self, rules: str) -> None:
@@ -210,7 +229,12 @@ class Site:
 
     def slow_down(self, rate: str) -> None:
         """Let no more out of here than this, e.g. ``8mbit``."""
-        self.net.inside(self.name, f"tc qdisc add dev {self.device} root tbf rate {rate} burst 64kbit latency 400ms")
+        line = f"tc qdisc replace dev {self.device} root tbf rate {rate} burst 64kbit latency 400ms"
+        self.net.inside(self.name, line)
+
+    def let_go(self) -> None:
+        """As fast as the line is, again."""
+        self.net.inside(self.name, f"tc qdisc del dev {self.device} root")
 
     def unplug(self) -> None:
         """Pull the plug."""

@@ -104,6 +104,21 @@ def test_what_two_public_observers_agree_on_is_believed_and_a_liar_alone_is_not(
             assert any("p2p-circuit" in addr for addr in hidden.addrs)
 
 
+def test_a_router_that_lets_in_whoever_was_spoken_to_makes_nobody_unreachable(internet: Internet):
+    """All its observers get through to such a home, since it dialled them, and say that it is public."""
+    with living(*((internet.public_host(), NetConfig(relay=True)) for _ in range(2))) as [one, other]:
+        start = NetConfig(bootstrap=(first_addr(one), first_addr(other)))
+        with living((internet.home(lets_in_known=True), start)) as [hidden]:
+            hidden.until(lambda net: net.reach().verdict == "public")
+            hidden.until(lambda net: any("p2p-circuit" in addr for addr in net.addrs()))
+            told = hidden.addrs
+            assert any(addr.startswith(f"/ip4/{hidden.site.address}/") for addr in told)
+            with living((internet.public_host(), NetConfig())) as [stranger]:
+                stranger.ask(lambda: stranger.net.learn(hidden.peer_id, told, told_by=one.peer_id))
+                assert stranger.call(stranger.net.connect, hidden.peer_id) == "relayed"
+                assert stranger.echo(hidden) == b"hello"
+
+
 def test_without_a_relay_a_home_can_still_ask_and_says_that_it_only_dials_out(internet: Internet):
     with living((internet.public_host(), NetConfig()), (internet.public_host(), NetConfig())) as [one, other]:
         start = NetConfig(bootstrap=(first_addr(one), first_addr(other)))
