@@ -56,6 +56,14 @@ def fill(state: Purchase, at_ms: int) -> Step[Purchase]:
     return Step(state=after, effects=awards)
 
 
+def would_win(state: Purchase) -> tuple[bytes, ...]:
+    """The bids that would be awarded, of a tender that is only asked about; none where the money is too short."""
+    count, work_ms = len(state.tender.shards), _work_ms(state)
+    company = _company(state)
+    best = best_gang(_candidates(state), count, state.funds, _room(state), company=company, work_ms=work_ms)
+    return tuple(one.bid for one in best or ())
+
+
 def _candidates(state: Purchase) -> list[Candidate]:
     """The bids that were not tried, of providers that answer; the best first."""
     used = {placement.bid for placement in state.placements}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import choice, why
-from hansa.market.purchase_state import Purchase
+from hansa.market.purchase_awards import would_win
+from hansa.market.purchase_state import ONLY_BIDS, Purchase
 from hansa.market.selection import explain_choice
 from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_in, spare_milli
 from hansa.market.value_forms import number_text
@@ -185,6 +186,7 @@ def bids_view(state: NodeState, of: Job) -> Json:
 def _tender_view(bought: Purchase, currency: str) -> Json:
     won = {entry.bid: entry for entry in bought.placements if entry.phase != "failed"}
     lost = {entry.bid: entry for entry in bought.placements if entry.phase == "failed"}
+    would = frozenset(would_win(bought) if bought.only_bids and bought.ranking else ())
     rows = []
     for entry in bought.ranking:
         bid = bought.bids.get(entry.bid)
@@ -196,7 +198,7 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
             words = lost[entry.bid].why or "the gang did not come together"
         else:
             words = "another bid is expected to cost less" if won else "the gang did not come together"
-        otherwise = "shown" if bought.only_bids else "lost"
+        otherwise = "would win" if entry.bid in would else "shown" if bought.only_bids else "lost"
         result = "won" if entry.bid in won else "excluded" if entry.excluded else otherwise
         rows.append(
             {
@@ -227,7 +229,10 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
         )
     pace = bought.pace
     work_ms = pace.work_ms if pace is not None else 0
-    chosen = choice.compare(bought.ranking, won.keys(), company=bought.company, work_ms=work_ms)
+    chosen = choice.compare(bought.ranking, won.keys() | would, company=bought.company, work_ms=work_ms)
+    told = choice.in_words(chosen, currency) if chosen is not None else ""
+    if bought.reason == ONLY_BIDS and not would:
+        told = f"The budget, {format_amount(bought.funds)} {currency}, is not enough for any set of these bids."
     return {
         "tender": bought.tender_digest.hex(),
         "phase": bought.phase,
@@ -241,7 +246,7 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
         "bids": rows,
         "state_bytes": pace.state_bytes if pace is not None else 0,
         "round_work_ms": work_ms,
-        "choice": choice.in_words(chosen, currency) if chosen is not None else "",
+        "choice": told,
         "extra_per_hour": format_amount(chosen.extra_hourly) if chosen is not None else None,
         "saved": format_amount(chosen.saved) if chosen is not None else None,
         "saved_against_mean": format_amount(chosen.saved_against_mean) if chosen is not None else None,

@@ -223,8 +223,15 @@ def test_a_trial_of_the_market_ends_with_the_bids_holds_nobody_and_is_not_repeat
     assert [len(bought.ranking) for _, bought in state.purchases.all()] == [2]
     assert not made.heard(messages.AwardSent)
     (shown,) = bids_view(state, state.jobs.get(JOB))["tenders"]
-    assert {row["result"] for row in shown["bids"]} == {"shown"}
+    assert [row["result"] for row in shown["bids"]] == ["would win", "shown"]
+    assert "an hour for 1 shard: the cheapest for the hour too" in shown["choice"]
+    assert shown["saved_against_mean"] is not None
     assert [row["why"] for row in shown["bids"]] == ["lowest expected cost of 2 bids", "number 2 of 2 by expected cost"]
+    poor = next(bought for _, bought in state.purchases.all())
+    state.purchases[poor.tender_digest] = replace(poor, funds=1)
+    (shown,) = bids_view(state, state.jobs.get(JOB))["tenders"]
+    assert {row["result"] for row in shown["bids"]} == {"shown"}
+    assert shown["choice"] == "The budget, 0.000001 USD, is not enough for any set of these bids."
     for seller in (PROVIDER, OTHER):
         assert made.engines[seller].state.capacity.allotments == {}
         assert not made.engines[seller].state.sales.live
