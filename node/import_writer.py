@@ -13,7 +13,8 @@ from hansa.market.requirements import MOST_CHOICES
 from hansa.node.file_lists import IMAGE_REFERENCE
 from hansa.node.import_job import Draft
 from hansa.node.import_quantities import in_needs
-from hansa.node.job_file import LARGEST_PARAMETER_BYTES, LEAST_SHARED_MEMORY_BYTES
+from hansa.node.job_resources import LEAST_SHARED_MEMORY_BYTES
+from hansa.node.job_work import LARGEST_PARAMETER_BYTES
 from hansa.node.plain_text import plain
 
 ENTRY = "main.py:main"
