@@ -33,6 +33,9 @@ silence = "6 s"
 [checkpoints]
 mirror = {mirror}
 
+[data]
+sealed = {sealed}
+
 [budget]
 total = "1.00"
 
@@ -60,9 +63,10 @@ def work(ctx):
 """
 
 
-def write_job(directory: Path, *, shards: int, last: int, mirror: bool) -> None:
+def write_job(directory: Path, *, shards: int, last: int, mirror: bool, sealed: bool = False) -> None:
     (directory / "step.py").write_text(textwrap.dedent(CODE))
-    text = JOB.format(shards=shards, last=last, interval=INTERVAL, mirror=str(mirror).lower())
+    said = {"mirror": str(mirror).lower(), "sealed": str(sealed).lower()}
+    text = JOB.format(shards=shards, last=last, interval=INTERVAL, **said)
     (directory / "job.toml").write_text(text)
 
 
@@ -112,8 +116,11 @@ def test_an_abrupt_loss_costs_an_interval_and_what_was_on_its_way(
 
 
 @pytest.mark.long
-def test_a_shard_goes_on_from_its_mirror_though_its_buyer_lost_all_blobs_and_its_provider_died(tmp_path: Path) -> None:
-    write_job(tmp_path, shards=2, last=500, mirror=True)
+@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
+def test_a_shard_goes_on_from_its_mirror_though_its_buyer_lost_all_blobs_and_its_provider_died(
+    tmp_path: Path, *, sealed: bool
+) -> None:
+    write_job(tmp_path, shards=2, last=500, mirror=True, sealed=sealed)
     with running_market("0.30", "0.31", "0.60") as nodes:
         job = submit(nodes, tmp_path)
         of_account = {node.account: node for node in nodes.providers}
