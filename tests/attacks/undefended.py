@@ -693,7 +693,7 @@ DEFENCES = (
     at(
         "node/mirroring.py",
         "unit/node/test_mirroring.py::test_a_copy_without_bytes_is_no_copy_and_names_no_sources",
-        ("if not 0 < checkpoint.size_bytes <=", "if not 0 <= checkpoint.size_bytes <="),
+        ("if not 0 < weight <=", "if not 0 <= weight <="),
     ),
     at(
         "node/blob_exchange.py",

@@ -183,7 +183,7 @@ def await_log(market: MarketOnChain, node: DemoNode, words: str, patience_s: flo
 def test_a_job_is_paid_from_a_deposit_to_the_last_unit_through_deaths_of_both_daemons(tmp_path: Path) -> None:
     """Open with permit, vouchers, claims, both killed without mercy in the middle, a close by both, withdrawals."""
     with market_on_chain() as market:
-        job = put_to_work(market, tmp_path / "job", 60)
+        job = put_to_work(market, tmp_path / "job", 150)
         held = await_claim(market)
         market.assert_conserved()
         for node in (market.provider, market.buyer):
