@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -61,8 +62,20 @@ async def withdraw(outside: int, port: int, interface: str = "") -> bool:
 
 async def _ask(*words: str) -> bytes:
     command = [sys.executable, "-m", "hansa.node.upnp_process", *words]
-    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL, stdin=b"", check=False)
-    return done.stdout[:LARGEST_ANSWER_BYTES]
+    run = partial(trio.run_process, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=b"", check=False)
+    said = b""
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(run, command)
+        assert process.stdout is not None
+        while len(said) <= LARGEST_ANSWER_BYTES:
+            part = await process.stdout.receive_some(LARGEST_ANSWER_BYTES)
+            if not part:
+                break
+            said += part
+        else:
+            # Not what it was written to say: whatever it is now, it is ended.
+            nursery.cancel_scope.cancel()
+    return said[:LARGEST_ANSWER_BYTES]
 
 
 def judge(said: bytes) -> Forwarding:

@@ -2,9 +2,13 @@
 
 ``python -m hansa.node.upnp_process forward PORT OWN-ADDRESS``, or ``… withdraw OUTSIDE PORT OWN-ADDRESS``; an empty
 address lets the system choose from where to ask.
+
+Whoever is in the same network may answer in the router's place, with a description that never ends: the library takes
+it as fast as it comes, hundreds of mebibytes a second. So this process may have little of the machine.
 """
 
 import json
+import resource
 import sys
 
 import miniupnpc
@@ -14,6 +18,10 @@ FIND_AGAIN_MS = 1_000
 """Whoever stops waits for this, and the router was there before."""
 LEASE_S = 3_600
 OTHER_PORTS = 3
+MEMORY_BYTES = 128 << 20
+"""It takes 15 MiB to speak to a router."""
+CPU_S = 10
+OPEN_FILES = 64
 
 
 def forward(port: int, interface: str) -> dict[str, object]:
@@ -22,7 +30,7 @@ def forward(port: int, interface: str) -> dict[str, object]:
     if not _quietly(router.discover):
         return {"host": "", "port": 0, "why": "no router that speaks UPnP was found"}
     router.selectigd()
-    host = router.externalipaddress()
+    host, why = router.externalipaddress(), "it gives no reason"
     for outside in (port, *(1024 + (port * 31 + each * 7919) % 60_000 for each in range(OTHER_PORTS))):
         try:
             if router.addportmapping(outside, "TCP", router.lanaddr, port, "hansa", "", LEASE_S):
@@ -51,8 +59,22 @@ def _quietly(discover: object) -> int:
         return int(str(fault) == "Success")
 
 
+def stint() -> None:
+    """Have little memory and time from here on, write no file, start nothing and leave no dump."""
+    for limit, most in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_CPU, CPU_S),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (most, most))
+
+
 def main() -> None:
     """One line of JSON."""
+    stint()
     what, *words = sys.argv[1:]
     try:
         if what == "forward":

@@ -3,6 +3,7 @@
 It is written from the protocol (SSDP's search, a description, SOAP calls) and has not been held against a real router.
 """
 
+import contextlib
 import re
 import socket
 import struct
@@ -35,11 +36,13 @@ class Router:
         outside: the address that it calls its own on the internet.
         taken: outside ports that it refuses.
         forwarded: outside ports, and to where.
+        never_ends: whether its description of itself never does.
     """
 
     def __init__(self, outside: str, taken: frozenset[int]) -> None:
         self.outside, self.taken = outside, taken
         self.forwarded: dict[int, tuple[str, int, int]] = {}
+        self.never_ends = False
 
     def answer(self, action: str, body: str) -> tuple[int, str]:
         """A SOAP answer: its status and what stands in it."""
@@ -94,7 +97,15 @@ def router_on_loopback(outside: str, taken: frozenset[int] = frozenset()) -> Ite
             self.wfile.write(text.encode())
 
         def do_GET(self) -> None:
-            self._send(200, DESCRIPTION)
+            if not router.never_ends:
+                self._send(200, DESCRIPTION)
+                return
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                many = DESCRIPTION.encode() * 500
+                while True:
+                    self.wfile.write(many)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()

@@ -1,6 +1,9 @@
 """Asking a router for a port: what it says is judged, and whatever goes wrong is only no forwarding."""
 
 import os
+import subprocess
+import sys
+import threading
 from functools import partial
 
 import pytest
@@ -13,6 +16,7 @@ from hansa.node import libp2p_reach, upnp
 from hansa.node.libp2p_host import open_net
 from hansa.node.net import NetConfig
 from hansa.node.upnp import LARGEST_ANSWER_BYTES, Forwarding, forward, judge, withdraw
+from hansa.node.upnp_process import MEMORY_BYTES
 
 
 @given(st.binary(max_size=LARGEST_ANSWER_BYTES))
@@ -76,6 +80,34 @@ async def test_a_port_that_another_machine_has_is_replaced_by_one_that_is_free()
         found = await forward(4001, "127.0.0.1")
         assert found.port not in (0, 4001)
         assert router.forwarded[found.port][1] == 4001
+
+
+def test_a_router_whose_description_never_ends_costs_little_memory_and_is_none():
+    with routed("45.33.9.9") as router:
+        router.never_ends = True
+        command = [sys.executable, "-m", "hansa.node.upnp_process", "forward", "4001", "127.0.0.1"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            ender = threading.Timer(30, process.kill)
+            ender.start()
+            assert process.stdout is not None
+            said = process.stdout.read()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            ender.cancel()
+        assert process.returncode == 0, "it did not go on taking what came"
+        assert used.ru_maxrss << 10 < 2 * MEMORY_BYTES
+        assert judge(said).port == 0
+        assert router.forwarded == {}
+
+
+@pytest.mark.trio
+async def test_a_process_that_says_more_than_it_has_to_say_is_ended(monkeypatch, tmp_path):
+    endless = tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nexec yes\n")
+    endless.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(endless))
+    with trio.fail_after(15):
+        assert await forward(4001, "127.0.0.1") == Forwarding(says="no router that can be asked was found")
 
 
 @pytest.mark.trio
