@@ -4,10 +4,9 @@ TCP, noise and yamux only (the library's own choice of transports lets anybody p
 gossip, and our own requests. No object of the library leaves this module and its neighbours.
 
 What is asked of the network stands here and in the acquaintances, and outlives the library's parts: when those fall,
-others are made with the same key and port, and everything served and heard before is served and heard again.
+others are made (``libp2p_lives.py``) with the same key and port, and all that was served and heard is so again.
 """
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -26,6 +25,7 @@ from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_guards import Faults, guard_negotiation, quiet_the_library
 from hansa.node.libp2p_kad import KadRoom
 from hansa.node.libp2p_kad_host import KAD_PROTOCOL
+from hansa.node.libp2p_lives import Lives, Part
 from hansa.node.libp2p_pubsub import MAX_TOPIC_CHARS, TOPIC_PREFIX
 from hansa.node.libp2p_reach import Reachability
 from hansa.node.libp2p_requests import AtOnce, RequestServer, open_and_ask
@@ -47,17 +47,8 @@ from hansa.node.net import (
     Validator,
 )
 
-FIRST_REST_S = 0.2
-LONGEST_REST_S = 30.0
-SOUND_S = 60.0
-"""A life that lasted so long was no part of a row of falls."""
 MAX_ADDR_BYTES = 256
 """What adverts and peer exchange carry: a ``Line``."""
-
-logger = logging.getLogger("hansa.net")
-
-Part = Callable[[Stack], Awaitable[None]]
-"""Something that runs beside the host, once for each life of it."""
 
 
 class Libp2pNet:
@@ -87,11 +78,10 @@ class Libp2pNet:
         self._at_once = AtOnce()
         self._protocols: dict[str, Callable[[NetStream], Awaitable[None]]] = {KAD_PROTOCOL: self._kad.handle}
         self._topics: list[tuple[str, Validator, trio.MemorySendChannel[Any]]] = []
-        self._parts: list[Part] = [self._kad.run]
         self._reachability = Reachability(config, self._peer_id, self._faults, self._acquaintances)
-        self.restarts = 0
         self._on_tls: TlsHandler | None = None
-        self._stack = self._build()
+        parts = [self._hold_acquaintances, self._reachability.run, self._kad.run]
+        self._lives = Lives(self._build, parts, self._faults, begin=self._begin, fell=self._acquaintances.all_gone)
 
     def _build(self) -> Stack:
         stack = Stack(
@@ -120,70 +110,26 @@ class Libp2pNet:
             if peer_id != self._peer_id:
                 self.learn(peer_id, (bare,))
                 self.keep(peer_id)
-        rest_s, is_first = FIRST_REST_S, True
-        while True:
-            began = trio.current_time()
-            try:
-                async with self._stack.running(self._listen):
-                    for topic in dict.fromkeys(topic for topic, _, _ in self._topics):
-                        self._stack.soon(self._stack.pubsub.follow, topic)
-                    for part in (self._hold_acquaintances, self._reachability.run, *self._parts):
-                        self._stack.soon(self._guarded, part)
-                    if is_first:
-                        task_status.started()
-                        is_first = False
-                    await trio.sleep_forever()
-            except BaseExceptionGroup as group:
-                faults, others = group.split(Exception)
-                if others is not None:
-                    # We are being stopped; what broke over it is of no interest any more.
-                    raise others from None
-                if is_first or faults is None:
-                    raise
-                self._fell(faults)
-            except Exception as fault:
-                if is_first:
-                    raise
-                self._fell(fault)
-            if trio.current_time() - began > SOUND_S:
-                rest_s = FIRST_REST_S
-            await trio.sleep(rest_s)
-            rest_s = min(LONGEST_REST_S, 2 * rest_s)
-            self._stack = self._build()
+        await self._lives.live(self._listen, task_status=task_status)
+
+    def _begin(self, stack: Stack) -> None:
+        for topic in dict.fromkeys(topic for topic, _, _ in self._topics):
+            stack.soon(stack.pubsub.follow, topic)
 
     async def withdraw(self) -> None:
         """Give back what others keep for us: a port at the router."""
         await self._reachability.withdraw()
 
-    def _fell(self, fault: Exception) -> None:
-        """Nothing that a peer does may get here, and if something does, it costs connections and nothing else."""
-        self.restarts += 1
-        self._faults.report("net.restarted", fault)
-        self._acquaintances.all_gone()
-
     async def _hold_acquaintances(self, _stack: Stack) -> None:
         await self._acquaintances.run()
 
-    async def _guarded(self, part: Part) -> None:
-        """Run a part of the network, and again after a pause when it has failed: it must end neither us nor itself."""
-        stack, rest_s = self._stack, FIRST_REST_S
-        while True:
-            began = trio.current_time()
-            try:
-                await part(stack)
-            except Exception as fault:  # noqa: BLE001  # whatever a peer provoked in it
-                self._faults.report(f"net.part_failed {getattr(part, '__qualname__', 'a part')}", fault)
-            else:
-                return
-            if trio.current_time() - began > SOUND_S:
-                rest_s = FIRST_REST_S
-            await trio.sleep(rest_s)
-            rest_s = min(LONGEST_REST_S, 2 * rest_s)
-
     def attach(self, part: Part) -> None:
         """Have something run beside the host in this life of it and in those to come."""
-        self._parts.append(part)
-        self._stack.soon(self._guarded, part)
+        self._lives.attach(part)
+
+    @property
+    def _stack(self) -> Stack:
+        return self._lives.stack
 
     @property
     def _swarm(self) -> Any:
@@ -407,7 +353,7 @@ class Libp2pNet:
 
     def reach(self) -> Reach:
         """How others reach this node."""
-        return self._reachability.describe(self.addrs(), self.restarts)
+        return self._reachability.describe(self.addrs(), self._lives.restarts)
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
         """A new channel on which the ids of peers come as they connect."""

@@ -1,4 +1,4 @@
-"""One life of the library's parts: connections, host, gossip. When one has fallen ``libp2p_host.py`` makes another."""
+"""One life of the library's parts: connections, host, gossip. When one has fallen another is made (``Lives``)."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager

@@ -5,25 +5,14 @@ import socket
 
 import pytest
 import trio
+from kit.echo import ECHO, echo, until
 from libp2p.peer.id import ID
 
 from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig, NetError, Verdict
+from hansa.node.net import NetConfig, NetError, Verdict
 
 pytestmark = pytest.mark.trio
-ECHO, TOPIC = "/hansa/echo/1", "/hansa/topic/1"
-
-
-async def echo(_context: Context, data: bytes) -> bytes:
-    await trio.lowlevel.checkpoint()
-    return data
-
-
-async def until(condition, seconds: float = 15):
-    with trio.fail_after(seconds):
-        while not (found := condition()):  # noqa: ASYNC110
-            await trio.sleep(0.01)
-    return found
+TOPIC = "/hansa/topic/1"
 
 
 async def fall() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+from kit.echo import ECHO, echo, until
 from libp2p.host.autonat.pb.autonat_pb2 import Message
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2
@@ -28,19 +29,6 @@ from hansa.node.reachability import Opinion, Opinions
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
-ECHO = "/hansa/echo/1"
-
-
-async def echo(_context: Context, data: bytes) -> bytes:
-    await trio.lowlevel.checkpoint()
-    return data
-
-
-async def until(condition, seconds: float = 15):
-    with trio.fail_after(seconds):
-        while not (found := condition()):  # noqa: ASYNC110
-            await trio.sleep(0.01)
-    return found
 
 
 def circuits(net: Libp2pNet) -> list[str]:
