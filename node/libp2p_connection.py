@@ -5,6 +5,7 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
+from hansa.node.doorway import ACQUAINTED_S
 from hansa.node.libp2p_stream import BoundedStream
 from hansa.node.libp2p_yamux import BoundedYamux
 
@@ -26,6 +27,11 @@ class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without
     began_at = 0.0
 
     @property
+    def is_acquainted(self) -> bool:
+        """Whether it has lasted for so long that whoever is at the other end is no passer-by."""
+        return trio.current_time() - self.began_at >= ACQUAINTED_S
+
+    @property
     def is_idle(self) -> bool:
         """Whether we want nothing of it now. What the other side has open does not count: it could hold us for ever."""
         return not self.circuits and self.muxed_conn.own_streams <= USUAL_OWN_STREAMS
@@ -36,7 +42,11 @@ class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without
         async with trio.open_nursery() as nursery:
             try:
                 while True:
-                    nursery.start_soon(self._handle_muxed_stream, await self.muxed_conn.accept_stream())
+                    stream = await self.muxed_conn.accept_stream()
+                    if not self.is_acquainted:
+                        async with self.swarm.turns:
+                            pass
+                    nursery.start_soon(self._handle_muxed_stream, stream)
             except MuxedConnUnavailable:
                 nursery.cancel_scope.cancel()
         await self.close()

@@ -374,6 +374,8 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         if not self._is_remote(stream_id) or stream_id in self._streams:
             self.abort("opened a stream under a number that is not its to use")
             return
+        if 2 * self._inbound < self.limits.streams_per_connection:
+            self._refused = 0  # it was in a hurry, once
         if self._inbound >= self.limits.streams_per_connection:
             self._refused += 1
             self.queue_control(WINDOW, RST, stream_id, 0)
