@@ -194,6 +194,19 @@ table ip known {{
             self.inside(router, "nft insert rule ip home through ct status dnat accept")
         return Site(self, name, number, device=device, router=router)
 
+    def give_ipv6(self, site: "Site") -> str:
+        """Let a public host speak IPv6 as well; gives its address. Raises ``OSError`` where the kernel has none."""
+        head, _, tail = site.device.rpartition("b")
+        self.inside(self.core, "sysctl -qw net.ipv6.conf.all.forwarding=1")
+        network = f"2a01:4f8:{site.number}:"
+        for name, device, addr in (
+            (self.core, f"{head}a{tail}", f"{network}:1"),
+            (site.name, site.device, f"{network}:2"),
+        ):
+            self.inside(name, f"ip -6 addr add {addr}/64 dev {device} nodad")
+        self.inside(site.name, f"ip -6 route add default via {network}:1")
+        return f"{network}:2"
+
     def filter_core(self, rules: str) -> None:
         """What the core does not pass on; empty for everything."""
         chain = (
