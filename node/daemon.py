@@ -161,8 +161,11 @@ class Daemon:
         self.job_keys.keep_only([job for job, _ in self.state.jobs.all()])
         self.file_lists = FileLists(self.store)
         for job in self.state.jobs.live.values():
+            key = self.job_keys.find(job.job) if is_sealed(job.spec.requirements) else None
+            if key is None and is_sealed(job.spec.requirements):
+                remedy = f"restore {data / 'sealing'} and the account from a backup, or cancel the job"
+                log_line(f"the key of sealed job {job.job.hex()[:16]} is lost, so it cannot go on: {remedy}")
             if job.files is not None:
-                key = self.job_keys.find(job.job) if is_sealed(job.spec.requirements) else None
                 self.file_lists.load(job.files, job.spec.shards, (key.shared,) if key is not None else None)
         self.grants = Grants(self.file_lists)
         self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}

@@ -1,6 +1,7 @@
 """A sealed job on both sides: opened into the run's own folder and nowhere else, and never taken unsealed."""
 
 import io
+import logging
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -368,7 +369,10 @@ async def test_who_fetches_a_sealed_blob_by_its_name_has_nothing_to_read(pair: P
     assert blob != blob_ref(WORDS * 100)
 
 
-async def test_a_buyers_daemon_knows_a_sealed_jobs_files_again_after_a_restart(tmp_path: Path) -> None:
+async def test_a_buyers_daemon_knows_a_sealed_jobs_files_again_after_a_restart_and_says_if_its_key_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="hansa")
     key = new_content_key()
     hub = MemoryHub()
     async with a_daemon(tmp_path, hub, 1) as buyer:
@@ -385,3 +389,12 @@ async def test_a_buyers_daemon_knows_a_sealed_jobs_files_again_after_a_restart(t
         assert again.file_lists.blobs(files) == {listed_file.blob}
     finally:
         again.close()
+    (tmp_path / "node-1" / "sealing" / f"{job.hex()}.key").unlink()
+    logger = logging.getLogger("hansa")
+    logger.addHandler(caplog.handler)  # another test of this process may have had it tell nobody above it
+    try:
+        Daemon(parse_config(text, tmp_path / "node-1" / FILE_NAME), account_key(1), account_key(1001), None).close()
+    finally:
+        logger.removeHandler(caplog.handler)
+    (said,) = {record.getMessage() for record in caplog.records if "sealed job" in record.getMessage()}
+    assert said.startswith(f"the key of sealed job {job.hex()[:16]} is lost, so it cannot go on: restore /")
