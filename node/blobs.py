@@ -49,11 +49,6 @@ class BlobStore(BlobShelf):
         """Keep these bytes."""
         return self._put(memoryview(data)[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
 
-    def put_file(self, path: Path) -> BlobRef:
-        """Keep a copy of this file as it is now."""
-        with path.open("rb") as file:
-            return self._put(chunks_in(file))
-
     def writer(self, size_bytes: int, like: Sequence[BlobRef] = ()) -> BlobWriter:
         """Begin a blob of this size whose bytes come bit by bit; its room is kept for it. Raises ``NoRoom``."""
         with self._lock:

@@ -124,15 +124,11 @@ async def _is_proved(daemon: "Daemon", blob: BlobRef, sources: Sequence[str]) ->
         return False
 
 
-async def bring_back(daemon: "Daemon") -> None:
-    """Fetch what jobs of ours need and this node has lost: checkpoints and code, from whoever holds them for us."""
-    async with trio.open_nursery() as nursery:
-        for job in daemon.state.jobs.live:
-            nursery.start_soon(bring_back_for, daemon, job)
-
-
 async def bring_back_for(daemon: "Daemon", job: bytes) -> None:
-    """Do so for one job. Each of its blobs is waited for as long as its bytes move, within a floor of speed."""
+    """Fetch what a job of ours needs and this node has lost, from whoever holds it for us.
+
+    Each of its blobs is waited for as long as its bytes move, within a floor of speed.
+    """
     of = daemon.state.jobs.live.get(job)
     for blob, accounts in lost(daemon, of) if of is not None else ():
         fetching = Fetching(total_bytes=blob.size_bytes, owners=accounts)

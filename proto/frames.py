@@ -15,7 +15,7 @@ from typing import Any, Final, get_args
 
 import msgpack
 
-from hansa.proto.errors import Malformed, ProtocolError, TooLarge
+from hansa.proto.errors import Malformed, TooLarge
 from hansa.proto.units import AtMost
 
 MAX_FRAME_BYTES: Final = 1 << 20
@@ -482,62 +482,3 @@ class FrameReader:
             payload = bytes(self._buffer[4 : 4 + size])
             del self._buffer[: 4 + size]
             yield decode(payload, self._known)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whole:
-    """A header with all of its bytes."""
-
-    header: Begin | RoundResult | Sync | Checkpoint | Output
-    data: bytes
-
-
-class Assembler:
-    """Puts headers and chunks together again, never keeping more than what the header may declare."""
-
-    def __init__(self, largest: Callable[[Any], int]) -> None:
-        """Ask ``largest(header)`` how many bytes this header may bring; more is a `TooLarge`."""
-        self._largest = largest
-        self._header: Any = None
-        self._buffer = bytearray()
-
-    def feed(self, frame: Any) -> Any | None:
-        """A frame that stands alone comes back as it is; a header comes back as `Whole` with its last chunk.
-
-        Raises:
-            ProtocolError: a chunk without a header, a header within another, or more bytes than declared or allowed.
-        """
-        if isinstance(frame, Chunk):
-            return self._take(frame.data)
-        if not isinstance(frame, (Begin, RoundResult, Sync, Checkpoint, Output)):
-            return frame
-        name = type(frame).__name__
-        if self._header is not None:
-            raise Malformed(name, "came before the bytes of the header in front of it")
-        if frame.size_bytes > self._largest(frame):
-            raise TooLarge(name, f"{frame.size_bytes} bytes are over the limit of the run")
-        self._header = frame
-        return self._take(b"")
-
-    def _take(self, data: bytes) -> Whole | None:
-        if self._header is None:
-            raise Malformed("Chunk", "belongs to no header")
-        self._buffer += data
-        size = self._header.size_bytes
-        if len(self._buffer) > size:
-            raise TooLarge("Chunk", "more bytes than the header declared")
-        if len(self._buffer) < size:
-            return None
-        whole = Whole(header=self._header, data=bytes(self._buffer))
-        self._header = None
-        self._buffer = bytearray()
-        return whole
-
-
-def encode_with(header: Frame, data: bytes) -> Iterator[bytes]:
-    """The header and its bytes as frames, each small enough to be written on its own."""
-    if getattr(header, "size_bytes", None) != len(data):
-        raise ProtocolError(type(header).__name__, "declares another size than its bytes have")
-    yield encode(header)
-    for start in range(0, len(data), MAX_CHUNK_BYTES):
-        yield encode(Chunk(data=data[start : start + MAX_CHUNK_BYTES]))

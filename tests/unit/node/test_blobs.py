@@ -52,15 +52,13 @@ def test_a_tree_that_does_not_fit_the_size_has_no_root():
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 7])
-def test_what_is_put_comes_out_again_whole_and_by_chunks(store, tmp_path, size):
+def test_what_is_put_comes_out_again_whole_and_by_chunks(store, size):
     data = os.urandom(size)
     ref = store.put_bytes(data)
     assert ref == blob_ref(data)
     assert store.read_bytes(ref, size) == data
     assert b"".join(store.read_chunk(ref, index) for index in range(chunk_count(size))) == data
     assert list(store.read_tree(ref, 0, 1000)) == hashes_of(data)
-    (tmp_path / "file").write_bytes(data)
-    assert store.put_file(tmp_path / "file") == ref
     assert store.size_bytes == size
 
 

@@ -48,6 +48,13 @@ RUN = b"r" * 32
 pytestmark = pytest.mark.trio
 
 
+def encode_with(header, data):
+    """A header and its bytes as frames."""
+    yield frames.encode(header)
+    for start in range(0, len(data), frames.MAX_CHUNK_BYTES):
+        yield frames.encode(frames.Chunk(data=data[start : start + frames.MAX_CHUNK_BYTES]))
+
+
 class Stage:
     """The test's end of everything: the launcher's socket and the runner's."""
 
@@ -81,7 +88,7 @@ class Stage:
             await self.runner.send_all(frame if isinstance(frame, bytes) else frames.encode(frame))
 
     async def say_with(self, header, data):
-        for piece in frames.encode_with(header, data):
+        for piece in encode_with(header, data):
             await self.runner.send_all(piece)
 
     async def next_frame(self):
@@ -213,10 +220,10 @@ GARBAGE = {
     "a state over the limit": frames.encode(frames.Sync(round=0, weight=1.0, size_bytes=LIMITS.state_bytes + 1)),
     "an output over the limit": frames.encode(frames.Output(path="a", size_bytes=LIMITS.output_bytes + 1)),
     "two states without an answer": b"".join(
-        piece for _ in range(2) for piece in frames.encode_with(frames.Sync(round=0, weight=1.0, size_bytes=1), b"x")
+        piece for _ in range(2) for piece in encode_with(frames.Sync(round=0, weight=1.0, size_bytes=1), b"x")
     ),
     "two checkpoints at once": b"".join(
-        piece for _ in range(2) for piece in frames.encode_with(frames.Checkpoint(round=0, step=0, size_bytes=1), b"x")
+        piece for _ in range(2) for piece in encode_with(frames.Checkpoint(round=0, step=0, size_bytes=1), b"x")
     ),
     "too many files": b"".join(frames.encode(frames.Output(path=f"f{number}", size_bytes=0)) for number in range(1001)),
 }

@@ -39,6 +39,12 @@ STATE = os.urandom(2 * CHUNK_BYTES + 3)
 REF = blob_ref(STATE)
 
 
+async def bring_back(daemon: Daemon) -> None:
+    """For every job that lives."""
+    for job in tuple(daemon.state.jobs.live):
+        await mirror_tasks.bring_back_for(daemon, job)
+
+
 class Three:
     """A buyer, the provider of shard 0 and the provider of shard 1, who know of each other."""
 
@@ -184,7 +190,7 @@ async def test_a_buyer_that_lost_its_blobs_gets_checkpoint_and_code_back(three: 
         REF,
         three.package,
     }
-    await mirror_tasks.bring_back(three.buyer)
+    await bring_back(three.buyer)
     assert three.buyer.store.read_bytes(REF, 1 << 30) == STATE
     assert three.buyer.store.has(three.package)
     assert mirror_tasks.lost(three.buyer, three.buyer.state.jobs.live[JOB]) == []
@@ -192,7 +198,7 @@ async def test_a_buyer_that_lost_its_blobs_gets_checkpoint_and_code_back(three: 
 
 async def test_what_nobody_has_any_more_is_no_reason_to_stop(three: Three) -> None:
     three.checkpoint()
-    await mirror_tasks.bring_back(three.buyer)
+    await bring_back(three.buyer)
     assert not three.buyer.store.has(REF)
 
 
@@ -364,4 +370,4 @@ async def test_a_source_that_hands_out_nothing_holds_up_no_other_job(
         nursery.cancel_scope.cancel()
     monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.3)
     with trio.fail_after(10):
-        await mirror_tasks.bring_back(three.buyer)
+        await bring_back(three.buyer)
