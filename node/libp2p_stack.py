@@ -19,6 +19,7 @@ from multiaddr import Multiaddr
 from hansa.node.libp2p_acquaintances import Acquaintances, author_of
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_guards import Faults, guarded_service
+from hansa.node.libp2p_ping import PING_PROTOCOL, answer_pings
 from hansa.node.libp2p_pubsub import GuardedPubsub
 from hansa.node.libp2p_swarm import GuardedSwarm
 from hansa.node.libp2p_yamux import yamux_class
@@ -81,6 +82,7 @@ class Stack:
         self.host.told = told
         # Anybody may push a hundred thousand addresses through this one.
         self.host.remove_stream_handler(ID_PUSH)
+        self.host.set_stream_handler(PING_PROTOCOL, answer_pings)
         self.pubsub = GuardedPubsub(self.host, limits=limits, faults=faults, context_of=author_of)
         self.nursery: trio.Nursery | None = None
 

@@ -461,6 +461,21 @@ async def test_a_flood_of_streams_ends_the_connection():
         assert struck(net) == ["mux.floods us with streams"]
 
 
+async def test_pings_are_answered_at_a_pace_however_many_come_in_one_piece():
+    """The bare library makes eight thousand answers of a quarter of a mebibyte, and a second of the thread."""
+    async with node() as net, muxed(net) as peer:
+        await peer.open(1, HELLO + line(b"/ipfs/ping/1.0.0"))
+        for _ in range(4):
+            await peer.send(frame(DATA, 0, 1, 50_000, bytes(50_000)))
+        heard = b""
+        with trio.move_on_after(2):
+            while True:
+                kind, _, stream_id, _, body = await peer.next_frame()
+                heard += body if (kind, stream_id) == (DATA, 1) else b""
+        answers = len(heard.removeprefix(HELLO + line(b"/ipfs/ping/1.0.0"))) // 32
+        assert 1 <= answers <= 25
+
+
 async def test_a_peer_that_provokes_answers_and_reads_none_is_cut_off():
     async with node() as net, muxed(net) as peer:
         with trio.fail_after(30), suppress(RawConnError, ConnectionClosedError):
