@@ -105,8 +105,12 @@ class Reachability:
     def describe(self, addrs: tuple[str, ...], restarts: int) -> Reach:
         """All of it, for the operator."""
         opinions = self.opinions
+        verdict = opinions.verdict()
+        if verdict == "unknown" and self._stranger_came:
+            # Nobody was asked, or too few; but who came in is proof enough for words.
+            verdict = "public"
         return Reach(
-            verdict=opinions.verdict(),
+            verdict=verdict,
             addrs=addrs,
             opinions=opinions.said,
             hides_ports=opinions.hides_ports(),

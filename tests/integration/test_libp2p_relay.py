@@ -369,6 +369,7 @@ async def test_only_who_comes_from_where_we_never_spoke_shows_that_strangers_get
     async with open_net(NetConfig(), os.urandom(32)) as node, open_net(NetConfig(), os.urandom(32)) as other:
         await node.connect(other.addrs()[0])
         await until(lambda: other.counters().get("reach.stranger_came_in"))
+        assert (other.reach().verdict, node.reach().verdict) == ("public", "unknown")
         await node.disconnect(other.peer_id)
         await until(lambda: not other.is_live(node.peer_id))
         await other.connect(node.addrs()[0])
