@@ -4,13 +4,14 @@ Plain JSON objects, made from the state and the book. A stranger's words stay as
 makes them plain.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import choice, why
 from hansa.market.purchase_awards import would_win
-from hansa.market.purchase_state import ONLY_BIDS, Purchase
+from hansa.market.purchase_state import ONLY_BIDS, Placement, Purchase
+from hansa.market.scoring import Scored
 from hansa.market.selection import explain_choice
 from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_in, spare_milli
 from hansa.market.value_forms import number_text
@@ -183,50 +184,57 @@ def bids_view(state: NodeState, of: Job) -> Json:
     }
 
 
+def _ranked_view(
+    bought: Purchase,
+    entry: Scored,
+    won: Mapping[bytes, Placement],
+    lost: Mapping[bytes, Placement],
+    would: frozenset[bytes],
+) -> Json:
+    """One bid: what it costs until the work is done, and what came of it."""
+    bid = bought.bids.get(entry.bid)
+    if entry.excluded:
+        words = entry.excluded
+    elif entry.bid in won or bought.only_bids:
+        words = explain_choice(bought.ranking, entry.bid)
+    elif entry.bid in lost:
+        words = lost[entry.bid].why or "the gang did not come together"
+    else:
+        words = "another bid is expected to cost less" if won else "the gang did not come together"
+    otherwise = "would win" if entry.bid in would else "shown" if bought.only_bids else "lost"
+    result = "won" if entry.bid in won else "excluded" if entry.excluded else otherwise
+    return {
+        "bid": entry.bid.hex(),
+        "provider": checksum_address(entry.provider),
+        "price_per_hour": entry.price_per_hour,
+        "devices": entry.devices or (len(bid.devices) if bid is not None else 0),
+        "share": number_text(share_in(bid.facts)) if bid is not None else "1",
+        "reliability_ppm": entry.reliability_ppm,
+        "speed_ppm": entry.speed_ppm,
+        "speed_source": entry.speed_source,
+        "finishing": format_amount(entry.finishing),
+        "risk": format_amount(entry.risk),
+        "transfer": format_amount(entry.transfer),
+        "reclaim": format_amount(entry.reclaim),
+        "rounds": format_amount(entry.rounds),
+        "way_ms": entry.way_ms,
+        "line_source": entry.line_source,
+        "expected_cost": format_amount(entry.expected_cost),
+        "result": result,
+        "shard": won[entry.bid].shard if entry.bid in won else None,
+        "why": words,
+        "lease": bid.lease if bid is not None else "",
+        "tier": bid.tier if bid is not None else "",
+        "notice_ms": bid.reclaim_notice_ms if bid is not None else 0,
+        "facts": {fact.name: fact.value for fact in bid.facts} if bid is not None else {},
+    }
+
+
 def _tender_view(bought: Purchase, currency: str) -> Json:
     won = {entry.bid: entry for entry in bought.placements if entry.phase != "failed"}
     lost = {entry.bid: entry for entry in bought.placements if entry.phase == "failed"}
     would = frozenset(would_win(bought) if bought.only_bids and bought.ranking else ())
-    rows = []
-    for entry in bought.ranking:
-        bid = bought.bids.get(entry.bid)
-        if entry.excluded:
-            words = entry.excluded
-        elif entry.bid in won or bought.only_bids:
-            words = explain_choice(bought.ranking, entry.bid)
-        elif entry.bid in lost:
-            words = lost[entry.bid].why or "the gang did not come together"
-        else:
-            words = "another bid is expected to cost less" if won else "the gang did not come together"
-        otherwise = "would win" if entry.bid in would else "shown" if bought.only_bids else "lost"
-        result = "won" if entry.bid in won else "excluded" if entry.excluded else otherwise
-        rows.append(
-            {
-                "bid": entry.bid.hex(),
-                "provider": checksum_address(entry.provider),
-                "price_per_hour": entry.price_per_hour,
-                "devices": entry.devices or (len(bid.devices) if bid is not None else 0),
-                "share": number_text(share_in(bid.facts)) if bid is not None else "1",
-                "reliability_ppm": entry.reliability_ppm,
-                "speed_ppm": entry.speed_ppm,
-                "speed_source": entry.speed_source,
-                "finishing": format_amount(entry.finishing),
-                "risk": format_amount(entry.risk),
-                "transfer": format_amount(entry.transfer),
-                "reclaim": format_amount(entry.reclaim),
-                "rounds": format_amount(entry.rounds),
-                "way_ms": entry.way_ms,
-                "line_source": entry.line_source,
-                "expected_cost": format_amount(entry.expected_cost),
-                "result": result,
-                "shard": won[entry.bid].shard if entry.bid in won else None,
-                "why": words,
-                "lease": bid.lease if bid is not None else "",
-                "tier": bid.tier if bid is not None else "",
-                "notice_ms": bid.reclaim_notice_ms if bid is not None else 0,
-                "facts": {fact.name: fact.value for fact in bid.facts} if bid is not None else {},
-            }
-        )
+    rows = [_ranked_view(bought, entry, won, lost, would) for entry in bought.ranking]
     pace = bought.pace
     work_ms = pace.work_ms if pace is not None else 0
     chosen = choice.compare(bought.ranking, won.keys() | would, company=bought.company, work_ms=work_ms)

@@ -147,18 +147,9 @@ def build_command(
         *_tmpfs("/dev/shm", spec.shared_memory_bytes, "1777"),  # noqa: S108 - Ray's object store
         *_tmpfs("/tmp", TEMPORARY_BYTES, "1777"),  # noqa: S108 - the sandbox's own
         *("--dir", "/run", "--dir", "/home", "--dir", "/job"),
-        *(("--ro-bind", reach(spec.code), "/job/code") if spec.code is not None else ("--dir", "/job/code")),
+        *_runs_own_flags(spec, places),
+        "--clearenv",
     ]
-    flags += ["--ro-bind", reach(spec.inputs), "/job/inputs"] if spec.inputs else ["--dir", "/job/inputs"]
-    if spec.environment is not None:
-        flags += ["--ro-bind", reach(spec.environment), ENVIRONMENT]
-    if spec.egress is not None:
-        # Whether one may connect is said by the socket's own mode; a read-only mount does not forbid it.
-        flags += ["--ro-bind", reach(spec.egress), EGRESS_SOCKET]
-    for inside, size_bytes in spec.disk_sizes.items():
-        disk = places.disk.get(inside)
-        flags += ["--bind", disk, inside] if disk is not None else _tmpfs(inside, size_bytes, "0700")
-    flags.append("--clearenv")
     for name, value in _environment(inventory, spec, image).items():
         flags += ["--setenv", name, value]
     for path, text in {**_ETC, **_gang_files(spec.gang)}.items():
@@ -170,6 +161,22 @@ def build_command(
     ]
     python = inventory.python if image is None else image.python
     return [reach(inventory.bwrap), *flags, "--", python, "-P", "-m", spec.program, str(socket_fd)]
+
+
+def _runs_own_flags(spec: SandboxSpec, places: Places) -> list[str]:
+    """What is this run's alone: its code, inputs, packages, way out and disks."""
+    reach = places.reach
+    flags = ["--ro-bind", reach(spec.code), "/job/code"] if spec.code is not None else ["--dir", "/job/code"]
+    flags += ["--ro-bind", reach(spec.inputs), "/job/inputs"] if spec.inputs else ["--dir", "/job/inputs"]
+    if spec.environment is not None:
+        flags += ["--ro-bind", reach(spec.environment), ENVIRONMENT]
+    if spec.egress is not None:
+        # Whether one may connect is said by the socket's own mode; a read-only mount does not forbid it.
+        flags += ["--ro-bind", reach(spec.egress), EGRESS_SOCKET]
+    for inside, size_bytes in spec.disk_sizes.items():
+        disk = places.disk.get(inside)
+        flags += ["--bind", disk, inside] if disk is not None else _tmpfs(inside, size_bytes, "0700")
+    return flags
 
 
 _ETC: Mapping[str, str] = {
