@@ -61,21 +61,21 @@ def test_both_halves_of_a_cut_network_go_on_and_agree_within_a_minute_when_it_he
 
 def test_when_every_bootstrap_node_is_dead_running_nodes_go_on(internet: Internet):
     with living() as nodes:
-        first = NodeThread(internet.public_host(), NetConfig(limits=QUICK))
-        nodes.append(first)
-        start = (outside(first),)
+        firsts = [NodeThread(internet.public_host(), NetConfig(limits=QUICK)) for _ in range(2)]
+        nodes.extend(firsts)
+        start = tuple(outside(first) for first in firsts)
         relay = NodeThread(internet.public_host(), NetConfig(bootstrap=start, relay=True, limits=QUICK))
         nodes.append(relay)
         for _ in range(2):
             nodes.append(NodeThread(internet.home(symmetric=True), NetConfig(bootstrap=start, limits=QUICK)))
-        one, other = nodes[2:]
+        one, other = nodes[3:]
         for home in (one, other):
             home.until(lambda net: net.reach().relays)
         one.until(lambda net: any(each.peer_id == other.peer_id and each.phase == "live" for each in net.peers()))
-        first.site.unplug()
+        dead = {first.peer_id for first in firsts}
+        for first in firsts:
+            first.site.unplug()
         for node in (relay, one, other):
-            node.until(
-                lambda net: not any(each.peer_id == first.peer_id and each.phase == "live" for each in net.peers())
-            )
+            node.until(lambda net: not any(each.peer_id in dead and each.phase == "live" for each in net.peers()))
         assert one.echo(other) == other.echo(relay) == b"hello"
         agree([relay, one, other], {other.account.address: other.advertise()}, 60)

@@ -69,7 +69,6 @@ class Trade:
     def __init__(self, provider: PlacedDaemon, buyer: PlacedDaemon, place: Path) -> None:
         self.provider, self.buyer, self.place = provider, buyer, place
         self.job = ""
-        self.began = 0.0
 
     def begin(self, *, steps: int, silence_s: int, retries: int = 3) -> None:
         """Submit the job, and wait until it has a checkpoint at its buyer."""
@@ -77,7 +76,6 @@ class Trade:
         self.place.mkdir()
         (self.place / "job.toml").write_text(JOB.format(steps=steps, silence=silence_s, retries=retries))
         (self.place / "count.py").write_text(CODE)
-        self.began = time.monotonic()
         self.job = submit_job(self.buyer.daemon, self.place)
         until(lambda: self.steps() >= 12 or self.view()["phase"] in ENDED, 120, "the job has made twelve steps")
         assert self.view()["phase"] == "running", self.view()
@@ -108,7 +106,8 @@ class Trade:
         until(lambda: self._sides()[0] == self._sides()[1], AGREE_S, "both books say the same")
         took_s = time.monotonic() - began
         spent = Decimal(self.buyer.asked("/v1/balance")["spent"])
-        most = PRICE_PER_HOUR * Decimal(time.monotonic() - self.began) / 3600
+        view = self.view()
+        most = PRICE_PER_HOUR * (view["ended_ms"] - view["submitted_ms"]) / 3_600_000
         # One device for as long as all of it took: two runs that were paid for the same time would come to more.
         assert 0 < spent <= most, (spent, most)
         print(f"the books agreed {took_s:.1f} s later on {spent}, of at most {most:.6f}")
