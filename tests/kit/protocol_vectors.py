@@ -36,7 +36,7 @@ from hansa.proto.documents import (
 from hansa.proto.market_documents import Advert, Device, Fact
 from hansa.proto.network import DOMAIN, GENESIS
 from hansa.proto.peer_id import peer_id_of, peer_id_text
-from hansa.proto.protocols import HELLO, VERSION
+from hansa.proto.protocols import HELLO, MARKET, OLDER_MARKET, VERSION, number_of
 from hansa.proto.signing import Signed, SigningKey, checksum_address, sign
 from hansa.proto.splits import Split, splits_hash
 from hansa.proto.typed_data import digest, encode_type, struct_hash, type_hash
@@ -202,6 +202,20 @@ def requests() -> dict[str, str]:
         "caller": (asked + struct.pack(">I", len(hello)) + hello).hex(),
         "answer": (asked + struct.pack(">BI", 0, len(hello)) + hello).hex(),
         "refusal": (asked + struct.pack(">BI", 1, 4) + b"busy").hex(),
+        "proposal": (header_line(MULTISTREAM) + header_line(MARKET)).hex(),
+        "not spoken": (header_line(MULTISTREAM) + header_line("na")).hex(),
+        "older proposal": (header_line(MULTISTREAM) + header_line(OLDER_MARKET)).hex(),
+    }
+
+
+def older_frames() -> dict[str, Any]:
+    """What is written otherwise for one who speaks the number before, by protocol."""
+    refused = messages.LeaseRefused(lease=trading.LEASE, kind="mismatch", reason="the workload is not the award's")
+    assert messages.as_of(messages.ProofSent(proof=b""), number_of(OLDER_MARKET)) is None
+    frame = messages.as_of(refused, number_of(OLDER_MARKET))
+    assert frame is not None
+    return {
+        OLDER_MARKET: {"name": "LeaseRefused", "fields": plain(refused), "frame": frame.hex(), "read_as": "not-held"}
     }
 
 
@@ -246,6 +260,7 @@ def vectors() -> dict[str, Any]:
             name: {"name": type(message).__name__, "fields": plain(message), "frame": encode(message).hex()}
             for name, message in frames().items()
         },
+        "older_frames": older_frames(),
         "requests": requests(),
         "derived": {
             "workload_digest": digest(DOMAIN, trading.workload()).hex(),

@@ -11,7 +11,7 @@ from hansa.node import libp2p_autonat, libp2p_dcutr, libp2p_kad_host, libp2p_rel
 from hansa.proto import history, protocols, signing
 from hansa.proto.binding import check_binding
 from hansa.proto.codec import decode
-from hansa.proto.messages import Hello
+from hansa.proto.messages import Direct, Hello
 from hansa.proto.network import DOMAIN
 from hansa.scheduler.advert_classes import CLASSES
 
@@ -61,6 +61,13 @@ def test_a_vectors_frame_is_read(name):
     kinds = {kind.__name__: kind for _, kinds in print_protocol_tables.BY_PROTOCOL for kind in kinds}
     read = decode(bytes.fromhex(one["frame"]), kinds[one["name"]], limit_bytes=1 << 20)
     assert protocol_vectors.plain(read) == one["fields"]
+
+
+def test_a_vectors_frame_of_the_number_before_is_read_as_it_says():
+    ((protocol_id, one),) = VECTORS["older_frames"].items()
+    assert protocol_id == protocols.OLDER_MARKET
+    read = decode(bytes.fromhex(one["frame"]), Direct, limit_bytes=1 << 20)
+    assert protocol_vectors.plain(read) == one["fields"] | {"kind": one["read_as"]}
 
 
 def test_the_vectors_hello_proves_its_account():
