@@ -1,6 +1,7 @@
 """Connections that we make: to which addresses, in which order, through which relays, and how long it may take."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -34,6 +35,8 @@ LOOK_AGAIN_S = 0.5
 CIRCUITS_PER_S = ASKS_PER_S * 0.8
 CIRCUITS_AT_ONCE = ASKS_AT_ONCE - 3
 """Of one relay. It refuses who asks more often; what is left over is for places there, ours being one of them."""
+WAITING_FOR_RELAY = 4
+"""More would not have their turn within a dial's time, and would keep others from dialling until then."""
 
 Addresses = Callable[[str], Sequence[str]]
 
@@ -55,6 +58,7 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
     _dialling: dict[ID, trio.Event]
     _failed_at: dict[ID, float]
     _circuit_asks: Allowances
+    _waiting: Counter[ID]
     is_kept: Callable[[str], bool]
 
     @abstractmethod
@@ -178,9 +182,17 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
         """Wait until this relay may be asked for one more circuit; the dial's own deadline ends the wait."""
         if self._circuit_asks.take(relay):
             return
+        if self._waiting[relay] >= WAITING_FOR_RELAY:
+            self.faults.count("dial.too_many_wait_for_relay")
+            raise SwarmException("too many others wait for this relay")
         self.faults.count("dial.waits_for_relay")
-        while not self._circuit_asks.take(relay):  # noqa: ASYNC110  # time alone brings the turn
-            await trio.sleep(LOOK_AGAIN_S)
+        waiting = Counter((relay,))
+        self._waiting += waiting
+        try:
+            while not self._circuit_asks.take(relay):  # noqa: ASYNC110  # time alone brings the turn
+                await trio.sleep(LOOK_AGAIN_S)
+        finally:
+            self._waiting -= waiting
 
     async def _relay(self, relay: ID, where: str, *, given: bool) -> GuardedConn:
         """A direct connection to a relay. ``given``: the circuit's address is no stranger's word."""

@@ -5,6 +5,7 @@ others, forgets to give inbound slots back, and ends the program when a stream h
 interface (pubsub, identify and the listeners use it) and replaces those parts.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from math import inf
 from socket import MSG_PEEK
@@ -119,6 +120,7 @@ class GuardedSwarm(DiallingSwarm):
         self._dialling: dict[ID, trio.Event] = {}
         self._failed_at: dict[ID, float] = {}
         self._circuit_asks = Allowances(CIRCUITS_PER_S, CIRCUITS_AT_ONCE, trio.current_time)
+        self._waiting = Counter()
         self.on_tls: TlsHandler | None = None
 
     async def run(self) -> None:

@@ -240,6 +240,9 @@ async def test_who_heard_of_many_peers_behind_a_relay_asks_it_no_more_often_than
         assert relay.counters()["relay.refused: nobody of that name has a place"] >= 5
         assert (await reserve(muxed(node, relay))).relay == relay.peer_id
         assert "relay.refused: asks too often" not in relay.counters()
+        # Who would not have its turn in time does not wait for it, in one of the places that there are for dials.
+        assert node.counters()["dial.too_many_wait_for_relay"] >= 10
+        assert not node._swarm._waiting
 
 
 async def test_a_circuit_ends_when_its_bytes_or_its_time_are_used_up():
