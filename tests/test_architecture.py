@@ -1,6 +1,7 @@
 """The house's rules, read from the code with ``ast``. No exemptions: what breaks a rule is moved or changed."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -73,6 +74,8 @@ ONE_PLACE = {
     "miniupnpc": ("node/upnp_process.py",),
 }
 WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
+LONGEST_MODULE_LINES, LONGEST_FUNCTION_LINES = 600, 75
+"""Past 400 and 60 one looks for the seam; past these there has always been one."""
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
 
@@ -202,6 +205,27 @@ def public_parts(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDe
 def test_no_module_has_a_name_that_says_nothing() -> None:
     for path in EVERY_MODULE:
         assert not FORBIDDEN_WORDS & set(path.stem.split("_")), shown(path)
+
+
+def test_no_module_and_no_function_is_too_long_to_be_read_at_once() -> None:
+    wrong = []
+    for path in EVERY_MODULE:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        wrong += [f"{shown(path)} has {lines} lines"] if lines > LONGEST_MODULE_LINES else []
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                wrong += (
+                    [f"{where(path, node)} {node.name} has {lines} lines"] if lines > LONGEST_FUNCTION_LINES else []
+                )
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folders_readme_names_every_module_of_it_and_none_that_is_not_there(package: str) -> None:
+    named = set(re.findall(r"`(\w+\.py)`", (ROOT / package / "README.md").read_text(encoding="utf-8")))
+    assert {path.name for path in modules(package)} - named == set(), "a row of the table is missing"
+    assert named - {path.name for path in EVERY_MODULE} == set(), "a row of the table is of something that is gone"
 
 
 def test_folders_of_code_are_no_packages_and_have_a_readme() -> None:
