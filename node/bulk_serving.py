@@ -104,7 +104,6 @@ class ChunkServer:
         except BlobMissing:
             return False
         unsent_bytes = line.unsent_bytes
-        unsent_bytes = line.unsent_bytes
         with file:
             await line.in_thread(
                 lambda: send_chunks(line, file.fileno(), ref, indices, self._limits.chunk_s), self._threads

@@ -1,6 +1,9 @@
 """Two real providers, one behind a slow line: what the buyer's node measures of both, and whom it chooses then."""
 
+import contextlib
 import os
+import socket
+import ssl
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from hansa.node import events
 from hansa.node.blob_exchange import BlobExchange
 from hansa.node.blobs import BlobStore
 from hansa.node.bulk import BulkChannels
+from hansa.node.bulk_line import Line
 from hansa.node.libp2p_host import open_net
 from hansa.node.line_meter import LULL_S, LineMeter
 from hansa.node.net import NetConfig
@@ -95,6 +99,27 @@ def choose(made: SmallMarket, job: bytes):
     made.tender(BUYER, (PROVIDER, OTHER), job=job, nonce=job)
     bought = next(each for _, each in made.engines[BUYER].state.purchases.all() if each.tender.job == job)
     return bought.placements[0].provider, {entry.provider: entry for entry in bought.ranking}
+
+
+async def test_what_the_kernel_took_and_the_other_side_did_not_is_not_sent_yet():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as near:
+        far, _ = listener.accept()
+        near.setblocking(False)
+        given = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                given += near.send(bytes(65_536))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        line = Line(near.dup(), context, serving=False)
+        with far, trio.fail_after(30):
+            assert 0 < line.unsent_bytes < given
+            while given:
+                given -= len(far.recv(given))
+            while line.unsent_bytes:  # noqa: ASYNC110  # the kernel confirms when it likes
+                await trio.sleep(0.01)
+        line.close()
+        assert line.unsent_bytes == 0
 
 
 async def test_after_it_has_measured_both_lines_the_buyer_takes_the_dearer_provider_with_the_faster_one(tmp_path):
