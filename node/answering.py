@@ -18,7 +18,7 @@ from hansa.market.pricing import LONGEST_NOTE_BYTES, ProviderTerms, bid_for, dec
 from hansa.market.reputation import BUYER
 from hansa.market.sale_state import Sale
 from hansa.market.shares import share_asked, share_given
-from hansa.market.why import busy
+from hansa.market.shortfalls import busy
 from hansa.node.events import MessageArrived, TenderPriced
 from hansa.node.held_time import held_too_long
 from hansa.node.mutual_credit import beyond_credit, limit_for

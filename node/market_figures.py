@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 
 from hansa.market.effects import Send
 from hansa.market.purchase_state import SILENT, UNHEARD, Purchase
+from hansa.market.shortfalls import BUSY as NONE_FREE
 from hansa.market.vocabulary import VOCABULARY
-from hansa.market.why import BUSY as NONE_FREE
 from hansa.node.state import NodeState, Turn
 from hansa.proto.market_documents import Tender
 from hansa.proto.messages import DeclineSent

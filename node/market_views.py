@@ -14,6 +14,7 @@ from hansa.market.purchase_state import ONLY_BIDS, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.selection import explain_choice
 from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_in, spare_milli
+from hansa.market.shortfalls import busy
 from hansa.market.value_forms import number_text
 from hansa.market.why import Answer, Explanation, answers_of, explain
 from hansa.node.queueing import queue_view
@@ -279,9 +280,7 @@ def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Adv
         elif not slots:
             reason = _how_busy(advert, needs)
             answers.append(
-                Answer(
-                    provider=advert.signer, outcome=why.NOT_ASKED, reason=reason, shortfalls=(why.busy(needs.devices),)
-                )
+                Answer(provider=advert.signer, outcome=why.NOT_ASKED, reason=reason, shortfalls=(busy(needs.devices),))
             )
         else:
             answers.append(Answer(provider=advert.signer, outcome=why.BID))

@@ -6,8 +6,8 @@ One function chooses whom a tender invites, and explains of those who were not w
 from hansa.market.clauses import facts_of
 from hansa.market.isolation import is_served
 from hansa.market.shares import WHOLE_MILLI, share_asked, spare_milli
+from hansa.market.shortfalls import price_shortfall
 from hansa.market.vocabulary import ANY
-from hansa.market.why import price_shortfall
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
 from hansa.scheduler.devices import Shortage, choose
 

@@ -26,9 +26,9 @@ from hansa.market.purchase_awards import why_lost
 from hansa.market.purchase_state import SILENT, Placement, Purchase
 from hansa.market.requirements import parse_needs
 from hansa.market.scoring import Scored
+from hansa.market.shortfalls import BUSY
 from hansa.market.why import (
     BID,
-    BUSY,
     DECLINED,
     DESERTED,
     EXCLUDED,
@@ -388,14 +388,14 @@ def test_what_hostile_declines_make_to_be_weighed_is_bounded():
         count += 1
         return covers(change, need)
 
-    covers = why._covers
-    why._covers = counting
+    covers = why.covers
+    why.covers = counting
     try:
         rows = [
             [short("vram", f"vram >= {9_000 + row} GiB", f"{10 + who_} GiB") for row in range(64)] for who_ in range(64)
         ]
         found = told([no(number + 1, *row) for number, row in enumerate(rows)])
     finally:
-        why._covers = covers
+        why.covers = covers
     assert len(found.failing) == 64
     assert count <= 64 * 64 * 64

@@ -13,7 +13,7 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, PRICE, needs, spec
 
 from hansa.market.clauses import relaxed_requirements
-from hansa.market.why import BUSY
+from hansa.market.shortfalls import BUSY
 from hansa.node import market_views
 from hansa.node.book import Book
 from hansa.node.events import JobCancelled, TenderUndelivered

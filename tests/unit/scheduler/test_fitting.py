@@ -9,8 +9,9 @@ from kit.trading import DEVICE, NOW_MS, needs
 
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.requirements import parse_needs
+from hansa.market.shortfalls import PRICE
 from hansa.market.vocabulary import facts
-from hansa.market.why import BID, NOT_ASKED, PRICE, Answer, explain, in_words
+from hansa.market.why import BID, NOT_ASKED, Answer, explain, in_words
 from hansa.proto.market_documents import Advert
 from hansa.proto.units import price_per_hour_to_e18
 from hansa.scheduler.fitting import misfit
