@@ -65,7 +65,8 @@ def best_gang(
         company: who is in the gang already.
         work_ms: how long shards work between two rounds; 0 where nothing is known of rounds.
     """
-    if not work_ms or count < 1 or not any(one.way_ms for one in candidates):
+    longest_ms = max((company.way_ms, *(one.way_ms for one in candidates)))
+    if not work_ms or not longest_ms or not candidates or count < 1:
         return best_affordable(candidates, count, funds, room)
     best: tuple[Candidate, ...] | None = None
     best_cost = 0

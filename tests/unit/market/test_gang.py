@@ -68,6 +68,12 @@ def test_a_gang_that_runs_waits_for_who_joins_it():
     assert numbers(best([slow, fast], 1, company=Company(hourly=700, way_ms=1_000))) == [2]
 
 
+def test_who_joins_a_slow_gang_is_paid_for_waiting_however_fast_its_own_line_is():
+    dear, cheap = candidate(1, 10, 0, hourly=200), candidate(2, 15, 0, hourly=100)
+    assert numbers(best([dear, cheap], 1)) == [1]
+    assert numbers(best([dear, cheap], 1, company=Company(hourly=0, way_ms=1_000))) == [2]
+
+
 @st.composite
 def markets(draw):
     found = [
