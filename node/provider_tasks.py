@@ -7,11 +7,12 @@ import trio
 from hansa.node.answering import PriceWanted
 from hansa.node.blob_shelf import BlobMissing
 from hansa.node.held_time import paid_times
+from hansa.node.laying_out import Unstageable
 from hansa.node.logs import log_line
 from hansa.node.price_program import priced, question_about
 from hansa.node.sealing import SealBroken
 from hansa.node.selling import DeliverRound
-from hansa.node.staging import RETRY_S, STAGE_PATIENCE_S, Unstageable, bring
+from hansa.node.staging import RETRY_S, STAGE_PATIENCE_S, bring
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.scheduler.run import LeaveRun, RunStopped

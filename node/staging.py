@@ -26,16 +26,15 @@ from hansa.node.blob_shelf import BlobMissing, NoRoom
 from hansa.node.blobs import BlobStore
 from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
-from hansa.node.file_lists import files_of, read_file_list
 from hansa.node.images import NoImage, pulled, shipped
 from hansa.node.key_exchange import NoKeys, ask_for_keys
+from hansa.node.laying_out import Unstageable, lay_out, read_list, stored, unpack_code
 from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
-from hansa.node.packages import unpack
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
-from hansa.node.sealed_blobs import COPY_BYTES, open_blob, read_blob
+from hansa.node.sealed_blobs import read_blob
 from hansa.node.sealing import BlobKey, SealBroken, ShardKeys
-from hansa.node.trees import Trees, link_or_copy
+from hansa.node.trees import Trees
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE, TIER_NONE, TIER_SANDBOX
@@ -45,9 +44,7 @@ from hansa.proto.workload import (
     FILE_INPUT,
     FILE_LOCK,
     FILE_WHEEL,
-    MAX_FILE_LIST_BYTES,
     ListedFile,
-    Workload,
 )
 from hansa.scheduler.run import STAGING, RunFailed, RunLogged, StartRun
 
@@ -56,7 +53,6 @@ if TYPE_CHECKING:
 
 PROCESSES = 4096
 LOG_BYTES = 8 << 20
-LARGEST_UNPACKED_BYTES = 1 << 30
 STAGE_PATIENCE_S = 120.0
 """Without a single byte for so long, a fetch is given up."""
 SLOWEST_BYTES_PER_S = 256 << 10
@@ -68,19 +64,6 @@ SAY_EVERY_S = 5.0
 LONGEST_REASON_BYTES = 2_000
 PIN = "run "
 _LOG = logging.getLogger("hansa.staging")
-
-
-class Unstageable(Exception):
-    """A run that cannot be started here, and why, in words for its buyer.
-
-    Attributes:
-        kind: what sort of failure that is to the buyer: its job's fault, or this provider's.
-    """
-
-    def __init__(self, why: str, kind: str = "bad-entry") -> None:
-        """Keep both."""
-        super().__init__(why)
-        self.kind = kind
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -236,14 +219,14 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     reference, listed = "", list[ListedFile]()
     if workload.files is not None:
         await _fetch(daemon, order.run, owners, [workload.files])
-        reference, listed = await trio.to_thread.run_sync(_read_list, daemon.store, workload, award.shard, both)
+        reference, listed = await trio.to_thread.run_sync(read_list, daemon.store, workload, award.shard, both)
         wanted += [file.blob for file in listed]
     await trio.to_thread.run_sync(daemon.store.pin_exactly, set(wanted), PIN + order.run.hex())
     await _fetch(daemon, order.run, owners, wanted, like=_earlier_checkpoints(daemon, entry))
-    await trio.to_thread.run_sync(_unpack, daemon.store, workload.package, folder, both)
+    await trio.to_thread.run_sync(unpack_code, daemon.store, workload.package, folder, both)
     inputs = [file for file in listed if file.kind == FILE_INPUT]
     if inputs:
-        await trio.to_thread.run_sync(_lay_out, daemon.store, inputs, folder / "inputs", both)
+        await trio.to_thread.run_sync(lay_out, daemon.store, inputs, folder / "inputs", both)
     return Staged(
         code=folder / "code",
         inputs=folder / "inputs" if inputs else None,
@@ -303,7 +286,7 @@ async def _environment(
         data = await trio.to_thread.run_sync(read_blob, daemon.store, locks[0].blob, LARGEST_LOCK_BYTES, keys)
         text = data.decode()
         wheels = [
-            ShippedWheel(name=file.path, path=_stored(daemon.store, file.blob))
+            ShippedWheel(name=file.path, path=stored(daemon.store, file.blob))
             for file in listed
             if file.kind == FILE_WHEEL
         ]
@@ -327,19 +310,12 @@ async def _image(daemon: "Daemon", run: bytes, reference: str, listed: Sequence[
     try:
         wanted = pulled(reference)
         if archives:
-            wanted = shipped(archives[0].blob.root, _stored(daemon.store, archives[0].blob))
+            wanted = shipped(archives[0].blob.root, stored(daemon.store, archives[0].blob))
         ready = await daemon.images.bring(wanted, run)
     except (NoImage, BlobMissing) as fault:
         raise Unstageable(str(fault), "refused") from fault
     say(daemon, run, f"the job's image is ready after {trio.current_time() - since:.1f} s\n")
     return ready
-
-
-def _stored(store: BlobStore, blob: BlobRef) -> Path:
-    path = store.path(blob)
-    if path is None:
-        raise BlobMissing(blob)
-    return path
 
 
 def run_folder(daemon: "Daemon", run: bytes) -> Path:
@@ -432,71 +408,6 @@ async def bring(
             raise Unstageable(f"this provider cannot lay out the job's files: {why}", "no-room") from fault
         except FetchFailed:
             await trio.sleep(RETRY_S)
-
-
-# Laying out.
-
-
-def _read_list(
-    store: BlobStore, workload: Workload, shard: int, keys: Sequence[BlobKey] | None
-) -> tuple[str, list[ListedFile]]:
-    """The image to pull, and what of the list this shard needs; never more than the award was for."""
-    assert workload.files is not None
-    try:
-        found = read_file_list(read_blob(store, workload.files, MAX_FILE_LIST_BYTES, keys), workload.shards)
-    except (ProtocolError, ValueError, SealBroken) as fault:
-        raise Unstageable(f"the list of the job's files cannot be read: {fault}") from fault
-    listed = list(files_of(found, shard))
-    if keys is not None and any(file.kind in (FILE_WHEEL, FILE_IMAGE) for file in listed):
-        # What is made of them is kept here for the next job that brings the same, where anybody could look at it.
-        raise Unstageable("a sealed job may bring no packages or images of its own")
-    if sum(file.blob.size_bytes for file in listed) > workload.fetch_bytes:
-        raise Unstageable("the job's files are larger than it said")
-    return found.image, listed
-
-
-def _unpack(store: BlobStore, package: BlobRef, folder: Path, keys: Sequence[BlobKey] | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True, mode=0o711)
-        with open_blob(store, package, keys) as archive:
-            unpack(archive, folder / "code", limit_bytes=LARGEST_UNPACKED_BYTES)
-    except BlobMissing:
-        why = "the job's code was fetched and is gone again: this provider's blob quota is too small"
-        raise Unstageable(why) from None
-    except (ProtocolError, OSError, SealBroken) as fault:
-        raise Unstageable(f"the job's package cannot be unpacked: {fault}") from fault
-
-
-def _lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path, keys: Sequence[BlobKey] | None) -> None:
-    """A directory of hard links to the store's own files: nothing is copied, and nothing can be written through it.
-
-    What is sealed is opened into files that go with the run. The sandbox mounts the directory read-only and runs as
-    another user; the mode says so too.
-    """
-    directory.mkdir(mode=0o755)
-    for file in files:
-        target = directory / file.path
-        source = store.path(file.blob)
-        if source is None:
-            raise Unstageable(
-                "a file was fetched and is gone again: this provider's blob quota is too small", "no-room"
-            )
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if keys is None:
-            link_or_copy(source, target)
-        else:
-            _open_into(store, file.blob, keys, target)
-
-
-def _open_into(store: BlobStore, blob: BlobRef, keys: Sequence[BlobKey], target: Path) -> None:
-    try:
-        with open_blob(store, blob, keys) as source, target.open("xb") as opened:
-            shutil.copyfileobj(source, opened, COPY_BYTES)
-    except SealBroken as fault:
-        raise Unstageable(f"one of the job's files cannot be opened: {fault}") from fault
-    except BlobMissing:
-        raise Unstageable("a file was fetched and is gone again", "no-room") from None
 
 
 def forget_run(daemon: "Daemon", run: bytes) -> None:

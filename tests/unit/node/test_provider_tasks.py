@@ -15,6 +15,7 @@ from hansa.market.sale_state import Sale
 from hansa.node import provider_tasks, staging
 from hansa.node.blob_shelf import NoRoom
 from hansa.node.daemon import Daemon
+from hansa.node.laying_out import Unstageable
 from hansa.node.packages import pack
 from hansa.node.selling import DeliverRound
 from hansa.proto.blob import BlobRef, blob_ref
@@ -93,7 +94,7 @@ async def test_no_room_for_a_round_waits_for_room_and_the_daemon_lives(
         nonlocal tried
         await trio.lowlevel.checkpoint()
         tried += 1
-        raise staging.Unstageable(str(NoRoom(2, 1)))
+        raise Unstageable(str(NoRoom(2, 1)))
 
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as nursery:
         daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at

@@ -23,6 +23,7 @@ from hansa.node.desk import NodeDesk
 from hansa.node.executor import Executor
 from hansa.node.faults import OperatorError
 from hansa.node.first_setup import Wishes, config_text
+from hansa.node.laying_out import Unstageable
 from hansa.node.packages import pack
 from hansa.node.run_order import RunOrder
 from hansa.node.sealed_blobs import read_blob
@@ -174,7 +175,7 @@ async def test_a_node_that_wins_its_own_sealed_job_has_its_keys_at_home(pair: Pa
     entry = pair.provider.state.sale_on(LEASE)
     assert entry is not None
     assert await staging._keys(pair.buyer, LEASE, entry) == pair.content.of_shard(SHARD)
-    with pytest.raises(staging.Unstageable, match="the lease of this sealed job is over"):
+    with pytest.raises(Unstageable, match="the lease of this sealed job is over"):
         await staging._keys(pair.buyer, bytes(32), entry)
 
 

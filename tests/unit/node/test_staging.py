@@ -17,7 +17,7 @@ from kit.memory_party import key
 from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import run_logs, staging, trees
+from hansa.node import laying_out, run_logs, staging, trees
 from hansa.node.daemon import Daemon
 from hansa.node.desk import NodeDesk
 from hansa.node.executor import Executor
@@ -248,7 +248,7 @@ async def test_a_disk_that_is_full_costs_one_run_and_not_the_daemon(
     def full(_source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
-    monkeypatch.setattr(staging, "link_or_copy", full)
+    monkeypatch.setattr(laying_out, "link_or_copy", full)
     pair.lease(pair.listed(("x", b"some data", ())))
     await staging.start_run(pair.provider, ORDER)
     ended = await failure(pair.provider)
