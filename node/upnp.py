@@ -4,6 +4,7 @@ The library that speaks to routers is C, reads what any device of the network se
 the daemon. The process says one line of JSON; whatever else happens means that nothing is forwarded.
 """
 
+import contextlib
 import ipaddress
 import json
 import subprocess
@@ -51,13 +52,12 @@ async def withdraw(outside: int, port: int, interface: str = "") -> bool:
 
     Returns in time whatever the router does, also where everything else is being cancelled.
     """
+    withdrawn = False
     with trio.CancelScope(shield=True), trio.move_on_after(WITHDRAW_S):
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             said = await _ask("withdraw", str(outside), str(port), interface)
-            return bool(json.loads(said)["withdrawn"] is True)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-    return False
+            withdrawn = json.loads(said)["withdrawn"] is True
+    return withdrawn
 
 
 async def _ask(*words: str) -> bytes:
