@@ -53,10 +53,13 @@ async def withdraw(outside: int, port: int, interface: str = "") -> bool:
     Returns in time whatever the router does, also where everything else is being cancelled.
     """
     withdrawn = False
-    with trio.CancelScope(shield=True), trio.move_on_after(WITHDRAW_S):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            said = await _ask("withdraw", str(outside), str(port), interface)
-            withdrawn = json.loads(said)["withdrawn"] is True
+    with (
+        trio.CancelScope(shield=True),
+        trio.move_on_after(WITHDRAW_S),
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+    ):
+        said = await _ask("withdraw", str(outside), str(port), interface)
+        withdrawn = json.loads(said)["withdrawn"] is True
     return withdrawn
 
 

@@ -326,6 +326,7 @@ async def test_one_network_has_only_so_many_streams_of_the_table(monkeypatch: py
 
 async def test_a_full_bucket_asks_its_connections_and_waits_for_nobody() -> None:
     """The bare library pings the oldest peer, and whoever answers none holds up all whose names are near its own."""
+
     async def silent(_stream: Any) -> None:
         await trio.sleep_forever()
 
