@@ -85,7 +85,8 @@ def print_why(view: View) -> None:
         click.echo(f"It is worth nothing after {clock(view['deadline_ms'])}.")
     if not view.get("unfilled"):
         job = plain(view.get("job"), 64)[:12]
-        click.echo(f"It looks for no provider. Why each was chosen: hansa bids {job}")
+        failed = f" Why it failed: hansa watch {job}." if view.get("phase") == "failed" else ""
+        click.echo(f"It looks for no provider.{failed} Why each was chosen: hansa bids {job}")
         return
     click.echo(plain(view.get("summary"), 1_000))
     _print_relaxations(view)
@@ -266,6 +267,10 @@ def print_dry_run(view: View) -> None:
     if rows:
         click.echo("\nWho would be asked:")
         print_table(("provider", "price/h", "a shard/h", "free", "shards now", "tier", "region"), rows)
+    expected = view.get("expected") or {}
+    if expected.get("bids"):
+        click.echo("\nWhat as much work as an hour does is expected to cost, if they bid what they advertise:")
+        _print_tender(expected)
     wall_ms = view.get("wall_ms")
     wall = format_duration(wall_ms) if isinstance(wall_ms, int) else ""
     if view.get("enough"):

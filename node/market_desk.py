@@ -9,10 +9,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hansa.node.desk import NodeDesk
+from hansa.node.dry_run import dry_run_view, expected_view, hypothetical, would_be_asked
 from hansa.node.faults import OperatorError
 from hansa.node.http_api import job_named, json_body
 from hansa.node.job_json import spec_from_json
-from hansa.node.market_views import bids_view, dry_run_view, job_part, market_part
+from hansa.node.market_views import bids_view, job_part, market_part
 from hansa.node.tender_log import tenders_view
 from hansa.proto.market_documents import Advert
 from hansa.proto.typed_json import read_exact_keys
@@ -76,7 +77,10 @@ class MarketDesk:
         blocked = frozenset(self._daemon.state.blocked)
         adverts, unseen = self._adverts(spec)
         view = await trio.to_thread.run_sync(dry_run_view, spec, blocked, adverts)
-        return JSONResponse(self._desk.named(view | {"unseen": unseen}))
+        asked = await trio.to_thread.run_sync(would_be_asked, spec, blocked, adverts)
+        begun = hypothetical(self._daemon.state, spec, asked, self._daemon.now_ms())
+        expected = await trio.to_thread.run_sync(expected_view, begun, asked)
+        return JSONResponse(self._desk.named(view | {"unseen": unseen, "expected": expected}))
 
     async def tenders(self, _request: Request) -> Response:
         """How this provider answered the newest tenders, and what became of its bids."""

@@ -13,8 +13,7 @@ from hansa.market.purchase_awards import would_win
 from hansa.market.purchase_state import ONLY_BIDS, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.selection import explain_choice
-from hansa.market.shares import WHOLE_MILLI, cost, share_asked, share_in, spare_milli
-from hansa.market.shortfalls import busy
+from hansa.market.shares import share_in
 from hansa.market.value_forms import number_text
 from hansa.market.why import Answer, Explanation, answers_of, explain
 from hansa.node.queueing import queue_view
@@ -22,9 +21,8 @@ from hansa.node.state import NodeState
 from hansa.node.views import money_warning
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
 from hansa.proto.signing import checksum_address
-from hansa.proto.units import HOUR_MS, e18_to_price_per_hour, format_amount
-from hansa.scheduler.advert_book import MOST_INVITED
-from hansa.scheduler.fitting import misfit, room_for
+from hansa.proto.units import format_amount
+from hansa.scheduler.fitting import misfit
 from hansa.scheduler.job_queue import due_ms
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job
@@ -87,7 +85,7 @@ def job_part(state: NodeState, of: Job) -> tuple[Json, Unfilled | None]:
 def market_part(found: Unfilled, spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Advert]) -> Json:
     """The explanation, with the adverts of those who were not asked. It may take a while, and needs no state."""
     known = {answer.provider for answer in found.asked}
-    others = tuple(_not_asked(spec, blocked, advert) for advert in adverts if advert.signer not in known)
+    others = tuple(not_asked(spec, blocked, advert) for advert in adverts if advert.signer not in known)
     answers = (*found.asked, *others)
     explained = explain(wanted=found.wanted, eligible=found.eligible, answers=answers, reason=found.reason)
     return explanation_view(explained, spec)
@@ -110,7 +108,8 @@ def _relevant(state: NodeState, of: Job) -> list[Purchase]:
     return [each for each in ours if each.tender.shards == shards and each.tender.bids_close_ms >= since_ms]
 
 
-def _not_asked(spec: JobSpec, blocked: frozenset[bytes], advert: Advert) -> Answer:
+def not_asked(spec: JobSpec, blocked: frozenset[bytes], advert: Advert) -> Answer:
+    """Why a provider was not asked, by its advert."""
     if advert.signer in blocked:
         return Answer(provider=advert.signer, outcome=why.NOT_ASKED, reason="you have blocked it: hansa unblock")
     lacks = misfit(
@@ -181,7 +180,7 @@ def bids_view(state: NodeState, of: Job) -> Json:
         "name": of.spec.name,
         "phase": of.phase,
         "currency": of.spec.currency,
-        "tenders": [_tender_view(bought, of.spec.currency) for bought in ours],
+        "tenders": [tender_view(bought, of.spec.currency) for bought in ours],
     }
 
 
@@ -231,7 +230,8 @@ def _ranked_view(
     }
 
 
-def _tender_view(bought: Purchase, currency: str) -> Json:
+def tender_view(bought: Purchase, currency: str) -> Json:
+    """A tender with every bid, each term of its score, who won, and what the choice cost or saved."""
     won = {entry.bid: entry for entry in bought.placements if entry.phase != "failed"}
     lost = {entry.bid: entry for entry in bought.placements if entry.phase == "failed"}
     would = frozenset(would_win(bought) if bought.only_bids and bought.ranking else ())
@@ -260,84 +260,3 @@ def _tender_view(bought: Purchase, currency: str) -> Json:
         "saved": format_amount(chosen.saved) if chosen is not None else None,
         "saved_against_mean": format_amount(chosen.saved_against_mean) if chosen is not None else None,
     }
-
-
-# Before a tender is sent.
-
-
-def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Advert]) -> Json:
-    """Whom a tender for this job would invite, at which prices, and what is missing, by adverts alone.
-
-    It may take a while, and needs no state.
-    """
-    needs, ceiling = spec.requirements, spec.price_ceiling_e18_per_device_ms
-    rows, answers, room = [], [], []
-    for advert in (one for one in adverts if one.signer not in blocked):
-        lacks = misfit(advert, needs, currency=spec.currency, ceiling_e18=ceiling)
-        slots = room_for(advert, needs, needs.devices)[1]
-        if lacks is not None:
-            answers.append(_not_asked(spec, blocked, advert))
-        elif not slots:
-            reason = _how_busy(advert, needs)
-            answers.append(
-                Answer(provider=advert.signer, outcome=why.NOT_ASKED, reason=reason, shortfalls=(busy(needs.devices),))
-            )
-        else:
-            answers.append(Answer(provider=advert.signer, outcome=why.BID))
-            room += [advert.price_e18_per_device_ms] * slots
-        if lacks is None:
-            rows.append(_invited_view(advert, slots, needs))
-    found = explain(wanted=spec.shards, eligible=len(room), answers=answers)
-    cheapest = sorted(room)[: spec.shards]
-    width = needs.devices * (share_asked(needs) or WHOLE_MILLI)
-    hourly = [cost(HOUR_MS, width, price) for price in cheapest]
-    most = [cost(needs.wall_ms, width, price) + 1 for price in cheapest]
-    dearest = cost(HOUR_MS, width, ceiling) * spec.shards
-    enough = len(room) >= spec.shards
-    return {
-        "name": spec.name,
-        "currency": spec.currency,
-        "shards": spec.shards,
-        "enough": enough,
-        "room": len(room),
-        "invited": rows[:MOST_INVITED],
-        "hourly_least": format_amount(sum(hourly)) if enough else None,
-        "hourly_most": format_amount(dearest),
-        "promised_least": format_amount(sum(most)) if enough else None,
-        "budget": format_amount(spec.budget),
-        "budget_lacks": format_amount(max(0, sum(most) - spec.budget)) if enough else None,
-        "wall_ms": needs.wall_ms,
-        "deadline_after_ms": spec.deadline_after_ms or None,
-        "queue_ms": spec.queue_ms,
-        **explanation_view(found, spec),
-        "summary": _dry_summary(found, len(rows)),
-    }
-
-
-def _invited_view(advert: Advert, slots: int, needs: Requirements) -> Json:
-    price = advert.price_e18_per_device_ms
-    return {
-        "provider": checksum_address(advert.signer),
-        "price_per_hour": e18_to_price_per_hour(price),
-        "shard_per_hour": format_amount(cost(HOUR_MS, needs.devices * (share_asked(needs) or WHOLE_MILLI), price)),
-        "free": advert.free,
-        "devices": len(advert.devices),
-        "slots": slots,
-        "tier": advert.tier,
-        "region": advert.region,
-    }
-
-
-def _how_busy(advert: Advert, needs: Requirements) -> str:
-    if (share := share_asked(needs) or WHOLE_MILLI) < WHOLE_MILLI:
-        left = number_text(spare_milli(advert.facts))
-        return f"{left} of a device is left for parts there, and {number_text(share)} is wanted"
-    return f"{advert.free} of its {len(advert.devices)} devices are free"
-
-
-def _dry_summary(found: Explanation, fitting: int) -> str:
-    known = len(found.answers)
-    their = "fits by its advert" if fitting == 1 else "fit by their adverts"
-    words = f"Of {known} provider{'s' * (known != 1)} known here {fitting} {their}"
-    words = words if known else "No provider's advert is known here yet"
-    return f"{words}; {min(found.eligible, found.wanted)} of the {found.wanted} shards would find free devices at once."

@@ -10,9 +10,10 @@ from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER, OTHER_KEY, PRICE, PROVI
 from hansa.market.shares import share_clause, share_given, spare_milli
 from hansa.node import events
 from hansa.node.config import parse_config
+from hansa.node.dry_run import dry_run_view
 from hansa.node.faults import ConfigError
 from hansa.node.inventory import Machine, take_inventory
-from hansa.node.market_views import bids_view, dry_run_view
+from hansa.node.market_views import bids_view
 from hansa.node.state import restored, snapshot
 from hansa.node.tender_log import tenders_view
 from hansa.proto.market_documents import Advert, Fact

@@ -14,7 +14,7 @@ from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, PRICE, needs, spec
 
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.shortfalls import BUSY
-from hansa.node import market_views
+from hansa.node import dry_run, market_views
 from hansa.node.book import Book
 from hansa.node.events import JobCancelled, TenderUndelivered
 from hansa.node.state import NodeState, restored, snapshot
@@ -241,7 +241,7 @@ async def test_a_dry_run_says_whom_it_would_ask_and_asks_nobody() -> None:
             book.take(advert_of(one, expires_ms=1_700_000_060_000, **changes))
         adverts, blocked = [known.advert for known in book.standing()], frozenset[bytes]()
         of = spec(shards=2, price_ceiling_e18_per_device_ms=price_per_hour_to_e18("0.42"), budget=10)
-        view = plain(market_views.dry_run_view(of, frozenset(), adverts))
+        view = plain(dry_run.dry_run_view(of, frozenset(), adverts))
         assert not view["enough"]
         assert [(row["provider"], row["slots"]) for row in view["invited"]] == [
             (checksum_address(taken.account.address), 0),
@@ -253,12 +253,12 @@ async def test_a_dry_run_says_whom_it_would_ask_and_asks_nobody() -> None:
         ]
         assert [row["enough"] for row in view["relaxations"]] == [True, True]
         assert view["summary"].startswith("Of 3 providers known here 2 fit by their adverts; 1 of the 2 shards")
-        alone = plain(market_views.dry_run_view(replace(of, shards=1), blocked, adverts))
+        alone = plain(dry_run.dry_run_view(replace(of, shards=1), blocked, adverts))
         assert alone["enough"]
         assert alone["hourly_least"] == "0.400000"
         assert alone["budget_lacks"] != "0.000000"
         ours = [advert for advert in adverts if advert.signer == cheap.account.address]
-        roomy = plain(market_views.dry_run_view(replace(of, shards=1), blocked, ours * 2))
+        roomy = plain(dry_run.dry_run_view(replace(of, shards=1), blocked, ours * 2))
         assert "; 1 of the 1 shards" in roomy["summary"], "more room than is wanted is no news"
         blocked = frozenset({cheap.account.address})
-        assert not plain(market_views.dry_run_view(replace(of, shards=1), blocked, adverts))["enough"]
+        assert not plain(dry_run.dry_run_view(replace(of, shards=1), blocked, adverts))["enough"]
