@@ -68,6 +68,17 @@ def clipped(text: str, size_bytes: int) -> str:
     return text.encode(errors="replace")[:size_bytes].decode(errors="ignore")
 
 
+def clipped_inside(text: str, size_bytes: int) -> str:
+    """The same with the cut in the first quarter: a traceback's beginning says what it is, its end what went wrong."""
+    data = text.encode(errors="replace")
+    if len(data) <= size_bytes:
+        return data.decode()
+    gap = "\n[…]\n".encode()
+    first = (size_bytes - len(gap)) // 4
+    last = data[len(data) - (size_bytes - len(gap) - first) :]
+    return data[:first].decode(errors="ignore") + gap.decode() + last.decode(errors="ignore")
+
+
 MOST_CHANNELS = 16
 """So many new channels one tender may open with one provider, each after an award that came to nothing."""
 

@@ -179,9 +179,12 @@ def _follow(views: Iterable[dict[str, Any]], as_json: bool) -> int:
             print_json(view)
             last = view
     else:
+        from hansa.node.cli_advice import last_words
         from hansa.node.cli_screen import follow
 
         last = follow(views)
+        for line in last_words(last or {}):
+            click.echo(line)
     return 0 if last is not None and last.get("phase") == "succeeded" else 1
 
 
@@ -252,11 +255,14 @@ def logs(job: str, follow: bool, shard: int | None, data_dir: Path, as_json: boo
         closing(Daemon(data_dir)) as daemon,
         closing(daemon.lines(f"/v1/jobs/{job_path_part(job)}/logs", **parameters)) as lines,
     ):
+        line = None
         for line in lines:
             if as_json:
                 print_json(line)
             else:
                 click.echo(f"[{plain(line.get('shard'), 8)}] {plain(line.get('text'))}")
+        if line is None and not as_json:
+            _say(f"it printed nothing; how it goes, or why it ended: hansa watch {plain(job, SHORT_ID)}")
 
 
 @click.command()

@@ -26,6 +26,7 @@ PHASE_STYLES = {
     "lost": "red",
     "cancelled": "yellow",
 }
+_UNDER_WAY = ("starting", "running", "finished")
 REFRESHES_PER_S = 4
 BAR_WIDTH = 40
 
@@ -110,7 +111,8 @@ def _shard_table(view: View) -> Table:
             phase.append(f" (attempt {shard['attempts']})", style="yellow")
         phase.append(_until(shard), style="yellow")
         if shard.get("reason"):
-            phase.append(f" {summary(shard['reason'], 120)}")
+            before = "before: " if shard.get("phase") in _UNDER_WAY else ""
+            phase.append(f" {before}{summary(shard['reason'], 120)}")
         table.add_row(
             Text(plain(shard.get("shard"), 8)),
             phase,
@@ -245,6 +247,11 @@ def _shard_news(before: View, shard: View) -> Iterator[str]:
     kept = _until(shard) if shard.get("kept_until_ms") else ""
     where = f" on {short_account(shard['provider'])}" if shard.get("provider") else ""
     reason = f": {summary(shard['reason'], 200)}" if shard.get("reason") else ""
+    if reason and shard.get("phase") in _UNDER_WAY:
+        # What ended the attempt before says nothing about this one.
+        reason = (
+            f" (attempt {plain(shard.get('attempts', ''), 8)}; before{reason})" if shard["phase"] == "starting" else ""
+        )
     yield f"shard {plain(shard.get('shard'), 8)} {plain(shard.get('phase'), 20)}{kept}{where}{reason}"
 
 

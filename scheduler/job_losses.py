@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hansa.market.effects import Send, clipped
+from hansa.market.effects import Send, clipped, clipped_inside
 from hansa.market.firm_leases import JOBS_OWN, SEEN, is_due, is_due_for_success, rests_on_word
 from hansa.market.funding import start_ms
 from hansa.market.machine import Step
@@ -63,7 +63,7 @@ WORDS = {
 def in_words(kind: str, reason: str) -> str:
     """How an attempt ended: the kind in words, then what its provider said."""
     words = WORDS.get(kind, kind)
-    return clipped(f"{words}: {reason}" if reason else words, 2_000)
+    return clipped_inside(f"{words}: {reason}" if reason else words, 2_000)
 
 
 def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step[Job]:

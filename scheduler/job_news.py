@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hansa.market.effects import Send, clipped
+from hansa.market.effects import Send, clipped_inside
 from hansa.market.machine import Step, ignore
 from hansa.market.receipts import CLOCK_SKEW_MS
 from hansa.market.sale_events import RECLAIMED, RECLAIMED_EARLY
@@ -171,7 +171,7 @@ def take_keeping(state: Job, shard: Shard, event: KeepingArrived) -> Step[Job]:
         shard,
         phase="kept",
         kind=_failure(event.kind),
-        reason=clipped(event.reason, 2_000),
+        reason=clipped_inside(event.reason, 2_000),
         kept_until_ms=min(event.until_ms, event.at_ms + state.spec.keep_failed_ms),
         heard_ms=event.at_ms,
     )

@@ -257,5 +257,10 @@ def last_words(error: BaseException, code: Path) -> str:
     trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith(str(code)):
         trace = trace.tb_next
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    return text.encode("utf-8", "replace")[-(MAX_MESSAGE_BYTES - 512) :].decode("utf-8", "ignore")
+    data = "".join(traceback.format_exception(type(error), error, trace)).encode("utf-8", "replace")
+    most = MAX_MESSAGE_BYTES - 512
+    if len(data) <= most:
+        return data.decode()
+    # The first line tells readers that it is a traceback; half a line after it would only puzzle them.
+    end = data[64 - most :].decode("utf-8", "ignore")
+    return "Traceback (most recent call last):\n" + (end.partition("\n")[2] or end)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import BUYER_KEY, tender
 
-from hansa.market.effects import clipped, derived_nonce, sealed, unsigned
+from hansa.market.effects import clipped, clipped_inside, derived_nonce, sealed, unsigned
 from hansa.proto.messages import RunStopOrdered, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import signer_of
@@ -36,3 +36,16 @@ def test_a_text_is_cut_between_letters_and_fits(text, size_bytes):
     assert len(cut.encode()) <= size_bytes
     assert text.encode(errors="replace").decode().startswith(cut)
     assert len(text.encode(errors="replace")) > size_bytes or cut == text.encode(errors="replace").decode()
+
+
+@given(st.text(), st.integers(16, 64))
+def test_a_text_that_is_cut_inside_keeps_both_ends_and_fits(text, size_bytes):
+    whole = text.encode(errors="replace").decode()
+    cut = clipped_inside(text, size_bytes)
+    assert len(cut.encode()) <= size_bytes
+    if len(whole.encode()) <= size_bytes:
+        assert cut == whole
+    else:
+        begin, end = cut.split("\n[…]\n", 1) if cut.count("\n[…]\n") == 1 else ("", "")
+        assert whole.startswith(begin)
+        assert whole.endswith(end)

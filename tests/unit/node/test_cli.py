@@ -423,6 +423,16 @@ def test_without_a_terminal_there_are_lines_and_no_escape_sequences() -> None:
     assert out.getvalue().splitlines()[-1] == "job succeeded"
 
 
+def test_what_ended_an_attempt_is_not_said_of_the_next_one() -> None:
+    shard = job_view(JOB)["shards"][0] | {"phase": "starting", "attempts": 2, "reason": "it hung"}
+    told = [line for line in news(None, job_view(JOB, shards=[shard])) if line.startswith("shard")]
+    assert [line.split("9EE7")[1] for line in told] == [" (attempt 2; before: it hung)"]
+    after = job_view(JOB, shards=[shard | {"phase": "running"}])
+    assert not any("hung" in line for line in news(job_view(JOB, shards=[shard]), after))
+    lost = job_view(JOB, shards=[shard | {"phase": "lost"}])
+    assert any(line.endswith(": it hung") for line in news(after, lost))
+
+
 def test_long_text_is_cut_and_tabs_are_spaces() -> None:
     assert plain("a\tb") == "a b"
     assert len(plain("x" * 10_000)) == 4096

@@ -67,10 +67,8 @@ def wanted_back(notice_ms=NOTICE_MS, at_ms=NOW_MS + 1_000):
     return ReclaimArrived(lease=lease(), by_ms=at_ms + notice_ms, reason="the owner plays", at_ms=at_ms)
 
 
-def ended(kind="reclaimed", *, at_ms=NOW_MS + 9_000, attempt=0):
-    return RunEndArrived(
-        lease=lease(attempt), outcome="failed", kind=kind, reason="the owner plays", outputs=0, at_ms=at_ms
-    )
+def ended(kind="reclaimed", *, reason="the owner plays", at_ms=NOW_MS + 9_000, attempt=0):
+    return RunEndArrived(lease=lease(attempt), outcome="failed", kind=kind, reason=reason, outputs=0, at_ms=at_ms)
 
 
 def announced(blob, step):
@@ -278,3 +276,15 @@ def test_kinds_of_failure_are_told_apart_in_words(kind, words):
     step = advance(running().reaches("running"), ended(kind))
     (shard,) = step.state.shards
     assert (shard.kind, shard.reason) == (kind, words)
+
+
+def test_a_long_traceback_keeps_the_error_that_it_ends_with():
+    trace = (
+        "Traceback (most recent call last):\n"
+        + '  File "/job/code/train.py", line 4, in descend\n' * 200
+        + "ValueError: bad\n"
+    )
+    (shard,) = advance(running().reaches("running"), ended("user-exception", reason=trace)).state.shards
+    assert shard.reason.startswith("its code ended with an error: Traceback")
+    assert shard.reason.endswith("ValueError: bad\n")
+    assert len(shard.reason.encode()) <= 2_000

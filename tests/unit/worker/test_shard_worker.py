@@ -27,3 +27,11 @@ def test_a_fault_has_a_kind_and_words(tmp_path, error, kind, words):
     told = fault_of(error, tmp_path)
     assert told[0] == kind
     assert words in told[1]
+
+
+@pytest.mark.parametrize(("line", "times"), [("a frame of it\n", 2_000), ("x", 20_000)])
+def test_of_a_long_fault_the_end_is_kept_behind_a_traceback_s_first_line(tmp_path, line, times):
+    told = fault_of(ValueError(line * times + "the very end"), tmp_path)[1]
+    assert told.startswith("Traceback (most recent call last):\n" + line.strip())
+    assert told.endswith("the very end\n")
+    assert len(told) < 8_000

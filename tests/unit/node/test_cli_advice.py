@@ -1,0 +1,66 @@
+"""What is said at the end of a job that failed: where its code broke, and the next step."""
+
+import pytest
+from kit.memory_desk import job_view
+
+from hansa.node.cli_advice import MOST_LINES, last_words
+
+JOB = "ab" * 32
+TRACE = (
+    "shard 0 failed (user-exception): its code ended with an error: Traceback (most recent call last):\n"
+    '  File "/job/code/train.py", line 27, in train\n    x[9]\x1b[2J\nIndexError: index 9 is out of bounds\n'
+)
+
+
+def said(reason, kind="user-exception", **changes):
+    shards = [{"shard": 0, "phase": "lost", "lease": "cd" * 32, "kind": kind, "reason": reason}]
+    return list(last_words(job_view(JOB, **({"phase": "failed", "reason": reason, "shards": shards} | changes))))
+
+
+def test_a_traceback_is_shown_whole_with_file_and_line_and_without_what_steers_a_terminal():
+    lines = said(TRACE)
+    assert lines[:2] == ["Traceback (most recent call last):", '  File "/job/code/train.py", line 27, in train']
+    assert lines[3:] == ["IndexError: index 9 is out of bounds", f"what its code printed: hansa logs {JOB[:12]}"]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_of_a_long_traceback_the_last_lines_are_shown():
+    lines = said("Traceback (most recent call last):\n" + "  frame\n" * 500 + "ValueError: bad")
+    assert len(lines) == MOST_LINES + 2
+    assert lines[-2] == "ValueError: bad"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "hint"),
+    [
+        (
+            "bad-entry",
+            "Traceback (most recent call last):\nModuleNotFoundError: No module named 'einops'",
+            '["einops"]',
+        ),
+        ("user-exception", "FileNotFoundError: [Errno 2] No such file or directory: 'rows.npz'", "ctx.inputs"),
+        ("out-of-memory", "it went over its memory", "raise ram"),
+        ("stalled", "it hung", "ctx.report"),
+        ("wall-limit", "it took longer than it may", "limits.wall"),
+        ("bad-state", "its state could not be used", "limits.state"),
+        ("", "round 1 could not be averaged: its state holds numbers that are not finite", "finite numbers only"),
+    ],
+)
+def test_each_kind_of_failure_has_its_remedy(kind, reason, hint):
+    (line,) = (line for line in said(reason, kind) if line.startswith("hint: "))
+    assert hint in line
+
+
+def test_a_job_that_found_nobody_is_told_how_to_ask_why():
+    shards = [{"shard": 0, "phase": "lost", "lease": None, "kind": "", "reason": ""}]
+    assert said("unfilled", shards=shards) == [f"what would help: hansa why {JOB[:12]}"]
+
+
+@pytest.mark.parametrize("phase", ["running", "succeeded", "cancelled"])
+def test_no_other_job_has_last_words(phase):
+    assert said(TRACE, phase=phase) == []
+
+
+def test_views_that_say_odd_things_break_nothing():
+    assert list(last_words({})) == []
+    assert said(None, shards=[None, {"kind": 3}]) == [f"what would help: hansa why {JOB[:12]}"]
