@@ -140,7 +140,9 @@ def packed_job(
     daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Check a job file and upload what belongs to it; answer what the daemon is asked with."""
+    from hansa.node.job_environment import JobEnvironment
     from hansa.node.job_file import check_deadline, read_job_file
+    from hansa.node.job_imports import warnings
     from hansa.node.job_json import spec_to_json
     from hansa.node.job_upload import upload_files, upload_package
     from hansa.node.sealing import new_content_key
@@ -150,6 +152,9 @@ def packed_job(
     fields = {name: value for name, value in changes.items() if name != _NEEDS}
     found = replace(found, spec=replace(found.spec, **fields))
     check_deadline(found.spec)
+    if found.environment == JobEnvironment():
+        for warning in warnings(found.directory / found.spec.entry.partition(":")[0], found.directory):
+            say(warning)
     key = new_content_key() if is_sealed(found.spec.requirements) else None
     files, spec = upload_files(daemon, found, say, key)
     package = upload_package(daemon, found, key)

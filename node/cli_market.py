@@ -89,7 +89,8 @@ def print_why(view: View) -> None:
         click.echo(f"It looks for no provider.{failed} Why each was chosen: hansa bids {job}")
         return
     click.echo(plain(view.get("summary"), 1_000))
-    _print_relaxations(view)
+    # Where money is what it waits for, no provider more would be enough.
+    _print_relaxations({**view, "relaxations": ()} if view.get("warning") and not queue else view)
     _print_answers(view.get("answers", []))
 
 
@@ -282,14 +283,14 @@ def print_dry_run(view: View) -> None:
         )
         lacks = money_text(view.get("budget_lacks"))
         if lacks.strip("0."):
-            click.echo(
-                f"The budget lacks {lacks} for that: the job would wait for money. Lower limits.wall or raise it."
-            )
+            waits = f"The budget lacks {lacks} for that: the job would wait for money."
+            click.echo(f"{waits} Lower limits.wall, or raise budget.total.")
     elif isinstance(view.get("queue_ms"), int) and view["queue_ms"]:
         click.echo(f"\nIt would wait in the queue for up to {format_duration(view['queue_ms'])}.")
     else:
         click.echo("\nIt would fail at once: give it time with --queue 2h, or change what it needs.")
-    _print_relaxations(view)
+    if not view.get("enough"):
+        _print_relaxations(view)
     others = [one for one in view.get("answers", []) if one.get("outcome") != "bid"]
     _print_answers(others)
 

@@ -64,10 +64,14 @@ def print_jobs(jobs: Rows) -> None:
                 f"{spend.get('vouched')} of {spend.get('budget')}",
                 _uses(spend.get("by_provider")),
                 _when(job.get("submitted_ms")),
-                summary(job.get("reason") or job.get("warning") or _queue_words(job), 160),
             )
         )
-    print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)", ""), rows)
+    print_table(("job", "name", "phase", "progress", "vouched", "isolation and use", "submitted (UTC)"), rows)
+    # A reason in a column would be as wide as a thumb, and make the table long.
+    reasons = [(job, summary(job.get("reason") or job.get("warning") or _queue_words(job), 200)) for job in jobs]
+    told = [f"{plain(job.get('job'), 64)[:12]}  {reason}" for job, reason in reasons if reason]
+    if told:
+        click.echo("\n" + "\n".join(told))
 
 
 def _queue_words(job: Mapping[str, Any]) -> str:

@@ -51,9 +51,10 @@ class TomlTable:
 
     def fault(self, key: str, what: str, hint: str, quote: str = "") -> ConfigError:
         """A complaint about one key, with the place where it stands."""
-        line = self._lines.get((self.name, key)) or self._lines.get((self.name, ""))
-        place = f"{self.file}:{line}" if line else f"{self.file}"
         dotted = ".".join(part for part in (self.name, key) if part)
+        places = ((self.name, key), (dotted, ""), (self.name, ""))  # of a key, of a table, of the table around it
+        line = next((self._lines[place] for place in places if place in self._lines), None)
+        place = f"{self.file}:{line}" if line else f"{self.file}"
         return ConfigError(f"{place}: {dotted}: {what}", hint, quote)
 
     def has(self, key: str) -> bool:

@@ -128,6 +128,8 @@ def test_a_job_that_waits_says_when_it_asks_again_and_what_would_help(capsys: py
     assert "words   (would be enough)" in shown
     assert "only without it" in shown
     assert "1 is won by no change that is known" in shown
+    print_why(why_view("words") | {"queue": None, "warning": "it waits for money"})
+    assert "would be enough" not in capsys.readouterr().out
     job = {"job": "ab" * 32, "name": "n", "phase": "gathering", "spend": {}, "queue": why_view("nobody")["queue"]}
     print_jobs([job])
     listed = capsys.readouterr().out
@@ -175,6 +177,8 @@ def test_a_dry_run_says_what_it_would_cost_and_what_the_budget_lacks(capsys: pyt
     shown = capsys.readouterr().out
     assert "An hour of all shards: 0.40 USD at the cheapest, at most 1.00" in shown
     assert "The budget lacks 0.300001" in shown
+    assert "raise budget.total" in shown
+    assert "would be enough" not in shown
     print_dry_run(dry_view("USD", enough=False, queue_ms=7_200_000))
     assert "It would wait in the queue for up to 2 h" in capsys.readouterr().out
 

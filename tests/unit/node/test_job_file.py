@@ -128,7 +128,7 @@ def test_every_key_reaches_the_spec_in_exact_units(job: Path) -> None:
     [
         ('entry = "train.py:train"\n', "job.toml: name", "name"),
         (LEAST + "shard = 3\n", "job.toml:3: shard: unknown key", "shards"),
-        (LEAST + "[limit]\n", "limit: unknown key", "limits"),
+        (LEAST + "[limit]\n", "job.toml:3: limit: unknown key", "limits"),
         (LEAST + "[limits]\nwal = 3\n", "job.toml:4: limits.wal: unknown key", "wall"),
         (LEAST + "[data]\nseal = true\n", "job.toml:4: data.seal: unknown key", "sealed"),
         (LEAST + "[data]\nsealed = 1\n", "job.toml:4: data.sealed: must be", "true"),
