@@ -21,7 +21,13 @@ from hansa.node.config import FILE_NAME
 from hansa.node.demo_nodes import DemoNode, DemoNodes
 from hansa.node.faults import OperatorError
 
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    # httpcore leaves a unix socket to the garbage where a daemon is killed in the very moment in which it is dialled.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket.socket fd:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 KILLS = 24
 PAY_EVERY_S = 6.0
