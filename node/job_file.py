@@ -105,6 +105,8 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
                 f"{path}: there is no {FILE_NAME} in it", f"write one, or name the file: {path}/NAME.toml"
             )
         path = path / FILE_NAME
+    if path.suffix == ".py":
+        raise ConfigError(f"{path}: is code and no job file", f"name the {FILE_NAME} beside it, or its directory")
     top = read_toml(path)
     directory = path.absolute().parent
     work = read_work(top, directory)

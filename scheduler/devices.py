@@ -381,7 +381,7 @@ def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) 
     memory_bytes = memory_bytes * judge.share_milli // WHOLE_MILLI
     if needs.kind == KIND_CPU and memory_bytes < needs.memory_bytes:
         reason = f"{memory_bytes / GIB:.3g} GiB of memory come with {_so_many(chosen, judge)} here"
-        change = f"memory ≤ {memory_bytes / GIB:.3g} GiB"
+        change = f"ram ≤ {memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("ram", f"ram >= {size_text(needs.memory_bytes)}", size_text(memory_bytes), change, reason))
     return lacks + judge.of_set(len(chosen), cores_milli)
 
@@ -389,7 +389,7 @@ def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) 
 def _so_many(chosen: Sequence[Device], judge: _Judge) -> str:
     if judge.share_milli < WHOLE_MILLI:
         return f"{number_text(judge.share_milli)} of a device"
-    return f"{len(chosen)} devices"
+    return f"{len(chosen)} device{'' if len(chosen) == 1 else 's'}"
 
 
 def unmet(needs: Requirements, device: Device, about: Mapping[str, str] = NOTHING_SAID) -> tuple[Shortfall, ...]:

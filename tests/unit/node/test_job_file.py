@@ -247,6 +247,8 @@ def test_a_missing_file_or_directory_is_said(tmp_path: Path) -> None:
         read_job_file(tmp_path / "nowhere" / "job.toml")
     with pytest.raises(ConfigError, match=r"there is no job.toml in it"):
         read_job_file(tmp_path)
+    with pytest.raises(ConfigError, match=r"train.py: is code and no job file"):
+        read_job_file(tmp_path / "train.py")
 
 
 def test_a_file_that_is_no_text_is_said(job: Path) -> None:

@@ -222,8 +222,8 @@ def test_with_every_shortfalls_nearest_value_the_answer_is_devices(fleet, about,
         (needs(), [], [], "this provider lends no devices at present"),
         (needs(), [], [SMALL], "1 of 1 fitting devices are busy"),
         (needs(devices=2), [SMALL], [SMALL], "1 fitting devices here, 2 wanted"),
-        (needs(cores_milli=2_001), [SMALL], [SMALL], "2 CPU cores come with 1 devices here"),
-        (needs(memory_bytes=3 * GIB), [SMALL], [SMALL], "2 GiB of memory come with 1 devices here"),
+        (needs(cores_milli=2_001), [SMALL], [SMALL], "2 CPU cores come with 1 device here"),
+        (needs(memory_bytes=3 * GIB), [SMALL], [SMALL], "2 GiB of memory come with 1 device here"),
     ],
 )
 def test_a_shortage_says_what_is_short(asked, free, owned, reason):
