@@ -11,7 +11,7 @@ from collections.abc import Callable
 import trio
 
 from hansa.node.allowance import Allowances
-from hansa.node.neighbourhood import group_of
+from hansa.node.neighbourhood import group_of, household_of
 from hansa.node.net import NetLimits
 
 ACQUAINTED_S = 60.0
@@ -62,11 +62,12 @@ class Doorway:
         """Somebody of this household did wrong."""
         self._remembered.pop(household, None)
 
-    async def enter(self, household: str) -> bool:
-        """Wait for a turn, if it comes soon; False if it does not."""
+    async def enter(self, host: str) -> bool:
+        """Wait for a turn, if it comes soon; False if it does not. Of a host both its network and household count."""
+        household = household_of(host)
         if (household in self._remembered or self._is_here(household)) and self._acquainted.take(household):
             return True
-        if not self._networks.take(group_of(household)):
+        if not self._networks.take(group_of(host)):
             self._count("inbound.network_too_fast")
             return False
         if self._waiting == 0 and self._all.take(_ALL):

@@ -160,21 +160,21 @@ class GuardedSwarm(DiallingSwarm):
 
     async def _handle_inbound_connection(self, read_write_closer: Any, maddr: Any = None) -> None:  # noqa: ARG002
         remote = read_write_closer.get_remote_address()
-        caller = household_of(remote[0]) if remote else ""
+        host = remote[0] if remote else ""
 
         async def serve(proven: Callable[[], None]) -> None:
             if await self._is_for_tls(read_write_closer):
                 assert self.on_tls is not None, "asked for"
                 await self.on_tls(read_write_closer.stream, proven)
                 return
-            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer), at_the_door=caller)
+            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer), at_the_door=host)
             proven()
             connection = await self.add_conn(muxed, "inbound")
             if remote and place_of(remote[0]) == "public" and not self._dialler.has_spoken_to(remote[0]):
                 self.on_stranger_in(remote[0])
             await connection.event_closed.wait()
 
-        await self._let_in(caller, read_write_closer, serve)
+        await self._let_in(household_of(host), read_write_closer, serve)
 
     async def take_circuit(self, socket: CircuitSocket, relay: ID, said: ID) -> None:
         """Serve a connection that a relay brought; only if it is from whom the relay said."""
@@ -221,7 +221,7 @@ class GuardedSwarm(DiallingSwarm):
     async def _upgrade_inbound(
         self, socket: BufferedSocket, kind: ConnectionType = ConnectionType.DIRECT, at_the_door: str | None = None
     ) -> BoundedYamux:
-        """Shake hands; ``at_the_door`` is the household of somebody who came uninvited, and waits for a turn."""
+        """Shake hands; ``at_the_door`` is the host of somebody who came uninvited, and waits for a turn."""
         raw = RawConnection(socket, False, kind)
         timeout_s = self.limits.handshake_timeout_ms / 1000
         with trio.fail_after(timeout_s):

@@ -21,6 +21,7 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from hansa.node.libp2p_budget import ReceiveBudget
 from hansa.node.libp2p_host import Libp2pNet, open_net
+from hansa.node.libp2p_tcp import TcpStream
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.net import Context, NetConfig, NetError, NetLimits, RemoteFault, Timeout, Unreachable, Verdict
 from hansa.proto.peer_id import peer_id_of_key
@@ -378,6 +379,27 @@ async def test_a_crowd_of_new_names_is_let_in_at_a_pace_and_junk_takes_nobodys_t
         assert 2 <= came < 20
         assert net.counters()["inbound.too_fast"] >= 1
         await trio.sleep(4)
+
+
+async def test_one_network_of_ipv6_takes_no_more_than_its_part_from_however_many_households(monkeypatch):
+    """A /48, which anybody gets, has 65,536 households."""
+    numbers = count(1)
+
+    class FromAfar(TcpStream):
+        def __init__(self, stream: trio.SocketStream) -> None:
+            super().__init__(stream)
+            self._remote = (f"2a01:4f8:1:{next(numbers):x}::5", 4_077)
+
+    async with node(NetLimits(network_handshakes_per_s=1, network_handshakes_at_once=2)) as net:
+        came = 0
+        with monkeypatch.context() as patch:
+            patch.setattr("hansa.node.libp2p_swarm.TcpStream", FromAfar)
+            for _ in range(12):
+                with suppress(Exception), trio.fail_after(20):
+                    async with muxed(net):
+                        came += 1
+        assert 2 <= came < 12
+        assert net.counters()["inbound.network_too_fast"] == 12 - came
 
 
 async def test_whoever_was_connected_for_a_while_comes_back_through_a_crowd(monkeypatch):

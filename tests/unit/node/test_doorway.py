@@ -64,6 +64,24 @@ async def test_one_network_takes_its_part_and_no_more(autojump_clock):
 
 
 @pytest.mark.trio
+async def test_a_network_of_ipv6_takes_no_more_however_many_households_it_has(autojump_clock):
+    house = House()
+    await house.all_come(*(f"2a01:4f8:1:{number:x}::5" for number in range(10)))
+    assert len(house.came) == 3
+    assert house.counted == {"inbound.network_too_fast": 7}
+    await house.all_come("2a01:4f8:2:1::5")
+    assert house.came[-1] == ("2a01:4f8:2:1::5", 0)
+
+
+@pytest.mark.trio
+async def test_an_acquaintance_may_come_back_from_another_address_of_its_household(autojump_clock):
+    house = House()
+    house.door.remember("2a01:4f8:1:2::/64")
+    await house.all_come(*(f"203.0.{number}.1" for number in range(10)), "2a01:4f8:1:2::7", "2a01:4f8:1:3::7")
+    assert house.turned_away == ["2a01:4f8:1:3::7"]
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize("remembered", [True, False])
 async def test_a_flood_of_new_names_keeps_no_acquaintance_out(autojump_clock, remembered):
     house = House(here=() if remembered else ("192.0.2.1",))
