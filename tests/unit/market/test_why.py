@@ -26,7 +26,7 @@ from hansa.market.purchase_awards import why_lost
 from hansa.market.purchase_state import SILENT, Placement, Purchase
 from hansa.market.requirements import parse_needs
 from hansa.market.scoring import Scored
-from hansa.market.shortfalls import BUSY
+from hansa.market.shortfalls import BUSY, price_in_words
 from hansa.market.why import (
     BID,
     DECLINED,
@@ -151,6 +151,13 @@ def test_what_a_job_brings_or_wants_to_have_is_told_as_what_may_stay():
         "1 more provider if features = egress",
         "2 more providers if it asks for no features",
     }
+
+
+def test_a_price_that_is_none_is_quoted_and_not_reckoned_with():
+    """``nearest`` is a stranger's word: a decline may name a price that nothing can be taken from."""
+    assert price_in_words(Shortfall(name="price", wanted="<= 1", nearest="1.5"), "hour") == "at +0.50 per hour"
+    assert price_in_words(Shortfall(name="price", wanted="<= 1", nearest="a lot"), "hour") == "at a lot per hour"
+    assert price_in_words(Shortfall(name="price", wanted="little", nearest="1.5"), "hour") == "at 1.5 per hour"
 
 
 def test_whom_nothing_would_win_is_counted_and_who_says_it_in_words_is_quoted():

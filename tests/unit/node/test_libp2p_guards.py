@@ -1,7 +1,10 @@
 """The guards by themselves: who is admitted, who pays for memory, and what a failing task ends."""
 
+import io
+
 import pytest
 import trio
+from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.tools.anyio_service import Service
 
 from hansa.node import libp2p_guards
@@ -34,6 +37,29 @@ class Fragile(Service):
             raise ValueError("on a peer's bytes")
         self.lives.set()
         await trio.sleep_forever()
+
+
+class Said:
+    """What a stranger has said, taken as a stream is: never more than there is."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    async def read(self, most: int) -> bytes:
+        return self._data.read(most)
+
+
+@pytest.mark.trio
+async def test_a_line_of_the_negotiation_is_at_most_as_long_as_allowed():
+    longest = libp2p_guards.MAX_HEADER_BYTES
+
+    def said(length: int) -> Said:
+        return Said(bytes([length & 0x7F | 0x80, length >> 7]) + b"a" * (length - 1) + b"\n")
+
+    assert await libp2p_guards.read_header_line(said(longest)) == "a" * (longest - 1)
+    for length in (longest + 1, (1 << 14) - 1):
+        with pytest.raises(MultiselectCommunicatorError, match="longer than allowed"):
+            await libp2p_guards.read_header_line(said(length))
 
 
 @pytest.mark.trio
