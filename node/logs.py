@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from hansa.node.plain_text import plain
+from hansa.node.plain_text import plain, summary
 from hansa.node.state import Turn
 
 LOGGER: Final = logging.getLogger("hansa")
@@ -72,7 +72,7 @@ def log_line(text: str) -> None:
 def log_turns(turns: Iterable[Turn]) -> None:
     """One line for each machine that went from one phase to another."""
     for turn in turns:
-        reason = plain(turn.reason, LONGEST_REASON)
+        reason = summary(turn.reason, LONGEST_REASON)
         words = f"{turn.machine} {turn.key.hex()[:KEY_DIGITS]}: {turn.before} → {turn.after}"
         facts = {
             "machine": turn.machine,

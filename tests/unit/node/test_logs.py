@@ -45,6 +45,12 @@ def test_a_strangers_words_can_neither_steer_a_terminal_nor_make_lines_of_their_
     assert len(line) < 2_000
 
 
+def test_of_a_traceback_the_log_has_the_error_that_it_ends_with(written: io.StringIO) -> None:
+    trace = "Traceback (most recent call last):\n" + "  frame\n" * 100 + "ValueError: bad\n"
+    log_turns([Turn(machine="run", key=b"r" * 32, before="running", after="failed", reason=trace)])
+    assert json.loads(written.getvalue())["message"] == "run 727272727272: running → failed (ValueError: bad)"
+
+
 def test_no_library_and_no_exception_brings_a_strangers_words_to_the_terminal_as_they_are() -> None:
     """Lines for people: what a peer sent may be quoted in a library's exception, and printed with its trace."""
     stream = io.StringIO()
