@@ -6,6 +6,7 @@ is journaled or written anywhere: a provider that was restarted asks again, and 
 nobody once the provider has forgotten its half.
 """
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from hansa.node.directory import Directory, Stranger
 from hansa.node.job_keys import JobKeys
 from hansa.node.net import Context, Net, NetError, Refused
+from hansa.node.outbox import NO_ROOM
 from hansa.node.sealing import SECRET_BYTES, BlobKey, ShardKeys
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import Malformed
@@ -33,8 +35,15 @@ SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 PATIENCE_S: Final = 120.0
 """A buyer that cannot be reached is tried again for so long: it may be restarting."""
 REFUSALS: Final = 8
-"""One that says no is asked again a few times: it may be busy, and a lease may be a moment older here than there."""
+"""One that says no is asked again a few times: a lease may be a moment older here than there."""
 RETRY_S: Final = 1.0
+LONGEST_RETRY_S: Final = 3.0
+"""One that is busy did not say no, for strangers can make it so: it is asked again as one that cannot be reached is."""
+ANSWER_MS: Final = 2_000
+"""A request and its answer have some hundred bytes: whoever says half of it gives the place back soon."""
+PER_PEER: Final = 4
+AT_ONCE: Final = 1_024
+"""As many as all connections that a node has make together, so that no crowd of strangers takes a provider's turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,14 @@ class KeyDesk:
 
     def serve(self) -> None:
         """Answer from now on."""
-        self._net.serve(KEYS, self._answer, max_request_bytes=MAX_KEYS_BYTES, per_peer=4, total=32)
+        self._net.serve(
+            KEYS,
+            self._answer,
+            max_request_bytes=MAX_KEYS_BYTES,
+            timeout_ms=ANSWER_MS,
+            per_peer=PER_PEER,
+            total=AT_ONCE,
+        )
 
     def keys_for(self, provider: bytes, lease: bytes) -> ShardKeys | None:
         """What a provider may have of a lease; ``None`` if it is not its own, not of a sealed job, or over.
@@ -129,22 +145,29 @@ async def ask_for_keys(net: Net, directory: Directory, lease: bytes, *, buyer: b
     """The keys of a lease of ours, from its buyer.
 
     Raises:
-        NoKeys: it does not give them, or cannot be reached for two minutes.
+        NoKeys: it does not give them, or cannot be reached or is busy for two minutes.
     """
     private = X25519PrivateKey.generate()
     wanted = encode(KeysWanted(lease=lease, public_key=private.public_key().public_bytes_raw()))
-    why, refusals = "its buyer could not be reached", 0
+    why, refusals, busy_s = "its buyer could not be reached", 0, RETRY_S
     with trio.move_on_after(PATIENCE_S):
         while refusals < REFUSALS:
+            pause_s = RETRY_S
             try:
                 peer_id = await directory.reach(buyer)
                 answer = await net.request(peer_id, KEYS, wanted, max_response_bytes=MAX_KEYS_BYTES)
                 return unwrap(answer, private, lease, buyer=buyer, provider=provider)
             except Refused as fault:
-                why, refusals = fault.why, refusals + 1
+                why = fault.why
+                if why.startswith(NO_ROOM):
+                    # Jitter, so that the providers of a job do not all come back at once. Nothing secret is drawn.
+                    pause_s = busy_s * random.uniform(0.7, 1.3)  # noqa: S311
+                    busy_s = min(LONGEST_RETRY_S, busy_s * 2)
+                else:
+                    refusals += 1
             except ValueError as fault:
                 why, refusals = str(fault), refusals + 1
             except (NetError, Stranger) as fault:
                 why = str(fault)
-            await trio.sleep(RETRY_S)
+            await trio.sleep(pause_s)
     raise NoKeys(f"the keys of this sealed job cannot be had: {why}")

@@ -1,9 +1,10 @@
 """Who gets a sealed shard's keys: whoever has its lease, for a key pair of its own, and nobody else."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -13,14 +14,17 @@ from hypothesis import strategies as st
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.trading import LEASE, OTHER_KEY, spec
+from trio.testing import MockClock
 
 from hansa.node import key_exchange
 from hansa.node.daemon import Daemon
-from hansa.node.key_exchange import KeysWanted, NoKeys, ask_for_keys, unwrap, wrap
-from hansa.node.net import RemoteFault
+from hansa.node.directory import Directory
+from hansa.node.job_keys import JobKeys
+from hansa.node.key_exchange import KeyDesk, KeysWanted, NoKeys, ask_for_keys, unwrap, wrap
+from hansa.node.net import Net, NetLimits, Refused, RemoteFault
 from hansa.node.sealing import ContentKey, new_content_key
 from hansa.proto.blob import blob_ref
-from hansa.proto.codec import encode
+from hansa.proto.codec import decode, encode
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import FEATURE_SEALED
 from hansa.proto.protocols import KEYS
@@ -64,6 +68,11 @@ class Pair:
                 buyer=self.buyer.account.address,
                 provider=self.provider.account.address,
             )
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    return MockClock(autojump_threshold=0)
 
 
 @pytest.fixture
@@ -127,6 +136,73 @@ async def test_a_buyer_that_is_away_for_a_moment_is_asked_again(pair: Pair) -> N
         assert not keys
         pair.provider.directory.hint(pair.buyer.account.address, pair.buyer.net.peer_id)
     assert keys == [pair.content.of_shard(1)]
+
+
+class Crowded:
+    """A buyer before whose desk strangers stand for a while."""
+
+    def __init__(self, busy_times: int, answer: Callable[[bytes], bytes]) -> None:
+        self.left, self.answer, self.asked = busy_times, answer, 0
+
+    async def reach(self, _account: bytes) -> str:
+        await trio.lowlevel.checkpoint()
+        return "its buyer"
+
+    async def request(self, _peer_id: str, _protocol_id: str, data: bytes, **_limits: object) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        if self.asked <= self.left:
+            raise Refused("busy: too many requests at once", "its buyer")
+        return self.answer(data)
+
+
+async def ask_past(crowd: Crowded) -> key_exchange.ShardKeys:
+    # Only what is asked of both is there.
+    net, directory = cast("Net", crowd), cast("Directory", crowd)
+    return await ask_for_keys(net, directory, LEASE, buyer=BUYER, provider=PROVIDER)
+
+
+@pytest.mark.trio
+async def test_a_buyer_that_is_busy_with_strangers_is_asked_again_until_it_has_time(
+    autojump_clock: MockClock,
+) -> None:
+    keys = new_content_key().of_shard(1)
+
+    def answer(data: bytes) -> bytes:
+        return wrap(keys, decode(data, KeysWanted, limit_bytes=10_000), buyer=BUYER, provider=PROVIDER)
+
+    crowd = Crowded(20, answer)
+    assert await ask_past(crowd) == keys
+    assert trio.current_time() < key_exchange.PATIENCE_S
+
+
+@pytest.mark.trio
+async def test_a_buyer_that_stays_busy_is_given_up_in_the_end_and_not_asked_in_haste(autojump_clock: MockClock) -> None:
+    crowd, began = Crowded(10_000, bytes), trio.current_time()
+    with pytest.raises(NoKeys, match="busy: too many"):
+        await ask_past(crowd)
+    assert trio.current_time() - began >= key_exchange.PATIENCE_S
+    assert crowd.asked < key_exchange.PATIENCE_S
+
+
+@pytest.mark.trio
+async def test_strangers_who_say_half_a_request_take_no_providers_turn() -> None:
+    """Eight strangers with four half requests each were all that the desk took, for ten seconds each."""
+    net = Served()
+    desk = KeyDesk(cast("Net", net), cast("Directory", None), cast("JobKeys", None), cast("Any", None), BUYER)
+    desk.serve()
+    assert net.limits["timeout_ms"] <= 2_000
+    assert net.limits["total"] >= NetLimits().connections * net.limits["per_peer"]
+
+
+class Served:
+    """Under which limits something is served."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, int] = {}
+
+    def serve(self, _protocol_id: str, _handler: object, **limits: int) -> None:
+        self.limits = limits
 
 
 @pytest.mark.trio
