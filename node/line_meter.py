@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from hansa.market.bandwidth import rate_of
+from hansa.market.bandwidth import LONG_MS, rate_of
 
 LULL_S: Final = 0.25
 """So long without anything underway, and what comes next is another transfer."""
@@ -42,6 +42,7 @@ class _Window:
         moved: what of it was this peer's.
         underway: how many of its channels move something now.
         others: with whom else something was underway meanwhile.
+        lasting: how many channels at least have been moving something, or nothing, from its beginning until now.
     """
 
     began_s: float
@@ -51,6 +52,7 @@ class _Window:
     moved: int = 0
     underway: int = 0
     others: set[str] = field(default_factory=set)
+    lasting: int = 0
 
     @property
     def has_even_share(self) -> bool:
@@ -89,6 +91,7 @@ class LineMeter:
             window = self._windows[key]
             with self._lock:
                 window.underway -= 1
+                window.lasting -= 1
                 self._touch(window, way)
             self.sweep()
 
@@ -110,6 +113,9 @@ class LineMeter:
                 continue
             with self._lock:
                 del self._windows[key]
+                if window.underway:
+                    # What is still waited for took until now, whenever its last byte came.
+                    self._touch(window, key[1])
             self._tell_of(key, window, now_s)
             if window.underway:
                 self._open(key, window.underway)
@@ -125,6 +131,7 @@ class LineMeter:
     def _open(self, key: tuple[str, str], underway: int) -> None:
         now_s, total = self._clock(), self._totals.get(key[1], 0)
         window = _Window(began_s=now_s, last_s=now_s, total_before=total, total=total, underway=underway)
+        window.lasting = underway
         self._meet(key, window)
         with self._lock:
             self._windows[key] = window
@@ -141,7 +148,7 @@ class LineMeter:
         window.last_s, window.total = self._clock(), self._totals.get(way, 0)
 
     def _tell_of(self, key: tuple[str, str], window: _Window, now_s: float) -> None:
-        bytes_per_s = rate_of(window.moved, int((window.last_s - window.began_s) * 1_000))
+        bytes_per_s = self._rate_of(window)
         told_s = self._told_s.get(key)
         if self._tell is None or not bytes_per_s or (told_s is not None and now_s - told_s < TELL_EVERY_S):
             return
@@ -151,6 +158,22 @@ class LineMeter:
             self._told_s.popitem(last=False)
         is_bound = self._is_full(key[1], window, now_s) and window.has_even_share
         self._tell(*key, bytes_per_s, is_bound)
+
+    @staticmethod
+    def _rate_of(window: _Window) -> int:
+        """Bytes in a second; 0 where it says nothing of the line.
+
+        However little came counts where it was waited for all the time, else whoever moves nothing for a while would
+        not be slow. Many small pieces that came one after another say nothing. If nothing came of anybody, it may be
+        our own line that was down.
+        """
+        took_ms = int((window.last_s - window.began_s) * 1_000)
+        found = rate_of(window.moved, took_ms)
+        if found or window.lasting <= 0 or took_ms < LONG_MS:
+            return found
+        if window.others and window.total == window.total_before:
+            return 0
+        return max(1, window.moved * 1_000 // took_ms)
 
     def _is_full(self, way: str, window: _Window, now_s: float) -> bool:
         """Whether our own line may have been full: it carried half as much as ever lately, or more.

@@ -75,6 +75,40 @@ def test_what_lasts_is_told_in_parts():
     assert [told[2] for told in scene.told] == [ONE_S, ONE_S, 2 * ONE_S]
 
 
+def test_who_bursts_and_stalls_is_as_slow_as_all_the_time_that_it_took():
+    scene = Scene()
+    with scene.meter.underway("a", BACK):
+        scene.now_s += 0.1
+        scene.meter.moved("a", BACK, 20 * ONE_S)
+        scene.rest(LONGEST_S + 1)
+        # What follows is nothing at all, and then a trickle.
+        scene.rest(LONGEST_S + 1)
+        scene.meter.moved("a", BACK, 1_000)
+        scene.rest(LONGEST_S + 1)
+    assert [told[2:] for told in scene.told] == [(int(20 * ONE_S * 1_000 / 11_100), False), (1, False), (90, False)]
+
+
+def test_many_small_pieces_say_nothing_of_a_line():
+    scene = Scene()
+    for _ in range(100):
+        with scene.meter.underway("a", BACK):
+            scene.now_s += 0.2
+            scene.meter.moved("a", BACK, 100)
+            scene.meter.sweep()
+    scene.rest()
+    assert scene.told == []
+
+
+def test_a_stall_of_all_at_once_may_be_our_own_line_and_says_nothing_but_beside_one_that_moves_it_does():
+    scene = Scene()
+    with scene.meter.underway("a", BACK), scene.meter.underway("b", BACK):
+        scene.rest(LONGEST_S)
+        assert scene.told == []
+        scene.meter.moved("b", BACK, 10 * ONE_S)
+        scene.rest(LONGEST_S)
+        assert sorted(scene.told) == [("a", BACK, 1, False), ("b", BACK, ONE_S, False)]
+
+
 def test_who_gets_an_even_share_may_be_held_up_by_our_own_line_and_who_gets_less_is_slow_itself():
     scene = Scene()
     with scene.meter.underway("a", BACK), scene.meter.underway("b", BACK), scene.meter.underway("slow", BACK):
@@ -177,4 +211,5 @@ def test_nothing_is_told_that_did_not_move(drawn):
     scene.rest(60)
     assert not scene.meter._windows
     for peer, way, bytes_per_s, _ in scene.told:
-        assert 0 < bytes_per_s <= moved[peer, way] * 1_000
+        # Who moved nothing, though it was waited for, counts as the slowest there is.
+        assert 0 < bytes_per_s <= max(1, moved[peer, way] * 1_000)
