@@ -91,14 +91,15 @@ def take_blob(state: Job, shard: Shard, event: BlobArrived) -> Step[Job]:
     """Something that was copied is here."""
     arrived = replace(
         shard,
-        heard_ms=event.at_ms,
         outputs=tuple(replace(entry, here=entry.here or entry.blob == event.blob) for entry in shard.outputs),
     )
     came = shard.copying is not None and shard.copying.blob == event.blob
     if came:
         arrived = replace(arrived, checkpoint=shard.copying, copying=shard.announced, announced=None, refusal="")
     if arrived == shard:
+        # It says nothing of the provider either: a shard that is silent is not heard from by it.
         return ignore(state, "a blob that nobody waits for")
+    arrived = replace(arrived, heard_ms=event.at_ms)
     after = with_shards(state, arrived)
     if came and arrived.copying is not None:
         return Step(state=after, effects=(_fetch_copy(state, arrived),))

@@ -248,6 +248,13 @@ def test_the_next_attempt_goes_on_from_the_newest_checkpoint_that_is_here():
     playbook >> came(granted(0, 1)) << JOINED << ordered(0, round=2, checkpoint=STATE)
 
 
+def test_a_blob_that_nobody_waits_for_is_ignored_and_no_sign_of_the_provider():
+    late = BlobArrived(lease=lease(0), blob=FILE, at_ms=NOW_MS + 1)
+    playbook = one()
+    before = playbook.reaches("running")
+    assert (playbook >> late << ignored("a blob that nobody waits for")).reaches("running") == before
+
+
 def test_a_checkpoint_over_the_limit_is_not_fetched():
     big = CheckpointAnnounced(
         lease=lease(0), round=1, step=1, checkpoint=replace(STATE, size_bytes=(1 << 20) + 1), at_ms=NOW_MS
