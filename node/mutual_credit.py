@@ -18,6 +18,7 @@ from hansa.market.mutual import Mutual
 from hansa.market.purchase_awards import CONFIRM_MS
 from hansa.market.purchase_state import Placement
 from hansa.market.sale_funding import UNFUNDED, enough_to_start
+from hansa.market.shares import WHOLE_MILLI, cost
 from hansa.node import buying_turns, selling_turns
 from hansa.node.events import CreditDecided, EquivocationProven, MessageArrived, NettingDue, PaymentReceived, Started
 from hansa.node.gate import partners
@@ -29,7 +30,7 @@ from hansa.proto.market_documents import Bid
 from hansa.proto.signing import Signed
 from hansa.proto.units import format_amount
 from hansa.scheduler import job_events
-from hansa.scheduler.job_state import Shard
+from hansa.scheduler.job_state import Job, Shard
 
 Effects = list[Any]
 
@@ -120,7 +121,9 @@ def follow(state: NodeState, event: Any) -> Effects:
     match event:
         case MessageArrived(sender=sender, message=message) if isinstance(message, MOVES_MONEY):
             peers = {sender}
-            lender = sender if isinstance(message, CREDIT_RISES) else None
+            # A lease that is over leaves what it might still have run up to the next one, unless it starved itself.
+            ended = isinstance(message, messages.RunEnded) and message.kind != UNFUNDED
+            lender = sender if ended or isinstance(message, CREDIT_RISES) else None
         case PaymentReceived(debtor=debtor) | CreditDecided(debtor=debtor):
             peers = {debtor}
         case Started():
@@ -141,22 +144,27 @@ def follow(state: NodeState, event: Any) -> Effects:
 def _try_again(state: NodeState, lender: bytes, at_ms: int) -> Effects:
     """A provider may lend more now: jobs whose leases ended for want of credit look for providers again.
 
-    Not before it lends what a start takes: it would decline, and a job that is declined for long enough is lost.
+    Not before it lends what a start takes, for it would decline. What anybody else lends is no reason either: nothing
+    is owed there, and shards wait for the credit of the provider that they had.
     """
     effects: Effects = []
     line = with_peer(state, lender).taken
     left = mutual.room(line, owed=owed_to(state.ledger, lender), at_ms=at_ms) if line is not None else mutual.LARGEST
     for key, of in list(state.jobs.live.items()):
-        if any(shard.short and shard.kind == UNFUNDED and left >= _start_of(state, shard) for shard in of.shards):
+        starved = [shard for shard in of.shards if shard.short and not shard.lacks_budget and shard.provider == lender]
+        if any(left >= _start_of(state, of, shard) for shard in starved):
             effects += buying_turns.advance_job(state, key, job_events.BudgetRaised(amount=0, at_ms=at_ms))
     return effects
 
 
-def _start_of(state: NodeState, shard: Shard) -> int:
-    """What a shard's last lease took to start; nothing where that is forgotten."""
+def _start_of(state: NodeState, of: Job, shard: Shard) -> int:
+    """What a shard's last lease took to start; the most that any could take where that is forgotten."""
     bought = state.purchase_on(shard.lease)
     placement = buying_turns.placement_of(bought, shard.lease)
-    return enough_to_start(bought.bids[placement.bid]) if bought is not None and placement is not None else 0
+    if bought is not None and placement is not None:
+        return enough_to_start(bought.bids[placement.bid])
+    needs = of.spec.requirements
+    return cost(needs.wall_ms, needs.devices * WHOLE_MILLI, of.spec.price_ceiling_e18_per_device_ms) + 1
 
 
 def _lend(state: NodeState, peer: bytes, at_ms: int, *, decided: bool) -> Effects:

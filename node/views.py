@@ -101,6 +101,8 @@ def money_warning(state: NodeState, job: Job) -> str:
         lacking = format_amount(job.missing)
         return f"it waits for money: {lacking} more is needed; hansa top-up {name} {lacking}"
     if job.waits_for_money:
+        looked = next((shard.unfilled for shard in job.shards if shard.short and shard.unfilled), "")
+        trouble += f"; when it last looked for a provider: {looked}" if looked else ""
         if state.payer not in (ITSELF, state.account):
             return f"it waits: its channel could not pay{trouble}; hansa wallet deposit has it go on"
         remedy = "fill the wallet" if currency_of(job.spec.currency).is_on_chain else "pay what you owe its provider"

@@ -232,6 +232,7 @@ def _start(state: Job, event: GangCame) -> Step[Job]:
                 tries=0,
                 unfilled="",
                 short=False,
+                over_budget=False,
                 held_until_ms=event.hold_ms and event.at_ms + event.hold_ms,
                 reclaim_notice_ms=granted.reclaim_notice_ms,
                 reclaim_by_ms=0,

@@ -87,6 +87,7 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
             reason=in_words(kind, reason),
             losses=shard.losses + (not moved and kind != UNFUNDED),
             short=kind == UNFUNDED,
+            over_budget=False,
             reclaims=shard.reclaims + moved,
         )
         state = with_shards(state, waiting)

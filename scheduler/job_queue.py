@@ -6,7 +6,8 @@ It asks earlier when somebody appears who could make the difference (``RoomSeen`
 that pause: whoever sends adverts to and fro wakes nobody without end.
 
 The first gang looks for as long as the job's queue allows (not at all by default), a shard that lost its place for as
-long as a run may stall if that is longer. Nothing is tendered that could not end by the job's deadline.
+long as a run may stall if that is longer. One whose last lease was not paid for does not end its job even then: it
+looked too early, most likely, and waits for money again. Nothing is tendered that could not end by the job's deadline.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import replace
 
 from hansa.market.effects import clipped
 from hansa.market.machine import Step, ignore
+from hansa.market.sale_funding import UNFUNDED
 from hansa.proto.units import UnixMs
 from hansa.scheduler.job_events import RoomSeen, TenderWanted
 from hansa.scheduler.job_losses import end, tender_for
@@ -71,15 +73,18 @@ def give_up_on_money(state: Job, at_ms: int) -> Step[Job]:
 
 def wait_in_queue(state: Job, shards: Sequence[Shard], reason: str, at_ms: int) -> Step[Job]:
     """A tender for these shards came to nothing: they wait for the next, or have waited for long enough."""
-    over = next((shard for shard in shards if at_ms >= looks_until_ms(state, shard)), None)
-    if over is not None:
-        return end(state, "failed", _why_over(state, over, reason, at_ms), at_ms)
-    later = []
+    over = [shard for shard in shards if at_ms >= looks_until_ms(state, shard)]
+    hopeless = next((shard for shard in over if shard.kind != UNFUNDED or is_too_late(state, at_ms + 1)), None)
+    if hopeless is not None:
+        return end(state, "failed", _why_over(state, hopeless, reason, at_ms), at_ms)
+    later, why = [], clipped(reason, LONGEST_REASON_BYTES)
     for shard in shards:
         tries = shard.tries + 1
-        retry_ms = min(at_ms + pause_ms(tries), looks_until_ms(state, shard))
-        why = clipped(reason, LONGEST_REASON_BYTES)
-        later.append(replace(shard, retry_ms=retry_ms, tried_ms=at_ms, tries=tries, unfilled=why))
+        asked = replace(shard, tried_ms=at_ms, tries=tries, unfilled=why)
+        if shard in over:
+            later.append(replace(asked, short=True, retry_ms=0))
+        else:
+            later.append(replace(asked, retry_ms=min(at_ms + pause_ms(tries), looks_until_ms(state, shard))))
     return Step(state=with_shards(state, *later))
 
 

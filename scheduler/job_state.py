@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from hansa.market.sale_funding import UNFUNDED
 from hansa.proto.blob import BlobRef
 from hansa.proto.messages import Metric
 from hansa.proto.units import Address, Amount, Bytes32, DurationMs, Line, Note, Uint32, Uint64, UnixMs
@@ -91,6 +92,7 @@ class Shard:
         unfilled: why.
         held_until_ms: its start is not ordered before this, or before its whole gang can be paid; 0 once it is ordered.
         short: whether it waits for money and not for a provider.
+        over_budget: whether that is money of its budget; else it is for its channel to be able to pay.
         losses: how many of its leases came to nothing, those left out whose devices were taken back.
         reclaims: how many of those there were.
         reclaim_notice_ms: the notice that the newest lease promises.
@@ -126,6 +128,7 @@ class Shard:
     unfilled: Note = ""
     held_until_ms: UnixMs = 0
     short: bool = False
+    over_budget: bool = False
     losses: Uint32 = 0
     reclaims: Uint32 = 0
     reclaim_notice_ms: DurationMs = 0
@@ -137,6 +140,11 @@ class Shard:
     kept_until_ms: UnixMs = 0
     kind: Line = ""
     reason: str = ""
+
+    @property
+    def lacks_budget(self) -> bool:
+        """Whether it waits for more of its job's budget. What was written down before ``over_budget`` came counts."""
+        return self.short and (self.over_budget or self.kind != UNFUNDED)
 
     @property
     def complete(self) -> bool:

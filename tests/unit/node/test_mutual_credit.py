@@ -17,11 +17,18 @@ from hansa.market.mutual import LATE_MS, LINE_LIFE_MS, Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.market.sale_funding import STARVING_MS, UNFUNDED, enough_to_start
 from hansa.node import buying_turns, mutual_credit, selling_turns
-from hansa.node.events import CreditDecided, EquivocationProven, JobCancelled, NettingDue, PaymentReceived
+from hansa.node.events import (
+    CreditDecided,
+    EquivocationProven,
+    JobCancelled,
+    MessageArrived,
+    NettingDue,
+    PaymentReceived,
+)
 from hansa.node.gate import concerns
 from hansa.node.ledger_store import LedgerStore
 from hansa.node.state import restored, snapshot
-from hansa.node.views import balance_view
+from hansa.node.views import balance_view, money_warning
 from hansa.proto import messages
 from hansa.proto.currency import unit_of
 from hansa.proto.documents import CreditLine, Netting, Payment
@@ -30,6 +37,7 @@ from hansa.proto.signing import check, sign
 from hansa.proto.units import format_amount
 from hansa.scheduler import run
 from hansa.scheduler.job_events import TenderWanted
+from hansa.scheduler.job_state import with_shards
 
 UNIT = unit_of("USD")
 DAY_MS = 24 * 3_600_000
@@ -201,9 +209,11 @@ def test_who_owes_as_much_as_it_may_gets_no_bid_until_it_has_paid():
     assert len(made.engines[PROVIDER].state.sales) == begun + 1
 
 
-def ended_for_want_of_credit():
+def ended_for_want_of_credit(devices=1):
     """A lease whose buyer owes all that it may, for too long. Answers the market."""
-    made = market(credit_limit=20_000, max_unpaid=4_000)
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=devices, credit_limit=20_000, max_unpaid=4_000)
     lease = begin(made)
     work(made, lease, steps=9)
     made.pass_time(2_000, PROVIDER)
@@ -247,6 +257,113 @@ def test_a_shard_that_waits_for_credit_is_not_tendered_again_before_a_lease_coul
         pay(made, amount)
         wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
         assert [effect.shards for effect in wanted] == tenders
+
+
+def look(made, again_ms=30_000, times=60):
+    """The buyer's tenders reach the provider for a while. Answers which shards they were for."""
+    begun = []
+    for _ in range(times):
+        tenders = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
+        wanted = [effect for effect in tenders if effect.job == JOB]
+        made.effects.clear()
+        for effect in wanted:
+            begun.append(effect.shards)
+            nonce = (1_000 + made.now_ms + len(begun)).to_bytes(32, "big")
+            made.tender(BUYER, (PROVIDER,), job=JOB, shards=effect.shards, nonce=nonce)
+        made.pass_time(again_ms, BUYER, PROVIDER)
+        if made.engines[BUYER].state.jobs.get(JOB).phase != "running":
+            break
+    return begun
+
+
+def test_a_gang_that_starves_on_one_line_waits_for_its_money_and_is_not_lost():
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=2, credit_limit=40_000, max_unpaid=4_000)
+    made.submit(BUYER, job=JOB, of=spec(shards=2))
+    made.tender(BUYER, (PROVIDER,), job=JOB, shards=(0, 1))
+    runs = made.engines[PROVIDER].state.runs.live
+    leases = list(made.engines[PROVIDER].state.sale_of)
+    for lease in leases:
+        made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    for _ in range(14):
+        made.now_ms += 2_000
+        for lease in leases:
+            step = runs[lease].step + 1
+            made.take(PROVIDER, run.RunProgressed(run=lease, step=step, metrics=(), at_ms=made.now_ms))
+    made.effects.clear()
+    made.pass_time(2_000, PROVIDER)
+    made.pass_time(STARVING_MS, PROVIDER)
+    for lease in leases:
+        made.take(PROVIDER, run.RunStopped(run=lease, at_ms=made.now_ms))
+    jobs = made.engines[BUYER].state.jobs
+    assert [shard.short for shard in jobs.get(JOB).shards] == [True, True]
+    assert look(made) == []
+    (start,) = {
+        enough_to_start(bid) for _, bought in made.engines[BUYER].state.purchases.all() for bid in bought.bids.values()
+    }
+    pay(made, start)
+    begun = look(made, again_ms=1_000, times=1)
+    assert begun == [(0,), (1,)]
+    (lease,) = runs
+    made.take(PROVIDER, run.RunStarted(run=lease, at_ms=made.now_ms))
+    work(made, lease)
+    # There is credit for one of them: the other looks for as long as it may, and waits then, with the reason said.
+    for _ in range(60):
+        work(made, lease, step_ms=1)
+        look(made, again_ms=2_000, times=1)
+    state = jobs.get(JOB)
+    assert state.phase == "running", state.reason
+    assert (state.phase, [shard.short for shard in state.shards]) == ("running", [False, True])
+    assert "when it last looked for a provider: 0 of the 1 bids" in money_warning(made.engines[BUYER].state, state)
+    finish(made, lease)
+    assert look(made, times=1), "it may have left enough"
+    assert look(made), "it did not"
+    assert jobs.get(JOB).waits_for_money
+    pay(made, start)
+    assert look(made, times=1) == [(1,)]
+
+
+def test_what_a_lease_of_another_job_left_of_a_line_is_there_for_one_that_waits_for_it():
+    made = ended_for_want_of_credit(devices=2)
+    made.effects.clear()
+    pay(made, 15_000)
+    lease = begin(made, job=b"k" * 32)
+    state = made.engines[BUYER].state
+    assert look(made, again_ms=1_000, times=1) == [(0,)]
+    assert "you may owe this provider" in made.heard(messages.DeclineSent)[-1].decline.document.reason
+    # It looked for as long as it may meanwhile.
+    looked = state.jobs.get(JOB)
+    state.jobs[JOB] = with_shards(looked, replace(looked.shards[0], short=True, retry_ms=0))
+    finish(made, lease)
+    assert look(made, again_ms=1_000, times=1) == [(0,)]
+    assert made.engines[BUYER].state.jobs.get(JOB).shards[0].phase == "starting"
+
+
+def test_what_another_account_lends_wakes_no_job_that_waits_for_its_provider():
+    """Anybody ever dealt with could else have it look for providers that decline, again and again."""
+    made = ended_for_want_of_credit()
+    state, other = made.engines[BUYER].state, OTHER_KEY.address
+    state.mutual[other] = Mutual()
+    line = CreditLine(creditor=other, debtor=BUYER, unit=UNIT, limit=10**9, not_after=made.now_ms + DAY_MS, nonce=1)
+    granted = messages.CreditGranted(line=sign(DOMAIN, line, OTHER_KEY))
+    assert concerns(state, other, granted)
+    made.effects.clear()
+    made.take(BUYER, MessageArrived(sender=other, message=granted, at_ms=made.now_ms))
+    assert state.mutual[other].taken.limit == 10**9
+    assert look(made, times=5) == []
+    assert state.jobs.get(JOB).waits_for_money
+
+
+@pytest.mark.parametrize("lends", [30_000, 10**9])
+def test_where_what_a_start_took_is_forgotten_a_job_waits_for_the_most_that_it_may_take(lends):
+    made = ended_for_want_of_credit()
+    state = made.engines[BUYER].state
+    state.placed.clear()
+    made.effects.clear()
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=lends, at_ms=made.now_ms))
+    wanted = [effect for account, effect in made.effects if account == BUYER and isinstance(effect, TenderWanted)]
+    assert bool(wanted) is (lends == 10**9)
 
 
 def lowered_after_the_award(made):

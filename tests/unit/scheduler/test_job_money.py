@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.playbook import Playbook, ignored, some
@@ -31,6 +32,7 @@ from hansa.scheduler.job_events import (
     TenderWanted,
     TimePassed,
 )
+from hansa.scheduler.job_queue import looks_until_ms
 from hansa.scheduler.rounds import MemberJoined, MemberLeft
 
 WHO = (PROVIDER, OTHER, THIRD)
@@ -44,9 +46,9 @@ def lease(shard, attempt=0):
     return bytes([shard + 1, attempt]) * 16
 
 
-def came(*shards, attempt=0, hold_ms=0):
+def came(*shards, attempt=0, hold_ms=0, same=False):
     grants = (
-        Granted(shard=shard, lease=lease(shard, attempt), provider=WHO[shard], ends_ms=NOW_MS + 600_000)
+        Granted(shard=shard, lease=lease(shard, attempt), provider=WHO[not same and shard], ends_ms=NOW_MS + 600_000)
         for shard in shards
     )
     return GangCame(granted=tuple(grants), hold_ms=hold_ms, at_ms=NOW_MS)
@@ -121,6 +123,77 @@ def test_a_shard_that_just_became_short_is_not_tried_again_at_once():
     playbook = running() >> ended(lease(1), "stopped", UNFUNDED) << LEFT << STOPPED
     playbook << some(LeaseOver, well=False, blameless=True)
     playbook.reaches("running", waits_for_money=True, missing=0)
+
+
+def starving(shards=2, **changes):
+    """A job whose shards all ended, one after the other, for want of credit."""
+    playbook = running(shards, **changes)
+    for shard in range(shards):
+        playbook >> ended(lease(shard), "stopped", UNFUNDED) << LEFT << STOPPED << some(LeaseOver)
+    return playbook
+
+
+def test_shards_that_starve_one_after_the_other_do_not_wake_each_other():
+    """What their providers lend has not grown: they would decline, and then the job is lost."""
+    state = starving(3).reaches("running", waits_for_money=True, missing=0)
+    assert [shard.short for shard in state.shards] == [True] * 3
+    assert job.deadline_ms(state) is None
+
+
+def test_one_that_starved_frees_its_part_of_the_budget_for_one_that_lacks_some_and_stays_itself():
+    playbook = one_waits() >> ended(lease(0), "stopped", UNFUNDED) << LEFT << STOPPED << some(LeaseOver)
+    state = (playbook << some(TenderWanted, shards=(1,))).reaches("running", missing=0)
+    assert [shard.short for shard in state.shards] == [True, False]
+
+
+def test_one_that_starved_once_and_lacks_the_budget_now_goes_on_with_what_another_left():
+    playbook = running() >> ended(lease(1), "stopped", UNFUNDED) << LEFT << STOPPED << some(LeaseOver)
+    playbook >> raised(0) << some(TenderWanted, shards=(1,)) >> too_dear(1)
+    playbook >> ended(lease(0)) << LEFT << TAKEN << some(LeaseOver, well=True) << some(TenderWanted, shards=(1,))
+    playbook.reaches("running", waits_for_money=False)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_a_lease_that_ended_well_left_on_a_channel_is_there_for_those_of_its_own_provider(together):
+    playbook = gathering(shards=2) >> came(0, 1, same=together) << JOINED << ORDERED << JOINED << ORDERED
+    playbook >> ended(lease(1), "stopped", UNFUNDED) << LEFT << STOPPED << some(LeaseOver)
+    playbook >> ended(lease(0)) << LEFT << TAKEN << some(LeaseOver, well=True)
+    if together:
+        playbook << some(TenderWanted, shards=(1,))
+    playbook.reaches("running", waits_for_money=not together)
+
+
+def nobody(*shards, at_ms):
+    return TenderFailed(shards=shards, reason="you may owe nothing more", deserted=False, at_ms=at_ms)
+
+
+def test_one_that_starved_and_looked_in_vain_for_as_long_as_it_may_waits_for_money_again_and_says_why():
+    playbook = starving() >> raised(0, NOW_MS) << some(TenderWanted) << some(TenderWanted)
+    until_ms = looks_until_ms(playbook.reaches("running"), playbook.reaches("running").shards[0])
+    playbook >> nobody(0, at_ms=until_ms - 1)
+    shard = playbook.reaches("running").shards[0]
+    assert (shard.short, shard.retry_ms) == (False, until_ms)
+    playbook >> TimePassed(at_ms=until_ms) << some(TenderWanted, shards=(0,)) >> nobody(0, at_ms=until_ms)
+    shard = playbook.reaches("running", waits_for_money=True, missing=0).shards[0]
+    assert (shard.short, shard.retry_ms, shard.unfilled) == (True, 0, "you may owe nothing more")
+    playbook >> raised(0, until_ms + 1) << some(TenderWanted, shards=(0,))
+    playbook.reaches("running", waits_for_money=False)
+
+
+def test_one_that_lost_its_provider_still_ends_the_job_after_looking_in_vain():
+    playbook = running(retries=3) >> ended(lease(1), "failed", "worker-died") << LEFT << STOPPED << some(LeaseOver)
+    playbook << some(TenderWanted)
+    until_ms = looks_until_ms(playbook.reaches("running"), playbook.reaches("running").shards[1])
+    over = advance(playbook.reaches("running"), nobody(1, at_ms=until_ms)).state
+    assert (over.phase, "found no other provider" in over.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize("late_ms", [0, 1])
+def test_a_deadline_still_ends_one_that_starved(late_ms):
+    playbook = starving(deadline_after_ms=20_000) >> raised(0, NOW_MS + 10_000)
+    playbook << some(TenderWanted) << some(TenderWanted)
+    over = advance(playbook.reaches("running"), nobody(0, at_ms=NOW_MS + 20_000 + late_ms)).state
+    assert (over.phase, "the job's deadline has passed" in over.reason) == ("failed", True)
 
 
 def test_a_lease_that_was_not_funded_costs_no_retry_and_waits_for_the_word_that_the_wallet_is_filled():
