@@ -94,12 +94,15 @@ class Known:
         currencies: by channel.
         names: of jobs, by hex of their ids.
         leases: what the books do not know.
+        paid_by_chain: channels whose chain has paid all that was agreed on. Ledgers from before ends were filed there
+            do not say so of older ones.
     """
 
     currency: str
     currencies: Mapping[bytes, str]
     names: Mapping[str, str]
     leases: Sequence[LeaseFacts]
+    paid_by_chain: frozenset[bytes] = frozenset()
 
 
 def known_of(state: NodeState, currency: str, side: Side) -> Known:
@@ -109,13 +112,23 @@ def known_of(state: NodeState, currency: str, side: Side) -> Known:
         currencies={key: each.currency for shelf in (state.paying, state.earning) for key, each in shelf.all()},
         names={key.hex(): job.spec.name for key, job in state.jobs.all()},
         leases=lease_facts(state, side),
+        paid_by_chain=frozenset(_paid_by_chain(state)),
     )
+
+
+def _paid_by_chain(state: NodeState) -> Iterator[bytes]:
+    for key, paying in state.paying.all():
+        if paying.settled_ms and currency_of(paying.currency).is_on_chain and paying.paid >= paying.metered:
+            yield key
+    for key, earning in state.earning.all():
+        if earning.settled_ms and currency_of(earning.currency).is_on_chain and earning.paid >= earning.earned:
+            yield key
 
 
 def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: By) -> Json:
     """A statement as the local API shows it. Amounts are decimal strings, exact to the last digit."""
     entries, currencies, of_entry = list[Entry](), dict(known.currencies), dict[bytes, str]()
-    ended_by_chain: set[bytes] = set()
+    ended_by_chain = set(known.paid_by_chain)
     units = {unit_of(name): name for name in (*currencies.values(), known.currency)}
     for record in records:
         match record:

@@ -131,6 +131,19 @@ def test_what_both_agreed_on_is_paid_only_when_and_as_far_as_its_chain_has_paid_
         assert (total["paid"], total["open"]) == (format_amount(shown), format_amount(AGREED - shown))
 
 
+@pytest.mark.parametrize(("paid", "shown"), [(None, 0), (AGREED - 1, 0), (AGREED, AGREED)])
+def test_what_a_chain_paid_in_full_is_not_open_though_the_ledger_is_older_than_the_ends_that_are_filed_there(
+    paid, shown
+):
+    made = ended(paid=paid, agreed=True)
+    for key, account, side in ((BUYER_KEY, BUYER, "spend"), (PROVIDER_KEY, PROVIDER, "earnings")):
+        known = known_of(made.engines[account].state, CHAIN, side)
+        old = [each for each in in_ledger(made, key) if not isinstance(each, FiledEnd)]
+        old = [each for each in old if not (isinstance(each, Entry) and "paid less" in each.memo)]
+        (total,) = statement_view(old, known, side=side, by="job")["totals"]
+        assert (total["paid"], total["open"]) == (format_amount(shown), format_amount(AGREED - shown))
+
+
 @pytest.mark.parametrize(("paid", "shown"), [(None, 0), (500, 500), (AGREED, AGREED)])
 def test_what_a_chain_has_paid_is_no_debt_any_more(paid, shown):
     made = ended(paid=paid, agreed=True)
