@@ -141,7 +141,10 @@ def deposit(
 
 
 def _wake(config: "Config", woken: set[str]) -> bool:
-    """Have jobs look for providers again whose deposits nobody made in time: somebody is here now. Each once."""
+    """Have jobs look for providers again whose deposits nobody made in time: somebody is here now.
+
+    Each once for as long as it waits: one that went on meanwhile, and waits anew, is woken anew.
+    """
     from hansa.node.cli_client import Daemon
     from hansa.node.cli_jobs import job_path_part
     from hansa.node.faults import OperatorError
@@ -162,6 +165,7 @@ def _wake(config: "Config", woken: set[str]) -> bool:
             else:
                 _say(f"job {plain(job, 64)[:12]} looks for providers again")
     is_new = not woken.issuperset(waiting)
+    woken.intersection_update(waiting)
     woken.update(waiting)
     return is_new
 

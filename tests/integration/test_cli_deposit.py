@@ -22,7 +22,9 @@ from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.node.chain_dev import Deployed, DevChain
 from hansa.node.chain_setup import chain_values, put_on_chain
 from hansa.node.cli import cli
+from hansa.node.cli_deposit import _wake
 from hansa.node.cold_deposits import WantedDeposit
+from hansa.node.config import load_config
 from hansa.node.evm_escrow import call
 from hansa.node.first_setup import Wishes, set_up
 from hansa.node.http_api import build_api
@@ -175,6 +177,17 @@ def test_a_job_whose_deposit_nobody_made_in_time_goes_on_once_its_payer_is_here(
         assert f"job {(b'1' * 32).hex()[:12]} looks for providers again" in done.stderr
         assert "opened a channel with 0.300000 TEST" in done.stdout
         assert at.spent() == 300_000
+
+
+def test_a_job_that_went_on_and_waits_anew_is_woken_anew(tmp_path: Path) -> None:
+    desk = Wanting()
+    with served(tmp_path / "node", just(build_api(desk, max_job_budget=10**9))) as data_dir:
+        set_up(data_dir, Wishes(listen=("/ip4/127.0.0.1/tcp/0",)))
+        config, woken = load_config(data_dir), set[str]()
+        for missing, is_new in (("0.000000", True), ("0.000000", False), (None, False), ("0.000000", True)):
+            desk.views[b"1" * 32] = [job_view((b"1" * 32).hex(), missing=missing)]
+            assert _wake(config, woken) is is_new
+        assert desk.topped_up == [(b"1" * 32, 0)] * 2
 
 
 def test_what_nobody_is_asked_about_has_a_bound(tmp_path: Path) -> None:
