@@ -153,40 +153,55 @@ def _usual(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes], *, witho
     One provider's figures are held against the others' where there are three of these or more: among fewer a single one
     that is false would be the measure itself, and with its own beside them it is not.
     """
-    by_owner: dict[bytes, list[int]] = {}
-    for key, figure in figures.items():
-        by_owner.setdefault(owners[key], []).append(figure)
-    medians = {owner: lower_median(values) for owner, values in by_owner.items()}
+    medians = _by_owner(figures, owners)
     others = [median for owner, median in medians.items() if owner != without]
     return lower_median(others if len(others) > LEAST_OTHERS else list(medians.values()))
 
 
+def _by_owner(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    """One figure of each provider, however many bids it sent: the lower median."""
+    found: dict[bytes, list[int]] = {}
+    for key, figure in figures.items():
+        found.setdefault(owners[key], []).append(figure)
+    return {owner: lower_median(values) for owner, values in found.items()}
+
+
 def transfer_times_ms(
-    stated: Mapping[bytes, Stated], input_bytes: int, measured: Mapping[bytes, int] | None = None
+    bids: Mapping[bytes, Bid], stated: Mapping[bytes, Stated], input_bytes: int, measured: Mapping[bytes, int]
 ) -> dict[bytes, int]:
     """How long each bid's devices would wait for the inputs; see ``_times_ms``."""
-    return _times_ms({key: each.download_bps for key, each in stated.items()}, input_bytes, measured or {})
+    owners = {key: bid.signer for key, bid in bids.items()}
+    return _times_ms({key: each.download_bps for key, each in stated.items()}, owners, input_bytes, measured)
 
 
-def _times_ms(said_bps: Mapping[bytes, int], size_bytes: int, measured: Mapping[bytes, int]) -> dict[bytes, int]:
+def _times_ms(
+    said_bps: Mapping[bytes, int], owners: Mapping[bytes, bytes], size_bytes: int, measured: Mapping[bytes, int]
+) -> dict[bytes, int]:
     """How long so many bytes are on each bid's line, one way.
 
-    What was measured counts as it is. A line of which nothing is known is the slowest known, but no slower than a part
-    of the usual one: nobody's word on its own line ruins those that are silent. No line that is only stated counts as
-    slower than that either, or it would be better to say nothing.
+    What was measured counts as it is. What is only stated is believed up to a multiple of the usual one, measured where
+    any is; with the least line that counts as the bound if all that were measured are slower, or one that stalls would
+    make everybody else as bad. A line of which nothing is known is the slowest known, but no slower than a part of the
+    usual one: nobody's word on its own line ruins those that are silent. No line that is only stated counts as slower
+    than that either, or it would be better to say nothing.
 
     Args:
         said_bps: bits in a second, as each bid states them; 0 where it does not.
+        owners: whose each bid is; each counts once, however many bids it sent.
         size_bytes: how much it is.
         measured: bytes in a second, of the bids for whose provider this node knows it.
     """
-    lines = {key: bps for key, bps in said_bps.items() if bps >= LEAST_LINE_BPS}
-    lines |= {key: bytes_per_s * 8 for key, bytes_per_s in measured.items()}
-    if not lines:
+    seen = {key: bytes_per_s * 8 for key, bytes_per_s in measured.items()}
+    said = {key: bps for key, bps in said_bps.items() if bps >= LEAST_LINE_BPS and key not in seen}
+    known = seen or said
+    if not known:
         return dict.fromkeys(said_bps, 0)
-    known = sorted(lines.values())
-    silent = max(known[0], known[len(known) // 2] // MOST_BELIEVED)
-    bps = {key: lines[key] if key in measured else max(lines.get(key, 0), silent) for key in said_bps}
+    usual = _usual(known, owners)
+    most = {key: MOST_BELIEVED * min(usual, _usual(known, owners, without=owners[key])) for key in said}
+    lines = seen | {key: min(bps, max(most[key], LEAST_LINE_BPS)) for key, bps in said.items()}
+    each = sorted(_by_owner(lines, owners).values())
+    silent = max(each[0], each[len(each) // 2] // MOST_BELIEVED, LEAST_LINE_BPS)
+    bps = {key: lines[key] if key in seen else max(lines.get(key, 0), silent) for key in said_bps}
     return {key: min(LONGEST_WAY_MS, size_bytes * BITS_MS // max(1, bps[key])) for key in said_bps}
 
 
@@ -200,12 +215,13 @@ def ways_ms(
 ) -> dict[bytes, tuple[int, str]]:
     """How long the states of one round are on each bid's line, there and back, and how that is known."""
     times: list[dict[bytes, int]] = []
+    owners = {key: bid.signer for key, bid in bids.items()}
     known: Counter[bytes] = Counter()
     for way in (THERE, BACK):
         measured = measured_lines(bids, lines, way, at_ms)
         known.update(measured.keys())
         said = {key: each.download_bps if way == THERE else each.upload_bps for key, each in stated.items()}
-        times.append(_times_ms(said, state_bytes, measured))
+        times.append(_times_ms(said, owners, state_bytes, measured))
     found: dict[bytes, tuple[int, str]] = {}
     for key, each in stated.items():
         way_ms = sum(found_ms[key] for found_ms in times)

@@ -72,7 +72,8 @@ def rank(
     said = {key: stated[key] for key in eligible}
     lines = lines or {}
     there = measured_lines(bids, lines, THERE, at_ms), measured_lines(eligible, lines, THERE, at_ms)
-    waits = {**transfer_times_ms(stated, input_bytes, there[0]), **transfer_times_ms(said, input_bytes, there[1])}
+    waits = transfer_times_ms(bids, stated, input_bytes, there[0])
+    waits |= transfer_times_ms(eligible, said, input_bytes, there[1])
     ways: dict[bytes, tuple[int, str]] = {}
     if state_bytes:
         ways |= ways_ms(bids, stated, lines, state_bytes=state_bytes, at_ms=at_ms)

@@ -105,10 +105,34 @@ def test_what_was_measured_goes_before_what_is_stated_and_counts_as_slow_as_it_i
         input_bytes=SIZE,
     )
     assert (found[PROVIDER].way_ms, found[PROVIDER].line_source) == (20_000_000, MEASURED_HERE)
-    assert (found[OTHER].way_ms, found[OTHER].line_source) == (20, STATED)
-    assert found[THIRD].line_source == SLOWEST_KNOWN
+    # Of the only one that was measured four times is too little to go by: the least line that counts stands for it.
+    assert (found[OTHER].way_ms, found[OTHER].line_source) == (2 * SIZE * 8 // 1_000, STATED)
+    assert (found[THIRD].way_ms, found[THIRD].line_source) == (found[OTHER].way_ms, SLOWEST_KNOWN)
     # Its inputs come over the same line.
-    assert found[PROVIDER].transfer > 1_000 * found[OTHER].transfer
+    assert found[PROVIDER].transfer > 100 * found[OTHER].transfer
+
+
+def test_no_stated_line_counts_for_more_than_four_times_the_usual_one_that_was_measured():
+    boast = {"download": "999999999 Gbit/s", "upload": "999999999 Gbit/s"}
+    measured = [line(PROVIDER, 1_000_000, 1_000_000), line(OTHER, 2_000_000, 2_000_000)]
+    bids = (bid_of(PROVIDER_KEY, PRICE), bid_of(OTHER_KEY, PRICE), bid_of(THIRD_KEY, PRICE, **boast))
+    found = table(*bids, lines=measured, input_bytes=SIZE)
+    assert found[PROVIDER].way_ms == 20_000
+    assert (found[THIRD].way_ms, found[THIRD].line_source) == (5_000, STATED)
+    assert found[PROVIDER].transfer // 4 == found[THIRD].transfer > 0
+
+
+def test_no_stated_line_counts_for_more_than_four_times_the_usual_one_of_other_providers_however_many_bids_it_sent():
+    boast, usual = ({"download": f"{each} Mbit/s", "upload": f"{each} Mbit/s"} for each in (10**9, 8))
+    honest = [bid_of(PROVIDER_KEY, PRICE, **usual), bid_of(OTHER_KEY, PRICE, **usual)]
+    boasts = [bid_of(THIRD_KEY, PRICE - number, **boast) for number in range(9)]
+    bids = {bytes([number]) * 32: each.bid.document for number, each in enumerate((*honest, *boasts))}
+    ranking = rank(TWO, bids, {}, state_bytes=SIZE, at_ms=NOW_MS)
+    assert {(entry.provider, entry.way_ms) for entry in ranking} == {
+        (PROVIDER, 20_000),
+        (OTHER, 20_000),
+        (THIRD, 5_000),
+    }
 
 
 def test_silence_is_no_better_than_any_stated_line_and_nothing_known_of_anybody_is_no_way_at_all():
