@@ -49,7 +49,7 @@ class Company:
 
 def waiting(company: Company, work_ms: int) -> int:
     """What it costs a gang that it waits for its states, for as much work as an hour does."""
-    return company.hourly * company.way_ms // work_ms
+    return min(company.hourly * company.way_ms // work_ms, MOST_TERM)
 
 
 def best_gang(

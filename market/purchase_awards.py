@@ -7,8 +7,10 @@ replaces a winner.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
+from hansa.market import choice
 from hansa.market.affordable import Candidate, Parts, Room, cheapest, one_after_the_other
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.funding import start_ms
@@ -118,6 +120,18 @@ def with_rounds(state: Purchase) -> tuple[Scored, ...]:
         best = one_after_the_other(candidates, count, room)
     hourly = {bid_digest: _hourly(bid) for bid_digest, bid in state.bids.items()}
     return with_waiting(state.ranking, hourly, [one.bid for one in best], state.company, _work_ms(state))
+
+
+def choice_of(state: Purchase, taken: Collection[bytes]) -> choice.Choice | None:
+    """What taking these bids costs or saves beside others that could have been; ``None`` where there are none."""
+    return choice.compare(
+        state.ranking,
+        taken,
+        company=state.company,
+        work_ms=_work_ms(state),
+        parts={bid_digest: _parts(bid) for bid_digest, bid in state.bids.items()},
+        room=Room(had=state.elsewhere, most_each=state.most_each),
+    )
 
 
 def _parts(bid: Bid) -> Parts:

@@ -10,6 +10,7 @@ from typing import Any
 from hansa.market.bandwidth import BACK, THERE, Bandwidth, noted
 from hansa.market.gang import Company
 from hansa.market.pace import Pace, with_round
+from hansa.market.scoring import LONGEST_WAY_MS
 from hansa.market.shares import cost, width_milli
 from hansa.market.track_record import job_kind, lower_median
 from hansa.node.events import LineMeasured
@@ -102,7 +103,8 @@ def company_of(state: NodeState, of: Job, shards: Iterable[int], pace: Pace | No
         line = state.lines.get(bid.signer, Bandwidth(provider=bid.signer))
         there, back = (line.bytes_per_s(way, at_ms) for way in (THERE, BACK))
         # The table is as it was when the shard was given away; what its line did since is known better.
-        way_ms = sum(pace.state_bytes * 1_000 // rate for rate in (there, back)) if there and back else scored_ms
+        times = (min(LONGEST_WAY_MS, pace.state_bytes * 1_000 // max(1, rate)) for rate in (there, back))
+        way_ms = sum(times) if there and back else scored_ms
         hourly = cost(HOUR_MS, width_milli(bid), bid.price_e18_per_device_ms)
         company = company.with_member(hourly, way_ms)
     return company

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hansa.market import choice, why
-from hansa.market.purchase_awards import would_win
+from hansa.market.purchase_awards import choice_of, would_win
 from hansa.market.purchase_state import ONLY_BIDS, Placement, Purchase
 from hansa.market.scoring import Scored
 from hansa.market.selection import explain_choice
@@ -238,7 +238,7 @@ def tender_view(bought: Purchase, currency: str) -> Json:
     rows = [_ranked_view(bought, entry, won, lost, would) for entry in bought.ranking]
     pace = bought.pace
     work_ms = pace.work_ms if pace is not None else 0
-    chosen = choice.compare(bought.ranking, won.keys() | would, company=bought.company, work_ms=work_ms)
+    chosen = choice_of(bought, won.keys() | would)
     told = choice.in_words(chosen, currency) if chosen is not None else ""
     if bought.reason == ONLY_BIDS and not would:
         told = f"The budget, {format_amount(bought.funds)} {currency}, is not enough for any set of these bids."

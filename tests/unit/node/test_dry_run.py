@@ -6,7 +6,10 @@ from typing import Any
 from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PRICE, spec
 
-from hansa.market.track_record import Record
+from hansa.market.bandwidth import BACK, THERE, Bandwidth, noted
+from hansa.market.pace import Pace
+from hansa.market.scoring import MEASURED_HERE
+from hansa.market.track_record import Record, job_kind
 from hansa.node import dry_run, market_views
 from hansa.node.state import NodeState
 from hansa.proto.market_documents import Advert, Fact
@@ -107,6 +110,26 @@ def test_what_an_advert_states_of_its_line_and_place_stands_in_its_bid() -> None
     (bid,) = expected(made.engines[BUYER].state, replace(of, fetch_bytes=1 << 30), here)["bids"]
     assert bid["transfer"] != "0.000000", "a line that is stated counts"
     assert bid["facts"]["region"] == "de"
+
+
+def test_measured_lines_and_the_pace_of_its_kind_count_before_anything_is_sent() -> None:
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    state, of = made.engines[BUYER].state, spec(shards=1, budget=10**9)
+    kind = job_kind(of.workload(JOB, dry_run.NO_BLOB, None))
+    state.paces[kind] = Pace(kind=kind, state_bytes=10_000_000, works_ms=(10_000,))
+    for number, rate in ((0, 1_000_000), (1, 10_000_000)):
+        known = Bandwidth(provider=key(number).address)
+        for way in (THERE, BACK):
+            known = noted(known, way, rate, is_bound=False, at_ms=NOW_MS)
+        state.lines[known.provider] = known
+    bids = expected(state, of, advert(0), advert(1))["bids"]
+    found = {bid["provider"]: (bid["way_ms"], bid["line_source"], bid["result"]) for bid in bids}
+    assert found == {
+        checksum_address(key(0).address): (20_000, MEASURED_HERE, "shown"),
+        checksum_address(key(1).address): (2_000, MEASURED_HERE, "would win"),
+    }
+    assert all(bid["rounds"] != "0.000000" for bid in bids)
 
 
 def test_without_anybody_there_is_no_table() -> None:

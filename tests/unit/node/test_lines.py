@@ -10,7 +10,7 @@ from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PRICE, PROVIDER
 from hansa.market.bandwidth import BACK, THERE, Bandwidth, Transfer
 from hansa.market.gang import Company
 from hansa.market.pace import Pace
-from hansa.market.scoring import MEASURED_HERE
+from hansa.market.scoring import LONGEST_WAY_MS, MEASURED_HERE
 from hansa.market.track_record import job_kind
 from hansa.node import events, lines
 from hansa.node.state import restored, snapshot
@@ -136,6 +136,16 @@ def test_a_tender_takes_along_the_lines_of_the_invited_and_the_pace_of_its_kind(
     assert scored[PROVIDER].line_source == MEASURED_HERE
     assert scored[PROVIDER].rounds == scored[PROVIDER].finishing * way_ms // pace.work_ms
     assert bought.lines == ()
+
+
+def test_who_runs_beside_counts_as_no_longer_on_its_way_than_anybody_in_the_table():
+    made, _ = running()
+    measure(made, PROVIDER, THERE, 1)
+    measure(made, PROVIDER, BACK, 1)
+    state = state_of(made)
+    pace = Pace(kind=bytes(32), state_bytes=1 << 60, works_ms=(1,))
+    company = lines.company_of(state, state.jobs.get(JOB), (0,), pace, made.now_ms)
+    assert company.way_ms == 2 * LONGEST_WAY_MS
 
 
 def test_before_any_round_the_jobs_own_file_says_its_pace():
