@@ -24,6 +24,8 @@ TAKEN_BYTES: Final = 256 << 10
 GIVEN_BYTES: Final = 64 << 10
 """Encrypted and sent at once: what has just been encrypted is still in the core's own cache."""
 FEW_BYTES: Final = 16 << 10
+MOST_FRUITLESS_BYTES: Final = 64 << 10
+"""A record has 16 KiB and a handshake a few: whoever sends more of which nothing comes (tickets, new keys) goes."""
 T = TypeVar("T")
 
 
@@ -46,6 +48,7 @@ class Line:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=serving)
         self._taken = memoryview(b"")
+        self._fruitless_bytes = 0
         self.broken = False
         self._buffer = memoryview(b"")
         self._due_s = math.inf
@@ -110,6 +113,7 @@ class Line:
                     await self._let_out()
                     await self._take_in()
                 else:
+                    self._fruitless_bytes = 0
                     await self._let_out()
                     await trio.lowlevel.checkpoint()
                     return result
@@ -140,8 +144,16 @@ class Line:
                 continue
             if not data:
                 raise self._break("closed by the other side")
-            self._incoming.write(data)
+            self._write_incoming(data)
+            # Where bytes lie there without end, no other wait comes before the end of them.
+            await trio.lowlevel.checkpoint()
             return
+
+    def _write_incoming(self, data: bytes | memoryview) -> None:
+        if self._fruitless_bytes >= MOST_FRUITLESS_BYTES:
+            raise self._break("no byte of what was to come for too long")
+        self._fruitless_bytes += len(data)
+        self._incoming.write(data)
 
     async def in_thread(self, work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         """Do something with this line in a thread. Cancelling ends it by breaking the line, and so does being late."""
@@ -194,6 +206,7 @@ class Line:
                     got = self._take_in_blocking()
                 else:
                     view = view[got:]
+                    self._fruitless_bytes = 0
                 if not got:
                     raise self._break("too slow" if self._is_late else "closed by the other side")
         except OSError as fault:
@@ -203,7 +216,7 @@ class Line:
         if not self._taken:
             self._taken = memoryview(bytearray(TAKEN_BYTES))
         got = self._socket.recv_into(self._taken)
-        self._incoming.write(self._taken[:got])
+        self._write_incoming(self._taken[:got])
         return got
 
     def send_all(self, view: memoryview, due_s: float) -> None:

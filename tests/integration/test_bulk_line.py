@@ -1,7 +1,9 @@
 """One TLS connection, of which trio has the first bytes and threads the rest."""
 
+import contextlib
 import os
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from hansa.node.bulk_line import TAKEN_BYTES, Line, LineBroken
+from hansa.node.bulk_line import FEW_BYTES, TAKEN_BYTES, Line, LineBroken
 from hansa.node.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
 
 pytestmark = pytest.mark.trio
@@ -96,6 +98,93 @@ async def test_a_changed_byte_ends_the_line(ends):
     # The other side is told why.
     with pytest.raises(LineBroken, match="TLS failed"), trio.fail_after(20):
         await dials.receive(1)
+
+
+def tickets(tmp_path: Path, number: int) -> tuple[Line, socket.socket, bytes]:
+    """A line that has shaken hands but for its last word, the socket at its other end, and tickets made for it."""
+    pems = [make_pem(bytes((each,)) * 32, lambda _key: "one of two") for each in range(2)]
+    for name, pem in zip(("dials", "serves"), pems, strict=True):
+        (tmp_path / name).write_bytes(pem)
+    dialled, served = socket.socketpair()
+    dials = Line(dialled, dialling_context(tmp_path / "dials", [certificate_in(pems[1])]), serving=False)
+    context = serving_context(tmp_path / "serves", [certificate_in(pems[0])])
+    context.num_tickets = number
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=True)
+    while True:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            dials._tls.do_handshake()
+        incoming.write(dials._outgoing.read())
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            dials._incoming.write(outgoing.read())
+        else:
+            return dials, served, outgoing.read()
+
+
+def send_in_thread(served: socket.socket, data: bytes) -> threading.Thread:
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            served.sendall(data)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("by", ["the loop", "a thread"])
+async def test_whoever_sends_nothing_but_tickets_is_ended(tmp_path, by):
+    dials, served, data = tickets(tmp_path, 4_000)
+    assert len(data) > 4 * TAKEN_BYTES
+    thread = send_in_thread(served, data)
+
+    async def receive() -> None:
+        if by == "the loop":
+            await dials.receive(1)
+        else:
+            view = memoryview(bytearray(1))
+            await dials.in_thread(lambda: dials.receive_into(view, soon()), trio.CapacityLimiter(1))
+
+    with pytest.raises(LineBroken, match="no byte of what was to come"), trio.fail_after(30):
+        await receive()
+    assert dials.broken
+    dials.close()
+    thread.join()
+    served.close()
+
+
+async def test_a_few_tickets_are_nothing(ends):
+    dials, serves = ends
+    await serves.send(b"x")
+    with trio.fail_after(20):
+        assert await dials.receive(1) == b"x"
+
+
+async def test_the_loop_turns_while_bytes_lie_there_and_none_of_them_is_plain(tmp_path, monkeypatch):
+    monkeypatch.setattr("hansa.node.bulk_line.MOST_FRUITLESS_BYTES", 1 << 30)
+    dials, served, data = tickets(tmp_path, 1_000)
+    served.setblocking(False)
+    sent = served.send(data)
+    turns, seen = 0, []
+    take = dials._write_incoming
+    monkeypatch.setattr(dials, "_write_incoming", lambda piece: (seen.append(turns), take(piece)))
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turn)
+        with trio.move_on_after(2):
+            await dials.receive(1)
+        nursery.cancel_scope.cancel()
+    assert len(seen) >= sent // FEW_BYTES >= 4
+    assert all(seen.count(turn_number) <= 2 for turn_number in seen), "who is first in a turn is drawn"
+    dials.close()
+    served.close()
 
 
 async def test_a_side_that_does_not_read_holds_the_other_up_and_not_its_memory(ends):
