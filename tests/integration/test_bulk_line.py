@@ -182,7 +182,7 @@ async def test_the_loop_turns_while_bytes_lie_there_and_none_of_them_is_plain(tm
             await dials.receive(1)
         nursery.cancel_scope.cancel()
     assert len(seen) >= sent // FEW_BYTES >= 4
-    assert all(seen.count(turn_number) <= 2 for turn_number in seen), "who is first in a turn is drawn"
+    assert all(seen.count(turn_number) <= 3 for turn_number in seen), "who is first in a turn is drawn"
     dials.close()
     served.close()
 
