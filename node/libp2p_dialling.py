@@ -1,7 +1,6 @@
 """Connections that we make: to which addresses, in which order, through which relays, and how long it may take."""
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -14,7 +13,6 @@ from libp2p.peer.id import ID
 from libp2p.protocol_muxer.generic_selector import GenericMultistreamSelector
 from multiaddr import Multiaddr
 
-from hansa.node.allowance import Allowances
 from hansa.node.libp2p_circuit import open_circuit, split_circuit
 from hansa.node.libp2p_connection import GuardedConn
 from hansa.node.libp2p_guards import BufferedSocket, Faults
@@ -23,6 +21,7 @@ from hansa.node.libp2p_tcp import Dialler, port_of, rank
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.neighbourhood import host_of, is_circuit
 from hansa.node.net import NetLimits
+from hansa.node.relay_turns import RelayTurns
 
 NEXT_ADDRESS_AFTER_S = 0.02
 """How long one address is tried alone before the next is tried beside it."""
@@ -35,8 +34,6 @@ LOOK_AGAIN_S = 0.5
 CIRCUITS_PER_S = ASKS_PER_S * 0.8
 CIRCUITS_AT_ONCE = ASKS_AT_ONCE - 3
 """Of one relay. It refuses who asks more often; what is left over is for places there, ours being one of them."""
-WAITING_FOR_RELAY = 4
-"""More would not have their turn within a dial's time, and would keep others from dialling until then."""
 
 Addresses = Callable[[str], Sequence[str]]
 
@@ -57,8 +54,8 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
     _dials: trio.CapacityLimiter
     _dialling: dict[ID, trio.Event]
     _failed_at: dict[ID, float]
-    _circuit_asks: Allowances
-    _waiting: Counter[ID]
+    relay_turns: RelayTurns
+    _reaching: dict[tuple[ID, str, bool], trio.Event]
     is_kept: Callable[[str], bool]
 
     @abstractmethod
@@ -164,10 +161,13 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
         relay = ID.from_base58(name)
         if relay in (peer_id, self.self_id):
             raise SwarmException("a circuit that leads nowhere")
-        await self._turn_at(relay)
+        # First the relay, then a turn there: whoever names relays at addresses where they are not uses up no turns.
         through = await self._relay(relay, where, given=given)
         through.circuits += 1
         try:
+            on_hearsay = not (given or self.is_kept(peer_id.to_base58()))
+            if not await self.relay_turns.enter(relay, on_hearsay=on_hearsay):
+                raise SwarmException("too many others wait for this relay")  # noqa: TRY301
             socket = await open_circuit(through.muxed_conn, peer_id)
             connection = await self._upgrade_outbound(RawConnection(socket, True, ConnectionType.RELAYED), peer_id)
         except BaseException:
@@ -178,30 +178,24 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
         self._entered_on_hearsay(connection, given=given)
         return connection
 
-    async def _turn_at(self, relay: ID) -> None:
-        """Wait until this relay may be asked for one more circuit; the dial's own deadline ends the wait."""
-        if self._circuit_asks.take(relay):
-            return
-        if self._waiting[relay] >= WAITING_FOR_RELAY:
-            self.faults.count("dial.too_many_wait_for_relay")
-            raise SwarmException("too many others wait for this relay")
-        self.faults.count("dial.waits_for_relay")
-        waiting = Counter((relay,))
-        self._waiting += waiting
-        try:
-            while not self._circuit_asks.take(relay):  # noqa: ASYNC110  # time alone brings the turn
-                await trio.sleep(LOOK_AGAIN_S)
-        finally:
-            self._waiting -= waiting
-
     async def _relay(self, relay: ID, where: str, *, given: bool) -> GuardedConn:
         """A direct connection to a relay. ``given``: the circuit's address is no stranger's word."""
-        standing = [each for each in self.live_connections(relay) if each.muxed_conn.path == "direct"]
-        if standing:
-            return standing[0]
-        if not where:
-            raise SwarmException("a relay that we are not connected to")
-        connection = await self._connect_tcp(Multiaddr(where), relay, given=given)
+        key = (relay, where, given)
+        while True:
+            standing = [each for each in self.live_connections(relay) if each.muxed_conn.path == "direct"]
+            if standing:
+                return standing[0]
+            if not where:
+                raise SwarmException("a relay that we are not connected to")
+            if key not in self._reaching:
+                break
+            # One connection is enough for many circuits.
+            await self._reaching[key].wait()
+        self._reaching[key] = trio.Event()
+        try:
+            connection = await self._connect_tcp(Multiaddr(where), relay, given=given)
+        finally:
+            self._reaching.pop(key).set()
         # Whoever gives us a peer behind a relay has not said that the relay itself is worth a connection for good.
         is_meant = self._is_given(relay.to_base58(), where)
         self._entered_on_hearsay(connection, given=is_meant)

@@ -5,7 +5,6 @@ others, forgets to give inbound slots back, and ends the program when a stream h
 interface (pubsub, identify and the listeners use it) and replaces those parts.
 """
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from math import inf
 from socket import MSG_PEEK
@@ -24,7 +23,6 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
-from hansa.node.allowance import Allowances
 from hansa.node.doorway import Doorway
 from hansa.node.libp2p_circuit import CircuitSocket
 from hansa.node.libp2p_connection import GuardedConn
@@ -35,6 +33,7 @@ from hansa.node.libp2p_tcp import Dialler, TcpStream, open_listener
 from hansa.node.libp2p_yamux import BoundedYamux
 from hansa.node.neighbourhood import household_of, place_of
 from hansa.node.net import NetLimits, TlsHandler
+from hansa.node.relay_turns import RelayTurns
 from hansa.proto.peer_id import parse_peer_id
 
 TLS_HANDSHAKE = b"\x16"
@@ -119,8 +118,8 @@ class GuardedSwarm(DiallingSwarm):
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
         self._failed_at: dict[ID, float] = {}
-        self._circuit_asks = Allowances(CIRCUITS_PER_S, CIRCUITS_AT_ONCE, trio.current_time)
-        self._waiting = Counter()
+        self.relay_turns = RelayTurns(CIRCUITS_PER_S, CIRCUITS_AT_ONCE, faults.count)
+        self._reaching = {}
         self.on_tls: TlsHandler | None = None
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 from multiaddr import Multiaddr
 
 from hansa.node import libp2p_relay, libp2p_swarm
+from hansa.node.libp2p_acquaintances import TOLD_EARLIER
 from hansa.node.libp2p_autonat import AUTONAT, ask_for_dial_back
 from hansa.node.libp2p_circuit import reserve
 from hansa.node.libp2p_dcutr import ALL_PUNCHES_AT_ONCE, DCUTR, PUNCHES_AT_ONCE, HolePuncher
@@ -242,7 +243,33 @@ async def test_who_heard_of_many_peers_behind_a_relay_asks_it_no_more_often_than
         assert "relay.refused: asks too often" not in relay.counters()
         # Who would not have its turn in time does not wait for it, in one of the places that there are for dials.
         assert node.counters()["dial.too_many_wait_for_relay"] >= 10
-        assert not node._swarm._waiting
+        assert node._swarm.relay_turns.waiting == 0
+
+
+@pytest.mark.parametrize("is_connected", [False, True], ids=["a wrong address of it", "the relay itself"])
+async def test_invented_peers_behind_a_relay_do_not_use_up_the_turns_of_a_given_one(is_connected: bool):
+    """Strangers name them without end; the one peer that the operator named there is reached all the same."""
+    limits = NetLimits(dial_timeout_ms=5_000)
+    async with relayed() as (relay, callee, _), open_net(NetConfig(limits=limits), os.urandom(32)) as node:
+        where = "/ip4/127.0.0.1/tcp/1"
+        if is_connected:
+            where = relay.addrs()[0].split("/p2p/")[0]
+            await node.connect(relay.addrs()[0])
+
+        async def dial(number: int) -> None:
+            nobody = peer_id_of_key((90_000 + number).to_bytes(32, "big"))
+            node._acquaintances.learn(nobody, (f"{where}/p2p/{relay.peer_id}/p2p-circuit",), TOLD_EARLIER)
+            with suppress(NetError):
+                await node.connect(nobody)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(dial, number)
+            await trio.sleep(0.3)
+            assert await node.connect(circuits(callee)[0]) == "relayed"
+            nursery.cancel_scope.cancel()
+        refused = relay.counters().get("relay.refused: nobody of that name has a place", 0)
+        assert refused > 0 if is_connected else refused == 0, "a relay that is not there is not asked"
 
 
 async def test_a_circuit_ends_when_its_bytes_or_its_time_are_used_up():
