@@ -42,8 +42,10 @@ async def forward(port: int, interface: str = "") -> Forwarding:
     try:
         with trio.fail_after(PATIENCE_S):
             said = await _ask("forward", str(port), interface)
-    except (trio.TooSlowError, OSError):
+    except trio.TooSlowError:
         return Forwarding(says="the router did not answer in time")
+    except OSError:
+        return Forwarding(says="the process that asks routers cannot be started")
     return judge(said)
 
 
@@ -64,6 +66,18 @@ async def withdraw(outside: int, port: int, interface: str = "") -> bool:
 
 
 async def _ask(*words: str) -> bytes:
+    """What the process says. Raises ``OSError`` where it cannot be had, never a group of them, which hides its kind."""
+    try:
+        return await _said_by_process(*words)
+    except BaseExceptionGroup as group:
+        faults, rest = group.split(OSError)
+        if rest is not None:
+            # Somebody cancels us, say: that is for those who did, and without what their scopes would let through.
+            raise rest from None
+        raise OSError(str(faults)) from group
+
+
+async def _said_by_process(*words: str) -> bytes:
     command = [sys.executable, "-m", "hansa.node.upnp_process", *words]
     run = partial(trio.run_process, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=b"", check=False)
     said = b""

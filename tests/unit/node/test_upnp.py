@@ -57,6 +57,16 @@ async def test_a_router_that_never_answers_is_given_up(monkeypatch):
         assert await forward(4001, "127.0.0.1") == Forwarding(says="the router did not answer in time")
 
 
+@pytest.mark.trio
+async def test_where_no_process_can_be_started_nothing_is_forwarded_nor_withdrawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    assert await forward(4001, "127.0.0.1") == Forwarding(says="the process that asks routers cannot be started")
+    assert not await withdraw(4001, 4001, "127.0.0.1")
+    with trio.move_on_after(0) as scope:
+        await forward(4001, "127.0.0.1")
+    assert scope.cancelled_caught, "and who is cancelled meanwhile is"
+
+
 def routed(outside, taken=frozenset()):
     try:
         return router_on_loopback(outside, taken)
