@@ -11,6 +11,7 @@ from typing import Any
 from simulation.bidding import check_bidding
 from simulation.parts import WHOLE, check_charges, check_promises, part_milli
 
+from hansa.market.earning_channel import EarningChannel
 from hansa.market.firm_leases import is_forfeited
 from hansa.market.ledger import Ledger, fold
 from hansa.market.why import BID, NO_ANSWER
@@ -54,6 +55,7 @@ class Auditor:
         self.healed_ms = 0
         self.jobs: dict[bytes, tuple[Any, JobSpec]] = {}
         self.tenders: dict[bytes, Tender] = {}
+        self.least_funds: dict[bytes, int] = {}
         self.bids: dict[bytes, Bid] = {}
         self.awards: dict[bytes, Award] = {}
         self.channels: dict[bytes, Any] = {}
@@ -167,14 +169,15 @@ class Auditor:
                 assert held.reclaim_by_ms, "who computes on a withdrawn device was not told to leave"
                 late_ms = state.at_ms - held.reclaim_by_ms
                 assert late_ms <= LEAVE_SLACK_MS + STOP_GRACE_MS, f"a run is {late_ms} ms too long on its devices"
-        check_bidding(node)
+        check_bidding(node, self.least_funds)
         self._check_funds(state)
         for sold in state.sales.live.values():
             if sold.phase == "running":
                 price = -(-sold.bid.price_e18_per_device_ms * len(sold.bid.devices) * part_milli(sold.bid) // WHOLE)
                 slack_ms = max(sold.bid.meter_interval_ms, LONGEST_STEP_MS) + LONGEST_STEP_MS + STOP_GRACE_MS
                 most = sold.bid.max_unpaid + floor_amount(slack_ms, price) + 1
-                assert sold.unpaid <= most, f"{sold.unpaid} is unpaid, and {most} is the most that may be"
+                unpaid = f"{sold.unpaid} is unpaid, and {most} is the most that may be"
+                assert sold.unpaid <= most or _is_covered(state, sold.channel_id), unpaid
                 assert sold.ahead <= sold.bid.prepay, "more is paid ahead than was asked for"
 
     def _check_funds(self, state: NodeState) -> None:
@@ -183,12 +186,8 @@ class Auditor:
             return
         for key, channel in state.earning.live.items():
             deposit = self.market.bank.deposits[key]
-            ran_up = {lease: line.amount for lease, line in channel.lines.items()}
-            for lease in channel.terms:
-                sold = state.sale_on(lease)
-                if sold is not None:
-                    ran_up[lease] = max(sold.accrued, ran_up.get(lease, 0))
-            assert sum(ran_up.values()) <= deposit, f"{sum(ran_up.values())} ran up, and {deposit} is there"
+            ran_up = _ran_up(state, channel)
+            assert ran_up <= deposit, f"{ran_up} ran up, and {deposit} is there"
             assert channel.earned <= deposit, "a receipt was vouched for, and there is less"
             trusted = sum(sold.ahead for lease in channel.live if (sold := state.sale_on(lease)) is not None)
             assert channel.earned + trusted <= deposit or not trusted, "work is done for a promise that nothing covers"
@@ -455,3 +454,23 @@ def _worked_ms(node: Any) -> dict[bytes, int]:
         elif isinstance(event, run.RunPaused | run.RunFinished | run.RunFailed | run.RunStopped) and lease in since:
             worked[lease] = worked.get(lease, 0) + event.at_ms - since.pop(lease)
     return worked
+
+
+def _is_covered(state: NodeState, channel_id: bytes) -> bool:
+    """Whether vouchers are worth all that ran up on a channel.
+
+    What is paid ahead is the channel's. When a receipt of one lease is paid for, another's part of it may be gone until
+    the next voucher; that one then pauses, and nobody is owed anything.
+    """
+    channel = state.earning.live.get(channel_id)
+    return channel is not None and channel.cumulative >= _ran_up(state, channel)
+
+
+def _ran_up(state: NodeState, channel: EarningChannel) -> int:
+    """What ran up on a channel, in receipts or not."""
+    ran_up = {lease: line.amount for lease, line in channel.lines.items()}
+    for lease in channel.terms:
+        sold = state.sale_on(lease)
+        if sold is not None:
+            ran_up[lease] = max(sold.accrued, ran_up.get(lease, 0))
+    return sum(ran_up.values())

@@ -4,6 +4,7 @@ Worked out from the states of honest nodes and the documents in them, and not wi
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from simulation.parts import WHOLE, part_milli
@@ -16,8 +17,13 @@ DOWN_MS = 62_000
 """A node that lies dead decides nothing; it may lie for so long."""
 
 
-def check_bidding(node: Any) -> None:
-    """After every batch of an honest node."""
+def check_bidding(node: Any, least_funds: dict[bytes, int]) -> None:
+    """After every batch of an honest node.
+
+    Args:
+        node: the node.
+        least_funds: the least that each purchase ever had to spend, by tender; it is brought up to date.
+    """
     state = node.engine.state
     for bid, entry in state.capacity.allotments.items():
         if entry.phase == "hold":
@@ -27,11 +33,13 @@ def check_bidding(node: Any) -> None:
             assert sold is not None
             assert sold.phase == "bid", f"devices are held by a bid that is {sold.phase}"
     for bought in state.purchases.live.values():
-        check_purchase(bought, state.at_ms)
+        least = min(bought.funds, least_funds.get(bought.tender_digest, bought.funds))
+        least_funds[bought.tender_digest] = least
+        check_purchase(bought, state.at_ms, least)
 
 
-def check_purchase(bought: Purchase, at_ms: int) -> None:
-    """One purchase, in any phase."""
+def check_purchase(bought: Purchase, at_ms: int, least_funds: int | None = None) -> None:
+    """One purchase, in any phase. What it was given to spend after an award says nothing of that award."""
     tender = bought.tender
     if bought.phase == "tendering":
         late_ms = at_ms - tender.bids_close_ms
@@ -59,7 +67,7 @@ def check_purchase(bought: Purchase, at_ms: int) -> None:
     if bought.phase == "awarding":
         promised = sum(bought.bids[entry.bid].max_total for entry in stands)
         assert promised <= bought.funds or any(entry.phase == "confirmed" for entry in stands), "more than there is"
-    _check_order(bought, set(devices))
+    _check_order(bought if least_funds is None else replace(bought, funds=least_funds), set(devices))
 
 
 def _check_order(bought: Purchase, devices: set[tuple[bytes, bytes]]) -> None:
