@@ -6,6 +6,7 @@ nobody else. So places at relays are held until enough of them say that we are p
 we never spoke; they are renewed in good time, and another relay is asked when one is lost.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,8 @@ class Reachability:
         self._held: set[str] = set()
         self._look = trio.Event()
         self._stranger_came = False
+        # Routers let in whom we dialled, whichever life of the library it was in.
+        self._spoken_to: OrderedDict[str, None] = OrderedDict()
         self.forwarding: Forwarding | None = None
         self._forwarded: tuple[int, int] | None = None
         self.relay: RelayService | None = None
@@ -139,6 +142,7 @@ class Reachability:
         puncher = HolePuncher(swarm, self._faults, self.seen_at)
         host.set_stream_handler(DCUTR, puncher.on_stream)
         swarm.on_stranger_in = self._on_stranger_in
+        swarm.go_on_from(self._spoken_to)
         swarm.on_relayed = lambda connection: stack.soon(puncher.upgrade, connection)
         if self._config.relay:
             self.relay = RelayService(

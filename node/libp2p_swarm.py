@@ -5,6 +5,7 @@ others, forgets to give inbound slots back, and ends the program when a stream h
 interface (pubsub, identify and the listeners use it) and replaces those parts.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from math import inf
 from socket import MSG_PEEK
@@ -174,6 +175,10 @@ class GuardedSwarm(DiallingSwarm):
             await connection.event_closed.wait()
 
         await self._let_in(household_of(host), read_write_closer, serve)
+
+    def go_on_from(self, spoken_to: OrderedDict[str, None]) -> None:
+        """Take over whom an earlier life of this swarm dialled, and write down there whom this one does."""
+        self._dialler.spoken_to = spoken_to
 
     async def take_circuit(self, socket: CircuitSocket, relay: ID, said: ID) -> None:
         """Serve a connection that a relay brought; only if it is from whom the relay said."""

@@ -108,11 +108,14 @@ class Dialler:
     """Connects to addresses: to one host so often at once, and so often in vain, that we are no means of an attack."""
 
     def __init__(self, faults: Faults) -> None:
-        """``faults`` counts what is not dialled."""
+        """``faults`` counts what is not dialled.
+
+        ``spoken_to`` may be another life's: routers remember whom we dialled for longer than the library lives.
+        """
         self._faults = faults
         self._now: Counter[str] = Counter()
         self._failed: dict[str, list[float]] = {}
-        self._spoken_to: OrderedDict[str, None] = OrderedDict()
+        self.spoken_to: OrderedDict[str, None] = OrderedDict()
         self._lookups = trio.CapacityLimiter(LOOKUPS)
         self._given_lookups = trio.CapacityLimiter(GIVEN_LOOKUPS)
 
@@ -139,13 +142,13 @@ class Dialler:
 
     def has_spoken_to(self, host: str) -> bool:
         """Whether we ever tried a connection to this address, after which many a router lets it in."""
-        return host in self._spoken_to
+        return host in self.spoken_to
 
     def _spoke_to(self, host: str) -> None:
-        self._spoken_to[host] = None
-        self._spoken_to.move_to_end(host)
-        while len(self._spoken_to) > MOST_HOSTS:
-            self._spoken_to.popitem(last=False)
+        self.spoken_to[host] = None
+        self.spoken_to.move_to_end(host)
+        while len(self.spoken_to) > MOST_HOSTS:
+            self.spoken_to.popitem(last=False)
 
     async def _resolve(self, kind: str, host: str, *, given: bool) -> list[str]:
         if kind not in NAMES:

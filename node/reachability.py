@@ -1,8 +1,8 @@
 """What others say of whether we can be dialled, and what to believe of it.
 
 Nobody is believed alone, and observers of one network count as one: with a single liar a node would take itself for
-public, give its places at relays up, and be found by nobody. That one observer cannot reach us is no proof either, but
-acting on it costs only a place at a relay.
+public, give its places at relays up, and be found by nobody. That observers cannot reach us is no proof either, and a
+node that believes it serves the table of providers no more: it takes two networks, and more than say the opposite.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Opinions:
         no = {each.network for each in self.said if each.reached_at == ""} - yes
         if self.confirmed() and len(yes) > len(no):
             return "public"
-        return "private" if len(no) >= CONFIRMATIONS else "unknown"
+        return "private" if len(no) >= CONFIRMATIONS and len(no) > len(yes) else "unknown"
 
     def seen_at(self) -> tuple[tuple[str, int], ...]:
         """From which addresses we are seen to come, those that most networks name first."""

@@ -170,3 +170,13 @@ async def test_one_public_host_is_not_dialled_without_end():
             pass
     async with dialler._place("45.33.1.2", given=False, is_punch=False):
         pass
+
+
+async def test_who_was_dialled_before_a_fall_is_no_stranger_after_it() -> None:
+    async with open_net(NetConfig(), os.urandom(32)) as node:
+        swarm = node._stack.swarm
+        swarm._dialler._spoke_to("45.33.1.1")
+        later = node._build().swarm
+        assert later is not swarm
+        assert later._dialler.has_spoken_to("45.33.1.1")
+        assert not later._dialler.has_spoken_to("45.33.1.2")

@@ -49,6 +49,12 @@ def test_nodes_that_nobody_reaches_are_private_and_a_liar_among_them_changes_not
     assert opinions(said("a", "n1", ""), said("b", "n2", ""), said("liar", "n3", HERE)).verdict() == "private"
 
 
+def test_two_that_lie_do_not_hide_a_node_that_as_many_reach():
+    two = opinions(said("a", "n1", HERE), said("b", "n2", HERE), said("liar", "n3", ""), said("other", "n4", ""))
+    assert two.verdict() == "unknown"
+    assert two.with_new(said("third", "n5", "")).verdict() == "private"
+
+
 def test_who_did_not_try_says_nothing():
     assert opinions(said("a", "n1", None), said("b", "n2", None), said("c", "n3", None)).verdict() == "unknown"
 
