@@ -15,7 +15,8 @@ Whoever nobody can dial asks and is not asked: it would stand in others' tables 
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -225,7 +226,9 @@ class KadRoom:
             self._table = None
 
     async def _serve_while_public(self, stack: Stack) -> None:
-        """Serve the table as long as others can dial us, as far as we know. A life of the parts begins with serving."""
+        """Serve the table as long as others can dial us, as far as we know; it begins with serving."""
+        # This part may have fallen in a life that goes on, and that it had told not to serve.
+        stack.host.set_stream_handler(KAD_PROTOCOL, self.handle)
         serves = True
         while True:
             if serves is self._is_hidden():
@@ -240,7 +243,7 @@ class KadRoom:
     async def _refresh(self, table: KadTable) -> None:
         await trio.sleep(FIRST_REFRESH_S)
         while True:
-            await table.refresh()
+            await self._tried("refresh", table.refresh)
             # A table of few peers is soon out of date, and asking few costs little.
             await trio.sleep(REFRESH_EVERY_S if table.table.size() >= TOLD_PEERS else REFRESH_EVERY_S / 10)
 
@@ -249,7 +252,7 @@ class KadRoom:
             changed = self._changed
             told = 0
             for name in self._names:
-                told += await table.provide(name)
+                told += bool(await self._tried("provide", partial(table.provide, name)))
                 await trio.sleep(PROVIDE_PAUSE_S)
             # With nobody told there was nobody there yet.
             pause_s = PROVIDE_EVERY_S if told or not self._names else FIRST_REFRESH_S
@@ -267,8 +270,12 @@ class KadRoom:
         """Peers that are said to be under a name; nobody while the network is down."""
         if self._table is None:
             return []
+        return await self._tried("find", partial(self._table.find, name, limit)) or []
+
+    async def _tried(self, what: str, search: Callable[[], Awaitable[Any]]) -> Any:
+        """What a search finds; None where it failed, for which no part of ours is to fall."""
         try:
-            return await self._table.find(name, limit)
+            return await search()
         except Exception as fault:  # noqa: BLE001  # whatever a peer's answer provoked in the library
-            self._faults.report("kad.find_failed", fault)
-            return []
+            self._faults.report(f"kad.{what}_failed", fault)
+            return None

@@ -500,3 +500,32 @@ async def test_of_many_providers_some_are_told_by_chance() -> None:
         told = [frozenset(each.peer_id for each in records.get_providers(KEY)) for _ in range(20)]
         assert {len(some) for some in told} == {libp2p_kad_tables.TOLD_PROVIDERS}
         assert len(set(told)) > 10
+
+
+async def test_the_part_that_serves_the_table_begins_anew_with_what_is_so_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fell while the node was hidden: what it had taken away it has to give back."""
+    monkeypatch.setattr(libp2p_kad, "LOOK_AT_REACH_S", 1_000.0)
+    async with node() as net:
+        net._host.remove_stream_handler(KAD_PROTOCOL)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(net._kad.run, net._stack)
+            await until(lambda: KAD_PROTOCOL in net._host.get_mux().handlers)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("name", ["refresh", "provide"])
+async def test_a_search_that_fails_in_the_library_ends_no_part(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    calls = []
+
+    async def failing(_self: Any, *_args: Any) -> Any:
+        calls.append(name)
+        raise RuntimeError("whatever a peer's answer provoked")
+
+    for pause in ("FIRST_REFRESH_S", "REFRESH_EVERY_S", "PROVIDE_PAUSE_S"):
+        monkeypatch.setattr(libp2p_kad, pause, 0.05)
+    monkeypatch.setattr(libp2p_kad.KadTable, name, failing)
+    async with node() as net:
+        net.advertise((NAME,))
+        await until(lambda: len(calls) >= 3)
+        assert net.counters()[f"kad.{name}_failed"] >= 2
+        assert not [each for each in net.counters() if each.startswith("net.part_failed")]
