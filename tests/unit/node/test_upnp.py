@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -92,6 +95,14 @@ async def test_a_port_that_another_machine_has_is_replaced_by_one_that_is_free()
         assert router.forwarded[found.port][1] == 4001
 
 
+def peak_bytes(pid: int) -> int:
+    """The most that a process held since it began its program. What is said of it at its end counts who forked it, too."""
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
+    return 0
+
+
 def test_a_router_whose_description_never_ends_costs_little_memory_and_is_none():
     with routed("45.33.9.9") as router:
         router.never_ends = True
@@ -99,13 +110,15 @@ def test_a_router_whose_description_never_ends_costs_little_memory_and_is_none()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             ender = threading.Timer(30, process.kill)
             ender.start()
+            peaks = [0]
+            while process.poll() is None:
+                peaks.append(peak_bytes(process.pid))
+                time.sleep(0.01)
+            ender.cancel()
             assert process.stdout is not None
             said = process.stdout.read()
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            ender.cancel()
         assert process.returncode == 0, "it did not go on taking what came"
-        assert used.ru_maxrss << 10 < 2 * MEMORY_BYTES
+        assert 0 < max(peaks) < 2 * MEMORY_BYTES
         assert judge(said).port == 0
         assert router.forwarded == {}
 
