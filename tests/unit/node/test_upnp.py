@@ -96,7 +96,7 @@ async def test_a_port_that_another_machine_has_is_replaced_by_one_that_is_free()
 
 
 def peak_bytes(pid: int) -> int:
-    """The most that a process held since it began its program. What is said of it at its end counts who forked it, too."""
+    """The most that a process held since its program began. The kernel's word at its end counts who forked it, too."""
     with suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
