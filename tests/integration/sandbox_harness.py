@@ -1,7 +1,9 @@
 """Runs jobs in real sandboxes for the tests: a blob store in memory, an executor, and every event that it told."""
 
 import os
+import random
 import shutil
+import socket
 import tempfile
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -149,6 +151,20 @@ def an_order(directory: Path, code: str, **changes: Any) -> RunOrder:
         "limits": LIMITS,
     }
     return RunOrder(**{**facts, **changes})
+
+
+def server_of_the_host(address: str = "127.0.0.1") -> socket.socket:
+    """A listener at a port that nothing in a sandbox takes for itself.
+
+    Ray in there has ports that the kernel chose (from 32768 here) and workers' (10002 to 19999): an attack that meets
+    one of those in its own network would seem to have met the host.
+    """
+    for _ in range(100):
+        try:
+            return socket.create_server((address, random.randrange(20_000, 32_000)))
+        except OSError:
+            continue
+    raise AssertionError("no port is free below those that the kernel gives out")
 
 
 def is_launcher(pid):

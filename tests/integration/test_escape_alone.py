@@ -10,7 +10,7 @@ import pytest
 import trio
 from integration.attack_scene import an_attack, host_namespaces, need_known_numbers, what_came_of
 from integration.attacks.door_list import CALLS, FAMILIES
-from integration.sandbox_harness import WARM, a_room, need_sandbox, stands_ready
+from integration.sandbox_harness import WARM, a_room, need_sandbox, server_of_the_host, stands_ready
 
 OWN = {"/job/work", "/job/outputs", "/tmp", "/dev/shm"}
 SWITCHES = (
@@ -49,8 +49,8 @@ def scene(tmp_path_factory, request):
     secret = directory / "data" / "key"
     secret.parent.mkdir(mode=0o755)
     secret.write_text("secret")
-    server = socket.create_server(("127.0.0.1", 0))
-    everywhere = socket.create_server(("0.0.0.0", 0))
+    server = server_of_the_host()
+    everywhere = server_of_the_host("0.0.0.0")
     abstract = f"hansa-test-{secrets.token_hex(8)}"
     listeners = [listening("\0" + abstract), listening(str(directory / "api.sock"))]
     facts = {

@@ -22,6 +22,7 @@ from integration.sandbox_harness import (
     guard_and_launcher,
     need_sandbox,
     sandbox_report,
+    server_of_the_host,
 )
 from integration.test_launcher import SPEC, Service, connect_as
 
@@ -127,7 +128,7 @@ def found(tmp_path_factory):
     (directory / "inputs").mkdir()
     (directory / "inputs" / "data.txt").write_text("the data")
     (directory / "secret").write_text("secret")
-    server = socket.create_server(("127.0.0.1", 0))
+    server = server_of_the_host()
     hidden = socket.socket(socket.AF_UNIX)
     hidden.bind(f"\0hansa-test-gvisor-{os.getpid()}")
     hidden.listen()

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import trio
-from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox, parent_of
+from integration.sandbox_harness import (
+    LIMITS,
+    a_room,
+    alive,
+    an_order,
+    guard_and_launcher,
+    need_sandbox,
+    parent_of,
+    server_of_the_host,
+)
 
 from hansa.node import process_tree
 from hansa.proto.workload import Parameter
@@ -29,7 +38,7 @@ def scene(tmp_path_factory):
     secret = directory / "data" / "key"
     secret.parent.mkdir(mode=0o755)
     secret.write_text("secret")
-    server = socket.create_server(("127.0.0.1", 0))
+    server = server_of_the_host()
     abstract = f"hansa-test-{secrets.token_hex(8)}"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("\0" + abstract)
