@@ -227,9 +227,13 @@ class Admission:
 class BufferedSocket(ReadWriteCloser):  # type: ignore[misc]  # the library comes without types
     """A socket that is read in large pieces: the library makes two system calls for each noise record."""
 
-    def __init__(self, stream: Any) -> None:
-        """Around the library's own wrapper."""
-        self._stream = stream
+    def __init__(self, stream: Any, turns: trio.StrictFIFOLock | None = None) -> None:
+        """Around the library's own wrapper. With ``turns`` each piece of a handshake waits for its turn.
+
+        Of all strangers together one is then at work in a turn of the event loop: what many say at once would hold up
+        whoever is here for as many milliseconds as there are strangers, in each of the turns that a request takes.
+        """
+        self._stream, self._turns = stream, turns
         self._buffer = bytearray()
         self._receive: Callable[[int], Awaitable[bytes]] = stream.read
         self._send: Callable[[bytes], Awaitable[None]] = stream.write
@@ -246,6 +250,9 @@ class BufferedSocket(ReadWriteCloser):  # type: ignore[misc]  # the library come
             if not data:
                 break
             self._buffer += data
+            if self._turns is not None:
+                async with self._turns:
+                    pass
         result = bytes(memoryview(self._buffer)[:n])
         del self._buffer[: len(result)]
         return result

@@ -167,7 +167,7 @@ class GuardedSwarm(DiallingSwarm):
                 assert self.on_tls is not None, "asked for"
                 await self.on_tls(read_write_closer.stream, proven)
                 return
-            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer), at_the_door=host)
+            muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer, self.turns), at_the_door=host)
             proven()
             connection = await self.add_conn(muxed, "inbound")
             if remote and place_of(remote[0]) == "public" and not self._dialler.has_spoken_to(remote[0]):
@@ -185,7 +185,9 @@ class GuardedSwarm(DiallingSwarm):
         caller = f"relay {relay}"
 
         async def serve(proven: Callable[[], None]) -> None:
-            muxed = await self._upgrade_inbound(BufferedSocket(socket), ConnectionType.RELAYED, at_the_door=caller)
+            muxed = await self._upgrade_inbound(
+                BufferedSocket(socket, self.turns), ConnectionType.RELAYED, at_the_door=caller
+            )
             if muxed.peer_id != said:
                 self.faults.count("circuit.somebody_else")
                 await muxed.close()

@@ -1,4 +1,4 @@
-"""Whose streams begin when, over many connections."""
+"""Whose streams begin and whose handshakes go on when, over many connections."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
 from hansa.node.doorway import ACQUAINTED_S
 from hansa.node.libp2p_connection import GuardedConn
+from hansa.node.libp2p_guards import BufferedSocket
 
 pytestmark = pytest.mark.trio
 STREAMS, CONNECTIONS = 20, 10
@@ -75,3 +76,47 @@ async def test_passers_by_begin_one_stream_in_a_turn_however_many_connections_th
 
 async def test_acquaintances_do_not_wait_for_one_another():
     assert await most_in_a_turn(ACQUAINTED_S + 1) >= CONNECTIONS / 2
+
+
+class Talks:
+    """A socket on which something new lies in each turn."""
+
+    async def read(self, _n: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b"x"
+
+    async def write(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+async def most_pieces_in_a_turn(turns: trio.StrictFIFOLock | None) -> int:
+    read: Counter[int] = Counter()
+    turn = [0]
+
+    async def count_turns() -> None:
+        while True:
+            turn[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    async def shake_hands() -> None:
+        socket = BufferedSocket(Talks(), turns)
+        for _ in range(STREAMS):
+            assert await socket.read(1) == b"x"
+            read[turn[0]] += 1
+
+    async with trio.open_nursery() as counting:
+        counting.start_soon(count_turns)
+        async with trio.open_nursery() as nursery:
+            for _ in range(CONNECTIONS):
+                nursery.start_soon(shake_hands)
+        counting.cancel_scope.cancel()
+    assert read.total() == CONNECTIONS * STREAMS
+    return max(read.values())
+
+
+async def test_of_all_that_shake_hands_one_is_at_work_in_a_turn():
+    assert await most_pieces_in_a_turn(trio.StrictFIFOLock()) <= 2, "the turns are counted by a task as well"
+
+
+async def test_who_needs_no_turn_reads_whenever_there_is_something():
+    assert await most_pieces_in_a_turn(None) >= CONNECTIONS / 2
