@@ -5,6 +5,7 @@ daemon is, and its buyer opens another. Each has a task that reads what its prog
 request that comes too late or twice can lose or repeat anything.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ from typing import Any, Protocol
 
 import trio
 
+from hansa.node.agent_streams import leaf
 from hansa.node.directory import Directory
 from hansa.node.net import Context, Net, Refused
 from hansa.node.pace import Pace
 from hansa.node.run_shell import LOST_STATUS, RunShell, ShellRefused
 from hansa.proto.codec import decode, encode
+from hansa.proto.frames import MAX_TERMINAL_SIDE
 from hansa.proto.protocols import SHELL
 from hansa.proto.shell_messages import (
     MAX_SAID_BYTES,
@@ -47,6 +50,7 @@ TIMEOUT_MS = 20_000
 # Whatever runs the terminal inside is this very interpreter, also where a job's own image has no Python.
 PIPED = ("/proc/self/exe", "-P", "-m", "hansa.worker.piped")
 PLAIN_SHELL = ("/bin/sh",)
+_LOG = logging.getLogger("hansa.shells")
 
 Key = tuple[bytes, bytes]
 
@@ -111,6 +115,7 @@ class ShellService:
         self._sessions: dict[Key, _Session] = {}
         self._closed: OrderedDict[Key, str] = OrderedDict()
         self._opening: dict[Key, trio.Event] = {}
+        self._faults: set[type[BaseException]] = set()
         self._nursery: trio.Nursery | None = None
 
     async def serve(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -199,14 +204,23 @@ class ShellService:
             inbox=inbox,
             outbox=outbox,
         )
-        self._nursery.start_soon(self._keep, session)
+        self._nursery.start_soon(self._keep, key, session)
 
-    async def _keep(self, session: _Session) -> None:
-        with session.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump_in, session)
-                await self._pump_out(session)
-                nursery.cancel_scope.cancel()
+    async def _keep(self, key: Key, session: _Session) -> None:
+        """Pass bytes to and fro. Whatever goes wrong with one shell is that shell's end and nobody else's."""
+        try:
+            with session.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump_in, session)
+                    await self._pump_out(session)
+                    nursery.cancel_scope.cancel()
+        except* Exception as group:  # noqa: BLE001 - see above
+            fault = leaf(group)
+            if type(fault) not in self._faults:  # once for each kind: whoever causes it may cause it again and again
+                self._faults.add(type(fault))
+                _LOG.warning("a shell failed and was closed", exc_info=fault)
+            if self._sessions.get(key) is session:
+                self._drop(key, "the shell failed at its provider")
 
     async def _pump_in(self, session: _Session) -> None:
         async for typed in session.outbox:
@@ -230,6 +244,8 @@ class ShellService:
         session.wake()
 
     async def _type(self, session: _Session, request: ShellTyped) -> bool:
+        if not all(1 <= side <= MAX_TERMINAL_SIDE for side in (request.columns, request.rows)):
+            raise Refused(f"a terminal's sides are from 1 to {MAX_TERMINAL_SIDE}")
         async with session.typing:
             if request.sequence <= session.typed or session.ended:
                 return True  # it is repeated, or comes too late to be read by anybody

@@ -1,5 +1,6 @@
 """A shell in a run, from the buyer's line to the program: who gets one, how many, and that nothing is typed twice."""
 
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -348,6 +349,34 @@ async def test_requests_out_of_turn_are_refused(tmp_path: Path, sequence: int) -
         if sequence:
             with pytest.raises(Refused):
                 await stage.service.answer(account, encode(typed))
+
+
+@pytest.mark.parametrize("side", [0, 1001, 65_535])
+async def test_a_terminal_of_an_impossible_size_is_refused_and_other_shells_go_on(tmp_path: Path, side: int) -> None:
+    async with a_stage(tmp_path) as stage:
+        other, bad = await stage.open(), await stage.open("cat")
+        for columns, rows in ((side, 24), (80, side)):
+            with pytest.raises(ShellFault, match="from 1 to 1000"):
+                await bad.enter(b"x", columns, rows)
+        assert stage.service.open_shells == 2
+        await other.enter(b"exit 3\r", 1000, 1000)
+        assert (await all_of(other))[1] == 3
+
+
+async def test_what_goes_wrong_with_one_shell_closes_that_shell_only(tmp_path: Path) -> None:
+    async def broken(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, "too many files")
+
+    async with a_stage(tmp_path) as stage:
+        other, bad = await stage.open(), await stage.open("cat")
+        stage.runs.runs[LEASE]._open[1].resize = broken  # type: ignore[method-assign]
+        await bad.enter(b"x", 100, 24)
+        with pytest.raises(ShellFault, match="the shell failed at its provider"):
+            await all_of(bad)
+        await other.enter(b"exit 3\r", 80, 24)
+        assert (await all_of(other))[1] == 3
+        assert stage.service.open_shells == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80" * 100, b"x" * 50_000])
