@@ -95,7 +95,10 @@ def cli() -> None:
 @click.option("--cpu-slots", default="0", show_default=True, help="Slots of CPU capacity to sell, or auto.")
 @click.option("--metrics-port", default=9477, show_default=True, help="On 127.0.0.1; 0 turns it off.")
 def init(data_dir: Path, as_json: bool, cpu_slots: str, **wishes: Any) -> None:
-    """Make a node: keys, and a config file that explains itself. Nothing is ever overwritten."""
+    """Make a node: keys, and a config file that explains itself. Nothing is ever overwritten.
+
+    In a directory whose node.key was lost it makes a new one, and nothing else: the node gets a new name.
+    """
     from hansa.node.first_setup import Wishes, set_up
     from hansa.proto.signing import checksum_address
 
@@ -104,7 +107,15 @@ def init(data_dir: Path, as_json: bool, cpu_slots: str, **wishes: Any) -> None:
     made = set_up(data_dir, Wishes(cpu_slots=slots, **wishes))
     account = checksum_address(made.account)
     if as_json:
-        print_json({"data": str(made.config.data_dir), "account": account, "peer_id": made.peer_id})
+        view = {"data": str(made.config.data_dir), "account": account, "peer_id": made.peer_id}
+        print_json(view | ({"renamed": True} if made.renamed else {}))
+        return
+    if made.renamed:
+        click.echo(
+            f"Made a new node key in {made.config.data_dir}: this node has a new name. Nothing else was changed."
+        )
+        click.echo(f"  account  {account}   as before")
+        click.echo(f"  node     {made.peer_id}   its new name; whoever has the old one under bootstrap needs this one")
         return
     provides = "lends its devices" if made.config.provider.enabled else "only buys; provider.enabled lends devices"
     click.echo(f"Made a node in {made.config.data_dir} (mode 0700).")

@@ -1,7 +1,8 @@
 """``hansa init``: a data directory with a commented config and two keys, made once and never overwritten.
 
 The config is written last: where it stands the directory is complete, and where it does not a second ``hansa init``
-picks up the keys that an interrupted first one left behind.
+picks up the keys that an interrupted first one left behind. One thing it makes in a directory that is complete: a node
+key that was lost, which is only a name. An account that was lost is money, and is never replaced.
 """
 
 import json
@@ -12,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from hansa.node.config import FILE_NAME, Config, parse_config
+from hansa.node.config import FILE_NAME, Config, load_config, parse_config
 from hansa.node.faults import ConfigError
 
 
@@ -49,11 +50,13 @@ class NewNode:
         config: as it reads back.
         account: the address that earns and pays.
         peer_id: the node's name in the network.
+        renamed: there was a node already, and only its lost node key was made anew.
     """
 
     config: Config
     account: bytes
     peer_id: str
+    renamed: bool = False
 
 
 def _toml(value: object) -> str:
@@ -82,7 +85,7 @@ def config_text(wishes: Wishes) -> str:
 
 
 def set_up(data_dir: Path, wishes: Wishes) -> NewNode:
-    """Make keys and config in a directory of mode 0700.
+    """Make keys and config in a directory of mode 0700; where only the node's key was lost, make that one anew.
 
     Raises:
         ConfigError: a node lives there already, a wish is out of range, or the directory cannot be used.
@@ -96,6 +99,11 @@ def set_up(data_dir: Path, wishes: Wishes) -> NewNode:
     data_dir = data_dir.absolute()
     file = data_dir / FILE_NAME
     if file.exists():
+        config = load_config(data_dir)
+        if config.keystore.exists() and not config.node_key.exists():
+            account, node_key = account_address(config.keystore), create_node_key(config.node_key)
+            peer_id = peer_id_text(peer_id_of(node_key.public_key))
+            return NewNode(config=config, account=account, peer_id=peer_id, renamed=True)
         raise ConfigError(f"a node lives in {data_dir} already", f"edit {file}, or choose another --data DIR")
     text = config_text(wishes)
     config = parse_config(text, file)

@@ -175,6 +175,29 @@ def test_an_interrupted_set_up_is_finished_by_the_next_with_the_same_keys(tmp_pa
     assert (second.account, second.peer_id) == (first.account, first.peer_id)
 
 
+def test_a_lost_node_key_is_made_anew_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    data = tmp_path / "node"
+    first = set_up(data, Wishes(price_per_hour="0.45"))
+    before = {path: path.read_bytes() for path in data.iterdir() if path.name != "node.key"}
+    (data / "node.key").unlink()
+    second = set_up(data, Wishes(price_per_hour="0.50"))
+    assert second.renamed
+    assert not first.renamed
+    assert (second.account, second.config) == (first.account, first.config)
+    assert second.peer_id != first.peer_id
+    assert {path: path.read_bytes() for path in data.iterdir() if path.name != "node.key"} == before
+
+
+def test_a_lost_account_is_never_made_anew_beside_its_config(tmp_path: Path) -> None:
+    data = tmp_path / "node"
+    set_up(data, Wishes())
+    for name in ("node.key", "account.json"):
+        (data / name).unlink()
+    with pytest.raises(ConfigError, match="lives in"):
+        set_up(data, Wishes())
+    assert not (data / "node.key").exists()
+
+
 def test_a_wish_out_of_range_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="price_per_hour"):
         set_up(tmp_path / "node", Wishes(price_per_hour="-1"))
