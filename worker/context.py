@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from hansa.proto.frames import MAX_METRICS, MAX_NAME_CHARS
 from hansa.proto.tensors import decode_state, encode_state
-from hansa.worker.states import back_into, for_keeping, to_arrays
+from hansa.worker.states import back_into, for_keeping, to_arrays, to_work_on
 from hansa.worker.tasks import REPORT_S, PoolRoom, Pools, TaskResult, Wish
 
 SMALL_STATE_BYTES = 32 << 20
@@ -175,8 +175,11 @@ class Context:
             raise Stopping
 
     def restore(self) -> Any | None:
-        """The state of the last checkpoint, with numpy arrays for tensors, or ``None`` in a run that starts fresh."""
-        return self._restored
+        """The state of the last checkpoint, with numpy arrays for tensors, or ``None`` in a run that starts fresh.
+
+        Each call gives arrays of their own, so that training may go on in place; they take as much memory as the state.
+        """
+        return to_work_on(self._restored)
 
     def report(self, *, step: int, **metrics: float) -> None:
         """Say that a step was done and how it went. The shard's figure is the mean of its workers'.

@@ -39,6 +39,16 @@ def for_keeping(tree: Any) -> Any:
     return to_arrays(tree)
 
 
+def to_work_on(tree: Any) -> Any:
+    """The same tree with arrays of its own, which may be changed: what was decoded are views of bytes."""
+    if isinstance(tree, dict):
+        return {key: to_work_on(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        values = [to_work_on(value) for value in tree]
+        return values if isinstance(tree, list) else tuple(values)
+    return tree.copy() if isinstance(tree, np.ndarray) else tree
+
+
 def back_into(template: Any, tree: Any) -> Any:
     """``tree``, which `to_arrays` could have made of ``template``, in the types of ``template``."""
     if isinstance(template, dict):

@@ -300,3 +300,16 @@ def test_two_pools_of_one_name_are_refused_and_of_one_function_told_apart():
     assert list(decode_state(line.data[0])["tasks"]) == ["abs", "abs 2", "mine"]
     with pytest.raises(ValueError, match="a pool named 'mine'"):
         ctx.tasks(abs, [-1], name="mine")
+
+
+def test_what_is_restored_may_be_changed_in_place_and_is_whole_the_next_time():
+    """A job that goes on training in place would fail only on the day on which a provider is lost."""
+    line = Line()
+    a_context(line).checkpoint({"w": np.arange(3.0), "deep": [{"b": np.ones(2)}]})
+    again = a_context(checkpoint=memoryview(line.data[-1]))
+    for _ in range(2):
+        restored = again.restore()
+        assert restored["w"].tolist() == [0, 1, 2]
+        restored["w"] += 1
+        restored["deep"][0]["b"] *= 2
+        assert restored["deep"][0]["b"].tolist() == [2, 2]
