@@ -25,7 +25,15 @@ from hansa.market.funding import (
 from hansa.market.ledger import Post, closed_by_buyer, forfeited, unpaid_by_buyer, vouched_by_buyer
 from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import SAME, Step, Table, ignore, rows
-from hansa.market.receipts import NOTHING, LeaseTerms, Statement, fault_in, receipt_digest
+from hansa.market.receipts import (
+    AHEAD_OF_TIME,
+    NOTHING,
+    LeaseTerms,
+    Statement,
+    fault_in,
+    is_early,
+    receipt_digest,
+)
 from hansa.proto.documents import ChannelConfig, ChannelEnd, CooperativeClose, Voucher
 from hansa.proto.messages import CloseProposed, PenaltyReleased, ReceiptRefused, VoucherSent
 from hansa.proto.signing import Signed
@@ -310,6 +318,9 @@ def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingC
     if state.accepted and event.statement.receipt == state.accepted.receipt:
         return Step(state=state, effects=(_voucher(state, event.at_ms),))
     fault = fault_in(event.statement, last=state.accepted, terms=state.terms, now_ms=event.at_ms)
+    if fault == AHEAD_OF_TIME and is_early(event.statement, state.terms):
+        # Its provider says it again, and it is paid as it stands once so much has passed.
+        return ignore(state, "a receipt ahead of time")
     if fault is not None:
         receipt = event.statement.receipt
         refusal = ReceiptRefused(channel_id=state.channel_id, seq=receipt.seq, reason=fault)

@@ -19,6 +19,11 @@ from hansa.proto.units import Amount, Bytes32, Line, PriceE18, Uint32, UnixMs, a
 
 CLOCK_SKEW_MS = 30_000
 """How far two honest clocks may be apart."""
+SPARE_MS = 2_000
+"""So much more than passed here a lease may count: two clocks tick and are set a little differently."""
+DRIFT_PARTS = 5_000
+"""One part in so many besides: two clocks that nobody sets run apart by no more, and by a skew at the most."""
+AHEAD_OF_TIME = "a line counts more device time than has passed here since its start was ordered"
 NOTHING = bytes(32)
 
 
@@ -77,8 +82,16 @@ class LeaseTerms:
     @property
     def most(self) -> int:
         """The most that ``fault_in`` could ever let through for the lease, given when it ends."""
-        longest_ms = max(0, self.ends_ms - self.begins_ms + 2 * CLOCK_SKEW_MS)
-        return self.amount(device_ms(longest_ms, self.width_milli))
+        return self.amount(self.longest_ms(self.ends_ms))
+
+    def longest_ms(self, now_ms: int) -> int:
+        """The most device time that can be used up by now, by the clock that knows when the start was ordered.
+
+        A duration needs no agreement of clocks: that the provider's is ahead or behind is no reason to count more.
+        """
+        passed_ms = max(0, min(now_ms, self.ends_ms) - self.begins_ms)
+        drift_ms = min(passed_ms // DRIFT_PARTS, CLOCK_SKEW_MS)
+        return device_ms(passed_ms + SPARE_MS + drift_ms, self.width_milli)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +162,17 @@ def fault_in(
         return "the evidence is not that which the receipt commits to"
     if receipt.amount_total != sum(line.amount for line in statement.lines):
         return "the total is not the sum of the lines"
-    return _fault_in_lines(statement, last=last, terms=terms)
+    fault = _fault_in_lines(statement, last=last, terms=terms)
+    early = fault is None and any(line.device_ms > terms[line.lease].longest_ms(now_ms) for line in statement.lines)
+    return AHEAD_OF_TIME if early else fault
+
+
+def is_early(statement: Statement, terms: Mapping[bytes, LeaseTerms]) -> bool:
+    """Whether a statement that is ahead of time may be paid later as it stands: as much can pass by its leases' ends.
+
+    A clock that was set back is that of an honest buyer; it must not cost an honest provider its lease.
+    """
+    return all(line.device_ms <= terms[line.lease].longest_ms(terms[line.lease].ends_ms) for line in statement.lines)
 
 
 def _fault_in_lines(statement: Statement, *, last: Statement | None, terms: Mapping[bytes, LeaseTerms]) -> str | None:

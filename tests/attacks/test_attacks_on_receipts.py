@@ -23,7 +23,7 @@ from kit.trading import (
 )
 
 from hansa.market import sale
-from hansa.market.receipts import CLOCK_SKEW_MS, Statement, fault_in, root_of
+from hansa.market.receipts import AHEAD_OF_TIME, CLOCK_SKEW_MS, Statement, fault_in, root_of
 from hansa.market.sale_events import (
     AwardArrived,
     PauseWanted,
@@ -93,9 +93,18 @@ def test_moved_periods_of_a_line_that_was_paid():
 
 def test_clock_skew():
     """Half a minute between two honest clocks costs nothing; a period in the future is not paid."""
+    before = {LEASE: terms(begins_ms=NOW_MS - CLOCK_SKEW_MS)}
     ahead = statement((line(1_000), evidence(1)))
-    assert fault(ahead, now=NOW_MS + 1_000 - 29_000) is None
+    assert fault_in(ahead, last=None, terms=before, now_ms=NOW_MS + 1_000 - 29_000) is None
     assert "in the future" in str(fault(ahead, now=NOW_MS + 999 - CLOCK_SKEW_MS))
+
+
+def test_clock_skew_that_is_charged_for():
+    """A line may begin half a minute before the start and end half a minute from now: a minute that never passed."""
+    start_ms, end_ms, now = NOW_MS - CLOCK_SKEW_MS, NOW_MS + 10_000 + CLOCK_SKEW_MS, NOW_MS + 10_000
+    for device_ms, why in ((70_000, AHEAD_OF_TIME), (13_000, AHEAD_OF_TIME), (10_000, None)):
+        made = statement((line(device_ms, start_ms=start_ms, at_ms=end_ms), evidence(1)))
+        assert fault(made, now=now) == why
 
 
 def test_work_without_evidence_earns_nothing():

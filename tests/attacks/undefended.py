@@ -350,6 +350,11 @@ DEFENCES = (
     ),
     at(
         "market/receipts.py",
+        f"{RECEIPTS}::test_clock_skew_that_is_charged_for",
+        ("return AHEAD_OF_TIME if early else fault", "return fault"),
+    ),
+    at(
+        "market/receipts.py",
         "unit/market/test_equivocation.py::test_one_gpu_sold_twice_is_not_paid_for",
         ("return _double_charge(statement.lines, before, terms)", "return None"),
     ),

@@ -67,6 +67,22 @@ def test_every_sound_receipt_gets_its_voucher_and_its_entry_until_both_sides_clo
     playbook.reaches("closed", cumulative=2_000)
 
 
+def test_a_receipt_ahead_of_time_waits_until_so_much_has_passed():
+    """An honest provider that is refused stops; and that the time did not pass may be the fault of this clock."""
+    early = statement((line(9_000), evidence(1)))
+    for back_ms in (5_000, 12_000):
+        playbook = Playbook(advance, OPEN)
+        playbook >> arrived(early, NOW_MS + 9_000 - back_ms) << ignored("a receipt ahead of time")
+        playbook >> arrived(early, NOW_MS + 9_000) << voucher_for(early) << some(Post) << some(Vouched)
+        playbook.reaches("open", cumulative=9_000)
+
+
+def test_a_receipt_for_time_that_cannot_pass_any_more_is_refused():
+    ended = replace(OPEN, terms={LEASE: terms(ends_ms=NOW_MS + 1_000)})
+    playbook = Playbook(advance, ended) >> arrived(statement((line(9_000), evidence(1))), NOW_MS + 9_000) << REFUSED
+    playbook.reaches("open", cumulative=0)
+
+
 def test_the_same_receipt_again_gets_the_same_voucher_and_no_second_entry():
     playbook = Playbook(advance, OPEN)
     playbook >> arrived(FIRST) << voucher_for(FIRST) << some(Post) << some(Vouched)

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import DEVICE, LEASE, NOW_MS, OTHER_LEASE, PRICE, evidence, line, statement, terms
 
-from hansa.market.receipts import CLOCK_SKEW_MS, LeaseTerms, Statement, fault_in, root_of
+from hansa.market.receipts import (
+    AHEAD_OF_TIME,
+    CLOCK_SKEW_MS,
+    DRIFT_PARTS,
+    SPARE_MS,
+    LeaseTerms,
+    Statement,
+    fault_in,
+    is_early,
+    root_of,
+)
 
 FIRST = statement((line(1_000), evidence(1)))
 SECOND = statement((line(2_000), evidence(2)), last=FIRST)
@@ -55,8 +65,9 @@ def test_the_period_begins_where_the_last_one_ended():
 
 
 def test_the_period_may_end_within_the_skew_of_clocks_and_not_later():
-    assert fault(FIRST, now_ms=NOW_MS + 1_000 - CLOCK_SKEW_MS) is None
-    assert "in the future" in fault(FIRST, now_ms=NOW_MS + 999 - CLOCK_SKEW_MS)
+    agreed = {LEASE: terms(begins_ms=NOW_MS - CLOCK_SKEW_MS)}
+    assert fault(FIRST, now_ms=NOW_MS + 1_000 - CLOCK_SKEW_MS, agreed=agreed) is None
+    assert "in the future" in fault(FIRST, now_ms=NOW_MS + 999 - CLOCK_SKEW_MS, agreed=agreed)
 
 
 def test_the_period_does_not_end_before_it_begins():
@@ -129,6 +140,42 @@ def test_a_line_does_not_end_before_it_begins_nor_after_the_period():
 def test_no_more_device_time_than_has_passed():
     inflated = recommitted(FIRST, lines=(line(1_001, at_ms=NOW_MS + 1_000),))
     assert fault(inflated) == "a line counts more device time than has passed"
+
+
+def claim(device_ms: int, *, start_ms: int, end_ms: int) -> Statement:
+    return statement((line(device_ms, start_ms=start_ms, at_ms=end_ms), evidence(1)))
+
+
+def test_no_more_device_time_is_paid_than_passed_on_the_buyers_own_clock_since_the_start_was_ordered():
+    """Clocks may be apart by a skew before the start and by another after the end, and neither was worked."""
+    early, late = NOW_MS - CLOCK_SKEW_MS, NOW_MS + 10_000 + CLOCK_SKEW_MS
+    assert fault(claim(70_000, start_ms=early, end_ms=late)) == AHEAD_OF_TIME
+    most = 10_000 + SPARE_MS + 10_000 // DRIFT_PARTS
+    assert fault(claim(most, start_ms=early, end_ms=late)) is None
+    assert fault(claim(most + 1, start_ms=early, end_ms=late)) == AHEAD_OF_TIME
+    ended = {LEASE: terms(ends_ms=NOW_MS + 10_000)}
+    over = claim(most + 1, start_ms=early, end_ms=late)
+    assert fault(over, agreed=ended, now_ms=NOW_MS + 10**6) == AHEAD_OF_TIME, "time after the end is not worked"
+
+
+@pytest.mark.parametrize(("days", "is_paid"), [(1, True), (7, False)])
+def test_a_provider_whose_clock_runs_fast_is_paid_as_long_as_it_is_not_a_skew_ahead(days, is_paid):
+    """A hundred in a million on each side, of which one runs slow."""
+    lasts_ms = days * 24 * 3_600_000
+    agreed = terms(ends_ms=NOW_MS + lasts_ms)
+    passed_ms = lasts_ms * 10_000 // 10_002
+    assert (lasts_ms <= agreed.longest_ms(NOW_MS + passed_ms)) is is_paid
+
+
+@pytest.mark.parametrize("back_ms", [5_000, 3_600_000])
+def test_a_receipt_ahead_of_time_is_early_as_long_as_so_much_may_yet_pass(back_ms):
+    """The buyer's clock was set back: even before the start that it ordered."""
+    honest = claim(9_000, start_ms=NOW_MS, end_ms=NOW_MS + 9_000)
+    agreed = {LEASE: terms()}
+    behind = fault(honest, agreed=agreed, now_ms=NOW_MS + 9_000 - back_ms)
+    assert behind == AHEAD_OF_TIME or "in the future" in behind
+    assert is_early(honest, agreed)
+    assert not is_early(honest, {LEASE: terms(ends_ms=NOW_MS + 4_000)})
 
 
 def test_two_devices_work_twice_the_time():

@@ -236,7 +236,7 @@ def test_a_lease_of_a_part_remembers_it():
     sold = started(250)
     assert sold.terms is not None
     assert (sold.terms.share_milli, sold.terms.width_milli, width_milli(sold.bid)) == (250, 250, 250)
-    assert sold.terms.most <= 250 * (sold.terms.ends_ms - sold.terms.begins_ms + 2 * CLOCK_SKEW_MS) // 1000
+    assert sold.terms.most <= 250 * (sold.terms.ends_ms - sold.terms.begins_ms + CLOCK_SKEW_MS) // 1000
 
 
 # What a buyer pays for.
