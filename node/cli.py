@@ -197,7 +197,7 @@ def demo(as_json: bool, keep: bool) -> int:
 @with_data
 @with_json
 def doctor(data_dir: Path, as_json: bool) -> int:
-    """Look at this machine: config, daemon, sandbox, devices. Changes nothing."""
+    """Look at this machine: config, keys, daemon, sandbox, devices. Changes nothing."""
     from hansa.node.doctor import examine
 
     findings = examine(data_dir)

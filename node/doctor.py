@@ -25,7 +25,10 @@ def examine(data_dir: Path) -> list[Finding]:
         findings.append(("config", True, f"{data_dir}: reads well"))
     except OperatorError as fault:
         findings.append(("config", False, f"{fault.what}: {fault.hint}"))
-    findings += _daemon(data_dir)
+    daemon = _daemon(data_dir)
+    if config is not None:
+        findings.append(_keys(config, daemon_runs=daemon[0][1]))
+    findings += daemon
     findings += _network(data_dir)
     if config is not None and config.chain is not None:
         findings.append(_chain(config.chain))
@@ -35,6 +38,27 @@ def examine(data_dir: Path) -> list[Finding]:
         findings += _price_program(config)
         findings.append(_devices(config))
     return findings
+
+
+def _keys(config: Config, *, daemon_runs: bool) -> Finding:
+    """Whether the daemon would get its two keys open. Nothing of them is told but the account's address."""
+    from hansa.node.keys import load_node_key  # noqa: PLC0415  # late: they bring the cryptography in
+    from hansa.node.keystore import open_unattended  # noqa: PLC0415
+    from hansa.proto.signing import checksum_address  # noqa: PLC0415
+
+    if daemon_runs and config.keystore.exists() and not (config.node_key.exists() and config.password_file.exists()):
+        # systemd hands credentials to the daemon alone, so what is not here was handed to it.
+        return "keys", True, "not all are in files here; the daemon runs, so it has them as credentials"
+    try:
+        load_node_key(config.node_key)
+        account = open_unattended(config.keystore, config.password_file)
+    except OperatorError as fault:
+        return "keys", False, f"{fault.what}: {fault.hint}"
+    return (
+        "keys",
+        True,
+        f"the node's key reads well, and the password opens account {checksum_address(account.address)}",
+    )
 
 
 def _daemon(data_dir: Path) -> list[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hansa.node.faults import ConfigError, WalletLocked
-from hansa.node.keys import create_password_file
+from hansa.node.keys import PASSWORD_CREDENTIAL, create_password_file, read_password
 from hansa.node.secret_files import read_file, sync_directory, write_new_secret
 from hansa.proto.errors import ProtocolError
 from hansa.proto.signing import SECRET_BYTES, SigningKey, checksum_address, parse_address
@@ -117,6 +117,26 @@ def load_account(keystore: Path, password: str, *, private: bool = True) -> Sign
             "restore it from a backup: somebody changed it",
         )
     return key
+
+
+def open_unattended(keystore: Path, password_file: Path) -> SigningKey:
+    """The account of a node, opened as its daemon opens it: by the password in its file, else by systemd's credential.
+
+    Raises:
+        OperatorError: it cannot be opened; the hint says what its owner has to bring back.
+    """
+    if not keystore.exists():
+        hint = (
+            "put your copy of it back; without one that account is lost, and hansa init --data DIR makes another node"
+        )
+        raise ConfigError(f"the account's key is not here: {keystore}", hint)
+    if password_file.exists():
+        return load_account(keystore, read_password(password_file))
+    try:
+        return load_account(keystore, read_password(None))
+    except WalletLocked as locked:
+        hint = f"write the account's password into it (mode 0600), or pass the credential {PASSWORD_CREDENTIAL}"
+        raise WalletLocked(f"{locked.what}: {password_file} is not here", hint) from None
 
 
 def change_password(keystore: Path, old_password: str, new_password: str) -> None:

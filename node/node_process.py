@@ -12,16 +12,16 @@ import trio
 from hansa.node.config import Config
 from hansa.node.daemon import Daemon
 from hansa.node.environments import find_furnishings
-from hansa.node.faults import ConfigError, NoSandbox, WalletLocked, operator_error_in
+from hansa.node.faults import NoSandbox, operator_error_in
 from hansa.node.garbage import set_started_things_aside
-from hansa.node.keys import PASSWORD_CREDENTIAL, load_node_key, read_password
-from hansa.node.keystore import load_account
+from hansa.node.keys import load_node_key
+from hansa.node.keystore import open_unattended
 from hansa.node.launcher_link import launch_with
 from hansa.node.logs import start_logging
 from hansa.node.preflight import check_sandbox, check_tiers
 from hansa.node.secrecy import keep_memory_private
 from hansa.proto.market_documents import TIER_NONE
-from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.signing import checksum_address
 
 PR_SET_PDEATHSIG = 1
 
@@ -33,25 +33,9 @@ def _die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _account(config: Config) -> SigningKey:
-    """The account's key, or what its owner has to bring back."""
-    if not config.keystore.exists():
-        hint = (
-            "put your copy of it back; without one that account is lost, and hansa init --data DIR makes another node"
-        )
-        raise ConfigError(f"the account's key is not here: {config.keystore}", hint)
-    if config.password_file.exists():
-        return load_account(config.keystore, read_password(config.password_file))
-    try:
-        return load_account(config.keystore, read_password(None))
-    except WalletLocked as locked:
-        hint = f"write the account's password into it (mode 0600), or pass the credential {PASSWORD_CREDENTIAL}"
-        raise WalletLocked(f"{locked.what}: {config.password_file} is not here", hint) from None
-
-
 @contextlib.contextmanager
 def _open(config: Config) -> Iterator[Daemon]:
-    node, account = load_node_key(config.node_key), _account(config)
+    node, account = load_node_key(config.node_key), open_unattended(config.keystore, config.password_file)
     sandbox, launch = None, launch_with(config.sandbox.launcher)
     if config.provider.enabled and config.provider.tier != TIER_NONE:
         sandbox = check_sandbox(launch=launch, tier=config.provider.tier)

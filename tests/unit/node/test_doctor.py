@@ -1,0 +1,57 @@
+"""The doctor calls bad what the daemon would refuse, and tells no secret while it says so."""
+
+from pathlib import Path
+
+import pytest
+
+from hansa.node import doctor
+from hansa.node.config import Config, load_config
+from hansa.node.first_setup import Wishes, set_up
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    set_up(tmp_path / "node", Wishes(metrics_port=0))
+    return load_config(tmp_path / "node")
+
+
+def test_keys_that_open_are_well_and_are_not_told(config: Config) -> None:
+    name, well, words = doctor._keys(config, daemon_runs=False)
+    assert (name, well) == ("keys", True)
+    for file in (config.node_key, config.password_file):
+        assert file.read_text().strip() not in words
+
+
+@pytest.mark.parametrize("name", ["node.key", "account.password", "account.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"], ids=["empty", "no text"])
+def test_a_key_file_without_a_key_is_bad(config: Config, name: str, content: bytes) -> None:
+    (config.data_dir / name).write_bytes(content)
+    _, well, words = doctor._keys(config, daemon_runs=False)
+    assert not well
+    assert "\n" not in words
+
+
+@pytest.mark.parametrize("name", ["node.key", "account.password", "account.json"])
+def test_a_lost_key_file_is_bad_and_named(config: Config, name: str) -> None:
+    (config.data_dir / name).unlink()
+    _, well, words = doctor._keys(config, daemon_runs=False)
+    assert not well
+    assert name in words
+
+
+@pytest.mark.parametrize(("name", "well"), [("node.key", True), ("account.password", True), ("account.json", False)])
+def test_what_a_running_daemon_has_as_a_credential_is_not_missed(config: Config, name: str, well: bool) -> None:
+    (config.data_dir / name).unlink()
+    assert doctor._keys(config, daemon_runs=True)[1] is well
+
+
+def test_the_examination_looks_at_the_keys(config: Config) -> None:
+    config.node_key.write_bytes(b"")
+    found = {name: well for name, well, _ in doctor.examine(config.data_dir)}
+    assert found["config"]
+    assert found["keys"] is False
