@@ -12,6 +12,7 @@ from hansa.market.clauses import written
 from hansa.market.shares import SPARE, least_milli
 from hansa.market.value_forms import number_text
 from hansa.node import buying, mirror_tasks, selling, selling_runs
+from hansa.node.attestation import attest
 from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
 from hansa.node.events import NettingDue
@@ -26,6 +27,7 @@ from hansa.node.unsettled import settlements_wanted
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
+from hansa.proto.typed_data import digest
 from hansa.scheduler.advert_classes import capability_names, class_of_device
 from hansa.scheduler.advert_pace import every_ms, life_ms, pause_ms, was_hardly_heard
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 LOOK_AROUND_S = 1.0
 MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
+RENEW_EVERY_S = 1.0
 REMIND_EVERY_S = 30.0
 REMIND_OF_MONEY_EVERY_S = 5.0
 KEEP_EVERY_S = 20.0
@@ -130,6 +133,17 @@ async def _greet(daemon: "Daemon", peer_id: str) -> None:
     with contextlib.suppress(Stranger):
         daemon.outbox.kick(await daemon.directory.meet(peer_id))
         await daemon.discovery.sync.greet(peer_id)
+
+
+async def renew_binding(daemon: "Daemon") -> None:
+    """Sign anew who this node is before the last time runs out, and tell those who know it."""
+    while True:
+        await trio.sleep(RENEW_EVERY_S)
+        if daemon.own_binding.renew_if_due():
+            hello = daemon.own_binding.hello
+            log_line("the binding of this node is signed anew")
+            await daemon.directory.introduce(hello, [peer for peer, at in daemon.net.phases().items() if at == "live"])
+            daemon.attestation = await trio.to_thread.run_sync(attest, digest(DOMAIN, hello.binding))
 
 
 async def show_life(daemon: "Daemon") -> None:

@@ -7,7 +7,6 @@ restart goes on from the journal. The process around it is in ``hansa.node.node_
 import contextlib
 import math
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any
 import trio
 
 from hansa.market.pricing import ITSELF
-from hansa.node import chores, mirror_tasks, run_logs, staging
+from hansa.node import chores, mirror_tasks, provider_tasks, run_logs, staging
 from hansa.node.agent_cluster import Cluster
 from hansa.node.attestation import attest
 from hansa.node.blob_exchange import BlobExchange
@@ -61,6 +60,7 @@ from hansa.node.market_figures import MarketFigures
 from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
+from hansa.node.own_binding import OwnBinding
 from hansa.node.owners_terms import features_of, terms_of
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.performing import perform
@@ -69,8 +69,9 @@ from hansa.node.price_program import program_of
 from hansa.node.queueing import watch_book
 from hansa.node.shell_service import ShellService
 from hansa.node.state import NodeState
+from hansa.node.steady_clock import SteadyClock
 from hansa.node.trees import Trees
-from hansa.proto.binding import Role, bind
+from hansa.proto.binding import Role
 from hansa.proto.blob import BlobRef
 from hansa.proto.market_documents import (
     TIER_NONE,
@@ -93,13 +94,7 @@ from hansa.scheduler.run import (
 )
 
 BATCH = 256
-BINDING_LIFE_MS = 30 * 24 * 3_600_000
 STUCK_S = 10.0
-
-
-def now_ms() -> int:
-    """The wall clock in ms UTC."""
-    return time.time_ns() // 1_000_000
 
 
 class Daemon:
@@ -117,12 +112,13 @@ class Daemon:
         self.config = config
         self.account = account
         self.node = node
-        self.now_ms = now_ms
+        self.clock = SteadyClock()
+        self.now_ms = self.clock.now_ms
         self.sandbox = sandbox
         self.tiers = tiers
         self.attestation: Json = {}
         self.figures = MarketFigures()
-        self.started_ms = now_ms()
+        self.started_ms = self.now_ms()
         self.lag_ms, self.turned_at = 0.0, 0.0
         self.changed, self.ready = trio.Event(), trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
@@ -148,7 +144,7 @@ class Daemon:
                 state=lambda: self.state,
                 tell=self.tell,
                 log=log_line,
-                now_ms=now_ms,
+                now_ms=self.now_ms,
                 payer=self.config.buyer.payer,
             )
 
@@ -169,6 +165,7 @@ class Daemon:
                 self.file_lists.load(job.files, job.spec.shards, (key.shared,) if key is not None else None)
         self.grants = Grants(self.file_lists)
         self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
+        self.round_turns: dict[bytes, provider_tasks.RoundTurn] = {}
 
     def _open_lending(self, data: Path) -> None:
         """What a provider has: its devices, a room for runs, what runs are furnished with, their way out."""
@@ -180,7 +177,7 @@ class Daemon:
             account=self.account.address,
             provider=config.provider,
             rules=config.rules,
-            now_ms=now_ms,
+            now_ms=self.now_ms,
             # A launcher of its own keeps runs' files where this process may not even look.
             machine=replace(read_machine(), disk_bytes=0) if config.sandbox.launcher is not None else None,
         )
@@ -199,7 +196,7 @@ class Daemon:
             dialler=Dialler(denied=(*config.egress.deny, *networks_of(config.network.announce))),
         )
         self.cluster: Cluster | None = None
-        self.price_program = program_of(config, now_ms) if self.lends else None
+        self.price_program = program_of(config, self.now_ms) if self.lends else None
 
     @property
     def state(self) -> NodeState:
@@ -254,6 +251,7 @@ class Daemon:
             **self.state.ignored,
             **self.net.counters(),
             **self.outbox.counters,
+            **self.directory.counters,
             **self.egress.counters(),
             **self.discovery.older.counters,
             **self.ledger_keeper.counters(),
@@ -303,13 +301,13 @@ class Daemon:
         batch: list[tuple[NodeEvent, trio.Event | None, float]] = []
         while not batch:
             deadline_ms = self.engine.deadline_ms()
-            wait_s = math.inf if deadline_ms is None else max(0.0, (deadline_ms - now_ms()) / 1000)
+            wait_s = math.inf if deadline_ms is None else max(0.0, (deadline_ms - self.now_ms()) / 1000)
             with trio.move_on_after(min(wait_s, STUCK_S / 2)):
                 batch.append(await self._events.receive())
             with contextlib.suppress(trio.WouldBlock):
                 while len(batch) < BATCH:
                     batch.append(self._events.receive_nowait())
-            at_ms = now_ms()
+            at_ms = self.now_ms()
             if deadline_ms is not None and deadline_ms <= at_ms:
                 batch.append((TimeCame(at_ms=at_ms), None, trio.current_time()))
             self.turned_at = trio.current_time()
@@ -363,6 +361,7 @@ class Daemon:
             for chore in (chores.greet_arrivals, chores.advertise, chores.show_life, chores.remind, chores.keep_blobs):
                 nursery.start_soon(chore, self)
             nursery.start_soon(chores.remind_of_money, self)
+            nursery.start_soon(chores.renew_binding, self)
             nursery.start_soon(ask_around, self)
             nursery.start_soon(watch_book, self)
             nursery.start_soon(chores.keep_checkpoints, self)
@@ -382,27 +381,19 @@ class Daemon:
     def _introduce(self) -> None:
         """Say which account this node speaks for, and learn it of others."""
         roles = Role.BUYER | Role.PROVIDER if self.lends else Role.BUYER
-        hello = bind(
-            self.account,
-            self.node,
-            DOMAIN,
-            roles=roles,
-            spend_limit=self.config.buyer.max_job_budget,
-            not_before_ms=now_ms() - 60_000,
-            not_after_ms=now_ms() + BINDING_LIFE_MS,
-            epoch=now_ms(),
-        )
-        self.attestation = attest(digest(DOMAIN, hello.binding))
-        self.directory = Directory(self.net, hello, now_ms)
+        limit = self.config.buyer.max_job_budget
+        self.own_binding = OwnBinding(self.account, self.node, roles=roles, spend_limit=limit, now_ms=self.now_ms)
+        self.attestation = attest(digest(DOMAIN, self.own_binding.hello.binding))
+        self.directory = Directory(self.net, self.own_binding.hello, self.now_ms)
         self.directory.serve()
 
     def _listen_to_the_market(self) -> None:
         """Who lends what, and how others' dealings with them went."""
-        self.book = Book(self.net, now_ms, self._learn_advert)
+        self.book = Book(self.net, self.now_ms, self._learn_advert)
         self.discovery = Discovery(
             self.net,
             self.book,
-            now_ms,
+            self.now_ms,
             account=self.account.address,
             useful=lambda: useful_classes(self.state),
             wishes=lambda: wishes(self.state),
@@ -416,14 +407,14 @@ class Daemon:
             state=self.state,
             account_key=self.account,
             share=self.config.reputation.share,
-            now_ms=now_ms,
+            now_ms=self.now_ms,
             take=self.take,
         )
         self.histories.serve()
 
     def _trade_words_and_blobs(self) -> None:
         """Messages of the market both ways; blobs; the keys of sealed ones."""
-        self.outbox = Outbox(self.net, self.directory, self.account, now_ms, partial(tell_undelivered, self))
+        self.outbox = Outbox(self.net, self.directory, self.account, self.now_ms, partial(tell_undelivered, self))
         meter = LineMeter(self._line_measured)
         self.bulk = make_bulk(self.net, self.store, self._may_fetch, meter)
         self.exchange = BlobExchange(self.net, self.store, self._may_fetch, self.bulk, meter)
@@ -437,7 +428,7 @@ class Daemon:
             take=self.doorkeeper.take,
             log=partial(run_logs.keep, self),
             hear=self.doorkeeper.hear,
-            now_ms=now_ms,
+            now_ms=self.now_ms,
             matters=self.doorkeeper.matters,
         ).serve()
 
@@ -453,13 +444,13 @@ class Daemon:
                 launch=launch,
                 tell=self.tell,
                 log=log_line,
-                now_ms=now_ms,
+                now_ms=self.now_ms,
             )
             launch = self.cluster.switchboard.launch
         self.executor = Executor(
             tell=self.tell,
             blobs=self.store,
-            now_ms=now_ms,
+            now_ms=self.now_ms,
             launch=launch,
             # On which of several machines a run will be is not known while one is prepared.
             warm=self.config.sandbox.warm if self.lends and self.cluster is None else 0,
@@ -488,12 +479,12 @@ class Daemon:
     def _line_measured(self, peer_id: str, way: str, bytes_per_s: int, is_bound: bool) -> None:
         account = self.directory.account_of(peer_id)
         if account is not None and is_of_use(self.state, account):
-            at_ms = now_ms()
+            at_ms = self.now_ms()
             self.tell(LineMeasured(provider=account, way=way, bytes_per_s=bytes_per_s, is_bound=is_bound, at_ms=at_ms))
 
     def started(self) -> Started:
         """Who this node is and what it lends: the first event of every life."""
-        at_ms = now_ms()
+        at_ms = self.now_ms()
         terms = None
         if self.lends:
             features = features_of(self.config, self.sandbox, self.furnishings)

@@ -4,8 +4,9 @@ The first words between two nodes are their bindings (``/hansa/hello/1``). An ad
 account may be found; nothing is sent to, or believed from, a peer before it has proved itself.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable
+import contextlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 
 from hansa.node.gate import HELLO_EVERY_MS, HELLOS_AT_ONCE, PeerRate
 from hansa.node.net import Context, Net, NetError, Refused
@@ -19,10 +20,19 @@ from hansa.proto.peer_id import parse_peer_id
 from hansa.proto.protocols import HELLO, MAX_HELLO_BYTES
 
 MOST_KNOWN = 10_000
+CLOCKS_DIFFER = "directory.clocks_differ"
 
 
 class Stranger(Exception):
     """A peer that could not, or did not, prove the account that it is taken for."""
+
+
+def _out_of_date(binding: NodeBinding, now_ms: int) -> str:
+    """Why a binding does not hold now, for the one whose it is."""
+    ahead_ms = binding.not_before - now_ms
+    if ahead_ms > 0:
+        return f"the clocks differ by {ahead_ms // 1000} s or more: your binding begins in the future by mine"
+    return f"the clocks differ: by mine your binding ended {(now_ms - binding.not_after) // 1000} s ago"
 
 
 class Directory:
@@ -37,10 +47,21 @@ class Directory:
         self._peers: dict[bytes, str] = {}
         self._hints: OrderedDict[bytes, str] = OrderedDict()
         self._rate = PeerRate(HELLOS_AT_ONCE, HELLO_EVERY_MS)
+        self.counters: Counter[str] = Counter()
 
     def serve(self) -> None:
         """Answer every hello with ours."""
         self._net.serve(HELLO, self._answer, max_request_bytes=MAX_HELLO_BYTES)
+
+    async def introduce(self, hello: Hello, peer_ids: Iterable[str]) -> None:
+        """Say something newer of this node from now on, and at once to those who know the older.
+
+        One after the other, so that a node with many neighbours does not fall over all of them at once.
+        """
+        self._hello = encode(hello)
+        for peer_id in [each for each in peer_ids if each in self._bindings]:
+            with contextlib.suppress(Stranger):
+                await self._greet(peer_id)
 
     async def _answer(self, context: Context, data: bytes) -> bytes:
         # A hello is two signatures to recover, and anybody may say it.
@@ -53,7 +74,9 @@ class Directory:
         hello: Hello = decode(data, Hello, limit_bytes=MAX_HELLO_BYTES)
         binding = check_binding(DOMAIN, hello, parse_peer_id(peer_id))
         if not holds_at(binding, self._now_ms()):
-            raise NotForUs("hello", "the binding is not valid at this time")
+            # Both keys signed it, so the peer is who it says. A wrong clock, be it theirs or ours, is no attack.
+            self.counters[CLOCKS_DIFFER] += 1
+            raise Refused(_out_of_date(binding, self._now_ms()))
         known = self._bindings.get(peer_id)
         if known is not None and known.account != binding.account and known.epoch >= binding.epoch:
             raise BadSignature("hello", "the node changed its account without a newer binding")
@@ -96,6 +119,9 @@ class Directory:
         account = self.account_of(peer_id)
         if account is not None:
             return account
+        return await self._greet(peer_id)
+
+    async def _greet(self, peer_id: str) -> bytes:
         try:
             answer = await self._net.request(peer_id, HELLO, self._hello, max_response_bytes=MAX_HELLO_BYTES)
             return self._learn(peer_id, answer)

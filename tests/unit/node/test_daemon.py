@@ -1,14 +1,27 @@
 """One directory, one daemon: who comes second fails on the journal, and has touched nothing of the first's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
 from kit.memory_party import key
 
+from hansa.node import chores
 from hansa.node.config import FILE_NAME, parse_config
 from hansa.node.daemon import Daemon
 from hansa.node.faults import OperatorError
 from hansa.node.first_setup import Wishes, config_text
+from hansa.node.steady_clock import wall_clock_ms
+
+DAY_MS = 24 * 3_600_000
+
+
+def set_clock(daemon: Daemon, by_ms: int) -> None:
+    """Set the machine's clock: this far from the right time."""
+    daemon.clock.wall_ms = lambda: wall_clock_ms() + by_ms
 
 
 def test_a_second_daemon_on_a_directory_fails_before_it_touches_the_first_ones_runs(tmp_path: Path) -> None:
@@ -21,3 +34,29 @@ def test_a_second_daemon_on_a_directory_fails_before_it_touches_the_first_ones_r
         assert (first.runs_dir / "a run").is_dir()
     finally:
         first.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(60):
+        while not holds():  # noqa: ASYNC110  # there is nothing to wait for but time
+            await trio.sleep(0.05)
+
+
+@pytest.mark.trio
+async def test_after_31_days_two_daemons_still_know_each_other(tmp_path: Path) -> None:
+    hub = MemoryHub()
+    async with a_daemon(tmp_path, hub, 1) as one, a_daemon(tmp_path, hub, 2) as two, trio.open_nursery() as nursery:
+        for daemon, other in ((one, two), (two, one)):
+            daemon.net.learn(other.net.peer_id, other.net.addrs())
+            nursery.start_soon(chores.renew_binding, daemon)
+        assert await one.directory.meet(two.net.peer_id) == two.account.address
+        for days in (16, 31):
+            epochs = [daemon.own_binding.hello.binding.epoch for daemon in (one, two)]
+            for daemon in (one, two):
+                set_clock(daemon, days * DAY_MS)
+            for daemon, epoch in zip((one, two), epochs, strict=True):
+                await until(lambda of=daemon, before=epoch: of.own_binding.hello.binding.epoch > before)
+            assert await one.directory.meet(two.net.peer_id) == two.account.address
+            assert await two.directory.meet(one.net.peer_id) == one.account.address
+        assert all(peer.strikes == 0 for daemon in (one, two) for peer in daemon.net.peers())
+        nursery.cancel_scope.cancel()

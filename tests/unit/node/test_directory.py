@@ -47,8 +47,6 @@ def anothers_account(_: SigningKey, node: SigningKey) -> Hello:
 
 
 BAD: tuple[Callable[[SigningKey, SigningKey], Hello], ...] = (
-    expired,
-    too_early,
     account_bent,
     node_bent,
     anothers_node,
@@ -90,6 +88,23 @@ async def test_who_comes_with_a_bad_hello_is_struck_and_gets_none(
             await liar.net.request(one.peer_id, HELLO, encode(liar.hello))
         assert one.strikes(liar) == 1
         assert one.directory.account_of(liar.peer_id) is None
+
+
+@pytest.mark.parametrize("hello", [expired, too_early])
+async def test_a_binding_out_of_date_proves_nothing_and_is_no_strike(
+    hello: Callable[[SigningKey, SigningKey], Hello],
+) -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2, hello=hello) as late:
+        one.knows(late)
+        late.knows(one)
+        with pytest.raises(Stranger, match="clocks differ"):
+            await one.directory.meet(late.peer_id)
+        with pytest.raises(Refused, match="clocks differ"):
+            await late.net.request(one.peer_id, HELLO, encode(late.hello))
+        assert one.strikes(late) == late.strikes(one) == 0
+        assert one.directory.account_of(late.peer_id) is None
+        assert one.directory.counters == {directory.CLOCKS_DIFFER: 2}
 
 
 @pytest.mark.parametrize("answer", [b"", b"\xc1", b"\x00" * MAX_HELLO_BYTES, encode("hello")])
