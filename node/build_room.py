@@ -97,7 +97,7 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
     order = _memory_file("tool", json.dumps(asdict(tool)).encode())
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hansa.node.build_room", str(order), str(os.getpid())],
+            [sys.executable, "-P", "-m", "hansa.node.build_room", str(order), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

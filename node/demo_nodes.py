@@ -169,7 +169,7 @@ class DemoNodes:
 
     def start_one(self, node: DemoNode) -> None:
         """Start one daemon, also again after it was killed."""
-        command = [sys.executable, "-m", "hansa", "node", "run", "--data", str(node.made.config.data_dir)]
+        command = [sys.executable, "-P", "-m", "hansa", "node", "run", "--data", str(node.made.config.data_dir)]
         if os.getpid() != 1:
             # As the first process of a container we need no such promise: with us everything ends. And a daemon whose
             # parent is process 1 would take itself for an orphan.

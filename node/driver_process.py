@@ -34,7 +34,7 @@ class DriverProcess:
 
     def __init__(self, *, proc: Path = PROC, environment: Mapping[str, str] | None = None) -> None:
         """Look below ``proc`` for what kernel modules tell; ``environment`` is added to ours."""
-        self._arguments = [sys.executable, "-m", "hansa.node.driver_process", str(proc)]
+        self._arguments = [sys.executable, "-P", "-m", "hansa.node.driver_process", str(proc)]
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._leftover = b""

@@ -15,7 +15,7 @@ def start_launcher() -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start a launcher as our child; gives it and our end of its socket. To be called in the main thread."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
-        [sys.executable, "-m", "hansa.node.launcher", str(theirs.fileno())],
+        [sys.executable, "-P", "-m", "hansa.node.launcher", str(theirs.fileno())],
         pass_fds=(theirs.fileno(),),
         stdin=subprocess.DEVNULL,
         cwd="/",

@@ -118,7 +118,7 @@ class OwnRoom:
             os.write(written, json.dumps({**asdict(order), "parent": os.getpid()}).encode())
             os.lseek(written, 0, os.SEEK_SET)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "hansa.node.price_room", str(written), str(beginning)],
+                [sys.executable, "-P", "-m", "hansa.node.price_room", str(written), str(beginning)],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

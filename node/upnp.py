@@ -78,8 +78,8 @@ async def _ask(*words: str) -> bytes:
 
 
 async def _said_by_process(*words: str) -> bytes:
-    command = [sys.executable, "-m", "hansa.node.upnp_process", *words]
-    run = partial(trio.run_process, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=b"", check=False)
+    command = [sys.executable, "-P", "-m", "hansa.node.upnp_process", *words]
+    run = partial(trio.run_process, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=b"", check=False, cwd="/")
     said = b""
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(run, command)

@@ -221,6 +221,20 @@ def test_no_module_and_no_function_is_too_long_to_be_read_at_once() -> None:
     assert wrong == []
 
 
+def test_no_child_of_ours_looks_for_modules_where_its_parent_was_started() -> None:
+    """``python -m`` looks in the working directory first, so a ``json.py`` lying there would be run, ``-P`` aside."""
+    found, wrong = 0, []
+    for path in EVERY_MODULE:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.List | ast.Tuple):
+                words = [ast.unparse(each).strip("'") for each in node.elts]
+                if "-m" in words and words[0] in ("sys.executable", "/proc/self/exe"):
+                    found += 1
+                    wrong += [where(path, node)] if "-P" not in words[: words.index("-m")] else []
+    assert found > 5
+    assert wrong == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_folders_readme_names_every_module_of_it_and_none_that_is_not_there(package: str) -> None:
     named = set(re.findall(r"`(\w+\.py)`", (ROOT / package / "README.md").read_text(encoding="utf-8")))

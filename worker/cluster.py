@@ -165,7 +165,7 @@ def _await_members(ray: Any, gang: Gang) -> None:
 
 
 def _start_by_command(workers: int, gpus: int) -> str:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor",
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor",
                "--include-log-monitor=false", "--include-dashboard=false", "--node-ip-address=127.0.0.1",
                f"--port={PORT}", f"--num-cpus={workers}", f"--num-gpus={gpus}",
                f"--object-store-memory={OBJECT_STORE_BYTES}", "--temp-dir=/tmp/ray",

@@ -78,6 +78,15 @@ def routed(outside, taken=frozenset()):
 
 
 @pytest.mark.trio
+async def test_a_module_in_the_directory_where_the_daemon_was_started_is_not_run(monkeypatch, tmp_path):
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    with routed("45.33.9.9"):
+        assert (await forward(4001, "127.0.0.1")).port == 4001
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.trio
 async def test_a_router_forwards_the_port_for_an_hour():
     with routed("45.33.9.9") as router:
         found = await forward(4001, "127.0.0.1")
