@@ -14,6 +14,7 @@ measured: steps are counted by the provider. Of a line what this node measured i
 Integers only.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,8 @@ def speeds(
     if not usual:
         return dict.fromkeys(bids, (PPM, UNKNOWN))
     # Steps are the provider's own word even where they were paid for: far above the usual they are not believed.
-    most = {key: MOST_BELIEVED * min(usual, _usual(known, owners, without=owners[key])) for key in bids}
+    held = _usual_beside(known, owners)
+    most = {key: MOST_BELIEVED * min(usual, held.get(owners[key], usual)) for key in bids}
     found = {key: (max(1, min(rate, most[key]) * PPM // usual), sources[key]) for key, rate in rates.items()}
     for key, figure in said.items():
         speed = max(min(figure, most[key]) * PPM // usual, PPM // MOST_BELIEVED)
@@ -147,15 +149,24 @@ def speeds(
     return {key: found.get(key, (slowest, SLOWEST_KNOWN)) for key in bids}
 
 
-def _usual(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes], *, without: bytes = b"") -> int:
-    """The lower median of all providers', each counted once however many bids it sent.
+def _usual(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes]) -> int:
+    """The lower median of all providers', each counted once however many bids it sent."""
+    return lower_median(list(_by_owner(figures, owners).values()))
+
+
+def _usual_beside(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    """What is usual beside each provider that has a figure, all of them put in order but once: bids are many.
 
     One provider's figures are held against the others' where there are three of these or more: among fewer a single one
     that is false would be the measure itself, and with its own beside them it is not.
     """
     medians = _by_owner(figures, owners)
-    others = [median for owner, median in medians.items() if owner != without]
-    return lower_median(others if len(others) > LEAST_OTHERS else list(medians.values()))
+    ordered = sorted(medians.values())
+    others = len(ordered) - 1
+    if others <= LEAST_OTHERS:
+        return dict.fromkeys(medians, lower_median(ordered) if ordered else 0)
+    middle = (others - 1) // 2
+    return {owner: ordered[middle + (bisect_left(ordered, own) <= middle)] for owner, own in medians.items()}
 
 
 def _by_owner(figures: Mapping[bytes, int], owners: Mapping[bytes, bytes]) -> dict[bytes, int]:
@@ -197,7 +208,8 @@ def _times_ms(
     if not known:
         return dict.fromkeys(said_bps, 0)
     usual = _usual(known, owners)
-    most = {key: MOST_BELIEVED * min(usual, _usual(known, owners, without=owners[key])) for key in said}
+    held = _usual_beside(known, owners)
+    most = {key: MOST_BELIEVED * min(usual, held.get(owners[key], usual)) for key in said}
     lines = seen | {key: min(bps, max(most[key], LEAST_LINE_BPS)) for key, bps in said.items()}
     each = sorted(_by_owner(lines, owners).values())
     silent = max(each[0], each[len(each) // 2] // MOST_BELIEVED, LEAST_LINE_BPS)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.trading import NOW_MS, OTHER, PRICE, PROVIDER, THIRD, bid, needs, tender, workload
 
+from hansa.market import scoring
 from hansa.market.requirements import MOST_CHOICES
 from hansa.market.scoring import (
     MEASURED_HERE,
@@ -19,7 +20,7 @@ from hansa.market.scoring import (
     Scored,
 )
 from hansa.market.selection import rank, stated_in
-from hansa.market.track_record import PPM, Record, Trial, job_kind
+from hansa.market.track_record import PPM, Record, Trial, job_kind, lower_median
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Clause, DeviceChoice, Fact
 from hansa.proto.units import HOUR_MS
@@ -399,3 +400,28 @@ def test_to_say_nothing_of_a_line_is_never_better_than_to_say_that_it_is_slow(li
     said = [offer(facts=facts(download=f"{mbps} Mbps")) for mbps in lines]
     *stated, silent = (entry.transfer for entry in table(*said, offer(), input_bytes=10**9))
     assert all(silent >= transfer for transfer in stated)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50)), max_size=30))
+def test_what_is_usual_beside_each_provider_is_the_lower_median_of_the_others(said):
+    owners = {bytes([number]): bytes([who]) for number, (who, _) in enumerate(said)}
+    figures = {bytes([number]): figure for number, (_, figure) in enumerate(said)}
+    medians = scoring._by_owner(figures, owners)
+    found = scoring._usual_beside(figures, owners)
+    assert found.keys() == medians.keys()
+    for owner, usual in found.items():
+        others = [median for other, median in medians.items() if other != owner]
+        assert usual == lower_median(others if len(others) > scoring.LEAST_OTHERS else list(medians.values()))
+
+
+def test_a_table_of_many_bids_looks_for_the_usual_a_few_times_for_each_and_not_for_each_pair(monkeypatch):
+    looked = []
+    monkeypatch.setattr(scoring, "lower_median", lambda values: looked.append(len(values)) or lower_median(values))
+    owners = {bytes([number]) * 32: bytes([number]) * 20 for number in range(200)}
+    bids = {
+        key: offer(signer=owner, facts=facts(benchmark="9", download="100 Mbit/s")) for key, owner in owners.items()
+    }
+    stated = {key: stated_in(one) for key, one in bids.items()}
+    scoring.speeds(bids, stated, ())
+    scoring.transfer_times_ms(bids, stated, 10**9, {})
+    assert sum(looked) <= 10 * len(bids)
