@@ -61,6 +61,7 @@ from hansa.node.metrics import Metrics, build_metrics_app
 from hansa.node.net import Context, NetConfig
 from hansa.node.outbox import Outbox
 from hansa.node.own_binding import OwnBinding
+from hansa.node.owner_presence import OwnerPresence
 from hansa.node.owners_terms import features_of, terms_of
 from hansa.node.peer_exchange import PeerExchange
 from hansa.node.performing import perform
@@ -131,6 +132,7 @@ class Daemon:
         """Go on from the journal, with all that it says of money in the ledger."""
         self.journal = SqliteJournal(data / "journal.sqlite")
         self.engine = Engine(self.journal)
+        self.last_life_ms = self.engine.state.at_ms
         self.ledger_keeper = LedgerKeeper(self)
         self.doorkeeper = Doorkeeper(self)
         self.ledger_keeper.post(self.engine.recovered)
@@ -179,6 +181,8 @@ class Daemon:
             rules=config.rules,
             now_ms=self.now_ms,
             # A launcher of its own keeps runs' files where this process may not even look.
+            # Files and sessions are dated by the wall clock, however that is set.
+            presence=OwnerPresence(now_ms=lambda: self.clock.wall_ms()),
             machine=replace(read_machine(), disk_bytes=0) if config.sandbox.launcher is not None else None,
         )
         self.trees = Trees(data / "environments", quota_bytes=config.environments.quota_bytes)
@@ -362,6 +366,7 @@ class Daemon:
                 nursery.start_soon(chore, self)
             nursery.start_soon(chores.remind_of_money, self)
             nursery.start_soon(chores.renew_binding, self)
+            nursery.start_soon(chores.watch_clock, self)
             nursery.start_soon(ask_around, self)
             nursery.start_soon(watch_book, self)
             nursery.start_soon(chores.keep_checkpoints, self)

@@ -26,6 +26,7 @@ class RunnerLine:
         self._states: deque[tuple[Header, BinaryIO | None]] = deque()
         self._changed = trio.Event()
         self._closed = False
+        self._newest_round = -1
 
     async def send(self, frame: Any) -> None:
         """Have a frame sent; waits while too many wait already."""
@@ -39,12 +40,20 @@ class RunnerLine:
             self._frames.append(encode(frame))
             self._wake()
 
-    def post_state(self, header: Header, file: BinaryIO | None) -> None:
-        """Have a header sent, and the bytes that it declares read from this file, which is then closed."""
-        if self._closed:
-            if file is not None:
-                file.close()
+    def post_round(self, header: RoundResult, file: BinaryIO) -> None:
+        """Have a round's result sent, whose bytes are read from this file, which is then closed.
+
+        Of those that were not begun yet only the newest stays: a runner that does not read holds one file open, and
+        whoever is told of a round needs none before it.
+        """
+        if self._closed or header.round <= self._newest_round:
+            file.close()
             return
+        self._newest_round = header.round
+        for older in [state for state in self._states if isinstance(state[0], RoundResult)]:
+            self._states.remove(older)
+            if older[1] is not None:
+                older[1].close()
         self._states.append((header, file))
         self._wake()
 

@@ -141,7 +141,7 @@ class Supervision:
         file = await trio.to_thread.run_sync(self._blobs.reader, state)
         if self._awaited_round is not None and round_number >= self._awaited_round:
             self._awaited_round = None
-        self._line.post_state(frames.RoundResult(round=round_number, size_bytes=size_bytes), file)
+        self._line.post_round(frames.RoundResult(round=round_number, size_bytes=size_bytes), file)
 
     async def open_shell(self, argv: tuple[str, ...], columns: int, rows: int) -> RunShell:
         """Start a program at a terminal inside. Raises ``ShellRefused``."""

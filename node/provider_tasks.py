@@ -1,5 +1,7 @@
 """The provider's orders to the world: ask for a price; have a staged run stop, leave, take a round's result."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -9,6 +11,7 @@ from hansa.node.blob_shelf import BlobMissing
 from hansa.node.held_time import paid_times
 from hansa.node.laying_out import Unstageable
 from hansa.node.logs import log_line
+from hansa.node.mirror_tasks import while_wanted
 from hansa.node.price_program import priced, question_about
 from hansa.node.sealing import SealBroken
 from hansa.node.selling import DeliverRound
@@ -56,17 +59,52 @@ async def leave_run(daemon: "Daemon", order: LeaveRun) -> None:
     await daemon.executor.leave(order.run, max(0, order.by_ms - daemon.now_ms()), order.why)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTurn:
+    """Of the rounds that a run is told of only the newest is fetched.
+
+    Attributes:
+        newest: the one that was told last.
+        scope: around what is done about it.
+    """
+
+    newest: DeliverRound
+    scope: trio.CancelScope
+
+
 async def deliver_round(daemon: "Daemon", order: DeliverRound) -> None:
-    """Fetch a round's result and hand it to the run that waits for it, unless it ended meanwhile."""
+    """Fetch a round's result and hand it to the run that waits for it, unless it ended or a newer one came meanwhile.
+
+    A buyer may say as often as it likes that a round is published: what is no news is not acted upon.
+    """
+    turns = daemon.round_turns
+    for ended in turns.keys() - daemon.executor.running:
+        del turns[ended]
+    before = turns.get(order.lease)
+    if order.lease not in daemon.executor.running or order.round <= (before.newest.round if before else 0):
+        return
+    if before is not None:
+        before.scope.cancel()
+    with trio.CancelScope() as scope:
+        turns[order.lease] = RoundTurn(newest=order, scope=scope)
+        await while_wanted(daemon, order.state, partial(_is_awaited, daemon, order), _deliver_round, order)
+
+
+def _is_awaited(daemon: "Daemon", order: DeliverRound) -> bool:
+    turn = daemon.round_turns.get(order.lease)
+    return turn is not None and turn.newest.state == order.state and order.lease in daemon.executor.running
+
+
+async def _deliver_round(daemon: "Daemon", order: DeliverRound) -> None:
     while order.lease in daemon.executor.running:
         with trio.move_on_after(STAGE_PATIENCE_S):
             try:
                 await bring(daemon, order.state, [order.buyer])
                 await daemon.executor.deliver_round(order.lease, order.round - 1, order.state)
-            except (BlobMissing, Unstageable):
-                # There was no room for it, or it went to make some: other blobs go sooner or later.
+            except (BlobMissing, Unstageable, OSError):
+                # There was no room for it, it went to make some, or too many files are open: that passes.
                 await trio.sleep(RETRY_S)
                 continue
-            except SealBroken as fault:
+            except (SealBroken, ValueError) as fault:
                 await daemon.executor.fail(order.lease, "bad-state", f"what a round came to cannot be opened: {fault}")
             return

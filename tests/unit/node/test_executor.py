@@ -5,6 +5,7 @@ import json
 import socket
 import tracemalloc
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -479,6 +480,27 @@ async def test_a_state_goes_on_whoever_wanted_it_sent_is_cancelled(tmp_path):
             await trio.sleep_forever()
         said = [await stage.next_frame() for _ in range(17)]
     assert [type(frame) for frame in said] == [frames.RoundResult] + [frames.Chunk] * 16
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_rounds_that_a_runner_does_not_read_hold_one_file_and_no_more(tmp_path):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        state = stage.room.blobs.put_bytes(bytes(8 << 20))  # more than a socket holds
+        await stage.room.executor.deliver_round(RUN, 0, state)
+        await trio.sleep(0.2)  # it is being sent, and nobody reads
+        before = open_files()
+        for number in range(1, 200):
+            await stage.room.executor.deliver_round(RUN, number, state)
+        assert open_files() <= before + 1
+        for number in (0, 198, 199):
+            await stage.room.executor.deliver_round(RUN, number, state)
+        said = [await stage.next_frame() for _ in range(34)]
+    assert [frame.round for frame in said if isinstance(frame, frames.RoundResult)] == [0, 199]
 
 
 async def test_a_state_larger_than_the_runs_own_is_not_passed_on(tmp_path):

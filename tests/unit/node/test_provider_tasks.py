@@ -1,6 +1,7 @@
 """A provider's orders to the world, and what may come between."""
 # ruff: noqa: ASYNC110 - a task that ends tells no event
 
+import errno
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hansa.market.sale_state import Sale
 from hansa.node import provider_tasks, staging
 from hansa.node.blob_shelf import NoRoom
 from hansa.node.daemon import Daemon
+from hansa.node.executor import Executor
 from hansa.node.laying_out import Unstageable
 from hansa.node.packages import pack
 from hansa.node.selling import DeliverRound
@@ -107,3 +109,92 @@ async def test_no_room_for_a_round_waits_for_room_and_the_daemon_lives(
         with trio.fail_after(2):
             while nursery.child_tasks:
                 await trio.sleep(0.02)
+
+
+def a_round(number: int, state: BlobRef) -> DeliverRound:
+    return DeliverRound(lease=LEASE, buyer=BUYER, round=number, state=state)
+
+
+async def test_of_the_rounds_that_are_told_to_a_run_only_the_newest_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[BlobRef] = []
+    handed: list[tuple[int, BlobRef]] = []
+    here = trio.Event()
+
+    async def slow(_daemon: Daemon, blob: BlobRef, *_: object) -> None:
+        begun.append(blob)
+        await here.wait()
+
+    async def deliver(_executor: Executor, _run: bytes, number: int, state: BlobRef) -> None:
+        await trio.lowlevel.checkpoint()
+        handed.append((number, state))
+
+    monkeypatch.setattr(provider_tasks, "bring", slow)
+    monkeypatch.setattr(Executor, "deliver_round", deliver)
+    states = [blob_ref(b"%d" % number) for number in range(52)]
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as nursery:
+        daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at
+        for number in range(1, 51):
+            nursery.start_soon(provider_tasks.deliver_round, daemon, a_round(number, states[number]))
+            await trio.sleep(0.001)
+        for number in (50, 50, 49, 0):  # the same again, and others that are no news
+            nursery.start_soon(provider_tasks.deliver_round, daemon, a_round(number, states[51]))
+        with trio.fail_after(10):
+            while len(nursery.child_tasks) > 1:
+                await trio.sleep(0.02)
+            here.set()
+            while nursery.child_tasks:
+                await trio.sleep(0.02)
+        await provider_tasks.deliver_round(daemon, a_round(50, states[50]))
+        daemon.executor._runs.clear()
+        await provider_tasks.deliver_round(daemon, a_round(51, states[51]))
+    assert states[51] not in begun
+    assert handed == [(49, states[50])]
+
+
+async def test_a_disk_or_a_limit_that_fails_a_round_is_waited_for_and_costs_nobody_elses_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_tasks, "RETRY_S", 0.01)
+    tried, handed = 0, trio.Event()
+
+    async def deliver(*_: object) -> None:
+        nonlocal tried
+        await trio.lowlevel.checkpoint()
+        tried += 1
+        if tried < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        handed.set()
+
+    monkeypatch.setattr(Executor, "deliver_round", deliver)
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
+        daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at
+        with trio.fail_after(10):
+            await provider_tasks.deliver_round(daemon, a_round(1, daemon.store.put_bytes(b"state")))
+        daemon.executor._runs.clear()
+    assert handed.is_set()
+
+
+async def test_a_round_that_a_run_cannot_take_fails_that_run_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[tuple[str, str]] = []
+
+    async def deliver(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("a state of 2 bytes, and this run's are smaller")
+
+    async def fail(_executor: Executor, _run: bytes, kind: str, reason: str) -> None:
+        await trio.lowlevel.checkpoint()
+        ended.append((kind, reason))
+
+    monkeypatch.setattr(Executor, "deliver_round", deliver)
+    monkeypatch.setattr(Executor, "fail", fail)
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
+        daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at
+        await provider_tasks.deliver_round(daemon, a_round(1, daemon.store.put_bytes(b"state")))
+        daemon.executor._runs.clear()
+    ((kind, reason),) = ended
+    assert kind == "bad-state"
+    assert "this run's are smaller" in reason
