@@ -4,7 +4,7 @@ Protocol ``/hansa/blob/1``. A request is ``TreeWanted`` or ``ChunkWanted``; the 
 there is known to the last byte before it is asked for.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ TREE_PAGE = 16_384
 """Chunk hashes in one answer: 512 KiB, the tree of a blob of 16 GiB."""
 MAX_REQUEST_BYTES = 512
 CHUNK_TIMEOUT_MS = 30_000
+MOST_SHOWN = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,18 @@ class BlobExchange:
         self._store = store
         self._allow = allow
         self._fetching: dict[BlobRef, _Fetch] = {}
+        self._shown: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
+
+    def remember_shown(self, account: bytes, ref: BlobRef) -> None:
+        """An account had a blob's bytes brought or shown here, so it need not do so again. A restart forgets it."""
+        self._shown[account, ref.root] = None
+        self._shown.move_to_end((account, ref.root))
+        while len(self._shown) > MOST_SHOWN:
+            self._shown.popitem(last=False)
+
+    def was_shown(self, account: bytes, ref: BlobRef) -> bool:
+        """Whether that is remembered."""
+        return (account, ref.root) in self._shown
 
     def serve(self) -> None:
         """Answer from now on."""
@@ -162,12 +175,14 @@ class BlobExchange:
         path, _ = await self._bring(ref, sources, like, chunk_timeout_ms, moved)
         return path
 
-    async def fetch_shown(self, ref: BlobRef, sources: Sequence[str], *, like: Sequence[BlobRef] = ()) -> bool:
+    async def fetch_shown(
+        self, ref: BlobRef, sources: Sequence[str], *, like: Sequence[BlobRef] = (), moved: Moved | None = None
+    ) -> bool:
         """As ``fetch``. Answers whether every byte came from these peers or from what it is like.
 
         If not, another fetch brought it or some of it, and these peers may know no more of it than its name.
         """
-        _, shown = await self._bring(ref, sources, like, CHUNK_TIMEOUT_MS, None)
+        _, shown = await self._bring(ref, sources, like, CHUNK_TIMEOUT_MS, moved)
         return shown
 
     async def _bring(

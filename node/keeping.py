@@ -4,10 +4,12 @@ from collections import OrderedDict
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from hansa.market.sale_state import Sale
 from hansa.node.file_lists import FileLists
 from hansa.node.mirroring import granted_by, is_paid_for, mirrored_blobs
 from hansa.node.state import NodeState
 from hansa.proto.blob import BlobRef
+from hansa.scheduler.run import Run
 
 MOST_GRANTS = 20_000
 
@@ -122,9 +124,41 @@ def _by_lease(state: NodeState, account: bytes) -> set[BlobRef]:
     for lease, run in state.runs.all():
         sale = state.sale_on(lease)
         if sale is not None and sale.buyer == account:
-            if sale.workload is not None:
-                # Its own code: a buyer that lost its disk needs it to have its shards go on elsewhere.
-                found.update(blob for blob in (sale.workload.package, sale.workload.files) if blob is not None)
-            found.update(result.blob for result in run.outputs)
-            found.update({run.checkpoint} if run.checkpoint else ())
+            found |= _of_run(sale, run)
+    return found
+
+
+def was_staged(run: Run) -> bool:
+    """Whether the run's code has run, and so its buyer had shown all that it named: a name alone opens nothing."""
+    return run.begun or run.counted_ms > 0 or run.checkpoint_at_ms > 0
+
+
+def _of_run(sale: Sale, run: Run) -> set[BlobRef]:
+    found = _made_by(run)
+    if was_staged(run):
+        # Its own code: a buyer that lost its disk needs it to have its shards go on elsewhere.
+        named = (sale.workload.package, sale.workload.files) if sale.workload is not None else ()
+        found.update(blob for blob in (*named, run.checkpoint) if blob is not None)
+    return found
+
+
+def _made_by(run: Run) -> set[BlobRef]:
+    """What a run made itself, and was not merely told to go on from."""
+    found = {result.blob for result in run.outputs}
+    if run.checkpoint is not None and run.checkpoint_at_ms > 0:
+        found.add(run.checkpoint)
+    return found
+
+
+def blobs_of_buyer(state: NodeState, buyer: bytes) -> set[BlobRef]:
+    """What by the state of a provider came from this buyer, or was made for it."""
+    found: set[BlobRef] = set()
+    for lease, run in state.runs.all():
+        sale = state.sale_on(lease)
+        if sale is None or sale.buyer != buyer:
+            continue
+        found |= _of_run(sale, run)
+    for mirror in state.mirrors.live.values():
+        if mirror.buyer == buyer:
+            found.update(copy.held for copy in mirror.copies if copy.held is not None)
     return found

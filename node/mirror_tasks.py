@@ -1,8 +1,7 @@
 """Copies of checkpoints on their way: a provider fetches another shard's, a buyer fetches back what it lost."""
 
 import contextlib
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from hansa.node.blob_exchange import FetchFailed
-from hansa.node.blob_shelf import BlobMissing, NoRoom
+from hansa.node.blob_shelf import NoRoom
 from hansa.node.events import CopyFetched
-from hansa.node.staging import Fetching, peers_of
-from hansa.proto.blob import BlobRef, chunk_count
+from hansa.node.staging import Fetching, is_proved, peers_of
+from hansa.proto.blob import BlobRef
 from hansa.scheduler.job_state import Job
 from hansa.scheduler.mirror import FetchCopy
 
@@ -105,23 +104,12 @@ async def _fetch(daemon: "Daemon", order: FetchCopy) -> bool:
     sources = await peers_of(daemon, (order.buyer, order.holder))
     if daemon.store.has(order.checkpoint):
         # It may be here for somebody else. What a buyer has a right to by asking for a copy, it must have had before.
-        return await _is_proved(daemon, order.checkpoint, sources)
+        return await is_proved(daemon, order.checkpoint, sources)
     try:
         shown = await daemon.exchange.fetch_shown(order.checkpoint, sources, like=[order.like] if order.like else [])
     except (FetchFailed, NoRoom):
         return False
-    return shown or await _is_proved(daemon, order.checkpoint, sources)
-
-
-async def _is_proved(daemon: "Daemon", blob: BlobRef, sources: Sequence[str]) -> bool:
-    """Whether one of the sources shows a chunk, drawn by chance, of a blob that is here already."""
-    count = chunk_count(blob.size_bytes)
-    if count == 0:
-        return True
-    try:
-        return await daemon.exchange.holds(blob, secrets.randbelow(count), sources)
-    except BlobMissing:
-        return False
+    return shown or await is_proved(daemon, order.checkpoint, sources)
 
 
 async def bring_back_for(daemon: "Daemon", job: bytes) -> None:

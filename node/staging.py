@@ -27,15 +27,17 @@ from hansa.node.blobs import BlobStore
 from hansa.node.directory import Stranger
 from hansa.node.environments import NotBuilt, ShippedWheel
 from hansa.node.images import NoImage, pulled, shipped
+from hansa.node.keeping import blobs_of_buyer, was_staged
 from hansa.node.key_exchange import NoKeys, ask_for_keys
 from hansa.node.laying_out import Unstageable, lay_out, read_list, stored, unpack_code
 from hansa.node.locks import LARGEST_LOCK_BYTES, PINNED
+from hansa.node.mirroring import PAID_FOR
 from hansa.node.quantities import format_size
 from hansa.node.run_order import RunLimits, RunOrder
 from hansa.node.sealed_blobs import read_blob
 from hansa.node.sealing import BlobKey, SealBroken, ShardKeys
 from hansa.node.trees import Trees
-from hansa.proto.blob import BlobRef
+from hansa.proto.blob import BlobRef, chunk_count
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE, TIER_NONE, TIER_SANDBOX
 from hansa.proto.sealed import is_sealed
@@ -215,12 +217,15 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     both = keys.both if keys is not None else None
     wanted = [workload.package, *([order.checkpoint] if order.checkpoint else [])]
     mirrors = daemon.state.mirrors.get(order.run)
-    owners = (entry.buyer, *(mirrors.sources if mirrors is not None else ()))
+    # Another buyer here would give its own blobs to this node, and not to the one who names it as a source.
+    others = {sale.buyer for sale in daemon.state.sales.live.values() if sale.phase in PAID_FOR}
+    owners = (entry.buyer, *(source for source in (mirrors.sources if mirrors else ()) if source not in others))
     reference, listed = "", list[ListedFile]()
     if workload.files is not None:
         await _fetch(daemon, order.run, owners, [workload.files])
         reference, listed = await trio.to_thread.run_sync(read_list, daemon.store, workload, award.shard, both)
         wanted += [file.blob for file in listed]
+        _remember_files(daemon, order.run, entry.buyer, listed)
     await trio.to_thread.run_sync(daemon.store.pin_exactly, set(wanted), PIN + order.run.hex())
     await _fetch(daemon, order.run, owners, wanted, like=_earlier_checkpoints(daemon, entry))
     await trio.to_thread.run_sync(unpack_code, daemon.store, workload.package, folder, both)
@@ -234,6 +239,14 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
         image=await _image(daemon, order.run, reference, listed),
         keys=keys,
     )
+
+
+def _remember_files(daemon: "Daemon", run: bytes, buyer: bytes, listed: Sequence[ListedFile]) -> None:
+    """A run that had begun before a crash had been shown these very files, and its buyer may be away by now."""
+    current = daemon.state.runs.live.get(run)
+    if current is not None and was_staged(current):
+        for file in listed:
+            daemon.exchange.remember_shown(buyer, file.blob)
 
 
 async def _keys(daemon: "Daemon", run: bytes, entry: Sale) -> ShardKeys | None:
@@ -263,7 +276,7 @@ def _earlier_checkpoints(daemon: "Daemon", entry: Sale) -> list[BlobRef]:
         if sale is None or sale.buyer != entry.buyer or sale.workload is None or sale.workload.job != workload.job:
             continue
         if sale.award is not None and sale.award.shard == award.shard and run.checkpoint is not None:
-            found.append(run.checkpoint)
+            found += [run.checkpoint] if _is_shown(daemon, run.checkpoint, entry.buyer) else []
         copy = copies.copy_of(award.shard) if copies is not None else None
         if copy is not None and copy.held is not None:
             found.append(copy.held)
@@ -330,8 +343,12 @@ async def _fetch(
     daemon: "Daemon", run: bytes, owners: Sequence[bytes], blobs: Sequence[BlobRef], like: Sequence[BlobRef] = ()
 ) -> None:
     """Bring blobs here, some at a time, and tell the buyer how far it is while that takes long."""
-    missing = [blob for blob in dict.fromkeys(blobs) if not daemon.store.has(blob)]
-    fetching = Fetching(total_bytes=sum(blob.size_bytes for blob in missing), owners=owners, like=like)
+    buyers = blobs_of_buyer(daemon.state, owners[0])
+    for blob in buyers.intersection(blobs):
+        daemon.exchange.remember_shown(owners[0], blob)
+    missing = [blob for blob in dict.fromkeys(blobs) if not _is_ready(daemon, blob, owners[0])]
+    absent_bytes = sum(blob.size_bytes for blob in missing if not daemon.store.has(blob))
+    fetching = Fetching(total_bytes=absent_bytes, owners=owners, like=like)
     if fetching.total_bytes > daemon.store.quota_bytes:
         raise Unstageable(f"this provider has no room for {format_size(fetching.total_bytes)}", "no-room")
     fetching.begin()
@@ -397,10 +414,22 @@ async def bring(
     moved: Moved | None = None,
     like: Sequence[BlobRef] = (),
 ) -> None:
-    """Fetch a blob from the accounts that have it, whichever of them answer, trying again until cancelled."""
-    while not daemon.store.has(blob):
+    """Fetch a blob from the accounts that have it, whichever of them answer, trying again until cancelled.
+
+    The first of the owners is the buyer. One that lies here already, for whomever, must be shown by one of them: who
+    knows a blob's name does not thereby have it.
+    """
+    buyer = owners[0]
+    while not _is_ready(daemon, blob, buyer):
+        sources = await peers_of(daemon, owners)
         try:
-            await daemon.exchange.fetch(blob, await peers_of(daemon, owners), like=like, moved=moved)
+            shown = not daemon.store.has(blob) and await daemon.exchange.fetch_shown(
+                blob, sources, like=like, moved=moved
+            )
+            if shown or await is_proved(daemon, blob, sources):
+                daemon.exchange.remember_shown(buyer, blob)
+            else:
+                await trio.sleep(RETRY_S)
         except NoRoom as fault:
             raise Unstageable(f"this provider has no room for it: {fault}", "no-room") from fault
         except DiskFailed as fault:
@@ -408,6 +437,28 @@ async def bring(
             raise Unstageable(f"this provider cannot lay out the job's files: {why}", "no-room") from fault
         except FetchFailed:
             await trio.sleep(RETRY_S)
+
+
+def _is_ready(daemon: "Daemon", blob: BlobRef, buyer: bytes) -> bool:
+    return daemon.store.has(blob) and _is_shown(daemon, blob, buyer)
+
+
+def _is_shown(daemon: "Daemon", blob: BlobRef, buyer: bytes) -> bool:
+    """Whether it is known that the buyer has, or had, the blob. What lies here is all this node's own already."""
+    if buyer == daemon.state.account or daemon.exchange.was_shown(buyer, blob):
+        return True
+    return blob in blobs_of_buyer(daemon.state, buyer)
+
+
+async def is_proved(daemon: "Daemon", blob: BlobRef, sources: Sequence[str]) -> bool:
+    """Whether one of the sources shows a chunk, drawn by chance, of a blob that is here already."""
+    count = chunk_count(blob.size_bytes)
+    if count == 0:
+        return True
+    try:
+        return await daemon.exchange.holds(blob, secrets.randbelow(count), sources)
+    except BlobMissing:
+        return False
 
 
 def forget_run(daemon: "Daemon", run: bytes) -> None:

@@ -693,7 +693,7 @@ DEFENCES = (
     at(
         "node/mirror_tasks.py",
         f"{MIRRORS}::test_bytes_that_another_fetch_brings_are_no_proof_that_this_buyer_had_them",
-        ("return shown or await _is_proved(", "return True or await _is_proved("),
+        ("return shown or await is_proved(", "return True or await is_proved("),
     ),
     at(
         "node/mirroring.py",

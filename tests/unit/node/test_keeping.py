@@ -49,7 +49,7 @@ def selling(phase: str) -> NodeState:
     )
     state.sale_of[LEASE] = key
     outputs = (RunResult(path="a", blob=OUTPUT),)
-    state.runs[LEASE] = Run(run=LEASE, phase="running", checkpoint=CHECKPOINT, outputs=outputs)
+    state.runs[LEASE] = Run(run=LEASE, phase="running", begun=True, checkpoint=CHECKPOINT, outputs=outputs)
     return state
 
 
@@ -80,6 +80,18 @@ def test_a_buyer_may_have_what_its_runs_made_and_nobody_else_may() -> None:
     state = selling("delivering")
     assert may(state, BUYER) == {OUTPUT, CHECKPOINT}
     assert may(state, OTHER) == set()
+
+
+def test_a_buyer_may_have_what_it_named_only_once_its_code_has_run() -> None:
+    state = selling("running")
+    sale = state.sale_on(LEASE)
+    assert sale is not None
+    state.sales[sale.bid_digest] = replace(sale, workload=spec().workload(JOB, PACKAGE, None))
+    assert may(state, BUYER) == {PACKAGE, CHECKPOINT, OUTPUT}
+    state.runs[LEASE] = Run(run=LEASE, phase="staging", checkpoint=CHECKPOINT)
+    assert may(state, BUYER) == set(), "the names may be another's"
+    state.runs[LEASE] = Run(run=LEASE, phase="staging", checkpoint=CHECKPOINT, checkpoint_at_ms=1)
+    assert may(state, BUYER) == {PACKAGE, CHECKPOINT}
 
 
 def test_who_is_told_of_a_blob_may_have_it_and_only_the_one_who_was_told() -> None:

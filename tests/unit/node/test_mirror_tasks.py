@@ -81,7 +81,7 @@ class Three:
             workload=self.of.spec.workload(JOB, self.package, None),
         )
         provider.state.sale_of[lease] = key
-        provider.state.runs[lease] = Run(run=lease, phase="running")
+        provider.state.runs[lease] = Run(run=lease, phase="running", begun=True)
 
     def copied(self, **changes: BlobRef | None) -> None:
         """The second provider mirrors the first one's checkpoint."""
@@ -147,7 +147,7 @@ async def test_a_copy_comes_from_the_buyer(three: Three) -> None:
 
 async def test_a_copy_comes_from_who_made_it_when_the_buyer_does_not_give_it(three: Three) -> None:
     three.first.store.put_bytes(STATE)
-    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=REF)
+    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=REF, checkpoint_at_ms=1)
     grant = Grant(account=three.second.account.address, checkpoint=REF)
     three.first.state.mirrors[FIRST] = Mirror(lease=FIRST, buyer=three.buyer.account.address, grants=(grant,))
     three.copied(wanted=REF)
@@ -238,7 +238,7 @@ async def test_what_is_no_checkpoint_is_refused_in_words_in_the_jobs_log(three: 
     first, provider = FetchWanted(job=JOB, lease=FIRST, provider=three.first.account.address, blob=REF), three.first
     for data, expected in ((STATE, None), (good, blob_ref(good))):
         ref = provider.store.put_bytes(data)
-        provider.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref)
+        provider.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref, checkpoint_at_ms=1)
         copying = Checkpoint(round=0, step=1, blob=ref)
         three.buyer.state.jobs[JOB] = replace(three.of, shards=(three.shard(0, copying=copying), three.shard(1)))
         with trio.fail_after(20):
@@ -301,7 +301,7 @@ async def test_a_copy_that_is_replaced_gives_its_room_back_and_one_is_fetched_at
 
 async def test_a_checkpoint_that_its_provider_replaced_gives_its_room_back(three: Three) -> None:
     ref = three.first.store.put_bytes(STATE)
-    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref)
+    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref, checkpoint_at_ms=1)
     hang(three.first, ref)
     copying = Checkpoint(round=0, step=1, blob=ref)
     three.buyer.state.jobs[JOB] = replace(three.of, shards=(three.shard(0, copying=copying), three.shard(1)))

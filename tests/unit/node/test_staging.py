@@ -4,7 +4,7 @@
 import errno
 import io
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.proto.workload import FileList, ListedFile
 from hansa.scheduler.job_state import Checkpoint, Job, Shard
+from hansa.scheduler.mirror import Mirror
 from hansa.scheduler.run import STAGING, Run, RunStopWanted, StartRun
 
 pytestmark = pytest.mark.trio
@@ -168,7 +169,7 @@ async def test_a_checkpoint_is_fetched_without_what_an_earlier_one_of_the_same_s
     assert sale is not None
     earlier = b"e" * 32
     pair.provider.state.sale_of[earlier] = sale.bid_digest
-    pair.provider.state.runs[earlier] = Run(run=earlier, phase="failed", checkpoint=old)
+    pair.provider.state.runs[earlier] = Run(run=earlier, phase="failed", checkpoint=old, checkpoint_at_ms=1)
     asked: list[int] = []
     read_chunk = pair.buyer.store.read_chunk
 
@@ -183,6 +184,113 @@ async def test_a_checkpoint_is_fetched_without_what_an_earlier_one_of_the_same_s
     assert order.checkpoint == new
     assert asked == [1]
     assert pair.provider.store.read_bytes(new, 1 << 30) == after
+
+
+def withhold(pair: Pair, data: bytes) -> None:
+    """The buyer knows the name of a blob and has not got it: it lies at the provider for somebody else."""
+    assert pair.provider.store.put_bytes(data) == pair.buyer.store.put_bytes(data)
+    pair.buyer.store.delete(blob_ref(data))
+
+
+async def test_a_blob_that_lies_here_for_another_buyer_is_not_laid_out_for_who_cannot_show_it(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    pair.lease(pair.listed(("x", b"another's data", ())))
+    withhold(pair, b"another's data")
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert ended.end_kind == "refused"
+    assert "could not be fetched in time" in ended.end_reason
+    assert started.orders == []
+
+
+async def test_anothers_code_is_not_laid_out_either(
+    pair: Pair, package: bytes, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    pair.lease(pair.listed())
+    withhold(pair, package)
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, ORDER)
+    assert (await failure(pair.provider)).end_kind == "refused"
+    assert started.orders == []
+    buyer = pair.buyer.account.address
+    assert not pair.provider.grants.allow(pair.provider.state, buyer, pair.package), "nor is it given to its node"
+
+
+async def test_a_checkpoint_of_another_buyers_is_not_gone_on_from(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    state = blob_ref(b"another's weights")
+    pair.lease(pair.listed())
+    withhold(pair, b"another's weights")
+    run = pair.provider.state.runs.live[LEASE]
+    pair.provider.state.runs[LEASE] = replace(run, checkpoint=state)
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, replace(ORDER, checkpoint=state))
+    assert (await failure(pair.provider)).end_kind == "refused"
+    assert started.orders == []
+    assert not pair.provider.grants.allow(pair.provider.state, pair.buyer.account.address, state)
+
+
+async def test_what_another_buyer_brought_is_laid_out_for_who_shows_it_and_nothing_is_fetched_again(
+    pair: Pair, started: Started
+) -> None:
+    data = bytes(3 * CHUNK_BYTES + 1)
+    listed = pair.listed(("x", data, ()))
+    pair.provider.store.put_bytes(data)
+    pair.lease(listed)
+    asked: list[int] = []
+    read_chunk = pair.buyer.store.read_chunk
+
+    def watched(ref: BlobRef, index: int) -> bytes:
+        asked.extend([index] if ref == blob_ref(data) else [])
+        return read_chunk(ref, index)
+
+    pair.buyer.store.read_chunk = watched  # type: ignore[method-assign]
+    await staging.start_run(pair.provider, ORDER)
+    assert len(started.orders) == 1
+    assert len(asked) == 1, "one chunk, drawn by chance"
+    await staging.start_run(pair.provider, ORDER)
+    assert len(asked) == 1, "the next shard of the same buyer shows it no more"
+
+
+async def test_a_run_that_had_begun_goes_on_after_a_crash_while_its_buyer_is_away(pair: Pair, started: Started) -> None:
+    pair.lease(pair.listed(("x", b"some data", ())))
+    await staging.start_run(pair.provider, ORDER)
+    pair.provider.exchange._shown.clear()
+    made = pair.provider.store.put_bytes(b"made here")
+    run = pair.provider.state.runs.live[LEASE]
+    pair.provider.state.runs[LEASE] = replace(run, counted_ms=5, checkpoint=made, checkpoint_at_ms=7)
+    pair.buyer.exchange._allow = lambda _context, _blob: False
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, replace(ORDER, checkpoint=made))
+    assert len(started.orders) == 2
+
+
+async def test_a_buyer_here_is_asked_for_no_blob_that_another_names(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    honest = staging.peers_of
+
+    async def watched(daemon: Daemon, accounts: Sequence[bytes]) -> list[str]:
+        asked.extend(accounts)
+        return await honest(daemon, accounts)
+
+    monkeypatch.setattr(staging, "peers_of", watched)
+    pair.lease(pair.listed())
+    state, victim, mirror = pair.provider.state, b"\x07" * 20, b"\x08" * 20
+    called = replace(tender(), signer=victim)
+    made = bid(called).document
+    state.sales[b"v" * 32] = Sale(phase="running", tender=called, bid=made, bid_digest=b"v" * 32, grace_ms=1)
+    state.mirrors[LEASE] = Mirror(lease=LEASE, buyer=pair.buyer.account.address, sources=(victim, mirror))
+    await staging.start_run(pair.provider, ORDER)
+    assert len(started.orders) == 1
+    assert set(asked) == {pair.buyer.account.address, mirror}
 
 
 async def test_nobody_may_have_another_shards_files(pair: Pair) -> None:
