@@ -62,8 +62,10 @@ def _tell_buyer(entry: Sale, event: RunNews) -> Effects:
             replaces = f"step {step}"
         case run.RunSynced(round=number, weight_ppm=weight_ppm, state=contribution):
             # A job's code counts the rounds that it has behind it, the market the one that is being made.
+            # Nor does any weight count for nothing: a contribution without one is turned away.
+            weight_milli = max(1, weight_ppm // 1000)
             message = messages.RoundContributed(
-                lease=lease, round=min(number + 1, LAST_ROUND), weight_milli=weight_ppm // 1000, state=contribution
+                lease=lease, round=min(number + 1, LAST_ROUND), weight_milli=weight_milli, state=contribution
             )
             keep_ms, replaces = ROUND_KEEP_MS, "contribution"
         case run.RunCheckpointed(round=number, step=step, checkpoint=checkpoint):

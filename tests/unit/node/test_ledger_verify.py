@@ -10,7 +10,7 @@ from kit.filed_ledger import head_signer, ledger_file, records, tamper, traded
 from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
 
 from hansa.market.ledger import Entry, Leg
-from hansa.market.ledger_records import FiledClose, FiledPayment, FiledReceipt, FiledVoucher
+from hansa.market.ledger_records import FiledChannel, FiledClose, FiledPayment, FiledReceipt, FiledVoucher
 from hansa.market.receipts import receipt_digest
 from hansa.node.cli import cli
 from hansa.node.head_store import HeadStore
@@ -291,6 +291,21 @@ def test_a_close_at_another_sum_than_was_vouched_for_is_named(tmp_path, owner):
     code, report = verify(written(tmp_path, owner, [*RECORDS[owner][:at], one_sided, *RECORDS[owner][at + 1 :]]))
     assert code == 1
     assert "signatures" in faults(report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(FiledReceipt, "a receipt"), (FiledVoucher, "a voucher"), (FiledClose, "a close")]
+)
+def test_a_document_of_a_channel_that_is_not_filed_is_named(tmp_path, owner, kind, what):
+    """Whoever seals a ledger anew can leave out the channel, and no document of it can be checked."""
+    kinds = (FiledReceipt, FiledVoucher, FiledClose)
+    kept = next(record for record in RECORDS[owner] if isinstance(record, kind))
+    left = [each for each in RECORDS[owner] if each is kept or not isinstance(each, (FiledChannel, *kinds))]
+    code, report = verify(written(tmp_path, owner, left))
+    assert code == 1
+    said = [found["words"] for found in report["findings"] if found["name"] == "signatures"]
+    assert len(said) == 1
+    assert f"{what} is of a channel that is not filed" in said[0]
 
 
 def test_a_head_signed_by_another_key_is_not_this_ledgers(path, owner):

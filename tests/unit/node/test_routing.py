@@ -25,7 +25,7 @@ from hansa.market import sale_events
 from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import next_statement
 from hansa.market.track_record import Record
-from hansa.node import buying, events, selling
+from hansa.node import buying, buying_turns, events, selling
 from hansa.node.buying_turns import funds_left
 from hansa.node.engine import Engine
 from hansa.node.state import restored, snapshot
@@ -530,6 +530,44 @@ def reduced_to_nothing(*, unsound, number=1):
     news = events.RoundNotReduced(job=JOB, round=number, rejected=left_out, unsound=unsound, at_ms=made.now_ms)
     made.take(BUYER, news)
     return job_of(made)
+
+
+@pytest.mark.parametrize(("weight_ppm", "weight_milli"), [(1, 1), (999, 1), (1_000, 1), (2_500_000, 2_500)])
+def test_a_small_weight_counts_as_the_least_and_not_as_none(weight_ppm, weight_milli):
+    made, (lease,) = running()
+    state = blob_ref(b"state")
+    made.take(PROVIDER, run.RunSynced(run=lease, round=0, weight_ppm=weight_ppm, state=state, at_ms=made.now_ms))
+    ((_, wanted),) = [found for found in made.effects if isinstance(found[1], rounds.ReductionWanted)]
+    assert [entry.weight_milli for entry in wanted.contributions] == [weight_milli]
+
+
+def test_the_same_end_of_a_lease_twice_counts_once():
+    made, (lease,) = running()
+    state = state_of(made, BUYER)
+    over = job_events.LeaseOver(lease=lease, well=False, due=False, at_ms=made.now_ms)
+    buying_turns.follow(state, JOB, (over,))
+    assert state.records == {PROVIDER: Record(bad=1)}
+    assert buying_turns.follow(state, JOB, (over, replace(over, well=True))) == []
+    assert state.records == {PROVIDER: Record(bad=1)}
+
+
+def test_the_end_of_a_lease_that_is_not_known_counts_for_nobody():
+    made, _ = running()
+    over = job_events.LeaseOver(lease=b"?" * 32, well=False, due=False, at_ms=made.now_ms)
+    assert buying_turns.follow(state_of(made, BUYER), JOB, (over,)) == []
+    assert state_of(made, BUYER).records == {}
+
+
+def test_the_end_of_an_award_that_nobody_confirmed_counts_for_nobody():
+    made = market()
+    made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
+    made.tender(BUYER, (PROVIDER,))
+    state = state_of(made, BUYER)
+    lease = next(iter(state.placed))
+    assert [entry.phase for _, bought in state.purchases.all() for entry in bought.placements] == ["awarded"]
+    over = job_events.LeaseOver(lease=lease, well=False, due=False, at_ms=made.now_ms)
+    assert buying_turns.follow(state, JOB, (over,)) == []
+    assert state.records == {}
 
 
 def test_a_round_in_which_nothing_was_sound_fails_the_job_with_the_reason():
