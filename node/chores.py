@@ -17,12 +17,13 @@ from hansa.node.device_views import seen_devices
 from hansa.node.directory import Stranger
 from hansa.node.events import NettingDue
 from hansa.node.keeping import checkpoint_blobs, wanted_blobs
-from hansa.node.logs import log_line
+from hansa.node.logs import log_line, warn
 from hansa.node.machine_facts import hoisted
 from hansa.node.metrics import Metrics, Snapshot
 from hansa.node.money_reminders import MoneyReminders, jobs_that_wait
 from hansa.node.mutual_credit import could_net
 from hansa.node.performing import perform
+from hansa.node.steady_clock import CLOCK_ADVICE, JUMP_MS, KEEP_TIME
 from hansa.node.unsettled import settlements_wanted
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
@@ -38,6 +39,7 @@ LOOK_AROUND_S = 1.0
 MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
 RENEW_EVERY_S = 1.0
+WATCH_CLOCK_EVERY_S = 1.0
 REMIND_EVERY_S = 30.0
 REMIND_OF_MONEY_EVERY_S = 5.0
 KEEP_EVERY_S = 20.0
@@ -144,6 +146,28 @@ async def renew_binding(daemon: "Daemon") -> None:
             log_line("the binding of this node is signed anew")
             await daemon.directory.introduce(hello, [peer for peer, at in daemon.net.phases().items() if at == "live"])
             daemon.attestation = await trio.to_thread.run_sync(attest, digest(DOMAIN, hello.binding))
+
+
+async def watch_clock(daemon: "Daemon") -> None:
+    """Say when the clock was set, follow it back as soon as nothing runs, and say when peers have another time."""
+    clock, doubted = daemon.clock, False
+    # What is newest in the journal is of an earlier life: it can only lie in the future if the clock was set back.
+    if daemon.last_life_ms > daemon.started_ms + JUMP_MS:
+        late_s = (daemon.last_life_ms - daemon.started_ms) // 1000
+        warn(f"the newest record of this node lies {late_s} s in the future: is the clock right? {KEEP_TIME}")
+    while True:
+        jumped_s = clock.jumped_ms() // 1000
+        if jumped_s:
+            way = "forward (or the machine slept)" if jumped_s > 0 else "back"
+            warn(f"the clock of this machine was set {way} by {abs(jumped_s)} s. {KEEP_TIME}")
+        if clock.ahead_ms() > JUMP_MS and not (daemon.state.sales.live or daemon.state.purchases.live):
+            clock.go_back()
+            log_line("nothing runs, so the node takes the clock's time, which was set back")
+        if daemon.directory.clocks_differ != doubted:
+            doubted = not doubted
+            if doubted:
+                warn(f"{CLOCK_ADVICE} {KEEP_TIME}")
+        await trio.sleep(WATCH_CLOCK_EVERY_S)
 
 
 async def show_life(daemon: "Daemon") -> None:

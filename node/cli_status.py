@@ -31,6 +31,8 @@ def status(data_dir: Path, as_json: bool) -> None:
         f"sandbox    {plain(sandbox.get('tier'), 32)}: {plain(sandbox.get('reason'), 200) or 'tested and sound'}"
     )
     click.echo(f"devices    {plain(view.get('inventory_note'), 500)}")
+    if told := clock_fault(view):
+        click.echo(f"CLOCK      {told}")
     if view.get("chain"):
         print_chain(fields_of(view["chain"]))
     for waiting in view.get("waiting_for_money", []):
@@ -40,6 +42,20 @@ def status(data_dir: Path, as_json: bool) -> None:
     if view.get("leases"):
         click.echo()
         print_leases(view["leases"])
+
+
+def clock_fault(view: dict[str, Any]) -> str:
+    """What is wrong with the machine's clock, in words; nothing if nothing is known to be."""
+    from hansa.node.plain_text import fields_of
+    from hansa.node.steady_clock import CLOCK_ADVICE, JUMP_MS, KEEP_TIME
+
+    clock = fields_of(view.get("clock"))
+    ahead_ms, future_ms = (clock.get(name) for name in ("ahead_ms", "journal_in_future_ms"))
+    if isinstance(ahead_ms, int) and ahead_ms > JUMP_MS:
+        return f"it was set back by {ahead_ms // 1000} s while something runs. {KEEP_TIME}"
+    if isinstance(future_ms, int) and future_ms > JUMP_MS:
+        return f"the newest record of this node lies {future_ms // 1000} s in the future. {KEEP_TIME}"
+    return f"{CLOCK_ADVICE} {KEEP_TIME}" if clock.get("peers_differ") is True else ""
 
 
 def _lends(view: dict[str, Any]) -> str:

@@ -180,9 +180,9 @@ class Daemon:
             provider=config.provider,
             rules=config.rules,
             now_ms=self.now_ms,
-            # A launcher of its own keeps runs' files where this process may not even look.
             # Files and sessions are dated by the wall clock, however that is set.
-            presence=OwnerPresence(now_ms=lambda: self.clock.wall_ms()),
+            presence=OwnerPresence(now_ms=self.clock.wall_ms),
+            # A launcher of its own keeps runs' files where this process may not even look.
             machine=replace(read_machine(), disk_bytes=0) if config.sandbox.launcher is not None else None,
         )
         self.trees = Trees(data / "environments", quota_bytes=config.environments.quota_bytes)

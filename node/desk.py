@@ -102,6 +102,11 @@ class NodeDesk:
                 "last_event_ms": state.at_ms,
             },
             "started_ms": daemon.started_ms,
+            "clock": {
+                "ahead_ms": daemon.clock.ahead_ms(),
+                "peers_differ": daemon.directory.clocks_differ,
+                "journal_in_future_ms": max(0, daemon.last_life_ms - daemon.now_ms()),
+            },
         }
 
     def _account_of(self, peer_id: str) -> str | None:

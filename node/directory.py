@@ -20,6 +20,8 @@ from hansa.proto.peer_id import parse_peer_id
 from hansa.proto.protocols import HELLO, MAX_HELLO_BYTES
 
 MOST_KNOWN = 10_000
+MOST_DOUBTS = 100
+SEVERAL = 2
 CLOCKS_DIFFER = "directory.clocks_differ"
 
 
@@ -48,6 +50,7 @@ class Directory:
         self._hints: OrderedDict[bytes, str] = OrderedDict()
         self._rate = PeerRate(HELLOS_AT_ONCE, HELLO_EVERY_MS)
         self.counters: Counter[str] = Counter()
+        self._other_times: OrderedDict[str, None] = OrderedDict()
 
     def serve(self) -> None:
         """Answer every hello with ours."""
@@ -76,6 +79,7 @@ class Directory:
         if not holds_at(binding, self._now_ms()):
             # Both keys signed it, so the peer is who it says. A wrong clock, be it theirs or ours, is no attack.
             self.counters[CLOCKS_DIFFER] += 1
+            self._doubt(peer_id)
             raise Refused(_out_of_date(binding, self._now_ms()))
         known = self._bindings.get(peer_id)
         if known is not None and known.account != binding.account and known.epoch >= binding.epoch:
@@ -84,6 +88,7 @@ class Directory:
         if other is not None and other.peer_id != binding.peer_id and other.epoch >= binding.epoch:
             # An account that moved must not be drawn back to a node whose binding it has replaced.
             raise NotForUs("hello", "the account has bound itself to another node since")
+        self._other_times.pop(peer_id, None)
         self._bindings[peer_id] = binding
         self._bindings.move_to_end(peer_id)
         self._peers[binding.account] = peer_id
@@ -92,6 +97,20 @@ class Directory:
             if self._peers.get(forgotten.account) == old:
                 del self._peers[forgotten.account]
         return binding.account
+
+    def _doubt(self, peer_id: str) -> None:
+        self._other_times[peer_id] = None
+        while len(self._other_times) > MOST_DOUBTS:
+            self._other_times.popitem(last=False)
+
+    @property
+    def clocks_differ(self) -> bool:
+        """Whether several peers were last seen to have another time, and no fewer than those that have ours.
+
+        Strangers can say so together and be wrong: it is worth a word to the owner, and nothing else.
+        """
+        ours = sum(holds_at(binding, self._now_ms()) for binding in self._bindings.values())
+        return len(self._other_times) >= max(SEVERAL, min(ours, MOST_DOUBTS))
 
     def account_of(self, peer_id: str) -> bytes | None:
         """The account that a peer proved to speak for, as long as its binding holds."""

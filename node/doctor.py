@@ -81,13 +81,15 @@ def _daemon(data_dir: Path) -> list[Finding]:
 
 
 def _network(data_dir: Path) -> list[Finding]:
-    """How others reach this node: asked of the daemon, and no finding where there is none."""
+    """How others reach this node, and its clock: asked of the daemon, and no finding where there is none."""
+    from hansa.node.cli_status import clock_fault  # noqa: PLC0415  # late, as below
     from hansa.node.plain_text import plain  # noqa: PLC0415  # late, as below
 
     try:
         daemon = Daemon(data_dir)
         try:
             view = daemon.get("/v1/net")
+            wrong = clock_fault(daemon.get("/v1/node"))
         finally:
             daemon.close()
     except OperatorError:
@@ -99,6 +101,7 @@ def _network(data_dir: Path) -> list[Finding]:
     got = sum(each.get("reached_at") is not None for each in said)
     others = ", ".join(plain(each.get("peer_id"), 64)[-10:] for each in said) or "nobody"
     return [
+        ("clock", not wrong, wrong or "nothing says that it is wrong"),
         ("network", reached != "only outgoing", f"{words}; {advice}" if advice else words),
         ("autonat", True, f"{plain(view.get('autonat'), 20)}: {got} of {len(said)} that tried got through ({others})"),
         ("upnp", True, plain(view["upnp"], 300) if view.get("upnp") else "not asked"),

@@ -58,7 +58,7 @@ def start_logging(*, as_json: bool) -> None:
     if as_json:
         handler.setFormatter(JsonLines())
     else:
-        handler.setFormatter(PlainLines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(PlainLines("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
@@ -67,6 +67,11 @@ def start_logging(*, as_json: bool) -> None:
 def log_line(text: str) -> None:
     """One line for the owner."""
     LOGGER.info("%s", plain(text))
+
+
+def warn(text: str) -> None:
+    """One line for the owner about what is wrong and will not mend itself."""
+    LOGGER.warning("%s", plain(text))
 
 
 def log_turns(turns: Iterable[Turn]) -> None:

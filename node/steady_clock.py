@@ -10,6 +10,8 @@ from typing import Final
 
 JUMP_MS: Final = 30_000
 """What partners bear with (``hansa.market.receipts``). A clock that is corrected by less has not jumped."""
+KEEP_TIME: Final = "Keep it with NTP (systemd-timesyncd, chrony): others believe no node with another time."
+CLOCK_ADVICE: Final = "several peers have another time than this machine: is its clock right?"
 
 
 def wall_clock_ms() -> int:

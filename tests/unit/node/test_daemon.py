@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.memory_party import key
 
 from hansa.node import chores
+from hansa.node.cli_status import clock_fault
 from hansa.node.config import FILE_NAME, parse_config
 from hansa.node.daemon import Daemon
 from hansa.node.faults import OperatorError
@@ -60,3 +62,50 @@ async def test_after_31_days_two_daemons_still_know_each_other(tmp_path: Path) -
             assert await two.directory.meet(one.net.peer_id) == one.account.address
         assert all(peer.strikes == 0 for daemon in (one, two) for peer in daemon.net.peers())
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_clock_that_is_set_back_stops_no_deadline(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon:
+        due_ms = daemon.now_ms() + 500
+        daemon.engine.deadline_ms = lambda: due_ms if daemon.state.at_ms < due_ms else None  # type: ignore[method-assign]
+        set_clock(daemon, -DAY_MS)
+        await until(lambda: daemon.state.at_ms >= due_ms)
+
+
+@pytest.mark.trio
+async def test_where_nothing_runs_a_node_follows_its_clock_back_and_dates_its_binding_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, trio.open_nursery() as nursery:
+        nursery.start_soon(chores.watch_clock, daemon)
+        nursery.start_soon(chores.renew_binding, daemon)
+        await trio.lowlevel.checkpoint()
+        set_clock(daemon, -DAY_MS)
+        await until(lambda: daemon.own_binding.hello.binding.not_before < wall_clock_ms() - DAY_MS + 60_000)
+        assert daemon.clock.ahead_ms() < 1_000
+        set_clock(daemon, 0)
+        await until(lambda: "set forward" in caplog.text)
+        assert "set back by 86" in caplog.text
+        assert abs(daemon.now_ms() - wall_clock_ms()) < 60_000
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_while_something_runs_a_node_goes_on_with_its_own_time(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, trio.open_nursery() as nursery:
+        daemon.state.sales.live[b"sale"] = None  # type: ignore[assignment]  # only that there is one is looked at
+        nursery.start_soon(chores.watch_clock, daemon)
+        set_clock(daemon, -DAY_MS)
+        await trio.sleep(1.5)
+        assert daemon.clock.ahead_ms() > DAY_MS - 60_000
+        assert "set back" in clock_fault({"clock": {"ahead_ms": daemon.clock.ahead_ms()}})
+        del daemon.state.sales.live[b"sale"]
+        await until(lambda: daemon.clock.ahead_ms() < 1_000)
+        nursery.cancel_scope.cancel()
+
+
+def test_the_owner_is_told_in_words_what_is_wrong_with_the_clock() -> None:
+    assert clock_fault({}) == clock_fault({"clock": {"ahead_ms": 0, "journal_in_future_ms": 0}}) == ""
+    assert "in the future" in clock_fault({"clock": {"journal_in_future_ms": 3_600_000}})
+    assert "several peers" in clock_fault({"clock": {"peers_differ": True}})

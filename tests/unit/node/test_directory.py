@@ -205,3 +205,16 @@ async def test_strangers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch)
                 await one.directory.meet(each.peer_id)
                 one.directory.hint(key(number + 50).address, each.peer_id)
         assert len(one.directory._bindings) == len(one.directory._peers) == len(one.directory._hints) == 3
+
+
+async def test_several_peers_with_another_time_are_worth_a_word_and_one_is_not() -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2, hello=expired) as two, party(hub, 3, hello=too_early) as three:
+        for late, told in ((two, False), (three, True)):
+            one.knows(late)
+            with pytest.raises(Stranger):
+                await one.directory.meet(late.peer_id)
+            assert one.directory.clocks_differ is told
+        three.knows(one)
+        await three.net.request(one.peer_id, HELLO, encode(hello_of(three.account, three.node)))
+        assert not one.directory.clocks_differ
