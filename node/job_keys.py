@@ -1,12 +1,15 @@
 """The content keys of this buyer's sealed jobs, on its own disk and nowhere else.
 
-One file for each job, encrypted under a key that comes from the account's: the account's own file is locked with a
-password, so a copy of this node's directory alone opens nothing. No key is in the journal, which says what was traded
-and is kept for as long as anybody may ask. A key goes with its job, and with it everything that was ever sealed under
-it, wherever copies of that may lie.
+One file for each job, encrypted under a key that comes from the account's, whose own file a password opens. A copy of
+this node's directory therefore opens nothing only where that password lies elsewhere (in a systemd credential, say):
+``hansa init`` by itself leaves it beside the account, so that the node starts unattended.
+
+No key is in the journal, which says what was traded and is kept for as long as anybody may ask. A key goes with its
+job, and with it everything that was ever sealed under it, wherever copies of that may lie.
 """
 
 import secrets
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -39,13 +42,15 @@ class JobKeys:
         self._cipher = AESGCM(wrapping.derive(account.secret()))
         self._known: dict[bytes, ContentKey] = {}
         self._new: set[bytes] = set()
+        self._lock = threading.Lock()
 
     def keep(self, job: bytes, key: ContentKey) -> None:
         """Have a new job's key on the disk. Blocks. Raises ``ConfigError`` if that cannot be."""
         nonce = secrets.token_bytes(NONCE_BYTES)
-        write_new_secret(self._path(job), nonce + self._cipher.encrypt(nonce, key.secret(), job))
-        self._new.add(job)
-        self._known[job] = key
+        with self._lock:
+            write_new_secret(self._path(job), nonce + self._cipher.encrypt(nonce, key.secret(), job))
+            self._new.add(job)
+            self._known[job] = key
 
     def find(self, job: bytes) -> ContentKey | None:
         """A job's key; ``None`` if it is lost, or was kept by another account."""
@@ -60,14 +65,16 @@ class JobKeys:
 
     def keep_only(self, jobs: Collection[bytes]) -> None:
         """Forget the keys of jobs that this node knows no more. One that was kept before its job was known stays."""
-        self._new.difference_update(jobs)
-        stay = {*jobs, *self._new}
-        for job in set(self._known) - stay:
-            self._known.pop(job, None)
-        names = {job.hex() for job in stay}
-        for path in self._directory.glob(f"*{SUFFIX}"):
-            if path.stem not in names:
-                path.unlink(missing_ok=True)
+        # Another thread may be keeping one: its file must not be seen before its job is known to be new.
+        with self._lock:
+            self._new.difference_update(jobs)
+            stay = {*jobs, *self._new}
+            for job in set(self._known) - stay:
+                self._known.pop(job, None)
+            names = {job.hex() for job in stay}
+            for path in self._directory.glob(f"*{SUFFIX}"):
+                if path.stem not in names:
+                    path.unlink(missing_ok=True)
 
     def _path(self, job: bytes) -> Path:
         return self._directory / f"{job.hex()}{SUFFIX}"

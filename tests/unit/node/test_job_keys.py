@@ -1,5 +1,6 @@
 """A sealed job's key survives a restart, opens for its account alone, and goes with its job."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,31 @@ def test_a_folder_that_others_may_enter_is_refused(folder: Path) -> None:
     folder.chmod(0o755)
     with pytest.raises(ConfigError, match="open to other users"):
         JobKeys(folder, key(1))
+
+
+def test_a_key_that_is_being_kept_is_not_cleared_away_by_another_thread(folder: Path) -> None:
+    keys, over = JobKeys(folder, key(1)), threading.Event()
+
+    def clear() -> None:
+        while not over.is_set():
+            keys.keep_only([])
+
+    thread = threading.Thread(target=clear)
+    thread.start()
+    jobs = [number.to_bytes(32, "big") for number in range(100)]
+    try:
+        for job in jobs:
+            keys.keep(job, new_content_key())
+    finally:
+        over.set()
+        thread.join()
+    assert {path.stem for path in folder.iterdir()} == {job.hex() for job in jobs}
+
+
+def test_a_key_that_could_not_be_kept_is_no_key_of_a_new_job(folder: Path) -> None:
+    JobKeys(folder, key(1)).keep(JOB, new_content_key())
+    keys = JobKeys(folder, key(1))
+    with pytest.raises(ConfigError, match="exists already"):
+        keys.keep(JOB, new_content_key())
+    keys.keep_only([])
+    assert list(folder.iterdir()) == []
