@@ -115,6 +115,10 @@ def a_round(number: int, state: BlobRef) -> DeliverRound:
     return DeliverRound(lease=LEASE, buyer=BUYER, round=number, state=state)
 
 
+async def at_once(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 async def test_of_the_rounds_that_are_told_to_a_run_only_the_newest_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +171,7 @@ async def test_a_disk_or_a_limit_that_fails_a_round_is_waited_for_and_costs_nobo
             raise OSError(errno.EMFILE, "Too many open files")
         handed.set()
 
+    monkeypatch.setattr(provider_tasks, "bring", at_once)
     monkeypatch.setattr(Executor, "deliver_round", deliver)
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
         daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at
@@ -190,6 +195,7 @@ async def test_a_round_that_a_run_cannot_take_fails_that_run_in_words(
         ended.append((kind, reason))
 
     monkeypatch.setattr(Executor, "deliver_round", deliver)
+    monkeypatch.setattr(provider_tasks, "bring", at_once)
     monkeypatch.setattr(Executor, "fail", fail)
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
         daemon.executor._runs[LEASE] = None  # type: ignore[assignment]  # only its name is looked at
