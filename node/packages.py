@@ -17,11 +17,16 @@ from typing import BinaryIO
 
 from hansa.node.faults import ConfigError
 from hansa.node.quantities import format_size
-from hansa.proto.errors import Malformed, TooLarge
+from hansa.proto.errors import Malformed, ProtocolError, TooLarge
 from hansa.proto.frames import is_safe_path
+from hansa.proto.typed_json import parse_json
 
 IGNORE_FILE = ".hansaignore"
-ALWAYS_IGNORED = (".git", ".hg", ".svn", "__pycache__", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "*.pyc")
+_TOOLS = (".git", ".hg", ".svn", "__pycache__", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "*.pyc")
+_LOGINS = (".ssh", ".aws", ".gnupg", ".netrc")
+ALWAYS_IGNORED = _TOOLS + _LOGINS
+NODE_KEY = "node.key"
+LARGEST_KEYSTORE_BYTES = 65_536
 LARGEST_PACKAGE_BYTES = 1 << 30
 MOST_FILES = 10_000
 DEEPEST = 32
@@ -116,6 +121,20 @@ def _is_ignored(name: str, patterns: tuple[str, ...]) -> bool:
     return False
 
 
+_KEY_HINT = "move it, or the job, to a directory of its own: everything in a job's directory is sent"
+
+
+def _is_keystore(path: Path) -> bool:
+    """Whether a file is a Keystore V3, which holds an account's key."""
+    try:
+        content = path.read_bytes()
+        # Nothing else is parsed: there may be many files, and deep ones.
+        table = parse_json(content) if content.lstrip()[:1] == b"{" and b"crypto" in content.lower() else None
+    except (OSError, ProtocolError):
+        return False  # one that cannot be read is told of when it is to be packed
+    return type(table) is dict and table.get("version") == 3 and any(key.lower() == "crypto" for key in table)
+
+
 def _members(
     directory: Path, root: Path, prefix: str, without: tuple[tuple[str, ...], frozenset[str]], depth: int
 ) -> Iterator[tuple[str, Path]]:
@@ -138,7 +157,13 @@ def _members(
         if stat.S_ISDIR(found.st_mode):
             yield from _members(path, root, name + "/", without, depth + 1)
         elif stat.S_ISREG(found.st_mode):
+            if path.name == NODE_KEY or (found.st_size <= LARGEST_KEYSTORE_BYTES and _is_keystore(path)):
+                raise ConfigError(f"{path}: is a key, and a provider would get it", _KEY_HINT)
             yield name, path
+        elif stat.S_ISSOCK(found.st_mode):
+            raise ConfigError(
+                f"{path}: is neither file nor directory", f"if a node lives in this directory: {_KEY_HINT}"
+            )
         else:
             raise ConfigError(f"{path}: is neither file nor directory", f"remove it, or name it in {IGNORE_FILE}")
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import socket
 import stat
 import tarfile
 from pathlib import Path
@@ -72,6 +73,50 @@ def test_what_is_no_part_of_a_job_stays_at_home(job: Path) -> None:
     (job / ".hansaignore").write_text("# a comment\nnotes/\n\n*.log\ndata/deep/a.bin\n")
     names, _ = packed(job)
     assert names == (".hansaignore", "job.toml", "run.sh", "train.py")
+
+
+V3 = '{"address": "00", "crypto": {"cipher": "aes-128-ctr", "ciphertext": "00"}, "id": "x", "version": 3}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("node.key", "\x00"),
+        ("state/node.key", "anything"),
+        ("account.json", V3),
+        ("deep/UTC--2026--x", "\n " + V3.replace('"crypto"', '"Crypto"')),
+    ],
+)
+def test_a_nodes_keys_are_never_packed(job: Path, name: str, content: str) -> None:
+    (job / name).parent.mkdir(exist_ok=True)
+    (job / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"{Path(name).name}: is a key") as refused:
+        packed(job)
+    assert "move it" in refused.value.hint
+    (job / ".hansaignore").write_text(Path(name).name)
+    assert name not in packed(job)[0], "what its owner leaves out is not sent"
+
+
+def test_json_that_is_no_keystore_is_packed(job: Path) -> None:
+    for name, content in (("a.json", "{}"), ("b.json", '{"version": 3, "crypto": 1'), ("c.json", '{"version": 3}')):
+        (job / name).write_text(content)
+    assert {"a.json", "b.json", "c.json"} <= set(packed(job)[0])
+
+
+def test_what_holds_logins_stays_at_home(job: Path) -> None:
+    for name in (".ssh/id_ed25519", ".aws/credentials", ".gnupg/secring.gpg", ".netrc", ".git/config"):
+        (job / name).parent.mkdir(exist_ok=True)
+        (job / name).write_text("x")
+    assert not [name for name in packed(job)[0] if name.startswith(".")]
+
+
+def test_a_nodes_directory_is_not_submitted_by_leaving_its_socket_out(job: Path) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as api:
+        api.bind(str(job / "api.sock"))
+        with pytest.raises(ConfigError, match="neither file nor directory") as refused:
+            packed(job)
+    assert ".hansaignore" not in refused.value.hint
+    assert "a node lives in this directory" in refused.value.hint
 
 
 def test_a_link_inside_the_directory_is_packed_as_the_file_it_means(job: Path) -> None:
