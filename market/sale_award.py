@@ -15,6 +15,8 @@ LARGEST_PACKAGE_BYTES = 1 << 30
 LARGEST_STATE_BYTES = 2 << 30
 LARGEST_OUTPUT_BYTES = 4 << 30
 MOST_WORKERS = 256
+LARGEST_SIZE_BYTES = (1 << 50) - 1
+"""More than any machine has: what is more, or none at all, no sandbox can be told."""
 
 
 def objection_to(state: Sale, event: AwardArrived) -> str:
@@ -39,6 +41,8 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
         return "the workload asks for more than was tendered"
     if event.workload.shared_memory_bytes > event.workload.memory_bytes:
         return "the workload asks for more shared memory than memory"
+    if not is_possible(event.workload):
+        return "the workload has no workers, or a size that no sandbox can have"
     if is_too_large(event.workload):
         return "the workload is larger than providers take"
     if event.workload.fetch_bytes > state.max_fetch_bytes:
@@ -61,6 +65,12 @@ def objection_to(state: Sale, event: AwardArrived) -> str:
     if award.ends_ms > award.start_by_ms + needs.wall_ms:
         return "the lease is longer than was tendered"
     return ""
+
+
+def is_possible(workload: Workload) -> bool:
+    """Whether there are workers, and every limit is one that a sandbox can have."""
+    limits = (workload.memory_bytes, workload.shared_memory_bytes, workload.scratch_bytes, workload.output_bytes)
+    return workload.workers > 0 and all(0 < limit <= LARGEST_SIZE_BYTES for limit in limits)
 
 
 def is_too_large(workload: Workload) -> bool:

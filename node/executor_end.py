@@ -8,6 +8,7 @@ import trio
 
 from hansa.node.host_paths import without_host_paths
 from hansa.node.launcher_protocol import Ended
+from hansa.node.logs import LOGGER
 from hansa.node.run_order import RunOrder
 from hansa.node.sealing import SealBroken
 from hansa.proto.errors import ProtocolError
@@ -55,7 +56,10 @@ class Circumstances:
 
 
 def over_of(error: Exception) -> Over:
-    """The end that an exception out of a run's tasks means. What is a fault of ours is raised again."""
+    """The end that an exception out of a run's tasks means.
+
+    What is a fault of ours ends this run and is logged whole: others' runs beside it have no part in it.
+    """
     leaf = _leaf(error)
     if isinstance(leaf, Over):
         return leaf
@@ -65,7 +69,8 @@ def over_of(error: Exception) -> Over:
         return Over("bad-state", f"what it was to go on from cannot be opened: {leaf.why}")
     if isinstance(leaf, OSError | trio.BrokenResourceError):
         return Over("sandbox-lost", f"talking to the sandbox failed: {type(leaf).__name__}")
-    raise error
+    LOGGER.error("a run ended by a fault of this node's own", exc_info=error)
+    return Over("sandbox-lost", f"a fault of the provider's node: {type(leaf).__name__}")
 
 
 def last_event(order: RunOrder, over: Over, known: Circumstances, now_ms: int) -> RunEvent:

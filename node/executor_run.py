@@ -203,7 +203,7 @@ class Supervision:
                 # Beside the clock: a sandbox that never reads must not hold us up for ever.
                 nursery.start_soon(self._line.serve, self._stream)
                 await self._listen(intake, nursery)
-        except Exception as error:  # noqa: BLE001 - what is none of a run's ends is raised again
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run and no other
             return over_of(error)
         finally:
             await intake.drop()

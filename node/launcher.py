@@ -39,6 +39,7 @@ from hansa.node.launcher_protocol import (
     Count,
     Counted,
     Ended,
+    ImpossibleOrder,
     Kill,
     Pause,
     Refused,
@@ -140,6 +141,10 @@ class Launcher:
     def _take_request(self) -> None:
         try:
             message, descriptors = receive(self._control)
+        except ImpossibleOrder as fault:
+            # What a stranger's job names is no reason to end everybody's.
+            self._tell(Refused(run=fault.run, reason=f"no sandbox can be so: {fault.why}"))
+            return
         except (ProtocolError, OSError):
             message, descriptors = None, []
         for descriptor in descriptors:

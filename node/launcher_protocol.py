@@ -144,10 +144,24 @@ def pack(message: Message) -> bytes:
     return packed
 
 
+class ImpossibleOrder(Malformed):
+    """A sandbox is asked for that cannot be, under a name that can be answered.
+
+    Attributes:
+        run: the name.
+    """
+
+    def __init__(self, run: bytes, fault: Malformed) -> None:
+        """What else it is: the fault."""
+        super().__init__(fault.where, fault.why)
+        self.run = run
+
+
 def unpack(packet: bytes) -> Message:
     """The message in a packet.
 
     Raises:
+        ImpossibleOrder: it asks for a sandbox that cannot be.
         Malformed: it is none.
     """
     try:
@@ -155,11 +169,14 @@ def unpack(packet: bytes) -> Message:
         kind = _KINDS[value.pop("message")]
         if set(value) != {field.name for field in fields(kind)}:
             raise Malformed("launcher packet", "other fields than it has")
-        if kind in (Start, Adopt):
-            value["spec"] = _spec(value["spec"])
         for name in ("run", "prepared") if kind is Adopt else ("run",):
             if type(value[name]) is not bytes or not 0 < len(value[name]) <= 64:
                 raise Malformed("launcher packet", "a run without a name")
+        if kind in (Start, Adopt):
+            try:
+                value["spec"] = _spec(value["spec"])
+            except Malformed as fault:
+                raise ImpossibleOrder(value["run"], fault) from fault
         message: Message = kind(**value)
         _check_answer(message)
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:

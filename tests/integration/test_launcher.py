@@ -56,6 +56,23 @@ class Service:
         self.process.wait()
 
 
+@pytest.mark.parametrize("changes", [{"scratch_bytes": 0}, {"output_bytes": 1 << 50}, {"memory_bytes": -1}])
+def test_an_order_for_a_sandbox_that_cannot_be_is_refused_and_the_others_go_on(tmp_path, changes):
+    """The launcher took it for a daemon that has gone, and ended all that it had."""
+    need_sandbox()
+    with Service(tmp_path) as service, connect_launcher(service.path) as control:
+        control.settimeout(20)
+        send(control, Start(run=b"odd", spec=dataclasses.replace(SPEC, **changes)))
+        refused, _ = receive(control)
+        assert isinstance(refused, Refused)
+        assert refused.run == b"odd"
+        send(control, Start(run=b"sound", spec=SPEC))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
 def test_two_daemons_are_served_at_once_and_each_run_is_told_to_its_own(tmp_path):
     need_sandbox()
     with Service(tmp_path) as service, connect_launcher(service.path) as one, connect_launcher(service.path) as other:

@@ -14,6 +14,7 @@ from hansa.market.earning_channel import LineMetered
 from hansa.market.effects import Send
 from hansa.market.pricing import LONGEST_BIDDING_MS, ProviderTerms, objection
 from hansa.market.sale import advance
+from hansa.market.sale_award import is_possible
 from hansa.market.sale_events import (
     AwardArrived,
     FundsShared,
@@ -159,6 +160,28 @@ def test_a_workload_that_would_fill_the_provider_outside_the_sandbox_is_refused(
         Send, message=some(LeaseRefused, kind="too-large", reason="the workload is larger than providers take")
     )
     playbook.reaches("bid")
+
+
+@pytest.mark.parametrize("name", ["memory_bytes", "shared_memory_bytes", "scratch_bytes", "output_bytes", "workers"])
+@pytest.mark.parametrize("size", [0, 1 << 50, 1 << 63, (1 << 64) - 1])
+def test_a_workload_that_no_sandbox_can_have_is_refused(name: str, size: int) -> None:
+    """One such award ended the launcher, and with it everybody's runs."""
+    size = min(size, (1 << 32) - 1) if name == "workers" else size
+    odd = workload(**{name: size})
+    accepted = replace(award(BID), workload=digest(DOMAIN, odd))
+    playbook = Playbook(advance, START)
+    playbook >> AwardArrived(award=accepted, channel=CHANNEL, workload=odd, at_ms=NOW_MS + 3_000)
+    playbook << some(Send, message=some(LeaseRefused))
+    playbook.reaches("bid")
+
+
+@pytest.mark.parametrize("name", ["memory_bytes", "shared_memory_bytes", "scratch_bytes", "output_bytes"])
+def test_what_no_sandbox_can_have_is_told_before_it_is_compared(name: str) -> None:
+    assert is_possible(workload())
+    for size in (0, 1 << 50):
+        assert not is_possible(workload(**{name: size}))
+    assert is_possible(workload(**{name: (1 << 50) - 1}))
+    assert not is_possible(workload(workers=0))
 
 
 def test_bidding_may_not_hold_devices_for_longer_than_a_minute() -> None:

@@ -7,6 +7,7 @@ from integration.sandbox_harness import LIMITS, an_order
 from unit.node.test_executor import RUN, a_stage
 
 from hansa.node.executor_end import over_of
+from hansa.node.logs import LOGGER
 from hansa.node.sealing import SealBroken, new_content_key, open_sealed, seal
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
@@ -122,3 +123,14 @@ async def test_a_round_that_cannot_be_opened_is_not_passed_on(tmp_path):
 async def test_a_broken_seal_is_a_runs_end_and_no_fault_of_ours():
     await trio.lowlevel.checkpoint()
     assert over_of(ExceptionGroup("", [SealBroken("it was changed")])).kind == "bad-state"
+
+
+async def test_a_fault_of_ours_in_one_run_ends_that_run_and_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    await trio.lowlevel.checkpoint()
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    over = over_of(ExceptionGroup("", [ZeroDivisionError("by nothing")]))
+    assert over.kind == "sandbox-lost"
+    assert over.reason == "a fault of the provider's node: ZeroDivisionError"
+    assert "by nothing" in caplog.text
