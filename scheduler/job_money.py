@@ -37,9 +37,8 @@ def try_short_shards_again(before: Job, step: Step[Job], at_ms: int) -> Step[Job
     both = list(zip(before.shards, after.shards, strict=True))
     ended = [shard for was, shard in both if before.on(was.lease) and not after.on(was.lease)]
     able = {shard.provider for shard in ended if shard.phase == "finished" or shard.kind != UNFUNDED}
-    waited = [
-        shard for was, shard in both if was.short and shard.short and (shard.lacks_budget or shard.provider in able)
-    ]
+    # Never one that became short just now: a step that makes one short ends no other lease, and its own starved.
+    waited = [shard for shard in after.shards if shard.short and (shard.lacks_budget or shard.provider in able)]
     if after.phase != "running" or not ended or not waited:
         return step
     again = _tender(after, waited, at_ms)
