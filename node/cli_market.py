@@ -140,14 +140,14 @@ def _print_answers(answers: Sequence[View]) -> None:
 
 def print_bids(view: View) -> None:
     """Each tender with its bids."""
-    from hansa.node.plain_text import plain
+    from hansa.node.plain_text import plain, summary
 
     found = view.get("tenders", [])
     if not found:
         click.echo("no tender was sent yet")
     for number, tender in enumerate(found):
         shards = ", ".join(plain(shard, 8) for shard in tender.get("shards", [])[:16])
-        reason = f": {plain(tender['reason'], 200)}" if tender.get("reason") else ""
+        reason = f": {summary(tender['reason'], 200)}" if tender.get("reason") else ""
         answered = f"{plain(tender.get('asked'), 8)} asked, {plain(tender.get('declined'), 8)} declined"
         answered += f", {plain(tender.get('silent'), 8)} silent"
         click.echo(("\n" if number else "") + f"tender for shard {shards}: {plain(tender.get('phase'), 20)}{reason}")

@@ -221,7 +221,7 @@ def _tender_news(before: View, tender: View) -> Iterator[str]:
     for decline in tender.get("declines", [])[len(before.get("declines", [])) :]:
         yield f"declined by {short_account(decline.get('provider'))}: {plain(decline.get('reason'), 200)}"
     if tender.get("phase") != before.get("phase"):
-        reason = f": {plain(tender['reason'], 200)}" if tender.get("reason") else ""
+        reason = f": {summary(tender['reason'], 200)}" if tender.get("reason") else ""
         yield f"tender {plain(tender.get('phase'), 20)}{reason}"
 
 

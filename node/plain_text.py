@@ -23,7 +23,7 @@ def plain(text: object, limit: int = LONGEST_SHOWN) -> str:
 
 def summary(reason: object, limit: int) -> str:
     """A reason of many lines in one: how it begins, and its last line, which in a traceback says what went wrong."""
-    lines = [line.strip() for line in str(reason)[: 64 * LONGEST_SHOWN].splitlines() if line.strip()]
+    lines = [line.strip() for line in str(reason)[: 64 * LONGEST_SHOWN].splitlines() if line.strip(" \t^~")]
     if len(lines) < 2:
         return plain("".join(lines), limit)
     begin = plain(lines[0].removesuffix(TRACEBACK).rstrip(" :"), limit // 2)

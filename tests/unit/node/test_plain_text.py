@@ -25,3 +25,8 @@ def test_whatever_is_said_comes_out_as_one_printable_line_of_the_allowed_length(
     for made in (plain(text, limit), summary(text, limit)):
         assert made.isprintable()
         assert len(made) <= limit + 2
+
+
+def test_a_reason_that_ends_in_the_marks_below_a_line_of_code_says_something_else_than_those():
+    assert summary(TRACE + "\n    ^^^^~~^^^^\n", 200) == "its code failed: ValueError: bad"
+    assert summary("^^^^", 200) == ""
