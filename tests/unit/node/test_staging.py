@@ -28,7 +28,7 @@ from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.codec import encode
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
-from hansa.proto.workload import FileList, ListedFile
+from hansa.proto.workload import FILE_IMAGE, FILE_LOCK, FileList, ListedFile
 from hansa.scheduler.job_state import Checkpoint, Job, Shard
 from hansa.scheduler.mirror import Mirror
 from hansa.scheduler.run import STAGING, Run, RunStopWanted, StartRun
@@ -339,6 +339,38 @@ async def test_a_list_that_leads_elsewhere_fails_the_run_before_anything_is_fetc
     assert ended.end_kind == "bad-entry"
     assert "leads elsewhere" in ended.end_reason
     assert not pair.provider.store.has(blob)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (FILE_LOCK, "", "this provider installs no packages for jobs"),
+        (FILE_IMAGE, "", "this provider runs no images"),
+        ("", "example.org/x@sha256:" + "0" * 64, "this provider runs no images"),
+    ],
+)
+async def test_nothing_is_installed_where_the_owner_did_not_allow_it(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, str]
+) -> None:
+    kind, image, reason = case
+    brought: list[object] = []
+
+    async def bring(*of: object) -> Path:
+        await trio.lowlevel.checkpoint()
+        brought.append(of)
+        return Path("/")
+
+    monkeypatch.setattr(pair.provider.environments, "bring", bring)
+    monkeypatch.setattr(pair.provider.images, "bring", bring)
+    pair.provider.furnishings = frozenset()
+    blob = pair.buyer.store.put_bytes(b"name==1.0")
+    files = (ListedFile(kind=kind, path="x", blob=blob, shards=()),) if kind else ()
+    pair.lease(FileList(image=image, files=files))
+    await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert (ended.end_kind, ended.end_reason) == ("refused", reason)
+    assert started.orders == []
+    assert brought == []
 
 
 async def test_what_can_never_fit_is_said_at_once(pair: Pair) -> None:
