@@ -1,8 +1,9 @@
 """What a daemon does now and then, beside its engine: advertise, greet, show life, keep blobs, count for Prometheus."""
 
 import contextlib
+import errno
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -203,13 +204,25 @@ async def remind_of_money(daemon: "Daemon") -> None:
 async def keep_blobs(daemon: "Daemon") -> None:
     """Pin what the state needs, unpin what it no longer needs."""
     while True:
-        wanted = wanted_blobs(daemon.state, daemon.file_lists)
-        daemon.file_lists.keep_only(job.files for job in daemon.state.jobs.live.values() if job.files is not None)
-        await trio.to_thread.run_sync(daemon.job_keys.keep_only, [job for job, _ in daemon.state.jobs.all()])
-        newest = checkpoint_blobs(daemon.state)
-        await trio.to_thread.run_sync(daemon.store.pin_exactly, wanted, BLOBS_OF_THE_STATE)
-        await trio.to_thread.run_sync(daemon.store.retain, newest, CHECKPOINTS, REST_S)
+        with _tried_again("keeping blobs"):
+            wanted = wanted_blobs(daemon.state, daemon.file_lists)
+            daemon.file_lists.keep_only(job.files for job in daemon.state.jobs.live.values() if job.files is not None)
+            await trio.to_thread.run_sync(daemon.job_keys.keep_only, [job for job, _ in daemon.state.jobs.all()])
+            newest = checkpoint_blobs(daemon.state)
+            await trio.to_thread.run_sync(daemon.store.pin_exactly, wanted, BLOBS_OF_THE_STATE)
+            await trio.to_thread.run_sync(daemon.store.retain, newest, CHECKPOINTS, REST_S)
         await trio.sleep(KEEP_EVERY_S)
+
+
+@contextlib.contextmanager
+def _tried_again(chore: str) -> Iterator[None]:
+    """A file that cannot be opened now, as where descriptors have run out, ends no daemon. A full disk does."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno == errno.ENOSPC:
+            raise
+        log_line(f"{chore} failed and is tried again: {fault}")
 
 
 async def keep_checkpoints(daemon: "Daemon") -> None:
@@ -217,7 +230,8 @@ async def keep_checkpoints(daemon: "Daemon") -> None:
     under_way: set[bytes] = set()
 
     async def bring(job: bytes) -> None:
-        await mirror_tasks.bring_back_for(daemon, job)
+        with _tried_again("fetching checkpoints back"):
+            await mirror_tasks.bring_back_for(daemon, job)
         under_way.discard(job)
 
     async with trio.open_nursery() as nursery:

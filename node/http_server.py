@@ -5,6 +5,7 @@ one that a living daemon answers on.
 """
 
 import logging
+import math
 import os
 import socket
 import stat
@@ -33,8 +34,20 @@ class Announce(Protocol[Value_contra]):
         """It serves now."""
 
 
+MOST_ON_LOOPBACK = 32
+"""Every user of the machine can connect there, and each connection takes a descriptor that the daemon needs."""
+LOOPBACK_S = 10.0
+"""How long a connection there may last: an answer takes milliseconds, and who says nothing keeps others out."""
 GRACEFUL_S = 1.0
 """How long an answer that is being given may take after the daemon was told to stop."""
+
+
+class _Config(HypercornConfig):  # type: ignore[misc] # hypercorn is not typed for us
+    """hypercorn's, with how many connections there may be at once and for how long each; ``None`` is no limit."""
+
+    most: int | None = None
+    held: int = 0
+    longest_s: float = math.inf
 
 
 class _Connection(TCPServer):  # type: ignore[misc] # hypercorn is not typed for us
@@ -46,12 +59,19 @@ class _Connection(TCPServer):  # type: ignore[misc] # hypercorn is not typed for
 
     async def run(self) -> None:
         """Serve it. What goes wrong closes it, and is for the owner's log."""
+        if self.config.most is not None and self.config.held >= self.config.most:
+            await trio.aclose_forcefully(self.stream)
+            return
+        self.config.held += 1
         try:
-            await super().run()
+            with trio.move_on_after(self.config.longest_s):
+                await super().run()
         except* Exception as faults:  # noqa: BLE001 - whatever it is, it is one client's
             kinds = sorted({type(fault).__name__ for fault in _leaves(faults)})
             _log.info("a connection to the API broke: %s", ", ".join(kinds))
             await trio.aclose_forcefully(self.stream)
+        finally:
+            self.config.held -= 1
 
 
 hypercorn_run.TCPServer = _Connection
@@ -127,15 +147,18 @@ async def serve_api(
     listener = _bind_private_socket(socket_path)
     mine = _inode(socket_path)
     try:
-        await _serve(app, listener, task_status, socket_path)
+        await _serve(app, listener, task_status, socket_path, most=None, longest_s=math.inf)
     finally:
         listener.close()
         _remove_ours(socket_path, mine)
 
 
-async def _serve(app: Starlette, listener: socket.socket, task_status: Any, name: Any) -> None:
+async def _serve(
+    app: Starlette, listener: socket.socket, task_status: Any, name: Any, *, most: int | None, longest_s: float
+) -> None:
     """Run hypercorn on a socket that is already bound."""
-    config = HypercornConfig()
+    config = _Config()
+    config.most, config.longest_s = most, longest_s
     # hypercorn owns and closes the descriptor it is given, so it gets one of its own.
     descriptor = os.dup(listener.fileno())
     config.bind = [f"fd://{descriptor}"]
@@ -166,6 +189,7 @@ async def serve_loopback(app: Starlette, port: int, *, task_status: Announce[int
             raise PortInUse(f"cannot listen on 127.0.0.1:{port}: {why}", "set metrics.port to another, or 0") from None
         listener.listen(64)
         listener.setblocking(False)
-        await _serve(app, listener, task_status, listener.getsockname()[1])
+        port = listener.getsockname()[1]
+        await _serve(app, listener, task_status, port, most=MOST_ON_LOOPBACK, longest_s=LOOPBACK_S)
     finally:
         listener.close()

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 from collections.abc import Iterator
 
@@ -24,6 +25,15 @@ from hansa.proto.market_documents import TIER_NONE
 from hansa.proto.signing import checksum_address
 
 PR_SET_PDEATHSIG = 1
+MOST_FILES = 65_536
+
+
+def _have_many_files() -> None:
+    """Take as many descriptors as the system lets us: each connection is one. A sandbox's own limit is set there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _die_with_parent() -> None:
@@ -98,6 +108,7 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
         _die_with_parent()
     start_logging(as_json=as_json)
     keep_memory_private()
+    _have_many_files()
     try:
         with _open(config) as daemon:
             trio.run(_serve_until_told, daemon, as_json)
