@@ -64,7 +64,7 @@ async def test_a_run_that_was_told_to_stop_while_its_code_came_is_never_started(
         nursery.start_soon(staging.start_run, daemon, ORDER)
         await trio.sleep(0.05)
         daemon.state.runs[LEASE] = replace(daemon.state.runs.live[LEASE], phase=STOPPING)
-        daemon.store.put_bytes(packed)
+        daemon.exchange.remember_shown(BUYER, daemon.store.put_bytes(packed))
         with trio.fail_after(5):
             while nursery.child_tasks:
                 await trio.sleep(0.05)
@@ -75,6 +75,7 @@ async def test_a_run_that_was_told_to_stop_while_its_code_came_is_never_started(
 async def test_a_package_that_is_none_fails_the_run_and_not_the_daemon(tmp_path: Path) -> None:
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
         junk = daemon.store.put_bytes(b"no archive")
+        daemon.exchange.remember_shown(BUYER, junk)
         with_run(daemon, junk)
         await staging.start_run(daemon, ORDER)
         with trio.fail_after(5):
