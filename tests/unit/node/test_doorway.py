@@ -126,3 +126,15 @@ async def test_somebody_who_gives_up_waiting_leaves_the_row(autojump_clock):
             await house.come(f"198.51.{number}.1")
     assert not house.counted
     assert house.door._waiting == 0
+
+
+@pytest.mark.trio
+async def test_a_newcomer_takes_no_turn_of_one_who_waits(autojump_clock):
+    house = House()
+    await house.all_come(*(f"203.0.{number}.1" for number in range(4)))
+    async with trio.open_nursery() as nursery:
+        await trio.sleep(0.3)
+        nursery.start_soon(house.come, "198.51.100.1")
+        await trio.sleep(0.25)
+        nursery.start_soon(house.come, "198.51.101.1")
+    assert [who for who, _ in house.came[4:]] == ["198.51.100.1", "198.51.101.1"]

@@ -87,3 +87,14 @@ async def test_relays_do_not_share_turns(autojump_clock) -> None:
     for number in range(20):
         assert await turns.enter(number, on_hearsay=True)
     assert trio.current_time() == began
+
+
+async def test_few_wait_at_one_relay_whoever_they_are_and_nothing_is_left_of_them(autojump_clock) -> None:
+    asker = Asker()
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            nursery.start_soon(lambda number=number: asker.ask(str(number), on_hearsay=False))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(asker.served), asker.turns.waiting) == (5, WAITING)
+        assert asker.counts["dial.too_many_wait_for_relay"] == 12 - 5 - WAITING
+    assert asker.turns._waiting == {}
