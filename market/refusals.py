@@ -3,13 +3,14 @@
 A provider says of what kind its refusal is. Whoever wins a tender and does not come has broken its word, just as one
 that says nothing, and a liar would say whatever excuses it: so only what the buyer can see itself is an excuse. A bid
 ran out before its award could come; the channel that the award named was an older one, which its provider may close at
-any time; the shard weighs what no provider takes, or brings files, of which each takes as many as it likes. Everything
-else is the provider's own doing, and marks its record as silence does: devices that it took back before they could be
-used among them, since its bid was a promise for exactly these few seconds.
+any time; the shard weighs what no provider takes, or has a limit that no sandbox can have, or brings files, of which
+each takes as many as it likes. Everything else is the provider's own doing, and marks its record as silence does:
+devices that it took back before they could be used among them, since its bid was a promise for exactly these few
+seconds.
 """
 
 from hansa.market.receipts import CLOCK_SKEW_MS
-from hansa.market.sale_award import is_too_large
+from hansa.market.sale_award import is_possible, is_too_large
 from hansa.market.sale_events import AwardArrived
 from hansa.market.sale_state import Sale
 from hansa.proto.market_documents import Award, Bid
@@ -26,7 +27,8 @@ def kind_of_objection(state: Sale, event: AwardArrived) -> RefusalKind:
         return "expired"
     if event.channel_closed:
         return "channel-closed"
-    if is_too_large(event.workload) or event.workload.fetch_bytes > state.max_fetch_bytes:
+    weighs_too_much = is_too_large(event.workload) or event.workload.fetch_bytes > state.max_fetch_bytes
+    if weighs_too_much or not is_possible(event.workload):
         return "too-large"
     return "mismatch"
 
@@ -57,6 +59,6 @@ def is_own_fault(
         case "channel-closed":
             return not is_old_channel
         case "too-large":
-            return not (workload.fetch_bytes or is_too_large(workload))
+            return not (workload.fetch_bytes or is_too_large(workload) or not is_possible(workload))
         case _:
             return True

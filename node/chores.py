@@ -220,7 +220,7 @@ def _tried_again(chore: str) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        if fault.errno == errno.ENOSPC:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         log_line(f"{chore} failed and is tried again: {fault}")
 

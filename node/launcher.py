@@ -122,9 +122,7 @@ class Launcher:
             while self._control.fileno() >= 0 and not self._told:
                 unwatched = all(room.group is not None for room in self._rooms.values())
                 timeout = None if unwatched else max(0.0, next_watch - time.monotonic())
-                for key, _events in self._selector.select(timeout):
-                    if key.fd in self._selector.get_map():  # the one before may have closed it
-                        key.data()
+                self._do_what_is_ready(timeout)
                 if not unwatched and time.monotonic() >= next_watch:
                     self._watch()
                     next_watch = time.monotonic() + WATCH_S
@@ -134,6 +132,12 @@ class Launcher:
             for room in list(self._rooms.values()):
                 self._kill(room)
                 self._bury(room)
+
+    def _do_what_is_ready(self, timeout: float | None) -> None:
+        for key, _events in self._selector.select(timeout):
+            # The one before may have closed it, and opened something else under its number.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data()
 
     def _end(self) -> None:
         self._told = True

@@ -16,6 +16,7 @@ from kit.trading import (
     PROVIDER_KEY,
     THIRD,
     THIRD_KEY,
+    award,
     bid,
     decline,
     needs,
@@ -40,6 +41,7 @@ from hansa.market.purchase_events import (
     Withdrawn,
 )
 from hansa.market.purchase_state import Purchase
+from hansa.market.refusals import is_own_fault
 from hansa.market.track_record import Record
 from hansa.proto.documents import channel_id
 from hansa.proto.market_documents import Clause, Fact
@@ -341,6 +343,15 @@ def test_what_the_buyer_can_see_itself_excuses_a_refusal_of_just_that_kind(kind)
     playbook >> refused(placed, kind) << sent(OTHER, AwardSent)
     excused = kind in ("channel-closed", "expired", "too-large")
     assert playbook.reaches("awarding").deserters == (frozenset() if excused else frozenset({PROVIDER}))
+
+
+@pytest.mark.parametrize("changes", [{"scratch_bytes": 0}, {"output_bytes": 1 << 50}, {"workers": 0}])
+def test_a_workload_that_no_sandbox_can_have_is_its_buyers_own_fault(changes):
+    odd, sound = workload(**changes), workload()
+    promised = bid(ONE).document
+    facts = {"award": award(promised), "bid": promised, "is_old_channel": False, "at_ms": NOW_MS}
+    assert not is_own_fault("too-large", workload=odd, **facts)
+    assert is_own_fault("too-large", workload=sound, **facts)
 
 
 def test_an_older_channel_excuses_a_refusal_also_when_the_word_of_its_end_came_first():

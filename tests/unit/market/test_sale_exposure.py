@@ -171,7 +171,7 @@ def test_a_workload_that_no_sandbox_can_have_is_refused(name: str, size: int) ->
     accepted = replace(award(BID), workload=digest(DOMAIN, odd))
     playbook = Playbook(advance, START)
     playbook >> AwardArrived(award=accepted, channel=CHANNEL, workload=odd, at_ms=NOW_MS + 3_000)
-    playbook << some(Send, message=some(LeaseRefused))
+    playbook << some(Send, message=some(LeaseRefused, kind="too-large"))
     playbook.reaches("bid")
 
 
