@@ -417,7 +417,9 @@ def listen(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         with contextlib.suppress(FileNotFoundError):
             Path(path).unlink()
+        before = os.umask(0o007)  # whoever may connect has sandboxes made: the owner and the group, whoever starts this
         listener.bind(path)
+        os.umask(before)
         listener.listen()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
         us = os.getpid()

@@ -32,6 +32,13 @@ Row = tuple[int, bytes, bytes, bytes]
 """Position, id, body and chain of a record, as written."""
 
 
+COLUMNS = {
+    "entry": ("position", "id", "body", "chain"),
+    "node": ("number", "hash"),
+    "head": ("size", "body"),
+}
+
+
 class LedgerDamaged(OperatorError):
     """The file was a ledger and is broken: bytes of it are changed or gone."""
 
@@ -58,8 +65,7 @@ class LedgerStore:
                 beside = path.with_name(path.name + "-wal").exists()
                 mode = "mode=ro" if beside else "immutable=1"
                 self._database = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
-                self._database.execute("SELECT 1 FROM entry LIMIT 1")
-                self._database.execute("SELECT 1 FROM head LIMIT 1")
+                self._check_tables()
             else:
                 self._database = sqlite3.connect(path, isolation_level=None, timeout=5)
                 path.chmod(0o600)
@@ -87,6 +93,23 @@ class LedgerStore:
                     f"CREATE TRIGGER IF NOT EXISTS {table}_no_{verb.lower()} BEFORE {verb} ON {table}"
                     " BEGIN SELECT raise(ABORT, 'the ledger is append-only'); END"
                 )
+
+    def _check_tables(self) -> None:
+        """Read only from tables as `_make_tables` makes them: a view, or a column that is worked out, never need end."""
+        self._database.execute("PRAGMA trusted_schema=OFF")
+        for name, columns in COLUMNS.items():
+            found = self._database.execute("SELECT type, rootpage, sql FROM sqlite_schema WHERE name = ?", (name,))
+            rows = found.fetchall()
+            is_table = len(rows) == 1 and rows[0][0] == "table" and rows[0][1] > 0 and rows[0][2].endswith("STRICT")
+            # Cheap for a table, and hidden ones and those that are worked out are told apart in it.
+            if not is_table or self._columns_of(name) != columns:
+                raise OperatorError(f"{self._path} is no ledger", "give the ledger.sqlite of a node, or a copy of it.")
+
+    def _columns_of(self, name: str) -> tuple[str, ...]:
+        found = self._database.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0", (name,))
+        everything = self._database.execute("SELECT count(*) FROM pragma_table_xinfo(?)", (name,)).fetchone()[0]
+        names = tuple(row[0] for row in found)
+        return names if len(names) == everything else ()
 
     def _catch_up(self, *, read_only: bool) -> None:
         """Find where the file ends. A file from before there was a tree gets its nodes."""

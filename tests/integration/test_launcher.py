@@ -36,9 +36,9 @@ SPEC = SandboxSpec(
 class Service:
     """A launcher that listens."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, umask=-1):
         self.path = str(directory / "launcher.sock")
-        self.process = subprocess.Popen([sys.executable, "-m", "hansa.node.launcher", self.path])
+        self.process = subprocess.Popen([sys.executable, "-m", "hansa.node.launcher", self.path], umask=umask)
 
     def __enter__(self):
         deadline = time.monotonic() + 20
@@ -71,6 +71,12 @@ def test_an_order_for_a_sandbox_that_cannot_be_is_refused_and_the_others_go_on(t
         assert isinstance(started, Started)
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def test_only_its_owner_and_their_group_connect_whoever_starts_it(tmp_path):
+    need_sandbox()
+    with Service(tmp_path, umask=0) as service:
+        assert Path(service.path).stat().st_mode & 0o007 == 0
 
 
 def test_two_daemons_are_served_at_once_and_each_run_is_told_to_its_own(tmp_path):

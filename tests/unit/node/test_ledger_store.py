@@ -199,3 +199,30 @@ def test_a_file_from_before_there_was_a_tree_gets_one(store, path):
     assert again.root == root
     again.verify()
     again.close()
+
+
+ENDLESS = "WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more) SELECT n"
+
+
+@pytest.mark.parametrize(
+    ("drops", "makes"),
+    [
+        ("entry", f"CREATE VIEW entry AS {ENDLESS} AS position, x'00' AS id, x'00' AS body, x'00' AS chain FROM more"),
+        ("head", f"CREATE VIEW head AS {ENDLESS} AS size, x'00' AS body FROM more"),
+        ("node", "CREATE TABLE node (number INTEGER PRIMARY KEY, hash BLOB AS (zeroblob(1 << 30))) STRICT"),
+        ("node", "CREATE VIRTUAL TABLE node USING fts5(number, hash)"),
+        ("entry", "CREATE TABLE entry (position, id, body, chain)"),
+    ],
+)
+def test_a_strangers_file_whose_tables_are_none_is_no_ledger(store, path, drops, makes):
+    """It is read for people who were given a copy: a view over an endless query would never be done."""
+    store.close()
+    with sqlite3.connect(path) as database:
+        database.execute(f"DROP TABLE {drops}")
+        try:
+            database.execute(makes)
+        except sqlite3.OperationalError as fault:
+            pytest.skip(str(fault))
+    database.close()
+    with pytest.raises(OperatorError, match="no ledger"):
+        LedgerStore(path, read_only=True)
