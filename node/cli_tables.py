@@ -176,7 +176,7 @@ def print_providers(providers: Rows) -> None:
                 "; ".join(f"{count} x {what}" for what, count in list(kinds.items())[:8]),
                 provider.get("tier"),
                 provider.get("region"),
-                "connected" if provider.get("connected") else "",
+                "connected" if provider.get("connected") else "not connected",
             )
         )
     print_table(("account", "price/h", "free", "devices", "tier", "region", ""), rows)

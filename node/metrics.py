@@ -22,6 +22,7 @@ from hansa.node.gpu_metrics import Figure, SeenDevice, gpu_figures
 from hansa.proto.units import CURRENCY_DECIMALS, Amount
 
 Counts = Mapping[str, int]
+STATES = ("free", "held", "leased", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ class _Exposition(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self.snapshot
-        yield _gauge("hansa_devices", "Devices that this node lends.", "state", now.devices)
+        yield _gauge("hansa_devices", "Devices that this node lends.", "state", _all_states(now.devices))
         yield _gauge("hansa_leases", "Live leases.", "role", now.leases)
         yield _counter("hansa_bids", "Bids of this provider.", "outcome", now.bids_total)
         yield GaugeMetricFamily("hansa_bids_standing", "Bids that hold devices now.", value=now.bids_standing)
@@ -102,6 +103,11 @@ class _Exposition(Collector):
         yield _counter("hansa_drops", "Strikes, drops, refusals and ignored events.", "reason", now.drops_total)
         for figure in gpu_figures(now.seen):
             yield _family(figure)
+
+
+def _all_states(devices: Counts) -> Counts:
+    """Where there are devices each state has a figure: one that vanishes at 0 cannot be watched."""
+    return {state: devices.get(state, 0) for state in STATES} | dict(devices) if devices else devices
 
 
 def _gauge(name: str, words: str, label: str, counts: Counts) -> Metric:

@@ -46,6 +46,7 @@ async def test_a_snapshot_is_exposed_and_the_next_replaces_it() -> None:
         text = (await client.get("/metrics")).text
         for line in (
             'hansa_devices{state="leased"} 2.0',
+            'hansa_devices{state="held"} 0.0',
             'hansa_leases{role="provider"} 2.0',
             'hansa_bids_total{outcome="won"} 3.0',
             'hansa_runs_total{outcome="succeeded"} 2.0',
