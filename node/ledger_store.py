@@ -95,7 +95,7 @@ class LedgerStore:
                 )
 
     def _check_tables(self) -> None:
-        """Read only from tables as `_make_tables` makes them: a view, or a column that is worked out, never need end."""
+        """Read only from tables as `_make_tables` makes them: a view or a column that is worked out may never end."""
         self._database.execute("PRAGMA trusted_schema=OFF")
         for name, columns in COLUMNS.items():
             found = self._database.execute("SELECT type, rootpage, sql FROM sqlite_schema WHERE name = ?", (name,))

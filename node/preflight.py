@@ -195,6 +195,11 @@ def _probe(timeout_s: float, launch: launcher_link.Launch, tier: str) -> tuple[d
 
 
 def _hint_for(words: str) -> str:
+    if os.geteuid() == 0 and "not permitted" in words:
+        return (
+            "root here lacks CAP_SYS_ADMIN, as in most containers: run outside of it, give it that capability, "
+            "or run as an ordinary user"
+        )
     if "uid map" in words or "namespace" in words:
         return (
             "allow unprivileged user namespaces (kernel.unprivileged_userns_clone=1, "

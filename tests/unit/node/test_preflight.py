@@ -5,7 +5,7 @@ import os
 import pytest
 
 from hansa.node import gvisor, preflight
-from hansa.node.preflight import SOUND, SandboxReport, check_tiers
+from hansa.node.preflight import SOUND, SandboxReport, _hint_for, check_tiers
 
 OURS = f"{os.uname().release} {os.uname().version}"
 
@@ -64,3 +64,10 @@ def test_a_machine_without_runsc_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(gvisor.shutil, "which", lambda *_args, **_kwargs: None)
     with pytest.raises(gvisor.SandboxUnavailable, match="gVisor is missing"):
         gvisor.run_command("/bundle", with_egress=False)
+
+
+@pytest.mark.parametrize(("uid", "told"), [(0, "CAP_SYS_ADMIN"), (1000, "user namespaces")])
+def test_the_hint_is_for_whoever_lacks_the_right(monkeypatch: pytest.MonkeyPatch, uid: int, told: str) -> None:
+    """Root in a container may not make namespaces however freely ordinary users may."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert told in _hint_for("a mount namespace of its own: Operation not permitted")
