@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hansa.market.effects import Send
+from hansa.node.faults import OperatorError
 from hansa.node.filing import records_of
 from hansa.node.gate import deals_with, partners
 from hansa.node.head_exchange import HeadExchange, refuse_rolled_back
@@ -31,12 +32,20 @@ class LedgerKeeper:
         """Open what is on disk.
 
         Raises:
-            OperatorError: the ledger is older than, or another one than, the newest head that was signed here.
+            OperatorError: the ledger is older than, or another one than, the newest head that was signed here; or there
+                are records and no journal to which they belong.
         """
         self._daemon = daemon
         account = daemon.account.address
         self.store = LedgerStore(daemon.config.data_dir / "ledger.sqlite")
         self.heads = HeadStore(daemon.config.data_dir / "heads.sqlite")
+        if self.store.size and not daemon.last_life_ms:
+            # A node that knows of no channel would say that nothing is owed, while its books say what is.
+            raise OperatorError(
+                f"the ledger has {self.store.size} records, and the journal beside it is empty",
+                "journal.sqlite was lost or replaced: restore the newest copy of the whole directory; without one go on in"
+                " a new directory with this account, as docs/running-a-node.md says under Upgrading",
+            )
         refuse_rolled_back(self.store, self.heads, account)
         self.proof_exchange = ProofExchange(
             self.heads,

@@ -9,13 +9,16 @@ import trio.lowlevel
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.memory_party import key
+from kit.trading import CHANNEL_ID, JOB, NOW_MS, PROVIDER
 
+from hansa.market.ledger import vouched_by_buyer
 from hansa.node import chores
 from hansa.node.cli_status import clock_fault
 from hansa.node.config import FILE_NAME, parse_config
 from hansa.node.daemon import Daemon
 from hansa.node.faults import OperatorError
 from hansa.node.first_setup import Wishes, config_text
+from hansa.node.ledger_store import LedgerStore
 from hansa.node.steady_clock import wall_clock_ms
 
 DAY_MS = 24 * 3_600_000
@@ -36,6 +39,18 @@ def test_a_second_daemon_on_a_directory_fails_before_it_touches_the_first_ones_r
         assert (first.runs_dir / "a run").is_dir()
     finally:
         first.close()
+
+
+def test_a_ledger_without_its_journal_is_no_node_that_owes_nothing(tmp_path: Path) -> None:
+    config = parse_config(config_text(Wishes(metrics_port=0)), tmp_path / FILE_NAME)
+    Daemon(config, key(1), key(1001), None).close()
+    Daemon(config, key(1), key(1001), None).close()  # neither has anything yet
+    ledger = LedgerStore(tmp_path / "ledger.sqlite")
+    posted = vouched_by_buyer(channel_id=CHANNEL_ID, seq=1, provider=PROVIDER, shares={JOB: 5}, at_ms=NOW_MS)
+    ledger.post([posted])
+    ledger.close()
+    with pytest.raises(OperatorError, match="the journal beside it is empty"):
+        Daemon(config, key(1), key(1001), None)
 
 
 async def until(holds: Callable[[], bool]) -> None:
