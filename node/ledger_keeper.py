@@ -43,8 +43,8 @@ class LedgerKeeper:
             # A node that knows of no channel would say that nothing is owed, while its books say what is.
             raise OperatorError(
                 f"the ledger has {self.store.size} records, and the journal beside it is empty",
-                "journal.sqlite was lost or replaced: restore the newest copy of the whole directory; without one go on in"
-                " a new directory with this account, as docs/running-a-node.md says under Upgrading",
+                "journal.sqlite was lost or replaced: restore the newest copy of the whole directory; without one go on"
+                " in a new directory with this account, as docs/running-a-node.md says under Upgrading",
             )
         refuse_rolled_back(self.store, self.heads, account)
         self.proof_exchange = ProofExchange(
