@@ -403,7 +403,7 @@ def test_whenever_it_is_ended_nothing_of_its_room_is_left(place):
         (
             """
             def forked():
-                # Processes are counted for a user: those that a test before this one left may still be on their way out.
+                # Processes are counted for a user: those of the test before may still be on their way out.
                 while True:
                     try:
                         return os.fork()
