@@ -244,9 +244,11 @@ async def test_a_round_that_cannot_be_opened_ends_the_run_and_not_the_daemon(
     monkeypatch.setattr(Executor, "deliver_round", deliver)
     monkeypatch.setattr(Executor, "fail", fail)
     state = pair.provider.store.put_bytes(b"plain")
-    await provider_tasks.deliver_round(
-        pair.provider, DeliverRound(lease=LEASE, buyer=pair.buyer.account.address, round=1, state=state)
-    )
+    pair.provider.exchange.remember_shown(pair.buyer.account.address, state)
+    with trio.fail_after(30):
+        await provider_tasks.deliver_round(
+            pair.provider, DeliverRound(lease=LEASE, buyer=pair.buyer.account.address, round=1, state=state)
+        )
     assert ended == [("bad-state", "what a round came to cannot be opened: it is not sealed")]
 
 
