@@ -101,7 +101,7 @@ def tenders(made):
 
 def lost_without_money(**changes):
     """A provider is lost with its lease, and what that may still cost leaves too little for another."""
-    made = running(PROVIDER_KEY, retries=3, budget=640_000, **changes)
+    made = running(PROVIDER_KEY, retries=3, budget=615_000, **changes)
     made.lost = lambda to, _: to == PROVIDER
     made.pass_time(20_000, BUYER)
     made.add(OTHER_KEY, devices=1)
