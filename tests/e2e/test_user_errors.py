@@ -138,7 +138,9 @@ def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path) -> None:
     line, hint = complaint(hansa(tmp_path / "nobody", "jobs"))
     assert "hansa init" in hint
     set_up(tmp_path / "asleep", Wishes(listen=("/ip4/127.0.0.1/tcp/0",), metrics_port=0))
-    for command in (("jobs",), ("submit", write(tmp_path)), ("watch", "ab" * 32), ("balance", "--json")):
+    job = tmp_path / "job"  # beside the node, whose keys go nowhere
+    job.mkdir()
+    for command in (("jobs",), ("submit", write(job)), ("watch", "ab" * 32), ("balance", "--json")):
         line, hint = complaint(hansa(tmp_path / "asleep", *command))
         assert "no daemon is running" in line
         assert "hansa node run" in hint
