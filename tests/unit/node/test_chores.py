@@ -42,7 +42,8 @@ async def test_keeping_blobs_goes_on_where_descriptors_have_run_out(monkeypatch)
 
 
 @pytest.mark.trio
-async def test_keeping_blobs_ends_the_daemon_where_the_disk_is_full(monkeypatch):
+@pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT])
+async def test_keeping_blobs_ends_the_daemon_where_the_disk_is_full(monkeypatch, full):
     monkeypatch.setattr(chores, "wanted_blobs", lambda *_: frozenset())
     with pytest.raises(OSError, match="no"), trio.fail_after(20):
-        await chores.keep_blobs(daemon_with(Failing(errno.ENOSPC)))
+        await chores.keep_blobs(daemon_with(Failing(full)))
