@@ -21,8 +21,8 @@ from vyper.compiler.input_bundle import FilesystemInputBundle
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
-    "contracts/HansaEscrow.vy": "node/artefacts",
-    "contracts/test/TestToken.vy": "node/artefacts",
+    "contracts/HansaEscrow.vy": "node/chain/artefacts",
+    "contracts/test/TestToken.vy": "node/chain/artefacts",
     "contracts/test/HostileToken.vy": "tests/contracts/artefacts",
     "contracts/test/ContractSigner.vy": "tests/contracts/artefacts",
 }

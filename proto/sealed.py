@@ -1,4 +1,4 @@
-"""How a sealed blob is laid out, and how long what it holds is. ``hansa.node.sealing`` seals and opens.
+"""How a sealed blob is laid out, and how long what it holds is. ``hansa.node.storage.sealing`` seals and opens.
 
 A header of 64 bytes, then segments: each is the next 64 KiB of what was sealed, encrypted, with a tag of 16 bytes
 behind it. The last one is shorter or full, and never missing, so an empty file is one segment of no bytes::

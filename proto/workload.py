@@ -26,7 +26,7 @@ class Workload:
     Attributes:
         job: the job's id.
         name: what its author calls it.
-        package_root: root of the blob with the job's directory, packed (``hansa.node.packages``).
+        package_root: root of the blob with the job's directory, packed (``hansa.node.storage.packages``).
         package_bytes: that blob's size.
         entry: ``"file.py:function"`` inside the package.
         shards: how many shards the whole job has.

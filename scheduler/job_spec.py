@@ -1,6 +1,6 @@
 """A job as its developer described it: the whole of ``job.toml``, checked and in exact units.
 
-``hansa.node.job_file`` reads the file; nothing here knows where the values came from.
+``hansa.node.jobs.job_file`` reads the file; nothing here knows where the values came from.
 """
 
 from dataclasses import dataclass

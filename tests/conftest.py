@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Some tests import eth-account as their oracle, which raises the recursion limit to where Python is no longer stopped
-# before the stack is full (hansa.node.keystore): deeply nested JSON would end the whole run with a segmentation fault.
+# before the stack is full (hansa.node.chain.keystore): deeply nested JSON would end the whole run with a segmentation
+# fault.
 _limit = sys.getrecursionlimit()
 with contextlib.suppress(ImportError):
     import eth_account  # noqa: F401

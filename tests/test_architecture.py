@@ -49,29 +49,38 @@ IMPURE_MODULES = {
 }
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
 ONE_PLACE = {
-    "libp2p": ("node/libp2p_",),
-    "multiaddr": ("node/libp2p_",),
+    "libp2p": ("node/network/libp2p_",),
+    "multiaddr": ("node/network/libp2p_",),
     "ray": ("worker/",),
-    "pynvml": ("node/nvml.py",),
-    "amdsmi": ("node/amd.py",),
-    "sqlite3": ("node/journal.py", "node/ledger_store.py", "node/head_store.py", "node/evm_store.py"),
-    "web3": ("node/evm_",),
-    "eth_abi": ("node/evm_escrow.py",),
-    "eth_account": ("node/keystore.py", "node/evm_signing.py"),
+    "pynvml": ("node/devices/nvml.py",),
+    "amdsmi": ("node/devices/amd.py",),
+    "sqlite3": (
+        "node/engine/journal.py",
+        "node/ledger/ledger_store.py",
+        "node/ledger/head_store.py",
+        "node/chain/evm_store.py",
+    ),
+    "eth_abi": ("node/chain/evm_escrow.py",),
+    "eth_account": ("node/chain/keystore.py", "node/chain/evm_signing.py"),
     "sha3": ("proto/keccak.py",),
     # The market's histograms are filled where things are counted; the page shows them.
-    "prometheus_client": ("node/metrics.py", "node/market_figures.py"),
-    "hypercorn": ("node/http_server.py",),
-    "httpx": ("node/cli_client.py", "node/json_rpc.py"),
-    "click": ("node/cli",),
+    "prometheus_client": ("node/api/metrics.py", "node/api/market_figures.py"),
+    "hypercorn": ("node/api/http_server.py",),
+    "httpx": ("node/api/cli_client.py", "node/chain/json_rpc.py"),
+    "click": ("node/commands/cli",),
     # TLS between machines, sealing, the wrapping of keys for a provider, and of those on this disk.
-    "cryptography": ("node/pinned_tls.py", "node/sealing.py", "node/key_exchange.py", "node/job_keys.py"),
-    "h11": ("node/egress_",),
+    "cryptography": (
+        "node/storage/pinned_tls.py",
+        "node/storage/sealing.py",
+        "node/messaging/key_exchange.py",
+        "node/storage/job_keys.py",
+    ),
+    "h11": ("node/runs/egress_",),
     "idna": ("proto/egress.py",),
-    "yaml": ("node/import_yaml.py",),
-    "zeroconf": ("node/lan_discovery.py",),
-    "ifaddr": ("node/lan_discovery.py",),
-    "miniupnpc": ("node/upnp_process.py",),
+    "yaml": ("node/jobs/import_yaml.py",),
+    "zeroconf": ("node/messaging/lan_discovery.py",),
+    "ifaddr": ("node/messaging/lan_discovery.py",),
+    "miniupnpc": ("node/network/upnp_process.py",),
 }
 WORKER_THIRD_PARTY = {"ray", "numpy", "safetensors", "msgpack"}
 LONGEST_MODULE_LINES, LONGEST_FUNCTION_LINES = 600, 75
@@ -79,8 +88,38 @@ LONGEST_MODULE_LINES, LONGEST_FUNCTION_LINES = 600, 75
 FORBIDDEN_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).glob("*.py"))
+ROOMS = (
+    "commands",
+    "jobs",
+    "daemon",
+    "agents",
+    "api",
+    "runs",
+    "pricing",
+    "isolation",
+    "chain",
+    "messaging",
+    "ledger",
+    "engine",
+    "storage",
+    "network",
+    "settings",
+    "devices",
+)
+"""The folders of the node, the highest first: each imports those below it, and what lies in ``node/`` itself."""
+UPWARDS = {
+    ("node/devices/inventory.py", "hansa.node.settings.provider_config"),  # what the owner says of devices
+    ("node/devices/inventory.py", "hansa.node.settings.share_config"),
+    ("node/engine/queueing.py", "hansa.node.messaging.book"),  # given to it, and only read: which adverts are new
+}
+FOLDERS = (*PACKAGES, *(f"node/{room}" for room in ROOMS))
+
+
+def modules(folder: str) -> list[Path]:
+    """All of a package, in the node with its rooms; or those of one room."""
+    here = sorted((ROOT / folder).glob("*.py"))
+    rooms = ROOMS if folder == "node" else ()
+    return here + [path for room in rooms for path in sorted((ROOT / folder / room).glob("*.py"))]
 
 
 EVERY_MODULE = [path for package in PACKAGES for path in modules(package)]
@@ -129,6 +168,21 @@ def test_imports_follow_the_dependency_rule() -> None:
                     wrong.append(f"{where(path, node)} imports {name}")
                 assert top not in PACKAGES, f"{where(path, node)} imports {name} without hansa."
     assert wrong == []
+
+
+def when_running(path: Path) -> Iterator[str]:
+    """What a module imports when it runs: without what stands there for the types alone, which may name anything."""
+    waiting: list[ast.AST] = [tree_of(path)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        waiting += ast.iter_child_nodes(node)
 
 
 def test_no_import_is_relative_or_takes_everything() -> None:
@@ -235,17 +289,44 @@ def test_no_child_of_ours_looks_for_modules_where_its_parent_was_started() -> No
     assert wrong == []
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+def test_a_room_of_the_node_imports_only_those_below_it() -> None:
+    taken = set()
+    wrong = []
+    for path in modules("node"):
+        own = path.parent.name
+        for name in when_running(path):
+            there = name.split(".")[2:3]
+            if name.startswith("hansa.node.") and there[0] in ROOMS and there[0] != own:
+                module = ".".join(name.split(".")[:4])
+                if own != "node" and ROOMS.index(own) < ROOMS.index(there[0]):
+                    continue
+                if (shown(path), module) in UPWARDS:
+                    taken.add((shown(path), module))
+                else:
+                    wrong.append(f"{shown(path)} imports {module}, which stands above it")
+    assert wrong == []
+    assert taken == UPWARDS, "an exception that nobody takes any more"
+
+
+def test_every_folder_of_the_node_is_a_room_and_no_two_modules_have_one_name() -> None:
+    folders = {path.parent.name for path in (ROOT / "node").glob("*/*.py") if not path.parent.is_symlink()}
+    assert folders == set(ROOMS)
+    names = [path.name for path in modules("node")]
+    assert len(set(names)) == len(names), "a name says which module is meant, without its room"
+
+
+@pytest.mark.parametrize("package", FOLDERS)
 def test_a_folders_readme_names_every_module_of_it_and_none_that_is_not_there(package: str) -> None:
     named = set(re.findall(r"`(\w+\.py)`", (ROOT / package / "README.md").read_text(encoding="utf-8")))
-    assert {path.name for path in modules(package)} - named == set(), "a row of the table is missing"
+    assert {path.name for path in sorted((ROOT / package).glob("*.py"))} - named == set(), "a row is missing"
     assert named - {path.name for path in EVERY_MODULE} == set(), "a row of the table is of something that is gone"
 
 
 def test_folders_of_code_are_no_packages_and_have_a_readme() -> None:
+    for folder in FOLDERS:
+        assert not (ROOT / folder / "__init__.py").exists()
+        assert (ROOT / folder / "README.md").is_file()
     for package in PACKAGES:
-        assert not (ROOT / package / "__init__.py").exists()
-        assert (ROOT / package / "README.md").is_file()
         link = ROOT / "src" / "hansa" / package
         assert link.is_symlink()
         assert link.resolve() == ROOT / package

@@ -14,7 +14,7 @@ NEEDED = ("ray", "numpy", "safetensors", "msgpack", "hansa.proto.frames", "hansa
 
 
 def look_around() -> dict[str, object]:
-    """The facts by which `hansa.node.sandbox` judges a sandbox."""
+    """The facts by which `hansa.node.isolation.sandbox` judges a sandbox."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     return {
         "uid": os.getuid(),

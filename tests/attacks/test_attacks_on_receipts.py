@@ -34,10 +34,10 @@ from hansa.market.sale_events import (
     TimePassed,
 )
 from hansa.market.sale_state import Sale
-from hansa.node.courier import Courier
-from hansa.node.directory import Stranger
-from hansa.node.gate import DEBT_EVERY_MS, DEBTS_AT_ONCE, HELLOS_AT_ONCE, SIGNATURES_AT_ONCE
-from hansa.node.net import Refused
+from hansa.node.engine.gate import DEBT_EVERY_MS, DEBTS_AT_ONCE, HELLOS_AT_ONCE, SIGNATURES_AT_ONCE
+from hansa.node.messaging.courier import Courier
+from hansa.node.messaging.directory import Stranger
+from hansa.node.network.net import Refused
 from hansa.proto import messages, signing
 from hansa.proto.codec import encode
 from hansa.proto.documents import CreditLine, Voucher

@@ -7,7 +7,7 @@ import pytest
 from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER_KEY, channel
 from kit.trading import tender as a_tender
 
-from hansa.node.courier import check_signatures
+from hansa.node.messaging.courier import check_signatures
 from hansa.proto.binding import Role, bind, check_binding
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import CooperativeClose, NodeBinding, Voucher, channel_id

@@ -87,43 +87,43 @@ KILLED = f"{COLD_WALLET}::test_killed_at_any_step_each_deposit_is_made_once"
 
 DEFENCES = (
     at(
-        "node/outside_account.py",
+        "node/chain/outside_account.py",
         CHANGED,
         ("if found[:-3] != wanted:", "if False:"),
         ("keccak256(unsigned)", "keccak256(DYNAMIC_FEE + rlp.encode(found[:-3]))"),
     ),
     at(
-        "node/outside_account.py",
+        "node/chain/outside_account.py",
         NOT_ITS_OWN,
         (" + v) != account:", " + v) == bytes(20):"),
     ),
-    at("node/cold_deposits.py", ANOTHERS_CHANNEL, ("if parties != (payer, signer, currency) or", "if")),
+    at("node/chain/cold_deposits.py", ANOTHERS_CHANNEL, ("if parties != (payer, signer, currency) or", "if")),
     at(
-        "node/cold_deposits.py",
+        "node/chain/cold_deposits.py",
         ANOTHERS_CHANNEL,
         ("if splits_hash(wanted.splits) != wanted.config.splits_hash:", "if False:"),
     ),
     at(
-        "node/chain_settling.py",
+        "node/chain/chain_settling.py",
         NEVER_ITS_OWN,
         (
             "if isinstance(effect, FundingWanted) and is_paid_by_another(effect.config, self.backend.account):",
             "if False:",
         ),
-        beside=(("node/chain_funding.py", "if wanted.config.payer != backend.account:", "if False:"),),
+        beside=(("node/chain/chain_funding.py", "if wanted.config.payer != backend.account:", "if False:"),),
     ),
     at(
-        "node/chain_settling.py",
+        "node/chain/chain_settling.py",
         f"{COLD_WALLET}::test_a_deposit_that_comes_after_its_job_is_over_is_asked_back",
         ('if channel.phase == "closed" and is_paid_by_another(channel.config, self.backend.account):', "if False:"),
     ),
     at(
-        "node/chain_funding.py",
+        "node/chain/chain_funding.py",
         KILLED,
         ("missing = wanted.amount - before", "missing = wanted.amount"),
     ),
     at(
-        "node/evm_transactions.py",
+        "node/chain/evm_transactions.py",
         KILLED,
         (
             "        written = self.store.intend(intention, attempt)\n        await self._send(written, attempt)\n",
@@ -204,7 +204,7 @@ DEFENCES = (
         ("_ON_CHAIN.fullmatch(name)", "_ON_CHAIN.match(name)"),
     ),
     at(
-        "node/evm_currency.py",
+        "node/chain/evm_currency.py",
         f"{BACKEND}::test_domain_spoofed_by_a_peer_a_fake_escrow_is_not_taken_for_ours",
         ("if await nodes.code(escrow, block) != escrow_code(chain_id, escrow):", "if False:"),
     ),
@@ -244,7 +244,7 @@ DEFENCES = (
     ),
     at("proto/units.py", f"{DOCUMENTS}::test_decimals_confusion", ("CURRENCY_DECIMALS = 6", "CURRENCY_DECIMALS = 18")),
     at(
-        "node/evm_currency.py",
+        "node/chain/evm_currency.py",
         f"{BACKEND}::test_decimals_confusion_a_token_with_others_than_six_is_refused",
         ("if decimals != CURRENCY_DECIMALS:", "if False:"),
     ),
@@ -269,32 +269,32 @@ DEFENCES = (
         ("if currency.is_on_chain and channel.challenge_period != CHALLENGE_PERIOD_S:", "if False:"),
     ),
     at(
-        "node/claim_policy.py",
+        "node/chain/claim_policy.py",
         f"{POLICY}::test_an_end_below_what_was_settled_is_not_waited_for",
         ("if is_agreed(channel) and newest.settled <= channel.earned:", "if is_agreed(channel):"),
     ),
     at(
-        "node/claim_policy.py",
+        "node/chain/claim_policy.py",
         f"{POLICY}::test_no_more_is_claimed_than_was_earned_until_somebody_closes",
         ("channel.cumulative <= channel.earned else channel.safe", "True else channel.safe"),
     ),
     at(
-        "node/chain_settling.py",
+        "node/chain/chain_settling.py",
         f"{SETTLING}::test_what_was_claimed_is_credited_though_the_buyer_has_vanished",
         ("if ends_alone(channel, standing, since_ms=since_ms, at_ms=at_ms):", "if False:"),
     ),
     at(
-        "node/chain_settling.py",
+        "node/chain/chain_settling.py",
         f"{SETTLING}::test_a_close_is_answered_though_the_nodes_do_not_agree",
         ("            faults.append(fault)\n            return None\n", "            raise\n"),
     ),
     at(
-        "node/claim_policy.py",
+        "node/chain/claim_policy.py",
         f"{POLICY}::test_a_close_that_either_view_shows_is_answered",
         ("CLOSING in (standing.final.phase, standing.newest.phase)", "CLOSING in (standing.newest.phase,)"),
     ),
     at(
-        "node/evm_backend.py",
+        "node/chain/evm_backend.py",
         f"{BACKEND}::test_work_on_an_unconfirmed_deposit_is_seen_for_what_it_is",
         (
             "        if not final:\n            return await self._nodes.newest_call",
@@ -302,12 +302,12 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/evm_events.py",
+        "node/chain/evm_events.py",
         f"{BACKEND}::test_a_reorged_deposit_is_taken_back_and_told_again",
         ("for place, happening in told.items() if place not in now]", "for place, happening in told.items() if False]"),
     ),
-    at("node/watchtower.py", OFFLINE, (CLOSING_AND_GOOD, "if False:")),
-    at("node/watchtower.py", OFFLINE, ("best = max(good", "best = min(good")),
+    at("node/chain/watchtower.py", OFFLINE, (CLOSING_AND_GOOD, "if False:")),
+    at("node/chain/watchtower.py", OFFLINE, ("best = max(good", "best = min(good")),
     at(
         "market/paying_channel.py",
         f"{PREPAYING}::test_whenever_a_provider_leaves_it_has_at_most_what_live_leases_pay_ahead_beyond_its_receipts",
@@ -364,29 +364,29 @@ DEFENCES = (
         ("if not 0 <= value < 1 << self.bits:", "if not 0 <= value:"),
     ),
     at(
-        "node/mutual_credit.py",
+        "node/engine/mutual_credit.py",
         f"{CREDIT}::test_the_longest_line_there_is_and_a_payment_leave_a_state_that_can_be_written_and_read",
         ("most = min(mutual.LARGEST, most)", "most = most"),
         beside=(
             (
-                "node/buying_turns.py",
+                "node/engine/buying_turns.py",
                 "return min(mutual.LARGEST, channel.metered + left)",
                 "return channel.metered + left",
             ),
         ),
     ),
     at(
-        "node/mutual_credit.py",
+        "node/engine/mutual_credit.py",
         f"{CREDIT}::test_what_is_paid_ahead_makes_no_room_for_more_credit",
         ("channel.earned + left, at_ms)", "channel.cumulative + left, at_ms)"),
     ),
     at(
-        "node/courier.py",
+        "node/messaging/courier.py",
         f"{RECEIPTS}::test_a_flood_of_credit_lines_does_not_swell_the_ledger_that_keeps_them_all",
         ("and not self._debts.admits(sender, self._now_ms()):", "and False:"),
     ),
     at(
-        "node/courier.py",
+        "node/messaging/courier.py",
         f"{RECEIPTS}::test_signature_floods_are_limited_for_each_peer",
         ("and not self._rate.admits(sender, self._now_ms()):", "and False:"),
     ),
@@ -411,32 +411,32 @@ DEFENCES = (
         ("if binding.peer_id != peer_id:", "if False:"),
     ),
     at(
-        "node/chain_nodes.py",
+        "node/chain/chain_nodes.py",
         f"{BACKEND}::test_a_lying_rpc_node_is_found_out_by_one_that_does_not",
         ("if (said and noes) or any(value != values[0] for value in values):", "if False:"),
     ),
     at(
-        "node/evm_transactions.py",
+        "node/chain/evm_transactions.py",
         f"{SENDING}::test_stuck_gas_is_outbid_with_the_same_nonce",
         ("if self._now_ms() - waits_since_ms >= self._stuck_ms:", "if False:"),
     ),
     at(
-        "node/evm_transactions.py",
+        "node/chain/evm_transactions.py",
         f"{SENDING}::test_nonce_races_between_two_programs_are_noticed_and_survived",
         ("            self.store.forget(intention.number)\n", ""),
     ),
     at(
-        "node/external_signer.py",
+        "node/chain/external_signer.py",
         "integration/test_external_signer.py::test_what_is_not_the_accounts_signature_over_this_is_not_taken",
         ("if recover(to_sign.digest, signature) != account:", "if False:"),
     ),
     at(
-        "node/courier.py",
+        "node/messaging/courier.py",
         f"{RECEIPTS}::test_signature_floods_about_nothing_are_answered_before_any_recover",
         ("if not self._matters(sender, message):", "if False:"),
     ),
     at(
-        "node/directory.py",
+        "node/messaging/directory.py",
         f"{RECEIPTS}::test_signature_floods_of_hellos_are_limited",
         ("if not self._rate.admits(context.peer_id.encode(), self._now_ms()):", "if False:"),
     ),
@@ -467,17 +467,17 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/head_exchange.py",
+        "node/ledger/head_exchange.py",
         f"{HEADS}::test_split_view_of_the_log_is_proven_when_those_who_were_shown_it_meet",
         ("        if not own:\n            self._hear_head(head)", "        if not own:\n            pass"),
     ),
     at(
-        "node/head_exchange.py",
+        "node/ledger/head_exchange.py",
         f"{HEADS}::test_sizes_that_no_ledger_reaches_are_dropped_and_counted",
         ("        if size > LARGEST_KEPT_SIZE:", "        if False:"),
     ),
     at(
-        "node/evm_store.py",
+        "node/chain/evm_store.py",
         f"{SENDING}::test_two_processes_cannot_have_one_file",
         ('"locking_mode=EXCLUSIVE"', '"locking_mode=NORMAL"'),
     ),
@@ -495,7 +495,7 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/selling.py",
+        "node/engine/selling.py",
         "unit/node/test_money_routing.py::test_a_channel_that_was_closed_at_nothing_never_opens_again",
         ('return channel.phase == "closed"', "return False"),
     ),
@@ -531,12 +531,12 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/chain_nodes.py",
+        "node/chain/chain_nodes.py",
         "unit/node/test_transaction_pace.py::test_one_node_of_three_cannot_name_the_next_nonce",
         ("        return min(said)\n", "        return max(said)\n"),
     ),
     at(
-        "node/head_exchange.py",
+        "node/ledger/head_exchange.py",
         f"{HEADS}::test_ever_new_heads_of_a_silent_peer_leave_one_question_waiting",
         ('replaces="consistency")', 'replaces=f"consistency {second}")'),
     ),
@@ -595,7 +595,7 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/buying_turns.py",
+        "node/engine/buying_turns.py",
         "unit/node/test_routing.py::test_who_wins_and_does_not_come_is_remembered_for_it_once",
         (
             "    for provider in sorted(after.deserters - bought.deserters if after is not None else ()):",
@@ -634,7 +634,7 @@ DEFENCES = (
         ("relied_on(known, said, since_ms=awarded_ms)", "relied_on(Mutual(), said, since_ms=awarded_ms)"),
     ),
     at(
-        "node/buying.py",
+        "node/engine/buying.py",
         "unit/node/test_money_routing.py::test_a_provider_that_says_unfunded_of_a_channel_that_can_pay_has_lost_the_shard",
         ('return "refused" if why else end.kind', "return end.kind"),
     ),
@@ -645,7 +645,7 @@ DEFENCES = (
         ("    if state.live or moved:\n", "    if True:\n"),
     ),
     at(
-        "node/journal.py",
+        "node/engine/journal.py",
         "unit/node/test_journal.py::test_a_state_that_could_not_be_read_back_is_not_written",
         (
             'decode(body, Snapshot, limit_bytes=MAX_SNAPSHOT_BYTES) == value, "a state',
@@ -664,44 +664,44 @@ DEFENCES = (
         ("return own_ms, _until(pool, STRANGERS_BURST_MS * owned, owned, STRANGERS_SHARE)", "return own_ms, 0"),
     ),
     at(
-        "node/checkpoint_check.py",
+        "node/daemon/checkpoint_check.py",
         "unit/node/test_checkpoint_check.py::test_an_array_where_a_number_belongs_is_refused_and_ends_nothing",
         ("any(type(number) is not int for number in said) or said", "said"),
         ("    except Exception as fault:", "    except KeyError as fault:"),
     ),
     at(
-        "node/reduce.py",
+        "node/daemon/reduce.py",
         "unit/node/test_reduce.py::test_a_state_that_cannot_be_written_again_is_a_rejection_and_no_fault",
         ("    except ProtocolError as error:\n        # Names", "    except KeyError as error:\n        # Names"),
     ),
     at(
-        "node/blob_shelf.py",
+        "node/storage/blob_shelf.py",
         "unit/node/test_blobs.py::test_what_was_broken_off_makes_room_for_others_the_oldest_first_unless_it_is_pinned",
         ("        idle = self._idle_parts()\n", "        idle = []\n"),
     ),
     at(
-        "node/mirror_tasks.py",
+        "node/daemon/mirror_tasks.py",
         f"{MIRRORS}::test_a_checkpoint_that_its_provider_replaced_gives_its_room_back",
         ("await trio.to_thread.run_sync(daemon.store.discard_part, blob)", "await trio.lowlevel.checkpoint()"),
     ),
     at(
-        "node/mirror_tasks.py",
+        "node/daemon/mirror_tasks.py",
         f"{MIRRORS}::test_a_copy_that_is_replaced_gives_its_room_back_and_one_is_fetched_at_a_time",
         ("async with turn.lock:", "async with trio.Lock():"),
         ("    turn.scope.cancel()\n", ""),
     ),
     at(
-        "node/mirror_tasks.py",
+        "node/daemon/mirror_tasks.py",
         f"{MIRRORS}::test_bytes_that_another_fetch_brings_are_no_proof_that_this_buyer_had_them",
         ("return shown or await is_proved(", "return True or await is_proved("),
     ),
     at(
-        "node/mirroring.py",
+        "node/engine/mirroring.py",
         "unit/node/test_mirroring.py::test_a_copy_without_bytes_is_no_copy_and_names_no_sources",
         ("if not 0 < weight <=", "if not 0 <= weight <="),
     ),
     at(
-        "node/blob_exchange.py",
+        "node/storage/blob_exchange.py",
         f"{BLOBS}::test_a_full_disk_is_a_fetch_that_failed_for_everybody_who_waits",
         (
             "        except OSError as fault:\n            raise DiskFailed",
@@ -709,12 +709,12 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/blob_exchange.py",
+        "node/storage/blob_exchange.py",
         f"{BLOBS}::test_the_name_of_an_empty_blob_that_is_none_harms_no_innocent_source",
         ("        if not wanted:\n            # There is nothing", "        if False:\n            # There is nothing"),
     ),
     at(
-        "node/secrecy.py",
+        "node/chain/secrecy.py",
         f"{SECRETS}::test_secrets_in_logs_argv_crash_dumps_of_a_daemon",
         ("    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n", ""),
     ),
@@ -727,7 +727,7 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/keystore.py",
+        "node/chain/keystore.py",
         f"{SECRETS}::test_secrets_in_logs_argv_crash_dumps_of_a_wallet",
         ("kdf=kdf, iterations=iterations))", 'kdf=kdf, iterations=iterations) | {"key": secret.hex()})'),
     ),
@@ -738,17 +738,17 @@ DEFENCES = (
         ("            return state.award.start_by_ms\n", "            return None\n"),
     ),
     at(
-        "node/journal.py",
+        "node/engine/journal.py",
         "e2e/test_node_run.py::test_a_daemon_says_when_it_is_ready_tells_its_health_and_ends_when_told",
         ("PRAGMA locking_mode=EXCLUSIVE", "PRAGMA locking_mode=NORMAL"),
     ),
     at(
-        "node/watchtower.py",
+        "node/chain/watchtower.py",
         "e2e/test_demo_on_chain.py::test_close_while_the_provider_is_offline_a_watchtower_claims_what_it_was_given",
         (CLOSING_AND_GOOD, "if False:"),
     ),
     at(
-        "node/proof_exchange.py",
+        "node/ledger/proof_exchange.py",
         f"{PROOFS}::test_what_proves_nothing_is_its_bringers_fault_and_is_neither_kept_nor_handed_on",
         (
             "        liar = accused(proof)\n        if liar ==",
@@ -756,27 +756,27 @@ DEFENCES = (
         ),
     ),
     at(
-        "node/proof_exchange.py",
+        "node/ledger/proof_exchange.py",
         f"{PROOFS}::test_one_bringer_is_heard_so_often_and_another_all_the_same",
         ("if not self._heard.admits(sender, self._now_ms()):", "if False:"),
     ),
     at(
-        "node/proof_exchange.py",
+        "node/ledger/proof_exchange.py",
         f"{PROOFS}::test_of_ever_new_liars_few_go_on_and_what_is_found_here_goes_on_all_the_same",
         ('        if not rate.admits(b"", self._now_ms()):', "        if False:"),
     ),
     at(
-        "node/proof_exchange.py",
+        "node/ledger/proof_exchange.py",
         f"{PROOFS}::test_liars_of_whom_nobody_here_ever_heard_take_no_room_from_others",
         ("kept < (MOST_KEPT if known else MOST_OF_STRANGERS)", "kept < MOST_KEPT"),
     ),
     at(
-        "node/head_exchange.py",
+        "node/ledger/head_exchange.py",
         "e2e/test_hostile_provider.py::test_one_that_signs_two_receipts_is_refused_by_nodes_that_it_never_dealt_with",
         ("            self._hand_on(proof)\n", ""),
         beside=(
             (
-                "node/proof_exchange.py",
+                "node/ledger/proof_exchange.py",
                 "for liar, proof in self._heads.newest_proofs(MOST_SHOWN, MOST_BYTES, hidden=hidden, first=first):",
                 "for liar, proof in ():",
             ),

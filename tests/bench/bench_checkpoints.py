@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import trio
 
-from hansa.node.blob_exchange import BlobExchange
-from hansa.node.blobs import BlobStore
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import Context, NetConfig
+from hansa.node.storage.blob_exchange import BlobExchange
+from hansa.node.storage.blobs import BlobStore
 from hansa.proto.blob import BlobRef
 from hansa.proto.protocols import BLOB
 from hansa.proto.tensors import encode_state

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import trio
 from kit.memory_party import DEVICE, key
 
-from hansa.node.book import Book
-from hansa.node.discovery import Discovery
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, NetLimits
-from hansa.node.peer_exchange import PeerExchange
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.peer_exchange import PeerExchange
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, NetLimits
 from hansa.proto.market_documents import Advert
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign

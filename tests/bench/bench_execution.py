@@ -34,9 +34,9 @@ from integration.sandbox_harness import (
 )
 from kit.market import asked, job_of, running_market, submit
 
-from hansa.node import process_tree
-from hansa.node.demo_nodes import DemoNodes
-from hansa.node.warm_pool import threads_of
+from hansa.node.commands.demo_nodes import DemoNodes
+from hansa.node.isolation import process_tree
+from hansa.node.runs.warm_pool import threads_of
 from hansa.proto.tensors import encode_state
 from hansa.scheduler.run import RunFailed, RunProgressed, RunStarted, RunSynced
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hansa.market.ledger import vouched_by_buyer
-from hansa.node.ledger_store import LedgerStore
+from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto.codec import encode
 from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.merkle import inclusion_proof, is_included

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import trio
 
-from hansa.node.blob_exchange import BlobExchange
-from hansa.node.blobs import BlobStore
-from hansa.node.bulk import BulkChannels
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig
-from hansa.node.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import Context, NetConfig
+from hansa.node.storage.blob_exchange import BlobExchange
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.bulk import BulkChannels
+from hansa.node.storage.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
 from hansa.proto.blob import BlobRef, chunk_hash
 
 ECHO = "/hansa/echo/1"

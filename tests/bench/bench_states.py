@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order, sandbox_report
 
-from hansa.node import process_tree
+from hansa.node.isolation import process_tree
 from hansa.scheduler.run import RunCheckpointed, RunFailed, RunFinished, RunOutput, RunProgressed, RunSynced
 
 SIZE_MIB = int(sys.argv[1]) if len(sys.argv) > 1 else 512

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.escrow_artefact import ESCROW, TEST_TOKEN, artefact, escrow_code
+from hansa.node.chain.escrow_artefact import ESCROW, TEST_TOKEN, artefact, escrow_code
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.typed_data import DOMAIN_TYPE, encode_type
 

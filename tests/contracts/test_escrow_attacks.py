@@ -33,8 +33,8 @@ from kit.settlement_scene import (
 )
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, Refused
-from hansa.node.escrow_artefact import read_artefact
-from hansa.node.evm_escrow import claim_words, config_words, split_words
+from hansa.node.chain.escrow_artefact import read_artefact
+from hansa.node.chain.evm_escrow import claim_words, config_words, split_words
 from hansa.proto.documents import channel_id, escrow_domain
 from hansa.proto.keccak import keccak256
 from hansa.proto.signing import SigningKey, sign

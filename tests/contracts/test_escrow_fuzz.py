@@ -38,7 +38,7 @@ from hansa.market.settlement import (
     ClaimResult,
     Refused,
 )
-from hansa.node.evm_escrow import CLAIM_FAULTS, claim_words, config_words, split_words
+from hansa.node.chain.evm_escrow import CLAIM_FAULTS, claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.signing import Signed, SigningKey, sign
 from hansa.proto.splits import Split, splits_hash

@@ -15,8 +15,8 @@ from kit.contract_house import ContractHouse
 from kit.escrow_bench import EscrowBench, permit_for
 from kit.settlement_scene import DEPOSIT, OWNERS, PAYEE, PAYER, ROYALTIES, STRANGER
 
-from hansa.node.escrow_artefact import escrow_code
-from hansa.node.evm_escrow import claim_words, config_words, split_words
+from hansa.node.chain.escrow_artefact import escrow_code
+from hansa.node.chain.evm_escrow import claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import SigningKey
 

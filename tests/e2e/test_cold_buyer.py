@@ -16,8 +16,8 @@ from kit.market import asked, await_job, await_that, kill
 from kit.rpc_stand_in import result, rpc_stand_in
 
 from hansa.market.settlement import CLOSED
-from hansa.node.chain_dev import DevChain
-from hansa.node.json_rpc import RpcNode
+from hansa.node.chain.chain_dev import DevChain
+from hansa.node.chain.json_rpc import RpcNode
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import parse_amount
 

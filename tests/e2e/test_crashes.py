@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kit.market import asked, await_job, await_that, books, job_of, kill, running_market, submit
 
-from hansa.node.demo_nodes import DemoNodes
+from hansa.node.commands.demo_nodes import DemoNodes
 
 JOB = """
 name = "counting"

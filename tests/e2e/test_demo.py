@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.demo_verdict import Account, judge
+from hansa.node.commands.demo_verdict import Account, judge
 
 COMMAND = [sys.executable, "-m", "hansa", "demo"]
 PATIENCE_S = 240.0

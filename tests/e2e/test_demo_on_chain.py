@@ -18,13 +18,13 @@ from kit.chain_on_anvil import anvil_program
 from kit.market import asked, await_job, await_that, kill, providers_known, submit
 
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, ChannelState
-from hansa.node.chain_dev import Deployed, DevChain, free_port, running_anvil
-from hansa.node.chain_setup import chain_values, put_on_chain
-from hansa.node.config import FILE_NAME
-from hansa.node.demo_nodes import DemoNode, DemoNodes
-from hansa.node.evm_escrow import call, config_words, read_channel
-from hansa.node.json_rpc import RpcNode
-from hansa.node.voucher_file import HeldVoucher
+from hansa.node.chain.chain_dev import Deployed, DevChain, free_port, running_anvil
+from hansa.node.chain.chain_setup import chain_values, put_on_chain
+from hansa.node.chain.evm_escrow import call, config_words, read_channel
+from hansa.node.chain.json_rpc import RpcNode
+from hansa.node.chain.voucher_file import HeldVoucher
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
+from hansa.node.settings.config import FILE_NAME
 from hansa.proto.signing import parse_address
 from hansa.proto.typed_json import from_json
 from hansa.proto.units import parse_amount

@@ -17,8 +17,8 @@ from integration.sandbox_harness import need_sandbox
 from kit.market import asked, await_job, await_that, books, job_of, kill, running_market, submit
 from kit.traces import Traces, command_of, descriptors_of, mounts_of, name_of
 
-from hansa.node import process_tree
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
+from hansa.node.isolation import process_tree
 
 pytestmark = pytest.mark.long
 EVERY = 10

@@ -13,7 +13,7 @@ from integration.attack_scene import ATTACKS
 from integration.sandbox_harness import need_sandbox
 from kit.market import asked, await_job, await_that, books, job_of, providers_known, submit
 
-from hansa.node.demo_nodes import DemoNodes
+from hansa.node.commands.demo_nodes import DemoNodes
 
 pytestmark = pytest.mark.slow
 JOB = """

@@ -18,7 +18,7 @@ from kit.hostile import HostileProvider, hostile_provider, now_ms, what_it_got
 from kit.market import asked, await_job, await_that, job_of, providers_known, running_market, submit
 
 from hansa.market.equivocation import TwoHeads
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
 from hansa.proto.codec import encode
 from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.messages import (

@@ -13,8 +13,8 @@ from kit.images import an_archive, layer_of
 from kit.market import asked, await_job, job_of, running_market
 from kit.wheels import a_wheel, an_index
 
-from hansa.node.cli_jobs import submit_job
-from hansa.node.demo_nodes import DemoNodes
+from hansa.node.commands.cli_jobs import submit_job
+from hansa.node.commands.demo_nodes import DemoNodes
 
 JOB = """
 name = "reading"

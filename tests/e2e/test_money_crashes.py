@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 from kit.market import asked, await_that, books, kill
 
-from hansa.node.cli import cli
-from hansa.node.cli_client import Daemon
-from hansa.node.cli_jobs import submit_job
-from hansa.node.config import FILE_NAME
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.api.cli_client import Daemon
+from hansa.node.commands.cli import cli
+from hansa.node.commands.cli_jobs import submit_job
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
 from hansa.node.faults import OperatorError
+from hansa.node.settings.config import FILE_NAME
 
 pytestmark = [
     pytest.mark.long,

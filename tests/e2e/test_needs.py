@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from kit.market import await_that, providers_known
 
-from hansa.node.config import FILE_NAME
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
+from hansa.node.settings.config import FILE_NAME
 
 pytestmark = pytest.mark.slow
 JOB = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.demo_nodes import free_ports
+from hansa.node.commands.demo_nodes import free_ports
 
 
 def hansa(*arguments: str) -> list[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from kit.market import asked, await_that, providers_known
 
-from hansa.node.cli_jobs import submit_job
-from hansa.node.config import FILE_NAME
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.cli_jobs import submit_job
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
+from hansa.node.settings.config import FILE_NAME
 from hansa.proto.units import amount_for, format_amount, price_per_hour_to_e18
 
 pytestmark = pytest.mark.slow

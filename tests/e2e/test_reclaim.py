@@ -14,7 +14,7 @@ import pytest
 from integration.sandbox_harness import need_sandbox
 from kit.market import asked, await_job, await_that, books, job_of, kill, running_market, submit
 
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
 
 EVERY = 8
 JOB = """

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from kit.market import asked, await_job, await_that, job_of, kill, running_market, submit
 
-from hansa.node.cli_jobs import _fetch
-from hansa.node.demo_nodes import DemoNode
+from hansa.node.commands.cli_jobs import _fetch
+from hansa.node.commands.demo_nodes import DemoNode
 
 INTERVAL = 10
 JOB = """

@@ -20,8 +20,8 @@ DAEMON = f"""
 import sys
 from dataclasses import replace
 from pathlib import Path
-from hansa.node.config import load_config
-from hansa.node.node_process import run
+from hansa.node.settings.config import load_config
+from hansa.node.daemon.node_process import run
 config = load_config(Path(sys.argv[1]))
 pricing = replace(config.provider.pricing, program_timeout_ms={SLEEPS_S * 1000})
 run(replace(config, provider=replace(config.provider, pricing=pricing)), as_json=True)

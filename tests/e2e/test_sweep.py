@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kit.market import await_job, job_of, running_market, submit
 
-from hansa.node.demo_nodes import DemoNodes
+from hansa.node.commands.demo_nodes import DemoNodes
 from hansa.proto.blob import BlobRef
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

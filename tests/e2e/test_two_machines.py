@@ -12,10 +12,10 @@ from typing import Any, Self
 
 import pytest
 
-from hansa.node import process_tree
-from hansa.node.cli_client import Daemon
-from hansa.node.overlay_device import can_make_overlay
-from hansa.node.preflight import check_sandbox
+from hansa.node.api.cli_client import Daemon
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.overlay_device import can_make_overlay
+from hansa.node.isolation.preflight import check_sandbox
 
 pytestmark = pytest.mark.long
 JOB = """

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from kit.market import asked, await_that, job_of, kill, providers_known
 
-from hansa.node.config import FILE_NAME
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
+from hansa.node.settings.config import FILE_NAME
 
 pytestmark = pytest.mark.slow
 JOB = """\

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from kit.market import asked, await_that, books, job_of, running_market
 
-from hansa.node.demo_nodes import DemoNodes
-from hansa.node.first_setup import Wishes, set_up
-from hansa.node.process_tree import descendants
+from hansa.node.commands.demo_nodes import DemoNodes
+from hansa.node.commands.first_setup import Wishes, set_up
+from hansa.node.isolation.process_tree import descendants
 
 pytestmark = pytest.mark.slow
 JOB = """\

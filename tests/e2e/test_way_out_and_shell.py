@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kit.market import await_job, await_that, providers_known, submit
 
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
 
 JOB = """
 name = "looking"

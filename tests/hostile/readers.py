@@ -23,20 +23,20 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
 from hansa.market.equivocation import Equivocation
-from hansa.node import lan_discovery, remembered_peers
-from hansa.node.blob_exchange import ChunkWanted, TreeWanted
-from hansa.node.bulk_chunks import REQUEST, parse_request
-from hansa.node.bulk_messages import CallOffered, CallWanted, ChannelGranted, ChannelWanted
-from hansa.node.key_exchange import KeysWanted
-from hansa.node.libp2p_autonat import _parsed
-from hansa.node.libp2p_circuit import _addresses_of, split_circuit
-from hansa.node.libp2p_dcutr import HolePuncher
-from hansa.node.libp2p_guards import read_header_line
-from hansa.node.libp2p_kad_messages import BadKad, KadStream, cleaned
-from hansa.node.libp2p_pubsub import cleaned_control
-from hansa.node.libp2p_wire import WireFault, receive_message
-from hansa.node.neighbourhood import group_of, host_of, household_of, place_of
-from hansa.node.peer_exchange import PeersKnown, PeersWanted
+from hansa.node.messaging import lan_discovery, remembered_peers
+from hansa.node.messaging.key_exchange import KeysWanted
+from hansa.node.messaging.peer_exchange import PeersKnown, PeersWanted
+from hansa.node.network.libp2p_autonat import _parsed
+from hansa.node.network.libp2p_circuit import _addresses_of, split_circuit
+from hansa.node.network.libp2p_dcutr import HolePuncher
+from hansa.node.network.libp2p_guards import read_header_line
+from hansa.node.network.libp2p_kad_messages import BadKad, KadStream, cleaned
+from hansa.node.network.libp2p_pubsub import cleaned_control
+from hansa.node.network.libp2p_wire import WireFault, receive_message
+from hansa.node.network.neighbourhood import group_of, host_of, household_of, place_of
+from hansa.node.storage.blob_exchange import ChunkWanted, TreeWanted
+from hansa.node.storage.bulk_chunks import REQUEST, parse_request
+from hansa.node.storage.bulk_messages import CallOffered, CallWanted, ChannelGranted, ChannelWanted
 from hansa.proto.book_messages import AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
 from hansa.proto.codec import decode
 from hansa.proto.errors import ProtocolError

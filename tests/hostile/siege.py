@@ -37,9 +37,9 @@ from hostile.stranger import a_stranger, some_address
 from kit.peer_frames import framed, hello_of
 from kit.raw_peer import DATA, GO_AWAY, PING, SYN, WINDOW, frame, line, raw_peer
 
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import NetConfig, NetError
-from hansa.node.peer_exchange import PeersWanted
+from hansa.node.messaging.peer_exchange import PeersWanted
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.net import NetConfig, NetError
 from hansa.proto.codec import encode
 from hansa.proto.protocols import HELLO, MARKET, PEERS
 

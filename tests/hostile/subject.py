@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import trio
 from kit.whole_daemon import a_whole_daemon
 
-from hansa.node.daemon import Daemon
-from hansa.node.doorway import Doorway
-from hansa.node.garbage import set_started_things_aside
-from hansa.node.logs import start_logging
-from hansa.node.net import NetLimits
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.daemon.garbage import set_started_things_aside
+from hansa.node.engine.logs import start_logging
+from hansa.node.network.doorway import Doorway
+from hansa.node.network.net import NetLimits
 
 EVERY_S = 1.0
 MANY = 1_000_000

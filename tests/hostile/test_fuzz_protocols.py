@@ -14,7 +14,7 @@ from kit.peer_frames import PLAIN, framed, protobufs, requests
 from kit.whole_daemon import a_whole_daemon
 from libp2p.peer.id import ID
 
-from hansa.node.daemon import Daemon
+from hansa.node.daemon.daemon import Daemon
 from hansa.proto.peer_id import peer_id_of_key
 from hansa.proto.protocols import HELLO, OLDER_MARKET
 

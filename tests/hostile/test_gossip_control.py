@@ -11,9 +11,9 @@ from kit.peer_frames import MESH, framed
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.libp2p_pubsub import LONGEST_PAUSE_S, MAX_CONTROLS, MAX_IDS, cleaned_control
-from hansa.node.net import NetConfig, Verdict
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.libp2p_pubsub import LONGEST_PAUSE_S, MAX_CONTROLS, MAX_IDS, cleaned_control
+from hansa.node.network.net import NetConfig, Verdict
 
 TOPIC = "/hansa/adverts/1/cpu"
 STRANGE = [f"/hansa/{number}" for number in range(300)]

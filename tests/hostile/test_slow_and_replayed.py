@@ -9,17 +9,10 @@ from hostile.stranger import a_stranger
 from kit.peer_frames import MESH, framed, hello_of
 from kit.whole_daemon import a_whole_daemon
 
-from hansa.node import (
-    lan_discovery,
-    libp2p_autonat,
-    libp2p_circuit,
-    libp2p_kad,
-    libp2p_kad_host,
-    libp2p_pubsub,
-    libp2p_relay,
-)
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, Verdict
+from hansa.node.messaging import lan_discovery
+from hansa.node.network import libp2p_autonat, libp2p_circuit, libp2p_kad, libp2p_kad_host, libp2p_pubsub, libp2p_relay
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, Verdict
 from hansa.proto.protocols import HELLO
 
 SOON_S = 0.3

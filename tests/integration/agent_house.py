@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from hansa.node.agent import Agent, AgentSettings
-from hansa.node.agent_config import DaemonPlace
-from hansa.node.agent_fleet import Fleet
-from hansa.node.agent_gate import Gate
-from hansa.node.agent_keys import Enrolled, Register, load_identity
-from hansa.node.agent_machine import FleetSettings
-from hansa.node.agent_messages import Report
-from hansa.node.agent_trees import TreeStore
+from hansa.node.agents.agent import Agent, AgentSettings
+from hansa.node.agents.agent_config import DaemonPlace
+from hansa.node.agents.agent_fleet import Fleet
+from hansa.node.agents.agent_gate import Gate
+from hansa.node.agents.agent_keys import Enrolled, Register, load_identity
+from hansa.node.agents.agent_machine import FleetSettings
+from hansa.node.agents.agent_messages import Report
+from hansa.node.agents.agent_trees import TreeStore
 from hansa.proto.market_documents import Device
 
 ACCOUNT = b"a" * 20

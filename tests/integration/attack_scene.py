@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from integration.sandbox_harness import Room, an_order
 
-from hansa.node.run_order import RunOrder
+from hansa.node.runs.run_order import RunOrder
 from hansa.proto.workload import Parameter
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import trio
 
-from hansa.node.egress import EgressProxy
+from hansa.node.runs.egress import EgressProxy
 
 PUBLIC, OWN = "11.22.33.44", "11.22.33.55"
 ASKED = {"public": PUBLIC, "own": OWN, "lan": "10.9.9.2", "metadata": "169.254.169.254"}

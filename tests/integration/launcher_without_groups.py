@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hansa.node.launcher import Launcher
-from hansa.node.launcher_guard import serve_guarded
+from hansa.node.isolation.launcher import Launcher
+from hansa.node.isolation.launcher_guard import serve_guarded
 
 
 def start_launcher_without_groups():
@@ -14,7 +14,7 @@ def start_launcher_without_groups():
     with theirs:
         process = subprocess.Popen(
             # The last word is how the harness tells a launcher.
-            [sys.executable, str(Path(__file__)), str(theirs.fileno()), "hansa.node.launcher"],
+            [sys.executable, str(Path(__file__)), str(theirs.fileno()), "hansa.node.isolation.launcher"],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -101,7 +101,7 @@ def look(ctx):
         "io_uring": outcome(call, 425, 8, 0),
         "ptrace": outcome(call, 101, 16, os.getppid(), 0, 0),
         "setuid": outcome(os.setuid, 0),
-        "modules": [name for name in ("hansa.node.engine", "hansa.market.machine") if importable(name)],
+        "modules": [name for name in ("hansa.node.engine.engine", "hansa.market.machine") if importable(name)],
         "su": outcome(su),
         "environment": sorted(os.environ),
     }

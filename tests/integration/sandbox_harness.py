@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import trio
 
-from hansa.node import process_tree
-from hansa.node.blobs import BlobStore
-from hansa.node.executor import Executor
-from hansa.node.preflight import SandboxReport, check_sandbox
-from hansa.node.run_order import RunLimits, RunOrder
-from hansa.node.warm_pool import shape_of
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.preflight import SandboxReport, check_sandbox
+from hansa.node.runs.executor import Executor
+from hansa.node.runs.run_order import RunLimits, RunOrder
+from hansa.node.runs.warm_pool import shape_of
+from hansa.node.storage.blobs import BlobStore
 
 LIMITS = RunLimits(
     memory_bytes=1 << 30,
@@ -168,7 +168,7 @@ def server_of_the_host(address: str = "127.0.0.1") -> socket.socket:
 
 
 def is_launcher(pid):
-    return b"hansa.node.launcher" in Path("/proc", str(pid), "cmdline").read_bytes()
+    return b"hansa.node.isolation.launcher" in Path("/proc", str(pid), "cmdline").read_bytes()
 
 
 def guard_and_launcher(pid):

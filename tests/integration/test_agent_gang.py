@@ -8,10 +8,10 @@ import trio
 from integration.agent_house import a_house, a_report
 from integration.sandbox_harness import LIMITS, a_room, alive, an_order, need_sandbox
 
-from hansa.node import process_tree
-from hansa.node.agent_switchboard import HERE, Part, Switchboard
-from hansa.node.launcher_link import start_launcher
-from hansa.node.overlay_device import can_make_overlay
+from hansa.node.agents.agent_switchboard import HERE, Part, Switchboard
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.launcher_link import start_launcher
+from hansa.node.isolation.overlay_device import can_make_overlay
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed, RunSynced
 
 pytestmark = pytest.mark.trio

@@ -10,12 +10,22 @@ import pytest
 import trio
 from integration.agent_house import a_house, a_report
 
-from hansa.node.agent import dialled
-from hansa.node.agent_keys import load_identity
-from hansa.node.agent_messages import FromDaemon, FromLauncher, Gone, LentGpu, StartThere, ToLauncher, TurnedAway
-from hansa.node.agent_switchboard import Part, Switchboard
-from hansa.node.launcher_protocol import NO_PROCESS, Ended, Kill, Refused, Start, Started, pack, receive, unpack
-from hansa.node.sandbox import SandboxSpec
+from hansa.node.agents.agent import dialled
+from hansa.node.agents.agent_keys import load_identity
+from hansa.node.agents.agent_messages import FromDaemon, FromLauncher, Gone, LentGpu, StartThere, ToLauncher, TurnedAway
+from hansa.node.agents.agent_switchboard import Part, Switchboard
+from hansa.node.isolation.launcher_protocol import (
+    NO_PROCESS,
+    Ended,
+    Kill,
+    Refused,
+    Start,
+    Started,
+    pack,
+    receive,
+    unpack,
+)
+from hansa.node.isolation.sandbox import SandboxSpec
 
 pytestmark = pytest.mark.trio
 RUN = b"r" * 32

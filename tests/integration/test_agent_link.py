@@ -12,12 +12,31 @@ import pytest
 import trio
 from integration.agent_house import ACCOUNT, a_house, a_report
 
-from hansa.node.agent import WrongDaemon, dialled
-from hansa.node.agent_gate import source_of
-from hansa.node.agent_keys import load_identity, write_invitation_key
-from hansa.node.agent_messages import NO_TOKEN, Enrol, EnrolmentAnswer, FromDaemon, Gone, LentGpu, TurnedAway, Welcome
-from hansa.node.launcher_protocol import MAX_PACKET_BYTES, Ended, Kill, Refused, Start, Started, pack, send, unpack
-from hansa.node.sandbox import SandboxSpec
+from hansa.node.agents.agent import WrongDaemon, dialled
+from hansa.node.agents.agent_gate import source_of
+from hansa.node.agents.agent_keys import load_identity, write_invitation_key
+from hansa.node.agents.agent_messages import (
+    NO_TOKEN,
+    Enrol,
+    EnrolmentAnswer,
+    FromDaemon,
+    Gone,
+    LentGpu,
+    TurnedAway,
+    Welcome,
+)
+from hansa.node.isolation.launcher_protocol import (
+    MAX_PACKET_BYTES,
+    Ended,
+    Kill,
+    Refused,
+    Start,
+    Started,
+    pack,
+    send,
+    unpack,
+)
+from hansa.node.isolation.sandbox import SandboxSpec
 
 pytestmark = pytest.mark.trio
 RUN = b"r" * 32
@@ -55,7 +74,7 @@ async def test_nobody_gets_a_word_without_an_enrolled_key(tmp_path):
 
 
 async def test_who_says_nothing_or_garbage_costs_nothing_but_its_own_connection(tmp_path, monkeypatch):
-    monkeypatch.setattr("hansa.node.agent_gate.HANDSHAKE_S", 5.0)
+    monkeypatch.setattr("hansa.node.agents.agent_gate.HANDSHAKE_S", 5.0)
     async with a_house(tmp_path) as house:
         known = house.enrol("a")
         since = trio.current_time()
@@ -70,7 +89,7 @@ async def test_who_says_nothing_or_garbage_costs_nothing_but_its_own_connection(
 
 
 async def test_hosts_that_prove_nothing_keep_nobody_else_from_knocking(tmp_path, monkeypatch):
-    monkeypatch.setattr("hansa.node.agent_gate.HANDSHAKE_S", 30.0)
+    monkeypatch.setattr("hansa.node.agents.agent_gate.HANDSHAKE_S", 30.0)
     async with a_house(tmp_path) as house:
         known = house.enrol("a")
         since, silent = trio.current_time(), []
@@ -342,7 +361,7 @@ async def test_a_machine_that_never_makes_its_connection_is_told_to_end_the_run(
     async with a_house(tmp_path, silence_s=0.5) as house:
         known = house.enrol("a")
         async with dialled(known, house.place(), "control") as wire:
-            from hansa.node.agent_messages import FromDaemon, FromLauncher, ToLauncher
+            from hansa.node.agents.agent_messages import FromDaemon, FromLauncher, ToLauncher
 
             await wire.receive(FromDaemon, within_s=5)
             await wire.send(a_report(1))

@@ -6,9 +6,9 @@ import pytest
 import trio
 from libp2p.peer.id import ID
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.libp2p_requests import MULTISTREAM, header_line
-from hansa.node.net import NetConfig, NotSpoken
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.libp2p_requests import MULTISTREAM, header_line
+from hansa.node.network.net import NetConfig, NotSpoken
 
 pytestmark = pytest.mark.trio
 ECHO = "/hansa/echo/1"

@@ -8,12 +8,12 @@ import pytest
 import trio
 from kit.memory_net import MemoryHub
 
-from hansa.node.blob_exchange import BlobExchange, ChunkWanted, FetchFailed
-from hansa.node.blob_partial import Partial
-from hansa.node.blob_shelf import BlobMissing
-from hansa.node.blobs import BlobStore
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig, Refused
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import Context, NetConfig, Refused
+from hansa.node.storage.blob_exchange import BlobExchange, ChunkWanted, FetchFailed
+from hansa.node.storage.blob_partial import Partial
+from hansa.node.storage.blob_shelf import BlobMissing
+from hansa.node.storage.blobs import BlobStore
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.codec import decode
 from hansa.proto.protocols import BLOB
@@ -54,7 +54,7 @@ def lie_with(house: House, change) -> None:
     honest = house.exchange._answer
 
     async def lying(context: Context, data: bytes) -> bytes:
-        from hansa.node.blob_exchange import TreeWanted
+        from hansa.node.storage.blob_exchange import TreeWanted
 
         wanted = decode(data, TreeWanted | ChunkWanted, limit_bytes=512)
         return change(wanted, await honest(context, data))

@@ -17,11 +17,11 @@ import trio
 from integration.test_environments import why_not
 from kit.wheels import a_wheel, lock_line
 
-from hansa.node.build_room import Tool, make_work
-from hansa.node.builder import ask_builder, read_tool, tool_runner
-from hansa.node.environments import Environments, ShippedWheel, check_environments
-from hansa.node.environments_config import EnvironmentsConfig
-from hansa.node.trees import Trees
+from hansa.node.isolation.build_room import Tool, make_work
+from hansa.node.isolation.trees import Trees
+from hansa.node.runs.builder import ask_builder, read_tool, tool_runner
+from hansa.node.runs.environments import Environments, ShippedWheel, check_environments
+from hansa.node.settings.environments_config import EnvironmentsConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def builder() -> Iterator[Path]:
         pytest.skip(f"no room for tools on this machine: {why_not()}")
     with tempfile.TemporaryDirectory(prefix="hansa-builder-") as directory:
         path = Path(directory) / "socket"
-        process = subprocess.Popen([sys.executable, "-m", "hansa.node.builder", str(path)])
+        process = subprocess.Popen([sys.executable, "-m", "hansa.node.runs.builder", str(path)])
         deadline = time.monotonic() + 15
         while not path.exists():
             assert time.monotonic() < deadline

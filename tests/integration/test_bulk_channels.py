@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import trio
 
-from hansa.node.blob_exchange import BlobExchange, ChunkWanted, FetchFailed, TreeWanted
-from hansa.node.blobs import BlobStore
-from hansa.node.bulk import BulkChannels
-from hansa.node.bulk_chunks import LONGEST_RUN, REQUEST
-from hansa.node.bulk_grants import TOKEN_BYTES
-from hansa.node.bulk_identity import BulkIdentity, name_of
-from hansa.node.bulk_line import Line, LineBroken
-from hansa.node.bulk_messages import MAX_MESSAGE_BYTES, CallOffered, CallWanted, ChannelGranted, ChannelWanted
-from hansa.node.bulk_serving import BulkLimits
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, NetError, Refused
-from hansa.node.pinned_tls import certificate_in, dialling_context, make_pem
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, NetError, Refused
+from hansa.node.storage.blob_exchange import BlobExchange, ChunkWanted, FetchFailed, TreeWanted
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.bulk import BulkChannels
+from hansa.node.storage.bulk_chunks import LONGEST_RUN, REQUEST
+from hansa.node.storage.bulk_grants import TOKEN_BYTES
+from hansa.node.storage.bulk_identity import BulkIdentity, name_of
+from hansa.node.storage.bulk_line import Line, LineBroken
+from hansa.node.storage.bulk_messages import MAX_MESSAGE_BYTES, CallOffered, CallWanted, ChannelGranted, ChannelWanted
+from hansa.node.storage.bulk_serving import BulkLimits
+from hansa.node.storage.pinned_tls import certificate_in, dialling_context, make_pem
 from hansa.proto.blob import CHUNK_BYTES, blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.protocols import BULK

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from hansa.node.bulk_line import FEW_BYTES, TAKEN_BYTES, Line, LineBroken
-from hansa.node.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
+from hansa.node.storage.bulk_line import FEW_BYTES, TAKEN_BYTES, Line, LineBroken
+from hansa.node.storage.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
 
 pytestmark = pytest.mark.trio
 MIB = 1 << 20
@@ -162,7 +162,7 @@ async def test_a_few_tickets_are_nothing(ends):
 
 
 async def test_the_loop_turns_while_bytes_lie_there_and_none_of_them_is_plain(tmp_path, monkeypatch):
-    monkeypatch.setattr("hansa.node.bulk_line.MOST_FRUITLESS_BYTES", 1 << 30)
+    monkeypatch.setattr("hansa.node.storage.bulk_line.MOST_FRUITLESS_BYTES", 1 << 30)
     dials, served, data = tickets(tmp_path, 1_000)
     served.setblocking(False)
     sent = served.send(data)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from kit.chain_on_anvil import anvil_program
 
-from hansa.node import chain_dev
-from hansa.node.chain_dev import find_anvil, free_port, running_anvil
-from hansa.node.config import load_config
+from hansa.node.chain import chain_dev
+from hansa.node.chain.chain_dev import find_anvil, free_port, running_anvil
+from hansa.node.commands.first_setup import Wishes, set_up
 from hansa.node.faults import OperatorError
-from hansa.node.first_setup import Wishes, set_up
+from hansa.node.settings.config import load_config
 from hansa.proto.currency import currency_of
 from hansa.proto.signing import checksum_address
 

@@ -15,12 +15,12 @@ from kit.settling_party import Party, serving, until, wanted
 
 from hansa.market.funding import ChannelSettled, FundingFailed, SettlementWanted
 from hansa.market.settlement import CLOSED
-from hansa.node.chain_nodes import ChainNodes
-from hansa.node.evm_backend import EvmBackend
+from hansa.node.chain.chain_nodes import ChainNodes
+from hansa.node.chain.evm_backend import EvmBackend
+from hansa.node.chain.json_rpc import RpcNode
+from hansa.node.chain.voucher_file import HeldVoucher, read_vouchers, voucher_view, write_vouchers
+from hansa.node.chain.watchtower import Watch, Watchtower, held_in, run_watchtower
 from hansa.node.faults import ConfigError, OperatorError
-from hansa.node.json_rpc import RpcNode
-from hansa.node.voucher_file import HeldVoucher, read_vouchers, voucher_view, write_vouchers
-from hansa.node.watchtower import Watch, Watchtower, held_in, run_watchtower
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher, channel_id
 from hansa.proto.signing import sign

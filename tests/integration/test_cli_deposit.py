@@ -19,17 +19,17 @@ from kit.memory_desk import MemoryDesk, job_view
 from kit.served_desk import just, served
 
 from hansa.market.settlement import CHALLENGE_PERIOD_S
-from hansa.node.chain_dev import Deployed, DevChain
-from hansa.node.chain_setup import chain_values, put_on_chain
-from hansa.node.cli import cli
-from hansa.node.cli_deposit import _wake
-from hansa.node.cold_deposits import WantedDeposit
-from hansa.node.config import load_config
-from hansa.node.evm_escrow import call
-from hansa.node.first_setup import Wishes, set_up
-from hansa.node.http_api import build_api
-from hansa.node.json_rpc import RpcNode
-from hansa.node.keystore import account_address, create_account
+from hansa.node.api.http_api import build_api
+from hansa.node.chain.chain_dev import Deployed, DevChain
+from hansa.node.chain.chain_setup import chain_values, put_on_chain
+from hansa.node.chain.cold_deposits import WantedDeposit
+from hansa.node.chain.evm_escrow import call
+from hansa.node.chain.json_rpc import RpcNode
+from hansa.node.chain.keystore import account_address, create_account
+from hansa.node.commands.cli import cli
+from hansa.node.commands.cli_deposit import _wake
+from hansa.node.commands.first_setup import Wishes, set_up
+from hansa.node.settings.config import load_config
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import checksum_address

@@ -15,16 +15,16 @@ from kit.signer_process import outside_signer
 
 from hansa.market.funding import FundingFailed, SettlementWanted
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, Refused
-from hansa.node.chain_config import ChainConfig
-from hansa.node.chain_funding import pay_in
-from hansa.node.cold_deposits import WantedDeposit
-from hansa.node.cold_wallet import ColdWallet
-from hansa.node.escrow_artefact import escrow_code
-from hansa.node.evm_signing import AccountSigner
-from hansa.node.evm_store import SENT
-from hansa.node.external_signer import ExternalSigner
+from hansa.node.chain.chain_funding import pay_in
+from hansa.node.chain.cold_deposits import WantedDeposit
+from hansa.node.chain.cold_wallet import ColdWallet
+from hansa.node.chain.escrow_artefact import escrow_code
+from hansa.node.chain.evm_signing import AccountSigner
+from hansa.node.chain.evm_store import SENT
+from hansa.node.chain.external_signer import ExternalSigner
+from hansa.node.chain.outside_account import OutsideAccount
 from hansa.node.faults import OperatorError
-from hansa.node.outside_account import OutsideAccount
+from hansa.node.settings.chain_config import ChainConfig
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import checksum_address
@@ -361,7 +361,7 @@ async def test_killed_at_any_step_each_deposit_is_made_once(
         async def none(_self: Any, _amount: int) -> None:
             return None
 
-        monkeypatch.setattr("hansa.node.evm_allowance.Allowance.permit", none)
+        monkeypatch.setattr("hansa.node.chain.evm_allowance.Allowance.permit", none)
     async with fresh_house() as house:
         house.chain.give_coins(PAYER.address, 10**24)
         await house.fund(PAYER, 10**9)

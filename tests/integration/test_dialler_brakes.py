@@ -9,9 +9,9 @@ import trio.testing
 from libp2p.network.exceptions import SwarmException
 from multiaddr import Multiaddr
 
-from hansa.node import libp2p_tcp
-from hansa.node.libp2p_guards import Faults
-from hansa.node.libp2p_tcp import FAILURES_PER_MINUTE, LOOKUPS, Dialler
+from hansa.node.network import libp2p_tcp
+from hansa.node.network.libp2p_guards import Faults
+from hansa.node.network.libp2p_tcp import FAILURES_PER_MINUTE, LOOKUPS, Dialler
 
 pytestmark = pytest.mark.trio
 

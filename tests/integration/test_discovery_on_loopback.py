@@ -10,11 +10,11 @@ import pytest
 import trio
 from kit.memory_party import DEVICE, key
 
-from hansa.node.book import Book
-from hansa.node.discovery import Discovery
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import NetConfig
-from hansa.node.peer_exchange import PeerExchange
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.peer_exchange import PeerExchange
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.net import NetConfig
 from hansa.proto.market_documents import Advert
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, sign

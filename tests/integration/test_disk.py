@@ -15,10 +15,10 @@ from integration.launcher_without_groups import start_launcher_without_groups
 from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
 from integration.test_launcher import SPEC
 
-from hansa.node.disk import IN_MEMORY, ON_DISK, close_disks, make_disk
-from hansa.node.launcher_link import start_launcher
-from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
-from hansa.node.preflight import check_sandbox
+from hansa.node.devices.disk import IN_MEMORY, ON_DISK, close_disks, make_disk
+from hansa.node.isolation.launcher_link import start_launcher
+from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
+from hansa.node.isolation.preflight import check_sandbox
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput
 
 RUNNER = dataclasses.replace(SPEC, program="hansa.worker.runner", memory_bytes=1 << 30, scratch_bytes=32 << 20)

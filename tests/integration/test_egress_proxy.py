@@ -18,9 +18,9 @@ import h11
 import pytest
 import trio
 
-from hansa.node import egress, egress_relay
-from hansa.node.egress import EgressProxy
-from hansa.node.egress_dial import Dialler, is_ours, networks_of
+from hansa.node.runs import egress, egress_relay
+from hansa.node.runs.egress import EgressProxy
+from hansa.node.runs.egress_dial import Dialler, is_ours, networks_of
 from hansa.proto.egress import IpAddress, is_public
 
 RUN = bytes(range(32))

@@ -16,12 +16,12 @@ import pytest
 import trio
 from kit.wheels import a_wheel, an_index, lock_line, sha256
 
-from hansa.node import environments
-from hansa.node.build_room import Outcome, Tool, make_work, run_tool
-from hansa.node.environments import Environments, NotBuilt, ShippedWheel, check_environments, from_job
-from hansa.node.environments_config import EnvironmentsConfig
-from hansa.node.sandbox_inventory import take_inventory
-from hansa.node.trees import Trees, open_to_everybody
+from hansa.node.isolation.build_room import Outcome, Tool, make_work, run_tool
+from hansa.node.isolation.sandbox_inventory import take_inventory
+from hansa.node.isolation.trees import Trees, open_to_everybody
+from hansa.node.runs import environments
+from hansa.node.runs.environments import Environments, NotBuilt, ShippedWheel, check_environments, from_job
+from hansa.node.settings.environments_config import EnvironmentsConfig
 from hansa.proto.errors import Malformed
 
 RAY = "2.60.0"
@@ -376,7 +376,7 @@ def test_what_a_tool_prints_is_capped_and_never_blocks_it(work: Path) -> None:
 def test_a_tool_ends_with_the_daemon_that_started_it(work: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from hansa.node.build_room import Tool, run_tool\n"
+        "from hansa.node.isolation.build_room import Tool, run_tool\n"
         f"run_tool(Tool(command=('/bin/sh', '-c', 'while :; do date +%s.%N > /work/alive; sleep 0.05; done'),"
         f" work={str(work)!r}, most_bytes=1 << 30, most_s=60))\n"
     )

@@ -21,8 +21,8 @@ from integration.test_escape_neighbours import (
     let_the_victim_end,
 )
 
-from hansa.node.journal import MAX_EVENT_BYTES, NodeEvent
-from hansa.node.reduce import reduce_round
+from hansa.node.daemon.reduce import reduce_round
+from hansa.node.engine.journal import MAX_EVENT_BYTES, NodeEvent
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
 from hansa.proto.tensors import decode_state, encode_state

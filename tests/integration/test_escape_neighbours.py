@@ -11,7 +11,7 @@ import trio
 from integration.attack_scene import an_attack, ended, found_by, outputs_of
 from integration.sandbox_harness import a_room, guard_and_launcher, need_sandbox, parent_of, sandbox_report
 
-from hansa.node import process_tree
+from hansa.node.isolation import process_tree
 from hansa.proto.tensors import encode_state
 from hansa.proto.workload import Parameter
 from hansa.scheduler.run import RunFinished, RunSynced

@@ -13,10 +13,10 @@ import pytest
 from integration.sandbox_harness import need_sandbox
 from integration.test_launcher import SPEC, Service
 
-from hansa.node import process_tree
-from hansa.node.first_setup import Wishes, set_up
-from hansa.node.launcher_link import connect_launcher
-from hansa.node.launcher_protocol import MAX_PACKET_BYTES, Ended, Start, Started, receive, send
+from hansa.node.commands.first_setup import Wishes, set_up
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.launcher_link import connect_launcher
+from hansa.node.isolation.launcher_protocol import MAX_PACKET_BYTES, Ended, Start, Started, receive, send
 
 BOMB = b"\xdd\xff\xff\xff\xff"
 PACKETS = (b"", b"\0", b"\xff" * 1000, BOMB * 10, b"\x91" * 60_000, b"\x81\xa7message\xa5Start", os.urandom(5000))

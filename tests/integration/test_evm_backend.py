@@ -13,13 +13,13 @@ from kit.rpc_stand_in import Answer, StandIn, lying, rpc_stand_in
 from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, STRANGER, Scene
 
 from hansa.market.settlement import OPEN, UNSET, ChannelState, Happening, Refused
-from hansa.node.chain_dev import DevChain
-from hansa.node.chain_nodes import NodesDisagree
-from hansa.node.escrow_artefact import ESCROW, TEST_TOKEN, artefact, escrow_code
-from hansa.node.evm_backend import EvmBackend
-from hansa.node.evm_currency import WrongChain
-from hansa.node.evm_escrow import _CALLS, _EVENTS, CLAIM_SKIPPED
-from hansa.node.json_rpc import RpcAway, RpcFault, RpcMalformed, RpcNode
+from hansa.node.chain.chain_dev import DevChain
+from hansa.node.chain.chain_nodes import NodesDisagree
+from hansa.node.chain.escrow_artefact import ESCROW, TEST_TOKEN, artefact, escrow_code
+from hansa.node.chain.evm_backend import EvmBackend
+from hansa.node.chain.evm_currency import WrongChain
+from hansa.node.chain.evm_escrow import _CALLS, _EVENTS, CLAIM_SKIPPED
+from hansa.node.chain.json_rpc import RpcAway, RpcFault, RpcMalformed, RpcNode
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.keccak import keccak256
 

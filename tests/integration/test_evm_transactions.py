@@ -15,13 +15,13 @@ from kit.anvil import Chain, local_chain
 from kit.rpc_stand_in import lying, rpc_stand_in
 
 from hansa.market.settlement import Refused
-from hansa.node.chain_nodes import ChainNodes
-from hansa.node.evm_limits import FeeLimits
-from hansa.node.evm_signing import AccountSigner
-from hansa.node.evm_store import FINAL, MINED, SENT, EvmStore
-from hansa.node.evm_transactions import FOREIGN, MOST_GAS, FeesTooHigh, Transactions
+from hansa.node.chain.chain_nodes import ChainNodes
+from hansa.node.chain.evm_signing import AccountSigner
+from hansa.node.chain.evm_store import FINAL, MINED, SENT, EvmStore
+from hansa.node.chain.evm_transactions import FOREIGN, MOST_GAS, FeesTooHigh, Transactions
+from hansa.node.chain.json_rpc import RpcFault, RpcNode
 from hansa.node.faults import OperatorError
-from hansa.node.json_rpc import RpcFault, RpcNode
+from hansa.node.settings.evm_limits import FeeLimits
 from hansa.proto.signing import SigningKey
 
 GWEI = 10**9

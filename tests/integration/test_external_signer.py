@@ -12,10 +12,10 @@ from kit.anvil import RICH, local_chain
 from kit.rpc_stand_in import error, result, rpc_stand_in
 from kit.trading import tender
 
-from hansa.node.cli import cli
-from hansa.node.external_signer import ExternalSigner
+from hansa.node.chain.external_signer import ExternalSigner
+from hansa.node.chain.wallet import text_to_sign, typed_to_sign
+from hansa.node.commands.cli import cli
 from hansa.node.faults import ConfigError, OperatorError
-from hansa.node.wallet import text_to_sign, typed_to_sign
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import CURVE_ORDER, SigningKey, checksum_address
 from hansa.proto.typed_data import digest

@@ -8,8 +8,8 @@ from kit.memory_party import key
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, Verdict
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, Verdict
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio

@@ -16,7 +16,7 @@ import ray
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order, need_sandbox
 
-from hansa.node.sandbox_inventory import take_inventory
+from hansa.node.isolation.sandbox_inventory import take_inventory
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput
 
 LOOK = """

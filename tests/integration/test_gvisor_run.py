@@ -26,10 +26,10 @@ from integration.sandbox_harness import (
 )
 from integration.test_launcher import SPEC, Service, connect_as
 
-from hansa.node import process_tree
-from hansa.node.launcher_link import start_launcher
-from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
-from hansa.node.preflight import check_sandbox
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.launcher_link import start_launcher
+from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
+from hansa.node.isolation.preflight import check_sandbox
 from hansa.proto.gang import Gang
 from hansa.proto.workload import Parameter
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput

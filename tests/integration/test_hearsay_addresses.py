@@ -10,12 +10,12 @@ import trio
 import trio.testing
 from kit.memory_party import key
 
-from hansa.node.book import Book
-from hansa.node.discovery import Discovery
-from hansa.node.lan_discovery import Believing, answer
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import NetConfig
-from hansa.node.remembered_peers import save_peers
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.lan_discovery import Believing, answer
+from hansa.node.messaging.remembered_peers import save_peers
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.net import NetConfig
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio

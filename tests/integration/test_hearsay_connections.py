@@ -7,8 +7,8 @@ import pytest
 import trio
 from kit.memory_party import key
 
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import NetConfig, NetLimits, Unreachable
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.net import NetConfig, NetLimits, Unreachable
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio

@@ -19,11 +19,11 @@ import pytest
 import trio
 from kit.images import a_layer, a_layout, an_archive, entry
 
-from hansa.node import images
-from hansa.node.build_room import Outcome, Tool, run_tool
-from hansa.node.environments_config import EnvironmentsConfig
-from hansa.node.images import Images, NoImage, check_images, policy_for, pulled, shipped
-from hansa.node.trees import Trees
+from hansa.node.isolation.build_room import Outcome, Tool, run_tool
+from hansa.node.isolation.trees import Trees
+from hansa.node.runs import images
+from hansa.node.runs.images import Images, NoImage, check_images, policy_for, pulled, shipped
+from hansa.node.settings.environments_config import EnvironmentsConfig
 
 RUN = b"run"
 

@@ -14,11 +14,11 @@ import pytest
 from integration.sandbox_harness import alive, need_sandbox
 
 import hansa
-from hansa.node import process_tree
-from hansa.node.launcher_link import connect_launcher, launch_with
-from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
-from hansa.node.preflight import check_sandbox
-from hansa.node.sandbox import SandboxSpec
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.launcher_link import connect_launcher, launch_with
+from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
+from hansa.node.isolation.preflight import check_sandbox
+from hansa.node.isolation.sandbox import SandboxSpec
 
 SPEC = SandboxSpec(
     program="hansa.worker.probe",
@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, directory, umask=-1):
         self.path = str(directory / "launcher.sock")
-        self.process = subprocess.Popen([sys.executable, "-m", "hansa.node.launcher", self.path], umask=umask)
+        self.process = subprocess.Popen([sys.executable, "-m", "hansa.node.isolation.launcher", self.path], umask=umask)
 
     def __enter__(self):
         deadline = time.monotonic() + 20

@@ -13,9 +13,9 @@ from integration.launcher_without_groups import start_launcher_without_groups
 from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
 from integration.test_launcher import SPEC
 
-from hansa.node.launcher import WATCH_S
-from hansa.node.launcher_link import start_launcher
-from hansa.node.launcher_protocol import Ended, Start, Started, receive, send
+from hansa.node.isolation.launcher import WATCH_S
+from hansa.node.isolation.launcher_link import start_launcher
+from hansa.node.isolation.launcher_protocol import Ended, Start, Started, receive, send
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed
 
 # The size of the scratch directory stands in bubblewrap's arguments, and so tells these sandboxes from all others.

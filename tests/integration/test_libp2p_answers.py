@@ -10,16 +10,16 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, StopMessage
 
-from hansa.node import libp2p_circuit, libp2p_relay
-from hansa.node.libp2p_autonat import AUTONAT
-from hansa.node.libp2p_circuit import open_circuit, reserve
-from hansa.node.libp2p_dcutr import DCUTR
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.libp2p_relay import HOP, STOP
-from hansa.node.libp2p_wire import WireFault, open_protocol, send_message
-from hansa.node.net import NetConfig
-from hansa.node.peer_exchange import PeersWanted
-from hansa.node.reachability import Opinion, Opinions
+from hansa.node.messaging.peer_exchange import PeersWanted
+from hansa.node.network import libp2p_circuit, libp2p_relay
+from hansa.node.network.libp2p_autonat import AUTONAT
+from hansa.node.network.libp2p_circuit import open_circuit, reserve
+from hansa.node.network.libp2p_dcutr import DCUTR
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.libp2p_relay import HOP, STOP
+from hansa.node.network.libp2p_wire import WireFault, open_protocol, send_message
+from hansa.node.network.net import NetConfig
+from hansa.node.network.reachability import Opinion, Opinions
 from hansa.proto.codec import decode, encode
 from hansa.proto.peer_id import peer_id_of_key
 

@@ -19,11 +19,11 @@ from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
-from hansa.node.libp2p_budget import ReceiveBudget
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.libp2p_tcp import TcpStream
-from hansa.node.libp2p_yamux import BoundedYamux
-from hansa.node.net import Context, NetConfig, NetError, NetLimits, RemoteFault, Timeout, Unreachable, Verdict
+from hansa.node.network.libp2p_budget import ReceiveBudget
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.libp2p_tcp import TcpStream
+from hansa.node.network.libp2p_yamux import BoundedYamux
+from hansa.node.network.net import Context, NetConfig, NetError, NetLimits, RemoteFault, Timeout, Unreachable, Verdict
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
@@ -393,7 +393,7 @@ async def test_one_network_of_ipv6_takes_no_more_than_its_part_from_however_many
     async with node(NetLimits(network_handshakes_per_s=1, network_handshakes_at_once=2)) as net:
         came = 0
         with monkeypatch.context() as patch:
-            patch.setattr("hansa.node.libp2p_swarm.TcpStream", FromAfar)
+            patch.setattr("hansa.node.network.libp2p_swarm.TcpStream", FromAfar)
             for _ in range(12):
                 with suppress(Exception), trio.fail_after(20):
                     async with muxed(net):
@@ -403,7 +403,7 @@ async def test_one_network_of_ipv6_takes_no_more_than_its_part_from_however_many
 
 
 async def test_whoever_was_connected_for_a_while_comes_back_through_a_crowd(monkeypatch):
-    monkeypatch.setattr("hansa.node.libp2p_connection.ACQUAINTED_S", 0.5)
+    monkeypatch.setattr("hansa.node.network.libp2p_connection.ACQUAINTED_S", 0.5)
     limits = NetLimits(handshakes_per_s=1, handshakes_at_once=1)
     async with node(limits) as net:
         async with muxed(net):

@@ -8,8 +8,8 @@ import trio
 from kit.echo import ECHO, echo, until
 from libp2p.peer.id import ID
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, NetError, Verdict
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, NetError, Verdict
 
 pytestmark = pytest.mark.trio
 TOPIC = "/hansa/topic/1"
@@ -116,8 +116,8 @@ async def test_one_port_is_listened_on_with_both_families():
 
 
 async def test_addresses_are_told_and_tried_in_a_sensible_order():
-    from hansa.node.libp2p_addresses import sorted_addrs
-    from hansa.node.libp2p_tcp import rank
+    from hansa.node.network.libp2p_addresses import sorted_addrs
+    from hansa.node.network.libp2p_tcp import rank
 
     relay = "/ip4/45.33.1.2/tcp/1/p2p/16Uiu2relay/p2p-circuit"
     addrs = ["/ip4/127.0.0.1/tcp/1", relay, "/ip4/192.168.1.2/tcp/1", "/ip6/2a01:4f8::1/tcp/1", "/ip4/45.33.1.2/tcp/1"]
@@ -157,8 +157,8 @@ async def test_what_the_operator_said_of_a_peer_is_not_crowded_out_by_talk():
 
 
 async def test_one_public_host_is_not_dialled_without_end():
-    from hansa.node.libp2p_guards import Faults
-    from hansa.node.libp2p_tcp import FAILURES_PER_MINUTE, Dialler, SwarmException
+    from hansa.node.network.libp2p_guards import Faults
+    from hansa.node.network.libp2p_tcp import FAILURES_PER_MINUTE, Dialler, SwarmException
 
     dialler = Dialler(Faults())
     for _ in range(FAILURES_PER_MINUTE):

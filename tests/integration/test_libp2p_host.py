@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from hansa.node.faults import ConfigError, PortInUse
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig, NetError, NetLimits
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import Context, NetConfig, NetError, NetLimits
 from hansa.proto.errors import Malformed
 from hansa.proto.peer_id import address_of_peer_text, parse_peer_id, peer_id_of_key
 
@@ -144,8 +144,8 @@ async def test_a_peer_that_was_restarted_is_reached_again_within_a_second():
 
 NODE = """
 import sys, trio
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig
 async def main():
     async with open_net(NetConfig(listen=(sys.argv[2],)), bytes.fromhex(sys.argv[1])) as net:
         async def echo(context, data):

@@ -1,6 +1,6 @@
 """The network's table finds a provider that nobody told of, and strangers can neither end it, fill it nor fool it.
 
-Each of the hostile tests goes red when the guard that it is about is taken out of ``node/libp2p_kad*.py``.
+Each of the hostile tests goes red when the guard that it is about is taken out of ``node/network/libp2p_kad*.py``.
 """
 
 import os
@@ -20,14 +20,14 @@ from libp2p.peer.peer_record import PeerRecord
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from hansa.node import libp2p_kad, libp2p_kad_host, libp2p_kad_messages, libp2p_kad_tables
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.libp2p_kad import STREAMS_PER_PEER, KadTable, key_of
-from hansa.node.libp2p_kad_host import KAD_PROTOCOL, LOOKUP, Lookup
-from hansa.node.libp2p_kad_messages import ANSWER_BYTES, KEY_BYTES, QUESTION_BYTES, TOLD_PEERS
-from hansa.node.libp2p_kad_tables import RECORD_LIFE_S, CappedProviders
-from hansa.node.net import NetConfig
-from hansa.node.reachability import Opinion, Opinions
+from hansa.node.network import libp2p_kad, libp2p_kad_host, libp2p_kad_messages, libp2p_kad_tables
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.libp2p_kad import STREAMS_PER_PEER, KadTable, key_of
+from hansa.node.network.libp2p_kad_host import KAD_PROTOCOL, LOOKUP, Lookup
+from hansa.node.network.libp2p_kad_messages import ANSWER_BYTES, KEY_BYTES, QUESTION_BYTES, TOLD_PEERS
+from hansa.node.network.libp2p_kad_tables import RECORD_LIFE_S, CappedProviders
+from hansa.node.network.net import NetConfig
+from hansa.node.network.reachability import Opinion, Opinions
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio

@@ -16,17 +16,17 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from multiaddr import Multiaddr
 
-from hansa.node import libp2p_relay, libp2p_swarm
-from hansa.node.libp2p_acquaintances import TOLD_EARLIER
-from hansa.node.libp2p_autonat import AUTONAT, ask_for_dial_back
-from hansa.node.libp2p_circuit import reserve
-from hansa.node.libp2p_dcutr import ALL_PUNCHES_AT_ONCE, DCUTR, PUNCHES_AT_ONCE, HolePuncher
-from hansa.node.libp2p_guards import Faults
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.libp2p_relay import HOP, STOP, RelayService
-from hansa.node.libp2p_wire import WireFault, open_protocol, receive_message, send_message
-from hansa.node.net import Context, NetConfig, NetError, NetLimits, RelayLimits, Unreachable
-from hansa.node.reachability import Opinion, Opinions
+from hansa.node.network import libp2p_relay, libp2p_swarm
+from hansa.node.network.libp2p_acquaintances import TOLD_EARLIER
+from hansa.node.network.libp2p_autonat import AUTONAT, ask_for_dial_back
+from hansa.node.network.libp2p_circuit import reserve
+from hansa.node.network.libp2p_dcutr import ALL_PUNCHES_AT_ONCE, DCUTR, PUNCHES_AT_ONCE, HolePuncher
+from hansa.node.network.libp2p_guards import Faults
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.libp2p_relay import HOP, STOP, RelayService
+from hansa.node.network.libp2p_wire import WireFault, open_protocol, receive_message, send_message
+from hansa.node.network.net import Context, NetConfig, NetError, NetLimits, RelayLimits, Unreachable
+from hansa.node.network.reachability import Opinion, Opinions
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio

@@ -14,14 +14,14 @@ from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PRICE, PROVIDER, PRO
 
 from hansa.market.bandwidth import BACK, THERE
 from hansa.market.scoring import MEASURED_HERE, UNKNOWN
-from hansa.node import events
-from hansa.node.blob_exchange import BlobExchange
-from hansa.node.blobs import BlobStore
-from hansa.node.bulk import BulkChannels
-from hansa.node.bulk_line import Line
-from hansa.node.libp2p_host import open_net
-from hansa.node.line_meter import LULL_S, LineMeter
-from hansa.node.net import NetConfig
+from hansa.node.engine import events
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig
+from hansa.node.storage.blob_exchange import BlobExchange
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.bulk import BulkChannels
+from hansa.node.storage.bulk_line import Line
+from hansa.node.storage.line_meter import LULL_S, LineMeter
 from hansa.proto.blob import CHUNK_BYTES
 
 pytestmark = [

@@ -8,8 +8,8 @@ import pytest
 import trio
 from kit.memory_net import MemoryHub
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import (
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import (
     Context,
     Net,
     NetConfig,

@@ -13,13 +13,13 @@ from kit.raw_peer import ACK, DATA, FIN, RST, SYN, WINDOW, RawPeer, frame, line,
 from libp2p.peer.id import ID
 
 from hansa.market.effects import Send
-from hansa.node.book import Book
-from hansa.node.book_sync import BookSync
-from hansa.node.discovery import Discovery
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, NotSpoken, RemoteFault
-from hansa.node.outbox import Outbox
-from hansa.node.spoken import Spoken
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.book_sync import BookSync
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.outbox import Outbox
+from hansa.node.messaging.spoken import Spoken
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, NotSpoken, RemoteFault
 from hansa.proto.codec import encode
 from hansa.proto.messages import LeaseConfirmed, LeaseRefused, ProofSent
 from hansa.proto.protocols import BOOK, OLDER_ADVERT_TOPIC, OLDER_MARKET

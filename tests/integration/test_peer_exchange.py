@@ -7,9 +7,9 @@ import pytest
 import trio
 from kit.memory_net import MemoryHub
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, NetConfig, Verdict
-from hansa.node.peer_exchange import TOLD_PEERS, KnownPeer, PeerExchange, PeersKnown
+from hansa.node.messaging.peer_exchange import TOLD_PEERS, KnownPeer, PeerExchange, PeersKnown
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import Context, NetConfig, Verdict
 from hansa.proto.codec import encode
 from hansa.proto.peer_id import peer_id_of_key
 from hansa.proto.protocols import PEERS

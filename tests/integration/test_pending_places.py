@@ -7,8 +7,8 @@ import pytest
 import trio
 import trio.testing
 
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig, NetLimits
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig, NetLimits
 
 HANDSHAKE_S = 60
 

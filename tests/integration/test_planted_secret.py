@@ -109,8 +109,8 @@ def test_secrets_in_logs_argv_crash_dumps_of_a_wallet(data, tmp_path):
 
 CRASH = """
 import os, sys
-from hansa.node.keystore import load_account
-from hansa.node.secrecy import keep_memory_private
+from hansa.node.chain.keystore import load_account
+from hansa.node.chain.secrecy import keep_memory_private
 from pathlib import Path
 keep_memory_private()
 key = load_account(Path(sys.argv[1]), Path(sys.argv[2]).read_text())
@@ -140,7 +140,7 @@ def test_a_crash_with_an_open_key_leaves_no_dump_and_shows_no_secret(data, tmp_p
 
 def test_a_process_with_private_memory_may_not_be_dumped():
     program = (
-        "import ctypes, resource\nfrom hansa.node.secrecy import keep_memory_private\nkeep_memory_private()\n"
+        "import ctypes, resource\nfrom hansa.node.chain.secrecy import keep_memory_private\nkeep_memory_private()\n"
         "assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0, 'PR_GET_DUMPABLE'\n"
         "assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)\n"
     )
@@ -148,7 +148,7 @@ def test_a_process_with_private_memory_may_not_be_dumped():
 
 
 def test_no_repr_of_anything_that_holds_a_key_shows_it(data):
-    from hansa.node.wallet import Wallet, open_account
+    from hansa.node.chain.wallet import Wallet, open_account
 
     account = Wallet(data).find(None)
     key = open_account(account, PASSWORD)

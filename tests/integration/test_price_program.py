@@ -18,16 +18,17 @@ from kit.small_market import device
 from kit.trading import NOW_MS, PRICE, tender
 
 from hansa.market.pricing_rule import PricingRule
-from hansa.node import doctor, price_program, price_turns
-from hansa.node.answering import PriceWanted
-from hansa.node.config import load_config
-from hansa.node.events import TenderPriced
+from hansa.node.commands import doctor
+from hansa.node.commands.first_setup import Wishes, set_up
+from hansa.node.engine.answering import PriceWanted
+from hansa.node.engine.events import TenderPriced
 from hansa.node.faults import ConfigError
-from hansa.node.first_setup import Wishes, set_up
-from hansa.node.price_process import OwnRoom, ProgramFailed, RoomOrder
-from hansa.node.price_program import PriceProgram, priced, question_about, read_answer
-from hansa.node.pricing_config import PricingConfig
-from hansa.node.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.pricing import price_program, price_turns
+from hansa.node.pricing.price_process import OwnRoom, ProgramFailed, RoomOrder
+from hansa.node.pricing.price_program import PriceProgram, priced, question_about, read_answer
+from hansa.node.settings.config import load_config
+from hansa.node.settings.pricing_config import PricingConfig
 from hansa.proto.codec import decode, encode
 
 PYTHON = Path("/usr/bin/python3")
@@ -294,7 +295,7 @@ def test_a_room_whose_maker_has_ended_is_not_begun():
     written = os.memfd_create("order")
     os.write(written, json.dumps(order).encode())
     os.lseek(written, 0, os.SEEK_SET)
-    command = [sys.executable, "-m", "hansa.node.price_room", str(written), "2"]
+    command = [sys.executable, "-m", "hansa.node.pricing.price_room", str(written), "2"]
     done = subprocess.run(command, pass_fds=(written,), capture_output=True, check=False, timeout=60, cwd="/")
     os.close(written)
     assert done.returncode == 125, done.stderr

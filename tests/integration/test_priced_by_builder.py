@@ -15,10 +15,10 @@ import trio
 from kit.marked_processes import give_up_when_it_lives, living, new_mark, nothing_lives, sleeper_and_sleep
 
 from hansa.market.pricing_rule import PricingRule
-from hansa.node.price_process import BuildersRoom, ProgramFailed, RoomOrder, read_order
-from hansa.node.price_program import PriceProgram
-from hansa.node.pricing_config import PricingConfig
-from hansa.node.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.pricing.price_process import BuildersRoom, ProgramFailed, RoomOrder, read_order
+from hansa.node.pricing.price_program import PriceProgram
+from hansa.node.settings.pricing_config import PricingConfig
 
 PYTHON = Path("/usr/bin/python3")
 SOUND = {"command": ["/bin/true"], "shown": [], "cpu_s": 2}
@@ -41,7 +41,7 @@ def house():
 @pytest.fixture(scope="module")
 def builder(house):
     path = house / "socket"
-    process = subprocess.Popen([sys.executable, "-m", "hansa.node.builder", str(path)])
+    process = subprocess.Popen([sys.executable, "-m", "hansa.node.runs.builder", str(path)])
     deadline = time.monotonic() + 30
     while not path.exists():
         assert time.monotonic() < deadline

@@ -15,7 +15,7 @@ import pytest
 import trio
 from integration.sandbox_harness import a_room, alive, an_order, guard_and_launcher, need_sandbox
 
-from hansa.node import process_tree
+from hansa.node.isolation import process_tree
 from hansa.proto.tensors import decode_state, encode_state
 from hansa.proto.workload import Parameter
 from hansa.scheduler.run import (

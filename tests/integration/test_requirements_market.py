@@ -6,7 +6,7 @@ from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, needs, spec
 
 from hansa.market.requirements import parse_needs, parse_rules
-from hansa.node import events
+from hansa.node.engine import events
 from hansa.proto.market_documents import Fact
 from hansa.proto.messages import AwardSent, BidSent, DeclineSent
 

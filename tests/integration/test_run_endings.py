@@ -9,7 +9,7 @@ import pytest
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order, need_sandbox
 
-from hansa.node import process_tree
+from hansa.node.isolation import process_tree
 from hansa.proto.tensors import decode_state
 from hansa.scheduler.run import (
     RunCheckpointed,

@@ -7,7 +7,7 @@ import pytest
 import trio
 from integration.sandbox_harness import a_room, an_order, need_sandbox
 
-from hansa.node.run_shell import LOST_STATUS, MOST_SHELLS, ShellRefused
+from hansa.node.runs.run_shell import LOST_STATUS, MOST_SHELLS, ShellRefused
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput, RunProgressed, RunSynced
 
 RUN = b"r" * 32

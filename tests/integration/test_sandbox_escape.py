@@ -22,7 +22,7 @@ from integration.sandbox_harness import (
     server_of_the_host,
 )
 
-from hansa.node import process_tree
+from hansa.node.isolation import process_tree
 from hansa.proto.workload import Parameter
 from hansa.scheduler.run import RunFailed, RunFinished, RunLogged, RunOutput, RunProgressed, RunStarted
 

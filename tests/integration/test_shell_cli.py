@@ -29,10 +29,10 @@ from kit.served_desk import served
 from kit.trading import spec
 from starlette.applications import Starlette
 
-from hansa.node.http_api import build_api
-from hansa.node.http_shell import shell_routes
-from hansa.node.shell_desk import ShellDesk
-from hansa.node.shell_service import ShellService
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_shell import shell_routes
+from hansa.node.api.shell_desk import ShellDesk
+from hansa.node.runs.shell_service import ShellService
 from hansa.proto.blob import BlobRef
 from hansa.scheduler.job import plan
 

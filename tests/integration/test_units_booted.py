@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.disk import close_disks, make_disk
+from hansa.node.devices.disk import close_disks, make_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ("hansa.service", "hansa-launcher.service", "hansa-builder.service")

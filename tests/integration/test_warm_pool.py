@@ -23,9 +23,9 @@ from integration.sandbox_harness import (
 )
 from integration.test_launcher import SPEC
 
-from hansa.node import process_tree
-from hansa.node.launcher_link import start_launcher
-from hansa.node.launcher_protocol import Adopt, Ended, Kill, Refused, Start, Started, receive, send
+from hansa.node.isolation import process_tree
+from hansa.node.isolation.launcher_link import start_launcher
+from hansa.node.isolation.launcher_protocol import Adopt, Ended, Kill, Refused, Start, Started, receive, send
 from hansa.scheduler.run import RunFailed, RunFinished, RunKept, RunOutput
 
 LEAVE_AND_LOOK = """

@@ -17,14 +17,14 @@ from kit.js_packages import INTEROP, find_js_packages
 from kit.memory_party import key
 
 from hansa.market.effects import Send, unsigned
-from hansa.node.book import Book
-from hansa.node.courier import Courier
-from hansa.node.directory import Directory
-from hansa.node.discovery import Discovery
-from hansa.node.events import MessageArrived
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import NetConfig
-from hansa.node.outbox import Outbox
+from hansa.node.engine.events import MessageArrived
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.courier import Courier
+from hansa.node.messaging.directory import Directory
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.outbox import Outbox
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.net import NetConfig
 from hansa.proto.binding import Role, bind
 from hansa.proto.market_documents import Advert
 from hansa.proto.messages import BidSent, TenderSent

@@ -8,7 +8,7 @@ from typing import Any
 
 from kit.chain_on_anvil import anvil_program
 
-from hansa.node.chain_dev import free_port, running_anvil
+from hansa.node.chain.chain_dev import free_port, running_anvil
 from hansa.proto.signing import SigningKey
 
 RICH = SigningKey(bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"))

@@ -17,7 +17,7 @@ from kit.chain_in_process import CHAIN_ID, DEPLOYER, Outcome
 from kit.contract_calls import Reverted, revert_reason
 from kit.one_at_a_time import one_at_a_time
 
-from hansa.node.chain_dev import ANVIL_VERSION, anvil_package, find_anvil, free_port, running_anvil
+from hansa.node.chain.chain_dev import ANVIL_VERSION, anvil_package, find_anvil, free_port, running_anvil
 from hansa.node.faults import OperatorError
 
 ROOM = Path(__file__).resolve().parents[2] / "build" / "anvil"

@@ -5,7 +5,7 @@ from typing import Any
 
 from eth_abi import decode, encode
 
-from hansa.node.escrow_artefact import Artefact
+from hansa.node.chain.escrow_artefact import Artefact
 from hansa.proto.keccak import keccak256
 
 ERROR_SELECTOR = keccak256(b"Error(string)")[:4]

@@ -9,8 +9,8 @@ from kit.chain_in_process import Outcome
 from kit.contract_calls import Contract, EventLog, Reverted
 
 from hansa.market.settlement import Backend, ChannelState, Claim, ClaimResult, Happening, Refused
-from hansa.node.escrow_artefact import ESCROW, TEST_TOKEN, Artefact, artefact, read_artefact
-from hansa.node.evm_escrow import CLAIM_FAULTS, PHASES, claim_words, config_words, split_words
+from hansa.node.chain.escrow_artefact import ESCROW, TEST_TOKEN, Artefact, artefact, read_artefact
+from hansa.node.chain.evm_escrow import CLAIM_FAULTS, PHASES, claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig, Voucher, channel_id, escrow_domain
 from hansa.proto.signing import Signed, SigningKey
 from hansa.proto.splits import Split

@@ -12,8 +12,8 @@ from typing import Any
 
 from kit.namespaces import Site
 
-from hansa.node.cli_client import Daemon, DaemonAway
-from hansa.node.config import FILE_NAME
+from hansa.node.api.cli_client import Daemon, DaemonAway
+from hansa.node.settings.config import FILE_NAME
 
 HANSA = [sys.executable, "-m", "hansa"]
 

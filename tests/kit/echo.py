@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import trio
 
-from hansa.node.net import Context
+from hansa.node.network.net import Context
 
 ECHO = "/hansa/echo/1"
 T = TypeVar("T")

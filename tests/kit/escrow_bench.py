@@ -7,8 +7,8 @@ from kit.contract_calls import Contract, EventLog
 from kit.contract_house import LOT, TEST_ARTEFACTS, ContractHouse
 from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, PAYER_SIGNER, STRANGER, Scene
 
-from hansa.node.escrow_artefact import read_artefact
-from hansa.node.evm_escrow import claim_words, config_words, split_words
+from hansa.node.chain.escrow_artefact import read_artefact
+from hansa.node.chain.evm_escrow import claim_words, config_words, split_words
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import SigningKey
 from hansa.proto.splits import Split

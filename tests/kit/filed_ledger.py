@@ -9,8 +9,8 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.ledger_records import Record
-from hansa.node.filing import records_of
-from hansa.node.ledger_store import HeadSigner, LedgerStore
+from hansa.node.engine.filing import records_of
+from hansa.node.ledger.ledger_store import HeadSigner, LedgerStore
 from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, SigningKey, sign

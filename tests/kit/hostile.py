@@ -11,10 +11,10 @@ import trio
 from hansa.market.effects import sealed, unsigned
 from hansa.market.pricing import ProviderTerms, bid_for
 from hansa.market.receipts import LeaseTerms, Statement, next_statement
-from hansa.node.book import Book
-from hansa.node.directory import Directory
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import Context, Net, NetConfig, NetError
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.directory import Directory
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import Context, Net, NetConfig, NetError
 from hansa.proto.binding import Role, bind
 from hansa.proto.codec import decode, encode
 from hansa.proto.documents import MeterLine

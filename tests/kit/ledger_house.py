@@ -8,7 +8,7 @@ from pathlib import Path
 from kit.settlement_house import START_S, House
 
 from hansa.market.settlement import Backend
-from hansa.node.ledger_backend import LedgerBackend, LedgerChannels
+from hansa.node.ledger.ledger_backend import LedgerBackend, LedgerChannels
 from hansa.proto.currency import currency_id, unit_of
 from hansa.proto.documents import CreditLine
 from hansa.proto.network import DOMAIN

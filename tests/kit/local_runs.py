@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from hansa.node.run_shell import RunShell, RunShells, ShellRefused
+from hansa.node.runs.run_shell import RunShell, RunShells, ShellRefused
 from hansa.worker.shell_host import ShellHost
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hansa.node.cli_client import DaemonAway
-from hansa.node.cli_jobs import submit_job
-from hansa.node.config import FILE_NAME
-from hansa.node.demo_nodes import DemoNode, DemoNodes
+from hansa.node.api.cli_client import DaemonAway
+from hansa.node.commands.cli_jobs import submit_job
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
+from hansa.node.settings.config import FILE_NAME
 
 POLL_S = 0.1
 

@@ -8,11 +8,11 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import key
 
-from hansa.node import chores
-from hansa.node.config import FILE_NAME, parse_config
-from hansa.node.daemon import Daemon
-from hansa.node.first_setup import Wishes, config_text
-from hansa.node.net import NetConfig
+from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.daemon import chores
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.network.net import NetConfig
+from hansa.node.settings.config import FILE_NAME, parse_config
 from hansa.proto.signing import checksum_address
 
 

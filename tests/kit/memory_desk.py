@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from hansa.node.faults import ConfigError
-from hansa.node.sealing import ContentKey
+from hansa.node.storage.sealing import ContentKey
 from hansa.proto.blob import BlobRef, blob_ref, chunks_of
 from hansa.proto.units import format_amount, parse_amount
 from hansa.scheduler.job_spec import JobSpec

@@ -1,4 +1,4 @@
-"""The port to the network, within one process and without sockets: ``hansa.node.net.Net`` for the tests of other rooms.
+"""The port to the network, ``hansa.node.network.net.Net``, within one process and without sockets, for tests.
 
 It passes the same contract tests as the real one (tests/integration/test_net_contract.py). A hub carries everything;
 links can be cut and nodes killed. Time is trio's, so a mock clock works; nothing here uses a thread.
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from hansa.node.net import (
+from hansa.node.network.net import (
     Context,
     Gossip,
     Handler,
@@ -28,7 +28,7 @@ from hansa.node.net import (
     Validator,
     Verdict,
 )
-from hansa.node.peers import AddrsLearnt, Barred, Connected, Disconnected, PeerBook, Struck
+from hansa.node.network.peers import AddrsLearnt, Barred, Connected, Disconnected, PeerBook, Struck
 from hansa.proto.errors import ProtocolError
 from hansa.proto.peer_id import address_of_peer_text, peer_id_of_key
 
@@ -98,7 +98,7 @@ class MemoryHub:
 
 
 class MemoryNet:
-    """A ``hansa.node.net.Net`` on a ``MemoryHub``."""
+    """A ``hansa.node.network.net.Net`` on a ``MemoryHub``."""
 
     def __init__(self, hub: MemoryHub, config: NetConfig, key: bytes, port: int, nursery: trio.Nursery) -> None:
         self._hub = hub

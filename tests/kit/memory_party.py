@@ -7,8 +7,8 @@ from typing import Any
 import trio
 from kit.memory_net import MemoryHub, MemoryNet
 
-from hansa.node.directory import Directory
-from hansa.node.net import NetConfig
+from hansa.node.messaging.directory import Directory
+from hansa.node.network.net import NetConfig
 from hansa.proto.binding import Role, bind
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.messages import Hello

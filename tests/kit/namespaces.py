@@ -20,11 +20,11 @@ import pytest
 import trio
 from kit.slow_wire import SlowWire, tap_in
 
-from hansa.node.book import Book
-from hansa.node.discovery import Discovery
-from hansa.node.libp2p_host import Libp2pNet, open_net
-from hansa.node.net import Context, NetConfig, NetError
-from hansa.node.peer_exchange import PeerExchange
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.peer_exchange import PeerExchange
+from hansa.node.network.libp2p_host import Libp2pNet, open_net
+from hansa.node.network.net import Context, NetConfig, NetError
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import SigningKey, sign

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Union
 
-from hansa.node.book import Book
-from hansa.node.net import Context, Net, Verdict
+from hansa.node.messaging.book import Book
+from hansa.node.network.net import Context, Net, Verdict
 from hansa.proto import messages
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Advert

@@ -11,9 +11,9 @@ from kit.rpc_house import RpcHouse, furnished, shared_chain
 from kit.settlement_scene import PAYEE, PAYEE_SIGNER, PAYER, PAYER_SIGNER, STRANGER
 from kit.signer_process import outside_signer
 
-from hansa.node.cold_wallet import Signer
-from hansa.node.external_signer import ExternalSigner
-from hansa.node.outside_account import OutsideAccount
+from hansa.node.chain.cold_wallet import Signer
+from hansa.node.chain.external_signer import ExternalSigner
+from hansa.node.chain.outside_account import OutsideAccount
 from hansa.proto.signing import SigningKey
 
 HELD = (PAYER, PAYER_SIGNER, PAYEE, PAYEE_SIGNER, STRANGER)

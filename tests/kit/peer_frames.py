@@ -18,14 +18,14 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, StopMessa
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
-from hansa.node.blob_exchange import ChunkWanted, TreeWanted
-from hansa.node.bulk_messages import CallOffered, CallWanted, ChannelWanted
-from hansa.node.key_exchange import KeysWanted
-from hansa.node.libp2p_autonat import AUTONAT, IDENTIFY
-from hansa.node.libp2p_dcutr import DCUTR
-from hansa.node.libp2p_kad_host import KAD_PROTOCOL
-from hansa.node.libp2p_relay import HOP, STOP
-from hansa.node.peer_exchange import PeersWanted
+from hansa.node.messaging.key_exchange import KeysWanted
+from hansa.node.messaging.peer_exchange import PeersWanted
+from hansa.node.network.libp2p_autonat import AUTONAT, IDENTIFY
+from hansa.node.network.libp2p_dcutr import DCUTR
+from hansa.node.network.libp2p_kad_host import KAD_PROTOCOL
+from hansa.node.network.libp2p_relay import HOP, STOP
+from hansa.node.storage.blob_exchange import ChunkWanted, TreeWanted
+from hansa.node.storage.bulk_messages import CallOffered, CallWanted, ChannelWanted
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import BlobRef
 from hansa.proto.book_messages import AdvertsWanted, BookCompared, OwnAdvertWanted, ShelfDigests

@@ -8,7 +8,8 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-from hansa.node import blob_exchange, bulk_messages, key_exchange, peer_exchange
+from hansa.node.messaging import key_exchange, peer_exchange
+from hansa.node.storage import blob_exchange, bulk_messages
 from hansa.proto import book_messages, documents, history, market_documents, messages, shell_messages
 from hansa.proto.codec import DEFAULT_BYTES, DEFAULT_ITEMS, DEFAULT_TEXT_BYTES
 from hansa.proto.protocols import BLOB, BOOK, BOOK_SYNC, BULK, HELLO, KEYS, MARKET, PEERS, SHELL, VERSION

@@ -3,7 +3,7 @@
 import sys
 
 from hansa.market import earning_channel, paying_channel, purchase, sale
-from hansa.node import peers
+from hansa.node.network import peers
 from hansa.scheduler import capacity, job, mirror, rounds, run
 
 MACHINES = (

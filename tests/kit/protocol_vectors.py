@@ -14,10 +14,10 @@ from typing import Any
 from kit import trading
 
 from hansa.market.receipts import next_statement
-from hansa.node.blob_exchange import ChunkWanted, TreeWanted
-from hansa.node.libp2p_kad import key_of
-from hansa.node.libp2p_requests import MULTISTREAM, header_line
-from hansa.node.peer_exchange import PeersWanted
+from hansa.node.messaging.peer_exchange import PeersWanted
+from hansa.node.network.libp2p_kad import key_of
+from hansa.node.network.libp2p_requests import MULTISTREAM, header_line
+from hansa.node.storage.blob_exchange import ChunkWanted, TreeWanted
 from hansa.proto import book_messages, messages
 from hansa.proto.binding import Role, bind
 from hansa.proto.blob import blob_ref

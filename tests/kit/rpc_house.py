@@ -11,15 +11,15 @@ from pathlib import Path
 from kit.anvil import Chain, local_chain
 
 from hansa.market.settlement import Backend
-from hansa.node.chain_dev import DevChain
-from hansa.node.chain_nodes import ChainNodes
-from hansa.node.cold_wallet import Signer
-from hansa.node.evm_backend import EvmBackend
-from hansa.node.evm_limits import FeeLimits
-from hansa.node.evm_signing import AccountSigner
-from hansa.node.evm_store import EvmStore
-from hansa.node.evm_transactions import Transactions
-from hansa.node.json_rpc import RpcNode
+from hansa.node.chain.chain_dev import DevChain
+from hansa.node.chain.chain_nodes import ChainNodes
+from hansa.node.chain.cold_wallet import Signer
+from hansa.node.chain.evm_backend import EvmBackend
+from hansa.node.chain.evm_signing import AccountSigner
+from hansa.node.chain.evm_store import EvmStore
+from hansa.node.chain.evm_transactions import Transactions
+from hansa.node.chain.json_rpc import RpcNode
+from hansa.node.settings.evm_limits import FeeLimits
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.signing import SigningKey
 

@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from starlette.applications import Starlette
 
-from hansa.node.http_server import serve_api
+from hansa.node.api.http_server import serve_api
 
 Application = Callable[[], AbstractAsyncContextManager[Starlette]]
 

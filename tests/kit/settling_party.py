@@ -12,10 +12,10 @@ from kit.settlement_scene import Scene
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.funding import FundingWanted, FundsKnown
 from hansa.market.paying_channel import PayingChannel
-from hansa.node.chain_config import ChainConfig
-from hansa.node.chain_settling import ChainSettler, settler_for
-from hansa.node.evm_limits import FeeLimits
-from hansa.node.state import NodeState
+from hansa.node.chain.chain_settling import ChainSettler, settler_for
+from hansa.node.engine.state import NodeState
+from hansa.node.settings.chain_config import ChainConfig
+from hansa.node.settings.evm_limits import FeeLimits
 from hansa.proto.documents import ChannelConfig
 from hansa.proto.signing import SigningKey
 

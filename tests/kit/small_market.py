@@ -9,9 +9,9 @@ from hansa.market.effects import Send, sealed
 from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
 from hansa.market.pricing import ITSELF, ProviderTerms
-from hansa.node import events
-from hansa.node.engine import Engine
-from hansa.node.journal import MemoryJournal
+from hansa.node.engine import events
+from hansa.node.engine.engine import Engine
+from hansa.node.engine.journal import MemoryJournal
 from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Device

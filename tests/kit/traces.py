@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hansa.node import process_tree
-from hansa.node.demo_nodes import DemoNode
+from hansa.node.commands.demo_nodes import DemoNode
+from hansa.node.isolation import process_tree
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -39,7 +39,7 @@ class Traces:
         for pid in pids[1:]:
             if (began := began_at(pid)) is not None:
                 self.seen[pid] = began
-        self.launchers |= {pid for pid in pids if b"hansa.node.launcher" in command_of(pid)}
+        self.launchers |= {pid for pid in pids if b"hansa.node.isolation.launcher" in command_of(pid)}
         return pids
 
     def survivors(self) -> dict[int, str]:

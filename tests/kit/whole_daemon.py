@@ -8,9 +8,9 @@ from pathlib import Path
 import trio
 from kit.memory_party import key
 
-from hansa.node.config import FILE_NAME, parse_config
-from hansa.node.daemon import Daemon
-from hansa.node.first_setup import Wishes, config_text
+from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.settings.config import FILE_NAME, parse_config
 from hansa.proto.signing import checksum_address
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from kit.namespaces import Internet, NodeThread, Site, enter, internet
 
-from hansa.node.net import NetConfig, NetError
+from hansa.node.network.net import NetConfig, NetError
 from hansa.proto.peer_id import peer_id_of_key
 
 __all__ = ["internet"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from kit.namespaces import Internet, NodeThread, internet
 
-from hansa.node.blob_exchange import BlobExchange
-from hansa.node.blobs import BlobStore
-from hansa.node.bulk import BulkChannels
-from hansa.node.net import NetConfig
+from hansa.node.network.net import NetConfig
+from hansa.node.storage.blob_exchange import BlobExchange
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.bulk import BulkChannels
 from hansa.proto.blob import CHUNK_BYTES
 
 __all__ = ["internet"]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from kit.namespaces import Internet, NodeThread, Site, internet
 
-from hansa.node.net import NetConfig, NetLimits
+from hansa.node.network.net import NetConfig, NetLimits
 
 __all__ = ["internet"]
 QUICK = NetLimits(ping_every_ms=1_000, ping_timeout_ms=2_000)

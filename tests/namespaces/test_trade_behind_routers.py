@@ -7,7 +7,7 @@ import pytest
 from kit.daemons_in_namespaces import PlacedDaemon, until
 from kit.namespaces import Internet, internet
 
-from hansa.node.cli_jobs import submit_job
+from hansa.node.commands.cli_jobs import submit_job
 
 __all__ = ["internet"]
 pytestmark = pytest.mark.long

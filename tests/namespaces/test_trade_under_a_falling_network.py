@@ -14,7 +14,7 @@ import pytest
 from kit.daemons_in_namespaces import PlacedDaemon, until
 from kit.namespaces import Internet, Site, internet
 
-from hansa.node.cli_jobs import submit_job
+from hansa.node.commands.cli_jobs import submit_job
 
 __all__ = ["internet"]
 PRICE_PER_HOUR = Decimal("0.90")

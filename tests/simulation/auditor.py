@@ -15,9 +15,9 @@ from hansa.market.earning_channel import EarningChannel
 from hansa.market.firm_leases import is_forfeited
 from hansa.market.ledger import Ledger, fold
 from hansa.market.why import BID, NO_ANSWER
-from hansa.node import events
-from hansa.node.market_views import why_view
-from hansa.node.state import NodeState
+from hansa.node.api.market_views import why_view
+from hansa.node.engine import events
+from hansa.node.engine.state import NodeState
 from hansa.proto import messages
 from hansa.proto.codec import decode
 from hansa.proto.currency import currency_of

@@ -22,7 +22,7 @@ from hansa.market.effects import Send, sealed
 from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown, SettlementWanted
 from hansa.market.ledger import Post
 from hansa.market.ledger_records import File
-from hansa.node.events import CreditDecided, JobToppedUp, MessageArrived, NettingDue, PaymentReceived
+from hansa.node.engine.events import CreditDecided, JobToppedUp, MessageArrived, NettingDue, PaymentReceived
 from hansa.proto import messages
 
 WORDS = (

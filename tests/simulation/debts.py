@@ -4,8 +4,8 @@ from typing import Any
 
 from hansa.market.ledger import owed_by, owed_to
 from hansa.market.ledger_check import check_ledger
-from hansa.node.events import NettingDue, PaymentReceived
-from hansa.node.mutual_credit import could_net
+from hansa.node.engine.events import NettingDue, PaymentReceived
+from hansa.node.engine.mutual_credit import could_net
 from hansa.proto.codec import encode
 from hansa.proto.currency import currency_of
 from hansa.proto.keccak import keccak256

@@ -14,7 +14,7 @@ from simulation.sim_node import SimNode, derived_key
 from simulation.world import EPOCH_MS, Faults, World, draw_faults
 
 from hansa.market.pricing import ProviderTerms
-from hansa.node import events
+from hansa.node.engine import events
 from hansa.proto.blob import blob_ref
 from hansa.proto.market_documents import LEASE_ANY, LEASE_FIRM, LEASE_SPOT, Device, Requirements
 from hansa.proto.splits import Split

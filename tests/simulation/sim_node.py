@@ -20,14 +20,14 @@ from hansa.market.funding import FundingWanted, SettlementWanted
 from hansa.market.ledger import Entry, Post, fold
 from hansa.market.ledger_records import File, Record
 from hansa.market.pricing import ProviderTerms
-from hansa.node import buying, events
-from hansa.node.buyer_tasks import unwelcome
-from hansa.node.engine import Engine
-from hansa.node.filing import records_of
-from hansa.node.journal import MemoryJournal
-from hansa.node.selling import DeliverRound
-from hansa.node.selling_runs import life_signs
-from hansa.node.state import snapshot
+from hansa.node.daemon.buyer_tasks import unwelcome
+from hansa.node.engine import buying, events
+from hansa.node.engine.engine import Engine
+from hansa.node.engine.filing import records_of
+from hansa.node.engine.journal import MemoryJournal
+from hansa.node.engine.selling import DeliverRound
+from hansa.node.engine.selling_runs import life_signs
+from hansa.node.engine.state import snapshot
 from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError

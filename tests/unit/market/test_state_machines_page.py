@@ -11,7 +11,7 @@ import hansa.market
 import hansa.node
 import hansa.scheduler
 from hansa.market.machine import Table
-from hansa.node.state import TERMINAL
+from hansa.node.engine.state import TERMINAL
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "state-machines.md"
 TABLES = [table for table, _ in MACHINES]

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from integration.agent_house import a_report
 
-from hansa.node.agent_cluster import Cluster, Unplaceable, own_features, share_out
-from hansa.node.agent_keys import Enrolled
-from hansa.node.agent_messages import LentGpu
-from hansa.node.events import InventoryChanged
-from hansa.node.inventory import Inventory
+from hansa.node.agents.agent_cluster import Cluster, Unplaceable, own_features, share_out
+from hansa.node.agents.agent_keys import Enrolled
+from hansa.node.agents.agent_messages import LentGpu
+from hansa.node.devices.inventory import Inventory
+from hansa.node.engine.events import InventoryChanged
 
 GIB = 1 << 30
 RUN = b"r" * 32

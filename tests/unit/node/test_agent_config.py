@@ -2,7 +2,7 @@
 
 import pytest
 
-from hansa.node.agent_config import (
+from hansa.node.agents.agent_config import (
     DaemonPlace,
     agent_config_text,
     load_agent_config,
@@ -10,7 +10,7 @@ from hansa.node.agent_config import (
     parse_agent_config,
     write_daemon,
 )
-from hansa.node.agent_keys import check_name, load_identity
+from hansa.node.agents.agent_keys import check_name, load_identity
 from hansa.node.faults import ConfigError
 
 WISHES = {"gpus": None, "cpu_slots": 2, "cpu_cores_per_slot": "0.5", "memory_per_slot": "1 GiB", "launcher": ""}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.agent_keys import (
+from hansa.node.agents.agent_keys import (
     Enrolled,
     Invitation,
     Register,
@@ -17,7 +17,7 @@ from hansa.node.agent_keys import (
     write_invitation_key,
 )
 from hansa.node.faults import ConfigError
-from hansa.node.pinned_tls import check_certificate
+from hansa.node.storage.pinned_tls import check_certificate
 
 SECRET = bytes(range(32))
 

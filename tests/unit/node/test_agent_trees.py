@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.node.agent_trees import TreeStore, TreeWriter, blocks_of, digest_of, send_tree
+from hansa.node.agents.agent_trees import TreeStore, TreeWriter, blocks_of, digest_of, send_tree
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge
 
 LIMIT = 1 << 20

@@ -1,6 +1,6 @@
 """How often somebody may do something."""
 
-from hansa.node.allowance import Allowances
+from hansa.node.network.allowance import Allowances
 
 
 def test_each_key_has_its_own_and_it_grows_back():

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node.config import parse_config
-from hansa.node.driver_process import DriverProcess
-from hansa.node.gpus import Gpu, GpuProcess, GpuSample
-from hansa.node.inventory import Machine, take_inventory
+from hansa.node.devices.driver_process import DriverProcess
+from hansa.node.devices.gpus import Gpu, GpuProcess, GpuSample
+from hansa.node.devices.inventory import Machine, take_inventory
+from hansa.node.settings.config import parse_config
 
 PACKAGE = Path(sys.prefix) / "amd"
 """Apart from everything else, since Ray fails where this package is and AMD's library is not."""

@@ -6,8 +6,8 @@ from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER, OTHER_KEY, PRICE, PROVIDER, PROVIDER_KEY, needs, tender
 
 from hansa.market.pricing_rule import PPM, CurvePoint, PricingRule
-from hansa.node import events
-from hansa.node.answering import MOST_TRIES, PriceWanted
+from hansa.node.engine import events
+from hansa.node.engine.answering import MOST_TRIES, PriceWanted
 from hansa.proto.market_documents import Clause, DeviceChoice, Shortfall
 from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN

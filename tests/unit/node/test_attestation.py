@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from hansa.node.attestation import REPORT_DATA_BYTES, NoQuote, ReportsDirectory, request_quote
+from hansa.node.isolation.attestation import REPORT_DATA_BYTES, NoQuote, ReportsDirectory, request_quote
 
 DIGEST = bytes(range(32))
 

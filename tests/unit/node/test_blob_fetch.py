@@ -7,7 +7,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.blob_fetch import LackingChunks
+from hansa.node.storage.blob_fetch import LackingChunks
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(0, 2**32))

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.node.blob_shelf import BlobMissing, NoRoom
-from hansa.node.blobs import BlobStore
+from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
+from hansa.node.storage.blobs import BlobStore
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref, chunk_count, chunk_hash, chunks_of, root_of
 
 QUOTA = 64 << 20
@@ -203,7 +203,7 @@ def test_a_fetch_goes_on_where_it_stopped_and_trusts_no_chunk_on_disk(store):
 FETCHER = """
 import sys
 from pathlib import Path
-from hansa.node.blobs import BlobStore
+from hansa.node.storage.blobs import BlobStore
 from hansa.proto.blob import CHUNK_BYTES, blob_ref, chunk_hash, chunks_of
 data = bytes(CHUNK_BYTES) * 64
 data = b"".join(n.to_bytes(8, "big") + data[:CHUNK_BYTES - 8] for n in range(64))

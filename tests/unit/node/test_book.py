@@ -10,9 +10,9 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import DEVICE, Party, advert_of, bent, key, now_ms, party
 
-from hansa.node import book as book_module
-from hansa.node.book import WORDS_AT_ONCE, Book
-from hansa.node.net import Context, Verdict
+from hansa.node.messaging import book as book_module
+from hansa.node.messaging.book import WORDS_AT_ONCE, Book
+from hansa.node.network.net import Context, Verdict
 from hansa.proto.codec import encode
 from hansa.proto.market_documents import Advert, DeviceChoice, Fact, Requirements
 from hansa.proto.messages import AdvertPublished, BookRequested, BookSent

@@ -10,9 +10,9 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, advert_of, bent, key, now_ms, party
 
-from hansa.node.book import BOOKS_AT_ONCE, Book
-from hansa.node.book_sync import ASKED_AT_ONCE, PULL_S, BookSync
-from hansa.node.net import Context, NetError, Refused
+from hansa.node.messaging.book import BOOKS_AT_ONCE, Book
+from hansa.node.messaging.book_sync import ASKED_AT_ONCE, PULL_S, BookSync
+from hansa.node.network.net import Context, NetError, Refused
 from hansa.proto.book_messages import AdvertsWanted, BookCompared, BookDifference, OwnAdvertWanted
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Advert

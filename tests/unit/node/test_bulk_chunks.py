@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hansa.node import bulk_chunks
-from hansa.node.bulk_chunks import LONGEST_RUN, UNDERWAY, bring_chunks
-from hansa.node.bulk_line import LineBroken
+from hansa.node.storage import bulk_chunks
+from hansa.node.storage.bulk_chunks import LONGEST_RUN, UNDERWAY, bring_chunks
+from hansa.node.storage.bulk_line import LineBroken
 from hansa.proto.blob import CHUNK_BYTES, BlobRef
 
 CHUNK_S = 30.0

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.bulk_grants import GRANT_LIFE_S, MOST_GRANTS, MOST_GRANTS_OF_ONE, Grants
+from hansa.node.storage.bulk_grants import GRANT_LIFE_S, MOST_GRANTS, MOST_GRANTS_OF_ONE, Grants
 
 
 def made() -> tuple[Grants, Counter[str]]:

@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from hansa.market.bandwidth import THERE
-from hansa.node.blobs import BlobStore
-from hansa.node.bulk_serving import BulkLimits, ChunkServer
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.bulk_serving import BulkLimits, ChunkServer
 from hansa.proto.blob import CHUNK_BYTES
 
 

@@ -13,12 +13,12 @@ from kit.memory_party import party
 from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec, tender, workload
 
 from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, Placement, Purchase
-from hansa.node import buyer_tasks
-from hansa.node.buyer_tasks import unwelcome
-from hansa.node.events import NodeEvent, RoundNotReduced
-from hansa.node.net import Context, Refused
-from hansa.node.state import NodeState
-from hansa.node.steady_clock import wall_clock_ms as now_ms
+from hansa.node.daemon import buyer_tasks
+from hansa.node.daemon.buyer_tasks import unwelcome
+from hansa.node.engine.events import NodeEvent, RoundNotReduced
+from hansa.node.engine.state import NodeState
+from hansa.node.engine.steady_clock import wall_clock_ms as now_ms
+from hansa.node.network.net import Context, Refused
 from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Tender

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.chain_config import format_coins
-from hansa.node.chain_dev import Deployed
-from hansa.node.chain_setup import as_toml, chain_values, put_on_chain, with_values
-from hansa.node.config import Config, load_config, parse_config
+from hansa.node.chain.chain_dev import Deployed
+from hansa.node.chain.chain_setup import as_toml, chain_values, put_on_chain, with_values
+from hansa.node.commands.first_setup import Wishes, config_text
 from hansa.node.faults import ConfigError
-from hansa.node.first_setup import Wishes, config_text
+from hansa.node.settings.chain_config import format_coins
+from hansa.node.settings.config import Config, load_config, parse_config
 from hansa.proto.currency import escrow_currency
 
 ESCROW, TOKEN = b"\xe5" * 20, b"\x70" * 20

@@ -12,10 +12,10 @@ from hansa.market.ledger import Entry, parts_of
 from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledChannel, FiledClose, FiledEnd
 from hansa.market.statements import statement
-from hansa.node.http_ledger import chain_debts_view
-from hansa.node.ledger_store import LedgerStore
-from hansa.node.statements import known_of, statement_view
-from hansa.node.views import chain_balance
+from hansa.node.api.http_ledger import chain_debts_view
+from hansa.node.api.statements import known_of, statement_view
+from hansa.node.api.views import chain_balance
+from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import CooperativeClose
 from hansa.proto.signing import checksum_address, sign

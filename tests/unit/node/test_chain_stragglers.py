@@ -7,9 +7,9 @@ import pytest
 import trio
 from kit.rpc_stand_in import result, rpc_stand_in
 
-from hansa.node import chain_nodes
-from hansa.node.chain_nodes import ChainNodes
-from hansa.node.json_rpc import RpcNode
+from hansa.node.chain import chain_nodes
+from hansa.node.chain.chain_nodes import ChainNodes
+from hansa.node.chain.json_rpc import RpcNode
 
 pytestmark = pytest.mark.trio
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hansa.node.cli_tables import print_chain
-from hansa.node.desk import name_currency
+from hansa.node.api.desk import name_currency
+from hansa.node.commands.cli_tables import print_chain
 from hansa.proto.currency import escrow_currency
 
 NAME = escrow_currency(31337, b"\xe5" * 20, b"\x70" * 20)

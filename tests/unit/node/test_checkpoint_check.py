@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hansa.node import checkpoint_check
-from hansa.node.checkpoint_check import fault_of
+from hansa.node.daemon import checkpoint_check
+from hansa.node.daemon.checkpoint_check import fault_of
 from hansa.proto.blob import blob_ref
 from hansa.proto.tensors import encode_state
 from hansa.scheduler.job_state import Checkpoint

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from hansa.node import chores
+from hansa.node.daemon import chores
 
 
 class Failing:

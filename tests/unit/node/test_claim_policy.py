@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.paying_channel import PayingChannel
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, ChannelState
-from hansa.node.chain_config import ChainConfig
-from hansa.node.claim_policy import (
+from hansa.node.chain.claim_policy import (
     PATIENCE_MS,
     Standing,
     can_finalize,
@@ -23,7 +22,8 @@ from hansa.node.claim_policy import (
     voucher_to_claim,
     wants_refund,
 )
-from hansa.node.evm_limits import FeeLimits
+from hansa.node.settings.chain_config import ChainConfig
+from hansa.node.settings.evm_limits import FeeLimits
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher
 from hansa.proto.signing import Signed

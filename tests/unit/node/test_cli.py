@@ -16,13 +16,13 @@ from click.testing import CliRunner, Result
 from kit.memory_desk import PROVIDERS, MemoryDesk, job_view
 from rich.console import Console
 
-from hansa.node.cli import cli
-from hansa.node.cli_results import write_output
-from hansa.node.cli_screen import follow, news, render
-from hansa.node.cli_tables import print_jobs
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_server import serve_api
+from hansa.node.commands.cli import cli
+from hansa.node.commands.cli_results import write_output
+from hansa.node.commands.cli_screen import follow, news, render
+from hansa.node.commands.cli_tables import print_jobs
 from hansa.node.faults import OperatorError
-from hansa.node.http_api import build_api
-from hansa.node.http_server import serve_api
 from hansa.node.plain_text import plain
 from hansa.proto.blob import blob_ref
 
@@ -89,7 +89,7 @@ def is_one_line_with_a_hint(result: Result) -> bool:
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     program = (
         "import sys\nsys.argv = ['hansa', '--help']\n"
-        "from hansa.node.cli import main\n"
+        "from hansa.node.commands.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'libp2p', 'eth_account', 'ray', 'httpx', 'numpy', 'trio', 'rich', 'coincurve', 'starlette'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"

@@ -3,7 +3,7 @@
 import pytest
 from kit.memory_desk import job_view
 
-from hansa.node.cli_advice import MOST_LINES, last_words
+from hansa.node.commands.cli_advice import MOST_LINES, last_words
 
 JOB = "ab" * 32
 TRACE = (

@@ -11,12 +11,12 @@ from pathlib import Path
 import click
 import pytest
 
-from hansa.node.agent_keys import parse_line
-from hansa.node.agent_setup import invite
-from hansa.node.cli import cli
-from hansa.node.config import load_config
+from hansa.node.agents.agent_keys import parse_line
+from hansa.node.agents.agent_setup import invite
+from hansa.node.commands.cli import cli
+from hansa.node.commands.first_setup import Wishes, set_up
 from hansa.node.faults import ConfigError
-from hansa.node.first_setup import Wishes, set_up
+from hansa.node.settings.config import load_config
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "clusters.md").read_text()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hansa.node.cli import cli
-from hansa.node.job_file import read_job_file
+from hansa.node.commands.cli import cli
+from hansa.node.jobs.job_file import read_job_file
 
 TASK = """type: task
 name: train

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from hansa.node.cli_jobs import submit
-from hansa.node.cli_market import print_bids, print_dry_run, print_tenders, print_why
-from hansa.node.cli_screen import news
-from hansa.node.cli_tables import print_jobs
+from hansa.node.commands.cli_jobs import submit
+from hansa.node.commands.cli_market import print_bids, print_dry_run, print_tenders, print_why
+from hansa.node.commands.cli_screen import news
+from hansa.node.commands.cli_tables import print_jobs
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202enice\n[bold]x[/bold]"
 ACCOUNT = "0x52908400098527886E0F7030069857D2E4169EE7"

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from kit.memory_desk import MemoryDesk, job_view
 from kit.served_desk import just, served
 
-from hansa.node.cli import cli
-from hansa.node.event_file import Scalars, crc32c, event_file
-from hansa.node.http_api import build_api
+from hansa.node.api.http_api import build_api
+from hansa.node.commands.cli import cli
+from hansa.node.commands.event_file import Scalars, crc32c, event_file
 
 JOB = "ab" * 32
 AT_MS = 1_700_000_001_500

@@ -10,13 +10,13 @@ from click.testing import CliRunner, Result
 from kit.memory_desk import MemoryDesk, job_view
 from kit.served_desk import just, served
 
-from hansa.node.cli import cli
-from hansa.node.cli_results import write_opened
+from hansa.node.api.http_api import build_api
+from hansa.node.commands.cli import cli
+from hansa.node.commands.cli_results import write_opened
 from hansa.node.faults import OperatorError
-from hansa.node.file_lists import read_file_list
-from hansa.node.http_api import build_api
-from hansa.node.packages import unpack
-from hansa.node.sealing import SealBroken, open_sealed
+from hansa.node.storage.file_lists import read_file_list
+from hansa.node.storage.packages import unpack
+from hansa.node.storage.sealing import SealBroken, open_sealed
 from hansa.proto.sealed import sealed_size_bytes
 
 JOB = "ab" * 32

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.cli_piped import PipedOutput
-from hansa.node.cli_terminal import DEFAULT_SIZE, Keys, raw_terminal, terminal_size
+from hansa.node.commands.cli_piped import PipedOutput
+from hansa.node.commands.cli_terminal import DEFAULT_SIZE, Keys, raw_terminal, terminal_size
 from hansa.node.faults import OperatorError
 from hansa.proto.pipes import GREETING, STDERR, STDOUT, pack_piped
 

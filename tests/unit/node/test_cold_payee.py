@@ -6,9 +6,9 @@ import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, THIRD, THIRD_KEY, spec
 
-from hansa.node.config import FILE_NAME, parse_config
+from hansa.node.commands.first_setup import Wishes, config_text
 from hansa.node.faults import ConfigError
-from hansa.node.first_setup import Wishes, config_text
+from hansa.node.settings.config import FILE_NAME, parse_config
 from hansa.proto.signing import checksum_address
 from hansa.scheduler import run
 

@@ -14,15 +14,15 @@ from hansa.market.pricing import ITSELF
 from hansa.market.sale_award import objection_to
 from hansa.market.sale_events import AwardArrived
 from hansa.market.settlement import CHALLENGE_PERIOD_S
-from hansa.node.cold_deposits import WantedDeposit, read_deposit, wanted_deposits
-from hansa.node.config import FILE_NAME, parse_config
-from hansa.node.events import Started
+from hansa.node.api.statements import known_of, statement_view
+from hansa.node.chain.cold_deposits import WantedDeposit, read_deposit, wanted_deposits
+from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.engine.events import Started
+from hansa.node.engine.standings import own_dealings
+from hansa.node.engine.state import restored, snapshot
 from hansa.node.faults import ConfigError
-from hansa.node.first_setup import Wishes, config_text
-from hansa.node.ledger_store import LedgerStore
-from hansa.node.standings import own_dealings
-from hansa.node.state import restored, snapshot
-from hansa.node.statements import known_of, statement_view
+from hansa.node.ledger.ledger_store import LedgerStore
+from hansa.node.settings.config import FILE_NAME, parse_config
 from hansa.proto.codec import decode, encode
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import channel_id

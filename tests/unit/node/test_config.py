@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.config import default_data_dir, load_config
+from hansa.node.commands.first_setup import Wishes, config_text, set_up
 from hansa.node.faults import ConfigError
-from hansa.node.first_setup import Wishes, config_text, set_up
+from hansa.node.settings.config import default_data_dir, load_config
 from hansa.proto.units import parse_amount, price_per_hour_to_e18
 from hansa.scheduler.owner_rules import OwnerRules, parse_window
 

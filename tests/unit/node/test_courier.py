@@ -13,9 +13,9 @@ from kit.memory_party import Party, advert_of, bent, hello_of, key, now_ms, part
 from kit.trading import CHANNEL, CHANNEL_ID, award, bid, decline, evidence, line, statement, tender, workload
 
 from hansa.market.effects import unsigned
-from hansa.node.courier import Courier, check_signatures
-from hansa.node.events import MessageArrived
-from hansa.node.net import Refused, RemoteFault, TooBig
+from hansa.node.engine.events import MessageArrived
+from hansa.node.messaging.courier import Courier, check_signatures
+from hansa.node.network.net import Refused, RemoteFault, TooBig
 from hansa.proto import messages
 from hansa.proto.codec import encode
 from hansa.proto.documents import CooperativeClose, Voucher

@@ -12,14 +12,14 @@ from kit.memory_party import key
 from kit.trading import CHANNEL_ID, JOB, NOW_MS, PROVIDER
 
 from hansa.market.ledger import vouched_by_buyer
-from hansa.node import chores
-from hansa.node.cli_status import clock_fault
-from hansa.node.config import FILE_NAME, parse_config
-from hansa.node.daemon import Daemon
+from hansa.node.commands.cli_status import clock_fault
+from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.daemon import chores
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.engine.steady_clock import wall_clock_ms
 from hansa.node.faults import OperatorError
-from hansa.node.first_setup import Wishes, config_text
-from hansa.node.ledger_store import LedgerStore
-from hansa.node.steady_clock import wall_clock_ms
+from hansa.node.ledger.ledger_store import LedgerStore
+from hansa.node.settings.config import FILE_NAME, parse_config
 
 DAY_MS = 24 * 3_600_000
 

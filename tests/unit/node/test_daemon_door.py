@@ -9,8 +9,8 @@ from kit.memory_net import MemoryHub
 from kit.trading import BUYER_KEY, tender
 
 from hansa.market.effects import Send, unsigned
-from hansa.node.events import MessageArrived
-from hansa.node.gate import TENDERS_AT_ONCE
+from hansa.node.engine.events import MessageArrived
+from hansa.node.engine.gate import TENDERS_AT_ONCE
 from hansa.proto.messages import LeaseCancelled, TenderSent
 
 pytestmark = pytest.mark.trio

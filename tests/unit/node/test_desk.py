@@ -15,8 +15,8 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.trading import needs, spec
 
-from hansa.node import buyer_tasks
-from hansa.node.desk import NodeDesk
+from hansa.node.api.desk import NodeDesk
+from hansa.node.daemon import buyer_tasks
 from hansa.node.faults import OperatorError
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.signing import checksum_address

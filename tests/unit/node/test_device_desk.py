@@ -11,14 +11,14 @@ from click.testing import CliRunner, Result
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 
-from hansa.node.cli import cli
-from hansa.node.daemon import Daemon
-from hansa.node.desk import NodeDesk
-from hansa.node.device_desk import OWN_WORDS, DeviceDesk, device_routes
-from hansa.node.engine import Engine
+from hansa.node.api.desk import NodeDesk
+from hansa.node.api.device_desk import OWN_WORDS, DeviceDesk, device_routes
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_server import serve_api
+from hansa.node.commands.cli import cli
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.engine.engine import Engine
 from hansa.node.faults import OperatorError
-from hansa.node.http_api import build_api
-from hansa.node.http_server import serve_api
 
 pytestmark = pytest.mark.trio
 
@@ -95,7 +95,7 @@ async def test_a_mistake_is_one_line_with_a_hint(tmp_path: Path, arguments: tupl
     ],
 )
 async def test_a_request_that_is_none_is_refused(tmp_path: Path, body: dict[str, object]) -> None:
-    from hansa.node.cli_client import Daemon as Client
+    from hansa.node.api.cli_client import Daemon as Client
 
     async with serving(tmp_path) as daemon:
         with closing(Client(daemon.config.data_dir)) as client, pytest.raises(OperatorError):

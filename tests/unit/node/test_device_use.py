@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.device_use import LONGEST_STEP_MS, Leased, UseMeter, read_cpu_ms
-from hansa.node.gpus import GpuSample
+from hansa.node.devices.device_use import LONGEST_STEP_MS, Leased, UseMeter, read_cpu_ms
+from hansa.node.devices.gpus import GpuSample
 from hansa.proto.market_documents import Device
 
 LEASE = b"l" * 32

@@ -9,14 +9,14 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node import device_watch
-from hansa.node.config import parse_config
-from hansa.node.desk import NodeDesk
-from hansa.node.device_views import seen_devices
-from hansa.node.device_watch import DeviceWatch, watch_devices
-from hansa.node.driver_process import DriverProcess
-from hansa.node.events import InventoryChanged
-from hansa.node.metrics import Metrics, Snapshot
+from hansa.node.api.desk import NodeDesk
+from hansa.node.api.device_views import seen_devices
+from hansa.node.api.metrics import Metrics, Snapshot
+from hansa.node.daemon import device_watch
+from hansa.node.daemon.device_watch import DeviceWatch, watch_devices
+from hansa.node.devices.driver_process import DriverProcess
+from hansa.node.engine.events import InventoryChanged
+from hansa.node.settings.config import parse_config
 
 pytestmark = pytest.mark.trio
 CONFIG = parse_config("[provider]\nenabled = true\n", Path("/x/config.toml"))

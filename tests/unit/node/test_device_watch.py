@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node.config import parse_config
-from hansa.node.device_use import Leased
-from hansa.node.device_watch import NO_DRIVER_S, DeviceWatch
-from hansa.node.driver_process import DriverProcess
-from hansa.node.events import DevicesReturned, DevicesWithdrawn, InventoryChanged, NodeEvent
-from hansa.node.inventory import Machine
-from hansa.node.provider_config import ProviderConfig
-from hansa.node.rules_config import RulesConfig
+from hansa.node.daemon.device_watch import NO_DRIVER_S, DeviceWatch
+from hansa.node.devices.device_use import Leased
+from hansa.node.devices.driver_process import DriverProcess
+from hansa.node.devices.inventory import Machine
+from hansa.node.engine.events import DevicesReturned, DevicesWithdrawn, InventoryChanged, NodeEvent
+from hansa.node.settings.config import parse_config
+from hansa.node.settings.provider_config import ProviderConfig
+from hansa.node.settings.rules_config import RulesConfig
 from hansa.proto.keccak import keccak256
 from hansa.scheduler import capacity
 from hansa.scheduler.device_health import ERROR_MS, WELL_MS, HealthRules
@@ -187,7 +187,7 @@ def test_gpus_named_by_their_place_stay_the_same_when_one_before_them_goes(machi
 
 
 def test_a_driver_that_hangs_once_is_forgiven_and_twice_is_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hansa.node.device_watch.DRIVER_PATIENCE_S", 0.4)
+    monkeypatch.setattr("hansa.node.daemon.device_watch.DRIVER_PATIENCE_S", 0.4)
     world.machine.set(hang=1)
     assert world.step() == []
     assert withdrawn(world.step()) == [((FIRST, SECOND), 0, "the driver does not answer: a call into it hangs")]

@@ -8,9 +8,9 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import LIFE_MS, Party, bent, hello_of, key, now_ms, party
 
-from hansa.node import directory
-from hansa.node.directory import Stranger
-from hansa.node.net import Context, Refused, RemoteFault
+from hansa.node.messaging import directory
+from hansa.node.messaging.directory import Stranger
+from hansa.node.network.net import Context, Refused, RemoteFault
 from hansa.proto.codec import encode
 from hansa.proto.messages import Hello
 from hansa.proto.protocols import HELLO, MAX_HELLO_BYTES

@@ -11,9 +11,9 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import DEVICE, Party, advert_of, now_ms, party
 
-from hansa.node.book import Book
-from hansa.node.discovery import Discovery
-from hansa.node.remembered_peers import load_peers, save_peers
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.remembered_peers import load_peers, save_peers
 from hansa.proto.market_documents import DeviceChoice, Requirements
 from hansa.proto.protocols import BOOK_SYNC
 from hansa.scheduler import advert_classes

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node import doctor
-from hansa.node.config import Config, load_config
-from hansa.node.first_setup import Wishes, set_up
+from hansa.node.commands import doctor
+from hansa.node.commands.first_setup import Wishes, set_up
+from hansa.node.settings.config import Config, load_config
 
 
 @pytest.fixture(autouse=True)

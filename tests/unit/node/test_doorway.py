@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from hansa.node.doorway import MOST_ACQUAINTED, WAITING_S, Doorway
-from hansa.node.net import NetLimits
+from hansa.node.network.doorway import MOST_ACQUAINTED, WAITING_S, Doorway
+from hansa.node.network.net import NetLimits
 
 LIMITS = NetLimits(handshakes_per_s=2, handshakes_at_once=4, network_handshakes_per_s=1, network_handshakes_at_once=3)
 

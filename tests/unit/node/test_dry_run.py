@@ -10,8 +10,8 @@ from hansa.market.bandwidth import BACK, THERE, Bandwidth, noted
 from hansa.market.pace import Pace
 from hansa.market.scoring import MEASURED_HERE
 from hansa.market.track_record import Record, job_kind
-from hansa.node import dry_run, market_views
-from hansa.node.state import NodeState
+from hansa.node.api import dry_run, market_views
+from hansa.node.engine.state import NodeState
 from hansa.proto.market_documents import Advert, Fact
 from hansa.proto.signing import SigningKey, checksum_address
 from hansa.scheduler.job_spec import JobSpec

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hansa.node.egress_request import RequestReader, Unreadable, Wanted, refusal
+from hansa.node.runs.egress_request import RequestReader, Unreadable, Wanted, refusal
 from hansa.proto.egress import is_literal, normalise_host
 
 

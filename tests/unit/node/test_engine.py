@@ -6,9 +6,9 @@ from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.ledger import Post, fold
 from hansa.market.ledger_records import File
-from hansa.node.engine import EVENTS_PER_SNAPSHOT, Engine
-from hansa.node.events import TimeCame
-from hansa.node.state import snapshot
+from hansa.node.engine.engine import EVENTS_PER_SNAPSHOT, Engine
+from hansa.node.engine.events import TimeCame
+from hansa.node.engine.state import snapshot
 from hansa.scheduler import run
 
 

@@ -17,10 +17,10 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from starlette.routing import Route
 
-from hansa.node import chores
-from hansa.node.http_server import serve_api, serve_loopback
-from hansa.node.local_api import local_api
-from hansa.node.metrics import Metrics, build_metrics_app
+from hansa.node.api.http_server import serve_api, serve_loopback
+from hansa.node.api.local_api import local_api
+from hansa.node.api.metrics import Metrics, build_metrics_app
+from hansa.node.daemon import chores
 from hansa.proto.signing import checksum_address
 
 pytestmark = pytest.mark.trio
@@ -125,7 +125,7 @@ async def test_nothing_else_of_the_daemon_listens_on_tcp_for_http() -> None:
     """A second server would need rules of its own; then this test is to be changed with open eyes."""
     calls = [
         (path.name, line.strip())
-        for path in sorted(NODE.glob("*.py"))
+        for path in sorted(NODE.glob("*/*.py"))
         for line in path.read_text().splitlines()
         if re.search(r"\.start(_soon)?\(serve_(loopback|api)\b", line)
     ]

@@ -11,8 +11,7 @@ import pytest
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order
 
-from hansa.node.executor_clock import ExecutorSettings
-from hansa.node.launcher_protocol import (
+from hansa.node.isolation.launcher_protocol import (
     MAX_PACKET_BYTES,
     Ended,
     Kill,
@@ -25,7 +24,8 @@ from hansa.node.launcher_protocol import (
     send,
     unpack,
 )
-from hansa.node.run_shell import LOST_STATUS, ShellRefused
+from hansa.node.runs.executor_clock import ExecutorSettings
+from hansa.node.runs.run_shell import LOST_STATUS, ShellRefused
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.tensors import encode_state

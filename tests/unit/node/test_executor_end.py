@@ -1,8 +1,8 @@
 import pytest
 from integration.sandbox_harness import an_order
 
-from hansa.node.executor_end import LARGEST_REASON_CHARS, Circumstances, Over, clipped_reason, last_event
-from hansa.node.launcher_protocol import Ended
+from hansa.node.isolation.launcher_protocol import Ended
+from hansa.node.runs.executor_end import LARGEST_REASON_CHARS, Circumstances, Over, clipped_reason, last_event
 
 
 def test_of_a_long_reason_the_beginning_and_the_end_are_kept():

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from hansa.node.blobs import BlobStore
-from hansa.node.executor_intake import Intake, Stored
+from hansa.node.runs.executor_intake import Intake, Stored
+from hansa.node.storage.blobs import BlobStore
 from hansa.proto.blob import CHUNK_BYTES
 from hansa.proto.frames import MAX_CHUNK_BYTES, Checkpoint, Chunk, Sync
 

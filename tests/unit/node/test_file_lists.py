@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.blobs import BlobStore
-from hansa.node.file_lists import FileLists, files_of, heaviest_bytes, read_file_list
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.file_lists import FileLists, files_of, heaviest_bytes, read_file_list
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef, blob_ref
 from hansa.proto.codec import encode
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge
@@ -49,7 +49,7 @@ def test_a_sound_list_comes_back_as_it_was_written() -> None:
 
 
 def test_names_bring_no_more_directories_than_a_list_may_hold_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hansa.node.file_lists.MOST_DIRECTORIES", 300)
+    monkeypatch.setattr("hansa.node.storage.file_lists.MOST_DIRECTORIES", 300)
     deep = "/d" * 100
     assert read(a_list(*(a_file(f"{number}{deep}/x") for number in range(2))))
     with pytest.raises(TooLarge, match="more than 300 directories"):

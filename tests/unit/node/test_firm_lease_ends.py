@@ -5,10 +5,10 @@ from kit.small_market import SmallMarket
 from kit.trading import BLOB, BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.track_record import Record
-from hansa.node import events
-from hansa.node.buying_turns import funds_left
-from hansa.node.cli_screen import news
-from hansa.node.views import job_view, lease_views
+from hansa.node.api.views import job_view, lease_views
+from hansa.node.commands.cli_screen import news
+from hansa.node.engine import events
+from hansa.node.engine.buying_turns import funds_left
 from hansa.proto import messages
 from hansa.scheduler import run
 

@@ -3,8 +3,8 @@
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node import mutual_credit
-from hansa.node.events import AccountBlocked, EquivocationProven
+from hansa.node.engine import mutual_credit
+from hansa.node.engine.events import AccountBlocked, EquivocationProven
 
 
 def market():

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from hansa.node.garbage import STARTED_S, set_started_things_aside
+from hansa.node.daemon.garbage import STARTED_S, set_started_things_aside
 
 
 @pytest.fixture(autouse=True)

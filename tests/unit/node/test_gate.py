@@ -32,8 +32,8 @@ from hansa.market.paying_channel import PayingChannel
 from hansa.market.pricing import ProviderTerms
 from hansa.market.purchase_state import Placement, Purchase
 from hansa.market.sale_state import Sale
-from hansa.node.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns, partners
-from hansa.node.state import NodeState
+from hansa.node.engine.gate import TENDER_EVERY_MS, TENDERS_AT_ONCE, TenderRate, concerns, partners
+from hansa.node.engine.state import NodeState
 from hansa.proto import messages
 from hansa.proto.documents import CooperativeClose, CreditLine, Netting, Payment, TreeHead, Voucher
 from hansa.proto.network import DOMAIN

@@ -1,8 +1,8 @@
 """GPUs are exposed under the names that NVIDIA's own exporter gives its figures, and only what the driver says."""
 
-from hansa.node.gpu_metrics import SeenDevice
-from hansa.node.gpus import Gpu, GpuSample
-from hansa.node.metrics import Metrics, Snapshot
+from hansa.node.api.metrics import Metrics, Snapshot
+from hansa.node.devices.gpu_metrics import SeenDevice
+from hansa.node.devices.gpus import Gpu, GpuSample
 
 GPU = Gpu(
     index=1,

@@ -10,13 +10,13 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node.config import parse_config
-from hansa.node.device_use import Leased, UseMeter
-from hansa.node.device_watch import DeviceWatch, _end_those_over_their_parts
-from hansa.node.driver_process import DriverProcess
-from hansa.node.gpu_parts import Tenant, over_their_parts
-from hansa.node.gpu_users import Told
-from hansa.node.gpus import GpuProcess, GpuSample
+from hansa.node.daemon.device_watch import DeviceWatch, _end_those_over_their_parts
+from hansa.node.devices.device_use import Leased, UseMeter
+from hansa.node.devices.driver_process import DriverProcess
+from hansa.node.devices.gpu_parts import Tenant, over_their_parts
+from hansa.node.devices.gpu_users import Told
+from hansa.node.devices.gpus import GpuProcess, GpuSample
+from hansa.node.settings.config import parse_config
 from hansa.proto.market_documents import KIND_GPU, Device
 from hansa.scheduler.capacity import Capacity
 

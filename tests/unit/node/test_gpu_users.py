@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.gpu_users import CONFIRMED_S, Foreigners, Told, own_processes, strangers, told_cpu_ms
-from hansa.node.gpus import GpuProcess
+from hansa.node.devices.gpu_users import CONFIRMED_S, Foreigners, Told, own_processes, strangers, told_cpu_ms
+from hansa.node.devices.gpus import GpuProcess
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import json
 import pytest
 from unit.node.test_sandbox import SPEC
 
-from hansa.node.gvisor import furnish_gvisor, write_bundle
-from hansa.node.sandbox import Places
-from hansa.node.sandbox_inventory import SandboxUnavailable, take_inventory
+from hansa.node.isolation.gvisor import furnish_gvisor, write_bundle
+from hansa.node.isolation.sandbox import Places
+from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, take_inventory
 
 GVISOR = dataclasses.replace(SPEC, tier="gvisor", inputs="/srv/inputs", environment="/srv/environment")
 DISKS = Places(disk={"/job/work": "/mnt/disk-work/files", "/job/outputs": "/mnt/disk-outputs/files"})

@@ -9,11 +9,11 @@ from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PROVIDER, PROVIDER_K
 from hansa.market.effects import Send
 from hansa.market.equivocation import TwoHeads, TwoReceipts, accused
 from hansa.market.ledger import netted
-from hansa.node.events import MessageArrived
+from hansa.node.engine.events import MessageArrived
 from hansa.node.faults import OperatorError
-from hansa.node.head_exchange import HeadExchange, refuse_rolled_back
-from hansa.node.head_store import MOST_UNPROVED, HeadStore
-from hansa.node.ledger_store import LedgerStore
+from hansa.node.ledger.head_exchange import HeadExchange, refuse_rolled_back
+from hansa.node.ledger.head_store import MOST_UNPROVED, HeadStore
+from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto import messages
 from hansa.proto.documents import log_id_of
 from hansa.proto.network import DOMAIN

@@ -7,8 +7,8 @@ from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PROVIDER, PROVIDER_K
 
 from hansa.market.holding import BUYER_BURST_MS
 from hansa.market.shares import share_clause
-from hansa.node.events import InventoryChanged
-from hansa.node.state import restored, snapshot
+from hansa.node.engine.events import InventoryChanged
+from hansa.node.engine.state import restored, snapshot
 from hansa.proto.market_documents import Fact
 from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN

@@ -12,9 +12,9 @@ from kit.small_market import SmallMarket
 from kit.trading import CHANNEL, spec
 
 from hansa.market.effects import unsigned
-from hansa.node import events
-from hansa.node.histories import ASK_AGAIN_MS, MOST_ASKED_ABOUT, Histories
-from hansa.node.net import Refused
+from hansa.node.engine import events
+from hansa.node.messaging.histories import ASK_AGAIN_MS, MOST_ASKED_ABOUT, Histories
+from hansa.node.network.net import Refused
 from hansa.proto.codec import decode, encode
 from hansa.proto.documents import Receipt, Voucher
 from hansa.proto.history import HISTORY, MAX_DEALINGS, MAX_HISTORY_BYTES, Dealing, HistoryRequested, HistorySent

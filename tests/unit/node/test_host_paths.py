@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.host_paths import HIDDEN, without_host_paths
+from hansa.node.isolation.host_paths import HIDDEN, without_host_paths
 
 TOLD = [
     ("bwrap: Can't find source path /var/lib/hansa/runs/ab/code: No such file", f"{HIDDEN}: No such file"),

@@ -15,11 +15,11 @@ import pytest
 import trio
 from kit.memory_desk import MemoryDesk, job_view
 
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_server import serve_api
+from hansa.node.api.job_json import spec_to_json
 from hansa.node.faults import ConfigError, PortInUse
-from hansa.node.http_api import build_api
-from hansa.node.http_server import serve_api
-from hansa.node.job_file import read_job_file
-from hansa.node.job_json import spec_to_json
+from hansa.node.jobs.job_file import read_job_file
 
 pytestmark = pytest.mark.trio
 

@@ -9,12 +9,12 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 
 from hansa.market.ledger import owed_to
-from hansa.node.desk import NodeDesk
-from hansa.node.events import CreditDecided
-from hansa.node.http_api import build_api
-from hansa.node.http_ledger import LedgerDesk, ledger_routes
-from hansa.node.ledger_verify import verify_file
-from hansa.node.views import ON_CHAIN_PROMISE, PROMISE
+from hansa.node.api.desk import NodeDesk
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_ledger import LedgerDesk, ledger_routes
+from hansa.node.api.views import ON_CHAIN_PROMISE, PROMISE
+from hansa.node.engine.events import CreditDecided
+from hansa.node.ledger.ledger_verify import verify_file
 from hansa.proto.currency import escrow_currency
 from hansa.proto.documents import log_id_of
 from hansa.proto.signing import checksum_address

@@ -8,8 +8,8 @@ import pytest
 import trio
 from starlette.applications import Starlette
 
-from hansa.node import http_server
-from hansa.node.http_server import serve_loopback
+from hansa.node.api import http_server
+from hansa.node.api.http_server import serve_loopback
 
 CROWD = 200
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hansa.node.faults import ConfigError
-from hansa.node.import_formats import read_spec
-from hansa.node.import_job import GIB, Draft
+from hansa.node.jobs.import_formats import read_spec
+from hansa.node.jobs.import_job import GIB, Draft
 
 
 def read(text: str) -> Draft:

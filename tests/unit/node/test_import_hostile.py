@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hansa.node.faults import ConfigError
-from hansa.node.import_formats import FORMATS, read_spec
-from hansa.node.import_writer import write_job
-from hansa.node.import_yaml import LARGEST_BYTES
+from hansa.node.jobs.import_formats import FORMATS, read_spec
+from hansa.node.jobs.import_writer import write_job
+from hansa.node.jobs.import_yaml import LARGEST_BYTES
 
 MOST_CPU_S = 60
 """For one file of the largest size; the slowest of these take three seconds of a slow core."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hansa.node.import_secrets import is_ours_to_leave, is_secret
+from hansa.node.jobs.import_secrets import is_ours_to_leave, is_secret
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hansa.node.import_shell import hosts_in, packages_in
+from hansa.node.jobs.import_shell import hosts_in, packages_in
 
 
 @pytest.mark.parametrize(

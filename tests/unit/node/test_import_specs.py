@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hansa.node.faults import ConfigError
-from hansa.node.import_formats import read_spec
-from hansa.node.import_job import Draft
-from hansa.node.import_writer import write_job
-from hansa.node.job_file import read_job_file
+from hansa.node.jobs.import_formats import read_spec
+from hansa.node.jobs.import_job import Draft
+from hansa.node.jobs.import_writer import write_job
+from hansa.node.jobs.job_file import read_job_file
 
 SPECS = Path(__file__).resolve().parents[4] / "shared" / "data" / "specs"
 pytestmark = pytest.mark.skipif(not SPECS.is_dir(), reason=f"no real specs at {SPECS}")

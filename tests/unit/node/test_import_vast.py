@@ -8,8 +8,8 @@ import pytest
 from hansa.market.clauses import failures
 from hansa.market.requirements import parse_needs
 from hansa.node.faults import ConfigError
-from hansa.node.import_formats import read_spec
-from hansa.node.import_job import Draft
+from hansa.node.jobs.import_formats import read_spec
+from hansa.node.jobs.import_job import Draft
 
 FIELDS = [
     *("bw_nvlink", "compute_cap", "cpu_arch", "cpu_cores", "cpu_ghz", "cpu_cores_effective", "cpu_ram", "cuda_vers"),

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from hansa.market.requirements import parse_needs
 from hansa.node.faults import ConfigError
-from hansa.node.import_formats import FORMATS, read_spec
-from hansa.node.import_job import GIB, Draft
-from hansa.node.import_writer import pinned, quoted, write_job
-from hansa.node.job_file import JobFile, read_job_file
+from hansa.node.jobs.import_formats import FORMATS, read_spec
+from hansa.node.jobs.import_job import GIB, Draft
+from hansa.node.jobs.import_writer import pinned, quoted, write_job
+from hansa.node.jobs.job_file import JobFile, read_job_file
 from hansa.proto.market_documents import Clause, DeviceChoice
 
 DIGEST = "sha256:" + "0a" * 32

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hansa.node.faults import ConfigError
-from hansa.node.import_yaml import LARGEST_BYTES, Value, read_documents, read_text
+from hansa.node.jobs.import_yaml import LARGEST_BYTES, Value, read_documents, read_text
 
 FILE = Path("job.yaml")
 

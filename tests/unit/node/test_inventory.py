@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.config import parse_config
-from hansa.node.driver_process import ask_once
+from hansa.node.devices.driver_process import ask_once
+from hansa.node.devices.gpus import Gpu, GpuReport
+from hansa.node.devices.inventory import NOTHING_LENT, Machine, read_machine, take_inventory
 from hansa.node.faults import ConfigError
-from hansa.node.gpus import Gpu, GpuReport
-from hansa.node.inventory import NOTHING_LENT, Machine, read_machine, take_inventory
-from hansa.node.provider_config import ProviderConfig
+from hansa.node.settings.config import parse_config
+from hansa.node.settings.provider_config import ProviderConfig
 from hansa.proto.keccak import keccak256
 
 ACCOUNT = bytes(range(20))

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 from kit.wheels import a_wheel, an_index, sha256
 
-from hansa.node.cli_jobs import lock as lock_command
+from hansa.node.commands.cli_jobs import lock as lock_command
 from hansa.node.faults import ConfigError
-from hansa.node.job_environment import LOCK_NAME, JobEnvironment
-from hansa.node.job_file import JobFile, read_job_file
-from hansa.node.job_lock import JobLock, lock_of
-from hansa.node.locks import parse_lock
+from hansa.node.jobs.job_environment import LOCK_NAME, JobEnvironment
+from hansa.node.jobs.job_file import JobFile, read_job_file
+from hansa.node.jobs.job_lock import JobLock, lock_of
+from hansa.node.runs.locks import parse_lock
 
 HEAD = 'name = "digits"\nentry = "train.py:train"\n'
 RAY = version("ray")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hansa.node.api.job_json import spec_from_json, spec_to_json
 from hansa.node.faults import ConfigError
-from hansa.node.job_file import read_job_file
-from hansa.node.job_json import spec_from_json, spec_to_json
+from hansa.node.jobs.job_file import read_job_file
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import DeviceChoice
 from hansa.proto.units import parse_amount, price_per_hour_to_e18

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hansa.node.job_imports import MOST_TOLD, unknown_imports, warnings
+from hansa.node.jobs.job_imports import MOST_TOLD, unknown_imports, warnings
 
 
 @pytest.mark.parametrize(

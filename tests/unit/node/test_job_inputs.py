@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hansa.node.faults import ConfigError
-from hansa.node.job_file import JobFile, read_job_file
+from hansa.node.jobs.job_file import JobFile, read_job_file
 from hansa.proto.frames import is_safe_path
 
 HEAD = 'name = "digits"\nentry = "train.py:train"\nshards = 2\n'

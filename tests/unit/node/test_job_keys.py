@@ -7,8 +7,8 @@ import pytest
 from kit.memory_party import key
 
 from hansa.node.faults import ConfigError
-from hansa.node.job_keys import JobKeys
-from hansa.node.sealing import new_content_key
+from hansa.node.storage.job_keys import JobKeys
+from hansa.node.storage.sealing import new_content_key
 
 JOB, OTHER = b"j" * 32, b"o" * 32
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node import job_logs
-from hansa.node.job_logs import LONGEST_LINE_CHARS, JobLogs
+from hansa.node.daemon import job_logs
+from hansa.node.daemon.job_logs import LONGEST_LINE_CHARS, JobLogs
 
 JOB = b"j" * 32
 

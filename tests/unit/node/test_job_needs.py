@@ -2,9 +2,9 @@
 
 import pytest
 
+from hansa.node.api.job_json import spec_from_json, spec_to_json
 from hansa.node.faults import ConfigError
-from hansa.node.job_file import read_job_file
-from hansa.node.job_json import spec_from_json, spec_to_json
+from hansa.node.jobs.job_file import read_job_file
 from hansa.proto.market_documents import Clause, DeviceChoice, Fact
 from hansa.proto.units import price_per_hour_to_e18
 

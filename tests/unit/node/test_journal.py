@@ -10,11 +10,11 @@ import pytest
 from kit.trading import BUYER, NOW_MS, spec
 
 from hansa.market.mutual import Mutual
-from hansa.node.engine import Engine
-from hansa.node.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, JobSubmitted, Started, TimeCame
+from hansa.node.engine.engine import Engine
+from hansa.node.engine.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, JobSubmitted, Started, TimeCame
+from hansa.node.engine.journal import KEPT_SNAPSHOTS, MemoryJournal, SqliteJournal
+from hansa.node.engine.state import NodeState, snapshot
 from hansa.node.faults import OperatorError
-from hansa.node.journal import KEPT_SNAPSHOTS, MemoryJournal, SqliteJournal
-from hansa.node.state import NodeState, snapshot
 from hansa.proto.blob import blob_ref
 from hansa.proto.errors import ProtocolError
 from hansa.scheduler.run import RunKept, RunProgressed
@@ -113,7 +113,7 @@ def test_a_second_daemon_on_the_same_file_is_refused(tmp_path):
     program = f"""
         from pathlib import Path
         from hansa.node.faults import OperatorError
-        from hansa.node.journal import SqliteJournal
+        from hansa.node.engine.journal import SqliteJournal
         try:
             SqliteJournal(Path({str(tmp_path / "journal.db")!r}))
         except OperatorError as fault:
@@ -190,8 +190,8 @@ def test_kill_in_mid_append_loses_nothing_that_was_acknowledged(tmp_path, moment
     program = f"""
         import sys
         from pathlib import Path
-        from hansa.node.events import TimeCame
-        from hansa.node.journal import SqliteJournal
+        from hansa.node.engine.events import TimeCame
+        from hansa.node.engine.journal import SqliteJournal
         journal = SqliteJournal(Path({str(path)!r}))
         for number in range(1, 100_000):
             journal.append([TimeCame(at_ms=number * 10), TimeCame(at_ms=number * 10 + 1)])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.rpc_stand_in import error, result, rpc_stand_in
 
-from hansa.node.json_rpc import (
+from hansa.node.chain.json_rpc import (
     RpcAway,
     RpcError,
     RpcFault,

@@ -6,9 +6,9 @@ from typing import Any
 from kit.trading import BUYER, CHANNEL, JOB, LEASE, NOW_MS, OTHER, OTHER_LEASE, PROVIDER, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import keeping
-from hansa.node.keeping import Grants, blobs_in, checkpoint_blobs, wanted_blobs
-from hansa.node.state import NodeState
+from hansa.node.daemon import keeping
+from hansa.node.daemon.keeping import Grants, blobs_in, checkpoint_blobs, wanted_blobs
+from hansa.node.engine.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef, blob_ref
 from hansa.proto.network import DOMAIN

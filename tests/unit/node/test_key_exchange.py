@@ -16,13 +16,13 @@ from kit.memory_net import MemoryHub
 from kit.trading import LEASE, OTHER_KEY, spec
 from trio.testing import MockClock
 
-from hansa.node import key_exchange
-from hansa.node.daemon import Daemon
-from hansa.node.directory import Directory
-from hansa.node.job_keys import JobKeys
-from hansa.node.key_exchange import KeyDesk, KeysWanted, NoKeys, ask_for_keys, unwrap, wrap
-from hansa.node.net import Net, NetLimits, Refused, RemoteFault
-from hansa.node.sealing import ContentKey, new_content_key
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.messaging import key_exchange
+from hansa.node.messaging.directory import Directory
+from hansa.node.messaging.key_exchange import KeyDesk, KeysWanted, NoKeys, ask_for_keys, unwrap, wrap
+from hansa.node.network.net import Net, NetLimits, Refused, RemoteFault
+from hansa.node.storage.job_keys import JobKeys
+from hansa.node.storage.sealing import ContentKey, new_content_key
 from hansa.proto.blob import blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import Malformed

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from hansa.node import keys, keystore, secret_files
+from hansa.node import secret_files
+from hansa.node.chain import keys, keystore
 from hansa.node.faults import ConfigError, OperatorError, WalletLocked
 from hansa.proto.signing import CURVE_ORDER, SigningKey
 
@@ -199,7 +200,7 @@ def test_no_password_empty_password_and_open_password_file_are_told_apart(home):
 
 def test_the_wallet_library_comes_late_and_leaves_the_recursion_limit_alone(home):
     program = (
-        "import sys; from pathlib import Path; from hansa.node import keystore\n"
+        "import sys; from pathlib import Path; from hansa.node.chain import keystore\n"
         "assert not [name for name in sys.modules if name.startswith('eth')]\n"
         "limit = sys.getrecursionlimit()\n"
         f"keystore.create_account_unattended(Path({str(home)!r}) / 'a', Path({str(home)!r}) / 'b')\n"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.memory_party import key
 
-from hansa.node import lan_discovery
-from hansa.node.lan_discovery import (
+from hansa.node.messaging import lan_discovery
+from hansa.node.messaging.lan_discovery import (
     LEARN_AGAIN_MS,
     MOST_ADDRS,
     MOST_BYTES,

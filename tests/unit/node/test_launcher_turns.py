@@ -4,7 +4,7 @@ import os
 import selectors
 import socket
 
-from hansa.node.launcher import Launcher
+from hansa.node.isolation.launcher import Launcher
 
 
 def test_what_was_closed_meanwhile_is_not_heard_under_a_number_that_is_anothers_now():

@@ -10,10 +10,10 @@ from hansa.market.effects import sealed
 from hansa.market.purchase_state import DEAF, ONLY_BIDS, SILENT, TAKEN_BACK, UNHEARD, WITHOUT_FAULT
 from hansa.market.sale_funding import UNFUNDED
 from hansa.market.track_record import Record
-from hansa.node import buying, events
-from hansa.node.buying_turns import MOST_AT_ONCE, funds_left
-from hansa.node.market_views import bids_view
-from hansa.node.state import restored, snapshot
+from hansa.node.api.market_views import bids_view
+from hansa.node.engine import buying, events
+from hansa.node.engine.buying_turns import MOST_AT_ONCE, funds_left
+from hansa.node.engine.state import restored, snapshot
 from hansa.proto import messages
 from hansa.scheduler import run
 from hansa.scheduler.job_events import TenderWanted

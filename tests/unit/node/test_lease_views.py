@@ -6,7 +6,8 @@ from typing import Any
 from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, JOB, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node import events, views
+from hansa.node.api import views
+from hansa.node.engine import events
 from hansa.proto.signing import checksum_address
 from hansa.scheduler import run
 

@@ -7,7 +7,7 @@ from kit.trading import CHANNEL_ID, JOB, NOW_MS, PROVIDER
 
 from hansa.market.ledger import Entry, Leg, vouched_by_buyer
 from hansa.node.faults import OperatorError
-from hansa.node.ledger_store import LedgerStore
+from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto.codec import encode
 from hansa.proto.documents import TreeHead, log_id_of
 from hansa.proto.keccak import keccak256

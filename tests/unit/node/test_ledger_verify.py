@@ -12,9 +12,9 @@ from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
 from hansa.market.ledger import Entry, Leg
 from hansa.market.ledger_records import FiledChannel, FiledClose, FiledPayment, FiledReceipt, FiledVoucher
 from hansa.market.receipts import receipt_digest
-from hansa.node.cli import cli
-from hansa.node.head_store import HeadStore
-from hansa.node.ledger_store import LedgerStore
+from hansa.node.commands.cli import cli
+from hansa.node.ledger.head_store import HeadStore
+from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto.codec import encode
 from hansa.proto.currency import unit_of
 from hansa.proto.documents import Payment

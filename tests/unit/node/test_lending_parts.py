@@ -8,14 +8,14 @@ from kit.small_market import SmallMarket, device
 from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER, OTHER_KEY, PRICE, PROVIDER, PROVIDER_KEY, needs, spec, tender
 
 from hansa.market.shares import share_clause, share_given, spare_milli
-from hansa.node import events
-from hansa.node.config import parse_config
-from hansa.node.dry_run import dry_run_view
+from hansa.node.api.dry_run import dry_run_view
+from hansa.node.api.market_views import bids_view
+from hansa.node.devices.inventory import Machine, take_inventory
+from hansa.node.engine import events
+from hansa.node.engine.state import restored, snapshot
+from hansa.node.engine.tender_log import tenders_view
 from hansa.node.faults import ConfigError
-from hansa.node.inventory import Machine, take_inventory
-from hansa.node.market_views import bids_view
-from hansa.node.state import restored, snapshot
-from hansa.node.tender_log import tenders_view
+from hansa.node.settings.config import parse_config
 from hansa.proto.market_documents import Advert, Fact
 from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN

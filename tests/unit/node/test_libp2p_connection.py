@@ -8,9 +8,9 @@ import pytest
 import trio
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
-from hansa.node.doorway import ACQUAINTED_S
-from hansa.node.libp2p_connection import GuardedConn
-from hansa.node.libp2p_guards import BufferedSocket
+from hansa.node.network.doorway import ACQUAINTED_S
+from hansa.node.network.libp2p_connection import GuardedConn
+from hansa.node.network.libp2p_guards import BufferedSocket
 
 pytestmark = pytest.mark.trio
 STREAMS, CONNECTIONS = 20, 10

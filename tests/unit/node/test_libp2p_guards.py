@@ -7,11 +7,11 @@ import trio
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.tools.anyio_service import Service
 
-from hansa.node import libp2p_guards
-from hansa.node.libp2p_budget import ReceiveBudget
-from hansa.node.libp2p_guards import Admission, Faults, guarded_service
-from hansa.node.libp2p_pubsub import Bucket
-from hansa.node.net import NetLimits
+from hansa.node.network import libp2p_guards
+from hansa.node.network.libp2p_budget import ReceiveBudget
+from hansa.node.network.libp2p_guards import Admission, Faults, guarded_service
+from hansa.node.network.libp2p_pubsub import Bucket
+from hansa.node.network.net import NetLimits
 
 
 class Fragile(Service):

@@ -11,8 +11,8 @@ from libp2p.security.noise.transport import Transport
 from noise.exceptions import NoiseInvalidMessage
 from trio.testing import memory_stream_pair
 
-from hansa.node.libp2p_guards import BufferedSocket
-from hansa.node.libp2p_noise import NoiseRecords, records_of
+from hansa.node.network.libp2p_guards import BufferedSocket
+from hansa.node.network.libp2p_noise import NoiseRecords, records_of
 
 pytestmark = pytest.mark.trio
 

@@ -13,10 +13,10 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from multiaddr import Multiaddr
 
-from hansa.node.libp2p_autonat import TOLD, _parsed
-from hansa.node.libp2p_circuit import MOST_RELAY_ADDRS, _addresses_of, split_circuit
-from hansa.node.libp2p_dcutr import HolePuncher
-from hansa.node.libp2p_wire import MAX_MESSAGE_BYTES, WireFault, receive_message, send_message
+from hansa.node.network.libp2p_autonat import TOLD, _parsed
+from hansa.node.network.libp2p_circuit import MOST_RELAY_ADDRS, _addresses_of, split_circuit
+from hansa.node.network.libp2p_dcutr import HolePuncher
+from hansa.node.network.libp2p_wire import MAX_MESSAGE_BYTES, WireFault, receive_message, send_message
 from hansa.proto.peer_id import peer_id_of_key
 
 NAME = peer_id_of_key(bytes(31) + b"\x01")

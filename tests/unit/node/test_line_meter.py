@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa.market.bandwidth import BACK, LEAST_BYTES, THERE
-from hansa.node.line_meter import FORGET_S, LONGEST_S, LULL_S, MOST_TOLD, TELL_EVERY_S, LineMeter
+from hansa.node.storage.line_meter import FORGET_S, LONGEST_S, LULL_S, MOST_TOLD, TELL_EVERY_S, LineMeter
 
 ONE_S = LEAST_BYTES
 

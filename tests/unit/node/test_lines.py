@@ -12,8 +12,8 @@ from hansa.market.gang import Company
 from hansa.market.pace import Pace
 from hansa.market.scoring import LONGEST_WAY_MS, MEASURED_HERE
 from hansa.market.track_record import job_kind
-from hansa.node import events, lines
-from hansa.node.state import restored, snapshot
+from hansa.node.engine import events, lines
+from hansa.node.engine.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef, blob_ref
 from hansa.proto.codec import decode, encode

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node import locks
-from hansa.node.locks import (
+from hansa.node.runs import locks
+from hansa.node.runs.locks import (
     LARGEST_LOCK_BYTES,
     Locked,
     check_wheel_name,

@@ -9,8 +9,8 @@ import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node.logs import LOGGER, JsonLines, PlainLines, log_turns
-from hansa.node.state import MOST_TURNS, NodeState, Turn
+from hansa.node.engine.logs import LOGGER, JsonLines, PlainLines, log_turns
+from hansa.node.engine.state import MOST_TURNS, NodeState, Turn
 from hansa.scheduler import run
 
 

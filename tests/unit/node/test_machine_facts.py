@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.config import parse_config
+from hansa.node.devices.gpus import AMD, Gpu, GpuReport, Link
+from hansa.node.devices.inventory import Machine, take_inventory
+from hansa.node.devices.machine_facts import gpu_facts, hoisted, owners_facts
 from hansa.node.faults import ConfigError
-from hansa.node.gpus import AMD, Gpu, GpuReport, Link
-from hansa.node.inventory import Machine, take_inventory
-from hansa.node.machine_facts import gpu_facts, hoisted, owners_facts
+from hansa.node.settings.config import parse_config
 from hansa.proto.market_documents import Clause, Fact
 
 MACHINE = Machine(model="CPU", cores_milli=8_000, memory_bytes=32 << 30, serial="m", disk_bytes=100 << 30)

@@ -10,16 +10,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from hansa.market.effects import Send, unsigned
-from hansa.node import events
-from hansa.node.market_figures import (
+from hansa.node.api.market_figures import (
     BID_OUTCOMES,
     DECLINE_REASONS,
     MOST_HEARD,
     PURCHASE_OUTCOMES,
     MarketFigures,
 )
-from hansa.node.metrics import Metrics
-from hansa.node.state import NodeState, Turn
+from hansa.node.api.metrics import Metrics
+from hansa.node.engine import events
+from hansa.node.engine.state import NodeState, Turn
 from hansa.proto.market_documents import Decline, Shortfall
 from hansa.proto.messages import AwardSent, BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN

@@ -14,11 +14,11 @@ from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, PRICE, needs, spec
 
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.shortfalls import BUSY
-from hansa.node import dry_run, market_views
-from hansa.node.book import Book
-from hansa.node.events import JobCancelled, TenderUndelivered
-from hansa.node.state import NodeState, restored, snapshot
-from hansa.node.tender_log import MOST_DECLINED, tenders_view
+from hansa.node.api import dry_run, market_views
+from hansa.node.engine.events import JobCancelled, TenderUndelivered
+from hansa.node.engine.state import NodeState, restored, snapshot
+from hansa.node.engine.tender_log import MOST_DECLINED, tenders_view
+from hansa.node.messaging.book import Book
 from hansa.proto.market_documents import Shortfall
 from hansa.proto.messages import BidSent, DeclineSent
 from hansa.proto.signing import SigningKey, checksum_address

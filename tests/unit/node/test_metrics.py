@@ -7,9 +7,9 @@ import httpx
 import pytest
 import trio
 
+from hansa.node.api.http_server import serve_loopback
+from hansa.node.api.metrics import Metrics, Snapshot, build_metrics_app
 from hansa.node.faults import PortInUse
-from hansa.node.http_server import serve_loopback
-from hansa.node.metrics import Metrics, Snapshot, build_metrics_app
 
 pytestmark = pytest.mark.trio
 

@@ -14,14 +14,14 @@ from kit.memory_net import MemoryHub
 from kit.trading import award, bid, spec, tender, terms
 
 from hansa.market.sale_state import Sale
-from hansa.node import buyer_tasks, chores, mirror_tasks, staging
-from hansa.node.blob_exchange import ChunkWanted, TreeWanted
-from hansa.node.daemon import Daemon
-from hansa.node.executor import Executor
-from hansa.node.net import Context
-from hansa.node.packages import pack
-from hansa.node.run_order import RunOrder
-from hansa.node.steady_clock import wall_clock_ms as now_ms
+from hansa.node.daemon import buyer_tasks, chores, mirror_tasks, staging
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.engine.steady_clock import wall_clock_ms as now_ms
+from hansa.node.network.net import Context
+from hansa.node.runs.executor import Executor
+from hansa.node.runs.run_order import RunOrder
+from hansa.node.storage.blob_exchange import ChunkWanted, TreeWanted
+from hansa.node.storage.packages import pack
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.codec import decode
 from hansa.proto.network import DOMAIN

@@ -7,9 +7,9 @@ import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, THIRD, spec
 
-from hansa.node import events
-from hansa.node.keeping import Grants, wanted_blobs
-from hansa.node.state import restored, snapshot
+from hansa.node.daemon.keeping import Grants, wanted_blobs
+from hansa.node.engine import events
+from hansa.node.engine.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef, blob_ref
 from hansa.scheduler import run

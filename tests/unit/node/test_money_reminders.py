@@ -5,8 +5,8 @@ from itertools import pairwise
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node import events
-from hansa.node.money_reminders import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, MoneyReminders, jobs_that_wait
+from hansa.node.api.money_reminders import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, MoneyReminders, jobs_that_wait
+from hansa.node.engine import events
 
 MOST = 600_001
 

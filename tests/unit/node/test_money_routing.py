@@ -20,12 +20,12 @@ from hansa.market.effects import channel_salt, sealed, unsigned
 from hansa.market.funding import ChannelSettled, FundingWanted, FundsKnown
 from hansa.market.receipts import receipt_digest
 from hansa.market.sale_funding import UNFUNDED
-from hansa.node import events
-from hansa.node.buying_turns import funds_left
-from hansa.node.engine import Engine
-from hansa.node.selling_runs import life_signs
-from hansa.node.state import restored, snapshot
-from hansa.node.views import job_view
+from hansa.node.api.views import job_view
+from hansa.node.engine import events
+from hansa.node.engine.buying_turns import funds_left
+from hansa.node.engine.engine import Engine
+from hansa.node.engine.selling_runs import life_signs
+from hansa.node.engine.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.codec import encode
 from hansa.proto.currency import escrow_currency

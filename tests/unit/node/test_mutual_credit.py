@@ -16,8 +16,9 @@ from hansa.market.ledger_records import FiledClose, FiledCredit, FiledNetting, F
 from hansa.market.mutual import LATE_MS, LINE_LIFE_MS, Mutual
 from hansa.market.sale_events import PauseWanted, ResumeWanted
 from hansa.market.sale_funding import STARVING_MS, UNFUNDED, enough_to_start
-from hansa.node import buying_turns, mutual_credit, selling_turns
-from hansa.node.events import (
+from hansa.node.api.views import balance_view, money_warning
+from hansa.node.engine import buying_turns, mutual_credit, selling_turns
+from hansa.node.engine.events import (
     CreditDecided,
     EquivocationProven,
     JobCancelled,
@@ -25,10 +26,9 @@ from hansa.node.events import (
     NettingDue,
     PaymentReceived,
 )
-from hansa.node.gate import concerns
-from hansa.node.ledger_store import LedgerStore
-from hansa.node.state import restored, snapshot
-from hansa.node.views import balance_view, money_warning
+from hansa.node.engine.gate import concerns
+from hansa.node.engine.state import restored, snapshot
+from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto import messages
 from hansa.proto.currency import unit_of
 from hansa.proto.documents import CreditLine, Netting, Payment

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hansa.node.neighbourhood import Neighbourhood, group_of, host_of, household_of, place_of
+from hansa.node.network.neighbourhood import Neighbourhood, group_of, host_of, household_of, place_of
 
 ANYWHERE = Neighbourhood(("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001", "/ip4/45.33.1.2/tcp/4001"))
 

@@ -12,15 +12,15 @@ from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.memory_party import party
 
-from hansa.node import doctor
-from hansa.node.cli import cli
-from hansa.node.daemon import Daemon
-from hansa.node.desk import NodeDesk
-from hansa.node.http_api import build_api
-from hansa.node.http_server import serve_api
-from hansa.node.net import Reach, RelayStat
-from hansa.node.net_desk import NetDesk, net_routes
-from hansa.node.reachability import Opinion
+from hansa.node.api.desk import NodeDesk
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_server import serve_api
+from hansa.node.api.net_desk import NetDesk, net_routes
+from hansa.node.commands import doctor
+from hansa.node.commands.cli import cli
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.network.net import Reach, RelayStat
+from hansa.node.network.reachability import Opinion
 
 pytestmark = pytest.mark.trio
 OBSERVER = "16Uiu2HAm4v86W3bmT1BiH6oSPzcsSr31iDQpSN5Qa882BCjjwgrD"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node.driver_process import DriverProcess, DriverSilent, ask_once
-from hansa.node.gpus import Gpu, GpuReport, GpuSample, Link, report_from_json, report_to_json
-from hansa.node.mig import slice_nodes, slice_profile
-from hansa.node.nvml import read_gpus
+from hansa.node.devices.driver_process import DriverProcess, DriverSilent, ask_once
+from hansa.node.devices.gpus import Gpu, GpuReport, GpuSample, Link, report_from_json, report_to_json
+from hansa.node.devices.mig import slice_nodes, slice_profile
+from hansa.node.devices.nvml import read_gpus
 
 SLICED = {"gpu0.mig": 1, "gpu0.slices": 2}
 CAPABILITIES = (

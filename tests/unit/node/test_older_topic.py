@@ -10,11 +10,11 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import Party, advert_of, now_ms, party
 from kit.older_peer import OlderReader
 
-from hansa.node import book as book_module
-from hansa.node import older_topic
-from hansa.node.book import Book
-from hansa.node.discovery import Discovery
-from hansa.node.older_topic import LINGER_S
+from hansa.node.messaging import book as book_module
+from hansa.node.messaging import older_topic
+from hansa.node.messaging.book import Book
+from hansa.node.messaging.discovery import Discovery
+from hansa.node.messaging.older_topic import LINGER_S
 from hansa.proto.codec import encode
 from hansa.proto.messages import AdvertPublished
 from hansa.proto.protocols import OLDER_ADVERT_TOPIC, advert_topic

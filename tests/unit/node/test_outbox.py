@@ -13,9 +13,9 @@ from kit.older_peer import LeaseRefused as OlderRefusal
 from kit.older_peer import OlderPeer
 
 from hansa.market.effects import Send, unsigned
-from hansa.node import outbox as outbox_module
-from hansa.node.net import Context, Refused
-from hansa.node.outbox import MOST_FAULTS, MOST_REFUSALS, UNREACHED, Outbox
+from hansa.node.messaging import outbox as outbox_module
+from hansa.node.messaging.outbox import MOST_FAULTS, MOST_REFUSALS, UNREACHED, Outbox
+from hansa.node.network.net import Context, Refused
 from hansa.proto.codec import decode
 from hansa.proto.documents import Payment, Voucher
 from hansa.proto.messages import (

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from kit.rpc_stand_in import error, result, rpc_stand_in
 from kit.signer_process import outside_signer
 
-from hansa.node.evm_escrow import Permit
-from hansa.node.evm_signing import AccountSigner
-from hansa.node.external_signer import ExternalSigner
+from hansa.node.chain.evm_escrow import Permit
+from hansa.node.chain.evm_signing import AccountSigner
+from hansa.node.chain.external_signer import ExternalSigner
+from hansa.node.chain.outside_account import OutsideAccount, checked_transaction
 from hansa.node.faults import OperatorError
-from hansa.node.outside_account import OutsideAccount, checked_transaction
 from hansa.proto.signing import CURVE_ORDER, SigningKey, checksum_address, recover
 from hansa.proto.typed_data import Domain, digest
 

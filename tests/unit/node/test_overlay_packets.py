@@ -6,7 +6,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.overlay_packets import LARGEST_PACKET_BYTES, Afar, Switch
+from hansa.node.isolation.overlay_packets import LARGEST_PACKET_BYTES, Afar, Switch
 from hansa.proto.gang import address_of
 
 pytestmark = pytest.mark.trio

@@ -5,9 +5,9 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, key, now_ms, party
 
-from hansa.node.directory import Directory
-from hansa.node.net import Refused
-from hansa.node.own_binding import BEFORE_MS, LIFE_MS, OwnBinding
+from hansa.node.messaging.directory import Directory
+from hansa.node.messaging.own_binding import BEFORE_MS, LIFE_MS, OwnBinding
+from hansa.node.network.net import Refused
 from hansa.proto.binding import Role, holds_at
 from hansa.proto.codec import encode
 from hansa.proto.protocols import HELLO

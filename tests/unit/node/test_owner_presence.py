@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.owner_presence import OwnerPresence, on_battery
+from hansa.node.devices.owner_presence import OwnerPresence, on_battery
 
 NOW_MS = 1_800_000_000_000
 
@@ -95,7 +95,7 @@ def test_without_logind_a_keyboard_is_heard_from_the_first_look_on(dev: Path) ->
 def test_a_logind_that_does_not_answer_is_not_waited_for(
     dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hansa.node.owner_presence.PATIENCE_S", 0.2)
+    monkeypatch.setattr("hansa.node.devices.owner_presence.PATIENCE_S", 0.2)
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)

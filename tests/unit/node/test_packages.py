@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa.node.faults import ConfigError
-from hansa.node.packages import pack, unpack
+from hansa.node.storage.packages import pack, unpack
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge
 
 LIMIT = 1 << 20

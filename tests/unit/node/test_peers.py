@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.peers import (
+from hansa.node.network.peers import (
     BAR_MS,
     MAX_ADDRS,
     MAX_BAR_MS,

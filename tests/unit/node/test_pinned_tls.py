@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from hansa.node.pinned_tls import (
+from hansa.node.storage.pinned_tls import (
     certificate_in,
     check_certificate,
     dialling_context,

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from hansa.node import gvisor, preflight
-from hansa.node.preflight import SOUND, SandboxReport, _hint_for, check_tiers
+from hansa.node.isolation import gvisor, preflight
+from hansa.node.isolation.preflight import SOUND, SandboxReport, _hint_for, check_tiers
 
 OURS = f"{os.uname().release} {os.uname().version}"
 

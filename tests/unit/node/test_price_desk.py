@@ -11,14 +11,14 @@ from click.testing import CliRunner, Result
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 
-from hansa.node.chores import _posted_price
-from hansa.node.cli import cli
-from hansa.node.cli_price import price_lines
-from hansa.node.daemon import Daemon
-from hansa.node.desk import NodeDesk
-from hansa.node.http_api import build_api
-from hansa.node.http_server import serve_api
-from hansa.node.price_desk import PriceDesk, price_routes
+from hansa.node.api.desk import NodeDesk
+from hansa.node.api.http_api import build_api
+from hansa.node.api.http_server import serve_api
+from hansa.node.api.price_desk import PriceDesk, price_routes
+from hansa.node.commands.cli import cli
+from hansa.node.commands.cli_price import price_lines
+from hansa.node.daemon.chores import _posted_price
+from hansa.node.daemon.daemon import Daemon
 from hansa.proto.units import e18_to_price_per_hour
 
 pytestmark = pytest.mark.trio

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.node.price_turns import (
+from hansa.node.pricing.price_turns import (
     AT_ONCE_EACH,
     CROWDED,
     EVERY_MS_EACH,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hansa.market.pricing_rule import PPM, CurvePoint, PricingRule, minute_of_week
-from hansa.node.config import parse_config
 from hansa.node.faults import ConfigError
-from hansa.node.pricing_config import clock_of, moment_ms, parse_factor
+from hansa.node.settings.config import parse_config
+from hansa.node.settings.pricing_config import clock_of, moment_ms, parse_factor
 from hansa.proto.units import price_per_hour_to_e18
 
 FILE = Path("/data/config.toml")

@@ -10,9 +10,9 @@ from kit.trading import BUYER, BUYER_KEY, NOW_MS, OTHER, OTHER_KEY, PROVIDER_KEY
 
 from hansa.market.effects import Send, unsigned
 from hansa.market.equivocation import TwoHeads, in_words
-from hansa.node import head_store, proof_exchange
-from hansa.node.head_store import MOST_OF_ONE, HeadStore
-from hansa.node.proof_exchange import (
+from hansa.node.ledger import head_store, proof_exchange
+from hansa.node.ledger.head_store import MOST_OF_ONE, HeadStore
+from hansa.node.ledger.proof_exchange import (
     FOUND_AT_ONCE,
     HEARD_AT_ONCE,
     HEARD_EVERY_MS,

@@ -13,13 +13,13 @@ from kit.memory_net import MemoryHub
 from kit.trading import BUYER, LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import provider_tasks, staging
-from hansa.node.blob_shelf import NoRoom
-from hansa.node.daemon import Daemon
-from hansa.node.executor import Executor
-from hansa.node.laying_out import Unstageable
-from hansa.node.packages import pack
-from hansa.node.selling import DeliverRound
+from hansa.node.daemon import provider_tasks, staging
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.daemon.laying_out import Unstageable
+from hansa.node.engine.selling import DeliverRound
+from hansa.node.runs.executor import Executor
+from hansa.node.storage.blob_shelf import NoRoom
+from hansa.node.storage.packages import pack
 from hansa.proto.blob import BlobRef, blob_ref
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest

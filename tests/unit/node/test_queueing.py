@@ -15,9 +15,10 @@ from kit.memory_party import DEVICE, advert_of, party
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PRICE, PROVIDER, PROVIDER_KEY, needs, spec
 
-from hansa.node import buyer_tasks, queueing
-from hansa.node.desk import NodeDesk
-from hansa.node.events import JobCancelled, NobodyFits, RoomAppeared
+from hansa.node.api.desk import NodeDesk
+from hansa.node.daemon import buyer_tasks
+from hansa.node.engine import queueing
+from hansa.node.engine.events import JobCancelled, NobodyFits, RoomAppeared
 from hansa.proto.messages import TenderSent
 from hansa.scheduler import job_queue
 from hansa.scheduler.job_events import TenderWanted

@@ -1,7 +1,7 @@
 """What a node's owner is told of how others reach it."""
 
-from hansa.node.net import Reach, RelayStat
-from hansa.node.reach_advice import advise, means_of
+from hansa.node.network.net import Reach, RelayStat
+from hansa.node.network.reach_advice import advise, means_of
 
 PLACE = RelayStat(peer_id="16Uiu2relay", left_s=3_000)
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.reachability import CONFIRMATIONS, MOST_OPINIONS, OPINION_LIFE_S, Opinion, Opinions
+from hansa.node.network.reachability import CONFIRMATIONS, MOST_OPINIONS, OPINION_LIFE_S, Opinion, Opinions
 
 HERE = "/ip4/45.33.9.2/tcp/4077"
 

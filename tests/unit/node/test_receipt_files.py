@@ -11,10 +11,10 @@ from kit.filed_ledger import ledger_file, records, traded
 from kit.trading import BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
 
 from hansa.market.receipt_proof import ReceiptProof, findings, not_proved
-from hansa.node.cli import cli
+from hansa.node.api.statements import LEDGER_NAME
+from hansa.node.commands.cli import cli
 from hansa.node.faults import OperatorError
-from hansa.node.receipt_files import bundle_json, find_receipt, read_bundle
-from hansa.node.statements import LEDGER_NAME
+from hansa.node.ledger.receipt_files import bundle_json, find_receipt, read_bundle
 from hansa.proto.documents import Voucher
 from hansa.proto.errors import ProtocolError
 from hansa.proto.network import DOMAIN

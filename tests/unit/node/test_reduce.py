@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.reduce import reduce_round
+from hansa.node.daemon.reduce import reduce_round
 from hansa.proto.tensors import decode_state, encode_state
 
 

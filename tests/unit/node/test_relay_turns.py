@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from hansa.node.relay_turns import WAITING, WAITING_ON_HEARSAY, RelayTurns
+from hansa.node.network.relay_turns import WAITING, WAITING_ON_HEARSAY, RelayTurns
 
 pytestmark = pytest.mark.trio
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from kit.memory_party import key
 
-from hansa.node.peers import MAX_ADDRS
-from hansa.node.remembered_peers import FILE_NAME, MAX_FILE_BYTES, MOST_PEERS, load_peers, save_peers
+from hansa.node.messaging.remembered_peers import FILE_NAME, MAX_FILE_BYTES, MOST_PEERS, load_peers, save_peers
+from hansa.node.network.peers import MAX_ADDRS
 from hansa.proto.peer_id import peer_id_of_key
 
 PEERS = tuple((peer_id_of_key(key(number).secret()), (f"/ip4/10.0.0.{number}/tcp/4001",)) for number in range(1, 101))

@@ -25,10 +25,10 @@ from hansa.market import sale_events
 from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import next_statement
 from hansa.market.track_record import Record
-from hansa.node import buying, buying_turns, events, selling
-from hansa.node.buying_turns import funds_left
-from hansa.node.engine import Engine
-from hansa.node.state import restored, snapshot
+from hansa.node.engine import buying, buying_turns, events, selling
+from hansa.node.engine.buying_turns import funds_left
+from hansa.node.engine.engine import Engine
+from hansa.node.engine.state import restored, snapshot
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
 from hansa.proto.documents import CooperativeClose, Voucher

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from hansa.node.run_shell import LOST_STATUS, MOST_SHELLS, WINDOW_BYTES, RunShells, ShellRefused
+from hansa.node.runs.run_shell import LOST_STATUS, MOST_SHELLS, WINDOW_BYTES, RunShells, ShellRefused
 from hansa.proto.errors import ProtocolError
 from hansa.proto.frames import (
     MAX_SHELL_BYTES,

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node import confine, process_tree, sandbox_image, sandbox_inventory
-from hansa.node.cgroups import GroupLimits, GroupV2, make_group
-from hansa.node.confine import ClaimedUid, hold, stage, staged
-from hansa.node.executor_end import printable
-from hansa.node.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
-from hansa.node.sandbox import SandboxSpec, build_command
-from hansa.node.sandbox_image import find_inside
-from hansa.node.sandbox_inventory import SandboxUnavailable, take_inventory
-from hansa.node.seccomp import ARCHITECTURES, DENIED, UNCOUNTED, build_filter
+from hansa.node.isolation import confine, process_tree, sandbox_image, sandbox_inventory
+from hansa.node.isolation.cgroups import GroupLimits, GroupV2, make_group
+from hansa.node.isolation.confine import ClaimedUid, hold, stage, staged
+from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
+from hansa.node.isolation.sandbox import SandboxSpec, build_command
+from hansa.node.isolation.sandbox_image import find_inside
+from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, take_inventory
+from hansa.node.isolation.seccomp import ARCHITECTURES, DENIED, UNCOUNTED, build_filter
+from hansa.node.runs.executor_end import printable
 from hansa.proto.errors import Malformed
 
 SPEC = SandboxSpec(

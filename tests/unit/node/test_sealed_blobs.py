@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.blob_shelf import BlobMissing, NoRoom
-from hansa.node.blobs import BlobStore
-from hansa.node.sealed_blobs import SealedBlobs, fault_in, open_blob, opened_file, pieces_of, read_blob
-from hansa.node.sealing import SealBroken, new_content_key, seal
+from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
+from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.sealed_blobs import SealedBlobs, fault_in, open_blob, opened_file, pieces_of, read_blob
+from hansa.node.storage.sealing import SealBroken, new_content_key, seal
 from hansa.proto.blob import BlobRef
 from hansa.proto.sealed import SEGMENT_BYTES, sealed_size_bytes
 

@@ -16,19 +16,20 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import key as account_key
 from kit.trading import LEASE, award, bid, spec, tender
 
-from hansa.node import buyer_tasks, key_exchange, provider_tasks, staging
-from hansa.node.config import FILE_NAME, parse_config
-from hansa.node.daemon import Daemon
-from hansa.node.desk import NodeDesk
-from hansa.node.executor import Executor
+from hansa.node.api.desk import NodeDesk
+from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.daemon import buyer_tasks, provider_tasks, staging
+from hansa.node.daemon.daemon import Daemon
+from hansa.node.daemon.laying_out import Unstageable
+from hansa.node.engine.selling import DeliverRound
 from hansa.node.faults import OperatorError
-from hansa.node.first_setup import Wishes, config_text
-from hansa.node.laying_out import Unstageable
-from hansa.node.packages import pack
-from hansa.node.run_order import RunOrder
-from hansa.node.sealed_blobs import read_blob
-from hansa.node.sealing import BlobKey, ContentKey, SealBroken, new_content_key, seal
-from hansa.node.selling import DeliverRound
+from hansa.node.messaging import key_exchange
+from hansa.node.runs.executor import Executor
+from hansa.node.runs.run_order import RunOrder
+from hansa.node.settings.config import FILE_NAME, parse_config
+from hansa.node.storage.packages import pack
+from hansa.node.storage.sealed_blobs import read_blob
+from hansa.node.storage.sealing import BlobKey, ContentKey, SealBroken, new_content_key, seal
 from hansa.proto.blob import BlobRef, blob_ref
 from hansa.proto.codec import encode
 from hansa.proto.market_documents import FEATURE_SEALED

@@ -6,7 +6,7 @@ from typing import Any
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node.selling import DeliverRound
+from hansa.node.engine.selling import DeliverRound
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.sealed import sealed_size_bytes

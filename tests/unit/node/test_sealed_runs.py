@@ -6,9 +6,9 @@ import trio
 from integration.sandbox_harness import LIMITS, an_order
 from unit.node.test_executor import RUN, a_stage
 
-from hansa.node.executor_end import over_of
-from hansa.node.logs import LOGGER
-from hansa.node.sealing import SealBroken, new_content_key, open_sealed, seal
+from hansa.node.engine.logs import LOGGER
+from hansa.node.runs.executor_end import over_of
+from hansa.node.storage.sealing import SealBroken, new_content_key, open_sealed, seal
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
 from hansa.proto.sealed import sealed_size_bytes

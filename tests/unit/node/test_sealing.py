@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hansa.node.sealing import (
+from hansa.node.storage.sealing import (
     BlobKey,
     ContentKey,
     SealBroken,

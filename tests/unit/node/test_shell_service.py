@@ -14,10 +14,10 @@ from kit.local_runs import SEEN_INSIDE, LocalRuns
 from kit.memory_net import MemoryHub
 from kit.memory_party import Party, party
 
-from hansa.node import shell_line, shell_service
-from hansa.node.net import Refused, RemoteFault, Unreachable
-from hansa.node.shell_line import Ask, ShellFault, ShellLine, ask_provider
-from hansa.node.shell_service import ShellService
+from hansa.node.network.net import Refused, RemoteFault, Unreachable
+from hansa.node.runs import shell_line, shell_service
+from hansa.node.runs.shell_line import Ask, ShellFault, ShellLine, ask_provider
+from hansa.node.runs.shell_service import ShellService
 from hansa.proto.codec import encode
 from hansa.proto.pipes import GREETING, STDERR, STDIN, STDOUT, PipeReader, pack_piped
 from hansa.proto.protocols import SHELL

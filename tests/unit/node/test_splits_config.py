@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.config import load_config
+from hansa.node.api.job_json import spec_from_json, spec_to_json
 from hansa.node.faults import ConfigError
-from hansa.node.job_file import read_job_file
-from hansa.node.job_json import spec_from_json, spec_to_json
-from hansa.node.splits_config import parse_percent
+from hansa.node.jobs.job_file import read_job_file
+from hansa.node.settings.config import load_config
+from hansa.node.settings.splits_config import parse_percent
 from hansa.proto.errors import Malformed
 from hansa.proto.splits import Split, percent
 

@@ -8,9 +8,9 @@ import trio
 from kit.memory_net import MemoryHub, MemoryNet
 from kit.memory_party import now_ms
 
-from hansa.node import spoken as spoken_module
-from hansa.node.net import Context, NetConfig, NotSpoken, Refused, RemoteFault
-from hansa.node.spoken import REMEMBERED_MS, NotInOlder, Spoken
+from hansa.node.messaging import spoken as spoken_module
+from hansa.node.messaging.spoken import REMEMBERED_MS, NotInOlder, Spoken
+from hansa.node.network.net import Context, NetConfig, NotSpoken, Refused, RemoteFault
 
 NEW, OLD = "/hansa/tale/2", "/hansa/tale/1"
 Answer = Callable[[Context, bytes], Awaitable[bytes]]

@@ -17,13 +17,14 @@ from kit.memory_party import key
 from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
-from hansa.node import laying_out, run_logs, staging, trees
-from hansa.node.daemon import Daemon
-from hansa.node.desk import NodeDesk
-from hansa.node.executor import Executor
+from hansa.node.api.desk import NodeDesk
+from hansa.node.daemon import laying_out, run_logs, staging
+from hansa.node.daemon.daemon import Daemon
 from hansa.node.faults import OperatorError
-from hansa.node.packages import pack
-from hansa.node.run_order import RunOrder
+from hansa.node.isolation import trees
+from hansa.node.runs.executor import Executor
+from hansa.node.runs.run_order import RunOrder
+from hansa.node.storage.packages import pack
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.codec import encode
 from hansa.proto.network import DOMAIN
@@ -475,7 +476,7 @@ async def test_a_run_that_is_stopped_while_it_is_staged_stops_fetching_at_once(p
         nursery.start_soon(staging.start_run, pair.provider, ORDER)
         await trio.sleep(0.2)
         pair.provider.tell(RunStopWanted(run=LEASE, grace_ms=0, why="enough", at_ms=1))
-        from hansa.node import provider_tasks
+        from hansa.node.daemon import provider_tasks
 
         await provider_tasks.stop_run(pair.provider, LEASE, 0)
         with trio.fail_after(2):
@@ -488,7 +489,7 @@ async def test_a_run_that_is_stopped_while_it_is_staged_stops_fetching_at_once(p
 async def test_pins_of_runs_that_ended_with_an_earlier_daemon_are_taken_back(
     pair: Pair, started: Started, tmp_path: Path
 ) -> None:
-    from hansa.node.blobs import BlobStore
+    from hansa.node.storage.blobs import BlobStore
 
     store = BlobStore(tmp_path / "other", quota_bytes=1 << 20)
     kept, left = store.put_bytes(b"kept"), store.put_bytes(b"left")
@@ -541,8 +542,8 @@ async def test_a_buyers_daemon_knows_its_jobs_files_again_after_a_restart(tmp_pa
         job = await NodeDesk(daemon).submit(
             spec(fetch_bytes=blob.size_bytes, bid_window_ms=60_000), store.put_bytes(package), files
         )
-    from hansa.node.config import FILE_NAME, parse_config
-    from hansa.node.first_setup import Wishes, config_text
+    from hansa.node.commands.first_setup import Wishes, config_text
+    from hansa.node.settings.config import FILE_NAME, parse_config
 
     text = config_text(Wishes(provides=False, cpu_slots=0, cpu_cores_per_slot=1, gpus=(), metrics_port=0))
     again = Daemon(parse_config(text, tmp_path / "node-1" / FILE_NAME), key(1), key(1001), None)

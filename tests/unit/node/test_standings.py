@@ -11,14 +11,14 @@ from hansa.market.reputation import BUYER as AS_BUYER
 from hansa.market.reputation import PRIOR, Heard, newest, read_dealing
 from hansa.market.reputation import PROVIDER as AS_PROVIDER
 from hansa.market.track_record import Record
-from hansa.node import events
-from hansa.node.buyer_tasks import unwelcome
+from hansa.node.api.http_reputation import standing_view
+from hansa.node.commands.reputation_check import check_file
+from hansa.node.daemon.buyer_tasks import unwelcome
+from hansa.node.engine import events
+from hansa.node.engine.standings import MOST_HEARD, known_dealings, own_dealings, percent, records_for, standing_of
+from hansa.node.engine.state import restored, snapshot
 from hansa.node.faults import OperatorError
-from hansa.node.histories import checked, shown_about, shown_dealing
-from hansa.node.http_reputation import standing_view
-from hansa.node.reputation_check import check_file
-from hansa.node.standings import MOST_HEARD, known_dealings, own_dealings, percent, records_for, standing_of
-from hansa.node.state import restored, snapshot
+from hansa.node.messaging.histories import checked, shown_about, shown_dealing
 from hansa.proto import messages
 from hansa.proto.codec import decode, encode
 from hansa.proto.history import HistorySent

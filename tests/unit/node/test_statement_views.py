@@ -18,13 +18,13 @@ from starlette.applications import Starlette
 from hansa.market.ledger import fold, vouched_by_buyer, vouched_to_provider
 from hansa.market.ledger_records import FiledChannel
 from hansa.market.statements import SIDES, WAYS
-from hansa.node.cli import cli
-from hansa.node.config import FILE_NAME, load_config
-from hansa.node.first_setup import Wishes, config_text
-from hansa.node.ledger_store import LedgerStore
-from hansa.node.state import NodeState
-from hansa.node.statement_desk import StatementDesk, statement_routes
-from hansa.node.statements import COLUMNS, LEDGER_NAME, Known, as_csv, known_of, offline_statement, statement_view
+from hansa.node.api.statement_desk import StatementDesk, statement_routes
+from hansa.node.api.statements import COLUMNS, LEDGER_NAME, Known, as_csv, known_of, offline_statement, statement_view
+from hansa.node.commands.cli import cli
+from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.engine.state import NodeState
+from hansa.node.ledger.ledger_store import LedgerStore
+from hansa.node.settings.config import FILE_NAME, load_config
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
 
@@ -172,7 +172,7 @@ def test_every_side_and_grouping_has_the_same_columns():
 
 
 def test_a_table_of_two_currencies_names_them_and_shows_strangers_words_as_plain_text(capsys):
-    from hansa.node.cli_statements import _print
+    from hansa.node.commands.cli_statements import _print
 
     hostile = "\x1b[2J[red]EUR"
     entries = [

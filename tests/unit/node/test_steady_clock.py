@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.steady_clock import JUMP_MS, SteadyClock
+from hansa.node.engine.steady_clock import JUMP_MS, SteadyClock
 
 BEGIN_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

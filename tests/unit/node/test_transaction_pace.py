@@ -7,12 +7,12 @@ import pytest
 import trio
 from kit.rpc_stand_in import result, rpc_stand_in
 
-from hansa.node.chain_nodes import ChainNodes
-from hansa.node.evm_limits import FeeLimits
-from hansa.node.evm_signing import AccountSigner
-from hansa.node.evm_store import MINED, EvmStore
-from hansa.node.evm_transactions import Transactions
-from hansa.node.json_rpc import RpcFault, RpcNode
+from hansa.node.chain.chain_nodes import ChainNodes
+from hansa.node.chain.evm_signing import AccountSigner
+from hansa.node.chain.evm_store import MINED, EvmStore
+from hansa.node.chain.evm_transactions import Transactions
+from hansa.node.chain.json_rpc import RpcFault, RpcNode
+from hansa.node.settings.evm_limits import FeeLimits
 from hansa.proto.signing import SigningKey
 
 GWEI = 10**9

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.build_room import TooDeep, tree_size
-from hansa.node.tree_removal import remove_tree
-from hansa.node.trees import Trees
+from hansa.node.isolation.build_room import TooDeep, tree_size
+from hansa.node.isolation.tree_removal import remove_tree
+from hansa.node.isolation.trees import Trees
 
 ME, OTHER = b"me", b"other"
 MIB = 1 << 20
@@ -52,8 +52,8 @@ def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing_that_is_taken_for_
     code = """
 import sys
 from pathlib import Path
-from hansa.node.tree_removal import remove_tree
-from hansa.node.trees import Trees
+from hansa.node.isolation.tree_removal import remove_tree
+from hansa.node.isolation.trees import Trees
 trees = Trees(Path(sys.argv[1]), quota_bytes=1 << 30)
 print("begun", flush=True)
 for number in range(10_000):

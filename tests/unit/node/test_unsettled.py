@@ -6,8 +6,8 @@ from kit.trading import CHANNEL, CHANNEL_ID, NOW_MS
 
 from hansa.market.earning_channel import EarningChannel
 from hansa.market.paying_channel import PayingChannel
-from hansa.node.state import NodeState
-from hansa.node.unsettled import EVERY_MS, MOST_AT_ONCE, settlements_wanted
+from hansa.node.engine.state import NodeState
+from hansa.node.engine.unsettled import EVERY_MS, MOST_AT_ONCE, settlements_wanted
 from hansa.proto.currency import escrow_currency
 from hansa.proto.documents import CooperativeClose
 from hansa.proto.signing import Signed

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.router_stand_in import router_on_loopback
 
-from hansa.node import libp2p_reach, upnp
-from hansa.node.libp2p_host import open_net
-from hansa.node.net import NetConfig
-from hansa.node.upnp import LARGEST_ANSWER_BYTES, Forwarding, forward, judge, withdraw
-from hansa.node.upnp_process import MEMORY_BYTES
+from hansa.node.network import libp2p_reach, upnp
+from hansa.node.network.libp2p_host import open_net
+from hansa.node.network.net import NetConfig
+from hansa.node.network.upnp import LARGEST_ANSWER_BYTES, Forwarding, forward, judge, withdraw
+from hansa.node.network.upnp_process import MEMORY_BYTES
 
 
 @given(st.binary(max_size=LARGEST_ANSWER_BYTES))
@@ -115,7 +115,7 @@ def peak_bytes(pid: int) -> int:
 def test_a_router_whose_description_never_ends_costs_little_memory_and_is_none():
     with routed("45.33.9.9") as router:
         router.never_ends = True
-        command = [sys.executable, "-m", "hansa.node.upnp_process", "forward", "4001", "127.0.0.1"]
+        command = [sys.executable, "-m", "hansa.node.network.upnp_process", "forward", "4001", "127.0.0.1"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             ender = threading.Timer(30, process.kill)
             ender.start()

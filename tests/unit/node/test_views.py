@@ -14,9 +14,9 @@ from simulation.world import Faults
 
 from hansa.market.ledger import Entry, Leg
 from hansa.market.purchase_state import Purchase
-from hansa.node import views
-from hansa.node.cli_screen import _checkpoint
-from hansa.node.state import NodeState
+from hansa.node.api import views
+from hansa.node.commands.cli_screen import _checkpoint
+from hansa.node.engine.state import NodeState
 from hansa.proto.blob import blob_ref
 from hansa.proto.market_documents import Advert
 from hansa.proto.messages import Metric

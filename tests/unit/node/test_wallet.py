@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from eth_account import Account
 from eth_account.messages import encode_defunct, encode_typed_data
 
-from hansa.node import wallet
-from hansa.node.cli import cli
+from hansa.node.chain import wallet
+from hansa.node.commands.cli import cli
 from hansa.node.faults import ConfigError, WalletLocked
 from hansa.proto.signing import SigningKey, checksum_address
 

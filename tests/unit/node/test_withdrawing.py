@@ -9,9 +9,9 @@ from kit.trading import BUYER, BUYER_KEY, JOB, OTHER, OTHER_KEY, PROVIDER, PROVI
 from hansa.market.effects import sealed, unsigned
 from hansa.market.receipts import CLOCK_SKEW_MS, next_statement
 from hansa.market.track_record import Record
-from hansa.node import events
-from hansa.node.buyer_tasks import unwelcome
-from hansa.node.routing import deadline_ms
+from hansa.node.daemon.buyer_tasks import unwelcome
+from hansa.node.engine import events
+from hansa.node.engine.routing import deadline_ms
 from hansa.proto import messages
 from hansa.proto.blob import blob_ref
 from hansa.scheduler import job_events, run

@@ -18,8 +18,8 @@ from kit.older_peer import read_as_before
 from hansa.market.effects import unsigned
 from hansa.market.ledger import Ledger, vouched_by_buyer
 from hansa.market.track_record import Record
-from hansa.node import events
-from hansa.node.state import NodeState, Snapshot, snapshot
+from hansa.node.engine import events
+from hansa.node.engine.state import NodeState, Snapshot, snapshot
 from hansa.proto import book_messages, messages
 from hansa.proto.blob import BlobRef
 from hansa.proto.codec import DEFAULT_ITEMS, decode, encode

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kit import print_protocol_tables, protocol_vectors
 
-from hansa.node import libp2p_autonat, libp2p_dcutr, libp2p_kad_host, libp2p_relay
+from hansa.node.network import libp2p_autonat, libp2p_dcutr, libp2p_kad_host, libp2p_relay
 from hansa.proto import history, protocols, signing
 from hansa.proto.binding import check_binding
 from hansa.proto.codec import decode
