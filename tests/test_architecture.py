@@ -78,6 +78,7 @@ ONE_PLACE = {
     "h11": ("node/runs/egress_",),
     "idna": ("proto/egress.py",),
     "yaml": ("node/jobs/import_yaml.py",),
+    "tomlkit": ("node/chain/chain_setup.py",),
     "zeroconf": ("node/messaging/lan_discovery.py",),
     "ifaddr": ("node/messaging/lan_discovery.py",),
     "miniupnpc": ("node/network/upnp_process.py",),

@@ -2,15 +2,21 @@
 
 import json
 import os
-import re
 import secrets
+import shutil
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
 from hansa.node.chain.chain_dev import Deployed
 from hansa.node.faults import ConfigError
+from hansa.node.secret_files import sync_directory
 from hansa.node.settings.config import FILE_NAME, parse_config
+from hansa.node.toml_reader import parse_toml
 from hansa.proto.signing import checksum_address
 
 
@@ -36,25 +42,44 @@ def as_toml(values: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def with_values(text: str, values: Mapping[str, Mapping[str, Any]]) -> str:
-    """A config's text with other values for some keys. Lines stay where they are; missing ones come to their table."""
-    lines = text.splitlines()
-    for table, keys in values.items():
-        start = next((at for at, line in enumerate(lines) if line.strip() == f"[{table}]"), None)
-        if start is None:
-            lines += ["", f"[{table}]"]
-            start = len(lines) - 1
-        for key, value in keys.items():
-            end = next((at for at in range(start + 1, len(lines)) if lines[at].startswith("[")), len(lines))
-            known = next((at for at in range(start + 1, end) if re.match(rf"{key}\s*=", lines[at])), None)
-            line = f"{key} = {json.dumps(value)}"
-            if known is not None:
-                lines[known] = line
-            else:
-                while end > start + 1 and not lines[end - 1].strip():
-                    end -= 1
-                lines.insert(end, line)
-    return "\n".join(lines) + "\n"
+def with_values(text: str, values: Mapping[str, Mapping[str, Any]], file: Path) -> str:
+    """A config's text with other values for some keys. Everything else stays: comments, layout, other keys.
+
+    Args:
+        text: as it stands in the file.
+        values: by table and key.
+        file: whose text it is, for complaints.
+
+    Raises:
+        ConfigError: it is no TOML, or cannot be changed without changing more.
+    """
+    parse_toml(text, file)
+    wanted = tomllib.loads(text)
+    try:
+        document = tomlkit.parse(text)
+        for table, keys in values.items():
+            place, there = document.setdefault(table, tomlkit.table()), wanted.setdefault(table, {})
+            for key, value in keys.items():
+                # What says so already keeps its layout, and the comments inside of it.
+                if there.get(key) != value:
+                    place[key] = there[key] = value
+        changed = _ended_alike(tomlkit.dumps(document), text)
+        # The library edits, and Python's own reader judges: nothing is written that says anything else.
+        is_right = tomllib.loads(changed) == wanted
+    except (TOMLKitError, tomllib.TOMLDecodeError, TypeError, ValueError, KeyError, AttributeError):
+        is_right = False
+    if not is_right:
+        lines = "; ".join(f"under [{table}]: {', '.join(keys)}" for table, keys in values.items())
+        hint = f"edit it yourself ({lines}), or write those tables as [table] and a line for each key"
+        raise ConfigError(f"{file}: is written in a way that this cannot change", hint)
+    return changed
+
+
+def _ended_alike(changed: str, before: str) -> str:
+    """With lines that end as all lines ended before."""
+    if before.count("\n") and before.count("\n") == before.count("\r\n"):
+        return changed.replace("\r\n", "\n").replace("\n", "\r\n")
+    return changed
 
 
 def put_on_chain(data_dir: Path, values: Mapping[str, Mapping[str, Any]]) -> None:
@@ -65,15 +90,33 @@ def put_on_chain(data_dir: Path, values: Mapping[str, Mapping[str, Any]]) -> Non
     """
     file = data_dir / FILE_NAME
     try:
-        text = with_values(file.read_text(encoding="utf-8"), values)
+        text = with_values(file.read_bytes().decode(), values, file)
         parse_config(text, file)
-        partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        # The owner may keep the file elsewhere; a link stays one.
+        _replace(file.resolve(), text.encode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: is not UTF-8 text", "save it as UTF-8") from None
     except OSError as fault:
         hint = f"make a node there first: hansa init --data {data_dir}"
+        if file.exists():
+            hint = "check the directory, the disk and the user"
         raise ConfigError(f"cannot write {file}: {fault.strerror}", hint) from None
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Put other content in a file's place, in one instant, with the owner, mode and attributes that it has."""
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            found, made = file.stat(), os.fstat(handle)
+            if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid):
+                os.fchown(handle, found.st_uid, found.st_gid)
+            shutil.copystat(file, partial)
+            stream.write(content)
+            stream.flush()
+            os.fsync(handle)
+        partial.replace(file)
+        sync_directory(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)

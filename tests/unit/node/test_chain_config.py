@@ -16,7 +16,7 @@ from hansa.proto.currency import escrow_currency
 ESCROW, TOKEN = b"\xe5" * 20, b"\x70" * 20
 DEPLOYED = Deployed(chain_id=31337, escrow=ESCROW, token=TOKEN)
 VALUES = chain_values("http://127.0.0.1:8545", DEPLOYED)
-TEXT = with_values(config_text(Wishes()), VALUES)
+TEXT = with_values(config_text(Wishes()), VALUES, Path("config.toml"))
 FILE = Path("/srv/hansa/config.toml")
 
 
@@ -45,7 +45,7 @@ def test_a_config_without_the_tables_reads_as_before() -> None:
     text = config_text(Wishes())
     before = text[: text.index("[chain]")]
     assert parse_config(before, FILE).chain is None
-    assert parse_config(with_values(before, VALUES), FILE).chain is not None
+    assert parse_config(with_values(before, VALUES, FILE), FILE).chain is not None
 
 
 @pytest.mark.parametrize(
