@@ -21,6 +21,12 @@ MAX_EVENT_BYTES = 4 << 20
 MAX_SNAPSHOT_BYTES = 1 << 30
 KEPT_SNAPSHOTS = 2
 
+# An older copy of this file alone, beside newer books, would have the account sign a second history of its dealings.
+UNREADABLE = (
+    "this version cannot read it: start the version that wrote it. Where that one says the same, the file is damaged:"
+    " put back the newest copy of the whole directory, as docs/running-a-node.md says under Backups."
+)
+
 
 def _written(event: NodeEvent) -> bytes:
     """The event as bytes that are sure to be read back as the same event.
@@ -150,8 +156,7 @@ class SqliteJournal:
                 continue
         first: int = self._database.execute("SELECT coalesce(min(position), 1) FROM event").fetchone()[0]
         if first != 1 or (self._position and not self._has_events()):
-            hint = "this version cannot read it: start the version that wrote it, or restore a copy of the file."
-            raise OperatorError(f"no snapshot in {self._path} is readable, and what came before it is gone", hint)
+            raise OperatorError(f"no snapshot in {self._path} is readable, and what came before it is gone", UNREADABLE)
         return None, self._events_after(0)
 
     def _has_events(self) -> bool:
@@ -165,8 +170,7 @@ class SqliteJournal:
             try:
                 yield decode(body, NodeEvent, limit_bytes=MAX_EVENT_BYTES)
             except ProtocolError as fault:
-                hint = "this version cannot read it: start the version that wrote it, or restore a copy of the file."
-                raise OperatorError(f"event {at} of {self._path} is unreadable: {fault}", hint) from fault
+                raise OperatorError(f"event {at} of {self._path} is unreadable: {fault}", UNREADABLE) from fault
 
     def close(self) -> None:
         """Give the file back."""

@@ -154,8 +154,9 @@ def test_when_every_snapshot_is_unreadable_the_operator_is_told(tmp_path):
         engine.take([submitted(number)])
         engine.write_snapshot_if_due(now=True)
     journal._database.execute("UPDATE snapshot SET body = x'00'")
-    with pytest.raises(OperatorError, match="no snapshot"):
+    with pytest.raises(OperatorError, match="no snapshot") as found:
         read(journal)
+    assert "the version that wrote it" in found.value.hint
     journal.close()
 
 
@@ -163,8 +164,10 @@ def test_an_unreadable_event_is_named_and_not_passed_over(tmp_path):
     journal = SqliteJournal(tmp_path / "journal.db")
     journal.append([started(), submitted(1)])
     journal._database.execute("UPDATE event SET body = x'00' WHERE position = 2")
-    with pytest.raises(OperatorError, match="event 2"):
+    with pytest.raises(OperatorError, match="event 2") as found:
         read(journal)
+    assert "the version that wrote it" in found.value.hint
+    assert "the whole directory" in found.value.hint, "an old journal beside newer books is a second history"
     journal.close()
 
 
