@@ -56,7 +56,8 @@ def with_values(text: str, values: Mapping[str, Mapping[str, Any]], file: Path) 
     parse_toml(text, file)
     wanted = tomllib.loads(text)
     try:
-        document = tomlkit.parse(text)
+        # Behind a last line without an end the library would go on in that very line.
+        document = tomlkit.parse(text if text.endswith("\n") else text + "\n")
         for table, keys in values.items():
             place, there = document.setdefault(table, tomlkit.table()), wanted.setdefault(table, {})
             for key, value in keys.items():

@@ -106,6 +106,7 @@ def test_whatever_the_owner_wrote_says_the_same_but_for_the_values_or_is_left_al
         '[chain]\r\nrpc = []\r\n\r\n[node]\r\nregion = ""\r\n',
         "[chain]\nrpc = []\n[node]\nregion = ''\n[settlement]\nbackend = 'ledger' # for now",
         "[settlement]\n[[other]]\n# at the end",
+        "[settlement]\nx.y.z = 1",
     ],
 )
 def test_a_table_is_found_in_every_form_that_toml_has(text: str) -> None:
@@ -115,6 +116,11 @@ def test_a_table_is_found_in_every_form_that_toml_has(text: str) -> None:
         assert changed.count(note) == text.count(note)
     if "\r\n" in text:
         assert changed.count("\n") == changed.count("\r\n"), "lines end as they ended before"
+
+
+def test_what_says_so_already_keeps_its_lines() -> None:
+    rpc = 'rpc = [ # mine\n  "http://127.0.0.1:8545", # for now\n]'
+    assert rpc in with_values(f"[chain]\n{rpc}\n", VALUES, FILE)
 
 
 def test_every_line_of_the_template_stays_but_for_those_that_change() -> None:
