@@ -25,6 +25,7 @@ from hansa.proto.signing import checksum_address
 
 STOP_PATIENCE_S = 15.0
 LOG_NAME = "node.log"
+HINT = "hint: "
 _KEEPER = """
 import shutil, sys
 if b"keep" not in sys.stdin.buffer.read():
@@ -193,8 +194,8 @@ class DemoNodes:
         """
         for node in self.nodes:
             if node.process is not None and node.process.poll() is not None:
-                words = last_line(node.log)
-                raise OperatorError(f"{node.name} ended with code {node.process.returncode}: {words}", "see its log")
+                words, hint = last_words(node.log)
+                raise OperatorError(f"{node.name} ended with code {node.process.returncode}: {words}", hint)
 
 
 def _wait_or_kill(process: "subprocess.Popen[bytes]", deadline: float) -> None:
@@ -214,10 +215,13 @@ def free_ports(count: int) -> list[int]:
         return [listener.getsockname()[1] for listener in listeners]
 
 
-def last_line(log: Path) -> str:
-    """The last thing that a daemon said."""
+def last_words(log: Path) -> tuple[str, str]:
+    """The last thing that a daemon said, and its hint, or where to look."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
     except OSError:
-        return "it left no log"
-    return plain(next((line for line in reversed(lines) if line.strip()), "it said nothing"), 300)
+        return "it left no log", f"there is none at {log}"
+    hint = f"see its log: {log}"
+    if len(lines) > 1 and lines[-1].startswith(HINT):
+        hint = plain(lines.pop().removeprefix(HINT), 300)
+    return plain(lines[-1].removeprefix("hansa: "), 300) if lines else "it said nothing", hint
