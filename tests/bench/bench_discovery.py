@@ -54,6 +54,7 @@ class Node:
 
     def __init__(self, number: int, directory: Path) -> None:
         """Start it; it says where it can be dialled when it is up."""
+        sys.stdout.flush()  # or the new process says again what waits here
         hears, its_input = os.pipe()
         its_output, speaks = os.pipe()
         self.pid = os.fork()
