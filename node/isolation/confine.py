@@ -9,16 +9,20 @@ with under a path that it can read. An ordinary user's launcher needs none of th
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import pwd
 import resource
 import signal
-import socket
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 FIRST_UID, LAST_UID = 64_000, 64_999
+CLAIM_PARENTS = ("/run", "/var/lib")
+"""A unit of an older version may write to the second only; who is root in a user namespace alone, to neither."""
+CLAIMS = "hansa-launcher"
 STAGE = "/mnt"
 DISK_OPTIONS = "noinit_itable,barrier=0"
 """For what is empty at first and never needed after a crash."""
@@ -39,38 +43,90 @@ _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 4, -100
 class ClaimedUid:
     """A uid that no user has and no other launcher on this machine uses, for as long as this object is held.
 
-    The claim is the name of an abstract socket, so it ends with the process that made it, however that ends. Launchers
-    with a network of their own (``PrivateNetwork=``) do not see each other's names; so a uid is also taken while any
-    process lives under it, be it what a killed launcher could not end.
+    The claim is the kernel's lock on a file that nobody but this user can open, so it ends with the process that made
+    it, however that ends, and no stranger can take one. (Names of abstract sockets, which it was before, are
+    anybody's.) Not every launcher need see every other's files, and a killed one's sandbox dies a moment after it; so a
+    uid is also taken while any process lives under it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parents: Sequence[str] = ()) -> None:
         """Claim the first that is free.
 
+        Args:
+            parents: where the directory of claims may be, if not where all launchers look for it; it is in the first
+                in which strangers can exchange nothing.
+
         Raises:
-            OSError: all are taken.
+            OSError: all are taken, or there is no such directory.
         """
-        for uid in range(FIRST_UID, LAST_UID + 1):
-            with contextlib.suppress(KeyError):
-                pwd.getpwuid(uid)
-                continue
-            claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            try:
-                claim.bind(f"\0hansa-uid-{uid}")
-            except OSError:
-                claim.close()
-                continue
-            if uid in _uids_alive():
-                claim.close()
-                continue
-            self.uid = uid
-            self._claim = claim
-            return
+        directory = _open_claims(parents)
+        try:
+            for uid in range(FIRST_UID, LAST_UID + 1):
+                with contextlib.suppress(KeyError):
+                    pwd.getpwuid(uid)
+                    continue
+                claim = _lock_file(str(uid), directory)
+                if claim is None:
+                    continue
+                if uid in _uids_alive():
+                    _unlock_file(claim)
+                    continue
+                self.uid = uid
+                self._claim: int | None = claim
+                return
+        finally:
+            os.close(directory)
         raise OSError("every uid for sandboxes is in use")
 
     def release(self) -> None:
         """Let others have it."""
-        self._claim.close()
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            _unlock_file(claim)
+
+
+def _open_claims(parents: Sequence[str]) -> int:
+    """The directory of claims, made if it is not there."""
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    parents = parents or (*CLAIM_PARENTS, *([own] if own.startswith("/") else []))
+    why = ""
+    for parent in parents:
+        path = Path(parent, CLAIMS)
+        try:
+            _check_closed(Path(parent))
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            _check_closed(path)
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as fault:
+            why = f"{fault.strerror or fault}: {path}"
+    raise PermissionError(errno.EACCES, f"nowhere to claim uids for sandboxes, which needs {parents[0]}: {why}")
+
+
+def _check_closed(path: Path) -> None:
+    """Whether only root and this user can make and exchange what lies in a directory."""
+    facts = path.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is no directory", str(path))
+    if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, "others may write there", str(path))
+
+
+def _lock_file(name: str, directory: int) -> int | None:
+    """A descriptor that holds a file's lock until it is closed everywhere; ``None`` if another has the lock."""
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock_file(descriptor: int) -> None:
+    """Give a lock back, also where a fork of ours still has the file open."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def staged(sources: Sequence[str]) -> Callable[[str], str]:

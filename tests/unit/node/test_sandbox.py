@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.isolation import confine, process_tree, sandbox_image, sandbox_inventory
+from hansa.node.isolation import process_tree, sandbox_image, sandbox_inventory
 from hansa.node.isolation.cgroups import GroupLimits, GroupV2, make_group
-from hansa.node.isolation.confine import ClaimedUid, hold, stage, staged
+from hansa.node.isolation.confine import hold, stage, staged
 from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
 from hansa.node.isolation.sandbox import SandboxSpec, build_command
 from hansa.node.isolation.sandbox_image import find_inside
@@ -363,37 +363,6 @@ def test_descriptors_travel_beside_messages():
             os.close(descriptor)
         ours.close()
         assert receive(theirs) == (None, [])
-
-
-def test_a_uid_is_claimed_by_one_at_a_time_and_is_nobodys():
-    one, other = ClaimedUid(), ClaimedUid()
-    assert one.uid != other.uid
-    one.release()
-    again = ClaimedUid()
-    assert again.uid != other.uid
-    other.release()
-    again.release()
-
-
-def test_a_uid_that_a_user_has_is_never_claimed(monkeypatch):
-    monkeypatch.setattr(confine, "FIRST_UID", 1)
-    monkeypatch.setattr(confine, "LAST_UID", 1)  # Debian's and everybody else's "daemon" or "bin"
-    with pytest.raises(OSError, match="every uid for sandboxes is in use"):
-        ClaimedUid()
-
-
-def test_a_uid_under_which_something_lives_is_not_claimed_even_if_nobody_claims_it():
-    if os.getuid() != 0:
-        pytest.skip("only root can live under another uid")
-    claim = ClaimedUid()
-    claim.release()
-    with subprocess.Popen(["/bin/sleep", "20"], user=claim.uid, group=claim.uid, extra_groups=()) as process:
-        try:
-            other = ClaimedUid()
-            other.release()
-        finally:
-            process.kill()
-    assert other.uid != claim.uid
 
 
 def test_staged_paths_follow_their_source_and_others_stay():
