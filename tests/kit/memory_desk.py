@@ -1,106 +1,124 @@
-"""A ``Desk`` that keeps everything in memory: the real API and the real command line are tested against it."""
-# ruff: noqa: ARG002, ASYNC110 - a desk takes what the protocol says, and a test changes its views without an event
+"""A ``Desk`` that keeps everything in memory: the real API and the real command line are tested against it.
 
+What it shows is drawn by the daemon's own functions, of a market of real engines that was played once. What else a desk
+promises, tests/unit/node/test_desk_contract.py holds against this one and a daemon's alike.
+"""
+
+import copy
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import trio
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, DEVICE, JOB, spec
 
-from hansa.node.faults import ConfigError
+from hansa.market.ledger import Entry, Post
+from hansa.node.api import views
+from hansa.node.chain.cold_deposits import wanted_deposits
+from hansa.node.engine import events
+from hansa.node.engine.state import NodeState
+from hansa.node.faults import OperatorError
 from hansa.node.storage.sealing import ContentKey
 from hansa.proto.blob import BlobRef, blob_ref, chunks_of
-from hansa.proto.units import format_amount, parse_amount
+from hansa.proto.market_documents import Advert
+from hansa.proto.sealed import is_sealed
+from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.units import format_amount, parse_amount, price_per_hour_to_e18
+from hansa.proto.workload import Parameter
+from hansa.scheduler import run
+from hansa.scheduler.job import plan
 from hansa.scheduler.job_spec import JobSpec
+from hansa.scheduler.job_state import Output, with_shards
 
 Json = dict[str, Any]
-PROVIDERS = ("0x52908400098527886E0F7030069857D2E4169EE7", "0x8617E340B3D01FA5F11F306F4090FD50E238070D")
+ENDED = ("succeeded", "failed", "cancelled")
+_KEYS = tuple(SigningKey(bytes([number]) * 32) for number in range(20, 25))
+_PRICES = ("0.30", "0.45", "0.60", "0.30")
+PROVIDERS = tuple(checksum_address(key.address) for key in _KEYS)
+"""Two that serve, one that is dearer, one whose isolation does not do, and one that never says a word."""
+
+
+@cache
+def _played() -> SmallMarket:
+    """A market whose one job is in the middle of its life: two shards run, a round is averaged, the second begins."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    for key, price in zip(_KEYS, _PRICES, strict=False):
+        tier = "none" if key == _KEYS[3] else "sandbox"
+        made.add(key, devices=1, price_e18_per_device_ms=price_per_hour_to_e18(price), tier=tier)
+    made.submit(BUYER, of=spec(parameters=(Parameter(name="rounds", value="10"),), budget=1_000_000))
+    made.tender(BUYER, tuple(key.address for key in _KEYS), shards=(0, 1))
+    made.pass_time(2_000, BUYER)
+    leases = [(key.address, lease) for key in _KEYS[:2] for lease in made.engines[key.address].state.sale_of]
+    for provider, lease in leases:
+        made.take(provider, run.RunStarted(run=lease, at_ms=made.now_ms))
+    made.now_ms += 12_000
+    metrics = (("loss", 0.7), ("accuracy", 0.81))
+    for provider, lease in leases:
+        made.take(provider, run.RunProgressed(run=lease, step=1, metrics=metrics, at_ms=made.now_ms))
+    for number in (1, 2):
+        for provider, lease in leases:
+            made.take(
+                provider,
+                run.RunSynced(
+                    run=lease, round=number - 1, weight_ppm=1_000_000, state=blob_ref(b"state"), at_ms=made.now_ms
+                ),
+            )
+        averaged = events.RoundReduced(
+            job=JOB, round=number, state=blob_ref(b"all"), accepted=(0, 1), rejected=(), at_ms=made.now_ms
+        )
+        made.take(BUYER, averaged)
+    saved = blob_ref(b"checkpoint")
+    for provider, lease in leases:
+        made.take(provider, run.RunCheckpointed(run=lease, round=2, step=1, checkpoint=saved, at_ms=made.now_ms))
+        made.take(BUYER, events.BlobFetched(job=JOB, lease=lease, blob=saved, at_ms=made.now_ms))
+    return made
+
+
+@cache
+def _view() -> Json:
+    state = _played().engines[BUYER].state
+    job = state.jobs.get(JOB)
+    assert job is not None
+    return views.job_view(state, job)
 
 
 def job_view(job: str, **changes: Any) -> Json:
-    """A job in the middle of its life, as the daemon would show it."""
-    return {
-        "job": job,
-        "name": "digits",
-        "phase": "running",
-        "reason": "",
-        "submitted_ms": 1_700_000_000_000,
-        "ended_ms": None,
-        "settled": False,
-        "shards": [
-            {
-                "shard": shard,
-                "phase": "running",
-                "provider": PROVIDERS[shard],
-                "lease": "ab" * 32,
-                "step": 10 + shard,
-                "metrics": {"loss": 0.5},
-                "attempts": 1,
-                "checkpoint": {"round": 1, "step": 8},
-                "reason": "",
-            }
-            for shard in (0, 1)
-        ],
-        "round": 2,
-        "parameters": {"rounds": 10},
-        "tenders": [
-            {
-                "tender": "cd" * 32,
-                "phase": "awarded",
-                "shards": [0, 1],
-                "bids": [
-                    {
-                        "bid": f"{number:064x}",
-                        "provider": provider,
-                        "price_per_hour": price,
-                        "expected_cost": "0.010000",
-                        "score": 1.0,
-                        "won": number < 2,
-                        "shard": number if number < 2 else None,
-                        "why": "cheapest",
-                    }
-                    for number, (provider, price) in enumerate(
-                        [(PROVIDERS[0], "0.300000"), (PROVIDERS[1], "0.450000"), ("0x" + "0" * 40, "0.600000")]
-                    )
-                ],
-                "declines": [{"provider": "0x" + "1" * 40, "reason": "no GPU", "relaxation": "kind = cpu"}],
-                "silent": ["0x" + "2" * 40],
-                "reason": "",
-            }
-        ],
-        "history": [
-            {
-                "round": 1,
-                "at_ms": 1_700_000_001_000,
-                "members": [0, 1],
-                "rejected": [],
-                "metrics": {"loss": 0.7, "accuracy": 0.81},
-            }
-        ],
-        "spend": {
-            "vouched": "0.001000",
-            "budget": "1.000000",
-            "by_provider": [
-                {
-                    "provider": provider,
-                    "vouched": "0.000500",
-                    "metered": "0.000500",
-                    "channel_id": "ef" * 32,
-                    "channel_phase": "open",
-                }
-                for provider in PROVIDERS
-            ],
-        },
-        "outputs": [],
-    } | changes
+    """A job in the middle of its life, as the daemon shows it. A test may change what it is about, and add nothing."""
+    return changed(copy.deepcopy(_view()), job=job, **changes)
+
+
+def changed(view: Json, **changes: Any) -> Json:
+    """A view, or a part of one, in which something else stands in places that it has."""
+    assert not set(changes) - set(view), "a daemon shows no such thing"
+    return view | changes
+
+
+def output_view(path: str, blob: BlobRef, shard: int = 0) -> Json:
+    """An output that is here, as a job's view lists it."""
+    planned = plan(job=JOB, spec=spec(), package=blob, at_ms=1).state
+    made = replace(planned.shards[shard], outputs=(Output(path=path, blob=blob, here=True),))
+    (shown,) = views.job_view(NodeState(), with_shards(planned, made))["outputs"]
+    return dict(shown)
 
 
 class MemoryDesk:
-    """The desk. ``views`` holds what ``watch`` shows of each job, one after the other; the last stays."""
+    """The desk.
 
-    def __init__(self) -> None:
+    Attributes:
+        views: what ``watch`` shows of each job, one after the other; the last stays.
+        lines: what shards printed, and ``later`` what they print once somebody follows, with which the job ends.
+    """
+
+    def __init__(self, fate: str = "succeeded") -> None:
+        """Jobs that are submitted have this fate; with none they live on."""
+        self._fate = fate
         self.views: dict[bytes, list[Json]] = {}
         self.lines: list[Json] = []
+        self.later: list[Json] = []
         self.blobs: dict[bytes, bytes] = {}
         self.submitted: list[tuple[JobSpec, BlobRef]] = []
         self.files: list[BlobRef | None] = []
@@ -121,24 +139,51 @@ class MemoryDesk:
         return blob
 
     def node_view(self) -> Json:
-        return {"version": "0.1.0", "peer_id": "16Uiu2", "account": PROVIDERS[0], "peers": [], "provides": False}
+        return {
+            "version": "0.1.0",
+            "peer_id": "16Uiu2",
+            "account": checksum_address(BUYER),
+            "addresses": [],
+            "region": "",
+            "currency": "USD",
+            "provides": False,
+            "devices": [],
+            "leases": [],
+            "waiting_for_money": [],
+            "inventory_note": "",
+            "sandbox": {"available": False, "reason": "this node lends nothing", "tier": "none"},
+            "machines": [],
+            "tiers": [],
+            "attestation": {"none": "no kernel says so"},
+            "chain": None,
+            "peers": [],
+            "counters": {},
+            "engine": {"events": 0, "lag_ms": 0.0, "last_event_ms": 0},
+            "started_ms": 0,
+            "clock": {"ahead_ms": 0, "peers_differ": False, "journal_in_future_ms": 0},
+        }
 
     async def submit(
         self, spec: JobSpec, package: BlobRef, files: BlobRef | None = None, key: ContentKey | None = None
     ) -> bytes:
+        if is_sealed(spec.requirements) != (key is not None):
+            raise OperatorError("the job is sealed and its key is not given, or the other way round", "give both")
         if package.root not in self.blobs:
-            raise ConfigError("the job's package is not here", "upload it first")
+            raise OperatorError("the job's package is not here", "upload it first")
         self.submitted.append((spec, package))
         self.files.append(files)
         self.keys.append(key)
-        job = hashlib.sha256(spec.name.encode()).digest()
-        self.add(job_view(job.hex(), name=spec.name), job_view(job.hex(), name=spec.name, phase="succeeded"))
+        job = hashlib.sha256(f"{len(self.submitted)} {spec.name}".encode()).digest()
+        at_ms = 1_700_000_000_000 + len(self.submitted)
+        planned = plan(job=job, spec=spec, package=package, files=files, at_ms=at_ms).state
+        view = views.job_view(NodeState(), planned)
+        self.add(view, *([view | {"phase": self._fate, "ended_ms": at_ms + 1}] if self._fate else []))
         return job
 
     def job_views(self) -> list[Json]:
         return [
             {key: value for key, value in views[-1].items() if key not in ("tenders", "history")}
-            for views in self.views.values()
+            for views in reversed(self.views.values())
         ]
 
     def job_ids(self) -> Sequence[bytes]:
@@ -150,91 +195,85 @@ class MemoryDesk:
     async def watch(self, job: bytes) -> AsyncGenerator[Json, None]:
         self.open_flows += 1
         try:
-            for view in self.views[job]:
-                yield view
-                await trio.sleep(0.02)
-            while self.views[job][-1]["phase"] not in ("succeeded", "failed", "cancelled"):
+            shown = 0
+            while True:
+                for view in self.views[job][shown:]:
+                    shown += 1
+                    yield view
+                    await trio.sleep(0.02)
+                if self.views[job][-1]["phase"] in ENDED:
+                    return
                 await trio.sleep(0.02)
         finally:
             self.closed_flows += 1
 
     async def logs(self, job: bytes, shard: int | None, follow: bool) -> AsyncGenerator[Json, None]:
-        for line in self.lines:
-            if shard in (None, line["shard"]):
-                yield line
-        if follow:
-            yield {"shard": 0, "at_ms": 2, "text": "followed"}
+        told = 0
+        while True:
+            last = not follow or self.views[job][-1]["phase"] in ENDED
+            for line in self.lines[told:]:
+                told += 1
+                if shard in (None, line["shard"]):
+                    yield line
+            if last:
+                return
+            if self.later:
+                self.lines += self.later
+                self.later = []
+                await self.cancel(job)
+            await trio.sleep(0.02)
 
     async def cancel(self, job: bytes) -> Json:
-        if self.views[job][-1]["phase"] != "running":
-            raise ConfigError("the job has ended already", "hansa jobs shows how")
+        self._must_live(job)
         self.views[job].append(self.views[job][-1] | {"phase": "cancelled"})
         return {"job": job.hex(), "phase": "cancelled"}
+
+    def _must_live(self, job: bytes) -> None:
+        if (phase := self.views[job][-1]["phase"]) in ENDED:
+            raise OperatorError(f"the job has ended: it {phase}", "submit it again")
 
     def budget(self, job: bytes) -> int:
         return parse_amount(self.views[job][-1]["spend"]["budget"])
 
     async def top_up(self, job: bytes, amount: int) -> Json:
-        if self.views[job][-1]["phase"] != "running":
-            raise ConfigError("the job has ended already", "submit it again")
+        self._must_live(job)
         last = self.views[job][-1]
         budget = format_amount(self.budget(job) + amount)
         self.views[job].append(last | {"spend": last["spend"] | {"budget": budget}})
         return {"job": job.hex(), "budget": budget}
 
     def providers(self) -> list[Json]:
-        return [
-            {
-                "account": PROVIDERS[0],
-                "peer_id": "16Uiu2",
-                "region": "[bold]somewhere\x1b[2J",
-                "tier": "sandbox",
-                "devices": [{"kind": "cpu", "model": "Some CPU", "memory_bytes": 4 << 30, "cores_milli": 2000}],
-                "free": 1,
-                "price_per_hour": "0.300000",
-                "currency": "USD",
-                "expires_ms": 1_700_000_060_000,
-                "connected": True,
-            }
-        ]
+        advert = Advert(
+            signer=_KEYS[0].address,
+            peer_id="16Uiu2",
+            addresses=(),
+            devices=(replace(DEVICE, model="Some CPU"),),
+            free=1,
+            tier="sandbox",
+            features=(),
+            region="[bold]somewhere\x1b[2J",
+            facts=(),
+            currency="USD",
+            price_e18_per_device_ms=price_per_hour_to_e18(_PRICES[0]),
+            sequence=1,
+            expires_ms=1_700_000_060_000,
+        )
+        return [views.advert_view(advert, connected=True)]
+
+    def _entries(self) -> list[Entry]:
+        return [each.entry for account, each in _played().booked if account == BUYER and isinstance(each, Post)]
 
     def balance(self) -> Json:
-        return {
-            "account": PROVIDERS[0],
-            "currency": "USD",
-            "earned": "1.000000",
-            "spent": "0.250000",
-            "owed": "0.000000",
-            "due": "1.000000",
-            "paid_out": "0.000000",
-            "paid_in": "0.000000",
-            "received": "0.000000",
-            "remitted": "0.000000",
-            "open_in": "1.000000",
-            "open_out": "0.000000",
-            "sum": "0.000000",
-            "channels": [
-                {
-                    "channel_id": "ef" * 32,
-                    "role": "payee",
-                    "counterparty": PROVIDERS[1],
-                    "phase": "open",
-                    "vouched": "1.000000",
-                    "metered": "1.000000",
-                }
-            ],
-            "entries": 3,
-            "promise": "These amounts are promises between the two nodes.",
-        }
+        return views.balance_view(_played().engines[BUYER].state, "USD", len(self._entries()))
 
     def entries(self) -> list[Json]:
-        return [{"id": "1", "at_ms": 1, "memo": "voucher", "legs": [{"account": "a", "amount": "1.000000"}]}]
+        return views.entries_view(self._entries())
 
     def vouchers(self) -> list[Json]:
         return []
 
     def deposits(self) -> list[Json]:
-        return []
+        return wanted_deposits(_played().engines[BUYER].state)
 
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> BlobRef:
         data = b"".join([chunk async for chunk in chunks])
@@ -244,8 +283,10 @@ class MemoryDesk:
         return [index for index, blob in enumerate(blobs) if blob.root not in self.blobs]
 
     async def open_output(self, job: bytes, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
+        if not self.views[job][-1]["sealed"]:
+            return self.open_blob(blob)
         data = self.opened.get(blob.root)
-        return None if data is None or job not in self.views else self._pieces(data)
+        return None if data is None else self._pieces(data)
 
     def open_blob(self, blob: BlobRef) -> AsyncGenerator[bytes, None] | None:
         data = self.blobs.get(blob.root)

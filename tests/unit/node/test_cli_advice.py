@@ -1,7 +1,7 @@
 """What is said at the end of a job that failed: where its code broke, and the next step."""
 
 import pytest
-from kit.memory_desk import job_view
+from kit.memory_desk import changed, job_view
 
 from hansa.node.commands.cli_advice import MOST_LINES, last_words
 
@@ -13,7 +13,7 @@ TRACE = (
 
 
 def said(reason, kind="user-exception", **changes):
-    shards = [{"shard": 0, "phase": "lost", "lease": "cd" * 32, "kind": kind, "reason": reason}]
+    shards = [changed(job_view(JOB)["shards"][0], phase="lost", kind=kind, reason=reason)]
     return list(last_words(job_view(JOB, **({"phase": "failed", "reason": reason, "shards": shards} | changes))))
 
 

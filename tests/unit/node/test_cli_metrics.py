@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.memory_desk import MemoryDesk, job_view
+from kit.memory_desk import MemoryDesk, changed, job_view
 from kit.served_desk import just, served
 
 from hansa.node.api.http_api import build_api
@@ -123,10 +123,10 @@ def desk() -> MemoryDesk:
 
 @pytest.fixture
 def data(tmp_path: Path, desk: MemoryDesk) -> Iterator[Path]:
-    point = {"at_ms": AT_MS, "members": [], "rejected": []}
+    (point,) = job_view(JOB)["history"]
     history = [
-        {"round": 10, "metrics": {"loss": 0.7, "=cmd()": 1.0}, **point},
-        {"round": 20, "metrics": {"loss": 0.25, "acc\x1b[2J": 0.5}, **point},
+        changed(point, round=10, at_ms=AT_MS, metrics={"loss": 0.7, "=cmd()": 1.0}),
+        changed(point, round=20, at_ms=AT_MS, metrics={"loss": 0.25, "acc\x1b[2J": 0.5}),
     ]
     desk.add(job_view(JOB, history=history))
     with served(tmp_path / "node", just(build_api(desk))) as directory:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from kit.memory_desk import MemoryDesk, job_view
+from kit.memory_desk import MemoryDesk, job_view, output_view
 from kit.served_desk import just, served
 
 from hansa.node.api.http_api import build_api
@@ -109,7 +109,7 @@ def test_a_job_that_is_not_sealed_has_no_key(job: Path, data: Path, desk: Memory
 def with_output(desk: MemoryDesk, content: bytes) -> None:
     blob = desk.add_blob(bytes(sealed_size_bytes(len(content))))
     desk.opened[blob.root] = content
-    output = {"shard": 1, "path": "model/weights", "root": blob.root.hex(), "size_bytes": blob.size_bytes}
+    output = output_view("model/weights", blob, shard=1)
     desk.add(job_view(JOB, phase="succeeded", ended_ms=1, sealed=True, outputs=[output]))
 
 

@@ -242,6 +242,7 @@ async def test_logs_are_chosen_by_shard_and_followed_on_request(path: Path) -> N
     async with served(desk, path) as client:
         one = await client.get(f"/v1/jobs/{job}/logs", params={"shard": "1"})
         assert [json.loads(line)["text"] for line in one.text.splitlines()] == ["line 1"]
+        desk.later = [{"shard": 0, "at_ms": 2, "text": "followed"}]
         followed = await client.get(f"/v1/jobs/{job}/logs", params={"follow": "1"})
         assert json.loads(followed.text.splitlines()[-1])["text"] == "followed"
         assert (await client.get(f"/v1/jobs/{job}/logs", params={"shard": "x"})).status_code == 400
@@ -257,7 +258,7 @@ async def test_a_blob_that_is_not_here_is_said(path: Path) -> None:
 async def test_money_and_providers_are_shown(path: Path) -> None:
     async with served(MemoryDesk(), path) as client:
         assert (await client.get("/v1/balance")).json()["sum"] == "0.000000"
-        assert len((await client.get("/v1/entries")).json()["entries"]) == 1
+        assert len((await client.get("/v1/entries")).json()["entries"]) == 2
         assert (await client.get("/v1/providers")).json()["providers"][0]["free"] == 1
 
 
