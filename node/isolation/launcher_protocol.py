@@ -6,8 +6,9 @@ names is checked where the paths are opened.)
 """
 
 import array
+import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
@@ -241,9 +242,29 @@ def send(connection: socket.socket, message: Message, descriptors: tuple[int, ..
 
 
 def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
-    """The next message and its file descriptors; no message when the other side is gone."""
+    """The next message and its file descriptors; no message when the other side is gone.
+
+    Raises:
+        ImpossibleOrder: it asks for a sandbox that cannot be.
+        Malformed: it is none. Either way what came with it is closed.
+    """
     packet, descriptors, _flags, _address = socket.recv_fds(connection, MAX_PACKET_BYTES, 4)
-    return (unpack(packet) if packet else None), descriptors
+    return (unpack_beside(packet, descriptors) if packet else None), descriptors
+
+
+def unpack_beside(packet: bytes, descriptors: Iterable[int]) -> Message:
+    """The message in a packet, which owns the descriptors that came with it: without one they are closed.
+
+    Raises:
+        ImpossibleOrder: it asks for a sandbox that cannot be.
+        Malformed: it is none.
+    """
+    try:
+        return unpack(packet)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
 
 
 def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -83,7 +83,8 @@ class LauncherService:
             if not packet:
                 self._lost()
                 return
-            await self._hear(launcher_protocol.unpack(packet), launcher_protocol.descriptors_in(ancillary))
+            descriptors = launcher_protocol.descriptors_in(ancillary)
+            await self._hear(launcher_protocol.unpack_beside(packet, descriptors), descriptors)
 
 
 def close_all(descriptors: list[int]) -> None:

@@ -365,6 +365,23 @@ def test_descriptors_travel_beside_messages():
         assert receive(theirs) == (None, [])
 
 
+@pytest.mark.parametrize(
+    "packet", [pack(Start(run=b"r", spec=dataclasses.replace(SPEC, scratch_bytes=0))), b"nothing", b"\xc1"]
+)
+def test_what_comes_beside_a_packet_that_is_refused_is_closed(packet):
+    """Each such order left four of them open in the launcher."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe()
+    with ours, theirs:
+        socket.send_fds(ours, [packet], [writing] * 4)
+        os.close(writing)
+        with pytest.raises(Malformed):
+            receive(theirs)
+        os.set_blocking(reading, False)
+        assert os.read(reading, 1) == b"", "somebody can still write to it"
+    os.close(reading)
+
+
 def test_staged_paths_follow_their_source_and_others_stay():
     place = staged(["/root/env", "/data/code"])
     assert place("/root/env/bin/x") == "/mnt/0/bin/x"
