@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hansa.node.faults import ConfigError
 from hansa.node.settings.chain_config import ChainConfig, read_chain
@@ -213,7 +214,17 @@ def _config(top: TomlTable) -> Config:
         reputation=read_reputation(top.table("reputation")),
     )
     top.finish()
+    if not _sets_something(top.values):
+        # A full disk or an editor that was stopped leaves such a file, and the owner's prices and limits were others.
+        anew = f"; or remove it and run hansa init --data {data_dir}, which keeps the keys"
+        hint = f"put a copy of it back{anew if top.file.name == FILE_NAME else ''}"
+        raise ConfigError(f"{top.file}: is empty: it sets nothing", hint)
     return config
+
+
+def _sets_something(values: Mapping[str, Any]) -> bool:
+    """Whether there is a single key with a value; headings of tables alone are none."""
+    return any(_sets_something(value) if isinstance(value, dict) else True for value in values.values())
 
 
 def _buyer(table: TomlTable, settlement: SettlementConfig) -> BuyerConfig:

@@ -48,6 +48,12 @@ def test_what_the_daemon_decides_does_not_belong_here(tmp_path, line):
         parse_agent_config(line, tmp_path / "agent.toml")
 
 
+def test_a_file_that_was_emptied_is_refused_and_does_not_lend_every_device(tmp_path):
+    with pytest.raises(ConfigError, match=r"agent\.toml: is empty") as caught:
+        parse_agent_config("", tmp_path / "agent.toml")
+    assert "hansa init" not in caught.value.hint
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "a", "host": "h", "port": 1, "pin": "AAAA"}'])
 def test_a_broken_directory_is_said_to_be_one(tmp_path, text):
     load_identity(tmp_path)

@@ -26,8 +26,29 @@ def refused(directory: Path, text: str) -> ConfigError:
     return caught.value
 
 
-def test_an_empty_config_is_safe(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, ""))
+LEAST = '[node]\nregion = ""\n'
+"""A config that sets one key, to what it would be without it."""
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# mine\n", "[node]\n", "[provider]\n[provider.pricing]\n", "node = {}"])
+def test_a_config_that_sets_nothing_is_refused_since_a_full_disk_leaves_such_a_file(tmp_path: Path, text: str) -> None:
+    fault = refused(tmp_path, text)
+    assert "config.toml: is empty" in fault.what
+    assert f"hansa init --data {tmp_path}" in fault.hint
+
+
+def test_a_node_whose_config_was_lost_is_made_again_around_its_keys(tmp_path: Path) -> None:
+    made = set_up(tmp_path / "node", Wishes())
+    (tmp_path / "node" / "config.toml").write_text("")
+    with pytest.raises(ConfigError, match="is empty"):
+        set_up(tmp_path / "node", Wishes())
+    (tmp_path / "node" / "config.toml").unlink()
+    again = set_up(tmp_path / "node", Wishes())
+    assert (again.account, again.peer_id) == (made.account, made.peer_id)
+
+
+def test_what_a_config_does_not_say_is_safe(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, LEAST))
     assert not config.provider.enabled
     assert config.provider.cpu_slots == 0
     assert config.provider.tier == "sandbox"
@@ -39,7 +60,7 @@ def test_an_empty_config_is_safe(tmp_path: Path) -> None:
 
 def test_the_template_states_the_defaults(tmp_path: Path) -> None:
     from_template = load_config(written(tmp_path, config_text(Wishes())))
-    assert from_template == load_config(written(tmp_path, ""))
+    assert from_template == load_config(written(tmp_path, LEAST))
 
 
 def test_every_key_of_the_template_is_explained() -> None:
@@ -109,7 +130,7 @@ def test_the_owner_may_run_his_own_jobs_without_a_sandbox(tmp_path: Path) -> Non
 
 
 def test_hosts_are_read_in_their_one_form_and_none_are_allowed_unasked(tmp_path: Path) -> None:
-    assert load_config(written(tmp_path, "")).egress.allow == ()
+    assert load_config(written(tmp_path, LEAST)).egress.allow == ()
     allow = "allow = ['*.HuggingFace.co', 'pypi.org:443', 'pypi.org']"
     deny = "deny = ['11.22.0.0/16', '2606:4700::/32']"
     egress = load_config(written(tmp_path, f"[egress]\n{allow}\n{deny}\n")).egress
@@ -125,7 +146,7 @@ def test_the_owners_hours_are_those_of_his_own_clock(tmp_path: Path) -> None:
     winter_ms, summer_ms = 1_767_225_600_000, 1_782_864_000_000
     assert (rules.utc_offset_s(winter_ms), rules.utc_offset_s(summer_ms)) == (3600, 7200)
     assert (rules.health.max_temperature_c, rules.power_limit_w) == (80, 250)
-    plain = load_config(written(tmp_path, "")).rules
+    plain = load_config(written(tmp_path, LEAST)).rules
     assert (plain.owner, plain.health.max_temperature_c, plain.power_limit_w) == (OwnerRules(), None, None)
 
 

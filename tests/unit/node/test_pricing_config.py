@@ -21,7 +21,7 @@ def pricing(text):
 
 
 def test_without_a_table_the_posted_price_holds_and_no_program_is_run():
-    found = parse_config("", FILE).provider.pricing
+    found = parse_config("[provider]\nenabled = true\n", FILE).provider.pricing
     assert found.rule == PricingRule()
     assert (found.program, found.on_program_fault) == ((), "rule")
 

@@ -76,7 +76,7 @@ def test_nothing_is_split_and_a_minute_is_paid_ahead_where_a_job_says_nothing(tm
 
 
 def test_an_owner_says_how_much_may_go_to_others_and_who_pays_ahead(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "config.toml").write_text("[provider]\nenabled = false\n")
     least = load_config(tmp_path).provider
     assert (least.max_splits_bps, least.prepay_ms, least.prepay_from) == (1_000, 0, "strangers")
     (tmp_path / "config.toml").write_text(
