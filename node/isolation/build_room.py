@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.node.isolation import confine
+from hansa.node.isolation.ordinary_turns import take_ordinary_turns
 from hansa.node.isolation.sandbox import system_flags
 from hansa.node.isolation.sandbox_inventory import find_bwrap
 from hansa.node.isolation.seccomp import open_filter
@@ -293,6 +294,7 @@ def _flags(tool: Tool, place: Any) -> list[str]:
 
 
 def _set_limits(tool: Tool) -> None:
+    take_ordinary_turns()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (tool.most_bytes, tool.most_bytes))
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))

@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from hansa.node.isolation import confine
 from hansa.node.isolation.cgroups import remove_leftovers
+from hansa.node.isolation.ordinary_turns import take_ordinary_turns
 
 END_S = 10.0
 TOLD = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -38,6 +39,7 @@ def serve_guarded(control: socket.socket, serve: Callable[[int], None]) -> None:
         serve: the launcher's whole life. It is given a descriptor that becomes readable when it is told to end.
     """
     us = os.getpid()
+    take_ordinary_turns()
     confine.adopt_orphans()
     with told_later():
         child = os.fork()
