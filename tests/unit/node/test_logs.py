@@ -3,13 +3,24 @@
 import io
 import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
-from hansa.node.engine.logs import LOGGER, JsonLines, PlainLines, log_turns
+from hansa.node.engine.logs import (
+    LOGGER,
+    MOST_SENTENCES,
+    SELDOM_S,
+    JsonLines,
+    LibraryLines,
+    PlainLines,
+    log_turns,
+)
 from hansa.node.engine.state import MOST_TURNS, NodeState, Turn
 from hansa.scheduler import run
 
@@ -69,6 +80,91 @@ def test_no_library_and_no_exception_brings_a_strangers_words_to_the_terminal_as
     assert not set(stream.getvalue()) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
     assert lines[0].startswith("WARNING broke: peer said")
     assert all(line.startswith("    | ") for line in lines[1:])
+
+
+OUT_OF_DESCRIPTORS = """
+import os, resource, socket, sys
+import trio
+from hansa.node.engine.logs import start_logging
+
+async def main():
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    at = listener.socket.getsockname()
+    start_logging(as_json=sys.argv[1] == "json")
+    strangers = [socket.create_connection(at) for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, 4096))
+    with trio.move_on_after(2):
+        await trio.serve_listeners(lambda stream: trio.sleep_forever(), [listener])
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_strangers_who_take_all_descriptors_cause_one_line_of_ours_a_minute_and_no_traceback(form: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_DESCRIPTORS, form], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "EMFILE" in line
+    if form == "json":
+        assert (json.loads(line)["name"], "trace" in json.loads(line)) == ("trio.serve_listeners", False)
+    else:
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR   accept returned EMFILE", line)
+
+
+def told(stream: io.StringIO) -> list[str]:
+    lines = stream.getvalue().splitlines()
+    stream.truncate(0)
+    stream.seek(0)
+    return lines
+
+
+def test_what_libraries_say_is_said_seldom_and_how_often_it_was_is_told_with_the_next() -> None:
+    stream, now_s = io.StringIO(), [1_000.0]
+    handler = LibraryLines(stream, clock_s=lambda: now_s[0])
+    handler.setFormatter(PlainLines("%(message)s"))
+
+    def say(sentence: str, *facts: object) -> None:
+        handler.handle(logging.LogRecord("a.library", logging.WARNING, "", 0, sentence, facts, None))
+
+    for number in range(50):
+        say("peer %d went away", number)
+    assert told(stream) == ["peer 0 went away"]
+    say("something else")
+    assert told(stream) == ["something else"]
+    now_s[0] += SELDOM_S
+    say("peer %d went away", 7)
+    assert told(stream) == ["peer 7 went away (and 49 more like it since)"]
+    now_s[0] += SELDOM_S
+    say("peer %d went away", 8)
+    assert told(stream) == ["peer 8 went away"]
+
+
+def test_a_library_that_puts_strangers_words_into_its_sentences_fills_no_log_either() -> None:
+    stream = io.StringIO()
+    handler = LibraryLines(stream, clock_s=lambda: 1_000.0)
+    for number in range(5_000):
+        handler.handle(logging.LogRecord("a.library", logging.ERROR, "", 0, f"no such peer: {number}", (), None))
+    assert len(told(stream)) == MOST_SENTENCES
+
+
+def test_a_fault_of_a_library_that_is_not_the_systems_keeps_its_trace() -> None:
+    stream = io.StringIO()
+    handler = LibraryLines(stream)
+    handler.setFormatter(PlainLines("%(message)s"))
+    for kind in (ValueError, OSError):
+        try:
+            raise kind("broken")
+        except (ValueError, OSError):
+            fault = sys.exc_info()
+        record = logging.LogRecord("a.library", logging.ERROR, "", 0, f"{kind.__name__}", (), fault)
+        handler.handle(record)
+        assert record.exc_info is not None, "others who hear of it get it as it was"
+    lines = told(stream)
+    assert [line for line in lines if not line.startswith("    | ")] == ["ValueError", "OSError"]
+    assert lines[-1] == "OSError"
 
 
 def test_a_job_can_be_followed_from_its_beginning_to_its_end_on_both_sides() -> None:
