@@ -50,6 +50,7 @@ from hansa.node.isolation.launcher_protocol import (
     send,
 )
 from hansa.node.isolation.launcher_room import Room, RoomMaker
+from hansa.node.isolation.launcher_socket import listen
 from hansa.node.isolation.overlay_device import Overlay, can_make_overlay, make_overlay
 from hansa.node.isolation.sandbox import SandboxSpec
 from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
@@ -412,43 +413,13 @@ def _overlay_for(spec: SandboxSpec) -> Overlay | None:
     return make_overlay(spec.gang.place)
 
 
-def listen(path: str) -> None:
-    """Serve every daemon that connects to this path, each in a process of its own."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).unlink()
-        before = os.umask(0o007)  # whoever may connect has sandboxes made: the owner and the group, whoever starts this
-        listener.bind(path)
-        os.umask(before)
-        listener.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
-        us = os.getpid()
-        while True:
-            control, _address = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                confine.die_with(us, signal.SIGTERM)
-                _pid, uid, _gid = _credentials(control)
-                launcher = Launcher(control, peer_uid=None if uid == os.getuid() else uid)
-                serve_guarded(control, launcher.serve)
-                os._exit(0)
-            control.close()
-
-
-def _credentials(control: socket.socket) -> tuple[int, int, int]:
-    raw = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, uid, gid = (int.from_bytes(raw[at : at + 4], sys.byteorder, signed=True) for at in (0, 4, 8))
-    return pid, uid, gid
-
-
 def main(arguments: list[str]) -> None:
     """``hansa launcher FD`` serves an inherited socket, ``hansa launcher PATH`` listens."""
     if arguments[0].isdigit():
         control = socket.socket(fileno=int(arguments[0]))
         serve_guarded(control, Launcher(control).serve)
     else:
-        listen(arguments[0])
+        listen(arguments[0], lambda control, uid: Launcher(control, peer_uid=uid).serve)
 
 
 if __name__ == "__main__":

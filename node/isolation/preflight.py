@@ -4,6 +4,7 @@ Beside the tier in which a node's runs are made, the others are looked at too, s
 could offer. Each is named for what it is: nothing counts as there that no run can be made in.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -171,7 +172,8 @@ def _probe(timeout_s: float, launch: launcher_link.Launch, tier: str) -> tuple[d
             output_bytes=1 << 20,
             gpu_minors=(),
         )
-        send(control, Start(run=b"probe", spec=spec))
+        with contextlib.suppress(BrokenPipeError):  # a launcher that does not serve us has said so, and hung up
+            send(control, Start(run=b"probe", spec=spec))
         reply, descriptors = receive(control)
         if not isinstance(reply, Started):
             raise SandboxUnavailable(

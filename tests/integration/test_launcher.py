@@ -159,7 +159,7 @@ def test_a_daemon_of_another_user_may_try_a_sandbox_and_name_only_what_is_its_ow
     need_sandbox()
     with Service(tmp_path) as service:
         tmp_path.chmod(0o755)
-        Path(service.path).chmod(0o666)
+        os.chown(service.path, 4242, -1)
         report = check_sandbox(launch=lambda: (None, connect_as(4242, service.path)))
         assert report.available, report.reason
         with connect_as(4242, service.path) as control:
@@ -168,6 +168,23 @@ def test_a_daemon_of_another_user_may_try_a_sandbox_and_name_only_what_is_its_ow
             answer, _ = receive(control)
         assert isinstance(answer, Refused)
         assert "does not belong" in answer.reason
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can connect as another user")
+def test_whom_the_launcher_was_not_given_to_has_no_sandbox_made_whatever_the_mode_of_its_socket(tmp_path):
+    need_sandbox()
+    with Service(tmp_path) as service:
+        tmp_path.chmod(0o755)
+        Path(service.path).chmod(0o666)
+        report = check_sandbox(launch=lambda: (None, connect_as(4242, service.path)))
+        assert not report.available
+        assert "does not serve uid 4242" in report.reason
+        with connect_as(4242, service.path) as control:
+            control.settimeout(20)
+            refused, _ = receive(control)
+            assert isinstance(refused, Refused)
+            assert receive(control) == (None, [])
+        assert check_sandbox(launch=launch_with(Path(service.path))).available
 
 
 def connect_as(uid, path):
