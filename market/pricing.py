@@ -39,6 +39,7 @@ from hansa.proto.units import (
     parse_amount,
     price_per_hour_to_e18,
 )
+from hansa.proto.workload import LARGEST_SIZE_BYTES
 
 LONGEST_BIDDING_MS = 60_000
 """Devices are held while a bid stands, and nobody pays for that: no tender may keep bids open for longer."""
@@ -149,6 +150,9 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return "devices would be held too long before bidding closes", f"bids close within {LONGEST_WINDOW_MS} ms"
     if why := unreadable(tender.requirements):
         return why, ""
+    if max(tender.requirements.memory_bytes, tender.requirements.scratch_bytes) > LARGEST_SIZE_BYTES:
+        # Not every provider states its memory and disk, and what it does not state is no obstacle.
+        return "no machine has 1024 TiB of memory, or of room for files", "ram < 1024 TiB and disk < 1024 TiB"
     if tender.bids_close_ms > at_ms + LONGEST_BIDDING_MS:
         return "the tender would stay open for too long", f"bids ≤ {LONGEST_BIDDING_MS // 1000} s"
     if tender.currency != terms.currency:

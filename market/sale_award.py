@@ -9,14 +9,12 @@ from hansa.proto.currency import currency_of
 from hansa.proto.documents import channel_id
 from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
-from hansa.proto.workload import MAX_FILE_LIST_BYTES, Workload
+from hansa.proto.workload import LARGEST_SIZE_BYTES, MAX_FILE_LIST_BYTES, Workload
 
 LARGEST_PACKAGE_BYTES = 1 << 30
 LARGEST_STATE_BYTES = 2 << 30
 LARGEST_OUTPUT_BYTES = 4 << 30
 MOST_WORKERS = 256
-LARGEST_SIZE_BYTES = (1 << 50) - 1
-"""More than any machine has: what is more, or none at all, no sandbox can be told."""
 
 
 def objection_to(state: Sale, event: AwardArrived) -> str:

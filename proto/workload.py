@@ -102,6 +102,8 @@ class ListedFile:
     shards: tuple[Uint32, ...]
 
 
+LARGEST_SIZE_BYTES = (1 << 50) - 1
+"""No machine has more memory, or room for files: what is more, or none at all, no sandbox can be told."""
 MAX_FILES = 100_000
 MAX_FILE_LIST_BYTES = 32 << 20
 
