@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hansa.market.needs_rendering import read_choice, render_choice, render_clause, said_as_wish
 from hansa.market.places import is_in
-from hansa.market.requirements import MOST_CHOICES, MOST_DEVICES, MOST_OF_ONE_WORD, ordered
+from hansa.market.requirements import MOST_CHOICES, MOST_CORES_MILLI, MOST_DEVICES, MOST_OF_ONE_WORD, ordered
 from hansa.market.shares import SHARE, share_asked
 from hansa.market.value_forms import Kind, duration_text, size_bytes, size_text, thousandths
 from hansa.market.vocabulary import ANY, VOCABULARY, Of, Word, find
@@ -113,7 +113,7 @@ def _changed(needs: Requirements, shortfall: Shortfall) -> Requirements:
         case "vram":
             return replace(needs, device_memory_bytes=_least(nearest, size_bytes))
         case "cores":
-            return replace(needs, cores_milli=_least(nearest, thousandths))
+            return replace(needs, cores_milli=min(_least(nearest, thousandths), MOST_CORES_MILLI))
         case "ram":
             return replace(needs, memory_bytes=_least(nearest, size_bytes))
         case "disk":

@@ -13,13 +13,15 @@ from typing import Final
 
 from hansa.market.needs_text import NeedsError, Term, Value, terms_of
 from hansa.market.shares import SHARE, WHOLE_MILLI, share_clause
-from hansa.market.value_forms import duration_ms, size_bytes, thousandths
+from hansa.market.value_forms import duration_ms, price_e18, size_bytes, thousandths
 from hansa.market.vocabulary import ANY, VOCABULARY, WORDS, Of, Word, find
 from hansa.proto.gpu_models import canonical, parse
 from hansa.proto.market_documents import FEATURES, KIND_GPU, Clause, DeviceChoice, Requirements
-from hansa.proto.units import PriceE18, price_per_hour_to_e18
+from hansa.proto.units import PriceE18
 
 MOST_DEVICES: Final = 64
+MOST_CORES_MILLI: Final = 10_000_000
+"""Ten thousand cores for a run: nothing lends as many, and a number beyond does not fit on the wire."""
 MOST_CHOICES: Final = 16
 MOST_OF_ONE_WORD: Final = 8
 """Conditions on one thing. Providers judge no more: names of a list belong into one condition."""
@@ -275,7 +277,7 @@ class _Needs:
         """A clause into the field that is made for it, or to the others."""
         name, operator, value = word.name, clause.operator, clause.values[0]
         if name in _AT_LEAST and operator == ">=":
-            self._at_least(name, value)
+            self._at_least(name, value, term)
         elif name == SHARE:
             if operator not in ("=", "<="):
                 raise _fault(term.name, "takes = and one value here", word.example, self.text)
@@ -288,13 +290,17 @@ class _Needs:
                 hint = f"write a list: {name} not in (...)"
                 raise _fault(term.name, f"has more than {MOST_OF_ONE_WORD} conditions", hint, self.text)
 
-    def _at_least(self, name: str, value: str) -> None:
+    def _at_least(self, name: str, value: str, term: Term) -> None:
         said = self.said
         match name:
             case "vram":
                 self.said = replace(said, device_memory_bytes=max(size_bytes(value), said.device_memory_bytes or 0))
             case "cores":
                 self.said = replace(said, cores_milli=max(thousandths(value), said.cores_milli or 0))
+                if thousandths(value) > MOST_CORES_MILLI:
+                    raise _fault(
+                        term.values[0], "is more cores than a run can have", "for example cores >= 16", self.text
+                    )
             case "ram":
                 self.said = replace(said, memory_bytes=max(size_bytes(value), said.memory_bytes or 0))
             case _:
@@ -329,11 +335,20 @@ class _Needs:
             case "deadline":
                 self.said = replace(self.said, deadline_ms=duration_ms(value))
             case "price":
-                self.said = replace(self.said, price_e18_per_device_ms=price_per_hour_to_e18(value))
+                self.said = replace(self.said, price_e18_per_device_ms=self._ceiling(value, term, word))
             case "tier":
                 self.said = replace(self.said, tier=value)
             case _:
                 self._feature(value, term)
+
+    def _ceiling(self, value: str, term: Term, word: Word) -> PriceE18:
+        try:
+            ceiling_e18 = price_e18(value)
+        except ValueError as fault:
+            raise _fault(term.values[0], f"is no price ceiling: {fault}", word.example, self.text) from None
+        if not ceiling_e18:
+            raise _fault(term.values[0], "is no price ceiling: nobody lends for nothing", word.example, self.text)
+        return ceiling_e18
 
     def _feature(self, value: str, term: Term) -> None:
         for feature in value.split(","):

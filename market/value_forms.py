@@ -2,8 +2,12 @@
 
 What stands in adverts, bids and tenders is in that form, so that equal things are equal text. Values come from
 strangers too; whatever cannot be read raises ``ValueError`` with a sentence, and nothing else.
+
+There is one grammar of quantities: what a person writes in a job file, in ``needs``, in ``config.toml`` or on the
+command line is read by the functions here.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -12,7 +16,7 @@ from typing import Any, Final
 
 from hansa.market.isolation import STRENGTH
 from hansa.proto.gpu_models import canonical
-from hansa.proto.units import format_amount, parse_amount
+from hansa.proto.units import CURRENCY_DECIMALS, PRICE_DECIMALS, Amount, PriceE18, parse_amount, price_per_hour_to_e18
 
 MOST_WORDS: Final = 64
 """Members of one value that is a list."""
@@ -39,8 +43,13 @@ class Kind(StrEnum):
 
 _NUMBER: Final = r"([0-9]{1,18})(?:\.([0-9]{1,9}))?"
 _QUANTITY = re.compile(rf"{_NUMBER} *([A-Za-z%][A-Za-z/]{{0,8}})?", re.ASCII)
+_ONE_QUANTITY = re.compile(rf"{_NUMBER} *([A-Za-z]{{1,8}})", re.ASCII)
+_QUANTITIES = re.compile(rf"{_ONE_QUANTITY.pattern}(?: *[0-9]{{1,18}} *[A-Za-z]{{1,8}}){{1,3}}", re.ASCII)
 _VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}", re.ASCII)
 _PLAIN = re.compile(_NUMBER, re.ASCII)
+# As many digits as a price on the wire can have for an hour: strangers' prices are written in this form too.
+_PRICE = re.compile(r"([0-9]{1,40})(?:\.([0-9]{1,18}))?", re.ASCII)
+_PPM: Final = 1_000_000
 _SIZES: Final[Mapping[str, int]] = {
     **{f"{letter}ib": 1 << power for letter, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
     **{f"{letter}i": 1 << power for letter, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
@@ -65,6 +74,7 @@ _RATES: Final[Mapping[str, int]] = {
     **{f"{letter}b/s": 8 * 10**power for letter, power in (("k", 3), ("m", 6), ("g", 9))},
     "bit/s": 1,
 }
+_BITS_OR_BYTES: Final = re.compile(r"[A-Za-z]b/s", re.ASCII)
 _SHOWN_RATES: Final = (("Gbit/s", 10**9), ("Mbit/s", 10**6), ("kbit/s", 10**3), ("bit/s", 1))
 _LARGEST: Final = 1 << 63
 _ACCOUNT = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
@@ -78,9 +88,21 @@ def _quantity(text: str, units: Mapping[str, int], what: str, example: str) -> i
     if scale is None:
         raise ValueError(f"has an unknown unit {match[3]!r}; a {what} is for example {example}")
     exact = Fraction(f"{match[1]}.{match[2] or 0}") * scale
-    if exact.denominator != 1 or exact >= _LARGEST:
+    # What is 1.1 GiB to people are 1181116006.4 bytes: powers of two have no tenths.
+    is_binary = scale > 1 and scale & (scale - 1) == 0
+    whole = math.ceil(exact) if is_binary else exact
+    if exact >= _LARGEST or whole.denominator != 1:
         raise ValueError(f"is no {what} that could be counted")
-    return int(exact)
+    return int(whole)
+
+
+def _read_rate(text: str) -> int:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is not None and _BITS_OR_BYTES.fullmatch(match[3] or ""):
+        # A small b is a bit to some and a byte to others, which are eight apart.
+        letter = "k" if match[3][0] in "kK" else match[3][0].upper()
+        raise ValueError(f"has a unit that may be bits or bytes: write {letter}bit/s or {letter}B/s")
+    return _quantity(text, _RATES, "rate", "500 Mbit/s")
 
 
 def _shown(value: int, units: tuple[tuple[str, int], ...]) -> str:
@@ -119,8 +141,18 @@ def duration_text(duration_ms: int) -> str:
 
 
 def duration_ms(text: str) -> int:
-    """A length of time as milliseconds, or a ``ValueError``."""
-    return _quantity(text, _DURATIONS, "length of time", "90 s or 6 h")
+    """A length of time as milliseconds, or a ``ValueError``: ``90 s``, ``1.5 h``, or several units: ``1 h 30 min``."""
+    what, example = "length of time", "90 s or 6 h"
+    if not _QUANTITIES.fullmatch(text.strip()):
+        return _quantity(text, _DURATIONS, what, example)
+    parts = [match[0] for match in _ONE_QUANTITY.finditer(text)]
+    units = [_quantity(f"1 {part.lstrip('0123456789. ')}", _DURATIONS, what, example) for part in parts]
+    if units != sorted(set(units), reverse=True) or "." in text:
+        raise ValueError(f"is no {what}: of several units the larger comes first and all are whole, such as 1 h 30 min")
+    length_ms = sum(_quantity(part, _DURATIONS, what, example) for part in parts)
+    if length_ms >= _LARGEST:
+        raise ValueError(f"is no {what} that could be counted")
+    return length_ms
 
 
 def number_text(thousandths: int) -> str:
@@ -138,15 +170,29 @@ def share_text(ppm: int) -> str:
     return _trimmed(ppm, 1_000_000)
 
 
-def _share(text: str) -> str:
+def millionths(text: str) -> int:
+    """A share or a factor in millionths, or a ``ValueError``: ``0.95`` is ``95 %``, whatever it is of."""
     stripped = text.strip()
-    percent = stripped.endswith("%")
-    value, scale = _decimal(stripped.removesuffix("%"), 4 if percent else 6, "share, such as 0.95 or 95 %")
-    if percent:
-        scale *= 100
-    if value > scale:
+    if stripped.endswith("%"):
+        return _decimal(stripped.removesuffix("%"), 4, "percentage, such as 95 %")[0]
+    return _decimal(stripped, 6, "share or factor, such as 0.95 or 95 %")[0]
+
+
+def basis_points(text: str) -> int:
+    """A share in basis points, or a ``ValueError``."""
+    points, rest = divmod(millionths(text), 100)
+    if rest:
+        raise ValueError("is a percentage with more than two decimals")
+    if points > _PPM // 100:
+        raise ValueError("is above 100 %")
+    return points
+
+
+def _share(text: str) -> str:
+    ppm = millionths(text)
+    if ppm > _PPM:
         raise ValueError("is more than the whole: a share is from 0 to 1, or 0 % to 100 %")
-    return _trimmed(value * (1_000_000 // scale), 1_000_000)
+    return share_text(ppm)
 
 
 def _version(text: str) -> str:
@@ -168,11 +214,33 @@ def _count(text: str) -> str:
     return str(_decimal(text, 0, "whole number")[0])
 
 
+def amount(text: str) -> Amount:
+    """Money in its smallest units, or a ``ValueError``. The currency is the node's, so no sign of one is read."""
+    return parse_amount(text.strip())
+
+
+def price_e18(text: str) -> PriceE18:
+    """A price of one device and one hour as it is on the wire, or a ``ValueError``."""
+    return price_per_hour_to_e18(text.strip())
+
+
+def _price_parts(text: str) -> tuple[str, str]:
+    match = _PRICE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("is no price of one device and one hour: a number alone, such as 2.10, in the job's currency")
+    return match[1].lstrip("0") or "0", (match[2] or "").rstrip("0")
+
+
 def _price(text: str) -> str:
-    try:
-        return format_amount(parse_amount(text.strip().removeprefix("$").strip())).rstrip("0").rstrip(".")
-    except ValueError:
-        raise ValueError("is no price of one device and one hour, such as 2.10") from None
+    whole, decimals = _price_parts(text)
+    return f"{whole}.{decimals}" if decimals else whole
+
+
+def _price_key(value: str) -> int:
+    """In smallest units an hour, and never less than is written."""
+    whole, decimals = _price_parts(value)
+    per_unit: int = 10 ** (PRICE_DECIMALS - CURRENCY_DECIMALS)
+    return -(-int(whole + decimals.ljust(PRICE_DECIMALS, "0")) // per_unit)
 
 
 def _text(text: str) -> str:
@@ -218,7 +286,7 @@ READERS: Final[Mapping[Kind, Callable[[str], str]]] = {
     Kind.DURATION: lambda text: duration_text(duration_ms(text)),
     Kind.SHARE: _share,
     Kind.PRICE: _price,
-    Kind.RATE: lambda text: _shown(_quantity(text, _RATES, "rate", "500 Mbit/s"), _SHOWN_RATES),
+    Kind.RATE: lambda text: _shown(_read_rate(text), _SHOWN_RATES),
     Kind.TIER: _tier,
     Kind.TEXT: _text,
     Kind.WORDS: _words,
@@ -234,8 +302,8 @@ KEYS: Final[Mapping[Kind, Callable[[str], Any]]] = {
     Kind.VERSION: version_key,
     Kind.DURATION: duration_ms,
     Kind.SHARE: lambda value: _decimal(value, 6, "share")[0],
-    Kind.PRICE: parse_amount,
-    Kind.RATE: lambda value: _quantity(value, _RATES, "rate", "500 Mbit/s"),
+    Kind.PRICE: _price_key,
+    Kind.RATE: _read_rate,
     Kind.TIER: STRENGTH.index,
 }
 """What values in that form are compared by; kinds that are not here know no order."""

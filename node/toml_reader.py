@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hansa.market import value_forms
+from hansa.market.requirements import MOST_CORES_MILLI
 from hansa.node.faults import ConfigError
-from hansa.node.quantities import parse_duration, parse_size
 from hansa.proto.errors import Malformed
 from hansa.proto.signing import parse_address
-from hansa.proto.units import Address, parse_amount, price_per_hour_to_e18
+from hansa.proto.units import Address
 
 _HEADER = re.compile(r"\s*\[\s*([A-Za-z0-9_.\-\s]+?)\s*\]\s*(?:#.*)?")
 _ENTRY = re.compile(r"""\s*(?:"([^"\\]+)"|'([^']+)'|([A-Za-z0-9_\-]+))\s*[.=]""")
-_CORES = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?", re.ASCII)
 LEAST_CORES_MILLI = 100
 LARGEST_FILE_BYTES = 1 << 20
 """A file that people write is never larger; a slip such as naming a data file is told apart at once."""
@@ -165,19 +165,19 @@ class TomlTable:
 
     def size_bytes(self, key: str, default: str, *, least: int = 0) -> int:
         """A size such as ``"512 MiB"``."""
-        return self.quantity(key, default, parse_size, '"512 MiB"', least=least)
+        return self.quantity(key, default, value_forms.size_bytes, '"512 MiB"', least=least)
 
     def duration_ms(self, key: str, default: str, *, least: int = 1) -> int:
         """A length of time such as ``"90 s"``."""
-        return self.quantity(key, default, parse_duration, '"90 s"', least=least)
+        return self.quantity(key, default, value_forms.duration_ms, '"90 s"', least=least)
 
     def amount(self, key: str, default: str, *, least: int = 0) -> int:
         """An amount of money in the currency, e.g. ``"1.25"``, as smallest units."""
-        return self.quantity(key, default, parse_amount, '"1.25"', least=least, bits=128)
+        return self.quantity(key, default, value_forms.amount, '"1.25"', least=least, bits=128)
 
     def price_e18(self, key: str, default: str, *, least: int = 0) -> int:
         """A price for one device-hour, e.g. ``"0.40"``, as ``PriceE18``."""
-        return self.quantity(key, default, price_per_hour_to_e18, '"0.40"', least=least, bits=128)
+        return self.quantity(key, default, value_forms.price_e18, '"0.40"', least=least, bits=128)
 
     def account(self, key: str) -> Address | None:
         """An account's address; ``None`` where there is none."""
@@ -196,13 +196,13 @@ class TomlTable:
     def cores_milli(self, key: str, default: int) -> int:
         """CPU cores in thousandths. A number of at most three decimals is exact once it is written as text."""
         value = self.raw(key) if self.has(key) else default
-        text = str(value)
-        if type(value) not in (int, float, str) or not _CORES.fullmatch(text):
-            raise self.fault(key, "must be a number of cores with at most three decimals", "for example 2 or 0.5")
-        whole, _, fraction = text.partition(".")
-        milli = int(whole) * 1000 + int((fraction + "000")[:3])
-        if milli < LEAST_CORES_MILLI:
-            raise self.fault(key, "must be at least 0.1", "for example 2 or 0.5")
+        try:
+            milli = value_forms.thousandths(str(value) if type(value) in (int, float, str) else "")
+        except ValueError:
+            hint = "for example 2 or 0.5"
+            raise self.fault(key, "must be a number of cores with at most three decimals", hint) from None
+        if not LEAST_CORES_MILLI <= milli <= MOST_CORES_MILLI:
+            raise self.fault(key, "must be at least 0.1, and at most 10000", "for example 2 or 0.5")
         return milli
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import trio
 
+from hansa.market.value_forms import duration_ms
 from hansa.node.agents.agent import TREES_BYTES, Agent, WrongDaemon, dialled
 from hansa.node.agents.agent_cluster import FOLDER, makes_gangs, own_features
 from hansa.node.agents.agent_config import (
@@ -40,7 +41,6 @@ from hansa.node.engine.logs import start_logging
 from hansa.node.faults import ConfigError, NoSandbox, OperatorError
 from hansa.node.isolation.launcher_link import launch_with
 from hansa.node.isolation.preflight import SandboxReport, check_sandbox
-from hansa.node.quantities import parse_duration
 from hansa.node.settings.config import load_config
 from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
 
@@ -61,7 +61,7 @@ def invite(data_dir: Path, *, address: str, lasts: str) -> str:
             "this node does not listen for other machines", 'set listen = "0.0.0.0:4011" under [cluster] in config.toml'
         )
     try:
-        lasts_ms = parse_duration(lasts)
+        lasts_ms = duration_ms(lasts)
     except ValueError as fault:
         raise ConfigError(f"--for {lasts}: {fault}", 'for example --for "15 min"') from None
     host, port = _address(address) if address else config.cluster.announce or _guess(config.cluster.listen)

@@ -16,13 +16,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from hansa.market import value_forms
 from hansa.node.api.job_json import spec_from_json
 from hansa.node.faults import OperatorError
 from hansa.node.storage.sealing import ContentKey
 from hansa.proto.blob import MAX_BLOB_BYTES, BlobRef
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.typed_json import parse_json, read_exact_keys
-from hansa.proto.units import Amount, format_amount, parse_amount
+from hansa.proto.units import Amount, format_amount
 from hansa.scheduler.job_spec import JobSpec
 
 Json = dict[str, Any]
@@ -288,7 +289,7 @@ class _Routes:
         job = self._job(request)
         body = read_exact_keys(await json_body(request), ("amount",), "request")
         try:
-            amount = parse_amount(body["amount"]) if type(body["amount"]) is str else None
+            amount = value_forms.amount(body["amount"]) if type(body["amount"]) is str else None
         except ValueError as fault:
             raise _Answer(400, f"amount: {fault}", "for example 1.50") from None
         if amount is None:

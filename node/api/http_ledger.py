@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from hansa.market.ledger import owed_by, owed_to
 from hansa.market.statements import SIDES
+from hansa.market.value_forms import amount
 from hansa.node.api.http_api import json_body
 from hansa.node.api.statement_desk import StatementDesk
 from hansa.node.api.views import promise_for
@@ -19,7 +20,7 @@ from hansa.proto.currency import currency_of
 from hansa.proto.errors import Malformed
 from hansa.proto.signing import checksum_address, parse_address
 from hansa.proto.typed_json import read_exact_keys
-from hansa.proto.units import format_amount, parse_amount
+from hansa.proto.units import format_amount
 
 if TYPE_CHECKING:
     from hansa.node.daemon.daemon import Daemon
@@ -131,7 +132,7 @@ class LedgerDesk:
 
 def _amount(text: Any) -> int:
     try:
-        return parse_amount(text) if type(text) is str else -1
+        return amount(text) if type(text) is str else -1
     except ValueError as fault:
         raise Malformed("amount", str(fault)) from None
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import trio
 
+from hansa.market.value_forms import amount
 from hansa.node.chain.chain_dev import STATE_FILE, Deployed, DevChain, find_anvil, running_anvil
 from hansa.node.chain.chain_setup import as_toml, chain_values, put_on_chain
 from hansa.node.chain.json_rpc import RpcNode
@@ -17,7 +18,6 @@ from hansa.node.chain.keystore import account_address
 from hansa.node.faults import ConfigError
 from hansa.proto.errors import Malformed
 from hansa.proto.signing import checksum_address, parse_address
-from hansa.proto.units import parse_amount
 
 CONTRACTS_FILE: Final = "contracts.json"
 COINS: Final = 10**20
@@ -53,7 +53,7 @@ def run_chain(room: Path, wishes: Wishes, *, say: Callable[[dict[str, Any]], Non
     program = find_anvil(room)
     given = [_address(text) for text in wishes.accounts] + [_account_of(data_dir) for data_dir in wishes.nodes]
     try:
-        tokens = parse_amount(wishes.tokens)
+        tokens = amount(wishes.tokens)
     except ValueError as fault:
         raise ConfigError(f"--tokens: {fault}", 'for example --tokens "1000.00"') from None
     room.mkdir(parents=True, exist_ok=True)

@@ -175,11 +175,11 @@ def _name(plan: "Plan") -> tuple[bytes, int]:
 
 
 def _amount(text: str | None) -> int | None:
+    from hansa.market.value_forms import amount
     from hansa.node.faults import ConfigError
-    from hansa.proto.units import parse_amount
 
     try:
-        return None if text is None else parse_amount(text)
+        return None if text is None else amount(text)
     except ValueError as fault:
         raise ConfigError(f"--up-to {fault}", 'for example --up-to "25.00"') from None
 

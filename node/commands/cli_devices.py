@@ -58,12 +58,12 @@ def give_back(data_dir: Path, as_json: bool, **chosen: Any) -> None:
 
 
 def _notice_ms(notice: str | None) -> int | None:
-    from hansa.node.quantities import parse_duration
+    from hansa.market.value_forms import duration_ms
 
     if notice is None:
         return None
     try:
-        return parse_duration(notice)
+        return duration_ms(notice)
     except ValueError as fault:
         raise click.UsageError(f"--notice {fault}") from None
 

@@ -168,10 +168,10 @@ def packed_job(
 
 
 def _duration_ms(text: str, option: str) -> int:
-    from hansa.node.quantities import parse_duration
+    from hansa.market.value_forms import duration_ms
 
     try:
-        return parse_duration(text)
+        return duration_ms(text)
     except ValueError as fault:
         raise ConfigError(f"{option}: {fault}", f"for example {option} 1h") from None
 

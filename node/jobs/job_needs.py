@@ -9,7 +9,7 @@ from hansa.market.shares import SHARE, share_asked
 from hansa.market.value_forms import duration_text
 from hansa.market.vocabulary import BUYERS_WORDS, VOCABULARY, facts
 from hansa.node.faults import ConfigError
-from hansa.node.toml_reader import TomlTable
+from hansa.node.toml_reader import LEAST_CORES_MILLI, TomlTable
 from hansa.proto.market_documents import KIND_GPU, Clause, Fact, Requirements
 
 LEAST_MEMORY_BYTES: Final = 64 << 20
@@ -98,6 +98,10 @@ def check_least(requirements: Requirements, resources: TomlTable) -> None:
     """Below these nothing starts, whoever says it."""
     if requirements.memory_bytes < LEAST_MEMORY_BYTES:
         raise resources.fault("needs", "asks for less memory than a run needs to start", "ram >= 64 MiB, at the least")
+    if requirements.cores_milli < LEAST_CORES_MILLI:
+        raise resources.fault(
+            "needs", "asks for less of a core than a run needs to start", "cores >= 0.1, at the least"
+        )
     if requirements.scratch_bytes < LEAST_SCRATCH_BYTES:
         raise resources.fault("needs", "asks for less room on disk than a run needs to start", "disk >= 1 MiB")
 

@@ -15,16 +15,16 @@ from hansa.market.pricing_rule import (
     HourFactor,
     PricingRule,
 )
+from hansa.market.value_forms import millionths, price_e18
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.gpu_models import canonical
-from hansa.proto.units import DurationMs, price_per_hour_to_e18
+from hansa.proto.units import DurationMs
 from hansa.scheduler.owner_rules import DAY_MINUTES, DAY_MS, Window, parse_window
 
 ON_FAULT_RULE, ON_FAULT_DECLINE = "rule", "decline"
 MOST_ENTRIES = 256
 CLOCK_DAYS = 10 * 366
 """So far ahead a node knows at its start how its owner's clock is set; it looks anew at every start."""
-_FACTOR = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,6}))? ?(%?)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +52,10 @@ def parse_factor(text: str) -> int:
     Raises:
         ValueError: it is no such number, or above 1000.
     """
-    found = _FACTOR.fullmatch(text.strip())
-    if found is None:
-        raise ValueError("is no number with at most six decimals, such as 1.25 or 125 %")
-    millionths = int(found[1]) * PPM + int((found[2] or "").ljust(6, "0"))
-    if found[3]:
-        if millionths % 100:
-            raise ValueError("is a percentage with more than four decimals")
-        millionths //= 100
-    if millionths > MOST_FACTOR_PPM:
+    ppm = millionths(text)
+    if ppm > MOST_FACTOR_PPM:
         raise ValueError("is above 1000")
-    return millionths
+    return ppm
 
 
 def read_pricing(table: TomlTable) -> PricingConfig:
@@ -108,7 +101,7 @@ def _rates(table: TomlTable) -> dict[str, int]:
         name = canonical(key)
         if name in rates:
             raise table.fault(key, f"is the same model as another line: {name}", "keep one of them")
-        rates[name] = table.quantity(key, "", price_per_hour_to_e18, '"2.10"', bits=128)
+        rates[name] = table.quantity(key, "", price_e18, '"2.10"', bits=128)
     return rates
 
 

@@ -3,38 +3,33 @@
 A percentage has at most two decimals, so it is exact in basis points.
 """
 
-import re
 from typing import Any
 
+from hansa.market.value_forms import basis_points
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.errors import Malformed
 from hansa.proto.signing import parse_address
-from hansa.proto.splits import MOST_SPLITS, WHOLE_BPS, Split, check_splits
-
-_PERCENT = re.compile(r"([0-9]{1,3})(?:\.([0-9]{1,2}))? ?%?", re.ASCII)
+from hansa.proto.splits import MOST_SPLITS, Split, check_splits
 
 
 def parse_percent(text: str) -> int:
-    """Read ``"2.5"`` or ``"2.5 %"`` as basis points, here 250.
+    """Read ``"2.5"`` or ``"2.5 %"`` as basis points, here 250: by a key whose own name is ``percent``.
 
     Raises:
         ValueError: it is no such number, or above 100 %.
     """
-    found = _PERCENT.fullmatch(text.strip())
-    if found is None:
-        raise ValueError("is no percentage with at most two decimals")
-    bps = int(found[1]) * 100 + int((found[2] or "").ljust(2, "0"))
-    if bps > WHOLE_BPS:
-        raise ValueError("is above 100 %")
-    return bps
+    return basis_points(f"{text.strip().removesuffix('%')}%")
 
 
 def read_percent(table: TomlTable, key: str, default: str) -> int:
-    """A key that holds a percentage, in basis points."""
+    """A key that holds a percentage, in basis points. A bare ``"1"`` would be the whole to some and 1 % to others."""
+    text, hint = table.text(key, default, most=16), f'for example {key} = "10 %"'
+    if not text.rstrip().endswith("%"):
+        raise table.fault(key, "must be a percentage with its sign", hint)
     try:
-        return parse_percent(table.text(key, default, most=16))
+        return basis_points(text)
     except ValueError as fault:
-        raise table.fault(key, str(fault), f'for example {key} = "10 %"') from None
+        raise table.fault(key, str(fault), hint) from None
 
 
 def read_splits(top: TomlTable, key: str) -> tuple[Split, ...]:

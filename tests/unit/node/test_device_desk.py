@@ -69,7 +69,7 @@ async def test_the_owners_word_outlives_the_daemon(tmp_path: Path) -> None:
     [
         (("reclaim",), "name devices with --device ID, or say --all"),
         (("reclaim", "--all", "--device", "abcd"), "name devices with --device ID, or say --all"),
-        (("reclaim", "--all", "--notice", "soon"), "--notice a length of time is a number and a unit"),
+        (("reclaim", "--all", "--notice", "soon"), "--notice is no length of time: a number and a unit"),
         (("reclaim", "--device", "abc"), "no device here begins with abc"),
         (("return", "--device", "0000zz"), "no device here begins with 0000zz"),
     ],

@@ -72,7 +72,7 @@ def test_everything_that_an_owner_can_write_is_understood():
         ('[provider.pricing.models]\n"H100" = "x"', 3, "plain decimal number"),
         ('[provider.pricing.models]\n"A100 80GB" = "1"\n"A100-80GB" = "2"', 4, "the same model"),
         ('[provider.pricing.hours]\n"25:00-26:00" = "1"', 3, "is no hours"),
-        ('[provider.pricing.hours]\n"22:00-07:00" = "cheap"', 3, "is no number"),
+        ('[provider.pricing.hours]\n"22:00-07:00" = "cheap"', 3, "is no share or factor"),
         ('[provider.pricing.utilisation]\n"101 %" = "1"', 3, "more than all devices"),
         ('[provider.pricing.utilisation]\n"50 %" = "1"\n"0.5" = "2"', 4, "the same share"),
     ],

@@ -84,7 +84,14 @@ def test_an_owner_says_how_much_may_go_to_others_and_who_pays_ahead(tmp_path: Pa
     )
     said = load_config(tmp_path).provider
     assert (said.max_splits_bps, said.prepay_ms, said.prepay_from) == (250, 300_000, "everybody")
-    for wrong in ('max_splits = "a lot"', "max_splits = 10", 'prepay = "5"', 'prepay_from = "nobody"'):
+    for wrong in (
+        'max_splits = "a lot"',
+        "max_splits = 10",
+        'max_splits = "1"',
+        'max_splits = "0.1"',
+        'prepay = "5"',
+        'prepay_from = "nobody"',
+    ):
         (tmp_path / "config.toml").write_text(f"[provider]\n{wrong}\n")
         with pytest.raises(ConfigError):
             load_config(tmp_path)
