@@ -10,6 +10,7 @@ from kit.memory_net import MemoryHub
 
 from hansa.node.network.libp2p_host import open_net
 from hansa.node.network.net import (
+    TOLD_NEARBY,
     Context,
     Net,
     NetConfig,
@@ -46,6 +47,10 @@ async def pair(opener: Open, limits: NetLimits | None = None) -> AsyncIterator[t
             while phase(other, one) != "live":  # noqa: ASYNC110
                 await trio.sleep(0.005)
         yield one, other
+
+
+def addrs_of(net: Net, peer_id: str) -> tuple[str, ...]:
+    return next((each.addrs for each in net.peers() if each.peer_id == peer_id), ())
 
 
 def phase(net: Net, of: Net) -> str:
@@ -429,3 +434,104 @@ async def test_a_request_in_flight_fails_when_the_connection_breaks(opener):
             nursery.start_soon(cut)
             with pytest.raises(RemoteFault):
                 await one.request(other.peer_id, ECHO, b"", timeout_ms=5_000)
+
+
+async def test_a_connection_lives_for_both_sides_and_for_both_it_is_over(opener):
+    stranger = peer_id_of_key(os.urandom(32))
+    async with pair(opener) as (one, other):
+        assert one.is_live(other.peer_id)
+        assert other.is_live(one.peer_id)
+        assert not one.is_live(stranger)
+        assert not one.is_live(one.peer_id)
+        await one.disconnect(other.peer_id)
+        await until(lambda: not one.is_live(other.peer_id) and not other.is_live(one.peer_id), 20)
+
+
+async def test_whom_nobody_keeps_any_more_stays_connected_and_is_not_dialled_again(opener):
+    async with opener(NetConfig(), os.urandom(32)) as one, opener(NetConfig(), os.urandom(32)) as other:
+        one.learn(other.peer_id, other.addrs())
+        one.keep(other.peer_id)
+        await until(lambda: one.is_live(other.peer_id), 20)
+        one.release(other.peer_id)
+        await trio.sleep(0.5)
+        assert one.is_live(other.peer_id)
+        await other.disconnect(one.peer_id)
+        await until(lambda: not one.is_live(other.peer_id), 20)
+        await trio.sleep(1)
+        assert not one.is_live(other.peer_id)
+        one.keep(other.peer_id)
+        await until(lambda: one.is_live(other.peer_id), 20)
+
+
+async def test_strikes_are_counted_with_their_reasons_and_the_fifth_bars(opener):
+    async with pair(opener) as (one, other):
+        for number in range(4):
+            one.strike(other.peer_id, f"wrong {number}")
+        (stat,) = (each for each in one.peers() if each.peer_id == other.peer_id)
+        assert (stat.strikes, stat.why, stat.phase) == (4, "wrong 3", "live")
+        assert stat.whys[-4:] == tuple(f"wrong {number}" for number in range(4))
+        assert one.counters()["wrong 0"] == 1
+        one.strike(other.peer_id, "wrong 4")
+        await until(lambda: phase(one, other) == "barred" and not other.is_live(one.peer_id), 20)
+        one.strike(one.peer_id, "ourselves")
+        one.strike("not a peer id", "nobody")
+        assert [each.peer_id for each in one.peers()] == [other.peer_id], "neither is anybody to know"
+
+
+async def test_a_peers_word_on_places_that_are_not_public_counts_only_from_such_a_place(opener):
+    private, public = "/ip4/10.1.2.3/tcp/4001", "/ip4/8.8.8.8/tcp/4001"
+    far, near, told = (peer_id_of_key(os.urandom(32)) for _ in range(3))
+    async with pair(opener) as (one, other):
+        one.learn(far, (private, public, "/ip4/0.0.0.0/tcp/1", "nonsense"), told_by=peer_id_of_key(os.urandom(32)))
+        assert addrs_of(one, far) == (public,), "who tells it is not connected from anywhere"
+        assert one.counters()["addresses.not_theirs_to_name"] == 1
+        one.learn(near, (private,), told_by=TOLD_NEARBY)
+        assert addrs_of(one, near) == (private,)
+        one.learn(told, (f"{private}/p2p/{told}",), told_by=other.peer_id)
+        assert addrs_of(one, told) == (private,), "who tells it is connected from this machine"
+        known = set(one.phases())
+        for nobody in (one.peer_id, "not a peer id"):
+            one.learn(nobody, (public,))
+        assert set(one.phases()) == known
+
+
+async def test_what_the_operator_said_of_a_peer_is_not_crowded_out_by_hearsay(opener):
+    given, peer_id = "/ip4/10.9.9.9/tcp/4001", peer_id_of_key(os.urandom(32))
+    async with pair(opener) as (one, other):
+        one.learn(peer_id, (given,))
+        for number in range(20):
+            one.learn(peer_id, tuple(f"/ip4/8.8.{number}.{each}/tcp/4001" for each in range(8)), other.peer_id)
+        assert addrs_of(one, peer_id)[0] == given
+        assert len(addrs_of(one, peer_id)) > 1
+
+
+async def test_how_others_reach_a_node_is_said(opener):
+    announced = "/ip4/203.0.113.7/tcp/4077"
+    async with opener(NetConfig(announce=(announced,)), os.urandom(32)) as net:
+        reach = net.reach()
+        assert reach.addrs == net.addrs() == (f"{announced}/p2p/{net.peer_id}",)
+        assert (reach.verdict, reach.opinions, reach.relays) == ("unknown", (), ()), "nobody was asked"
+        assert (reach.serves_as_relay, reach.circuits, reach.restarts) == (False, 0, 0)
+
+
+async def test_where_a_peer_was_reached_tls_is_handed_over(opener):
+    heard: list[bytes] = []
+
+    async def handler(stream: trio.SocketStream, proven: Callable[[], None]) -> None:
+        proven()
+        heard.append(await stream.receive_some(8))
+
+    async with pair(opener) as (one, other):
+        other.serve_tls(handler)
+        at = one.dialled(other.peer_id)
+        assert other.dialled(one.peer_id) is None, "it was reached, and reached nobody"
+        assert one.dialled(peer_id_of_key(os.urandom(32))) is None
+        # Nobody is reached by an address where there are no sockets, and then nobody can come there with TLS.
+        if at is not None:
+            host, port = other.addrs()[0].split("/")[2::2][:2]
+            assert at == (host, int(port))
+            async with await trio.open_tcp_stream(*at) as stream:
+                await stream.send_all(b"\x16\x03\x01TLS")
+                await until(lambda: heard == [b"\x16\x03\x01TLS"], 20)
+        await other.disconnect(one.peer_id)
+        await until(lambda: one.dialled(other.peer_id) is None, 20)

@@ -1,7 +1,9 @@
 """The port to the network, ``hansa.node.network.net.Net``, within one process and without sockets, for tests.
 
 It passes the same contract tests as the real one (tests/integration/test_net_contract.py). A hub carries everything;
-links can be cut and nodes killed. Time is trio's, so a mock clock works; nothing here uses a thread.
+links can be cut and nodes killed. Time is trio's, so a mock clock works; nothing here uses a thread. Whom it knows and
+what it thinks of them is kept by the real one's own book. There are no sockets: ``dialled`` never names an address, so
+nobody comes with TLS either, as if everybody sat behind relays.
 """
 
 from collections import Counter
@@ -10,6 +12,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from hansa.node.network.libp2p_acquaintances import Acquaintances
+from hansa.node.network.libp2p_guards import Faults
+from hansa.node.network.neighbourhood import Neighbourhood
 from hansa.node.network.net import (
     Context,
     Gossip,
@@ -28,13 +33,8 @@ from hansa.node.network.net import (
     Validator,
     Verdict,
 )
-from hansa.node.network.peers import AddrsLearnt, Barred, Connected, Disconnected, PeerBook, Struck
 from hansa.proto.errors import ProtocolError
 from hansa.proto.peer_id import address_of_peer_text, peer_id_of_key
-
-
-def _now_ms() -> int:
-    return int(trio.current_time() * 1000)
 
 
 class MemoryHub:
@@ -106,17 +106,28 @@ class MemoryNet:
         self._nursery = nursery
         self._peer_id = peer_id_of_key(key)
         self._port = port
-        self._book = PeerBook(config.limits.known_peers)
+        self._faults = Faults(self._struck)
+        self._acquaintances = Acquaintances(
+            self._peer_id,
+            config.limits,
+            self._faults,
+            Neighbourhood((*config.listen, *config.bootstrap, *config.announce)),
+            connect=self.connect,
+            is_connected=self.is_live,
+            hang_up=lambda peer_id: nursery.start_soon(self.disconnect, peer_id),
+            remote_ip=lambda peer_id: "127.0.0.1" if self.is_live(peer_id) else None,
+            path=lambda _peer_id: "direct",
+        )
+        # Not by its own ``run``, whose clock would have a mock clock jump on while a thread works.
+        self._acquaintances._nursery = nursery
         self._servers: dict[str, tuple[Handler, int, int, int, int]] = {}
         self._names: dict[str, str] = {}
         self._running: Counter[tuple[str, str]] = Counter()
         self._topics: dict[str, tuple[Validator, trio.MemorySendChannel[tuple[Context, bytes]]]] = {}
         self._seen: set[tuple[str, int]] = set()
         self._published = 0
-        self._arrivals: list[trio.MemorySendChannel[str]] = []
-        self._counters: Counter[str] = Counter()
-        self._holding: set[str] = set()
-        self._gone: dict[str, trio.Event] = {}
+        self._counters = self._faults.counters
+        self._broken: dict[str, trio.Event] = {}
         self.linked: set[str] = set()
         self.names: tuple[str, ...] = ()
 
@@ -174,7 +185,7 @@ class MemoryNet:
 
     async def _while_linked(self, other: "MemoryNet", protocol_id: str, data: bytes) -> bytes:
         """The answer, or a fault if the connection breaks meanwhile."""
-        broken = self._gone.setdefault(other.peer_id, trio.Event())
+        broken = self._broken.setdefault(other.peer_id, trio.Event())
         answers: list[bytes | Exception] = []
         async with trio.open_nursery() as nursery:
 
@@ -301,10 +312,8 @@ class MemoryNet:
             self.learn(other.peer_id, other.addrs())
         return tuple(other.peer_id for other in found)
 
-    def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:  # noqa: ARG002
-        if peer_id != self._peer_id:
-            bare = tuple(addr.removesuffix(f"/p2p/{peer_id}") for addr in addrs)
-            self._apply(peer_id, AddrsLearnt(addrs=bare, now_ms=_now_ms()))
+    def learn(self, peer_id: str, addrs: tuple[str, ...], told_by: str | None = None) -> None:
+        self._acquaintances.learn(peer_id, addrs, told_by)
 
     def learn_full(self, addr: str) -> str:
         """Learn a full multiaddr; returns the peer id in it."""
@@ -313,44 +322,24 @@ class MemoryNet:
         return peer_id
 
     def known(self, limit: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        order = {"live": 0, "quiet": 1}
-        useful = [each for each in self._book if each.addrs and each.phase in order]
-        useful.sort(key=lambda each: order[each.phase])
-        return tuple((each.peer_id, each.addrs) for each in useful[:limit])
+        return self._acquaintances.known(limit)
 
     def keep(self, peer_id: str) -> None:
-        self._book.kept.add(peer_id)
-        if peer_id not in self._holding and peer_id != self._peer_id:
-            self._holding.add(peer_id)
-            self._nursery.start_soon(self._hold, peer_id)
+        self._acquaintances.keep(peer_id)
 
     def release(self, peer_id: str) -> None:
-        self._book.kept.discard(peer_id)
-
-    async def _hold(self, peer_id: str) -> None:
-        pause_s = 0.2
-        while peer_id in self._book.kept:
-            try:
-                await self.connect(peer_id)
-                pause_s = 0.2
-                await self._gone.setdefault(peer_id, trio.Event()).wait()
-            except (Unreachable, Timeout):
-                self._counters["keep.retry"] += 1
-            await trio.sleep(pause_s)
-            pause_s = min(30.0, 2 * pause_s)
-        self._holding.discard(peer_id)
+        self._acquaintances.release(peer_id)
 
     async def _reach(self, peer_id: str) -> "MemoryNet":
         await trio.sleep(self._hub.delay_s)
-        if self._book.is_barred(peer_id, _now_ms()):
+        if self.bars(peer_id):
             raise Unreachable(peer_id, "barred")
         other = self._hub.nets.get(peer_id)
-        peer = self._book.get(peer_id)
         if other is not None and peer_id in self.linked:
             return other
         if other is None or peer_id == self._peer_id or frozenset((peer_id, self._peer_id)) in self._hub.cut:
             raise Unreachable(peer_id, "no address of this peer answers")
-        if peer is None or not any(f"{addr}/p2p/{peer_id}" in other.addrs() for addr in peer.addrs):
+        if not any(f"{addr}/p2p/{peer_id}" in other.addrs() for addr in self._acquaintances.addresses(peer_id)):
             raise Unreachable(peer_id, "no address of this peer answers")
         if other.bars(self._peer_id):
             raise Unreachable(peer_id, "no address of this peer answers")
@@ -373,39 +362,28 @@ class MemoryNet:
 
     def bars(self, peer_id: str) -> bool:
         """Whether we have nothing to do with this peer at present."""
-        return self._book.is_barred(peer_id, _now_ms())
+        return self._acquaintances.is_barred(peer_id)
 
     def strike(self, peer_id: str, why: str) -> None:
-        self._counters[why] += 1
-        self._apply(peer_id, Struck(why=why, now_ms=_now_ms()))
+        self._faults.blame(peer_id, why)
+
+    def _struck(self, peer_id: str, why: str) -> None:
+        self._acquaintances.struck(peer_id, why)
 
     def bar(self, peer_id: str, seconds: int, why: str) -> None:
-        self._apply(peer_id, Barred(why=why, until_ms=_now_ms() + seconds * 1000, now_ms=_now_ms()))
+        self._acquaintances.bar(peer_id, seconds, why)
 
     def peers(self) -> tuple[PeerStat, ...]:
-        return tuple(
-            PeerStat(
-                peer_id=peer.peer_id,
-                address=address_of_peer_text(peer.peer_id),
-                phase=peer.phase,
-                path="direct",
-                addrs=peer.addrs,
-                strikes=peer.counting(_now_ms()),
-                barred_for_ms=max(0, peer.barred_until_ms - _now_ms()),
-                why=peer.why,
-                whys=peer.whys,
-            )
-            for peer in self._book
-        )
+        return self._acquaintances.stats()
 
     def phases(self) -> Mapping[str, str]:
-        return {peer.peer_id: peer.phase for peer in self._book}
+        return {peer.peer_id: peer.phase for peer in self._acquaintances.book}
 
     def is_live(self, peer_id: str) -> bool:
         return peer_id in self.linked
 
     def dialled(self, peer_id: str) -> tuple[str, int] | None:  # noqa: ARG002
-        """Nobody is reached by an address here: there are no sockets."""
+        """Nobody is reached by an address here."""
         return None
 
     def serve_tls(self, handler: TlsHandler) -> None:
@@ -415,31 +393,18 @@ class MemoryNet:
         return Reach(addrs=self.addrs())
 
     def arrivals(self) -> trio.MemoryReceiveChannel[str]:
-        send, receive = trio.open_memory_channel[str](64)
-        self._arrivals.append(send)
-        return receive
+        return self._acquaintances.arrivals()
 
     def counters(self) -> Mapping[str, int]:
-        return {**self._counters, "peers.evicted": self._book.evicted, "peers.known": len(self._book)}
+        book = self._acquaintances.book
+        return {**self._counters, "peers.evicted": book.evicted, "peers.known": len(book)}
 
     def on_linked(self, peer_id: str) -> None:
         """The hub says that a connection stands."""
-        self._gone[peer_id] = trio.Event()
-        self._apply(peer_id, Connected(now_ms=_now_ms()))
-        for channel in list(self._arrivals):
-            try:
-                channel.send_nowait(peer_id)
-            except trio.WouldBlock:
-                self._counters["arrivals.queue_full"] += 1
-            except trio.BrokenResourceError:
-                self._arrivals.remove(channel)
+        self._broken[peer_id] = trio.Event()
+        self._acquaintances.connected(peer_id)
 
     def on_unlinked(self, peer_id: str) -> None:
         """The hub says that a connection is gone."""
-        self._apply(peer_id, Disconnected(now_ms=_now_ms()))
-        self._gone.pop(peer_id, trio.Event()).set()
-
-    def _apply(self, peer_id: str, event: object) -> None:
-        for effect in self._book.apply(peer_id, event, _now_ms()):
-            self._counters["peers.hung_up"] += 1
-            self._nursery.start_soon(self.disconnect, effect.peer_id)
+        self._acquaintances.disconnected(peer_id)
+        self._broken.pop(peer_id, trio.Event()).set()
