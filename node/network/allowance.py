@@ -12,11 +12,18 @@ class Allowances:
         self._per_s, self._at_once, self._now_s, self._most_keys = per_s, at_once, now_s, most_keys
         self._left: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
 
+    def has(self, key: Hashable) -> bool:
+        """Whether this key may have one more now; nothing is taken."""
+        return self._left_of(key, self._now_s()) >= 1
+
+    def _left_of(self, key: Hashable, now: float) -> float:
+        left, since = self._left.get(key, (float(self._at_once), now))
+        return min(float(self._at_once), left + (now - since) * self._per_s)
+
     def take(self, key: Hashable) -> bool:
         """One more of this key's, if it may have it."""
         now = self._now_s()
-        left, since = self._left.get(key, (float(self._at_once), now))
-        left = min(float(self._at_once), left + (now - since) * self._per_s)
+        left = self._left_of(key, now)
         granted = left >= 1
         self._left[key] = (left - granted, now)
         self._left.move_to_end(key)

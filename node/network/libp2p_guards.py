@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -17,8 +16,6 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.tools.anyio_service.trio_manager import TrioManager
-
-from hansa.node.network.net import NetLimits
 
 MAX_HEADER_BYTES = 1 << 10
 MAX_PROPOSALS = 16
@@ -168,60 +165,7 @@ async def guarded_service(service: Any, faults: Faults) -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
 
 
-# Admission.
-
-
-@dataclass(slots=True)
-class Ticket:
-    """One inbound connection's place."""
-
-    ip: str
-    pending: bool = True
-
-
-@dataclass(slots=True)
-class Admission:
-    """Who may come in: pending and standing connections, in all and for each address.
-
-    The library counts a slot for each inbound connection and never gives it back, so that after 250 connections a node
-    refuses everyone for ever.
-    """
-
-    limits: NetLimits
-    faults: Faults
-    _pending: Counter[str] = field(default_factory=Counter)
-    _standing: Counter[str] = field(default_factory=Counter)
-
-    def enter(self, ip: str) -> Ticket | None:
-        """A place for a new socket, or None and a counter."""
-        limits = self.limits
-        for reason, met in (
-            ("inbound.full", self._standing.total() + self._pending.total() >= limits.connections),
-            ("inbound.pending_full", self._pending.total() >= limits.pending_handshakes),
-            ("inbound.ip_full", self._standing[ip] + self._pending[ip] >= limits.connections_per_ip),
-            ("inbound.ip_pending_full", self._pending[ip] >= limits.pending_handshakes_per_ip),
-        ):
-            if met:
-                self.faults.count(reason)
-                return None
-        self._pending[ip] += 1
-        return Ticket(ip)
-
-    def admit(self, ticket: Ticket) -> None:
-        """The handshake is done."""
-        self._less(self._pending, ticket.ip)
-        ticket.pending = False
-        self._standing[ticket.ip] += 1
-
-    def leave(self, ticket: Ticket) -> None:
-        """The connection is gone, whichever way."""
-        self._less(self._pending if ticket.pending else self._standing, ticket.ip)
-
-    @staticmethod
-    def _less(counter: Counter[str], ip: str) -> None:
-        counter[ip] -= 1
-        if counter[ip] <= 0:
-            del counter[ip]
+# Sockets.
 
 
 class BufferedSocket(ReadWriteCloser):  # type: ignore[misc]  # the library comes without types

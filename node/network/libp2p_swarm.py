@@ -7,6 +7,7 @@ interface (pubsub, identify and the listeners use it) and replaces those parts.
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from socket import MSG_PEEK
 from typing import Any
@@ -15,6 +16,7 @@ import trio
 from libp2p.connection_types import ConnectionType
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import Direction
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
@@ -24,11 +26,12 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
+from hansa.node.network.admission import Admission, Ticket
 from hansa.node.network.doorway import Doorway
 from hansa.node.network.libp2p_circuit import CircuitSocket
 from hansa.node.network.libp2p_connection import GuardedConn
 from hansa.node.network.libp2p_dialling import CIRCUITS_AT_ONCE, CIRCUITS_PER_S, Addresses, DiallingSwarm
-from hansa.node.network.libp2p_guards import Admission, BufferedSocket, Faults
+from hansa.node.network.libp2p_guards import BufferedSocket, Faults
 from hansa.node.network.libp2p_requests import AtOnce
 from hansa.node.network.libp2p_tcp import Dialler, TcpStream, open_listener
 from hansa.node.network.libp2p_yamux import BoundedYamux
@@ -111,11 +114,11 @@ class GuardedSwarm(DiallingSwarm):
         self.on_relayed: Callable[[GuardedConn], None] = lambda _connection: None
         self.on_stranger_in: Callable[[str], None] = lambda _host: None
         self.listening: list[Multiaddr] = []
-        self._admission = Admission(limits, faults)
         # One stream of a passer-by's begins in each turn of the loop, however many connections they have; the lock is
         # held for that long, and given on in a row.
         self.turns = trio.StrictFIFOLock()
         self._doorway = Doorway(limits, faults.count, is_here=self._has_been_here)
+        self._admission = Admission(limits, faults.count, self._doorway.turns, self._without_a_ticket)
         self._dials = trio.CapacityLimiter(limits.dials)
         self._dialling: dict[ID, trio.Event] = {}
         self._failed_at: dict[ID, float] = {}
@@ -162,19 +165,19 @@ class GuardedSwarm(DiallingSwarm):
         remote = read_write_closer.get_remote_address()
         host = remote[0] if remote else ""
 
-        async def serve(proven: Callable[[], None]) -> None:
+        async def serve(ticket: Ticket, proven: Callable[[], None]) -> None:
             if await self._is_for_tls(read_write_closer):
                 assert self.on_tls is not None, "asked for"
+                ticket.is_kept = lambda: True  # once it has proven itself: such a channel was agreed on before
                 await self.on_tls(read_write_closer.stream, proven)
                 return
             muxed = await self._upgrade_inbound(BufferedSocket(read_write_closer, self.turns), at_the_door=host)
-            proven()
-            connection = await self.add_conn(muxed, "inbound")
+            connection = await self._add_proven(muxed, ticket, proven)
             if remote and place_of(remote[0]) == "public" and not self._dialler.has_spoken_to(remote[0]):
                 self.on_stranger_in(remote[0])
             await connection.event_closed.wait()
 
-        await self._let_in(household_of(host), read_write_closer, serve)
+        await self._let_in(host, read_write_closer, serve)
 
     def go_on_from(self, spoken_to: OrderedDict[str, None]) -> None:
         """Take over whom an earlier life of this swarm dialled, and write down there whom this one does."""
@@ -184,7 +187,7 @@ class GuardedSwarm(DiallingSwarm):
         """Serve a connection that a relay brought; only if it is from whom the relay said."""
         caller = f"relay {relay}"
 
-        async def serve(proven: Callable[[], None]) -> None:
+        async def serve(ticket: Ticket, proven: Callable[[], None]) -> None:
             muxed = await self._upgrade_inbound(
                 BufferedSocket(socket, self.turns), ConnectionType.RELAYED, at_the_door=caller
             )
@@ -192,14 +195,33 @@ class GuardedSwarm(DiallingSwarm):
                 self.faults.count("circuit.somebody_else")
                 await muxed.close()
                 return
-            proven()
-            connection = await self.add_conn(muxed, "inbound")
+            connection = await self._add_proven(muxed, ticket, proven)
             self.on_relayed(connection)
             await connection.event_closed.wait()
 
         await self._let_in(caller, socket, serve)
 
-    async def _let_in(self, caller: str, socket: Any, serve: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+    async def _add_proven(self, muxed: BoundedYamux, ticket: Ticket, proven: Callable[[], None]) -> GuardedConn:
+        """Enter an inbound connection, which from now on goes if its network has too much of a full house."""
+        ticket.is_kept = partial(self.is_kept, muxed.peer_id.to_base58())
+        proven()
+        connection = await self.add_conn(muxed, "inbound")
+        ends = ticket.put_out
+
+        def put_out() -> None:
+            self.remove_conn(connection)
+            muxed.abort()
+            ends()
+
+        ticket.put_out = put_out
+        return connection
+
+    def _without_a_ticket(self) -> int:
+        return sum(each.direction is not Direction.INBOUND for each in self.get_connections())
+
+    async def _let_in(
+        self, caller: str, socket: Any, serve: Callable[[Ticket, Callable[[], None]], Awaitable[None]]
+    ) -> None:
         """Give a newcomer a place, for so long until it has proven itself, and serve it until it goes.
 
         One deadline for all that it may have to prove: with one for each step a place would be held for twice as long.
@@ -208,13 +230,14 @@ class GuardedSwarm(DiallingSwarm):
         try:
             if ticket is not None:
                 with trio.move_on_after(self.limits.handshake_timeout_ms / 1000) as pending:
+                    ticket.put_out = pending.cancel
 
                     def proven() -> None:
                         self._admission.admit(ticket)
                         pending.deadline = inf
 
-                    await serve(proven)
-                if pending.cancelled_caught:
+                    await serve(ticket, proven)
+                if pending.cancelled_caught and not ticket.is_out:
                     self.faults.count("inbound.handshake_failed")
         except Exception:  # noqa: BLE001  # a stranger's handshake can fail in any way
             self.faults.count("inbound.handshake_failed")

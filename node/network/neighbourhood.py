@@ -14,6 +14,7 @@ from hansa.proto.egress import is_public
 Place = Literal["public", "private", "loopback", "nowhere"]
 NAMES: Final = frozenset({"dns", "dns4", "dns6", "dnsaddr"})
 CIRCUIT: Final = "/p2p-circuit"
+BY_CIRCUIT: Final = "by circuit"
 
 
 def place_of(host: str) -> Place:
@@ -60,6 +61,23 @@ def household_of(host: str) -> str:
     except ValueError:
         return host
     return host if address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))
+
+
+def circles_of(host: str) -> tuple[str, ...]:
+    """The parties that an address belongs to, the largest first: its family, its region, its network, its household.
+
+    Of IPv4 16, 24 and 32 bits, of IPv6 32, 48 and 64: what one who rents addresses gets of each is about as much. Who
+    comes by no address (through a relay) belongs to those who come so, and to those who come through the same.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return (BY_CIRCUIT, host, host, host)
+    if address.version == 4:
+        one, two, three, _ = host.split(".")
+        return ("ip4", f"{one}.{two}.0.0/16", f"{one}.{two}.{three}.0/24", host)
+    bits = address.packed.hex()
+    return ("ip6", f"{bits[:8]}/32", f"{bits[:12]}/48", household_of(host))
 
 
 class Neighbourhood:

@@ -1,6 +1,7 @@
 """Hostile interactions of every kind with one whole daemon, while an honest peer makes requests: ``make hostile``.
 
-    python tests/hostile/siege.py [--interactions 100000] [--rate 260] [--quiet-s 40] [--control-s 40] [--open-door]
+    python tests/hostile/siege.py [--interactions 100000] [--rate 260] [--quiet-s 40] [--control-s 40] [--networks 4]
+        [--open-door]
 
 The daemon, the honest peer and the attackers are processes of their own. On the internet they would have machines of
 their own: so the daemons and the honest peer run at real-time priority where that is allowed, the attackers when nobody
@@ -8,15 +9,17 @@ of those wants a core, and the honest peer's collector of garbage is off. What i
 are compared: quiet; under siege; and, as a control, while the same siege is laid to a second daemon beside ours, which
 is what the load of this machine costs without any of it meeting our daemon.
 
-Prints what was done and how much of it was let in, the honest peer's times, how newcomers from fresh addresses fared,
-what the daemon used of a core, its memory, tasks and files, and what it logged. Ends with status 1 if the daemon fell,
-an honest request failed, the honest p99 more than doubled against the quiet, or memory still grew in the second half.
-With ``--open-door`` the pace of handshakes is no limit, so that everything meets what lies behind it.
+Prints what was done and how much of it was let in, the honest peer's times, how newcomers from the attackers' networks
+and from another fared, what the daemon used of a core, its memory, tasks and files, and what it logged. Ends with
+status 1 if the daemon fell, an honest request failed, the honest p99 more than doubled against the quiet, or memory
+still grew in the second half. With ``--open-door`` the pace of handshakes is no limit, so that everything meets what
+lies behind it.
 """
 
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import os
 import random
@@ -37,7 +40,7 @@ from hostile.stranger import a_stranger, some_address
 from kit.peer_frames import framed, hello_of
 from kit.raw_peer import DATA, GO_AWAY, PING, SYN, WINDOW, frame, line, raw_peer
 
-from hansa.node.messaging.peer_exchange import PeersWanted
+from hansa.node.messaging.peer_exchange import ASK_AGAIN_S, FIRST_ASK_AGAIN_S, PeersWanted
 from hansa.node.network.libp2p_host import Libp2pNet, open_net
 from hansa.node.network.net import NetConfig, NetError
 from hansa.proto.codec import encode
@@ -48,6 +51,8 @@ ASK_EVERY_S = 0.02
 NEWCOMER_EVERY_S = 2.0
 AT_ONCE = 64
 TURNED_AWAY = "turned away"
+FROM_AMONG_THEM = "from the attackers' networks"
+FROM_ELSEWHERE = "from another network"
 NOISE = line(b"/multistream/1.0.0") + line(b"/noise")
 REST_S = 12.0
 MOST_RATIO = 2.0
@@ -60,9 +65,9 @@ MOST_LOG_BYTES = 1 << 20
 # What attackers do. Each answers how many interactions that were.
 
 
-async def bent_frames(addr: str, chance: random.Random) -> int:
+async def bent_frames(addr: str, source: str, chance: random.Random) -> int:
     """Sound messages with something wrong about them, on any protocol."""
-    async with a_stranger(addr) as stranger:
+    async with a_stranger(addr, source) as stranger:
         if chance.random() < 0.5:
             await stranger.prove_account()
         said = []
@@ -73,9 +78,9 @@ async def bent_frames(addr: str, chance: random.Random) -> int:
         return len(said)
 
 
-async def replayed(addr: str, chance: random.Random) -> int:
+async def replayed(addr: str, source: str, chance: random.Random) -> int:
     """Another's hello and market messages, again and again, in any order."""
-    async with a_stranger(addr) as stranger:
+    async with a_stranger(addr, source) as stranger:
         stolen = hello_of(os.urandom(32), time.time_ns() // 1_000_000)
         bodies = [(HELLO, stolen)] * 4 + [(MARKET, chance.choice(stranger.bodies[MARKET]))] * 4
         chance.shuffle(bodies)
@@ -84,9 +89,9 @@ async def replayed(addr: str, chance: random.Random) -> int:
         return len(said)
 
 
-async def hoarding(addr: str, chance: random.Random) -> int:
+async def hoarding(addr: str, source: str, chance: random.Random) -> int:
     """Most of a large message on many streams, held."""
-    async with a_stranger(addr) as stranger:
+    async with a_stranger(addr, source) as stranger:
         most = (200 << 10).to_bytes(4, "big") + bytes(190 << 10)
         for _ in range(12):
             await stranger.say(MARKET, most, ends=False)
@@ -94,9 +99,9 @@ async def hoarding(addr: str, chance: random.Random) -> int:
         return 12
 
 
-async def dripping(addr: str, chance: random.Random) -> int:
+async def dripping(addr: str, source: str, chance: random.Random) -> int:
     """A byte now and then."""
-    async with a_stranger(addr) as stranger:
+    async with a_stranger(addr, source) as stranger:
         said = [await stranger.say(chance.choice((HELLO, PEERS)), b"\x00\x00", ends=False) for _ in range(4)]
         for _ in range(3):
             await trio.sleep(0.3)
@@ -105,18 +110,18 @@ async def dripping(addr: str, chance: random.Random) -> int:
         return len(said)
 
 
-async def flooding_streams(addr: str, _chance: random.Random) -> int:
+async def flooding_streams(addr: str, source: str, _chance: random.Random) -> int:
     """Thousands of streams in one piece."""
-    async with raw_peer(addr, source=some_address()) as peer:
+    async with raw_peer(addr, source=source) as peer:
         await peer.mux()
         await peer.send(b"".join(frame(WINDOW, SYN, each, 0) for each in range(1, 4_001, 2)))
         await peer.is_hung_up_on(0.5)
         return 1
 
 
-async def breaking_windows(addr: str, chance: random.Random) -> int:
+async def breaking_windows(addr: str, source: str, chance: random.Random) -> int:
     """More than was allowed, or frames that no multiplexer sends."""
-    async with raw_peer(addr, source=some_address()) as peer:
+    async with raw_peer(addr, source=source) as peer:
         await peer.mux()
         await peer.open(1, line(b"/multistream/1.0.0") + line(MARKET.encode()))
         odd = (
@@ -134,7 +139,7 @@ async def breaking_windows(addr: str, chance: random.Random) -> int:
         return 1
 
 
-async def junk(addr: str, chance: random.Random) -> int:
+async def junk(addr: str, source: str, chance: random.Random) -> int:
     """No libp2p at all, a header of gigabytes, the beginning of TLS."""
     openings = (
         b"\x80\x80\x80\x80\x20" + bytes(10_000),
@@ -145,31 +150,30 @@ async def junk(addr: str, chance: random.Random) -> int:
         b"\x16\x03\x01\x02\x00\x01" + os.urandom(200),
         os.urandom(chance.choice((1, 40, 3_000))),
     )
-    async with raw_peer(addr, source=some_address()) as peer:
+    async with raw_peer(addr, source=source) as peer:
         await peer.send_raw(chance.choice(openings))
         await peer.is_hung_up_on(0.2)
         return 1
 
 
-async def half_open(addr: str, chance: random.Random) -> int:
+async def half_open(addr: str, source: str, chance: random.Random) -> int:
     """Connected and silent, before or in the midst of the handshake."""
-    async with raw_peer(addr, source=some_address()) as peer:
+    async with raw_peer(addr, source=source) as peer:
         if chance.random() < 0.5:
             await peer.send_raw(NOISE)
         await trio.sleep(chance.uniform(0.5, 3))
         return 1
 
 
-async def flooding_connections(addr: str, _chance: random.Random) -> int:
+async def flooding_connections(addr: str, source: str, _chance: random.Random) -> int:
     """Many at once from one address."""
-    source = some_address()
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(20):
             await stack.enter_async_context(raw_peer(addr, source=source))
         return 20
 
 
-Attack = Callable[[str, random.Random], Awaitable[int]]
+Attack = Callable[[str, str, random.Random], Awaitable[int]]
 ATTACKS: dict[Attack, int] = {
     bent_frames: 60,
     replayed: 15,
@@ -203,7 +207,7 @@ async def attack(options: argparse.Namespace) -> None:
             (kind,) = chance.choices(list(kinds), list(kinds.values()))
             made = 1
             with contextlib.suppress(Exception), trio.move_on_after(15):
-                made = await kind(addr, chance)
+                made = await kind(addr, some_address(chance, options.networks), chance)
                 away[TURNED_AWAY] -= 1
             away[TURNED_AWAY] += 1
             done[kind.__name__] += made
@@ -246,6 +250,43 @@ def p99(times: list[float]) -> float:
     return statistics.quantiles(times, n=100)[98] * 1000
 
 
+class Newcomers:
+    """Honest ones, under names that nobody knows: whether they came in at once, and after how long at last."""
+
+    def __init__(self, words: str) -> None:
+        """``words``: from where they come."""
+        self.words = words
+        self.came = self.at_once = 0
+        self.took_s: list[float] = []
+        self.first_took_s: list[float] = []
+
+    async def come(self, addr: str, source: str) -> None:
+        """Try until it is in, as a node does: with pauses that double."""
+        began, pause_s = trio.current_time(), FIRST_ASK_AGAIN_S
+        self.came += 1
+        for tries in itertools.count(1):
+            start = trio.current_time()
+            with contextlib.suppress(Exception), trio.move_on_after(8):
+                async with raw_peer(addr, source=source) as peer:
+                    await peer.mux()
+                    self.took_s.append(trio.current_time() - began)
+                    if tries == 1:
+                        self.first_took_s.append(trio.current_time() - start)
+                    return
+            await trio.sleep(pause_s)
+            pause_s = min(ASK_AGAIN_S, 2 * pause_s)
+
+    def tell(self) -> None:
+        """Print it. Who is not in when the siege ends counts among those that came."""
+        first = (
+            f", half of these within {1000 * statistics.median(self.first_took_s):.0f} ms" if self.first_took_s else ""
+        )
+        print(f"newcomers {self.words}: {len(self.first_took_s)} of {self.came} came in at the first try{first}")
+        if len(self.took_s) > 1:
+            p50, p95 = statistics.median(self.took_s), statistics.quantiles(self.took_s, n=20)[18]
+            print(f"  {len(self.took_s)} of them in the end; until one is in: p50 {p50:.2f} s, p95 {p95:.2f} s")
+
+
 class Honest:
     """A peer that asks the same small thing again and again, and what became of it in each phase."""
 
@@ -253,7 +294,7 @@ class Honest:
         """``addr``: the daemon's."""
         self.addr, self.peer_id = addr, addr.rpartition("/p2p/")[2]
         self.times: dict[str, list[float]] = {"quiet": [], "control": [], "besieged": []}
-        self.newcomers: list[float | None] = []
+        self.newcomers = {words: Newcomers(words) for words in (FROM_AMONG_THEM, FROM_ELSEWHERE)}
         self.failures = 0
         self.phase = "quiet"
 
@@ -271,24 +312,19 @@ class Honest:
             self.times[self.phase].append(trio.current_time() - start)
             await trio.sleep(ASK_EVERY_S)
 
-    async def come_anew(self) -> None:
-        """For ever: under a name and from an address that nobody knows, and go again."""
-        while True:
-            await trio.sleep(NEWCOMER_EVERY_S)
-            if self.phase != "besieged":
-                continue
-            start, took = trio.current_time(), None
-            with contextlib.suppress(Exception), trio.move_on_after(8):
-                async with raw_peer(self.addr, source=some_address()) as peer:
-                    await peer.mux()
-                    took = trio.current_time() - start
-            self.newcomers.append(took)
+    async def come_anew(self, newcomers: Newcomers, source: Callable[[], str]) -> None:
+        """For ever: under a name and from an address that nobody knows, try until one is in, and go again."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(NEWCOMER_EVERY_S)
+                if self.phase == "besieged":
+                    nursery.start_soon(newcomers.come, self.addr, source())
 
 
 async def lay_siege(addr: str, count: float, seconds: float, options: argparse.Namespace) -> Counter[str]:
     """Two processes of attackers, until they have done so much or so much time is over."""
     argv = [sys.executable, __file__, "--attack", addr, "--interactions", str(int(count / 2)), "--only", options.only]
-    argv += ["--rate", str(options.rate / 2), "--most-s", str(seconds)]
+    argv += ["--rate", str(options.rate / 2), "--most-s", str(seconds), "--networks", str(options.networks)]
     done: Counter[str] = Counter()
     attackers = [
         await trio.lowlevel.open_process(
@@ -323,7 +359,12 @@ async def siege(watched: Watched, decoy: Watched, options: argparse.Namespace) -
     async with open_net(NetConfig(), os.urandom(32)) as net, trio.open_nursery() as nursery:
         net.learn(honest.peer_id, (watched.addr,))
         nursery.start_soon(honest.ask, net)
-        nursery.start_soon(honest.come_anew)
+        chance = random.Random(options.seed)
+        among, elsewhere = honest.newcomers.values()
+        nursery.start_soon(honest.come_anew, among, lambda: some_address(chance, options.networks))
+        nursery.start_soon(
+            honest.come_anew, elsewhere, lambda: f"127.251.{chance.randrange(250)}.{1 + chance.randrange(250)}"
+        )
         await trio.sleep(options.quiet_s)
         if options.control_s:
             honest.phase = "control"
@@ -369,9 +410,8 @@ def tell_honest(honest: Honest) -> float:
         against = p99(honest.times["besieged"]) / p99(honest.times["control"])
         print(f"; against the same load beside it: {against:.2f} times", end="")
     print(f"; failed: {honest.failures}")
-    came = [each * 1000 for each in honest.newcomers if each is not None]
-    middle = f", half of them within {statistics.median(came):.0f} ms" if came else ""
-    print(f"newcomers from fresh addresses: {len(came)} of {len(honest.newcomers)} came in at the first try{middle}")
+    for each in honest.newcomers.values():
+        each.tell()
     return ratio
 
 
@@ -450,6 +490,7 @@ def main() -> int:
     parser.add_argument("--quiet-s", type=float, default=40.0)
     parser.add_argument("--control-s", type=float, default=40.0, help="none with 0")
     parser.add_argument("--open-door", action="store_true", help="let everybody shake hands at any pace")
+    parser.add_argument("--networks", type=int, default=4, help="of the attackers, 24 bits each; 0: all of loopback")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", choices=["", *(kind.__name__ for kind in ATTACKS)], help="one kind alone")
     parser.add_argument("--attack", metavar="ADDR", help=argparse.SUPPRESS)

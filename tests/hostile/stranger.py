@@ -1,7 +1,6 @@
 """A stranger with a connection of its own, who says something on streams and sees what becomes of them."""
 
 import contextlib
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -64,15 +63,17 @@ class Stranger:
         return framed(protocol, bent(chance.choice(self.bodies[protocol]), chance), chance)
 
 
-def some_address() -> str:
-    """One of loopback's many."""
-    return ".".join(("127", *(str(each % 250 + 2) for each in os.urandom(3))))
+def some_address(chance: random.Random, networks: int = 0) -> str:
+    """One of loopback's many: of the first so many networks of 24 bits, each in a region of its own; with 0 any."""
+    if networks:
+        return f"127.{1 + chance.randrange(networks)}.0.{1 + chance.randrange(254)}"
+    return ".".join(("127", *(str(2 + chance.randrange(248)) for _ in range(3))))
 
 
 @asynccontextmanager
-async def a_stranger(addr: str) -> AsyncIterator[Stranger]:
-    """A new name and a new address each time."""
-    async with raw_peer(addr, source=some_address()) as peer:
+async def a_stranger(addr: str, source: str = "") -> AsyncIterator[Stranger]:
+    """A new name each time, and any address if none is given."""
+    async with raw_peer(addr, source=source or some_address(random.Random())) as peer:
         with trio.fail_after(10):
             await peer.mux()
         yield Stranger(peer, hello_of(peer.keys.private_key.to_bytes(), time.time_ns() // 1_000_000))

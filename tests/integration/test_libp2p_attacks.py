@@ -390,16 +390,57 @@ async def test_one_network_of_ipv6_takes_no_more_than_its_part_from_however_many
             super().__init__(stream)
             self._remote = (f"2a01:4f8:1:{next(numbers):x}::5", 4_077)
 
+    came = 0
     async with node(NetLimits(network_handshakes_per_s=1, network_handshakes_at_once=2)) as net:
-        came = 0
+
+        async def come() -> None:
+            nonlocal came
+            with suppress(Exception), trio.fail_after(20):
+                async with muxed(net):
+                    came += 1
+
         with monkeypatch.context() as patch:
             patch.setattr("hansa.node.network.libp2p_swarm.TcpStream", FromAfar)
-            for _ in range(12):
-                with suppress(Exception), trio.fail_after(20):
-                    async with muxed(net):
-                        came += 1
+            async with trio.open_nursery() as nursery:
+                for _ in range(12):
+                    nursery.start_soon(come)
         assert 2 <= came < 12
         assert net.counters()["inbound.network_too_fast"] == 12 - came
+
+
+async def test_silent_strangers_of_one_network_leave_who_comes_from_another_a_place():
+    """Before, sixty-four silent connections from eight addresses kept everybody out, for ten seconds each."""
+    limits = NetLimits(pending_handshakes=16, pending_handshakes_per_ip=4, handshake_timeout_ms=60_000)
+    async with node(limits) as net, AsyncExitStack() as crowd:
+        for number in range(32):
+            await crowd.enter_async_context(raw_peer(net.addrs()[0], source=f"127.0.3.{number % 8 + 1}"))
+        await until(lambda: net.counters()["inbound.pending_full"] > 0, 30)
+        with trio.fail_after(30):
+            async with raw_peer(net.addrs()[0], source="127.9.0.1") as peer:
+                await peer.mux()
+        assert net.counters()["inbound.pending_put_out"] >= 1
+
+
+async def test_a_house_full_of_one_network_has_room_for_who_comes_from_another():
+    """Before, sixteen addresses with sixteen idle connections each kept everybody out for as long as they liked."""
+    limits = NetLimits(connections=16)
+    async with node(limits) as net, AsyncExitStack() as crowd:
+        peers = [
+            await crowd.enter_async_context(raw_peer(net.addrs()[0], source=f"127.0.3.{number % 8 + 1}"))
+            for number in range(16)
+        ]
+        for each in peers:
+            await each.mux()
+        await until(lambda: len(net._swarm.get_connections()) == 16, 30)
+        with trio.fail_after(30):
+            async with raw_peer(net.addrs()[0], source="127.9.0.1") as peer:
+                await peer.mux()
+                await peer.open(1, UNREAD)
+                assert not await peer.is_hung_up_on(0.5)
+        assert net.counters()["inbound.put_out_of_a_crowd"] == 1
+        assert await peers[-1].is_hung_up_on(30)
+        assert not await peers[0].is_hung_up_on(0.2)
+        await until(lambda: len(net._swarm.get_connections()) < 16, 30)
 
 
 async def test_whoever_was_connected_for_a_while_comes_back_through_a_crowd(monkeypatch):
@@ -409,10 +450,9 @@ async def test_whoever_was_connected_for_a_while_comes_back_through_a_crowd(monk
         async with muxed(net):
             await trio.sleep(0.8)
         await until(lambda: not net._swarm.get_connections(), 30)
-        net._swarm._doorway._waiting = 100
+        net._swarm._doorway._most_waiting = 0
         async with muxed(net):
             pass
-        net._swarm._doorway._waiting = 0
         await trio.sleep(2)
 
 

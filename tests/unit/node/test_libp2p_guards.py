@@ -9,9 +9,8 @@ from libp2p.tools.anyio_service import Service
 
 from hansa.node.network import libp2p_guards
 from hansa.node.network.libp2p_budget import ReceiveBudget
-from hansa.node.network.libp2p_guards import Admission, Faults, guarded_service
+from hansa.node.network.libp2p_guards import Faults, guarded_service
 from hansa.node.network.libp2p_pubsub import Bucket
-from hansa.node.network.net import NetLimits
 
 
 class Fragile(Service):
@@ -70,39 +69,6 @@ async def test_a_task_that_fails_ends_nothing_else_and_a_lasting_one_is_started_
         with trio.fail_after(2):
             await service.lives.wait()
     assert faults.counters["fragile.task_failed"] == 3
-
-
-def test_admission_counts_each_place_once_and_gives_it_back():
-    faults = Faults()
-    limits = NetLimits(connections=4, connections_per_ip=2, pending_handshakes=2, pending_handshakes_per_ip=1)
-    door = Admission(limits, faults)
-    first = door.enter("a")
-    assert first is not None
-    assert door.enter("a") is None
-    door.admit(first)
-    second, third = door.enter("a"), door.enter("b")
-    assert second is not None
-    assert third is not None
-    assert door.enter("c") is None
-    door.admit(second)
-    door.leave(third)
-    assert door.enter("a") is None
-    fourth = door.enter("b")
-    assert fourth is not None
-    door.admit(fourth)
-    fifth = door.enter("c")
-    assert fifth is not None
-    assert door.enter("d") is None
-    assert dict(faults.counters) == {
-        "inbound.ip_pending_full": 1,
-        "inbound.pending_full": 1,
-        "inbound.ip_full": 1,
-        "inbound.full": 1,
-    }
-    for ticket in (first, second, fourth, fifth):
-        door.leave(ticket)
-    assert not door._standing
-    assert not door._pending
 
 
 class Holder:
