@@ -44,7 +44,7 @@ class LedgerKeeper:
             raise OperatorError(
                 f"the ledger has {self.store.size} records, and the journal beside it is empty",
                 "journal.sqlite was lost or replaced: restore the newest copy of the whole directory; without one go on"
-                " in a new directory with this account, as docs/running-a-node.md says under Upgrading",
+                " in a new directory with a new account, as docs/running-a-node.md says under Backups",
             )
         refuse_rolled_back(self.store, self.heads, account)
         self.proof_exchange = ProofExchange(

@@ -295,6 +295,8 @@ async def _environment(
     if locks[0].blob.size_bytes > LARGEST_LOCK_BYTES:
         raise Unstageable("the job's lock is larger than any lock")
     since = trio.current_time()
+    # A first time may be minutes and gigabytes, and all that the buyer would see is a run that does not start.
+    say(daemon, run, "the job's packages: installing what is not here yet\n")
     try:
         data = await trio.to_thread.run_sync(read_blob, daemon.store, locks[0].blob, LARGEST_LOCK_BYTES, keys)
         text = data.decode()
@@ -306,7 +308,9 @@ async def _environment(
         ready = await daemon.environments.bring(text, wheels, run, version(PINNED))
     except (ProtocolError, UnicodeDecodeError, SealBroken) as fault:
         raise Unstageable(f"the job's lock cannot be used: {fault}") from fault
-    except (NotBuilt, BlobMissing) as fault:
+    except NotBuilt as fault:
+        raise Unstageable(str(fault), "bad-entry" if fault.is_jobs_fault else "refused") from fault
+    except BlobMissing as fault:
         raise Unstageable(str(fault), "refused") from fault
     say(daemon, run, f"the job's packages are ready after {trio.current_time() - since:.1f} s\n")
     return ready
@@ -320,6 +324,7 @@ async def _image(daemon: "Daemon", run: bytes, reference: str, listed: Sequence[
     if FEATURE_IMAGE not in daemon.furnishings:
         raise Unstageable("this provider runs no images", "refused")
     since = trio.current_time()
+    say(daemon, run, "the job's image: unpacking it, if it is not here yet\n")
     try:
         wanted = pulled(reference)
         if archives:
