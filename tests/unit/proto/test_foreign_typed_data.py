@@ -15,7 +15,7 @@ from hansa.proto.foreign_typed_data import encode_type_of, foreign_digest, read_
 from hansa.proto.keccak import keccak256
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-VECTORS = DATA / "vectors" / "eip712.json"
+VECTORS = (Path(__file__).parents[2] / "vectors" / "eip712.json", DATA / "vectors" / "eip712.json")
 IEXEC = DATA / "specs" / "iexec" / "eip712_typehash_vectors.json"
 
 
@@ -26,9 +26,11 @@ def types_of(type_string):
     }
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason=f"the golden vectors are not there: {VECTORS}")
-def test_golden_vectors():
-    vectors = json.loads(VECTORS.read_text())
+@pytest.mark.parametrize("path", VECTORS, ids=("here", "beside"))
+def test_golden_vectors(path):
+    if not path.exists():
+        pytest.skip(f"these vectors are not there: {path}")
+    vectors = json.loads(path.read_text())
     for vector in vectors["types"]:
         types = types_of(vector["typeString"])
         typed = {

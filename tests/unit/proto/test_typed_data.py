@@ -11,6 +11,7 @@ from eth_account.messages import encode_typed_data
 from eth_utils import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import typed_vectors
 
 from hansa.proto import documents, market_documents
 from hansa.proto.errors import Malformed
@@ -37,7 +38,11 @@ from hansa.proto.units import (
     Uint256,
 )
 
-VECTORS = Path(__file__).parents[4] / "shared" / "data" / "vectors" / "eip712.json"
+VECTORS = (
+    Path(__file__).parents[2] / "vectors" / "eip712.json",
+    Path(__file__).parents[4] / "shared" / "data" / "vectors" / "eip712.json",
+)
+"""Those made by eth-account that lie here, and others that lie beside the project on some machines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +170,30 @@ def test_every_market_document_has_a_type_of_its_own():
     assert len({type_hash(cls) for cls in (*signed, *SETTLEMENT_DOCUMENTS)}) == len(signed) + len(SETTLEMENT_DOCUMENTS)
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason=f"the golden vectors are not there: {VECTORS}")
-def test_golden_vectors():
+def from_json(hint: Any, value: Any) -> Any:
+    """A value of the type that a field has."""
+    bare, _ = unwrap(hint)
+    if is_document(bare):
+        return bare(**{m.attribute: from_json(m.hint, value[m.name]) for m in members_of(bare)})
+    element = element_of(bare)
+    if element is not None:
+        return tuple(from_json(element, item) for item in value)
+    return bytes.fromhex(value[2:]) if bare is bytes else bare(value)
+
+
+def test_the_vectors_that_lie_here_are_eth_accounts_and_name_every_settlement_document():
+    vectors = json.loads(VECTORS[0].read_text())
+    assert typed_vectors.vectors() == vectors, "python tests/kit/typed_vectors.py > tests/vectors/eip712.json"
+    assert {cls.__name__ for cls in SETTLEMENT_DOCUMENTS} < {vector["primaryType"] for vector in vectors["types"]}
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=("here", "beside"))
+def test_golden_vectors(path):
     from hansa.proto.signing import SigningKey, parse_address, recover
 
-    vectors = json.loads(VECTORS.read_text())
+    if not path.exists():
+        pytest.skip(f"these vectors are not there: {path}")
+    vectors = json.loads(path.read_text())
     stated = vectors["domain"]
     domain = Domain(
         name=stated["name"],
@@ -181,12 +205,9 @@ def test_golden_vectors():
     assert "0x" + domain.separator.hex() == vectors["domainSeparator"]
     assert key.address == parse_address(vectors["address"])
     for vector in vectors["types"]:
-        cls = getattr(documents, vector["primaryType"])
-        message = {
-            m.attribute: bytes.fromhex(text[2:]) if (text := vector["message"][m.name]).startswith("0x") else int(text)
-            for m in members_of(cls)
-        }
-        document = cls(**message)
+        name = vector["primaryType"]
+        cls = getattr(documents, name, None) or getattr(market_documents, name)
+        document = from_json(cls, vector["message"])
         assert encode_type(cls) == vector["typeString"]
         assert "0x" + type_hash(cls).hex() == vector["typeHash"]
         assert "0x" + struct_hash(document).hex() == vector["structHash"]
