@@ -135,7 +135,7 @@ async def greet_arrivals(daemon: "Daemon") -> None:
 
 async def _greet(daemon: "Daemon", peer_id: str) -> None:
     with contextlib.suppress(Stranger):
-        daemon.outbox.kick(await daemon.directory.meet(peer_id))
+        daemon.outbox.kick(await daemon.directory.welcome(peer_id))
         await daemon.discovery.sync.greet(peer_id)
 
 

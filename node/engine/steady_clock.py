@@ -11,7 +11,7 @@ from typing import Final
 JUMP_MS: Final = 30_000
 """What partners bear with (``hansa.market.receipts``). A clock that is corrected by less has not jumped."""
 KEEP_TIME: Final = "Keep it with NTP (systemd-timesyncd, chrony): others believe no node with another time."
-CLOCK_ADVICE: Final = "several peers have another time than this machine: is its clock right?"
+CLOCK_ADVICE: Final = "most peers have another time than this machine: is this machine's clock right?"
 
 
 def wall_clock_ms() -> int:
@@ -43,6 +43,10 @@ class SteadyClock:
         now_ms = max(wall_ms, anchor_ms + monotonic_ms - anchored_ms)
         self._anchor = (now_ms, monotonic_ms)
         return now_ms
+
+    def begin_at(self, least_ms: int) -> None:
+        """Be no earlier than this from now on: what an earlier life of the node was told."""
+        self._anchor = (max(self.now_ms(), least_ms), self._monotonic_ms())
 
     def ahead_ms(self) -> int:
         """By how much this clock is before the wall's, since that was set back."""

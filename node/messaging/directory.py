@@ -21,8 +21,10 @@ from hansa.proto.protocols import HELLO, MAX_HELLO_BYTES
 
 MOST_KNOWN = 10_000
 MOST_DOUBTS = 100
-SEVERAL = 2
+ENOUGH_TAKEN = 3
 CLOCKS_DIFFER = "directory.clocks_differ"
+OUT_OF_DATE = "the clocks differ"
+"""How a refusal for a date begins. Whom a peer refuses so learns in no other way that its own clock is ahead."""
 
 
 class Stranger(Exception):
@@ -33,8 +35,14 @@ def _out_of_date(binding: NodeBinding, now_ms: int) -> str:
     """Why a binding does not hold now, for the one whose it is."""
     ahead_ms = binding.not_before - now_ms
     if ahead_ms > 0:
-        return f"the clocks differ by {ahead_ms // 1000} s or more: your binding begins in the future by mine"
-    return f"the clocks differ: by mine your binding ended {(now_ms - binding.not_after) // 1000} s ago"
+        return f"{OUT_OF_DATE} by {ahead_ms // 1000} s or more: your binding begins in the future by mine"
+    return f"{OUT_OF_DATE}: by mine your binding ended {(now_ms - binding.not_after) // 1000} s ago"
+
+
+def _remember(peers: OrderedDict[str, None], peer_id: str) -> None:
+    peers[peer_id] = None
+    while len(peers) > MOST_DOUBTS:
+        peers.popitem(last=False)
 
 
 class Directory:
@@ -51,6 +59,8 @@ class Directory:
         self._rate = PeerRate(HELLOS_AT_ONCE, HELLO_EVERY_MS)
         self.counters: Counter[str] = Counter()
         self._other_times: OrderedDict[str, None] = OrderedDict()
+        self._refused_by: OrderedDict[str, None] = OrderedDict()
+        self._taken_by: set[str] = set()
 
     def serve(self) -> None:
         """Answer every hello with ours."""
@@ -62,6 +72,7 @@ class Directory:
         One after the other, so that a node with many neighbours does not fall over all of them at once.
         """
         self._hello = encode(hello)
+        self._taken_by.clear()
         for peer_id in [each for each in peer_ids if each in self._bindings]:
             with contextlib.suppress(Stranger):
                 await self._greet(peer_id)
@@ -79,7 +90,7 @@ class Directory:
         if not holds_at(binding, self._now_ms()):
             # Both keys signed it, so the peer is who it says. A wrong clock, be it theirs or ours, is no attack.
             self.counters[CLOCKS_DIFFER] += 1
-            self._doubt(peer_id)
+            _remember(self._other_times, peer_id)
             raise Refused(_out_of_date(binding, self._now_ms()))
         known = self._bindings.get(peer_id)
         if known is not None and known.account != binding.account and known.epoch >= binding.epoch:
@@ -98,19 +109,16 @@ class Directory:
                 del self._peers[forgotten.account]
         return binding.account
 
-    def _doubt(self, peer_id: str) -> None:
-        self._other_times[peer_id] = None
-        while len(self._other_times) > MOST_DOUBTS:
-            self._other_times.popitem(last=False)
-
     @property
     def clocks_differ(self) -> bool:
-        """Whether several peers were last seen to have another time, and no fewer than those that have ours.
+        """Whether most of the peers that were heard of last have another time, by our clock or by theirs.
 
         Strangers can say so together and be wrong: it is worth a word to the owner, and nothing else.
         """
-        ours = sum(holds_at(binding, self._now_ms()) for binding in self._bindings.values())
-        return len(self._other_times) >= max(SEVERAL, min(ours, MOST_DOUBTS))
+        others = self._other_times.keys() | self._refused_by.keys()
+        now_ms = self._now_ms()
+        ours = sum(holds_at(binding, now_ms) for peer_id, binding in self._bindings.items() if peer_id not in others)
+        return len(others) > min(ours, MOST_DOUBTS - 1)
 
     def account_of(self, peer_id: str) -> bytes | None:
         """The account that a peer proved to speak for, as long as its binding holds."""
@@ -140,15 +148,42 @@ class Directory:
             return account
         return await self._greet(peer_id)
 
+    async def welcome(self, peer_id: str) -> bytes:
+        """As ``meet``, for one that has just connected; until a few have taken our date it is told to each of them.
+
+        A node whose clock is ahead finds nobody's date wrong: that its own is refused is all that it can hear.
+
+        Raises:
+            Stranger: it did not prove its account.
+        """
+        account = self.account_of(peer_id)
+        if account is not None and len(self._taken_by) < ENOUGH_TAKEN:
+            with contextlib.suppress(Stranger):
+                return await self._greet(peer_id)
+        return account if account is not None else await self._greet(peer_id)
+
     async def _greet(self, peer_id: str) -> bytes:
         try:
-            answer = await self._net.request(peer_id, HELLO, self._hello, max_response_bytes=MAX_HELLO_BYTES)
+            answer = await self._say_hello(peer_id)
             return self._learn(peer_id, answer)
         except ProtocolError as fault:
             self._net.strike(peer_id, "a hello that proves nothing")
             raise Stranger(str(fault)) from fault
         except NetError as fault:
             raise Stranger(str(fault)) from fault
+
+    async def _say_hello(self, peer_id: str) -> bytes:
+        try:
+            answer = await self._net.request(peer_id, HELLO, self._hello, max_response_bytes=MAX_HELLO_BYTES)
+        except Refused as no:
+            if no.why.startswith(OUT_OF_DATE):
+                self.counters[CLOCKS_DIFFER] += 1
+                _remember(self._refused_by, peer_id)
+            raise
+        self._refused_by.pop(peer_id, None)
+        if len(self._taken_by) < ENOUGH_TAKEN:
+            self._taken_by.add(peer_id)
+        return answer
 
     async def reach(self, account: bytes) -> str:
         """The peer that speaks for an account, connected and proved.

@@ -207,9 +207,71 @@ async def test_strangers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch)
         assert len(one.directory._bindings) == len(one.directory._peers) == len(one.directory._hints) == 3
 
 
-async def test_several_peers_with_another_time_are_worth_a_word_and_one_is_not() -> None:
+async def test_a_node_whose_own_clock_is_ahead_is_told_so_by_those_who_refuse_its_date() -> None:
+    """By its clock nobody else's date is wrong: it hears of it only where it is refused."""
     hub = MemoryHub()
-    async with party(hub, 1) as one, party(hub, 2, hello=expired) as two, party(hub, 3, hello=too_early) as three:
+    async with party(hub, 1, hello=too_early) as ahead, party(hub, 2) as two, party(hub, 3) as three:
+        for other in (two, three):
+            ahead.knows(other)
+            other.knows(ahead)
+            with pytest.raises(Stranger):
+                await other.directory.meet(ahead.peer_id)
+            assert not ahead.directory.clocks_differ
+        for other in (two, three):
+            assert await ahead.directory.welcome(other.peer_id) == other.account.address
+        assert ahead.directory.clocks_differ
+        assert ahead.directory.counters == {directory.CLOCKS_DIFFER: 2}
+        right = hello_of(ahead.account, ahead.node)
+        await ahead.directory.introduce(right, [two.peer_id, three.peer_id])
+        assert not ahead.directory.clocks_differ
+
+
+async def test_who_connects_is_told_our_date_until_a_few_have_taken_it() -> None:
+    hub, heard_by = MemoryHub(), []
+
+    async def welcomed(one: Party, number: int) -> None:
+        async with party(hub, number) as each:
+
+            async def answer(context: Context, data: bytes) -> bytes:
+                heard_by.append(number)
+                return await each.directory._answer(context, data)
+
+            one.knows(each)
+            each.knows(one)
+            await each.directory.meet(one.peer_id)
+            each.net.serve(HELLO, answer)
+            assert await one.directory.welcome(each.peer_id) == each.account.address
+
+    async with party(hub, 1) as one:
+        for number in range(10, 16):
+            await welcomed(one, number)
+    assert heard_by == list(range(10, 10 + directory.ENOUGH_TAKEN))
+
+
+async def test_a_refusal_for_another_reason_says_nothing_of_clocks() -> None:
+    hub = MemoryHub()
+    async with party(hub, 1) as one, party(hub, 2) as two:
+
+        async def busy(_context: Context, _data: bytes) -> bytes:
+            raise Refused("busy: more hellos than one peer may say")
+
+        two.net.serve(HELLO, busy)
+        one.knows(two)
+        with pytest.raises(Stranger):
+            await one.directory.meet(two.peer_id)
+        assert not one.directory.clocks_differ
+
+
+async def test_most_peers_with_another_time_are_worth_a_word_and_fewer_are_not() -> None:
+    hub = MemoryHub()
+    async with (
+        party(hub, 1) as one,
+        party(hub, 2, hello=expired) as two,
+        party(hub, 3, hello=too_early) as three,
+        party(hub, 4) as right,
+    ):
+        one.knows(right)
+        await one.directory.meet(right.peer_id)
         for late, told in ((two, False), (three, True)):
             one.knows(late)
             with pytest.raises(Stranger):

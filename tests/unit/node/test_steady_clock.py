@@ -40,6 +40,17 @@ def test_set_forward_it_follows_at_once():
     assert hands.clock.now_ms() == BEGIN_MS + HOUR_MS + 1_000
 
 
+def test_it_begins_no_earlier_than_what_it_told_in_an_earlier_life():
+    hands = Hands()
+    hands.clock.begin_at(BEGIN_MS - HOUR_MS)
+    assert (hands.clock.now_ms(), hands.clock.ahead_ms()) == (BEGIN_MS, 0)
+    hands.clock.begin_at(BEGIN_MS + HOUR_MS)
+    hands.pass_time(1_000)
+    assert (hands.clock.now_ms(), hands.clock.ahead_ms()) == (BEGIN_MS + HOUR_MS + 1_000, HOUR_MS)
+    hands.clock.go_back()
+    assert hands.clock.now_ms() == BEGIN_MS + 1_000
+
+
 def test_where_nothing_runs_it_goes_back_to_the_walls_time():
     hands = Hands()
     hands.pass_time(1_000, -HOUR_MS)
