@@ -50,6 +50,14 @@ def test_what_a_running_daemon_has_as_a_credential_is_not_missed(config: Config,
     assert doctor._keys(config, daemon_runs=True)[1] is well
 
 
+def test_a_running_daemon_is_no_word_for_an_account_that_is_lost_with_the_nodes_key(config: Config) -> None:
+    config.node_key.unlink()
+    config.keystore.unlink()
+    assert not doctor._keys(config, daemon_runs=True)[1], (
+        "no credential holds the account: it is a file here or nowhere"
+    )
+
+
 def test_the_examination_looks_at_the_keys(config: Config) -> None:
     config.node_key.write_bytes(b"")
     found = {name: well for name, well, _ in doctor.examine(config.data_dir)}
