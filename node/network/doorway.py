@@ -80,11 +80,18 @@ class Doorway:
         """Somebody of this household did wrong."""
         self._remembered.pop(household, None)
 
-    async def enter(self, host: str) -> bool:
-        """Wait for a turn, if it comes soon; False if it does not."""
+    def knows(self, household: str) -> bool:
+        """Whether somebody of this household is an acquaintance."""
+        return household in self._remembered or self._is_here(household)
+
+    async def enter(self, host: str, *, is_known: bool | None = None) -> bool:
+        """Wait for a turn, if it comes soon; False if it does not.
+
+        ``is_known`` says whether it is an acquaintance who comes, where that shows otherwise than by its household.
+        """
         circles = circles_of(host)
         household = circles[-1]
-        if (household in self._remembered or self._is_here(household)) and self._acquainted.take(household):
+        if (self.knows(household) if is_known is None else is_known) and self._acquainted.take(household):
             return True
         network = circles[-2] if place_of(host) == "public" else host
         me = _Waiting(circles, network, next(self._numbers))

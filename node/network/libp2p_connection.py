@@ -23,6 +23,8 @@ class GuardedConn(SwarmConn):  # type: ignore[misc]  # the library comes without
     """To a relay that somebody named, which is left when nothing goes through it any more."""
     circuits = 0
     """That we have through it, or are about to have."""
+    household = ""
+    """Of whom is at the other end: an address or a network of IPv6, or a name where a relay is between us."""
     entered_at = 0.0
     began_at = 0.0
 

@@ -38,7 +38,8 @@ PUNCHES_AT_ONCE = 6
 """For one peer, whichever of us begins."""
 ALL_PUNCHES_PER_S = 1.0
 ALL_PUNCHES_AT_ONCE = 30
-"""For all of them: names cost nothing, and each try may knock at two hosts of the peer's choice."""
+"""For all of them: names cost nothing, and each try may knock at two hosts of the peer's choice. As often for those
+that are kept; and for those whom one relay brought half as often."""
 REST_S = 30.0
 GOSSIP_STREAMS = 2
 
@@ -52,10 +53,17 @@ class HolePuncher:
         self._faults = faults
         self._seen_at = seen_at
         self._allowed = Allowances(PUNCHES_PER_S, PUNCHES_AT_ONCE, trio.current_time)
+        self._relays = Allowances(ALL_PUNCHES_PER_S / 2, ALL_PUNCHES_AT_ONCE // 2, trio.current_time)
         self._all = Allowances(ALL_PUNCHES_PER_S, ALL_PUNCHES_AT_ONCE, trio.current_time)
 
-    def _may_punch(self, name: str) -> bool:
-        return self._allowed.take(name) and self._all.take("all")
+    def _may_punch(self, relayed: Any) -> bool:
+        """Whether one more try is allowed over a relayed connection. Strangers use up nobody's who is kept."""
+        name = relayed.peer_id.to_base58()
+        if not self._allowed.take(name):
+            return False
+        if self._swarm.is_kept(name):
+            return self._all.take("kept")
+        return self._relays.take(relayed.relay) and self._all.take("all")
 
     async def upgrade(self, relayed: GuardedConn) -> None:
         """Begin, as the one that was called."""
@@ -63,7 +71,7 @@ class HolePuncher:
         for _ in range(ATTEMPTS):
             if relayed.is_closed or self._is_direct(relayed) or not self._seen_at():
                 break
-            if not self._may_punch(relayed.muxed_conn.peer_id.to_base58()):
+            if not self._may_punch(relayed.muxed_conn):
                 self._faults.count("dcutr.too_often")
                 break
             try:
@@ -111,7 +119,7 @@ class HolePuncher:
         muxed: BoundedStream = stream.muxed_stream
         connection = stream.muxed_conn
         name = connection.peer_id.to_base58()
-        if connection.path != "relayed" or not self._may_punch(name):
+        if connection.path != "relayed" or not self._may_punch(connection):
             self._faults.count("dcutr.refused")
             muxed.abort()
             return

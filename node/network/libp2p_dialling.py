@@ -170,6 +170,7 @@ class DiallingSwarm(Swarm):  # type: ignore[misc]  # the library comes without t
                 raise SwarmException("too many others wait for this relay")  # noqa: TRY301
             socket = await open_circuit(through.muxed_conn, peer_id)
             connection = await self._upgrade_outbound(RawConnection(socket, True, ConnectionType.RELAYED), peer_id)
+            connection.muxed_conn.relay = name
         except BaseException:
             self._circuit_over(through)
             raise

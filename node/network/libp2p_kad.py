@@ -29,13 +29,14 @@ from libp2p.records.validator import NamespacedValidator
 from hansa.node.network.allowance import Allowances
 from hansa.node.network.libp2p_acquaintances import Acquaintances
 from hansa.node.network.libp2p_guards import Faults
-from hansa.node.network.libp2p_kad_host import KAD_PROTOCOL, LOOKUP, Lookup, NarrowHost
+from hansa.node.network.libp2p_kad_host import KAD_PROTOCOL, LOOKUP, RELAYED, Lookup, NarrowHost
 from hansa.node.network.libp2p_kad_messages import TOLD_PEERS, BadKad, KadStream
 from hansa.node.network.libp2p_kad_tables import CappedProviders, CappedTable, ask_connections
 from hansa.node.network.libp2p_stack import Stack
 
 STREAMS_PER_PEER = 4
 STREAMS_PER_NETWORK = 8
+STREAMS_THROUGH_RELAYS = 16
 STREAMS = 32
 STREAM_S = 15.0
 TRIES_PER_S = 1 / 300
@@ -96,11 +97,13 @@ class KadTable:
     async def handle(self, stream: Any) -> None:
         """Answer one peer's questions, as long as they are few, small and soon over."""
         asker = stream.muxed_conn.peer_id
-        peer_id, network = asker.to_base58(), self.host.network_of(asker)
+        # Of this very connection: who asks and hangs up at once still counts for its network.
+        peer_id, network = asker.to_base58(), self.host.network_at(stream.muxed_conn)
         if (
             self._streams[peer_id] >= STREAMS_PER_PEER
             or self._streams.total() >= STREAMS
             or (network and self._networks[network] >= STREAMS_PER_NETWORK)
+            or (network.startswith(RELAYED) and self._streams_through_relays() >= STREAMS_THROUGH_RELAYS)
         ):
             self._faults.count("kad.busy")
             stream.muxed_stream.abort()
@@ -119,6 +122,9 @@ class KadTable:
         finally:
             self._streams -= taken
             self._networks -= of_network
+
+    def _streams_through_relays(self) -> int:
+        return sum(number for network, number in self._networks.items() if network.startswith(RELAYED))
 
     async def _note(self, asker: ID) -> None:
         """Somebody asks: if it answers as well it belongs into the table, and only a try shows whether it does."""

@@ -18,7 +18,7 @@ from hansa.node.network.neighbourhood import group_of, place_of
 KAD_PROTOCOL = "/hansa/kad/1.0.0"
 DIALS_PER_LOOKUP = 24
 RELAYED = "a relay"
-"""In place of the network of a peer that is connected through one."""
+"""And its name: in place of the network of a peer that is connected through it."""
 
 
 @dataclass(slots=True)
@@ -108,10 +108,15 @@ class NarrowHost:
     def network_of(self, peer_id: ID) -> str:
         """From which network a connected peer comes, empty for our own ones and for who is not connected."""
         standing = [each.muxed_conn for each in self._stack.swarm.live_connections(peer_id)]
-        remote = next((each.get_remote_address() for each in standing if each.path == "direct"), None)
-        if remote is not None:
-            return group_of(remote[0]) if place_of(remote[0]) == "public" else ""
-        return RELAYED if standing else ""
+        return self.network_at(standing[0]) if standing else ""
+
+    @staticmethod
+    def network_at(muxed_conn: Any) -> str:
+        """From which network a connection comes, whether it stands or not; empty for our own ones."""
+        if muxed_conn.path != "direct":
+            return f"{RELAYED} {muxed_conn.relay}"
+        remote = muxed_conn.get_remote_address()
+        return group_of(remote[0]) if remote is not None and place_of(remote[0]) == "public" else ""
 
     def set_stream_handler(self, _protocol_id: str, _handler: Any) -> None:
         """Nothing: streams come through ``KadTable``."""

@@ -53,7 +53,8 @@ class CappedTable(RoutingTable):  # type: ignore[misc]  # the library comes with
     async def add_peer(self, peer_obj: Any, *, skip_server_mode_check: bool = True) -> bool:  # noqa: ARG002
         """Take a peer in if it was met and there is room; the library's own rules come after that."""
         peer_id = peer_obj.peer_id if isinstance(peer_obj, PeerInfo) else peer_obj
-        if peer_id not in self.met:
+        if peer_id not in self.met or not self._narrow.is_connected(peer_id):
+            # Who has hung up meanwhile would count for no network.
             return False
         if not self.peer_in_table(peer_id) and not self._make_room(self._narrow.network_of(peer_id)):
             self._faults.count("kad.table_full")
@@ -68,7 +69,7 @@ class CappedTable(RoutingTable):  # type: ignore[misc]  # the library comes with
 
         Whoever was here once and has gone makes room; while all are connected the table stays as it is.
         """
-        if network == RELAYED:
+        if network.startswith(RELAYED):
             # Nobody could ask it but through a relay, which is itself who to ask.
             return False
         standing = self.get_peer_ids()

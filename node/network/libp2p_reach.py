@@ -24,7 +24,7 @@ from hansa.node.network.libp2p_relay import HOP, STOP, RelayService
 from hansa.node.network.libp2p_stack import Stack
 from hansa.node.network.libp2p_tcp import port_of
 from hansa.node.network.libp2p_wire import WireFault
-from hansa.node.network.neighbourhood import group_of, host_of, place_of
+from hansa.node.network.neighbourhood import group_of, host_of, household_of, place_of
 from hansa.node.network.net import NetConfig, Reach, RelayStat
 from hansa.node.network.reachability import Opinion, Opinions
 from hansa.node.network.upnp import Forwarding, forward, withdraw
@@ -59,7 +59,8 @@ class Reachability:
         self._places: dict[str, Place] = {}
         self._held: set[str] = set()
         self._look = trio.Event()
-        self._stranger_came = False
+        # Over which family of addresses somebody came, and where we lived then as far as we know.
+        self._strangers: dict[str, frozenset[str]] = {}
         # Routers let in whom we dialled, whichever life of the library it was in.
         self._spoken_to: OrderedDict[str, None] = OrderedDict()
         self.forwarding: Forwarding | None = None
@@ -77,14 +78,30 @@ class Reachability:
     @property
     def is_public(self) -> bool:
         """Whether enough others reached us, and one of them to whom we had never spoken."""
-        return self.opinions.verdict() == "public" and self._stranger_came
+        opinions = self.opinions
+        came_over = self._came_over()
+        return opinions.verdict() == "public" and any(host_of(addr)[0] in came_over for addr in opinions.confirmed())
 
     def _on_stranger_in(self, host: str) -> None:
         """Somebody came from the internet whom our router cannot have known. Our own outside is a neighbour of ours."""
-        if not self._stranger_came and host not in {seen for seen, _ in self.seen_at()}:
-            self._stranger_came = True
+        family = _family(host)
+        if family not in self._came_over() and host not in {seen for seen, _ in self.seen_at()}:
+            self._strangers[family] = self._outside(family)
             self._faults.count("reach.stranger_came_in")
             self._look.set()
+
+    def _outside(self, family: str) -> frozenset[str]:
+        """The households from which others see us come."""
+        return frozenset(household_of(host) for host, _ in self.seen_at() if _family(host) == family)
+
+    def _came_over(self) -> set[str]:
+        """The families over which a stranger came in to where we live now."""
+        found = set()
+        for family, then in self._strangers.items():
+            now = self._outside(family)
+            if not now or not then or now & then:
+                found.add(family)
+        return found
 
     @property
     def is_hidden(self) -> bool:
@@ -109,7 +126,7 @@ class Reachability:
         """All of it, for the operator."""
         opinions = self.opinions
         verdict = opinions.verdict()
-        if verdict == "unknown" and self._stranger_came:
+        if verdict == "unknown" and self._came_over():
             # Nobody was asked, or too few; but who came in is proof enough for words.
             verdict = "public"
         return Reach(
@@ -257,7 +274,9 @@ class Reachability:
         self._places = {place.relay: place for place in self.places()}
         if self.opinions.verdict() == "private":
             # Another network than before, perhaps: who came in there says nothing of this one.
-            self._stranger_came = False
+            self._strangers.clear()
+        for family in [each for each, then in self._strangers.items() if not then]:
+            self._strangers[family] = self._outside(family)  # which nobody had told us yet
         if self.is_public or self._config.announce:
             return
         now = trio.current_time()
@@ -327,6 +346,10 @@ class Reachability:
             outside, port = self._forwarded
             self._forwarded = None
             await withdraw(outside, port)
+
+
+def _family(host: str) -> str:
+    return "ip6" if ":" in host else "ip4"
 
 
 def _remember(table: dict[str, float], name: str, at: float) -> None:

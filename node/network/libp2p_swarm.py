@@ -185,16 +185,19 @@ class GuardedSwarm(DiallingSwarm):
 
     async def take_circuit(self, socket: CircuitSocket, relay: ID, said: ID) -> None:
         """Serve a connection that a relay brought; only if it is from whom the relay said."""
-        caller = f"relay {relay}"
+        # By its name, which the relay has proof of; should it lie, then its callers share one pace of acquaintances.
+        is_known = self._doorway.knows(str(said))
+        caller = f"{'acquaintances by ' if is_known else ''}relay {relay}"
 
         async def serve(ticket: Ticket, proven: Callable[[], None]) -> None:
             muxed = await self._upgrade_inbound(
-                BufferedSocket(socket, self.turns), ConnectionType.RELAYED, at_the_door=caller
+                BufferedSocket(socket, self.turns), ConnectionType.RELAYED, at_the_door=caller, is_known=is_known
             )
             if muxed.peer_id != said:
                 self.faults.count("circuit.somebody_else")
                 await muxed.close()
                 return
+            muxed.relay = relay.to_base58()
             connection = await self._add_proven(muxed, ticket, proven)
             self.on_relayed(connection)
             await connection.event_closed.wait()
@@ -248,7 +251,12 @@ class GuardedSwarm(DiallingSwarm):
                 await socket.close()
 
     async def _upgrade_inbound(
-        self, socket: BufferedSocket, kind: ConnectionType = ConnectionType.DIRECT, at_the_door: str | None = None
+        self,
+        socket: BufferedSocket,
+        kind: ConnectionType = ConnectionType.DIRECT,
+        at_the_door: str | None = None,
+        *,
+        is_known: bool | None = None,
     ) -> BoundedYamux:
         """Shake hands; ``at_the_door`` is the host of somebody who came uninvited, and waits for a turn."""
         raw = RawConnection(socket, False, kind)
@@ -256,7 +264,7 @@ class GuardedSwarm(DiallingSwarm):
         with trio.fail_after(timeout_s):
             _, transport = await self._security.select(raw, False, timeout_s)
             # After what is cheap, so that whoever speaks no libp2p takes nobody's turn, and before what is dear.
-            if at_the_door is not None and not await self._doorway.enter(at_the_door):
+            if at_the_door is not None and not await self._doorway.enter(at_the_door, is_known=is_known):
                 raise SwarmException("strangers come too fast")
             secured = await transport.secure_inbound(raw)
             peer_id = secured.get_remote_peer()
@@ -290,6 +298,7 @@ class GuardedSwarm(DiallingSwarm):
             raise SwarmException("too many connections")
         connection = GuardedConn(muxed_conn, self, direction=direction)
         connection.began_at = trio.current_time()
+        connection.household = self._household(muxed_conn)
         connection.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
         nursery.start_soon(muxed_conn.start)
         await muxed_conn.event_started.wait()
@@ -307,7 +316,7 @@ class GuardedSwarm(DiallingSwarm):
 
     def conn_closed(self, connection: GuardedConn) -> None:
         """Tell those who want to know; the library's may take their time."""
-        household = self._household(connection)
+        household = connection.household
         if household and self._is_barred(connection.muxed_conn.peer_id.to_base58()):
             self._doorway.forget(household)
         elif household and connection.is_acquainted:
@@ -318,13 +327,15 @@ class GuardedSwarm(DiallingSwarm):
             self.background_nursery.start_soon(self._notify, "disconnected", connection)
 
     @staticmethod
-    def _household(connection: GuardedConn) -> str:
-        """Where a direct connection comes from or leads to."""
-        remote = connection.muxed_conn.get_remote_address() if connection.muxed_conn.path == "direct" else None
+    def _household(muxed: BoundedYamux) -> str:
+        """Where a direct connection comes from or leads to; of a relayed one the peer's name."""
+        if muxed.path != "direct":
+            return str(muxed.peer_id)
+        remote = muxed.get_remote_address()
         return household_of(remote[0]) if remote else ""
 
     def _has_been_here(self, household: str) -> bool:
-        return any(each.is_acquainted and self._household(each) == household for each in self.get_connections())
+        return any(each.household == household and each.is_acquainted for each in self.get_connections())
 
     def remove_conn(self, swarm_conn: GuardedConn) -> None:
         """Strike a connection from the list."""

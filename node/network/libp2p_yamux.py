@@ -52,6 +52,8 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         self.offence = offence
         self.event_started = trio.Event()
         self.path: Path = "direct" if conn.get_connection_type() is ConnectionType.DIRECT else "relayed"
+        self.relay = ""
+        """Through which it came or goes, if it does."""
         self.round_trip_s = 0.05
         self._initiator = bool(conn.is_initiator)
         self._next_id = 1 if self._initiator else 2

@@ -4,6 +4,7 @@ Each of the hostile tests goes red when the guard that it is about is taken out 
 """
 
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
@@ -328,6 +329,49 @@ async def test_one_network_has_only_so_many_streams_of_the_table(monkeypatch: py
             streams += [await Stranger(each, net).stream() for _ in range(2)]
         await until(lambda: net.counters().get("kad.busy", 0) >= 1)
         assert table_of(net)._networks.total() <= 3
+
+
+async def test_strangers_through_one_relay_leave_streams_for_those_who_come_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(libp2p_kad, "STREAMS_PER_NETWORK", 2)
+    monkeypatch.setattr(libp2p_kad, "STREAMS_THROUGH_RELAYS", 3)
+    async with node() as net, node() as one, node() as other, node() as third:
+        through = {one.peer_id: "a relay A", other.peer_id: "a relay B", third.peer_id: "a relay C"}
+        monkeypatch.setattr(
+            libp2p_kad_host.NarrowHost, "network_at", staticmethod(lambda muxed: through.get(str(muxed.peer_id), ""))
+        )
+        streams = []
+        for each, held in (
+            (one, {"a relay A": 2}),
+            (other, {"a relay A": 2, "a relay B": 1}),
+            (third, {"a relay A": 2, "a relay B": 1}),
+        ):
+            await meet(each, net)
+            streams += [await Stranger(each, net).stream() for _ in range(3)]
+            await until(lambda held=held: table_of(net)._networks == Counter(held))
+        through[third.peer_id] = ""
+        streams += [await Stranger(third, net).stream() for _ in range(3)]
+        await until(lambda: table_of(net)._networks[""] == 3)
+
+
+async def test_who_hangs_up_counts_for_its_network_all_the_same_and_is_not_entered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with node() as net, node() as one:
+        await meet(one, net)
+        monkeypatch.setattr(libp2p_kad_host, "place_of", lambda _host: "public")
+        peer_id = ID.from_base58(one.peer_id)
+        host, table = table_of(net).host, table_of(net).table
+        connection = net._swarm.live_connections(peer_id)[0].muxed_conn
+        network = host.network_of(peer_id)
+        assert network == host.network_at(connection) != ""
+        await one.disconnect(net.peer_id)
+        await until(lambda: connection.is_closed and not host.is_connected(peer_id))
+        assert host.network_at(connection) == network
+        table.remove_peer(peer_id)
+        await table.meet(peer_id)
+        assert not table.peer_in_table(peer_id)
 
 
 async def test_a_full_bucket_asks_its_connections_and_waits_for_nobody() -> None:

@@ -144,6 +144,24 @@ async def test_a_relay_that_names_somebody_else_as_the_caller_is_not_believed(mo
         assert callee.counters()["circuit.somebody_else"]
 
 
+async def test_an_acquaintance_comes_back_through_a_relay_whose_callers_flood_us(monkeypatch):
+    """Everybody who comes through one relay is one caller; whom we know has a share of its own there as well."""
+    monkeypatch.setattr("hansa.node.network.libp2p_connection.ACQUAINTED_S", 0.5)
+    async with relayed() as (relay, callee, caller):
+        await caller.connect(circuits(callee)[0])
+        await trio.sleep(0.8)
+        await caller.disconnect(callee.peer_id)
+        await until(lambda: not callee._swarm.live_connections(ID.from_base58(caller.peer_id)))
+        callee._swarm._doorway._most_waiting = callee._swarm._doorway._most_of_a_network = 0
+        while callee._swarm._doorway._all.take(""):
+            pass
+        taken = [callee._swarm._admission.enter(f"relay {relay.peer_id}") for _ in range(16)]
+        assert taken[0] is not None
+        assert taken[-1] is None, "its callers hold all that they may"
+        assert await caller.connect(circuits(callee)[0]) == "relayed"
+        assert await caller.request(callee.peer_id, ECHO, b"x") == b"x"
+
+
 async def test_places_are_kept_at_several_relays_and_a_lost_one_is_replaced():
     async with (
         open_net(NetConfig(relay=True), os.urandom(32)) as first,
@@ -428,7 +446,37 @@ async def test_places_are_held_until_a_stranger_came_in_and_again_where_nobody_g
         reach._on_stranger_in("45.33.1.1")
         assert reach.is_public
         reach._opinions = all_said("")
-        await until(lambda: not reach._stranger_came)
+        await until(lambda: not reach._strangers)
+
+
+async def test_a_stranger_shows_something_of_the_family_it_came_over_and_of_where_we_lived_then():
+    def reached_at(host: str, family: str = "ip4") -> Opinions:
+        addr = f"/{family}/{host}/tcp/4077"
+        return Opinions(
+            tuple(
+                Opinion(observer=each, network=each, seen_at=(host, 4077), reached_at=addr, at_s=trio.current_time())
+                for each in ("one", "other")
+            )
+        )
+
+    async with open_net(NetConfig(), os.urandom(32)) as node:
+        reach = node._reachability
+        reach._opinions = reached_at("45.33.9.2")
+        reach._on_stranger_in("2a01:4f8:1:1::5")
+        assert not reach.is_public
+        reach._on_stranger_in("45.33.1.1")
+        assert reach.is_public
+        reach._opinions = reached_at("45.34.8.7")
+        assert not reach.is_public, "that is another network"
+        reach._on_stranger_in("45.33.1.1")
+        assert reach.is_public
+        reach._opinions = reached_at("2a01:4f9:2:2::9", "ip6")
+        assert reach.is_public, "nobody knew our outside of IPv6 when somebody came over it"
+        await reach._hold_places()
+        reach._opinions = reached_at("2a01:4f9:2:2:1:2:3:4", "ip6")
+        assert reach.is_public, "another address in the same house"
+        reach._opinions = reached_at("2a01:4f9:3:3::9", "ip6")
+        assert not reach.is_public
 
 
 async def test_malformed_questions_are_strikes():
@@ -458,6 +506,11 @@ async def test_holes_are_made_only_for_whom_a_relay_brought():
         assert node.counters()["dcutr.refused"]
 
 
+def called_by(number: int, relay: str = "a relay") -> SimpleNamespace:
+    name = ID.from_base58(peer_id_of_key((91_000 + number).to_bytes(32, "big")))
+    return SimpleNamespace(is_closed=False, muxed_conn=SimpleNamespace(peer_id=name, relay=relay))
+
+
 async def test_holes_that_we_begin_are_few_for_one_peer_and_in_all():
     """Who calls us through a relay names where we shall knock, as often as it calls."""
     begun = []
@@ -467,12 +520,10 @@ async def test_holes_that_we_begin_are_few_for_one_peer_and_in_all():
             await trio.lowlevel.checkpoint()
             begun.append(relayed)
 
-    def called_by(number: int) -> SimpleNamespace:
-        name = ID.from_base58(peer_id_of_key((91_000 + number).to_bytes(32, "big")))
-        return SimpleNamespace(is_closed=False, muxed_conn=SimpleNamespace(peer_id=name))
-
+    kept = set[str]()
+    swarm = SimpleNamespace(live_connections=lambda _peer_id: [], is_kept=kept.__contains__)
     faults = Faults()
-    puncher = Noting(SimpleNamespace(live_connections=lambda _peer_id: []), faults, lambda: [("45.33.9.2", 4077)])
+    puncher = Noting(swarm, faults, lambda: [("45.33.9.2", 4077)])
     async with trio.open_nursery() as nursery:
         for _ in range(PUNCHES_AT_ONCE + 4):
             nursery.start_soon(puncher.upgrade, called_by(0))
@@ -481,9 +532,32 @@ async def test_holes_that_we_begin_are_few_for_one_peer_and_in_all():
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         for number in range(1, 3 * ALL_PUNCHES_AT_ONCE):
-            nursery.start_soon(puncher.upgrade, called_by(number))
+            nursery.start_soon(puncher.upgrade, called_by(number, f"relay {number % 3}"))
     assert len(begun) <= ALL_PUNCHES_AT_ONCE + PUNCHES_AT_ONCE + 2 + 2 * (trio.current_time() - began)
     assert faults.counters["dcutr.too_often"]
+    a_friend = called_by(0)
+    a_friend.muxed_conn.peer_id = ID.from_base58(peer_id_of_key((90_999).to_bytes(32, "big")))
+    kept.add(str(a_friend.muxed_conn.peer_id))
+    await puncher.upgrade(a_friend)
+    assert begun[-1] is a_friend, "strangers use up nothing of those that are kept"
+
+
+async def test_strangers_behind_one_relay_leave_tries_for_those_behind_another():
+    tried = []
+
+    class Noting(HolePuncher):
+        async def _begin(self, relayed) -> None:
+            await trio.lowlevel.checkpoint()
+            tried.append(relayed)
+
+    swarm = SimpleNamespace(live_connections=lambda _peer_id: [], is_kept=lambda _name: False)
+    puncher = Noting(swarm, Faults(), lambda: [("45.33.9.2", 4077)])
+    async with trio.open_nursery() as nursery:
+        for number in range(2 * ALL_PUNCHES_AT_ONCE):
+            nursery.start_soon(puncher.upgrade, called_by(number))
+    other = called_by(1_000, "another relay")
+    await puncher.upgrade(other)
+    assert tried[-1] is other
 
 
 async def test_nobody_is_made_to_knock_at_many_doors_or_inner_ones():
