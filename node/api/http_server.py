@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Updated
 from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
@@ -35,7 +36,10 @@ class Announce(Protocol[Value_contra]):
 
 
 MOST_ON_LOOPBACK = 32
-"""Every user of the machine can connect there, and each connection takes a descriptor that the daemon needs."""
+"""Every user of the machine can connect there, and each connection takes a descriptor that the daemon needs. When more
+come, the oldest of those that ask for nothing goes: who asks at once is not kept out by who says nothing."""
+ANSWER_S = 2.0
+"""An answer takes milliseconds. Who has not taken it by then may have to go for another, too."""
 LOOPBACK_S = 10.0
 """How long a connection there may last: an answer takes milliseconds, and who says nothing keeps others out."""
 GRACEFUL_S = 1.0
@@ -43,11 +47,33 @@ GRACEFUL_S = 1.0
 
 
 class _Config(HypercornConfig):  # type: ignore[misc] # hypercorn is not typed for us
-    """hypercorn's, with how many connections there may be at once and for how long each; ``None`` is no limit."""
+    """hypercorn's, with how many connections there may be at once and for how long each; ``None`` is no limit.
+
+    Attributes:
+        held: the connections that there are, the oldest first, each with the time since when it is being answered.
+    """
 
     most: int | None = None
-    held: int = 0
     longest_s: float = math.inf
+
+    def __init__(self) -> None:
+        """Nobody is here yet."""
+        super().__init__()
+        self.held: dict[_Connection, float | None] = {}
+
+    def has_room(self) -> bool:
+        """Whether one more may come; for its sake another may have to leave."""
+        if self.most is None or len(self.held) < self.most:
+            return True
+        slow_s = trio.current_time() - ANSWER_S
+        idle = (one for one, since_s in self.held.items() if since_s is None)
+        leaves = next(idle, None) or next(
+            (one for one, since_s in self.held.items() if since_s is not None and since_s < slow_s), None
+        )
+        if leaves is None:
+            return False
+        leaves.leave()
+        return True
 
 
 class _Connection(TCPServer):  # type: ignore[misc] # hypercorn is not typed for us
@@ -59,19 +85,30 @@ class _Connection(TCPServer):  # type: ignore[misc] # hypercorn is not typed for
 
     async def run(self) -> None:
         """Serve it. What goes wrong closes it, and is for the owner's log."""
-        if self.config.most is not None and self.config.held >= self.config.most:
+        if not self.config.has_room():
             await trio.aclose_forcefully(self.stream)
             return
-        self.config.held += 1
+        self.config.held[self] = None
         try:
-            with trio.move_on_after(self.config.longest_s):
+            with trio.move_on_after(self.config.longest_s) as self.scope:
                 await super().run()
         except* Exception as faults:  # noqa: BLE001 - whatever it is, it is one client's
             kinds = sorted({type(fault).__name__ for fault in _leaves(faults)})
             _log.info("a connection to the API broke: %s", ", ".join(kinds))
             await trio.aclose_forcefully(self.stream)
         finally:
-            self.config.held -= 1
+            self.config.held.pop(self, None)
+
+    async def protocol_send(self, event: Any) -> None:
+        """What the protocol has to say; in passing it tells when a request has come, and when it is answered."""
+        if isinstance(event, Updated) and self in self.config.held:
+            self.config.held[self] = None if event.idle else trio.current_time()
+        await super().protocol_send(event)
+
+    def leave(self) -> None:
+        """Make room for another."""
+        self.config.held.pop(self, None)
+        self.scope.cancel()
 
 
 hypercorn_run.TCPServer = _Connection

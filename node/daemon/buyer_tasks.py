@@ -24,12 +24,14 @@ from hansa.node.engine.events import (
     TenderPrepared,
     TenderUndelivered,
 )
+from hansa.node.engine.logs import warn
 from hansa.node.engine.queueing import has_asked, places
 from hansa.node.engine.state import NodeState
 from hansa.node.messaging.directory import Stranger
 from hansa.node.storage.blob_exchange import FetchFailed
 from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
 from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.disk_faults import in_words
 from hansa.node.storage.sealed_blobs import opened_file, read_blob
 from hansa.node.storage.sealing import BlobKey, ContentKey, SealBroken, seal
 from hansa.proto.blob import BlobRef
@@ -56,6 +58,8 @@ NOBODY = "no provider is known whose advert fits"
 TOO_LATE = "a run that began now might not end by the job's deadline"
 FETCH_PATIENCE_S = 20.0
 RETRY_S = 1.0
+DISK_RETRY_S = 5.0
+"""A checkpoint that came is looked at anew after so long, if this machine could not read it."""
 LONGEST_REASON_BYTES = 256
 
 
@@ -176,6 +180,7 @@ def _is_wanted(daemon: "Daemon", wanted: FetchWanted) -> bool:
 
 
 async def _fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
+    is_told = False
     while True:
         of: Job | None = daemon.state.jobs.live.get(wanted.job)
         shard = of.on(wanted.lease) if of is not None else None
@@ -187,7 +192,14 @@ async def _fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
             if shard.copying is None or shard.copying.blob != wanted.blob:
                 break
             assert of is not None, "its shard is there"
-            why = await _fault_of_copied(daemon, of, shard)
+            try:
+                why = await _fault_of_copied(daemon, of, shard)
+            except OSError as fault:
+                if not is_told:
+                    warn(f"a checkpoint cannot be looked at, which is tried again: {in_words(fault)}")
+                is_told = True
+                await trio.sleep(DISK_RETRY_S)
+                continue
             if not why:
                 break
             why = clipped(why, LONGEST_REASON_BYTES)
@@ -230,7 +242,10 @@ async def _fault_of_copied(daemon: "Daemon", of: Job, shard: Shard) -> str:
 def _fault_of(
     store: BlobStore, announced: Checkpoint, before: Checkpoint | None, keys: Sequence[BlobKey] | None
 ) -> str:
-    """Why what came is no checkpoint; one that is gone again is none either."""
+    """Why what came is no checkpoint; one that is gone again is none either.
+
+    Raises ``OSError`` where this machine cannot read it: a good one would be refused for that, and its work be lost.
+    """
     path = store.path(announced.blob)
     if path is None:
         return "it was fetched and is gone again: this node's blob quota is too small"
@@ -246,7 +261,7 @@ def _fault_of(
             return fault_of(opened, announced, earlier)
     except SealBroken as fault:
         return f"it cannot be opened: {fault}"
-    except (BlobMissing, OSError) as fault:
+    except BlobMissing as fault:
         return f"it cannot be read: {fault}"
 
 

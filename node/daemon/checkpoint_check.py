@@ -24,13 +24,18 @@ def fault_of(path: Path, announced: Checkpoint, before: Path | None) -> str:
         path: the file, which is read where it lies and never whole.
         announced: what its provider said of it.
         before: the file of the checkpoint that is held now.
+
+    Raises:
+        OSError: this machine cannot read it now, which says nothing of the checkpoint.
     """
     try:
         return _fault_of(path, announced, before)
     except ProtocolError as fault:
         return f"it cannot be read: {fault.why}"
-    except OSError as fault:
-        return f"it cannot be read: {fault.strerror}"
+    except FileNotFoundError:
+        return "it cannot be read: it was fetched and is gone again"
+    except OSError:
+        raise
     except Exception as fault:  # noqa: BLE001 - see below
         # Whatever a stranger's bytes bring about: they are to cost a checkpoint, not the daemon that looks at them.
         return f"it cannot be read: {type(fault).__name__}"

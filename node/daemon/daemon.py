@@ -68,7 +68,7 @@ from hansa.node.runs.shell_service import ShellService
 from hansa.node.settings.config import Config
 from hansa.node.storage.blob_exchange import BlobExchange
 from hansa.node.storage.blobs import BlobStore
-from hansa.node.storage.bulk import make_bulk
+from hansa.node.storage.bulk import BulkChannels, make_bulk
 from hansa.node.storage.file_lists import FileLists
 from hansa.node.storage.job_keys import JobKeys
 from hansa.node.storage.line_meter import LineMeter
@@ -124,6 +124,7 @@ class Daemon:
         self.changed, self.ready = trio.Event(), trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
         self.tasks: trio.Nursery | None = None
+        self.bulk: BulkChannels | None = None
         self._open_state(config.data_dir)
         self._open_own_jobs(config.data_dir)
         self._open_lending(config.data_dir)
@@ -133,6 +134,9 @@ class Daemon:
         self.journal = SqliteJournal(data / "journal.sqlite")
         self.engine = Engine(self.journal)
         self.last_life_ms = self.engine.state.at_ms
+        if self.state.sales.live or self.state.purchases.live:
+            # By a clock that was set back meanwhile no deadline in the journal would come for as long.
+            self.clock.begin_at(self.last_life_ms)
         self.ledger_keeper = LedgerKeeper(self)
         self.doorkeeper = Doorkeeper(self)
         self.ledger_keeper.post(self.engine.recovered)
@@ -263,6 +267,7 @@ class Daemon:
             **(self.settler.counts() if self.settler is not None else {}),
             **(self.price_program.counters if self.price_program is not None else {}),
             **self.doorkeeper.counters,
+            **self.job_logs.counters,
         }
 
     def start(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
@@ -512,5 +517,7 @@ class Daemon:
         self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
         self.ledger_keeper.close()
+        if self.bulk is not None:
+            self.bulk.close()
         if self.settler is not None:
             self.settler.close()

@@ -1,10 +1,15 @@
 """What the shards of a buyer's jobs printed: one file a shard, bounded, read back line by line."""
 
+import contextlib
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hansa.node.engine.logs import log_line, warn
+from hansa.node.storage.disk_faults import in_words
 from hansa.proto.units import UnixMs
 
 MOST_BYTES = 32 << 20
@@ -17,24 +22,41 @@ Entry = dict[str, Any]
 
 
 class JobLogs:
-    """Files below one directory. A log is not worth an fsync."""
+    """Files below one directory. A log is not worth an fsync, nor a run or a daemon: what cannot be kept is counted."""
 
     def __init__(self, directory: Path) -> None:
         """Keep logs in ``directory``."""
         self._directory = directory
+        self._fails = False
+        self.counters: Counter[str] = Counter()
 
     def _path(self, job: bytes, shard: int) -> Path:
         return self._directory / job.hex() / f"shard-{shard}.jsonl"
 
     def append(self, job: bytes, shard: int, text: str, at_ms: UnixMs) -> None:
-        """Keep a piece of output."""
-        path = self._path(job, shard)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Keep a piece of output, or count it as dropped."""
+        path, size_bytes = self._path(job, shard), None
         line = json.dumps({"shard": shard, "at_ms": at_ms, "text": text}) + "\n"
-        if path.exists() and path.stat().st_size + len(line) > MOST_BYTES:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            size_bytes = path.stat().st_size if path.exists() else 0
+            if size_bytes + len(line) > MOST_BYTES:
+                self.counters["job logs: more than is kept of a shard"] += 1
+                return
+            with path.open("a") as file:
+                file.write(line)
+        except OSError as fault:
+            if size_bytes is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, size_bytes)  # half a line would spoil the next one
+            self.counters["job logs: could not be written"] += 1
+            if not self._fails:
+                warn(f"what jobs print is not kept as long as this lasts: {in_words(fault)}")
+            self._fails = True
             return
-        with path.open("a") as file:
-            file.write(line)
+        if self._fails:
+            log_line("what jobs print is kept again")
+        self._fails = False
 
     def tail(self, job: bytes, shards: Sequence[int]) -> "Tail":
         """What these shards printed, to be read line by line from the beginning."""

@@ -150,6 +150,22 @@ def _made_by(run: Run) -> set[BlobRef]:
     return found
 
 
+def blobs_of_others(state: NodeState, buyer: bytes) -> frozenset[BlobRef]:
+    """What any other buyer has named at this provider, as far as its state knows: a run's code, its states, copies."""
+    found: set[BlobRef | None] = set()
+    for _, sale in state.sales.all():
+        if sale.buyer != buyer and sale.workload is not None:
+            found |= {sale.workload.package, sale.workload.files}
+    for lease, run in state.runs.all():
+        of = state.sale_on(lease)
+        if of is not None and of.buyer != buyer:
+            found |= {run.checkpoint, *(result.blob for result in run.outputs)}
+    for _, mirror in state.mirrors.all():
+        if mirror.buyer != buyer:
+            found.update(blob for copy in mirror.copies for blob in copy.blobs)
+    return frozenset(blob for blob in found if blob is not None)
+
+
 def blobs_of_buyer(state: NodeState, buyer: bytes) -> set[BlobRef]:
     """What by the state of a provider came from this buyer, or was made for it."""
     found: set[BlobRef] = set()

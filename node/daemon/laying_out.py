@@ -10,6 +10,7 @@ from pathlib import Path
 from hansa.node.isolation.trees import link_or_copy
 from hansa.node.storage.blob_shelf import BlobMissing
 from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.disk_faults import in_words, is_of_machine
 from hansa.node.storage.file_lists import files_of, read_file_list
 from hansa.node.storage.packages import unpack
 from hansa.node.storage.sealed_blobs import COPY_BYTES, open_blob, read_blob
@@ -70,7 +71,11 @@ def unpack_code(store: BlobStore, package: BlobRef, folder: Path, keys: Sequence
     except BlobMissing:
         why = "the job's code was fetched and is gone again: this provider's blob quota is too small"
         raise Unstageable(why) from None
-    except (ProtocolError, OSError, SealBroken) as fault:
+    except OSError as fault:
+        if is_of_machine(fault):
+            raise  # it is no fault of the job's that this disk is full
+        raise Unstageable(f"the job's package cannot be unpacked: {in_words(fault)}") from fault
+    except (ProtocolError, SealBroken) as fault:
         raise Unstageable(f"the job's package cannot be unpacked: {fault}") from fault
 
 
@@ -86,7 +91,7 @@ def lay_out(store: BlobStore, files: Sequence[ListedFile], directory: Path, keys
         source = store.path(file.blob)
         if source is None:
             raise Unstageable(
-                "a file was fetched and is gone again: this provider's blob quota is too small", "no-room"
+                "a file was fetched and is gone again: this provider's blob quota is too small", "refused"
             )
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if keys is None:
@@ -102,4 +107,4 @@ def _open_into(store: BlobStore, blob: BlobRef, keys: Sequence[BlobKey], target:
     except SealBroken as fault:
         raise Unstageable(f"one of the job's files cannot be opened: {fault}") from fault
     except BlobMissing:
-        raise Unstageable("a file was fetched and is gone again", "no-room") from None
+        raise Unstageable("a file was fetched and is gone again", "refused") from None

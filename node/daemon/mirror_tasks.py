@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from hansa.node.daemon.staging import Fetching, is_proved, peers_of
+from hansa.node.daemon.staging import Fetching, is_buyer_here, is_proved, peers_of
 from hansa.node.engine.events import CopyFetched
-from hansa.node.storage.blob_exchange import FetchFailed
+from hansa.node.engine.logs import warn
+from hansa.node.storage.blob_exchange import DiskFailed, FetchFailed
 from hansa.node.storage.blob_shelf import NoRoom
+from hansa.node.storage.disk_faults import in_words
 from hansa.proto.blob import BlobRef
 from hansa.scheduler.job_state import Job
 from hansa.scheduler.mirror import FetchCopy
@@ -28,14 +30,15 @@ LOOK_EVERY_S = 0.5
 class CopyTurn:
     """Of the copies of one shard under one lease only the newest is fetched, when the one before has let go.
 
+    A buyer may name ever new ones, each in a message: there is one task for all of them, which goes on to the newest.
+
     Attributes:
+        newest: the one that was ordered last.
         scope: around the fetch that goes on.
-        tasks: how many fetch or wait for their turn.
     """
 
-    lock: trio.Lock = field(default_factory=trio.Lock)
+    newest: FetchCopy
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    tasks: int = 0
 
 
 async def fetch_copy(daemon: "Daemon", order: FetchCopy) -> None:
@@ -43,24 +46,35 @@ async def fetch_copy(daemon: "Daemon", order: FetchCopy) -> None:
     if not _is_wanted(daemon, order):
         return
     key = order.lease, order.shard
-    turn = daemon.copies.setdefault(key, CopyTurn())
-    turn.tasks += 1
-    turn.scope.cancel()
+    turn = daemon.copies.get(key)
+    if turn is not None:
+        turn.newest = order
+        turn.scope.cancel()
+        return
+    turn = daemon.copies[key] = CopyTurn(newest=order)
     try:
-        async with turn.lock:
-            turn.scope = trio.CancelScope()
-            with turn.scope:
-                await while_wanted(daemon, order.checkpoint, partial(_is_wanted, daemon, order), _fetch_until, order)
+        served = None
+        while turn.newest is not served:
+            served = turn.newest
+            wanted = partial(_is_wanted, daemon, served)
+            with trio.CancelScope() as turn.scope:
+                await while_wanted(daemon, served.checkpoint, wanted, _fetch_until, served)
     finally:
-        turn.tasks -= 1
-        if not turn.tasks:
-            del daemon.copies[key]
+        del daemon.copies[key]
 
 
 async def _fetch_until(daemon: "Daemon", order: FetchCopy) -> None:
+    is_told = False
     while True:
-        if await _fetch(daemon, order):
-            break
+        try:
+            if await _fetch(daemon, order):
+                break
+        except DiskFailed as fault:
+            if not is_told:
+                warn(
+                    f"a copy of a checkpoint cannot be kept, which is tried again: {'; '.join(fault.reasons.values())}"
+                )
+            is_told = True
         await trio.sleep(RETRY_S)
     daemon.tell(CopyFetched(lease=order.lease, checkpoint=order.checkpoint, at_ms=daemon.now_ms()))
 
@@ -91,7 +105,15 @@ async def while_wanted(
     finally:
         if not is_wanted():
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(daemon.store.discard_part, blob)
+                await _discard_part(daemon, blob)
+
+
+async def _discard_part(daemon: "Daemon", blob: BlobRef) -> None:
+    try:
+        await trio.to_thread.run_sync(daemon.store.discard_part, blob)
+    except OSError as fault:
+        # It stays in the store's books, and goes when its room is needed or when it is old.
+        warn(f"a fetch that was given up left its part behind: {in_words(fault)}")
 
 
 def _is_wanted(daemon: "Daemon", order: FetchCopy) -> bool:
@@ -101,15 +123,27 @@ def _is_wanted(daemon: "Daemon", order: FetchCopy) -> bool:
 
 
 async def _fetch(daemon: "Daemon", order: FetchCopy) -> bool:
-    sources = await peers_of(daemon, (order.buyer, order.holder))
-    if daemon.store.has(order.checkpoint):
-        # It may be here for somebody else. What a buyer has a right to by asking for a copy, it must have had before.
-        return await is_proved(daemon, order.checkpoint, sources)
-    try:
-        shown = await daemon.exchange.fetch_shown(order.checkpoint, sources, like=[order.like] if order.like else [])
-    except (FetchFailed, NoRoom):
-        return False
-    return shown or await is_proved(daemon, order.checkpoint, sources)
+    """Whether the copy is here, and its buyer's. Raises ``DiskFailed``.
+
+    The holder is whoever the buyer names. It gives what *this node* may have there: as the provider of another buyer,
+    or because another buyer lets it. So its bytes are taken from it, and prove nothing for who named it: what a buyer
+    has a right to by asking for a copy, it must have had before, and itself shows a part of.
+    """
+    buyer = await peers_of(daemon, (order.buyer,))
+    if not daemon.store.has(order.checkpoint):
+        # Another buyer's line is not to be used up by who names it, either.
+        holder = () if is_buyer_here(daemon.state, order.holder) else (order.holder,)
+        sources = [*buyer, *(await peers_of(daemon, holder))]
+        like = [order.like] if order.like else []
+        try:
+            shown = await daemon.exchange.fetch_shown(order.checkpoint, sources, like=like)
+        except DiskFailed:
+            raise
+        except (FetchFailed, NoRoom):
+            return False
+        if shown and sources == buyer:
+            return True
+    return await is_proved(daemon, order.checkpoint, order.buyer, buyer)
 
 
 async def bring_back_for(daemon: "Daemon", job: bytes) -> None:

@@ -5,6 +5,7 @@ may take as long as bytes move, within a floor of speed: whoever hands them out 
 """
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import shutil
@@ -20,9 +21,9 @@ from hansa.market.effects import clipped
 from hansa.market.sale_state import Sale
 from hansa.market.shares import WHOLE_MILLI, share_given
 from hansa.node.agents.agent_cluster import Unplaceable
-from hansa.node.daemon.keeping import blobs_of_buyer, was_staged
+from hansa.node.daemon.keeping import blobs_of_buyer, blobs_of_others, was_staged
 from hansa.node.daemon.laying_out import Unstageable, lay_out, read_list, stored, unpack_code
-from hansa.node.engine.mirroring import PAID_FOR
+from hansa.node.engine.state import NodeState
 from hansa.node.isolation.trees import Trees
 from hansa.node.messaging.directory import Stranger
 from hansa.node.messaging.key_exchange import NoKeys, ask_for_keys
@@ -32,9 +33,10 @@ from hansa.node.runs.images import NoImage, pulled, shipped
 from hansa.node.runs.locks import LARGEST_LOCK_BYTES, PINNED
 from hansa.node.runs.run_order import RunLimits, RunOrder
 from hansa.node.storage.agent_streams import leaf
-from hansa.node.storage.blob_exchange import DiskFailed, FetchFailed, Moved
+from hansa.node.storage.blob_exchange import DiskFailed, FetchFailed
 from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
 from hansa.node.storage.blobs import BlobStore
+from hansa.node.storage.disk_faults import in_words
 from hansa.node.storage.sealed_blobs import read_blob
 from hansa.node.storage.sealing import BlobKey, SealBroken, ShardKeys
 from hansa.proto.blob import BlobRef, chunk_count
@@ -65,6 +67,7 @@ MOST_EARLIER = 4
 SAY_EVERY_S = 5.0
 LONGEST_REASON_BYTES = 2_000
 PIN = "run "
+_CHANCE = secrets.token_bytes(32)
 _LOG = logging.getLogger("hansa.staging")
 
 
@@ -73,13 +76,18 @@ class Fetching:
     """What one run waits for, how much of it has come, and for how long it is still waited for.
 
     Attributes:
-        owners: who may be asked.
+        owners: who may be asked, the buyer first.
         like: what may be here already of blobs like these.
+        foreign: what other buyers named here. Of these the buyer alone is asked: who mirrors them gives them to this
+            node for the others' sake.
+        fault: what failed on this machine last, and passes.
     """
 
     total_bytes: int
     owners: Sequence[bytes]
     like: Sequence[BlobRef] = ()
+    foreign: frozenset[BlobRef] = frozenset()
+    fault: str = ""
     came_bytes: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     latest: float = 0.0
@@ -114,9 +122,9 @@ async def start_run(daemon: "Daemon", order: StartRun) -> None:
     except* OSError as group:  # a full disk, say: whoever filled it is not to end everybody's runs
         fault = leaf(group)
         _LOG.warning("run %s cannot be laid out: %s", order.run.hex()[:16], fault)
-        words = (isinstance(fault, OSError) and fault.strerror) or "its disk failed"
+        words = in_words(fault)
         reason = f"this provider cannot lay out the job's files: {words}"
-        daemon.tell(RunFailed(run=order.run, kind="no-room", reason=reason, at_ms=daemon.now_ms()))
+        daemon.tell(RunFailed(run=order.run, kind="refused", reason=reason, at_ms=daemon.now_ms()))
 
 
 async def _start_run(daemon: "Daemon", order: StartRun) -> None:
@@ -217,9 +225,8 @@ async def _stage(daemon: "Daemon", order: StartRun, entry: Sale) -> Staged:
     both = keys.both if keys is not None else None
     wanted = [workload.package, *([order.checkpoint] if order.checkpoint else [])]
     mirrors = daemon.state.mirrors.get(order.run)
-    # Another buyer here would give its own blobs to this node, and not to the one who names it as a source.
-    others = {sale.buyer for sale in daemon.state.sales.live.values() if sale.phase in PAID_FOR}
-    owners = (entry.buyer, *(source for source in (mirrors.sources if mirrors else ()) if source not in others))
+    named = mirrors.sources if mirrors else ()
+    owners = (entry.buyer, *(source for source in named if not is_buyer_here(daemon.state, source)))
     reference, listed = "", list[ListedFile]()
     if workload.files is not None:
         await _fetch(daemon, order.run, owners, [workload.files])
@@ -353,9 +360,10 @@ async def _fetch(
         daemon.exchange.remember_shown(owners[0], blob)
     missing = [blob for blob in dict.fromkeys(blobs) if not _is_ready(daemon, blob, owners[0])]
     absent_bytes = sum(blob.size_bytes for blob in missing if not daemon.store.has(blob))
-    fetching = Fetching(total_bytes=absent_bytes, owners=owners, like=like)
+    foreign = blobs_of_others(daemon.state, owners[0]) if len(owners) > 1 else frozenset()
+    fetching = Fetching(total_bytes=absent_bytes, owners=owners, like=like, foreign=foreign)
     if fetching.total_bytes > daemon.store.quota_bytes:
-        raise Unstageable(f"this provider has no room for {format_size(fetching.total_bytes)}", "no-room")
+        raise Unstageable(f"this provider has no room for {format_size(fetching.total_bytes)}", "refused")
     fetching.begin()
     faults: list[Unstageable] = []
     with fetching.scope:
@@ -369,8 +377,9 @@ async def _fetch(
     if faults:
         raise faults[0]
     if fetching.scope.cancelled_caught:
-        came = f"{format_size(fetching.came_bytes)} of {format_size(fetching.total_bytes)}"
-        raise Unstageable(f"the job's code and files could not be fetched in time: {came} came", "refused")
+        came = f"{format_size(fetching.came_bytes)} of {format_size(fetching.total_bytes)} came"
+        why = f"{came}; {fetching.fault}" if fetching.fault else came
+        raise Unstageable(f"the job's code and files could not be fetched in time: {why}", "refused")
 
 
 async def _fetch_each(
@@ -380,7 +389,7 @@ async def _fetch_each(
         if faults:
             return
         try:
-            await bring(daemon, blob, fetching.owners, fetching.moved, fetching.like)
+            await bring(daemon, blob, fetching.owners, fetching)
         except Unstageable as fault:
             faults.append(fault)
 
@@ -416,8 +425,7 @@ async def bring(
     daemon: "Daemon",
     blob: BlobRef,
     owners: Sequence[bytes],
-    moved: Moved | None = None,
-    like: Sequence[BlobRef] = (),
+    fetching: Fetching | None = None,
 ) -> None:
     """Fetch a blob from the accounts that have it, whichever of them answer, trying again until cancelled.
 
@@ -425,21 +433,28 @@ async def bring(
     knows a blob's name does not thereby have it.
     """
     buyer = owners[0]
+    moved, like = (fetching.moved, fetching.like) if fetching is not None else (None, ())
+    if fetching is not None and blob in fetching.foreign:
+        owners = owners[:1]
     while not _is_ready(daemon, blob, buyer):
         sources = await peers_of(daemon, owners)
         try:
             shown = not daemon.store.has(blob) and await daemon.exchange.fetch_shown(
                 blob, sources, like=like, moved=moved
             )
-            if shown or await is_proved(daemon, blob, sources):
+            if shown or await is_proved(daemon, blob, buyer, sources):
                 daemon.exchange.remember_shown(buyer, blob)
             else:
                 await trio.sleep(RETRY_S)
         except NoRoom as fault:
-            raise Unstageable(f"this provider has no room for it: {fault}", "no-room") from fault
+            raise Unstageable(f"this provider has no room for it: {fault}", "refused") from fault
         except DiskFailed as fault:
             why = "; ".join(fault.reasons.values())
-            raise Unstageable(f"this provider cannot lay out the job's files: {why}", "no-room") from fault
+            if not fault.passes:
+                raise Unstageable(f"this provider cannot lay out the job's files: {why}", "refused") from fault
+            if fetching is not None:
+                fetching.fault = why
+            await trio.sleep(RETRY_S)
         except FetchFailed:
             await trio.sleep(RETRY_S)
 
@@ -455,27 +470,48 @@ def _is_shown(daemon: "Daemon", blob: BlobRef, buyer: bytes) -> bool:
     return blob in blobs_of_buyer(daemon.state, buyer)
 
 
-async def is_proved(daemon: "Daemon", blob: BlobRef, sources: Sequence[str]) -> bool:
-    """Whether one of the sources shows a chunk, drawn by chance, of a blob that is here already."""
+async def is_proved(daemon: "Daemon", blob: BlobRef, buyer: bytes, sources: Sequence[str]) -> bool:
+    """Whether one of the sources shows a chunk, drawn by chance, of a blob that is here already. Raises ``DiskFailed``.
+
+    It is drawn once for each buyer: who has one chunk of another's blob could else have it asked for until it is that.
+    """
     count = chunk_count(blob.size_bytes)
     if count == 0:
         return True
+    drawn = hashlib.blake2b(buyer + blob.root, key=_CHANCE, digest_size=8).digest()
     try:
-        return await daemon.exchange.holds(blob, secrets.randbelow(count), sources)
+        return await daemon.exchange.holds(blob, int.from_bytes(drawn, "big") % count, sources)
     except BlobMissing:
         return False
+
+
+def is_buyer_here(state: NodeState, account: bytes) -> bool:
+    """Whether an account buys, or has bought, of this node: it would give its own blobs to this node.
+
+    And so it is not asked for any that somebody else names it as a source of.
+    """
+    return any(sale.buyer == account for _, sale in state.sales.all())
 
 
 def forget_run(daemon: "Daemon", run: bytes) -> None:
     """Remove what was laid out for a run that ended, and let go of what it held. Nothing here waits."""
     folder = run_folder(daemon, run)
     gone = folder.with_name(f"gone-{secrets.token_hex(8)}")
-    with contextlib.suppress(FileNotFoundError):
+    try:
         folder.rename(gone)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        # It is removed where it stands; what even then is left goes at the next start.
+        gone = folder
     daemon.later(_remove, daemon.store, daemon.trees, run, gone)
 
 
 def _remove(store: BlobStore, trees: Trees, run: bytes, folder: Path) -> None:
-    store.pin_exactly((), PIN + run.hex())
+    try:
+        store.pin_exactly((), PIN + run.hex())
+    except OSError as fault:
+        # The books in memory let go; those on disk follow with the next that is written, or at the next start.
+        _LOG.warning("it could not be written down that run %s is over: %s", run.hex()[:16], in_words(fault))
     trees.let_go(run)
     shutil.rmtree(folder, ignore_errors=True)

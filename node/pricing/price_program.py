@@ -31,6 +31,7 @@ from hansa.node.pricing.price_room import SYSTEM, mounted
 from hansa.node.pricing.price_turns import CROWDED, Place, PriceTurns
 from hansa.node.settings.config import Config
 from hansa.node.settings.pricing_config import PricingConfig
+from hansa.node.storage.disk_faults import in_words
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import Device
 from hansa.proto.typed_json import parse_json, to_plain
@@ -121,7 +122,7 @@ class PriceProgram:
         try:
             data = _written(question)
             async with self._owners_turn() if asker is None else self._turn_of(asker):
-                answer = read_answer(await self._run(data), sets)
+                answer = read_answer(await self._run_or_fail(data), sets)
         except ProgramFailed as fault:
             self.counters[f"price program: {fault.kind}"] += 1
             self.outcomes[fault.outcome] += 1
@@ -177,6 +178,13 @@ class PriceProgram:
             assert place is not None, "somebody waits"
             self._running += 1
             self._granted.pop(place).set()
+
+    async def _run_or_fail(self, data: bytes) -> bytes:
+        """As ``_run``. That this machine has no pipe left for it is a fault like others, and ends no daemon."""
+        try:
+            return await self._run(data)
+        except OSError as fault:
+            raise ProgramFailed("it could not be started", in_words(fault), outcome="no-room") from fault
 
     async def _run(self, data: bytes) -> bytes:
         """Have the program run in a thread, which ends it at once when nobody waits for it any more."""

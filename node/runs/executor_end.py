@@ -10,6 +10,7 @@ from hansa.node.engine.logs import LOGGER
 from hansa.node.isolation.host_paths import without_host_paths
 from hansa.node.isolation.launcher_protocol import Ended
 from hansa.node.runs.run_order import RunOrder
+from hansa.node.storage.disk_faults import in_words
 from hansa.node.storage.sealing import SealBroken
 from hansa.proto.errors import ProtocolError
 from hansa.scheduler.run import RECLAIMED, RunEvent, RunFailed, RunFinished, RunStopped
@@ -67,8 +68,10 @@ def over_of(error: Exception) -> Over:
         return Over("protocol", f"the sandbox said something it must not: {leaf.where}: {leaf.why}")
     if isinstance(leaf, SealBroken):
         return Over("bad-state", f"what it was to go on from cannot be opened: {leaf.why}")
-    if isinstance(leaf, OSError | trio.BrokenResourceError):
+    if isinstance(leaf, trio.BrokenResourceError):
         return Over("sandbox-lost", f"talking to the sandbox failed: {type(leaf).__name__}")
+    if isinstance(leaf, OSError):
+        return Over("sandbox-lost", f"the provider's machine failed: {in_words(leaf)}")
     LOGGER.error("a run ended by a fault of this node's own", exc_info=error)
     return Over("sandbox-lost", f"a fault of the provider's node: {type(leaf).__name__}")
 

@@ -1,5 +1,6 @@
 """From a runner to the blob store: states, checkpoints and files go to the disk as they come, whatever their size."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Protocol
@@ -8,12 +9,15 @@ import trio
 
 from hansa.node.runs.executor_end import Over
 from hansa.node.storage.blob_shelf import NoRoom
+from hansa.node.storage.disk_faults import in_words, is_full, passes
 from hansa.proto.blob import BlobRef
 from hansa.proto.errors import Malformed, TooLarge
 from hansa.proto.frames import Checkpoint, Chunk, Output, Sync
 
 Header = Sync | Checkpoint | Output
 HEADERS: Final = (Sync, Checkpoint, Output)
+PATIENCE_S: Final = 20.0
+RETRY_S: Final = 0.5
 
 
 class Writer(Protocol):
@@ -67,7 +71,7 @@ class Intake:
 
         Raises:
             ProtocolError: a chunk without a header, a header within another, or more bytes than declared or allowed.
-            Over: the store has no room.
+            Over: the store has no room, or this machine's disk fails.
         """
         if isinstance(frame, HEADERS):
             return await self._begin(frame)
@@ -79,7 +83,8 @@ class Intake:
         """Forget what is not complete."""
         writer, self._writer, self._header = self._writer, None, None
         if writer is not None:
-            with trio.CancelScope(shield=True):
+            # What then is left of it goes at the next start.
+            with trio.CancelScope(shield=True), contextlib.suppress(OSError):
                 await trio.to_thread.run_sync(writer.drop)
 
     async def _begin(self, header: Header) -> Stored | None:
@@ -100,11 +105,19 @@ class Intake:
         return await self._keep(data)
 
     async def _keep(self, data: bytes) -> Stored | None:
-        """Write the next bytes; one turn in a worker thread is all that a small state takes."""
+        """Write the next bytes."""
         try:
+            if self._writer is None:
+                await self._open_writer()
             blob = await trio.to_thread.run_sync(self._write, data)
-        except (NoRoom, OSError) as error:
+        except NoRoom as error:
             raise Over("no-room", f"the provider has no room for what the run made: {error}") from error
+        except OSError as error:
+            if is_full(error):
+                why = f"the provider has no room for what the run made: {in_words(error)}"
+                raise Over("no-room", why) from error
+            why = f"the provider could not keep what the run made: {in_words(error)}"
+            raise Over("sandbox-lost", why) from error
         if blob is None:
             return None
         assert self._header is not None, "what was written has a header"
@@ -114,10 +127,22 @@ class Intake:
         self._writer = self._header = None
         return stored
 
+    async def _open_writer(self) -> None:
+        """Begin a blob. What is lacking for that, and soon given back by others, is waited for."""
+        header = self._header
+        assert header is not None, "what is written has a header"
+        before = self._checkpoint if isinstance(header, Checkpoint) else None
+        like, until_s = (before,) if before else (), trio.current_time() + PATIENCE_S
+        while self._writer is None:
+            try:
+                self._writer = await trio.to_thread.run_sync(self._blobs.writer, header.size_bytes, like)
+                continue
+            except OSError as error:
+                if not passes(error) or trio.current_time() >= until_s:
+                    raise
+            await trio.sleep(RETRY_S)
+
     def _write(self, data: bytes) -> BlobRef | None:
-        assert self._header is not None, "what is written has a header"
-        if self._writer is None:
-            before = self._checkpoint if isinstance(self._header, Checkpoint) else None
-            self._writer = self._blobs.writer(self._header.size_bytes, (before,) if before else ())
+        assert self._writer is not None, "it was opened for it"
         self._writer.write(data)
         return self._writer.finish() if self._left == 0 else None

@@ -37,6 +37,7 @@ from hansa.node.runs.run_order import RunOrder, gpu_count, open_to_readers
 from hansa.node.runs.run_shell import RunShell, RunShells, ShellRefused
 from hansa.node.runs.warm_pool import threads_of
 from hansa.node.storage.blob_shelf import BlobMissing
+from hansa.node.storage.disk_faults import in_words
 from hansa.node.storage.sealed_blobs import SealedBlobs
 from hansa.node.storage.sealing import SealBroken
 from hansa.proto import frames
@@ -213,8 +214,11 @@ class Supervision:
         """Have the sandbox made; gives what it is to be told first, and the checkpoint that goes with it."""
         order, limits = self._order, self._order.limits
         file, size_bytes = None, 0
-        for directory in filter(None, (order.code, order.inputs)):
-            await trio.to_thread.run_sync(open_to_readers, directory)
+        try:
+            for directory in filter(None, (order.code, order.inputs)):
+                await trio.to_thread.run_sync(open_to_readers, directory)
+        except OSError as error:
+            raise Over("refused", f"its files cannot be laid out: {in_words(error)}") from error
         if not self._around.launcher_there():
             raise Over("refused", "the launcher is not there")
         if order.checkpoint is not None:
@@ -227,6 +231,8 @@ class Supervision:
                 raise Over("refused", f"its checkpoint cannot be had: {error}") from error
             except SealBroken as error:
                 raise Over("refused", f"its checkpoint cannot be opened: {error}") from error
+            except OSError as error:
+                raise Over("refused", f"its checkpoint cannot be read: {in_words(error)}") from error
         try:
             self._stream = await self._request.get()
             if self._clock.paused:

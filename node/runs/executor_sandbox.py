@@ -70,6 +70,10 @@ class SandboxRequest:
         message, descriptors = await self._await_reply()
         if isinstance(message, Refused):
             raise Over("refused", f"no sandbox: {message.reason}")
+        if not descriptors:
+            # Where this process has as many as it may have, the kernel drops what comes with a message.
+            await self._around.ask(Kill(run=self._order.run))
+            raise Over("refused", "no sandbox: the provider's node has too many files open")
         stream = socket.socket(fileno=descriptors[0])
         stream.setblocking(False)
         return trio.SocketStream(trio.socket.from_stdlib_socket(stream))

@@ -19,6 +19,7 @@ from hansa.node.storage.blob_partial import Partial
 from hansa.node.storage.blob_shelf import BlobMissing
 from hansa.node.storage.blobs import BlobStore
 from hansa.node.storage.bulk import BulkChannels
+from hansa.node.storage.disk_faults import in_words, passes
 from hansa.node.storage.line_meter import LineMeter
 from hansa.proto.blob import CHUNK_BYTES, HASH_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, root_of
 from hansa.proto.codec import decode, encode
@@ -63,12 +64,16 @@ class FetchFailed(Exception):
 
 
 class DiskFailed(FetchFailed):
-    """This node could not write or read what came, whoever it came from."""
+    """This node could not write or read what came or lies here, whoever it comes from.
+
+    Attributes:
+        passes: whether it may well go a moment later.
+    """
 
     def __init__(self, ref: BlobRef, fault: BaseException) -> None:
         """Say it in the system's words, without paths."""
-        words = fault.strerror if isinstance(fault, OSError) else None
-        super().__init__(ref, {"": f"this node's disk failed: {words or type(fault).__name__}"})
+        super().__init__(ref, {"": f"this node's disk failed: {in_words(fault)}"})
+        self.passes = passes(fault)
 
 
 @dataclass(slots=True, eq=False)
@@ -213,12 +218,12 @@ class BlobExchange:
     async def holds(self, ref: BlobRef, index: int, sources: Sequence[str]) -> bool:
         """Whether one of the named peers sends that chunk of a blob that is here. Raises ``BlobMissing`` if it is not.
 
-        Whoever knows a blob's name does not thereby have it.
+        Whoever knows a blob's name does not thereby have it. Raises ``DiskFailed`` where it cannot be read to compare.
         """
         try:
             expected = await trio.to_thread.run_sync(self._store.read_chunk, ref, index)
-        except OSError:
-            return False  # it cannot be compared, on a disk that fails or with no descriptor left
+        except OSError as fault:
+            raise DiskFailed(ref, fault) from fault
         asked = Sources(deque(dict.fromkeys(sources)))
         while (peer_id := asked.pick()) is not None:
             message = ChunkWanted(ref=ref, index=index)

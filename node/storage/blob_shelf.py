@@ -65,6 +65,7 @@ class BlobShelf:
         for left_over in self._new.iterdir():
             left_over.unlink()
         self._pins = self._read_pins()
+        self._unwritten = False
         self._resting: set[str] = set()
         self._open: Counter[str] = Counter()
         self._entries = {
@@ -129,7 +130,7 @@ class BlobShelf:
                 self._pins[name].remove(why)
                 if not self._pins[name]:
                     del self._pins[name]
-            if wanted != before:
+            if wanted != before or self._unwritten:
                 self._write_pins()
 
     def retain(self, refs: Collection[BlobRef], why: str, rest_s: float) -> None:
@@ -214,12 +215,14 @@ class BlobShelf:
     def _touch(self, ref: BlobRef) -> None:
         entry = self._entries[str(ref)]
         entry.used_s = time.time()
-        with contextlib.suppress(FileNotFoundError):
+        # For the next start only. That a disk takes no more notes is no reason not to read what it has.
+        with contextlib.suppress(OSError):
             os.utime(self._whole / str(ref))
 
     def _release(self, path: Path) -> None:
-        self._reserved.pop(path.name, None)
+        # In this order: what cannot be removed goes on being counted, for it goes on taking room.
         path.unlink(missing_ok=True)
+        self._reserved.pop(path.name, None)
         path.with_name(f"{path.name}.tree").unlink(missing_ok=True)
 
     def close_part(self, path: Path) -> None:
@@ -246,9 +249,11 @@ class BlobShelf:
         return {str(name): [str(why) for why in reasons] for name, reasons in raw.items()}
 
     def _write_pins(self) -> None:
+        self._unwritten = True
         temporary = self._new / secrets.token_hex(16)
         with create(temporary) as file:
             file.write(json.dumps(self._pins).encode())
             sync(file)
         temporary.rename(self.directory / "pins.json")
         sync_folder(self.directory)
+        self._unwritten = False

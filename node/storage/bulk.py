@@ -112,7 +112,11 @@ class BulkChannels:
             for channel in self._idle:
                 channel.close()
             self._idle.clear()
-            self._identity.close()
+            self.close()
+
+    def close(self) -> None:
+        """Forget the key, also if it never ran."""
+        self._identity.close()
 
     def _count(self, reason: str) -> None:
         self.counters[reason] += 1

@@ -25,6 +25,7 @@ class BulkIdentity:
 
     def __init__(self, peer_id: str) -> None:
         """Make both. Raises ``OSError`` where there are no files that live in memory."""
+        self._is_closed = False
         pem = make_pem(secrets.token_bytes(SECRET_BYTES), lambda _key: name_of(peer_id))
         self.certificate = certificate_in(pem)
         self._file = os.memfd_create("hansa-bulk", os.MFD_CLOEXEC)
@@ -41,8 +42,10 @@ class BulkIdentity:
         return dialling_context(self._path, [trusted])
 
     def close(self) -> None:
-        """Forget the key."""
-        os.close(self._file)
+        """Forget the key; said again, it changes nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            os.close(self._file)
 
 
 def name_of(peer_id: str) -> str:

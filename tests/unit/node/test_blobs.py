@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hansa.node.storage import blob_shelf
 from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
 from hansa.node.storage.blobs import BlobStore
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref, chunk_count, chunk_hash, chunks_of, root_of
@@ -460,3 +461,45 @@ def test_what_was_held_before_a_restart_is_deleted_after_it(tmp_path):
     again = BlobStore(tmp_path / "blobs", quota_bytes=QUOTA)
     again.retain([new], "checkpoints", 0.0)
     assert not again.has(old)
+
+
+def test_a_disk_that_takes_no_notes_is_still_read(store, monkeypatch):
+    ref = store.put_bytes(b"data")
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", read_only)
+    path = store.path(ref)
+    assert path is not None
+    assert path.read_bytes() == b"data"
+
+
+def test_a_part_that_cannot_be_removed_goes_on_being_counted(store, monkeypatch):
+    data = os.urandom(CHUNK_BYTES)
+    store.begin(blob_ref(data), hashes_of(data)).close()
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            store.discard_part(blob_ref(data))
+    assert store.size_bytes == CHUNK_BYTES
+    store.discard_part(blob_ref(data))
+    assert store.size_bytes == 0
+
+
+def test_pins_that_could_not_be_written_are_written_the_next_time(store, monkeypatch):
+    ref = store.put_bytes(b"data")
+
+    def full(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blob_shelf, "create", full)
+        with pytest.raises(OSError, match="Too many"):
+            store.pin_exactly({ref}, "state")
+    store.pin_exactly({ref}, "state")
+    assert BlobStore(store.directory, quota_bytes=QUOTA)._pins == {str(ref): ["state"]}

@@ -1,5 +1,6 @@
 """One directory, one daemon: who comes second fails on the journal, and has touched nothing of the first's."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,23 @@ def test_a_second_daemon_on_a_directory_fails_before_it_touches_the_first_ones_r
         assert (first.runs_dir / "a run").is_dir()
     finally:
         first.close()
+
+
+def keys_in_memory() -> int:
+    """Files without a name that hold a bulk channel's key."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(str(entry.readlink()))
+    return sum("hansa-bulk" in link for link in links)
+
+
+@pytest.mark.trio
+async def test_a_daemon_that_ends_gives_back_the_file_of_its_bulk_key(tmp_path: Path) -> None:
+    before = keys_in_memory()
+    async with a_daemon(tmp_path, MemoryHub(), 1):
+        assert keys_in_memory() == before + 1
+    assert keys_in_memory() == before
 
 
 def test_a_ledger_without_its_journal_is_no_node_that_owes_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The executor against a launcher and a runner that the test plays, so that both may say what they never would."""
 
 import dataclasses
+import errno
 import json
+import os
 import socket
 import tracemalloc
 from contextlib import asynccontextmanager
@@ -404,6 +406,80 @@ async def test_a_store_without_room_fails_the_run_and_not_the_daemon(tmp_path):
         await stage.furnish()
         await stage.say_with(frames.Output(path="a", size_bytes=1), b"x")
         assert (await stage.end()).kind == "no-room"
+
+
+async def test_a_checkpoint_that_this_machine_cannot_read_fails_the_run_in_words(tmp_path, monkeypatch):
+    async with a_stage() as stage:
+        ref = stage.room.blobs.put_bytes(b"checkpoint")
+
+        def broken(_ref):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(stage.room.blobs.directory))
+
+        monkeypatch.setattr(stage.room.blobs, "reader", broken)
+        await stage.room.executor.start(an_order(tmp_path, "", checkpoint=ref))
+        while not stage.room.events:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    (failed,) = stage.room.events
+    assert failed.kind == "refused"
+    assert failed.reason == "its checkpoint cannot be read: Input/output error"
+
+
+async def test_a_sandbox_that_comes_without_its_line_is_ended_and_said_in_words(tmp_path):
+    """Where a process has as many files open as it may have, the kernel drops the descriptor beside a message."""
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        message = await stage.next_request(Start)
+        await stage.control.send(pack(Started(run=message.run, pid=1, limits={})))
+        assert (await stage.next_request(Kill)).run == message.run
+        while not stage.room.events:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    (failed,) = stage.room.events
+    assert (failed.kind, failed.reason) == ("refused", "no sandbox: the provider's node has too many files open")
+
+
+async def test_half_a_state_that_cannot_be_removed_ends_one_run_and_no_daemon(tmp_path, monkeypatch):
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        await stage.say(frames.Sync(round=0, weight=1.0, size_bytes=9), frames.Chunk(data=b"half"))
+        while not list((stage.room.blobs.directory / "new").iterdir()):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        monkeypatch.setattr(stage.room.blobs, "drop_writing", cannot)
+        await stage.room.executor.stop(RUN, 0)
+        assert isinstance(await stage.end(), RunStopped)
+
+
+def cannot(*_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+async def test_a_launcher_that_takes_nothing_holds_up_nobody_for_good(tmp_path, monkeypatch):
+    """Its socket is full and then it is lost: whoever waits to pause or resume a run goes on."""
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, ""))
+        await stage.furnish()
+        asked = 0
+
+        async def pause(task_status):
+            nonlocal asked
+            task_status.started()
+            while True:
+                await trio.lowlevel.checkpoint()
+                await stage.room.executor.pause(RUN)
+                await stage.room.executor.leave(RUN, 60_000, "")
+                await stage.room.executor.resume(RUN)
+                asked += 1
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pause)
+            before = -1
+            while before != asked:
+                before = asked
+                await trio.sleep(0.3)
+            stage.control.close()
+            while asked == before:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_checkpoint_that_is_not_there_fails_the_run_and_not_the_daemon(tmp_path):

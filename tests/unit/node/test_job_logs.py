@@ -1,5 +1,6 @@
 """What jobs print comes in pieces and is read back in lines."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,28 @@ def test_a_shard_that_prints_without_end_fills_its_file_and_no_more(
     (path,) = tmp_path.rglob("*.jsonl")
     assert path.stat().st_size <= 1_000
     assert path.parent.stat().st_mode & 0o077 == 0, "nobody else reads a developer's logs"
+
+
+def test_a_log_that_cannot_be_kept_is_counted_and_ends_nobody(tmp_path: Path) -> None:
+    logs = JobLogs(tmp_path / "logs")
+    (tmp_path / "logs").write_text("in the way")
+    for _ in range(3):
+        logs.append(JOB, 0, "lost\n", 1)
+    assert logs.counters["job logs: could not be written"] == 3
+    (tmp_path / "logs").unlink()
+    logs.append(JOB, 0, "kept\n", 2)
+    assert texts(logs.tail(JOB, [0])) == [(0, "kept")]
+
+
+def test_a_disk_that_takes_half_a_line_spoils_none_after_it(tmp_path: Path) -> None:
+    logs = JobLogs(tmp_path)
+    logs.append(JOB, 0, "whole\n", 1)
+    (path,) = tmp_path.rglob("*.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        logs.append(JOB, 0, "too much\n", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    logs.append(JOB, 0, "more\n", 3)
+    assert texts(logs.tail(JOB, [0])) == [(0, "whole"), (0, "more")]

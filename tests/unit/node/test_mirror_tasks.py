@@ -1,9 +1,10 @@
 """Copies of checkpoints between real daemons: fetched from whoever answers, proved, brought back to who lost them."""
 # ruff: noqa: ASYNC110 - a task that ends tells no event, and a test may look at files
 
+import errno
 import io
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kit.memory_net import MemoryHub
 from kit.trading import award, bid, spec, tender, terms
 
 from hansa.market.sale_state import Sale
-from hansa.node.daemon import buyer_tasks, chores, mirror_tasks, staging
+from hansa.node.daemon import buyer_tasks, checkpoint_check, chores, mirror_tasks, staging
 from hansa.node.daemon.daemon import Daemon
 from hansa.node.engine.steady_clock import wall_clock_ms as now_ms
 from hansa.node.network.net import Context
@@ -26,7 +27,7 @@ from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.codec import decode
 from hansa.proto.network import DOMAIN
 from hansa.proto.protocols import BLOB
-from hansa.proto.tensors import encode_state
+from hansa.proto.tensors import Tensors, encode_state
 from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import FetchWanted
 from hansa.scheduler.job_state import Checkpoint, Job, Mirrored, Shard
@@ -145,15 +146,86 @@ async def test_a_copy_comes_from_the_buyer(three: Three) -> None:
     assert three.second.store.has(REF)
 
 
-async def test_a_copy_comes_from_who_made_it_when_the_buyer_does_not_give_it(three: Three) -> None:
+async def test_a_copy_comes_from_who_made_it_and_its_buyer_shows_a_part_of_it(three: Three) -> None:
+    """The holder gives what this node may have there, for whomever: that proves nothing for the buyer who names it."""
     three.first.store.put_bytes(STATE)
     three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=REF, checkpoint_at_ms=1)
     grant = Grant(account=three.second.account.address, checkpoint=REF)
     three.first.state.mirrors[FIRST] = Mirror(lease=FIRST, buyer=three.buyer.account.address, grants=(grant,))
     three.copied(wanted=REF)
+    with trio.move_on_after(2.0) as patience:
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    assert patience.cancelled_caught
+    assert three.second.store.has(REF), "it came from who made it"
+    assert three.second.state.mirrors.live[SECOND].copies[0].held is None
+    three.buyer.store.put_bytes(STATE)
+    three.buyer.grants.give(three.second.account.address, three.order())
     with trio.fail_after(10):
         await mirror_tasks.fetch_copy(three.second, three.order())
     await held(three.second)
+
+
+async def test_another_buyer_here_is_not_asked_for_a_copy(three: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    honest = mirror_tasks.peers_of
+
+    async def watched(daemon: Daemon, accounts: Sequence[bytes]) -> list[str]:
+        asked.extend(accounts)
+        return await honest(daemon, accounts)
+
+    monkeypatch.setattr(mirror_tasks, "peers_of", watched)
+    called = replace(tender(), signer=three.first.account.address)
+    made = bid(called).document
+    three.second.state.sales[b"v" * 32] = Sale(
+        phase="settled", tender=called, bid=made, bid_digest=b"v" * 32, grace_ms=1
+    )
+    three.buyer.store.put_bytes(STATE)
+    three.buyer.grants.give(three.second.account.address, three.order())
+    three.copied(wanted=REF)
+    with trio.fail_after(10):
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    await held(three.second)
+    assert set(asked) == {three.buyer.account.address}
+
+
+async def test_a_copy_on_a_disk_that_fails_is_tried_again_and_the_daemon_lives(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three.buyer.store.put_bytes(STATE)
+    three.second.store.put_bytes(STATE)
+    three.buyer.grants.give(three.second.account.address, three.order())
+    three.copied(wanted=REF)
+    read, failures = three.second.store.read_chunk, [errno.EIO, errno.EMFILE, errno.EROFS]
+
+    def failing(ref: BlobRef, index: int) -> bytes:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return read(ref, index)
+
+    monkeypatch.setattr(three.second.store, "read_chunk", failing)
+    with trio.fail_after(20):
+        await mirror_tasks.fetch_copy(three.second, three.order())
+    await held(three.second)
+    assert not failures
+
+
+async def test_a_part_that_cannot_be_given_up_ends_no_daemon(three: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = three.buyer.store.put_bytes(STATE)
+    hang(three.buyer, ref)
+    three.buyer.grants.give(three.second.account.address, three.order())
+    three.copied(wanted=ref)
+
+    def broken(_ref: BlobRef) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(three.second.store, "discard_part", broken)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mirror_tasks.fetch_copy, three.second, three.order())
+        await part_of(three.second, ref)
+        three.copied(wanted=None)
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+    assert not nursery.cancel_scope.cancelled_caught
 
 
 async def test_a_copy_that_is_not_wanted_any_more_is_fetched_no_longer(three: Three) -> None:
@@ -233,6 +305,35 @@ async def test_a_shard_goes_on_from_its_mirror_when_its_buyer_lost_everything(
     assert (order.code / "a.py").exists()
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+async def test_a_good_checkpoint_is_not_refused_because_it_cannot_be_read_now(
+    three: Three, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(buyer_tasks, "DISK_RETRY_S", 0.05)
+    ref = three.first.store.put_bytes(encode_state({"round": 0, "step": 1, "state": [1, 2]}))
+    three.first.state.runs[FIRST] = Run(run=FIRST, phase="running", checkpoint=ref, checkpoint_at_ms=1)
+    copying = Checkpoint(round=0, step=1, blob=ref)
+    three.buyer.state.jobs[JOB] = replace(three.of, shards=(three.shard(0, copying=copying), three.shard(1)))
+    failures, mapped = [1, 2, 3], checkpoint_check._mapped
+
+    def failing(path: Path) -> Tensors:
+        if failures:
+            failures.pop()
+            raise OSError(number, os.strerror(number))
+        return mapped(path)
+
+    monkeypatch.setattr(checkpoint_check, "_mapped", failing)
+    wanted = FetchWanted(job=JOB, lease=FIRST, provider=three.first.account.address, blob=ref)
+    with trio.fail_after(20):
+        await buyer_tasks.fetch_for_job(three.buyer, wanted)
+        while three.buyer.state.jobs.live[JOB].shards[0].copying is not None:
+            await trio.sleep(0.01)
+    shard = three.buyer.state.jobs.live[JOB].shards[0]
+    assert shard.checkpoint is not None
+    assert shard.checkpoint.blob == ref
+    assert not shard.refusal
+
+
 async def test_what_is_no_checkpoint_is_refused_in_words_in_the_jobs_log(three: Three) -> None:
     good = encode_state({"round": 0, "step": 1, "state": [1, 2]})
     first, provider = FetchWanted(job=JOB, lease=FIRST, provider=three.first.account.address, blob=REF), three.first
@@ -293,6 +394,7 @@ async def test_a_copy_that_is_replaced_gives_its_room_back_and_one_is_fetched_at
             nursery.start_soon(mirror_tasks.fetch_copy, three.second, order)
             await part_of(three.second, order.checkpoint)
             assert three.second.store.size_bytes == order.checkpoint.size_bytes
+            assert len(nursery.child_tasks) == 1, "however many are ordered, one task fetches them"
         three.copied(wanted=None)
         await gone(three.second, orders[-1].checkpoint)
         assert three.second.store.size_bytes == 0

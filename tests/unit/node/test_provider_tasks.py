@@ -8,16 +8,24 @@ from pathlib import Path
 
 import pytest
 import trio
+from kit.descriptors import none_left
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.trading import BUYER, LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
+from hansa.node.commands.first_setup import Wishes, config_text
 from hansa.node.daemon import provider_tasks, staging
 from hansa.node.daemon.daemon import Daemon
 from hansa.node.daemon.laying_out import Unstageable
+from hansa.node.engine.answering import PriceWanted
+from hansa.node.engine.events import TenderPriced
 from hansa.node.engine.selling import DeliverRound
+from hansa.node.pricing import price_turns
+from hansa.node.pricing.price_program import PriceProgram
 from hansa.node.runs.executor import Executor
+from hansa.node.settings.config import parse_config
+from hansa.node.settings.pricing_config import PricingConfig
 from hansa.node.storage.blob_shelf import NoRoom
 from hansa.node.storage.packages import pack
 from hansa.proto.blob import BlobRef, blob_ref
@@ -205,3 +213,62 @@ async def test_a_round_that_a_run_cannot_take_fails_that_run_in_words(
     ((kind, reason),) = ended
     assert kind == "bad-state"
     assert "this run's are smaller" in reason
+
+
+def asked(buyer: int, number: int) -> PriceWanted:
+    """A tender whose price is to be asked for."""
+    signer = buyer.to_bytes(20, "big")
+    called = replace(tender(), signer=signer, nonce=number.to_bytes(32, "big"), bids_close_ms=1 << 50)
+    return PriceWanted(tender=called, lease="spot", sets=((b"d" * 32,),), rule_e18=(1,), share_ppm=0, tries=1)
+
+
+def a_program(tmp_path: Path, daemon: Daemon) -> PriceProgram:
+    """One whose rooms are somebody else's to make, who is not there."""
+    text = config_text(Wishes(provides=True, cpu_slots=1, cpu_cores_per_slot=1, gpus=(), metrics_port=0))
+    rule = parse_config(text, tmp_path / "config.toml").provider.pricing.rule
+    config = PricingConfig(
+        rule=rule, program=("/bin/true",), program_files=(), program_timeout_ms=1000, on_program_fault="rule"
+    )
+    return PriceProgram(config, tmp_path, daemon.now_ms, builder=tmp_path / "nobody")
+
+
+async def test_a_pipe_that_cannot_be_had_costs_one_price_and_no_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[TenderPriced] = []
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
+        daemon.price_program = a_program(tmp_path, daemon)
+        monkeypatch.setattr(daemon, "tell", told.append)
+        with none_left(), trio.fail_after(10):
+            await provider_tasks.price_tender(daemon, asked(1, 1))
+        monkeypatch.undo()
+    (answer,) = told
+    assert "Too many open files" in answer.fault
+
+
+async def test_however_many_tenders_come_few_of_them_wait_for_a_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each order is a task, and all but those that have a place end at once, with a word for their buyer."""
+    told: list[TenderPriced] = []
+
+    async def never(*_: object) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError("for ever is over")
+
+    async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon:
+        daemon.price_program = program = a_program(tmp_path, daemon)
+        monkeypatch.setattr(program, "_run", never)
+        monkeypatch.setattr(daemon, "tell", told.append)
+        async with trio.open_nursery() as nursery:
+            for number in range(1000):
+                nursery.start_soon(provider_tasks.price_tender, daemon, asked(number % 400, number))
+            with trio.fail_after(20):
+                while len(told) + len(nursery.child_tasks) > 1000 or len(nursery.child_tasks) > 100:
+                    await trio.sleep(0.01)
+            waiting = len(nursery.child_tasks)
+            nursery.cancel_scope.cancel()
+        monkeypatch.undo()
+    assert waiting <= 2 * price_turns.PLACES_IN_ALL + 2
+    assert len(told) >= 1000 - waiting
+    assert all(answer.fault for answer in told)

@@ -31,7 +31,7 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.typed_data import digest
 from hansa.proto.workload import FILE_IMAGE, FILE_LOCK, FileList, ListedFile
 from hansa.scheduler.job_state import Checkpoint, Job, Shard
-from hansa.scheduler.mirror import Mirror
+from hansa.scheduler.mirror import Copy, Mirror
 from hansa.scheduler.run import STAGING, Run, RunStopWanted, StartRun
 
 pytestmark = pytest.mark.trio
@@ -272,9 +272,11 @@ async def test_a_run_that_had_begun_goes_on_after_a_crash_while_its_buyer_is_awa
     assert len(started.orders) == 2
 
 
+@pytest.mark.parametrize("phase", ["running", "settled"])
 async def test_a_buyer_here_is_asked_for_no_blob_that_another_names(
-    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
+    """Nor is one that was here: it gives this node what it once told it of."""
     asked: list[bytes] = []
     honest = staging.peers_of
 
@@ -287,11 +289,58 @@ async def test_a_buyer_here_is_asked_for_no_blob_that_another_names(
     state, victim, mirror = pair.provider.state, b"\x07" * 20, b"\x08" * 20
     called = replace(tender(), signer=victim)
     made = bid(called).document
-    state.sales[b"v" * 32] = Sale(phase="running", tender=called, bid=made, bid_digest=b"v" * 32, grace_ms=1)
+    state.sales[b"v" * 32] = Sale(phase=phase, tender=called, bid=made, bid_digest=b"v" * 32, grace_ms=1)
     state.mirrors[LEASE] = Mirror(lease=LEASE, buyer=pair.buyer.account.address, sources=(victim, mirror))
     await staging.start_run(pair.provider, ORDER)
     assert len(started.orders) == 1
     assert set(asked) == {pair.buyer.account.address, mirror}
+
+
+async def test_of_what_another_buyer_named_here_the_buyer_alone_is_asked(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever mirrors it would give it to this node for the other buyer's sake."""
+    asked: list[tuple[bytes, ...]] = []
+    honest = staging.peers_of
+
+    async def watched(daemon: Daemon, accounts: Sequence[bytes]) -> list[str]:
+        asked.append(tuple(accounts))
+        return await honest(daemon, accounts)
+
+    monkeypatch.setattr(staging, "peers_of", watched)
+    pair.lease(pair.listed())
+    state, mirror, buyer = pair.provider.state, b"\x08" * 20, pair.buyer.account.address
+    files = pair.buyer.state.jobs.live[JOB].files
+    assert files is not None
+    called = replace(tender(), signer=b"\x07" * 20)
+    made = bid(called).document
+    theirs = spec().workload(b"o" * 32, pair.package, None)
+    state.sales[b"v" * 32] = Sale(
+        phase="running", tender=called, bid=made, bid_digest=b"v" * 32, grace_ms=1, workload=theirs
+    )
+    copy = Copy(shard=0, holder=mirror, wanted=files)
+    state.mirrors[b"l" * 32] = Mirror(lease=b"l" * 32, buyer=b"\x07" * 20, copies=(copy,))
+    state.mirrors[LEASE] = Mirror(lease=LEASE, buyer=buyer, sources=(mirror,))
+    await staging.start_run(pair.provider, ORDER)
+    assert len(started.orders) == 1
+    assert set(asked) == {(buyer,)}
+
+
+async def test_the_chunk_that_a_buyer_must_show_is_drawn_once(pair: Pair) -> None:
+    """Who has one chunk of another's blob could else have it asked for until it is that one."""
+    blob = pair.provider.store.put_bytes(os.urandom(CHUNK_BYTES * 5))
+    drawn: dict[bytes, set[int]] = {b"a" * 20: set(), b"b" * 20: set(), b"c" * 20: set(), b"d" * 20: set()}
+
+    async def holds(_blob: BlobRef, index: int, _sources: Sequence[str]) -> bool:
+        await trio.lowlevel.checkpoint()
+        drawn[buyer].add(index)
+        return False
+
+    pair.provider.exchange.holds = holds  # type: ignore[method-assign]
+    for buyer in drawn:
+        for _ in range(20):
+            assert not await staging.is_proved(pair.provider, blob, buyer, [])
+    assert all(len(indices) == 1 for indices in drawn.values())
 
 
 async def test_nobody_may_have_another_shards_files(pair: Pair) -> None:
@@ -380,7 +429,8 @@ async def test_what_can_never_fit_is_said_at_once(pair: Pair) -> None:
     pair.lease(listed, fetch_bytes=1 << 50)
     await staging.start_run(pair.provider, ORDER)
     ended = await failure(pair.provider)
-    assert ended.end_kind == "no-room"
+    assert ended.end_kind == "refused"
+    assert "has no room for" in ended.end_reason
 
 
 async def test_a_disk_that_is_full_costs_one_run_and_not_the_daemon(
@@ -393,9 +443,101 @@ async def test_a_disk_that_is_full_costs_one_run_and_not_the_daemon(
     pair.lease(pair.listed(("x", b"some data", ())))
     await staging.start_run(pair.provider, ORDER)
     ended = await failure(pair.provider)
-    assert ended.end_kind == "no-room"
+    assert ended.end_kind == "refused", "so that the shard is tried elsewhere: its job did nothing wrong"
     assert ended.end_reason.endswith("No space left on device"), "in words, and without paths of the provider's"
     assert not started.orders
+
+
+async def test_a_disk_that_is_full_under_the_code_is_not_the_jobs_fault(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/owner")
+
+    monkeypatch.setattr(laying_out, "unpack", full)
+    pair.lease(pair.listed())
+    await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert (ended.end_kind, ended.end_reason.rpartition(": ")[2]) == ("refused", "No space left on device")
+
+
+class Unreadable:
+    """Reading a blob that lies at the provider fails so often, and then goes well."""
+
+    def __init__(self, pair: Pair, blob: BlobRef, number: int, times: int) -> None:
+        self.blob, self.number, self.times = blob, number, times
+        self._honest = pair.provider.store.read_chunk
+        pair.provider.store.read_chunk = self._read  # type: ignore[method-assign]
+
+    def _read(self, ref: BlobRef, index: int) -> bytes:
+        if ref == self.blob and self.times:
+            self.times -= 1
+            raise OSError(self.number, os.strerror(self.number), "/home/owner")
+        return self._honest(ref, index)
+
+
+async def test_a_disk_that_cannot_be_read_is_said_at_once_and_not_taken_for_a_buyer_who_shows_nothing(
+    pair: Pair, started: Started
+) -> None:
+    data = b"here already"
+    pair.lease(pair.listed(("x", data, ())))
+    pair.provider.store.put_bytes(data)
+    Unreadable(pair, blob_ref(data), errno.EIO, 1000)
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, ORDER)
+    ended = await failure(pair.provider)
+    assert ended.end_kind == "refused"
+    assert ended.end_reason.endswith("this node's disk failed: Input/output error")
+    assert not started.orders
+
+
+async def test_a_lack_of_descriptors_is_waited_for(pair: Pair, started: Started) -> None:
+    data = b"here already"
+    pair.lease(pair.listed(("x", data, ())))
+    pair.provider.store.put_bytes(data)
+    failing = Unreadable(pair, blob_ref(data), errno.EMFILE, 3)
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, ORDER)
+    assert len(started.orders) == 1
+    assert not failing.times
+
+
+async def test_a_lack_of_descriptors_that_lasts_is_named_when_patience_ends(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    data = b"here already"
+    pair.lease(pair.listed(("x", data, ())))
+    pair.provider.store.put_bytes(data)
+    Unreadable(pair, blob_ref(data), errno.EMFILE, 10_000)
+    with trio.fail_after(20):
+        await staging.start_run(pair.provider, ORDER)
+    assert (await failure(pair.provider)).end_reason.endswith("this node's disk failed: Too many open files")
+
+
+async def test_a_run_is_forgotten_on_a_disk_that_takes_no_notes_and_the_daemon_lives(
+    pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.lease(pair.listed())
+    await staging.start_run(pair.provider, ORDER)
+    folder, rename, tried = staging.run_folder(pair.provider, LEASE), Path.rename, trio.Event()
+
+    def stuck(path: Path, target: Path) -> Path:
+        if path == folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return rename(path, target)
+
+    def read_only(*_: object) -> None:
+        trio.from_thread.run_sync(tried.set)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "rename", stuck)
+    monkeypatch.setattr(pair.provider.store, "pin_exactly", read_only)
+    staging.forget_run(pair.provider, LEASE)
+    with trio.fail_after(10):
+        await tried.wait()
+        while folder.exists():
+            await trio.sleep(0.02)
 
 
 async def test_a_fetch_goes_on_for_as_long_as_bytes_move(monkeypatch: pytest.MonkeyPatch) -> None:
