@@ -195,6 +195,25 @@ async def test_a_node_changes_its_account_only_with_a_newer_binding() -> None:
         assert one.directory.account_of(two.peer_id) == key(9).address
 
 
+async def test_those_with_another_time_are_remembered_up_to_a_bound_that_any_number_of_others_does_not_outweigh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(directory, "MOST_DOUBTS", 3)
+    hub = MemoryHub()
+    async with party(hub, 1) as one:
+        for number in range(10, 14):
+            async with party(hub, number) as right:
+                one.knows(right)
+                await one.directory.meet(right.peer_id)
+        for number in range(20, 25):
+            async with party(hub, number, hello=expired) as late:
+                one.knows(late)
+                with pytest.raises(Stranger):
+                    await one.directory.meet(late.peer_id)
+        assert len(one.directory._other_times) == 3
+        assert one.directory.clocks_differ
+
+
 async def test_strangers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "MOST_KNOWN", 3)
     hub = MemoryHub()
