@@ -26,7 +26,15 @@ from hansa.market.ledger import (
 )
 from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import Step, Table, ignore, rows
-from hansa.market.receipts import NOTHING, LeaseTerms, Statement, next_statement, receipt_digest
+from hansa.market.receipts import (
+    NOTHING,
+    LeaseTerms,
+    Statement,
+    disputed_lines,
+    instead,
+    next_statement,
+    receipt_digest,
+)
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, ChannelEnd, CooperativeClose, MeterLine, Voucher
 from hansa.proto.market_documents import Evidence
@@ -81,10 +89,12 @@ class VoucherArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalArrived:
-    """The buyer will not pay for a receipt."""
+    """The buyer will not pay for a receipt; for another one with these lines it would, if there are any."""
 
     seq: Uint64
     reason: str
+    payable: tuple[MeterLine, ...] = ()
+    at_ms: UnixMs = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +123,14 @@ class LinesRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinesDisputed:
+    """Effect to the sales: of these leases the buyer pays no more time than in these lines."""
+
+    lines: tuple[MeterLine, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EarningChannel:
     """The state.
 
@@ -134,6 +152,8 @@ class EarningChannel:
         safe: the best voucher for no more than was earned. Claimed, it leaves the end open that both agree on.
         rising: the oldest voucher above that; it becomes the safe one when as much was earned.
         refused: why the buyer refused the statement that is out; empty when it did not.
+        passed_over: the number of the newest receipt that the buyer never pays, and asked for another one instead.
+        disputed: what was not paid for of leases whose time the buyer disputed, which it may once for each.
         proposed: the buyer's highest word on the final sum, which may come before the voucher for it.
         closed_ms: when the channel ended between the two; 0 before.
         settled_ms: when it ended on its backend's books; 0 before.
@@ -158,6 +178,8 @@ class EarningChannel:
     rising: Signed[Voucher] | None = None
     advances: int = 0
     refused: str = ""
+    passed_over: Uint64 = 0
+    disputed: Mapping[bytes, Amount] = field(default_factory=dict)
     proposed: Signed[CooperativeClose] | None = None
     closed_ms: UnixMs = 0
     settled_ms: UnixMs = 0
@@ -324,6 +346,7 @@ def _send_next(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
         last=state.vouched.receipt if state.vouched else None,
         lines=state.lines,
         evidence=state.evidence,
+        passed_over=state.passed_over,
     )
     sent = replace(state, out=statement, refused="")
     return Step(state=sent, effects=outstanding(sent, at_ms))
@@ -423,8 +446,19 @@ def _tell(state: EarningChannel, at_ms: int) -> LinesVouched:
 def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningChannel]:
     if state.out is None or state.out.receipt.seq != event.seq:
         return ignore(state, "a refusal of no receipt that is out")
-    leases = tuple(line.lease for line in state.out.lines)
-    return Step(state=replace(state, refused=event.reason), effects=(LinesRefused(leases=leases, reason=event.reason),))
+    disputed = disputed_lines(state.out.lines, event.payable, state.vouched.lines if state.vouched else (), state.terms)
+    if not event.payable or disputed is None or any(line.lease in state.disputed for line in disputed):
+        leases = tuple(line.lease for line in state.out.lines)
+        refused = LinesRefused(leases=leases, reason=event.reason)
+        return Step(state=replace(state, refused=event.reason), effects=(refused,))
+    lines, evidence = instead(state.lines, state.evidence, disputed)
+    lost = {line.lease: state.lines[line.lease].amount - line.amount for line in disputed}
+    cut = replace(
+        state, lines=lines, evidence=evidence, out=None, passed_over=event.seq, disputed={**state.disputed, **lost}
+    )
+    further = _send_next(cut, event.at_ms)
+    told = (LinesDisputed(lines=disputed, reason=event.reason),) if disputed else ()
+    return Step(state=further.state, effects=(*told, *further.effects))
 
 
 def _leave(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:

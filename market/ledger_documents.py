@@ -39,6 +39,7 @@ class _Channel:
     def __init__(self, config: ChannelConfig, domain: Domain) -> None:
         self.config, self.domain = config, domain
         self.receipt: Receipt | None = None
+        self.paid: Receipt | None = None
         self.receipts: dict[bytes, Receipt] = {}
         self.splits: tuple[Split, ...] = ()
         self.vouched = 0
@@ -122,8 +123,11 @@ class DocumentReplay:
         self._signed(DOMAIN, filed.receipt, channel.config.payee_signer)
         last, channel.receipt = channel.receipt, receipt
         channel.receipts[receipt_digest(receipt)] = receipt
-        follows = (1, NOTHING, 0) if last is None else (last.seq + 1, receipt_digest(last), last.amount_total)
-        if (receipt.seq, receipt.prev) != follows[:2] or receipt.amount_total < follows[2]:
+        # A receipt that is never paid, since its buyer asked for another one instead, leaves a gap: the next has a
+        # number of its own, and follows the same one as that did.
+        paid = channel.paid
+        prev, least = (NOTHING, 0) if paid is None else (receipt_digest(paid), paid.amount_total)
+        if receipt.seq <= (last.seq if last else 0) or receipt.prev != prev or receipt.amount_total < least:
             self._fault(TOTALS, f"record {at}: receipt {receipt.seq} does not follow the one before it", at)
         if receipt.lines_root != root_of(filed.lines) or receipt.evidence != root_of(filed.evidence):
             self._fault(TOTALS, f"record {at}: these are not the lines that receipt {receipt.seq} commits to", at)
@@ -142,6 +146,7 @@ class DocumentReplay:
         if voucher.cumulative < max(channel.vouched, receipt.amount_total if receipt else 0):
             self._fault(TOTALS, f"record {at}: a voucher for less than was vouched for, or than its receipt", at)
         elif receipt is not None:
+            channel.paid = receipt
             self._expect_voucher(channel, receipt)
             channel.received = max(channel.received, receipt.amount_total)
         # What it says beyond its receipt is paid ahead: a promise, and no entry until a receipt uses it.

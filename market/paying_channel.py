@@ -28,17 +28,19 @@ from hansa.market.machine import SAME, Step, Table, ignore, rows
 from hansa.market.receipts import (
     AHEAD_OF_TIME,
     NOTHING,
+    OF_CLOCKS,
     LeaseTerms,
     Statement,
     fault_in,
     is_early,
+    payable_lines,
     receipt_digest,
 )
 from hansa.proto.documents import ChannelConfig, ChannelEnd, CooperativeClose, Voucher
-from hansa.proto.messages import CloseProposed, PenaltyReleased, ReceiptRefused, VoucherSent
+from hansa.proto.messages import CloseProposed, PenaltyReleased, ReceiptDisputed, ReceiptRefused, VoucherSent
 from hansa.proto.signing import Signed
 from hansa.proto.splits import Split
-from hansa.proto.units import Amount, Bytes32, Line, UnixMs
+from hansa.proto.units import Amount, Bytes32, Line, Uint64, UnixMs
 
 KEEP_MS = 7 * 24 * 3_600_000
 """A voucher, or the word that a channel ends, is worth bringing for a week."""
@@ -107,6 +109,7 @@ class PayingChannel:
         receipt_signature: the provider's signature on it: proof that the debt is the provider's own figure.
         cumulative: the signed total, with what is paid ahead of receipts.
         refused: why the newest receipt was refused; empty when it was not.
+        passed_over: the number of the newest receipt that is never paid, since another one was asked for instead.
         close_signature: the provider's signature over the final sum, once there.
         settled_ms: when it ended on its backend's books; 0 before.
         paid: what it paid there in all.
@@ -126,6 +129,7 @@ class PayingChannel:
     receipt_signature: bytes = b""
     cumulative: Amount = 0
     refused: str = ""
+    passed_over: Uint64 = 0
     close_signature: bytes = b""
     settled_ms: UnixMs = 0
     paid: Amount = 0
@@ -317,21 +321,15 @@ def _settle(state: PayingChannel, event: ChannelSettled) -> Step[PayingChannel]:
 def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingChannel]:
     if state.accepted and event.statement.receipt == state.accepted.receipt:
         return Step(state=state, effects=(_voucher(state, event.at_ms),))
-    fault = fault_in(event.statement, last=state.accepted, terms=state.terms, now_ms=event.at_ms)
+    passed_over = state.passed_over
+    fault = fault_in(
+        event.statement, last=state.accepted, terms=state.terms, now_ms=event.at_ms, passed_over=passed_over
+    )
     if fault == AHEAD_OF_TIME and is_early(event.statement, state.terms):
         # Its provider says it again, and it is paid as it stands once so much has passed.
         return ignore(state, "a receipt ahead of time")
     if fault is not None:
-        receipt = event.statement.receipt
-        refusal = ReceiptRefused(channel_id=state.channel_id, seq=receipt.seq, reason=fault)
-        keep_until_ms = event.at_ms + KEEP_MS
-        send = Send(
-            to=state.config.payee_signer,
-            message=refusal,
-            keep_until_ms=keep_until_ms,
-            replaces=f"refusal {state.channel_id.hex()}",
-        )
-        return Step(state=replace(state, refused=fault), effects=(send,))
+        return _refuse(state, event, fault)
     total = event.statement.receipt.amount_total
     assert total >= state.metered, "a voucher would take money back"
     after = replace(state, accepted=event.statement, receipt_signature=event.signature, refused="")
@@ -353,6 +351,31 @@ def _answer_receipt(state: PayingChannel, event: ReceiptArrived) -> Step[PayingC
     )
     # A provider whose last receipt crossed our word that the channel ends is paid, and hears the new final sum.
     return Step(state=after, effects=(*outstanding(after, event.at_ms), Post(entry=entry), vouched))
+
+
+def _refuse(state: PayingChannel, event: ReceiptArrived, fault: str) -> Step[PayingChannel]:
+    """Say why there is no voucher; and what there would be one for, where only clocks may be at fault.
+
+    A receipt for which another one was asked is never paid, though so much time may pass later: its provider goes on
+    from the one before it, and two would be paid for one number. It may not have heard that, and is told again.
+    """
+    receipt = event.statement.receipt
+    prev = receipt_digest(state.accepted.receipt) if state.accepted else NOTHING
+    is_again = 0 < receipt.seq == state.passed_over and receipt.prev == prev
+    payable = payable_lines(event.statement, last=state.accepted, terms=state.terms, now_ms=event.at_ms)
+    reason, refused, message = fault, replace(state, refused=fault), None
+    if payable and is_again:
+        reason, refused = state.refused, state
+    if payable and (is_again or fault in OF_CLOCKS):
+        message = ReceiptDisputed(channel_id=state.channel_id, seq=receipt.seq, payable=payable, reason=reason)
+        refused = replace(refused, passed_over=receipt.seq)
+    send = Send(
+        to=state.config.payee_signer,
+        message=message or ReceiptRefused(channel_id=state.channel_id, seq=receipt.seq, reason=reason),
+        keep_until_ms=event.at_ms + KEEP_MS,
+        replaces=f"refusal {state.channel_id.hex()}",
+    )
+    return Step(state=refused, effects=(send,))
 
 
 def _voucher(state: PayingChannel, at_ms: int) -> Send:

@@ -143,7 +143,7 @@ def read_dealing(dealing: Dealing) -> Dealt:
     unpaid, unpaid_ms = 0, 0
     if dealing.unpaid is not None:
         later = dealing.unpaid.document
-        if later.channel_id != key or later.prev != prev or later.seq != seq + 1:
+        if later.channel_id != key or later.prev != prev or later.seq <= seq:
             raise Malformed("dealing.unpaid", "does not follow the receipt")
         check(DOMAIN, dealing.unpaid, config.payee_signer)
         unpaid, unpaid_ms = max(0, later.amount_total - vouched), later.period_end_ms

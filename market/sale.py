@@ -30,6 +30,7 @@ from hansa.market.sale_events import (
     LeaseCalledOff,
     LeaseMade,
     LeaveWanted,
+    LineDisputed,
     LineRefused,
     LineVouched,
     PauseWanted,
@@ -93,6 +94,8 @@ TABLE: Table[Sale] = Table(
         (("running", "delivering"), PenaltyLifted, SAME),
         ("settling", PenaltyLifted, ("settling", "settled", "stopped")),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
+        (("running", "delivering"), LineDisputed, SAME),
+        ("settling", LineDisputed, ("settling", "settled", "stopped")),
         ("settling", LineVouched, ("settling", "settled", "stopped")),
         ("settling", (LineRefused, TimePassed), ("settling", "settled", "stopped", "unpaid")),
         # A buyer that comes back after it was written off may still pay.
@@ -200,6 +203,8 @@ def _react(state: Sale, event: Any) -> Step[Sale]:
             return _take_voucher(state, event)
         case LineRefused(reason=reason, at_ms=at_ms):
             return _hear_refusal(state, reason, at_ms)
+        case LineDisputed():
+            return _give_way(state, event)
         case PenaltyLifted():
             return _lift_penalty(state, event)
         case DeliveryTaken(at_ms=at_ms) | StopOrdered(at_ms=at_ms):
@@ -331,6 +336,25 @@ def _hear_refusal(state: Sale, reason: str, at_ms: int) -> Step[Sale]:
     return _write_off(refused, at_ms) if state.phase == "settling" else Step(state=refused)
 
 
+def _give_way(state: Sale, event: LineDisputed) -> Step[Sale]:
+    """The buyer's clock and this one do not agree: what is paid is what passed on the buyer's, and the run ends."""
+    line = event.line
+    cut = replace(
+        state,
+        disputed=state.disputed + max(0, state.chargeable - line.amount),
+        is_over=True,
+        device_ms=line.device_ms,
+        rest_milli=0,
+        evident_ms=line.end_ms,
+        lined_amount=line.amount,
+        lined_steps=state.steps,
+        unvouched_since_ms=event.at_ms if line.amount > state.vouched else 0,
+    )
+    if state.phase == "running" and not state.stopping:
+        return _stop(cut, "the buyer's clock and the provider's do not agree")
+    return _settle(cut, event.at_ms) if state.phase == "settling" else Step(state=cut)
+
+
 def _finish_run(state: Sale, event: RunOver) -> Step[Sale]:
     over = replace(
         state,
@@ -358,9 +382,15 @@ def _kind_of_end(state: Sale, event: RunOver) -> str:
 def _write_off(state: Sale, at_ms: int, reason: str = "") -> Step[Sale]:
     """Nobody will vouch for the rest: it is in the books as what it is. What was paid ahead covers it all the same."""
     assert state.terms is not None
-    amount = state.lined_amount - state.vouched - state.ahead
+    amount = state.lined_amount + state.disputed - state.vouched - state.ahead
     if amount <= 0:
         return Step(state=replace(state, phase="settled" if state.outcome == "succeeded" else "stopped"))
+    unpaid = replace(state, phase="unpaid", reason=reason or state.reason, written_off=amount)
+    return Step(state=unpaid, effects=(_written_off(state, amount, at_ms),))
+
+
+def _written_off(state: Sale, amount: int, at_ms: int) -> Post:
+    assert state.terms is not None
     entry = written_off(
         channel_id=state.channel_id,
         lease=state.lease,
@@ -369,8 +399,7 @@ def _write_off(state: Sale, at_ms: int, reason: str = "") -> Step[Sale]:
         amount=amount,
         at_ms=at_ms,
     )
-    unpaid = replace(state, phase="unpaid", reason=reason or state.reason, written_off=amount)
-    return Step(state=unpaid, effects=(Post(entry=entry),))
+    return Post(entry=entry)
 
 
 def _write_back(state: Sale, before: Sale, at_ms: int) -> Step[Sale]:
@@ -398,7 +427,11 @@ def _settle(state: Sale, at_ms: int) -> Step[Sale]:
         return _write_off(state, at_ms) if state.refused and state.phase == "settling" else Step(state=state)
     if state.withheld and not _has_forfeited(state):
         return Step(state=state)
-    return Step(state=replace(state, phase="settled" if state.outcome == "succeeded" else "stopped"))
+    ended = replace(state, phase="settled" if state.outcome == "succeeded" else "stopped")
+    lost = state.disputed - state.ahead
+    if lost <= 0 or state.phase == "unpaid":
+        return Step(state=ended)
+    return Step(state=replace(ended, written_off=lost), effects=(_written_off(state, lost, at_ms),))
 
 
 def _pass_time(state: Sale, at_ms: int) -> Step[Sale]:

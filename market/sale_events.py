@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hansa.market.receipts import LeaseTerms
 from hansa.proto.blob import BlobRef
-from hansa.proto.documents import ChannelConfig
+from hansa.proto.documents import ChannelConfig, MeterLine
 from hansa.proto.market_documents import Award
 from hansa.proto.units import Amount, Bytes32, DeviceMs, DurationMs, Line, Note, Uint32, Uint64, UnixMs
 from hansa.proto.workload import Workload
@@ -174,6 +174,15 @@ class FundsShared:
 class LineRefused:
     """The buyer refuses to vouch for a receipt that holds this lease."""
 
+    reason: str
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineDisputed:
+    """The buyer pays for no more of this lease's time than this line has: the rest did not pass on its clock."""
+
+    line: MeterLine
     reason: str
     at_ms: UnixMs
 

@@ -23,6 +23,8 @@ def take_progress(state: Sale, event: ProgressMade) -> Step[Sale]:
     charged for already, and never is more than passed by the line's own times: the difference is given away.
     """
     assert state.terms is not None
+    if state.is_over:
+        return Step(state=replace(state, checkpoint=event.checkpoint))
     after = replace(
         state,
         started_ms=state.started_ms or max(event.at_ms - event.running_ms, event.not_before_ms),

@@ -44,6 +44,8 @@ class Sale:
         lined_steps: the evidence it had.
         lined_amount: what it came to.
         vouched: what the buyer vouched for.
+        disputed: what was metered and the buyer will not pay, since so much time did not pass on its clock.
+        is_over: whether for that reason no more time is metered.
         written_off: what was metered and nobody vouched for, once it was given up.
         ahead: what the buyer paid ahead of receipts for this lease.
         ceiling: what its channel can pay for it in all; None where nothing limits it.
@@ -88,6 +90,8 @@ class Sale:
     lined_steps: Uint64 = 0
     lined_amount: Amount = 0
     vouched: Amount = 0
+    disputed: Amount = 0
+    is_over: bool = False
     written_off: Amount = 0
     ahead: Amount = 0
     ceiling: Amount | None = None

@@ -105,8 +105,8 @@ class Receipt:
 
     Attributes:
         channel_id: the digest of the channel's config.
-        seq: one more than the receipt before it; the first is 1.
-        prev: the digest of the receipt before it; zero in the first.
+        seq: one more than the receipt before it, though that be one that was given up for this; the first is 1.
+        prev: the digest of the newest receipt before it that was vouched for; zero where none was.
         period_start_ms: where the period since the receipt before it begins.
         period_end_ms: where the period ends.
         amount_total: everything owed since the channel opened; it only rises.

@@ -376,6 +376,24 @@ class ReceiptRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptDisputed:
+    """Buyer to provider: this receipt is never paid, for the time in it that did not pass here; another one would be.
+
+    Attributes:
+        channel_id: the channel.
+        seq: the receipt's number. The next one follows the same receipt as this one did.
+        payable: all of its lines, those with too much time as far as they would be paid; a line with none of it is
+            to be left out.
+        reason: in words.
+    """
+
+    channel_id: Bytes32
+    seq: Uint64
+    payable: Annotated[tuple[MeterLine, ...], AtMost(MAX_LINES)]
+    reason: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloseProposed:
     """Buyer to provider: no lease is left on the channel; this is the final sum."""
 
@@ -504,6 +522,7 @@ Direct = (
     | ReceiptSent
     | VoucherSent
     | ReceiptRefused
+    | ReceiptDisputed
     | CloseProposed
     | CloseAccepted
     | CreditGranted
@@ -517,7 +536,7 @@ Direct = (
 )
 """What goes over ``/hansa/market/2``, one message a request; the response is empty and means: it is in my journal."""
 
-SINCE: Mapping[type, int] = {ProofSent: 2}
+SINCE: Mapping[type, int] = {ProofSent: 2, ReceiptDisputed: 2}
 """The first number of the market's protocol that has a message, where that is not 1."""
 
 

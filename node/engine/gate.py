@@ -48,7 +48,7 @@ def concerns(state: NodeState, sender: bytes, message: Any) -> bool:
             return _pays_on(state, sender, signed.document.channel_id, message.currency)
         case messages.CloseProposed(close=signed):
             return _pays_on(state, sender, signed.document.channel_id, message.currency)
-        case messages.ReceiptRefused(channel_id=channel_id):
+        case messages.ReceiptRefused(channel_id=channel_id) | messages.ReceiptDisputed(channel_id=channel_id):
             return _pays_on(state, sender, channel_id)
         case messages.CreditGranted() | messages.PaymentAcknowledged():
             return deals_with(state, sender)

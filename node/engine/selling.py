@@ -153,6 +153,8 @@ def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
             key, news = close.document.channel_id, earning_channel.CloseProposalArrived(close=close, at_ms=event.at_ms)
         case messages.ReceiptRefused(channel_id=key, seq=seq, reason=reason):
             news = earning_channel.RefusalArrived(seq=seq, reason=reason)
+        case messages.ReceiptDisputed(channel_id=key, seq=seq, payable=payable, reason=reason):
+            news = earning_channel.RefusalArrived(seq=seq, reason=reason, payable=payable, at_ms=event.at_ms)
         case _:
             raise AssertionError("only messages about channels come here")
     channel = state.earning.get(key)
@@ -177,6 +179,7 @@ HEARD: dict[type, Callable[[NodeState, MessageArrived], Effects]] = {
     messages.CheckpointGranted: _of_buyer(mirroring.hear),
     messages.VoucherSent: _hear_on_channel,
     messages.ReceiptRefused: _hear_on_channel,
+    messages.ReceiptDisputed: _hear_on_channel,
     messages.CloseProposed: _hear_on_channel,
 }
 """What a provider hears, and who listens."""

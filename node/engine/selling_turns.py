@@ -125,6 +125,10 @@ def advance_channel(state: NodeState, key: bytes, event: Any) -> Effects:
                 for lease in leases:
                     refused = sale_events.LineRefused(reason=reason, at_ms=state.at_ms)
                     outward += advance_sale(state, state.sale_of.get(lease, b""), refused)
+            case earning_channel.LinesDisputed(lines=lines, reason=reason):
+                for line in lines:
+                    disputed = sale_events.LineDisputed(line=line, reason=reason, at_ms=state.at_ms)
+                    outward += advance_sale(state, state.sale_of.get(line.lease, b""), disputed)
             case _:
                 outward.append(effect)
     if isinstance(event, FundsKnown | earning_channel.VoucherArrived):

@@ -38,6 +38,7 @@ def own_dealings(state: NodeState) -> Iterator[Dealt]:
         if done is None and out is None:
             continue
         before = done.amount_total if done else 0
+        disputed = sum(earning.disputed.values())
         yield Dealt(
             channel_id=key,
             currency=earning.currency,
@@ -45,8 +46,8 @@ def own_dealings(state: NodeState) -> Iterator[Dealt]:
             provider=earning.config.payee_signer,
             value=before,
             at_ms=done.period_end_ms if done else 0,
-            unpaid=max(0, out.amount_total - before) if out else 0,
-            unpaid_ms=out.period_end_ms if out else 0,
+            unpaid=disputed + (max(0, out.amount_total - before) if out else 0),
+            unpaid_ms=out.period_end_ms if out else done.period_end_ms if done and disputed else 0,
         )
 
 

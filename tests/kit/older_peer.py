@@ -26,7 +26,7 @@ class LeaseRefused:
     reason: Note
 
 
-SINCE_THEN = (messages.LeaseRefused, messages.ProofSent)
+SINCE_THEN = (messages.LeaseRefused, messages.ProofSent, messages.ReceiptDisputed)
 OLDER_DIRECT: Any = Union[  # of what is found out at run time
     (*(kind for kind in typing.get_args(messages.Direct) if kind not in SINCE_THEN), LeaseRefused)
 ]

@@ -24,7 +24,7 @@ from hansa.market.paying_channel import (
 )
 from hansa.market.receipts import receipt_digest
 from hansa.proto.documents import CooperativeClose, Voucher
-from hansa.proto.messages import CloseProposed, ReceiptRefused, VoucherSent
+from hansa.proto.messages import CloseProposed, ReceiptDisputed, ReceiptRefused, VoucherSent
 
 START = PayingChannel(config=CHANNEL, channel_id=CHANNEL_ID, currency="USD")
 OPEN = replace(START, phase="open", terms={LEASE: terms()})
@@ -77,10 +77,16 @@ def test_a_receipt_ahead_of_time_waits_until_so_much_has_passed():
         playbook.reaches("open", cumulative=9_000)
 
 
-def test_a_receipt_for_time_that_cannot_pass_any_more_is_refused():
+def test_of_a_receipt_for_time_that_cannot_pass_any_more_what_passed_would_be_paid_and_that_receipt_never():
     ended = replace(OPEN, terms={LEASE: terms(ends_ms=NOW_MS + 1_000)})
-    playbook = Playbook(advance, ended) >> arrived(statement((line(9_000), evidence(1))), NOW_MS + 9_000) << REFUSED
-    playbook.reaches("open", cumulative=0)
+    told = arrived(statement((line(9_000), evidence(1))), NOW_MS + 9_000)
+    paid = line(3_000, at_ms=NOW_MS + 9_000)
+    disputed = some(Send, to=PROVIDER, message=some(ReceiptDisputed, seq=1, payable=(paid,)))
+    playbook = Playbook(advance, ended) >> told << disputed >> told << disputed
+    playbook.reaches("open", cumulative=0, passed_over=1)
+    instead = statement((paid, evidence(1)), seq=2)
+    playbook >> arrived(instead, NOW_MS + 9_000) << voucher_for(instead) << some(Post) << some(Vouched)
+    playbook.reaches("open", cumulative=3_000)
 
 
 def test_the_same_receipt_again_gets_the_same_voucher_and_no_second_entry():

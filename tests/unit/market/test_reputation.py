@@ -221,7 +221,7 @@ def test_money_paid_in_advance_is_no_work_delivered() -> None:
         signed_dealing(channel_id=b"x" * 32),
         signed_dealing(receipt=replace(FIRST.receipt, amount_total=10**9)),
         signed_dealing(unpaid=replace(SECOND.receipt, prev=b"x" * 32)),
-        signed_dealing(unpaid=replace(SECOND.receipt, seq=9)),
+        signed_dealing(unpaid=replace(SECOND.receipt, seq=1)),
         replace(signed_dealing(), config=replace(CHANNEL, salt=b"y" * 32)),
         replace(signed_dealing(), currency="eip155:1/escrow:0x" + "11" * 20 + "/erc20:0x" + "22" * 20),
         replace(signed_dealing(), unpaid=sign(DOMAIN, SECOND.receipt, BUYER_KEY)),

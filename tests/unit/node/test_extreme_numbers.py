@@ -294,6 +294,18 @@ def moments() -> list[Moment]:
     for kind, (sender, to, message) in beside.items():
         if kind not in spoken:
             found.append(replace(last, sender=sender, to=to, message=message))
+    # A receipt that is out, and its buyer's word of what it would pay for instead.
+    out, earning = next(
+        (moment, earning)
+        for moment in found
+        if isinstance(moment.message, messages.VoucherSent)
+        for _, earning in restored(moment.known[moment.to]).earning.all()
+        if earning.out is not None and earning.config.payer_signer == moment.sender
+    )
+    word = messages.ReceiptDisputed(
+        channel_id=earning.channel_id, seq=earning.out.receipt.seq, payable=earning.out.lines, reason="clocks"
+    )
+    found.append(replace(out, message=word))
     return found
 
 

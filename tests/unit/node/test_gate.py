@@ -115,6 +115,7 @@ FOR_PROVIDERS = [
     messages.PenaltyReleased(lease=LEASE),
     messages.VoucherSent(currency="USD", voucher=unsigned(VOUCHER)),
     messages.ReceiptRefused(channel_id=CHANNEL_ID, seq=1, reason=""),
+    messages.ReceiptDisputed(channel_id=CHANNEL_ID, seq=1, payable=(), reason=""),
     messages.CloseProposed(currency="USD", close=unsigned(CLOSE)),
 ]
 HEAD = TreeHead(log_id=bytes(32), size=1, root=bytes(32), timestamp_ms=1)

@@ -196,6 +196,7 @@ def about(lease, channel_id):
         messages.RoundPublished(lease=lease, round=1, state=blob),
         messages.VoucherSent(currency="USD", voucher=voucher),
         messages.ReceiptRefused(channel_id=channel_id, seq=1, reason="no"),
+        messages.ReceiptDisputed(channel_id=channel_id, seq=1, payable=(line(1, lease=lease),), reason="no"),
         messages.CloseProposed(currency="USD", close=close),
     ]
     return to_buyer, to_provider

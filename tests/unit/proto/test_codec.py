@@ -286,6 +286,9 @@ SAMPLES = {
         ),
         messages.VoucherSent(currency="USD", voucher=unsigned(_VOUCHER)),
         messages.ReceiptRefused(channel_id=trading.CHANNEL_ID, seq=1, reason="no"),
+        messages.ReceiptDisputed(
+            channel_id=trading.CHANNEL_ID, seq=1, payable=(trading.line(900, lease=_LEASE),), reason="too much time"
+        ),
         messages.CloseProposed(currency="USD", close=unsigned(_CLOSE)),
         messages.CloseAccepted(currency="USD", close=unsigned(_CLOSE)),
         messages.CreditGranted(line=unsigned(_LINE)),
@@ -322,7 +325,7 @@ def test_what_is_said_to_a_node_of_the_time_before_is_what_it_said_itself():
     written = json.loads(OLDER.read_text())["frames"]
     said = {name: messages.as_of(value, 1) for name, value in SAMPLES.items()}
     assert {name: data.hex() for name, data in said.items() if data is not None} == written
-    assert {name for name, data in said.items() if data is None} == {"ProofSent"}
+    assert {name for name, data in said.items() if data is None} == {"ProofSent", "ReceiptDisputed"}
     assert {name: messages.as_of(value, 2) for name, value in SAMPLES.items()} == {
         name: encode(value) for name, value in SAMPLES.items()
     }
