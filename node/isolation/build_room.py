@@ -38,8 +38,10 @@ INSIDE_UID = 1000
 WORK = "/work"
 KEPT_OUTPUT_BYTES = 16 << 10
 WATCH_S = 0.25
-MOST_MEMORY_BYTES = 8 << 30
-"""Of address space: the tools reserve more than they use."""
+MOST_MEMORY_BYTES = 2 << 30
+"""Of address space: the tools reserve more than they use, umoci and skopeo most."""
+OUT_OF_MEMORY = ("memory allocation of", "MemoryError", "out of memory", "Cannot allocate memory")
+"""How programs in Rust, Python, Go and C say that there is none left."""
 PASSED_ON = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy", "no_proxy"),
@@ -61,6 +63,7 @@ class Tool:
         most_bytes: what may lie in ``work`` at most, all together.
         most_files: likewise, files and directories.
         most_s: how long it may take.
+        most_memory_bytes: how much memory each of its processes may have, reserved or used.
     """
 
     command: tuple[str, ...]
@@ -71,6 +74,7 @@ class Tool:
     most_bytes: int
     most_files: int = 1_000_000
     most_s: float
+    most_memory_bytes: int = MOST_MEMORY_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +84,12 @@ class Outcome:
     Attributes:
         ok: whether it did what it was told.
         words: the end of what it printed, or why it was ended.
+        too_much: whether it wanted more than it may have of room or memory: what it was given is at fault.
     """
 
     ok: bool
     words: str
+    too_much: bool = False
 
 
 def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
@@ -111,7 +117,7 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
     with process:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        output, why = b"", ""
+        output, why, over = b"", "", ""
         look_at = started + WATCH_S
         while not why:
             select.select([process.stdout], [], [], max(0.0, look_at - time.monotonic()))
@@ -124,14 +130,18 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
             elif time.monotonic() > started + tool.most_s:
                 why = f"it took longer than {tool.most_s:.0f} s"
             elif time.monotonic() >= look_at:
-                why = _too_much(tool)
+                why = over = _too_much(tool)
                 look_at = time.monotonic() + WATCH_S
         if why:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-    why = why or _too_much(tool)
-    return Outcome(ok=not why and status == 0, words=why or output.decode("utf-8", "replace").strip())
+    if not why:
+        why = over = _too_much(tool)
+    words = output.decode("utf-8", "replace").strip()
+    if not why and status != 0 and any(sign in words for sign in OUT_OF_MEMORY):
+        why = over = f"it wanted more than the {tool.most_memory_bytes >> 20} MiB of memory that it may have"
+    return Outcome(ok=not why and status == 0, words=why or words, too_much=bool(over))
 
 
 async def run_in_thread(work: Callable[[threading.Event], None]) -> None:
@@ -297,7 +307,7 @@ def _set_limits(tool: Tool) -> None:
     take_ordinary_turns()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (tool.most_bytes, tool.most_bytes))
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (tool.most_memory_bytes, tool.most_memory_bytes))
     Path("/proc/self/oom_score_adj").write_text(str(confine.OOM_SCORE))
 
 

@@ -76,9 +76,8 @@ def read_tool(data: bytes) -> Tool:
         raise ValueError("not a tool")
     if any(len(pair) != 2 for pair in read) or not facts["work"].startswith("/"):
         raise ValueError("not a tool")
-    if type(facts["network"]) is not bool or not all(
-        type(facts[name]) in (int, float) and facts[name] > 0 for name in ("most_bytes", "most_files", "most_s")
-    ):
+    numbers = [facts[name] for name in ("most_bytes", "most_files", "most_s", "most_memory_bytes")]
+    if type(facts["network"]) is not bool or not all(type(each) in (int, float) and each > 0 for each in numbers):
         raise ValueError("not a tool")
     return Tool(**{**facts, "command": tuple(command), "read": tuple((host, inside) for host, inside in read)})
 

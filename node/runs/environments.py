@@ -29,6 +29,7 @@ from hansa.node.isolation.build_room import WORK, Outcome, Tool, run_in_thread, 
 from hansa.node.isolation.host_paths import without_host_paths
 from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 from hansa.node.isolation.trees import Trees, open_to_everybody
+from hansa.node.runs import compile_inside
 from hansa.node.runs.builder import RunTool, tool_runner
 from hansa.node.runs.images import check_images
 from hansa.node.runs.locks import (
@@ -46,16 +47,34 @@ from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE
 UV = "/opt/uv"
 PROBE_WHEEL = "hansa_probe-1-py3-none-any.whl"
 MOST_S = 20 * 60.0
+MOST_COMPILE_S = 5 * 60.0
+MOST_MEMORY_BYTES = 2 << 30
+"""Of address space, for uv, which reads some files of a wheel's whole; 0.6 GiB of it is only reserved."""
+MOST_OFFLINE_MEMORY_BYTES = 1 << 30
+"""The same on a job's own wheels, which are unpacked in little room."""
+MOST_COMPILE_BYTES = 512 << 20
+THREADS = 4
+"""Of uv's, of each of two kinds: as many as there are processors would reserve as many times the memory."""
 MOST_BYTES = 20 << 30
 MOST_FILES = 500_000
 LONGEST_WORDS = 1_500
 
 
+LOGGER = logging.getLogger("hansa.furnish")
 _ADDRESS = re.compile(r"(https?|file)://[^\s`'\"]+")
 
 
 class NotBuilt(Exception):
-    """The packages could not be had here; the words are for the buyer."""
+    """The packages could not be had here; the words are for the buyer.
+
+    Attributes:
+        is_jobs_fault: whether they could be had nowhere.
+    """
+
+    def __init__(self, why: str, *, is_jobs_fault: bool = False) -> None:
+        """Keep both."""
+        super().__init__(why)
+        self.is_jobs_fault = is_jobs_fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +145,16 @@ class Environments:
                 tools = self._tools(plan, made, Path(given))
                 open_to_everybody(Path(given))
                 for tool in tools:
-                    # One tool may not lead the next one elsewhere, whatever it made of its directory.
-                    if made.is_symlink() or not made.is_dir():
-                        raise NotBuilt("the job's packages cannot be installed here: the first of them broke the rest")
+                    _check_place(made)
                     outcome = self._run_tool(tool, given_up)
                     if not outcome.ok:
-                        raise NotBuilt(f"the job's packages cannot be installed here: {self._words(outcome)}")
+                        words = f"the job's packages cannot be installed here: {self._words(outcome)}"
+                        raise NotBuilt(words, is_jobs_fault=outcome.too_much and not tool.network)
+            _check_place(made)
+            outcome = self._run_tool(compiler(take_inventory(), made), given_up)
+            if not outcome.ok:
+                # Python compiles what it finds uncompiled; only the runs begin later.
+                LOGGER.info("not all of a job's packages were compiled: %s", self._words(outcome))
             self._trees.publish(made, plan.key)
         except (SandboxUnavailable, OSError) as fault:
             raise NotBuilt(f"the job's packages cannot be installed here: {without_host_paths(str(fault))}") from fault
@@ -185,6 +208,7 @@ class Environments:
             most_bytes=2 * self._config.quota_bytes,
             most_files=4 * MOST_FILES,
             most_s=MOST_S,
+            most_memory_bytes=MOST_MEMORY_BYTES,
         )
 
     def _words(self, outcome: Outcome) -> str:
@@ -239,7 +263,29 @@ def from_job(inventory: Inventory, made: Path, wheels: Path) -> Tool:
         most_bytes=MOST_BYTES,
         most_files=MOST_FILES,
         most_s=MOST_S,
+        most_memory_bytes=MOST_OFFLINE_MEMORY_BYTES,
     )
+
+
+def compiler(inventory: Inventory, made: Path) -> Tool:
+    """Compile what was installed, so that runs need not: no module may take more than a modest time and memory."""
+    return Tool(
+        # Neither the environment's variables nor its packages have a say in what this interpreter does.
+        command=(inventory.python, "-I", "-S", "/opt/compile.py", WORK),
+        work=str(made),
+        read=(*_tool_binds(inventory), (str(Path(compile_inside.__file__).resolve()), "/opt/compile.py")),
+        variables=_variables(inventory),
+        most_bytes=MOST_BYTES,
+        most_files=MOST_FILES,
+        most_s=MOST_COMPILE_S,
+        most_memory_bytes=MOST_COMPILE_BYTES,
+    )
+
+
+def _check_place(made: Path) -> None:
+    """One tool may not lead the next one elsewhere, whatever it made of its directory."""
+    if made.is_symlink() or not made.is_dir():
+        raise NotBuilt("the job's packages cannot be installed here: the first of them broke the rest")
 
 
 def check_environments(trees: Trees, run: RunTool = run_tool) -> str:
@@ -269,13 +315,13 @@ def find_furnishings(trees: Trees, config: EnvironmentsConfig) -> frozenset[str]
     if config.enabled:
         why = check_environments(trees, run)
         if why:
-            logging.getLogger("hansa.furnish").warning("no packages are installed for jobs: %s", why)
+            LOGGER.warning("no packages are installed for jobs: %s", why)
         else:
             found.add(FEATURE_DEPENDENCIES)
     why = check_images(trees, run)
     if not why:
         found.add(FEATURE_IMAGE)
-    logging.getLogger("hansa.furnish").info("images for jobs: %s", why or "as they ask for them")
+    LOGGER.info("images for jobs: %s", why or "as they ask for them")
     return frozenset(found)
 
 
@@ -296,7 +342,7 @@ def _install(inventory: Inventory, target: str, requirements: str) -> list[str]:
         *(UV, "pip", "install", "--no-config", "--no-progress", "--color", "never"),
         *("--python", inventory.python, "--no-python-downloads", "--system-certs"),
         *("--target", target, "--requirements", requirements, "--require-hashes", "--only-binary", ":all:"),
-        *("--no-deps", "--compile-bytecode", "--index-strategy", "unsafe-best-match"),
+        *("--no-deps", "--index-strategy", "unsafe-best-match"),
     ]
 
 
@@ -307,7 +353,8 @@ def _tool_binds(inventory: Inventory) -> tuple[tuple[str, str], ...]:
 
 
 def _variables(inventory: Inventory) -> dict[str, str]:
-    return {} if inventory.library_path is None else {"LD_LIBRARY_PATH": inventory.library_path}
+    threads = {"TOKIO_WORKER_THREADS": str(THREADS), "UV_CONCURRENT_INSTALLS": str(THREADS)}
+    return threads if inventory.library_path is None else {**threads, "LD_LIBRARY_PATH": inventory.library_path}
 
 
 def _local_places(config: EnvironmentsConfig) -> list[str]:

@@ -1,7 +1,10 @@
 """A job's packages, installed by the real uv in a real room: from an index, from its own wheels, from hostile ones."""
 
 import contextlib
+import dataclasses
 import io
+import os
+import signal
 import socket
 import stat
 import subprocess
@@ -9,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +20,11 @@ import pytest
 import trio
 from kit.wheels import a_wheel, an_index, lock_line, sha256
 
+from hansa.node.isolation import process_tree
 from hansa.node.isolation.build_room import Outcome, Tool, make_work, run_tool
 from hansa.node.isolation.sandbox_inventory import take_inventory
 from hansa.node.isolation.trees import Trees, open_to_everybody
-from hansa.node.runs import environments
+from hansa.node.runs import compile_inside, environments
 from hansa.node.runs.environments import Environments, NotBuilt, ShippedWheel, check_environments, from_job
 from hansa.node.settings.environments_config import EnvironmentsConfig
 from hansa.proto.errors import Malformed
@@ -112,7 +117,7 @@ def test_two_runs_that_need_the_same_wait_for_one_build(tmp_path: Path) -> None:
                 nursery.start_soon(one, run)
 
     trio.run(both)
-    assert len(built) == 1
+    assert len(built) == 2, "installed once, and compiled once"
     assert len(set(found)) == 1
 
 
@@ -268,6 +273,110 @@ def test_a_wheel_of_directories_in_each_other_harms_nobody_after_it(tmp_path: Pa
     shop.trees.quota_bytes = 0
     shop.trees.make_room()
     assert list(shop.trees.cache.iterdir()) == []
+
+
+def bring_and_watch(shop: Workshop, *wheels: Path) -> tuple[Path | None, int]:
+    """What came of some wheels, and the most memory that everything below this process had meanwhile."""
+    most, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            pids = process_tree.descendants(os.getpid())[1:]
+            most[0] = max(most[0], process_tree.memory_bytes(pids, enough_bytes=1 << 40))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return shop.bring("".join(map(lock_line, wheels)), *wheels), most[0]
+    finally:
+        over.set()
+        watcher.join()
+
+
+COSTLY = b"x = [" + b"a.b(c) + d[e] * f, " * 2_000_000 + b"]\n"
+"""One list, for which the compiler takes gigabytes."""
+
+
+def test_a_module_that_is_costly_to_compile_is_left_to_its_run_and_the_others_are_compiled(tmp_path: Path) -> None:
+    bomb = a_wheel(tmp_path / "w", "bomb", "1.0", {"a.py": "A = 1\n", "bomb.py": COSTLY, "z.py": "Z = 26\n"})
+    assert bomb.stat().st_size < 200_000
+    tree, most_bytes = bring_and_watch(Workshop(tmp_path / "t"), bomb)
+    assert tree is not None
+    assert {path.name.partition(".")[0] for path in tree.rglob("*.pyc")} == {"a", "z"}
+    assert imported(tree, "import a, z; print(a.A + z.Z)") == "27"
+    assert most_bytes < 1 << 30
+
+
+def test_a_module_that_keeps_the_compiler_busy_is_left_to_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.py", "busy.py", "z.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    compile_one = compile_inside.compile_one
+
+    def busy(path: str) -> bool:
+        while path.endswith("busy.py"):
+            pass
+        return compile_one(path)
+
+    monkeypatch.setattr(compile_inside, "compile_one", busy)
+    monkeypatch.setattr(compile_inside, "MOST_CPU_S", 1)
+    if (pid := os.fork()) == 0:  # as a program of its own, as it is
+        compile_inside.main(str(tmp_path))
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            for one in process_tree.descendants(pid):
+                os.kill(one, signal.SIGKILL)
+        time.sleep(0.05)
+    assert {path.name.partition(".")[0] for path in tmp_path.rglob("*.pyc")} == {"a", "z"}
+    assert time.monotonic() < deadline
+
+
+def test_a_wheel_whose_description_is_a_bomb_ends_the_installation_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some files of a wheel are read whole, whatever they weigh."""
+    monkeypatch.setattr(environments, "MOST_MEMORY_BYTES", 704 << 20)
+    bomb = a_wheel(tmp_path / "w", "bomb", "1.0", {"bomb.py": ""})
+    with zipfile.ZipFile(bomb) as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in files.items():
+            with new.open(name, "w", force_zip64=True) as file:
+                file.write(data)
+                for _ in range(384 if name.endswith("/METADATA") else 0):
+                    file.write(bytes(1 << 20))
+    assert bomb.stat().st_size < 1 << 20
+    shop = Workshop(tmp_path / "t", an_index(tmp_path / "index", bomb))
+    with pytest.raises(NotBuilt, match="more than the 704 MiB of memory"):
+        shop.bring(lock_line(bomb))
+
+
+def test_a_tool_that_wants_more_memory_than_it_may_have_does_not_get_it(work: Path) -> None:
+    code = "kept = [bytes(1 << 20) for _ in range(600)]"
+    tool = from_job(take_inventory(), work, work)
+    tool = dataclasses.replace(tool, command=(take_inventory().python, "-c", code), most_memory_bytes=256 << 20)
+    outcome = run_tool(tool)
+    assert (outcome.ok, outcome.too_much) == (False, True)
+    assert outcome.words == "it wanted more than the 256 MiB of memory that it may have"
+    assert run_tool(dataclasses.replace(tool, most_memory_bytes=1 << 30)).ok
+
+
+def test_a_jobs_own_wheels_that_want_too_much_are_its_fault_and_an_indexs_are_not(tmp_path: Path) -> None:
+    wheel = a_wheel(tmp_path / "w", "one", "1.0", {"one.py": ""})
+    shop = Workshop(tmp_path / "t")
+    for too_much in (True, False):
+
+        def fail(_tool: Tool, _given_up: threading.Event | None, *, too_much: bool = too_much) -> Outcome:
+            return Outcome(ok=False, words="no", too_much=too_much)
+
+        shop.environments._run_tool = fail
+        for shipped in ((wheel,), ()):
+            with pytest.raises(NotBuilt) as caught:
+                shop.bring(lock_line(wheel), *shipped)
+            assert caught.value.is_jobs_fault == (too_much and bool(shipped))
 
 
 def test_a_bomb_of_files_is_stopped_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
