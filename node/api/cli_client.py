@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from hansa.node.api.daemon_lock import whose_lock
 from hansa.node.faults import OperatorError
 from hansa.node.plain_text import plain
 from hansa.node.settings.config import LONGEST_SOCKET_PATH_BYTES, SOCKET_NAME
@@ -68,6 +69,13 @@ class Daemon:
             if not self.data_dir.exists():
                 missing = f"no node lives in {plain(self.data_dir)}"
                 raise DaemonAway(missing, f"make one: hansa init --data {self.data_dir}") from None
+            process = whose_lock(self.data_dir)
+            if process is not None:
+                named = f" (process {process})" if process else ""
+                raise DaemonAway(
+                    f"the daemon of {plain(self.data_dir)}{named} does not answer yet: it is starting, or about to end",
+                    "try again in a few seconds; its log says what it is at",
+                ) from None
             raise DaemonAway(f"no daemon is running for {plain(self.data_dir)}", self._start_it) from None
 
     @contextmanager

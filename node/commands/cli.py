@@ -148,14 +148,17 @@ def run(data_dir: Path, as_json: bool, relay: bool, stop_on_parent_exit: bool) -
     """Run the daemon until it is told to stop (Ctrl-C or SIGTERM)."""
     from dataclasses import replace
 
+    from hansa.node.api.daemon_lock import locked
     from hansa.node.settings.config import load_config
 
     config = load_config(data_dir)
     if relay:
         config = replace(config, network=replace(config.network, relay=True))
-    from hansa.node.daemon import node_process
+    with locked(config.data_dir):
+        # Only now: to import all of a daemon takes a second or two, and others are told meanwhile that one is starting.
+        from hansa.node.daemon import node_process
 
-    node_process.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
+        node_process.run(config, as_json=as_json, stop_on_parent_exit=stop_on_parent_exit)
 
 
 for _node_command in (status, price, tenders, *DEVICE_COMMANDS):

@@ -43,7 +43,9 @@ def test_a_daemon_says_when_it_is_ready_tells_its_health_and_ends_when_told(tmp_
             hansa("node", "run", "--data", str(data)), capture_output=True, check=False, timeout=60, text=True
         )
         assert second.returncode == 2, "a second daemon on one directory is the operator's mistake"
-        assert "cannot open the journal" in second.stderr, "before it has touched anything of the first"
+        assert f"another daemon (process {process.pid}) runs on {data}" in second.stderr, (
+            "before it has touched anything"
+        )
         assert "hint:" in second.stderr
         assert "Traceback" not in second.stderr
     finally:
