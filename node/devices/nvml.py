@@ -58,7 +58,7 @@ class _Seen:
 
 
 class NvidiaDriver:
-    """The library, open. Made by ``open_driver``; use it in one thread."""
+    """The library, opened when it is first asked and anew after a fault; use it in one thread."""
 
     def __init__(self, proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> None:
         """Look for what the kernel module tells below ``proc``."""
