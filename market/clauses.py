@@ -186,7 +186,7 @@ def unreadable(requirements: Requirements) -> str:
     return ""
 
 
-def is_answered_by(requirements: Requirements, devices: int, facts: Mapping[str, str]) -> str:
+def why_no_answer(requirements: Requirements, devices: int, facts: Mapping[str, str]) -> str:
     """Why so many devices with these facts are no answer to what was tendered for; empty if they are.
 
     Only devices and their number: ``unmet_by_bid`` judges the clauses.

@@ -7,7 +7,7 @@ that the buyer sees what it would have cost. Integers.
 from collections.abc import Mapping, Sequence
 
 from hansa.market.bandwidth import THERE, Bandwidth
-from hansa.market.clauses import facts_of, is_answered_by, unmet_by_bid
+from hansa.market.clauses import facts_of, unmet_by_bid, why_no_answer
 from hansa.market.effects import clipped
 from hansa.market.isolation import is_served
 from hansa.market.scoring import Scored, Stated, measured_lines, score, speeds, transfer_times_ms, ways_ms
@@ -124,7 +124,7 @@ def _exclusion(tender: Tender, bid: Bid, max_prepay_ms: int, at_ms: int) -> str:
         return "above the price ceiling"
     if len(set(bid.devices)) != len(bid.devices):
         return "not the number of devices that was tendered for"
-    if why := is_answered_by(needs, len(bid.devices), facts_of(bid)):
+    if why := why_no_answer(needs, len(bid.devices), facts_of(bid)):
         return why
     if share_given(bid) != share_asked(needs):
         return "not the part of a device that was tendered for"

@@ -8,7 +8,6 @@ from kit.trading import DEVICE, needs
 from hansa.market.clauses import (
     MOST_CLAUSES,
     failures,
-    is_answered_by,
     of_provider,
     relaxation,
     relaxed,
@@ -17,6 +16,7 @@ from hansa.market.clauses import (
     too_many,
     unmet,
     unmet_by_bid,
+    why_no_answer,
 )
 from hansa.market.requirements import parse_needs
 from hansa.market.vocabulary import VOCABULARY
@@ -128,15 +128,15 @@ def test_what_only_the_buyer_knows_is_not_asked_of_providers():
 
 def test_a_bid_answers_a_choice_by_model_and_number():
     requirements = _needs((8, "H100"), (4, "A100-80GB"))
-    assert is_answered_by(requirements, 4, FACTS) == ""
-    assert "number of devices" in is_answered_by(requirements, 8, FACTS)
-    assert is_answered_by(requirements, 8, {**FACTS, "gpu": "H100-SXM5"}) == ""
-    assert "not a model" in is_answered_by(requirements, 8, {"gpu": "H200"})
-    assert "not a model" in is_answered_by(requirements, 4, {"gpu": "A100-SXM4", "vram": "40960 MiB"})
-    assert "does not say its model" in is_answered_by(requirements, 8, {})
+    assert why_no_answer(requirements, 4, FACTS) == ""
+    assert "number of devices" in why_no_answer(requirements, 8, FACTS)
+    assert why_no_answer(requirements, 8, {**FACTS, "gpu": "H100-SXM5"}) == ""
+    assert "not a model" in why_no_answer(requirements, 8, {"gpu": "H200"})
+    assert "not a model" in why_no_answer(requirements, 4, {"gpu": "A100-SXM4", "vram": "40960 MiB"})
+    assert "does not say its model" in why_no_answer(requirements, 8, {})
     plain = _needs()
-    assert is_answered_by(plain, plain.devices, {}) == ""
-    assert is_answered_by(plain, plain.devices + 1, {})
+    assert why_no_answer(plain, plain.devices, {}) == ""
+    assert why_no_answer(plain, plain.devices + 1, {})
 
 
 def _needs(*sets):
