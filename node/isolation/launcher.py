@@ -51,7 +51,7 @@ from hansa.node.isolation.launcher_protocol import (
 )
 from hansa.node.isolation.launcher_room import Room, RoomMaker
 from hansa.node.isolation.launcher_socket import listen
-from hansa.node.isolation.overlay_device import Overlay, can_make_overlay, make_overlay
+from hansa.node.isolation.overlay_device import Overlay, make_overlay, why_no_overlay
 from hansa.node.isolation.sandbox import SandboxSpec
 from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
 from hansa.proto.errors import ProtocolError
@@ -107,7 +107,7 @@ class Launcher:
         self._makings: dict[bytes, Making] = {}
         self._counter = 0
         self._told = False
-        self._makes_overlays = can_make_overlay() is None
+        self._makes_overlays = why_no_overlay() is None
 
     def serve(self, told_fd: int) -> None:
         """Do what is asked; return once the daemon is gone, or ``told_fd`` is readable, and nothing is left."""

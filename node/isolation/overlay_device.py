@@ -50,7 +50,7 @@ class Overlay:
         os.close(self.packets)
 
 
-def can_make_overlay() -> str | None:
+def why_no_overlay() -> str | None:
     """Why this process can give no sandbox a network of its own, or nothing."""
     try:
         make_overlay(0).close()

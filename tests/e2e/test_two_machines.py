@@ -14,7 +14,7 @@ import pytest
 
 from hansa.node.api.cli_client import Daemon
 from hansa.node.isolation import process_tree
-from hansa.node.isolation.overlay_device import can_make_overlay
+from hansa.node.isolation.overlay_device import why_no_overlay
 from hansa.node.isolation.preflight import check_sandbox
 
 pytestmark = pytest.mark.long
@@ -147,7 +147,7 @@ class TwoMachines:
 
 
 def need_rights() -> None:
-    why = can_make_overlay()
+    why = why_no_overlay()
     if why is not None:
         pytest.skip(f"no networks of their own can be made here: {why}")
     if not check_sandbox().available:

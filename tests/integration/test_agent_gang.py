@@ -11,7 +11,7 @@ from integration.sandbox_harness import LIMITS, a_room, alive, an_order, need_sa
 from hansa.node.agents.agent_switchboard import HERE, Part, Switchboard
 from hansa.node.isolation import process_tree
 from hansa.node.isolation.launcher_link import start_launcher
-from hansa.node.isolation.overlay_device import can_make_overlay
+from hansa.node.isolation.overlay_device import why_no_overlay
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed, RunSynced
 
 pytestmark = pytest.mark.trio
@@ -20,7 +20,7 @@ RUN = b"r" * 32
 
 def need_overlay():
     need_sandbox()
-    why = can_make_overlay()
+    why = why_no_overlay()
     if why is not None:
         pytest.skip(f"no interfaces for gangs on this machine: {why}")
 
