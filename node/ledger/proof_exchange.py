@@ -166,7 +166,7 @@ class ProofExchange:
             self.counters["proofs: A PROOF AGAINST OURSELVES"] += 1
             return
         is_known = self._heads.proofs_against(liar) > 0
-        if self._heads.proofs_against(liar, MOST_BYTES) or not self._has_room_for(liar):
+        if self._heads.proofs_against(liar, MOST_BYTES) or not self._make_room_for(liar):
             return
         if self._heads.keep_proof(proof, self._now_ms()) is None:
             return
@@ -175,7 +175,8 @@ class ProofExchange:
         self.counters["proofs: brought by others and true"] += 1
         self._hand_on(proof, liar, self._passed, besides=sender)
 
-    def _has_room_for(self, liar: bytes) -> bool:
+    def _make_room_for(self, liar: bytes) -> bool:
+        """Whether a proof against it may be kept now; an older one goes for it where that is right."""
         kept, size_bytes = self._heads.proofs_kept()
         known = self._knows(liar)
         if kept < (MOST_KEPT if known else MOST_OF_STRANGERS) and size_bytes < MOST_KEPT_BYTES:

@@ -156,7 +156,8 @@ class LineMeter:
         self._told_s.move_to_end(key)
         while len(self._told_s) > MOST_TOLD:
             self._told_s.popitem(last=False)
-        is_bound = self._is_full(key[1], window, now_s) and window.has_even_share
+        self._note_most(key[1], window, now_s)
+        is_bound = self._is_full(key[1], window) and window.has_even_share
         self._tell(*key, bytes_per_s, is_bound)
 
     @staticmethod
@@ -175,12 +176,15 @@ class LineMeter:
             return 0
         return max(1, window.moved * 1_000 // took_ms)
 
-    def _is_full(self, way: str, window: _Window, now_s: float) -> bool:
+    def _note_most(self, way: str, window: _Window, now_s: float) -> None:
+        most_per_s, at_s = self._most_per_s.get(way, (0.0, now_s))
+        most_per_s *= math.pow(0.5, (now_s - at_s) / FORGET_S)
+        self._most_per_s[way] = (max(most_per_s, window.everything_per_s), now_s)
+
+    def _is_full(self, way: str, window: _Window) -> bool:
         """Whether our own line may have been full: it carried half as much as ever lately, or more.
 
         Else several that are slow alike could pass for a line of ours that is.
         """
-        most_per_s, at_s = self._most_per_s.get(way, (0.0, now_s))
-        most_per_s *= math.pow(0.5, (now_s - at_s) / FORGET_S)
-        self._most_per_s[way] = (max(most_per_s, window.everything_per_s), now_s)
+        most_per_s, _ = self._most_per_s[way]
         return window.everything_per_s * 2 >= most_per_s
