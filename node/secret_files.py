@@ -4,6 +4,7 @@ Files that others could read are refused rather than repaired, because by then t
 """
 
 import os
+import pwd
 import secrets
 import stat
 from pathlib import Path
@@ -30,12 +31,22 @@ def ensure_private_directory(directory: Path) -> None:
         ) from None
 
 
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"{uid}"
+
+
 def _check_private(found: os.stat_result, path: Path, is_kind: Any, kind: str, mode: int) -> None:
     if not is_kind(found.st_mode):
         raise ConfigError(f"{path} is not a plain {kind}", f"put a {kind} of this user's own there, no link")
     if found.st_uid != os.geteuid():
+        # Root looks at a service's directory, as a rule; had it taken the file, the service would not start again.
         raise ConfigError(
-            f"{path} belongs to another user", f"chown it to the user that runs hansa (uid {os.geteuid()})"
+            f"{path} belongs to another user ({_name_of(found.st_uid)})",
+            f"run hansa as that user, as root with runuser -u {_name_of(found.st_uid)} -- hansa …; only if it is to run"
+            f" as this one (uid {os.geteuid()}) from now on, chown it",
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(
@@ -44,9 +55,28 @@ def _check_private(found: os.stat_result, path: Path, is_kind: Any, kind: str, m
         )
 
 
-def write_new_secret(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 that must not exist yet, whole or not at all."""
-    ensure_private_directory(path.parent)
+def _ensure_nobody_else_writes(directory: Path) -> None:
+    """Make a directory of this user's own, or make sure that nobody else can put other files in place of ours there."""
+    if not directory.exists():
+        ensure_private_directory(directory)
+    mode = directory.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"other users may write to {directory} (mode {stat.S_IMODE(mode):o})",
+            "give a path in a directory that nobody else may write to",
+        )
+
+
+def write_new_secret(path: Path, content: bytes, *, is_copy: bool = False) -> None:
+    """Write a file of mode 0600 that must not exist yet, whole or not at all.
+
+    A copy goes wherever its owner says, among files that others may read; what the node lives on lies where nobody
+    else even looks.
+    """
+    if is_copy:
+        _ensure_nobody_else_writes(path.parent)
+    else:
+        ensure_private_directory(path.parent)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         # The full content lands under a name of its own first; linking it then fails if the name is taken. So a crash

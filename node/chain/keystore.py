@@ -37,7 +37,7 @@ def _encrypt(secret: bytes, password: str, kdf: Literal["pbkdf2", "scrypt"], ite
     return json.dumps(_eth_account().encrypt(secret, password, kdf=kdf, iterations=iterations)).encode() + b"\n"
 
 
-def create_account(keystore: Path, password: str, *, secret: bytes | None = None) -> SigningKey:
+def create_account(keystore: Path, password: str, *, secret: bytes | None = None, is_copy: bool = False) -> SigningKey:
     """Write a new account, or the one of an imported secret, to a keystore under a password that a person chose.
 
     Takes about a second and 256 MB: scrypt with the parameters that all wallets use.
@@ -47,7 +47,7 @@ def create_account(keystore: Path, password: str, *, secret: bytes | None = None
         ValueError: the secret is no key.
     """
     key = SigningKey(secrets.token_bytes(SECRET_BYTES) if secret is None else secret)
-    write_new_secret(keystore, _encrypt(key.secret(), password, "scrypt", None))
+    write_new_secret(keystore, _encrypt(key.secret(), password, "scrypt", None), is_copy=is_copy)
     return key
 
 

@@ -210,18 +210,18 @@ def export_keystore(key: SigningKey, to: Path, password: str) -> None:
     """Write a key to a new keystore file under a password.
 
     Raises:
-        ConfigError: the file exists, or its directory is not private or not writable.
+        ConfigError: the file exists, or its directory is not writable, or is so for others too.
     """
-    create_account(to, password, secret=key.secret())
+    create_account(to, password, secret=key.secret(), is_copy=True)
 
 
 def export_secret(key: SigningKey, to: Path) -> None:
     """Write a bare key to a new file of mode 0600.
 
     Raises:
-        ConfigError: the file exists, or its directory is not private or not writable.
+        ConfigError: the file exists, or its directory is not writable, or is so for others too.
     """
-    write_new_secret(to, b"0x" + key.secret().hex().encode() + b"\n")
+    write_new_secret(to, b"0x" + key.secret().hex().encode() + b"\n", is_copy=True)
 
 
 def text_to_sign(text: str) -> ToSign:

@@ -15,11 +15,14 @@ from hansa.node.quantities import format_size
 Rows = Sequence[dict[str, Any]]
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Rows under their columns. Whatever is in a cell is made plain."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: str = "") -> None:
+    """Rows under their columns. Whatever is in a cell is made plain.
+
+    The column ``whole`` is never broken, however narrow the terminal: it holds what people copy.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == whole)
     for row in rows:
         # Text objects: nothing in a cell is read as markup.
         table.add_row(*(Text(plain(cell, 200)) for cell in row))

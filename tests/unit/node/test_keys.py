@@ -94,8 +94,9 @@ def test_anothers_file_is_refused(home, monkeypatch):
     keys.create_node_key(home / "node.key")
     someone_else = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: someone_else)
-    with pytest.raises(ConfigError, match="another user"):
+    with pytest.raises(ConfigError, match="another user") as caught:
         keys.load_node_key(home / "node.key")
+    assert "run hansa as that user" in caught.value.hint, "root looks at a service's node, and must not take its keys"
 
 
 @pytest.mark.parametrize(

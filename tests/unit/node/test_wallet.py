@@ -249,6 +249,34 @@ def test_a_password_changes_and_the_old_one_opens_nothing(home, tmp_path, passwo
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_an_export_goes_where_others_may_look_and_not_where_they_may_write(home, tmp_path, password_file):
+    holds(home, password_file)
+    options = ("--password-file", password_file, "--new-password-file", password_file)
+    for mode, raw in ((0o755, ()), (0o711, ("--raw-key",)), (0o1777, ())):
+        into = tmp_path / f"in-{mode:o}"
+        into.mkdir()
+        into.chmod(mode)
+        done = run(home, "export", "--to", into / "copy.json", *raw, *options)
+        assert done.exit_code == 0, done.output
+        assert stat.S_IMODE((into / "copy.json").stat().st_mode) == 0o600
+        assert stat.S_IMODE(into.stat().st_mode) == mode, "the directory is its owner's affair"
+    into = tmp_path / "open"
+    into.mkdir()
+    into.chmod(0o777)
+    refused = run(home, "export", "--to", into / "copy.json", *options)
+    assert is_one_line_with_a_hint(refused)
+    assert "may write" in refused.stderr
+    assert not list(into.iterdir())
+
+
+def test_the_list_shows_each_address_whole_on_a_narrow_terminal(tmp_path, password_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    home = Path("a-home-of-33-characters-or-so")
+    holds(home, password_file, name="m")
+    assert checksum_address(KEY.address) in run(home, "list").stdout
+
+
 def test_an_export_is_a_keystore_under_another_password(home, tmp_path, password_file):
     holds(home, password_file)
     to = tmp_path / "out" / "copy.json"
