@@ -8,15 +8,15 @@ from functools import partial
 import pytest
 import trio
 from hostile.stranger import Stranger, a_stranger
+from hostile.verdicts import fallen_over, serves_the_honest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from kit.peer_frames import PLAIN, framed, protobufs, requests
+from kit.peer_frames import PLAIN, protobufs, requests
 from kit.whole_daemon import a_whole_daemon
 from libp2p.peer.id import ID
 
-from hansa.node.daemon.daemon import Daemon
 from hansa.proto.peer_id import peer_id_of_key
-from hansa.proto.protocols import HELLO, OLDER_MARKET
+from hansa.proto.protocols import OLDER_MARKET
 
 pytestmark = pytest.mark.trio
 NAME = ID.from_base58(peer_id_of_key(bytes(31) + b"\x01"))
@@ -26,30 +26,6 @@ AT_ONCE = 8
 """Frames in one example: each on a stream of its own, on one connection."""
 PATIENCE_S = 1.0
 """Some streams may stay open by right: gossip, and a question that waits for more."""
-OURS = (
-    "handler_failed",
-    "rpc_failed",
-    "task_failed",
-    "part_failed",
-    "serve_failed",
-    "validator_failed",
-    "find_failed",
-    "net.restarted",
-)
-"""Counters of exceptions that nobody thought of have one of these in their names."""
-
-
-def fallen_over(daemon: Daemon) -> dict[str, int]:
-    """What of ours raised something that it should not have."""
-    return {reason: n for reason, n in daemon.counters().items() if n and any(mark in reason for mark in OURS)}
-
-
-async def serves_the_honest(daemon: Daemon) -> bool:
-    """Whether a newcomer gets an answer to its hello."""
-    async with a_stranger(daemon.net.addrs()[0]) as honest:
-        stream = await honest.say(HELLO, framed(HELLO, honest.hello))
-        heard = await honest.await_ends([stream], 10)
-        return b"Hello" in heard[stream]
 
 
 async def tell_all(addr: str, protocol: str, seed: int) -> None:

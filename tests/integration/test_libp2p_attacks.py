@@ -5,7 +5,6 @@ docs/decisions/0009-libp2p-guards.md.
 """
 
 import os
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
@@ -419,6 +418,7 @@ async def test_silent_strangers_of_one_network_leave_who_comes_from_another_a_pl
             async with raw_peer(net.addrs()[0], source="127.9.0.1") as peer:
                 await peer.mux()
         assert net.counters()["inbound.pending_put_out"] >= 1
+        await until(lambda: not any(each.is_out for each in net._swarm._admission._here), 30)
 
 
 async def test_a_house_full_of_one_network_has_room_for_who_comes_from_another():
@@ -793,34 +793,3 @@ async def test_a_flood_of_messages_and_topics_is_cut_to_the_rate():
         await until(lambda: net.counters().get("gossip.strange_topic") == 50)
         assert net.counters()["gossip.message_rate"] >= 170
         assert set(net._pubsub.peer_topics) <= {TOPIC}
-
-
-# Fuzz.
-
-
-@pytest.mark.parametrize("layer", ["socket", "noise", "frames", "stream", "request", "gossip"])
-async def test_random_bytes_at_every_layer_end_nothing(layer):
-    """The seeds are fixed, so that what fails once fails again."""
-    draw = random.Random(layer)
-    async with node(NetLimits(connections_per_ip=64, pending_handshakes_per_ip=64, handshake_timeout_ms=300)) as net:
-        for _ in range(15):
-            junk = draw.randbytes(draw.choice((1, 7, 12, 24, 100, 3000)))
-            async with raw_peer(net.addrs()[0], source=f"127.0.0.{draw.randint(2, 250)}") as peer:
-                try:
-                    await fuzz(peer, layer, junk)
-                    await trio.sleep(0.003)
-                except Exception:  # noqa: BLE001
-                    continue
-        assert net.counters().get("guardedpubsub.task_failed", 0) == 0
-
-
-async def fuzz(peer: RawPeer, layer: str, junk: bytes) -> None:
-    if layer == "socket":
-        await peer.send_raw(junk)
-    elif layer == "noise":
-        await (await peer.secure()).send(junk)
-    elif layer == "frames":
-        await (await peer.mux()).send(junk)
-    else:
-        opening = {"stream": b"", "request": HELLO + line(ECHO.encode()), "gossip": GOSSIP}[layer]
-        await (await peer.mux()).open(1, opening + junk)

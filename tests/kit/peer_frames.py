@@ -222,6 +222,11 @@ def bent(body: bytes, chance: random.Random) -> bytes:
             for _ in range(chance.randint(1, 4)):
                 fresh[chance.randrange(len(fresh))] ^= 1 << chance.randrange(8)
             return bytes(fresh)
+    return msgpack_bent(body, chance)
+
+
+def msgpack_bent(body: bytes, chance: random.Random) -> bytes:
+    """A sound message with another value somewhere in it; what is no msgpack becomes some bytes."""
     try:
         return bytes(msgpack.packb(_replaced(msgpack.unpackb(body, strict_map_key=False), chance), use_bin_type=True))
     except (ValueError, TypeError, msgpack.UnpackException, UnicodeEncodeError):
