@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -369,6 +370,10 @@ async def test_who_hangs_up_counts_for_its_network_all_the_same_and_is_not_enter
         await one.disconnect(net.peer_id)
         await until(lambda: connection.is_closed and not host.is_connected(peer_id))
         assert host.network_at(connection) == network
+        monkeypatch.setattr(libp2p_kad, "STREAMS_PER_NETWORK", 0)
+        stream = SimpleNamespace(muxed_conn=connection, muxed_stream=SimpleNamespace(abort=lambda: None))
+        await table_of(net).handle(stream)
+        assert net.counters()["kad.busy"] == 1
         table.remove_peer(peer_id)
         await table.meet(peer_id)
         assert not table.peer_in_table(peer_id)

@@ -535,11 +535,13 @@ async def test_holes_that_we_begin_are_few_for_one_peer_and_in_all():
             nursery.start_soon(puncher.upgrade, called_by(number, f"relay {number % 3}"))
     assert len(begun) <= ALL_PUNCHES_AT_ONCE + PUNCHES_AT_ONCE + 2 + 2 * (trio.current_time() - began)
     assert faults.counters["dcutr.too_often"]
-    a_friend = called_by(0)
-    a_friend.muxed_conn.peer_id = ID.from_base58(peer_id_of_key((90_999).to_bytes(32, "big")))
-    kept.add(str(a_friend.muxed_conn.peer_id))
-    await puncher.upgrade(a_friend)
-    assert begun[-1] is a_friend, "strangers use up nothing of those that are kept"
+    friends = [called_by(number, "relay 0") for number in range(500, 510)]
+    kept.update(str(each.muxed_conn.peer_id) for each in friends)
+    begun.clear()
+    async with trio.open_nursery() as nursery:
+        for each in friends:
+            nursery.start_soon(puncher.upgrade, each)
+    assert {id(each) for each in begun} == {id(each) for each in friends}, "strangers use up nothing of theirs"
 
 
 async def test_strangers_behind_one_relay_leave_tries_for_those_behind_another():
