@@ -37,26 +37,39 @@ class NoSandbox(OperatorError):
 
 
 FULL_DISK_HINT = "make room on the disk, then start again: nothing that was written is lost"
+BROKEN_DISK_HINT = "is the disk full, does it fail (dmesg says so), or is there a limit on the size of files?"
 
 
-def operator_error_in(fault: BaseException) -> OperatorError | None:
+def operator_error_in(fault: BaseException, place: object = "this node") -> OperatorError | None:
     """What the operator must mend, if that alone brought a program down; a full disk is such a thing.
 
     Tasks that run side by side end in a group of what befell each, however many nurseries deep.
+
+    Args:
+        fault: what ended the program.
+        place: a directory that is on the disk.
     """
     leaves = [fault]
     while any(isinstance(each, BaseExceptionGroup) for each in leaves):
         leaves = [
             leaf for each in leaves for leaf in (each.exceptions if isinstance(each, BaseExceptionGroup) else (each,))
         ]
-    mistakes = [_mistake(leaf) for leaf in leaves]
+    mistakes = [_mistake(leaf, place) for leaf in leaves]
     return None if None in mistakes else mistakes[0]
 
 
-def _mistake(fault: BaseException) -> OperatorError | None:
+def _mistake(fault: BaseException, place: object) -> OperatorError | None:
     if isinstance(fault, OperatorError):
         return fault
-    return OperatorError(f"the disk is full: {fault}", FULL_DISK_HINT) if _is_full_disk(fault) else None
+    if _is_full_disk(fault):
+        return OperatorError(
+            f"the disk of {place} is full: {fault}", f"{FULL_DISK_HINT}; df {place} shows how full it is"
+        )
+    if _is_broken_disk(fault):
+        return OperatorError(
+            f"the disk of {place} can be read or written no more: {fault}", f"{BROKEN_DISK_HINT}: df {place}"
+        )
+    return None
 
 
 def _is_full_disk(fault: BaseException) -> bool:
@@ -65,6 +78,13 @@ def _is_full_disk(fault: BaseException) -> bool:
     return getattr(fault, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
+def _is_broken_disk(fault: BaseException) -> bool:
+    """SQLite cannot always tell a disk that is full from one that fails, or from a limit on the size of files."""
+    return str(getattr(fault, "sqlite_errorname", "")).startswith("SQLITE_IOERR")
+
+
 def storage_hint(fault: Exception, otherwise: str) -> str:
     """What to do about a database that cannot be opened: nothing is broken where only the disk is full."""
-    return FULL_DISK_HINT if _is_full_disk(fault) else otherwise
+    if _is_full_disk(fault):
+        return FULL_DISK_HINT
+    return BROKEN_DISK_HINT if _is_broken_disk(fault) else otherwise

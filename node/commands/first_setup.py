@@ -93,6 +93,7 @@ def set_up(data_dir: Path, wishes: Wishes) -> NewNode:
     # Late, because `hansa --help` reads this module and these bring the cryptography in.
     from hansa.node.chain.keys import create_node_key, load_node_key  # noqa: PLC0415
     from hansa.node.chain.keystore import account_address, create_account_unattended  # noqa: PLC0415
+    from hansa.node.devices.inventory import read_machine, slot_count  # noqa: PLC0415
     from hansa.node.secret_files import ensure_private_directory  # noqa: PLC0415
     from hansa.proto.peer_id import peer_id_of, peer_id_text  # noqa: PLC0415
 
@@ -107,6 +108,13 @@ def set_up(data_dir: Path, wishes: Wishes) -> NewNode:
         raise ConfigError(f"a node lives in {data_dir} already", f"edit {file}, or choose another --data DIR")
     text = config_text(wishes)
     config = parse_config(text, file)
+    try:
+        slot_count(config.provider, read_machine())
+    except ConfigError as fault:
+        hint = (
+            "give fewer --cpu-slots, or auto; for smaller slots set cpu_cores_per_slot in config.toml, then cpu_slots"
+        )
+        raise ConfigError(fault.what, hint) from None
     ensure_private_directory(data_dir)
     node_key = load_node_key(config.node_key) if config.node_key.exists() else create_node_key(config.node_key)
     if config.keystore.exists():

@@ -113,7 +113,7 @@ def run(config: Config, *, as_json: bool = False, stop_on_parent_exit: bool = Fa
         with _open(config) as daemon:
             trio.run(_serve_until_told, daemon, as_json)
     except Exception as fault:
-        mistake = operator_error_in(fault)
+        mistake = operator_error_in(fault, config.data_dir)
         if mistake is None:
             raise
         raise mistake from None

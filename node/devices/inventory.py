@@ -112,7 +112,7 @@ def take_inventory(
         report = nothing if provider.gpus == () else ask_once()
     machine = read_machine() if machine is None else machine
     lent = _chosen_gpus(provider, report)
-    slots = _slot_count(provider, machine)
+    slots = slot_count(provider, machine)
     left_milli = max(0, machine.cores_milli - slots * provider.cpu_cores_milli_per_slot)
     gpus = {keccak256(account + gpu.uuid.encode()): gpu for gpu in lent}
     ram_bytes = max(0, machine.memory_bytes - slots * provider.memory_bytes_per_slot)
@@ -170,7 +170,12 @@ def _chosen_gpus(provider: ProviderConfig, report: GpuReport) -> tuple[Gpu, ...]
     return tuple(chosen)
 
 
-def _slot_count(provider: ProviderConfig, machine: Machine) -> int:
+def slot_count(provider: ProviderConfig, machine: Machine) -> int:
+    """How many CPU slots are sold.
+
+    Raises:
+        ConfigError: more than the machine has cores or memory for.
+    """
     cores_milli, memory_bytes = provider.cpu_cores_milli_per_slot, provider.memory_bytes_per_slot
     if provider.cpu_slots is None:
         by_cores = (machine.cores_milli - CORES_KEPT_MILLI) // cores_milli

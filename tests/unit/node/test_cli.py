@@ -256,6 +256,15 @@ def test_init_with_a_wish_out_of_range_makes_nothing(tmp_path: Path, wishes: lis
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.parametrize("role", [["--provider"], []])
+def test_init_sells_no_more_cores_than_the_machine_has(tmp_path: Path, role: list[str]) -> None:
+    refused = run("init", "--data", tmp_path / "n", "--cpu-slots", "1000", *role)
+    assert is_one_line_with_a_hint(refused)
+    assert "sells 2000 cores, and this machine has" in refused.stderr
+    assert "--cpu-slots" in refused.stderr
+    assert not (tmp_path / "n").exists()
+
+
 def test_running_a_node_that_does_not_exist_says_how_to_make_one(tmp_path: Path) -> None:
     result = run("node", "run", "--data", tmp_path / "n")
     assert is_one_line_with_a_hint(result)

@@ -168,13 +168,13 @@ def test_hansa_data_wins_over_the_home_directory() -> None:
 
 
 def test_set_up_makes_a_private_directory_with_keys_and_a_config_that_reads(tmp_path: Path) -> None:
-    wishes = Wishes(provides=True, price_per_hour="0.45", cpu_slots=2, region='Köln "Süd"', metrics_port=0)
+    wishes = Wishes(provides=True, price_per_hour="0.45", cpu_slots=1, region='Köln "Süd"', metrics_port=0)
     made = set_up(tmp_path / "node", wishes)
     config = load_config(tmp_path / "node")
     assert config == made.config
     assert config.provider.enabled
     assert config.provider.price_e18_per_device_ms == price_per_hour_to_e18("0.45")
-    assert (config.provider.cpu_slots, config.region, config.metrics.port) == (2, 'Köln "Süd"', 0)
+    assert (config.provider.cpu_slots, config.region, config.metrics.port) == (1, 'Köln "Süd"', 0)
     assert stat.S_IMODE((tmp_path / "node").stat().st_mode) == 0o700
     for path in (tmp_path / "node").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
