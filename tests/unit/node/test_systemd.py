@@ -24,6 +24,24 @@ def test_systemd_accepts_the_units() -> None:
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
+def test_whoever_starts_the_node_again_starts_its_launcher_and_its_builder(tmp_path: Path) -> None:
+    """Stopping the node stops both (``PartOf``); a node that came back alone would take no jobs with packages."""
+    if shutil.which("systemctl") is None:
+        pytest.skip("systemctl is not installed")
+    place = tmp_path / "etc" / "systemd" / "system"
+    place.mkdir(parents=True)
+    for unit in UNITS:
+        shutil.copy(unit, place)
+    enable = ["systemctl", f"--root={tmp_path}", "enable", "hansa", "hansa-builder"]
+    subprocess.run(enable, capture_output=True, check=True, timeout=60)
+    wanted = {path.name for path in (place / "hansa.service.wants").glob("*")}
+    for line in (place / "hansa.service").read_text().splitlines():
+        wanted |= set(line.removeprefix("Wants=").split()) if line.startswith("Wants=") else set()
+    stopped = {unit.name for unit in UNITS if "PartOf=hansa.service" in unit.read_text()}
+    assert stopped == {"hansa-launcher.service", "hansa-builder.service"}
+    assert stopped <= wanted
+
+
 def test_a_broken_unit_would_be_seen(tmp_path: Path) -> None:
     tool = shutil.which("systemd-analyze")
     if tool is None:
