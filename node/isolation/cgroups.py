@@ -16,6 +16,8 @@ from typing import Protocol
 V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
 CPU_PERIOD_US = 100_000
 PREFIX = "hansa-"
+LEAF = "launcher"
+"""Where the launcher itself sits in version 2, beside its groups: one that has processes may hand no controllers on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +217,8 @@ def make_group(name: str, limits: GroupLimits, root: Path = Path("/sys/fs/cgroup
     try:
         own = dict(_own_paths())
         if root.joinpath("cgroup.controllers").exists():
-            base = root / own.get("", "/").lstrip("/")
-            return GroupV2(_delegated(base) / (PREFIX + name), limits)
+            directory = _delegated(root / own.get("", "/").lstrip("/")) / (PREFIX + name)
+            return _new_group_v2(directory, limits)
         directories = {c: root / c / own[c].lstrip("/") / (PREFIX + name) for c in V1_CONTROLLERS}
     except (OSError, KeyError):
         return None
@@ -227,6 +229,15 @@ def make_group(name: str, limits: GroupLimits, root: Path = Path("/sys/fs/cgroup
         return None
 
 
+def _new_group_v2(directory: Path, limits: GroupLimits) -> GroupV2:
+    try:
+        return GroupV2(directory, limits)
+    except OSError:
+        if directory.exists():
+            _remove([directory])
+        raise
+
+
 def remove_leftovers(root: Path = Path("/sys/fs/cgroup")) -> None:
     """Take away the groups of launchers that were killed, and what is frozen in them; names begin with their pid.
 
@@ -234,20 +245,25 @@ def remove_leftovers(root: Path = Path("/sys/fs/cgroup")) -> None:
     """
     own = dict(_own_paths())
     if root.joinpath("cgroup.controllers").exists():
-        places = [root / own.get("", "/").lstrip("/")]
+        place = root / own.get("", "/").lstrip("/")
+        places = [place.parent if place.name == LEAF else place]
     else:
         places = [root / c / own[c].lstrip("/") for c in V1_CONTROLLERS if c in own]
-    for place in places:
-        for directory in place.glob(PREFIX + "*"):
-            owner = directory.name.removeprefix(PREFIX).split("-")[0]
-            if owner.isdigit() and not Path("/proc", owner).exists():
-                _end(directory)
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
+    leftovers = []
+    for directory in (directory for place in places for directory in place.glob(PREFIX + "*")):
+        owner = directory.name.removeprefix(PREFIX).split("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            leftovers.append(directory)
+            _end(directory)
+    _remove(leftovers)
 
 
 def _end(directory: Path) -> None:
     """End what is in a directory that nobody owns any more; it shows those in other process namespaces as 0."""
+    with contextlib.suppress(OSError):
+        everything = directory / "cgroup.kill"
+        if everything.exists():
+            everything.write_text("1")
     with contextlib.suppress(OSError, ValueError):
         for pid in map(int, directory.joinpath("cgroup.procs").read_text().split()):
             if pid > 0:
@@ -272,13 +288,14 @@ def _delegated(base: Path) -> Path:
     wanted = {"memory", "pids", "cpu"}
     if not wanted <= set(base.joinpath("cgroup.controllers").read_text().split()):
         raise OSError("the controllers were not delegated to us")
-    if base.name == "launcher":
+    if base.name == LEAF:
         return base.parent
     if not wanted <= set(base.joinpath("cgroup.subtree_control").read_text().split()):
-        leaf = base / "launcher"
+        leaf = base / LEAF
         leaf.mkdir(exist_ok=True)
         for pid in base.joinpath("cgroup.procs").read_text().split():
-            leaf.joinpath("cgroup.procs").write_text(pid)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                leaf.joinpath("cgroup.procs").write_text(pid)
         base.joinpath("cgroup.subtree_control").write_text("+memory +pids +cpu")
     return base
 

@@ -1,0 +1,94 @@
+"""Control groups of version 2 as a launcher finds them that one before it has left, in the kernel's own hierarchy."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from hansa.node.isolation.cgroups import LEAF, PREFIX, remove_leftovers
+
+HIERARCHIES = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+
+
+@pytest.fixture
+def handed_on():
+    """A group that was handed to a launcher, in a hierarchy of version 2; it goes with all that is in it."""
+    root = next((place for place in HIERARCHIES if place.joinpath("cgroup.procs").exists()), None)
+    if root is None:
+        pytest.skip("there are no control groups of version 2 here")
+    base = root / f"of-a-test-{os.getpid()}"
+    try:
+        base.mkdir()
+        (base / LEAF).mkdir()
+    except OSError as fault:
+        pytest.skip(f"this user may make no control groups: {fault}")
+    try:
+        yield root, base
+    finally:
+        deadline = time.monotonic() + 10
+        while base.exists() and time.monotonic() < deadline:
+            for place in (*base.iterdir(), base):
+                if place.is_dir():
+                    with contextlib.suppress(OSError):
+                        (place / "cgroup.kill").write_text("1")
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+            time.sleep(0.01)
+
+
+def gone_pid():
+    process = subprocess.Popen(["/bin/true"])
+    process.wait()
+    return process.pid
+
+
+def removed_from(place, root):
+    """Do it as a process that sits there would."""
+    if (pid := os.fork()) == 0:
+        try:
+            (place / "cgroup.procs").write_text(str(os.getpid()))
+            remove_leftovers(root)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def frozen_in(group):
+    """A process in a group that lets nothing in it compute."""
+    process = subprocess.Popen(["/bin/sleep", "60"])
+    (group / "cgroup.procs").write_text(str(process.pid))
+    (group / "cgroup.freeze").write_text("1")
+    return process
+
+
+@pytest.mark.parametrize("inside", [LEAF, ""], ids=["a launcher of the same unit", "the unit's first"])
+def test_what_a_killed_launcher_left_is_ended_and_taken_away(handed_on, inside):
+    """Where the launcher was in its own leaf it looked below that, and found nothing."""
+    root, base = handed_on
+    left = base / f"{PREFIX}{gone_pid()}-1"
+    left.mkdir()
+    with frozen_in(left) as process:
+        try:
+            removed_from(base / inside, root)
+            assert process.wait(10) == -signal.SIGKILL
+            assert not left.exists()
+        finally:
+            process.kill()
+
+
+def test_what_belongs_to_a_launcher_that_lives_is_left_alone(handed_on):
+    root, base = handed_on
+    ours = base / f"{PREFIX}{os.getpid()}-1"
+    ours.mkdir()
+    with frozen_in(ours) as process:
+        try:
+            removed_from(base / LEAF, root)
+            assert process.poll() is None
+            assert ours.exists()
+        finally:
+            (ours / "cgroup.freeze").write_text("0")
+            process.kill()
