@@ -122,7 +122,8 @@ class Outgoing:
 
     def _hold_limit(self, what: str, size_bytes: int) -> None:
         if size_bytes > self._state_bytes:
-            raise Malformed(what, f"{size_bytes} bytes are over the limit of the run, {self._state_bytes}")
+            words = f"a {what} of {size_bytes} bytes is over the limit of the run, {self._state_bytes} bytes"
+            raise Malformed(what, words)
 
     def _fetch(self, worker: int, given: HandedOver) -> Iterator[bytes]:
         """The bytes that were handed over, in pieces. The next ones are fetched while some are sent."""

@@ -19,8 +19,15 @@ _KINDS = {
     "out-of-memory": "raise ram in resources.needs (or resources.memory) in job.toml, or have the code hold less",
     "stalled": "call ctx.report(step=...) more often, or raise limits.stall in job.toml",
     "wall-limit": "raise limits.wall in job.toml, or have the code do less",
-    "bad-state": "limits.state in job.toml bounds a state, and the states of all workers have one shape",
+    "bad-state": "a state is what ctx.sync and ctx.checkpoint take: arrays and plain values, within limits.state",
 }
+_WORDS = {
+    "before its first step": "it never came to its first ctx.report(step=...): see where it waits (keep_failed in"
+    " job.toml, then hansa exec), or raise limits.stall if it takes so long to begin",
+    "over the limit of the run": "raise limits.state in job.toml, or hand over less",
+    "workers' states": "the workers of a shard hand over states of one shape: the same names, each of the same size",
+}
+"""What some reasons say more exactly than their kind does."""
 _MODULE = re.compile(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]{1,60})")
 _FILE = re.compile(r"FileNotFoundError: .*No such file or directory: '([^'\n]{1,200})'")
 
@@ -39,6 +46,8 @@ def last_words(view: View) -> Iterator[str]:
         yield f"what its code printed: hansa logs {job}"
     else:
         yield f"what would help: hansa why {job}"
+        if (shards := len(view.get("shards", ()))) > 1:
+            yield f"if too few devices are free for its {shards} shards: hansa submit ... --shards 1"
 
 
 def _traceback(reason: str) -> Iterator[str]:
@@ -61,6 +70,9 @@ def _advice(view: View, reason: str) -> str:
             "the code starts in an empty directory: files beside it are at Path(__file__).with_name(...), and what"
             " [inputs] in job.toml names is below ctx.inputs"
         )
+    for words, remedy in _WORDS.items():
+        if words in reason:
+            return remedy
     if "not finite" in reason:
         return "ctx.sync takes finite numbers only: did the training diverge? Look at the loss before it"
     kinds = {str(fields_of(shard).get("kind")) for shard in view.get("shards", ())} & set(_KINDS)

@@ -103,6 +103,8 @@ def _print(bundle: Any) -> None:
         for leaf in bundle.leaves
     ]
     print_table(("lease", "shard", "device seconds", "amount", "steps", "rounds", "checkpoint", "isolation"), rows)
+    if rows:
+        click.echo("steps: as the job reported them, and one more for a run that ended well or left at a checkpoint")
 
 
 def _time(at_ms: int) -> str:

@@ -12,6 +12,7 @@ import trio
 
 from hansa.market.effects import Send, clipped
 from hansa.market.purchase_state import ENDED_BADLY, TAKEN_BACK, WITHOUT_FAULT
+from hansa.node.daemon import run_logs
 from hansa.node.daemon.checkpoint_check import fault_of
 from hansa.node.daemon.mirror_tasks import while_wanted
 from hansa.node.daemon.reduce import Reduced, reduce_round
@@ -68,6 +69,7 @@ async def prepare_tender(daemon: "Daemon", wanted: TenderWanted) -> None:
     of = daemon.state.jobs.live.get(wanted.job)
     if of is None:
         return
+    run_logs.tell_of_losses(daemon, of, wanted.shards)
     spec = of.spec
     failed = unwelcome(daemon.state, wanted)
     invited: tuple[bytes, ...] = ()

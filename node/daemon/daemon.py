@@ -172,6 +172,7 @@ class Daemon:
         self.grants = Grants(self.file_lists)
         self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
         self.round_turns: dict[bytes, provider_tasks.RoundTurn] = {}
+        self.told_losses: dict[tuple[bytes, int], bytes] = {}
 
     def _open_lending(self, data: Path) -> None:
         """What a provider has: its devices, a room for runs, what runs are furnished with, their way out."""

@@ -129,5 +129,7 @@ class RunClock:
             return Over("kept", "") if now_s >= self._kept_until_s else None
         if self.started and (self.spent_s - self._moved_s) * 1000 > limits.stall_ms:
             place = "before its first step" if self.step is None else f"after step {self.step}"
-            return Over("stalled", f"the job showed no progress for {limits.stall_ms / 1000:g} s, {place}")
+            return Over(
+                "stalled", f"for {limits.stall_ms / 1000:g} s it neither printed nor reported anything, {place}"
+            )
         return None

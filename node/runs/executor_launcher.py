@@ -44,7 +44,7 @@ class LauncherService:
     async def ask(self, message: Message) -> None:
         """Tell it something. If it is gone, so is everything that it could be told about."""
         if self._control is not None:
-            with contextlib.suppress(OSError, trio.ClosedResourceError):
+            with contextlib.suppress(OSError):
                 await self._control.send(launcher_protocol.pack(message))
 
     async def serve(self, task_status: Starting = trio.TASK_STATUS_IGNORED) -> None:
@@ -60,9 +60,7 @@ class LauncherService:
             try:
                 await self._listen(control, task_status)
             finally:
-                lost, self._control = self._control, None
-                if lost is not None:
-                    lost.close()  # by trio, so that whoever waits to ask something waits no more
+                self._control = None
                 control.close()  # the launcher ends everything when it sees this
                 if process is not None:
                     with trio.CancelScope(shield=True):

@@ -13,7 +13,7 @@ from kit.memory_party import party
 from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec, tender, workload
 
 from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, Placement, Purchase
-from hansa.node.daemon import buyer_tasks
+from hansa.node.daemon import buyer_tasks, run_logs
 from hansa.node.daemon.buyer_tasks import unwelcome
 from hansa.node.engine.events import NodeEvent, RoundNotReduced
 from hansa.node.engine.state import NodeState
@@ -179,3 +179,23 @@ async def test_no_room_for_a_rounds_result_is_an_outcome_and_not_the_end(
         (outcome,) = told
         assert isinstance(outcome, RoundNotReduced)
         assert "do not fit into the quota" in outcome.rejected[0].reason
+
+
+@pytest.mark.trio
+async def test_who_follows_a_job_by_its_log_reads_why_an_attempt_came_to_nothing_and_reads_it_once(
+    tmp_path: Path,
+) -> None:
+    hung = "it hung: there was no progress: for 20 s it neither printed nor reported anything, before its first step"
+    traced = "its code ended: Traceback (most recent call last):\n  File x\nIndexError: 9\x1b[2J"
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon:
+        first = Shard(shard=0, phase="waiting", lease=b"1" * 32, attempts=1, reason=hung)
+        fresh = Shard(shard=1, phase="waiting")
+        of = Job(phase="running", job=JOB, spec=spec(), package=blob_ref(b""), shards=(first, fresh), submitted_ms=1)
+        second = replace(of, shards=(replace(first, lease=b"2" * 32, attempts=2, reason=traced), fresh))
+        for now in (of, of, second, second):
+            run_logs.tell_of_losses(daemon, now, (0, 1))
+        lines = [line["text"] for line in daemon.job_logs.tail(JOB, [0, 1]).lines(last=True)]
+    assert lines == [
+        f"[buyer] attempt 1 came to nothing: {hung}",
+        "[buyer] attempt 2 came to nothing: its code ended: IndexError: 9\N{REPLACEMENT CHARACTER}[2J",
+    ]

@@ -42,7 +42,14 @@ def test_of_a_long_traceback_the_last_lines_are_shown():
         ("out-of-memory", "it went over its memory", "raise ram"),
         ("stalled", "it hung", "ctx.report"),
         ("wall-limit", "it took longer than it may", "limits.wall"),
+        (
+            "stalled",
+            "it hung: for 300 s it neither printed nor reported anything, before its first step",
+            "first ctx.report",
+        ),
         ("bad-state", "its state could not be used", "limits.state"),
+        ("bad-state", "a state of 3 bytes is over the limit of the run, 2 bytes", "raise limits.state"),
+        ("bad-state", "the workers' states differ in w", "of one shape"),
         ("", "round 1 could not be averaged: its state holds numbers that are not finite", "finite numbers only"),
     ],
 )
@@ -51,9 +58,22 @@ def test_each_kind_of_failure_has_its_remedy(kind, reason, hint):
     assert hint in line
 
 
+def test_one_worker_is_told_nothing_of_shapes():
+    assert "shape" not in "".join(said("a checkpoint of 3 bytes is over the limit of the run, 2 bytes", "bad-state"))
+
+
 def test_a_job_that_found_nobody_is_told_how_to_ask_why():
     shards = [{"shard": 0, "phase": "lost", "lease": None, "kind": "", "reason": ""}]
     assert said("unfilled", shards=shards) == [f"what would help: hansa why {JOB[:12]}"]
+
+
+def test_a_job_of_several_shards_that_found_nobody_is_told_that_fewer_may_do():
+    shards = [{"shard": number, "phase": "lost", "lease": None, "kind": "", "reason": ""} for number in range(3)]
+    why, fewer = said("unfilled", shards=shards)
+    assert why == f"what would help: hansa why {JOB[:12]}"
+    assert fewer == "if too few devices are free for its 3 shards: hansa submit ... --shards 1"
+    shards[2]["lease"] = "ab" * 32
+    assert not any("--shards" in line for line in said("unfilled", shards=shards))
 
 
 @pytest.mark.parametrize("phase", ["running", "succeeded", "cancelled"])
