@@ -54,6 +54,8 @@ def test_a_workload_within_the_owners_limits_is_taken() -> None:
         ({"fetch_bytes": GIB + 1}, "the files of a shard weigh more than is fetched here, which is 1024 MiB"),
         ({"files_bytes": MAX_FILE_LIST_BYTES + 1}, "larger than providers take"),
         ({"shared_memory_bytes": (1 << 30) + 1}, "more shared memory than memory"),
+        ({"memory_bytes": (1 << 30) + 1}, "more than was tendered"),
+        ({"scratch_bytes": needs().scratch_bytes + 1}, "more than was tendered"),
     ],
 )
 def test_more_is_refused_before_there_is_a_lease(changes: dict[str, Any], why: str) -> None:

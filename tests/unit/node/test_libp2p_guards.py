@@ -44,6 +44,10 @@ class Said:
     def __init__(self, data: bytes) -> None:
         self._data = io.BytesIO(data)
 
+    @property
+    def taken(self) -> int:
+        return self._data.tell()
+
     async def read(self, most: int) -> bytes:
         return self._data.read(most)
 
@@ -59,6 +63,14 @@ async def test_a_line_of_the_negotiation_is_at_most_as_long_as_allowed():
     for length in (longest + 1, (1 << 14) - 1):
         with pytest.raises(MultiselectCommunicatorError, match="longer than allowed"):
             await libp2p_guards.read_header_line(said(length))
+
+
+@pytest.mark.trio
+async def test_a_length_in_the_negotiation_that_never_ends_is_read_for_three_bytes_at_most():
+    endless = Said(b"\x80" * 1_000)
+    with pytest.raises(MultiselectCommunicatorError, match="longer than allowed"):
+        await libp2p_guards.read_header_line(endless)
+    assert endless.taken <= 3
 
 
 @pytest.mark.trio

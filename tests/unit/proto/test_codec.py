@@ -176,6 +176,14 @@ def test_more_items_than_allowed_are_too_large():
     assert DEFAULT_ITEMS >= messages.MAX_LINES
 
 
+@pytest.mark.parametrize("other", ["", "ab", b"", {}, {"name": 1}, 0, None, True])
+def test_only_a_list_is_read_as_a_list(other):
+    """Else letters and keys would pass for items, and what has no items would raise what nobody expects."""
+    fields = {"lease": bytes(32), "step": 1, "metrics": other, "started": True}
+    with pytest.raises(Malformed, match="not a list"):
+        read(msgpack.packb([VERSION, "RunReported", fields], use_bin_type=True))
+
+
 def test_deep_nesting_is_malformed():
     with pytest.raises(Malformed):
         read(b"\x91" * 100_000 + b"\xc0")
