@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.filed_ledger import ledger_file, records, traded
-from kit.trading import BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY
+from kit.small_market import SmallMarket
+from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.receipt_proof import ReceiptProof, findings, not_proved
 from hansa.node.api.statements import LEDGER_NAME
@@ -19,6 +20,7 @@ from hansa.proto.documents import Voucher
 from hansa.proto.errors import ProtocolError
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import Signed, sign
+from hansa.scheduler.run import RunProgressed, RunStarted
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,10 @@ def bundle(data) -> ReceiptProof:
 
 
 def the_job() -> str:
-    market = traded()
+    return market_job(traded())
+
+
+def market_job(market: SmallMarket) -> str:
     ((job, _),) = market.engines[BUYER_KEY.address].state.jobs.all()
     return job.hex()[:10]
 
@@ -67,6 +72,36 @@ def test_a_channel_a_lease_and_a_job_mean_the_same(data, bundle):
     channel, lease = bundle.receipt.document.channel_id.hex(), bundle.leaves[0].line.lease.hex()
     for wanted in (channel, "0x" + channel[:8], lease[:9].upper(), the_job()):
         assert find_receipt(data / LEDGER_NAME, wanted) == bundle
+
+
+def test_of_two_channels_each_id_means_its_own_and_the_jobs_means_neither(tmp_path):
+    market = SmallMarket()
+    market.add(BUYER_KEY)
+    for key in (PROVIDER_KEY, OTHER_KEY):
+        market.add(key, devices=1)
+    market.submit(BUYER, of=spec(shards=2))
+    market.tender(BUYER, (PROVIDER, OTHER_KEY.address), shards=(0, 1))
+    market.pass_time(2_000, BUYER)
+    leases = {key.address: next(iter(market.engines[key.address].state.sale_of)) for key in (PROVIDER_KEY, OTHER_KEY)}
+    for step, at in ((0, 0), (1, 2_000), (2, 2_000)):
+        market.now_ms += at
+        for provider, lease in leases.items():
+            told = RunProgressed(run=lease, step=step, metrics=(), at_ms=market.now_ms)
+            market.take(provider, told if step else RunStarted(run=lease, at_ms=market.now_ms))
+    ledger = ledger_file(tmp_path / LEDGER_NAME, BUYER_KEY, records(market, BUYER_KEY))
+    channels = {}
+    for provider, lease in leases.items():
+        found = find_receipt(ledger, lease.hex())
+        assert found.config.payee == provider
+        assert [leaf.line.lease for leaf in found.leaves] == [lease]
+        assert holds(found)
+        channel = found.receipt.document.channel_id.hex()
+        assert find_receipt(ledger, channel[:12]) == found
+        channels[channel] = found
+    assert len(channels) == 2
+    with pytest.raises(OperatorError, match=r"^2 channels are meant") as caught:
+        find_receipt(ledger, market_job(market))
+    assert all(channel[:12] in caught.value.hint for channel in channels)
 
 
 @pytest.mark.parametrize("wanted", ["", "abc", "zzzz", "00000000", "\u0664" * 8])

@@ -313,3 +313,14 @@ def test_what_is_restored_may_be_changed_in_place_and_is_whole_the_next_time():
         restored["w"] += 1
         restored["deep"][0]["b"] *= 2
         assert restored["deep"][0]["b"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("asked", [{"workers": 0}, {"gpus_each": 0}, {"timeout_s": 0}, {"retries": -1}])
+def test_a_pool_that_makes_no_sense_is_refused_before_its_items_are_looked_at(asked):
+    def items():
+        raise AssertionError("they were")
+        yield
+
+    context = a_context(room=PoolRoom(gpus=0, threads=1, state_bytes=1 << 20))
+    with pytest.raises(ValueError, match=next(iter(asked))):
+        context.tasks(len, items(), **asked)
