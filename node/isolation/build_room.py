@@ -99,6 +99,8 @@ def run_tool(tool: Tool, given_up: threading.Event | None = None) -> Outcome:
         tool: what to run.
         given_up: set by another thread when nobody waits for it any more.
     """
+    if os.getuid() == 0 and (why := confine.why_not_become(BUILDER_UID)):
+        return Outcome(ok=False, words=f"tools need a user of their own, and {why}; {confine.MORE_UIDS}")
     started = time.monotonic()
     # Not as an argument: every user of this machine can read those, and a proxy's or an index's address is a secret.
     order = _memory_file("tool", json.dumps(asdict(tool)).encode())
@@ -241,10 +243,10 @@ def _pass_over(fault: OSError) -> None:
 
 
 def make_work(directory: Path) -> None:
-    """Make a directory that a tool may write to."""
+    """Make a directory that a tool may write to. Where there is no user for tools, `run_tool` says so."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)
-    if os.getuid() == 0:
+    if os.getuid() == 0 and not confine.why_not_become(BUILDER_UID):
         os.chown(directory, BUILDER_UID, BUILDER_UID)
 
 

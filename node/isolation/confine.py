@@ -26,6 +26,8 @@ CLAIMS = "hansa-launcher"
 STAGE = "/mnt"
 DISK_OPTIONS = "noinit_itable,barrier=0"
 """For what is empty at first and never needed after a crash."""
+UID_MAP, GID_MAP = Path("/proc/self/uid_map"), Path("/proc/self/gid_map")
+MORE_UIDS = "map 65536 uids and gids into it (as podman does with /etc/subuid), or run as an ordinary user"
 OOM_SCORE = 500
 OOM_SCORE_PREPARED = 900
 """Of a sandbox that has no run yet."""
@@ -289,8 +291,24 @@ def _open_again(path: str, held: int | None) -> int:
     return descriptor
 
 
+def why_not_become(*uids: int) -> str:
+    """Why root here cannot become these users, or nothing: in a user namespace there are only those mapped into it."""
+    for file in (UID_MAP, GID_MAP):
+        starts = [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+        for uid in uids:
+            if not any(first <= uid < first + count for first, _outside, count in starts):
+                return f"root here is that of a user namespace without uid {uid}"
+    return ""
+
+
 def drop_to(uid: int) -> None:
-    """Become this uid, in no group but its own, for good."""
+    """Become this uid, in no group but its own, for good.
+
+    Raises:
+        OSError: it cannot be had here.
+    """
+    if why := why_not_become(uid):
+        raise PermissionError(errno.EPERM, f"{why}; {MORE_UIDS}")
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

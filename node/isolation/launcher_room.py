@@ -148,6 +148,9 @@ class RoomMaker:
     def _prepare(self, undo: contextlib.ExitStack, disks: dict[str, Disk]) -> Confinement:
         """Whom the sandbox runs as, and within which limits; ``undo`` takes it back if it cannot be made."""
         spec, is_root = self.message.spec, os.getuid() == 0
+        if is_root and (why := confine.why_not_become(confine.FIRST_UID, confine.LAST_UID)):
+            # A refusal travels without its hint.
+            raise SandboxUnavailable(f"sandboxes need users of their own, and {why}; {confine.MORE_UIDS}", "see there")
         uid = confine.ClaimedUid() if is_root else None
         if uid is not None:
             undo.callback(uid.release)

@@ -6,10 +6,12 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 
 import pytest
 
 from hansa.node.isolation import confine
+from hansa.node.isolation.build_room import Tool, make_work, run_tool
 from hansa.node.isolation.confine import ClaimedUid
 
 
@@ -117,3 +119,62 @@ def test_what_is_released_is_free_though_a_fork_of_ours_still_lives(tmp_path):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert again.uid == claim.uid
+
+
+FEW = "         0          0          1\n"
+"""As ``unshare --map-root-user`` has it."""
+MANY = "         0       1000          1\n         1     100000      65536\n"
+
+
+@pytest.fixture
+def mapped(tmp_path, monkeypatch):
+    """Has this process be in a user namespace with these uids and gids, as far as it looks."""
+
+    def be(uids, gids):
+        for name, text in (("UID_MAP", uids), ("GID_MAP", gids)):
+            (tmp_path / name).write_text(text)
+            monkeypatch.setattr(confine, name, tmp_path / name)
+
+    return be
+
+
+@pytest.mark.parametrize(("uids", "gids"), [(FEW, FEW), (MANY, FEW), (FEW, MANY), ("", "")])
+def test_where_a_user_namespace_has_few_users_it_is_said_which_is_missing(mapped, uids, gids):
+    mapped(uids, gids)
+    assert confine.why_not_become(0, 65_000) == (
+        f"root here is that of a user namespace without uid {65_000 if uids else 0}"
+    )
+    with pytest.raises(PermissionError, match="map 65536 uids"):
+        confine.drop_to(65_000)
+
+
+def test_where_there_are_enough_nothing_is_said(mapped):
+    mapped(MANY, MANY)
+    assert confine.why_not_become(0, confine.FIRST_UID, confine.LAST_UID, 65_000) == ""
+    assert confine.why_not_become(65_537) != ""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's tools run as that user")
+def test_a_tool_is_refused_in_words_where_there_is_no_user_for_it(mapped, tmp_path):
+    """The directory could not be given away, and `hansa doctor` ended in a traceback."""
+    mapped(FEW, FEW)
+    make_work(tmp_path / "work")
+    outcome = run_tool(Tool(command=("/bin/true",), work=str(tmp_path / "work"), most_bytes=1 << 20, most_s=30.0))
+    assert not outcome.ok
+    assert "without uid 65000; map 65536 uids" in outcome.words
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only a launcher that is root gives each sandbox a user")
+def test_the_doctor_speaks_in_a_user_namespace_with_one_user(tmp_path):
+    data = tmp_path / "node"
+    base = [sys.executable, "-P", "-m", "hansa"]
+    init = [*base, "init", "--data", str(data), "--provider", "--cpu-slots", "1", "--metrics-port", "0"]
+    subprocess.run(init, check=True, capture_output=True, timeout=120)
+    inside = ["unshare", "--user", "--map-root-user", *base, "doctor", "--data", str(data)]
+    found = subprocess.run(inside, check=False, capture_output=True, text=True, timeout=120)
+    if "unshare failed" in found.stderr:
+        pytest.skip(f"no user namespaces here: {found.stderr.strip()[:200]}")
+    assert "Traceback" not in found.stderr
+    assert "without uid 64000" in found.stdout
+    assert "without uid 65000" in found.stdout
+    assert all("map 65536 uids" in line for line in found.stdout.splitlines() if "without uid" in line)
