@@ -46,7 +46,7 @@ def last_words(view: View) -> Iterator[str]:
         yield f"what its code printed: hansa logs {job}"
     else:
         yield f"what would help: hansa why {job}"
-        if (shards := len(view.get("shards", ()))) > 1:
+        if (shards := sum(type(fields_of(each).get("shard")) is int for each in view.get("shards", ()))) > 1:
             yield f"if too few devices are free for its {shards} shards: hansa submit ... --shards 1"
 
 

@@ -20,6 +20,7 @@ PATIENCE_S = 60.0
 SHORT_ID = 12
 _TIMES = {"keep_failed": "keep_failed_ms", "queue": "queue_ms", "deadline": "deadline_after_ms"}
 _NEEDS = "needs"
+_SHARDS = "shards"
 """Among a job's changes the one that is no field of it, but read with its file."""
 _ONLY_BIDS = "--dry-run-bids"
 _NO_CHANGES: Mapping[str, Any] = {}
@@ -42,6 +43,7 @@ class _Submit(click.Command):
 @click.option(
     "--needs", metavar="TEXT", help='What a shard needs, e.g. "8xH100 and region = eu", not as the file says.'
 )
+@click.option("--shards", type=click.IntRange(1, 1024), metavar="N", help="In so many parts, not as the file says.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -52,7 +54,15 @@ class _Submit(click.Command):
 @with_data
 @with_json
 def submit(
-    jobfile: Path, *, and_watch: bool, dry_run: bool, only_bids: bool, data_dir: Path, as_json: bool, **said: str | None
+    jobfile: Path,
+    *,
+    and_watch: bool,
+    dry_run: bool,
+    only_bids: bool,
+    shards: int | None,
+    data_dir: Path,
+    as_json: bool,
+    **said: str | None,
 ) -> int:
     """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
     from hansa.node.api.cli_client import Daemon
@@ -64,6 +74,8 @@ def submit(
     }
     if said["needs"] is not None:
         changes[_NEEDS] = said["needs"]
+    if shards is not None:
+        changes[_SHARDS] = shards
     with closing(Daemon(data_dir)) as daemon:
         if only_bids:
             return _show_bids(daemon, jobfile, changes, as_json)
@@ -130,7 +142,7 @@ def submit_job(
     Args:
         daemon: the node that buys.
         jobfile: the file, or its directory.
-        changes: fields of the job that are not to be as the file says, and what it ``needs``.
+        changes: fields of the job that are not to be as the file says, what it ``needs`` and its ``shards``.
         say: told what is done, one line at a time.
     """
     return str(daemon.post("/v1/jobs", packed_job(daemon, jobfile, changes, say))["job"])
@@ -148,8 +160,8 @@ def packed_job(
     from hansa.node.storage.sealing import new_content_key
     from hansa.proto.sealed import is_sealed
 
-    found = read_job_file(jobfile, changes.get(_NEEDS))
-    fields = {name: value for name, value in changes.items() if name != _NEEDS}
+    found = read_job_file(jobfile, changes.get(_NEEDS), changes.get(_SHARDS))
+    fields = {name: value for name, value in changes.items() if name not in (_NEEDS, _SHARDS)}
     found = replace(found, spec=replace(found.spec, **fields))
     check_deadline(found.spec)
     if found.environment == JobEnvironment():

@@ -89,12 +89,13 @@ class _Budget:
     max_prepay_ms: DurationMs
 
 
-def read_job_file(path: Path, needs: str | None = None) -> JobFile:
+def read_job_file(path: Path, needs: str | None = None, shards: int | None = None) -> JobFile:
     """Read a ``job.toml``, named itself or by its directory.
 
     Args:
         path: the file or the directory.
         needs: what the command line says in place of the file's ``resources.needs``; it goes before the older keys.
+        shards: their number, in place of the file's.
 
     Raises:
         ConfigError: it is missing, or anything in it is wrong.
@@ -108,6 +109,8 @@ def read_job_file(path: Path, needs: str | None = None) -> JobFile:
     if path.suffix == ".py":
         raise ConfigError(f"{path}: is code and no job file", f"name the {FILE_NAME} beside it, or its directory")
     top = read_toml(path)
+    if shards is not None:
+        top.values["shards"] = shards
     directory = path.absolute().parent
     work = read_work(top, directory)
     inputs = read_inputs(top.table("inputs"), directory, work.shards)

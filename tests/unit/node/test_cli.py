@@ -188,6 +188,15 @@ def test_a_job_is_submitted_with_its_directory(tmp_path: Path, data: Path, desk:
     assert b"def train" in desk.blobs[package.root]
 
 
+def test_a_job_is_submitted_with_as_many_shards_as_the_command_says(
+    tmp_path: Path, data: Path, desk: MemoryDesk
+) -> None:
+    assert is_one_line_with_a_hint(run("submit", a_job(tmp_path / "job"), "--shards", "0", "--data", data))
+    json_lines(run("submit", a_job(tmp_path / "job"), "--shards", "2", "--json", "--data", data))
+    ((spec, _),) = desk.submitted
+    assert spec.shards == 2
+
+
 def test_submitting_and_watching_ends_with_the_jobs_fate(tmp_path: Path, data: Path) -> None:
     result = run("submit", a_job(tmp_path / "job"), "--watch", "--data", data)
     assert result.exit_code == 0

@@ -90,6 +90,14 @@ def test_name_and_entry_are_enough(job: Path) -> None:
     assert (found.spec.shards, found.spec.workers, found.spec.requirements.kind) == (1, 1, "any")
 
 
+def test_the_command_line_may_say_another_number_of_shards(job: Path) -> None:
+    (job / "job.toml").write_text(LEAST + "shards = 3\n[checkpoints]\nmirror = true\n")
+    assert read_job_file(job).spec.shards == 3
+    assert read_job_file(job, shards=2).spec.shards == 2
+    with pytest.raises(ConfigError, match="mirror"):
+        read_job_file(job, shards=1)
+
+
 def test_the_file_may_be_named_itself(job: Path) -> None:
     assert read_job_file(job / "job.toml") == read_job_file(job)
 
