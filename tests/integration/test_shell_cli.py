@@ -32,6 +32,7 @@ from starlette.applications import Starlette
 from hansa.node.api.http_api import build_api
 from hansa.node.api.http_shell import shell_routes
 from hansa.node.api.shell_desk import ShellDesk
+from hansa.node.engine.state import NodeState
 from hansa.node.runs.shell_service import ShellService
 from hansa.proto.blob import BlobRef
 from hansa.scheduler.job import plan
@@ -86,8 +87,10 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:
                 replace(running, phase="running", lease=LEASE, provider=account, attempts=1),
                 replace(lost, phase="lost", reason="it fell \x1b[31msilent"),
             )
-            jobs = {JOB: replace(planned, phase="running", shards=shards)}
-            daemon: Any = SimpleNamespace(state=SimpleNamespace(jobs=jobs), account=who.account, shells=service)
+            known = NodeState()
+            known.jobs[JOB] = replace(planned, phase="running", shards=shards)
+            # All that a desk of shells uses of a daemon; each part is a real one.
+            daemon: Any = SimpleNamespace(state=known, account=who.account, shells=service)
             desk = MemoryDesk()
             desk.add(job_view(JOB.hex()))
             state.update(service=service, runs=runs, token=trio.lowlevel.current_trio_token())
