@@ -110,6 +110,8 @@ def money_warning(state: NodeState, job: Job) -> str:
     for channel in channels:
         if channel.phase == "open" and channel.limit is not None and channel.limit < channel.wanted:
             most, wanted = format_amount(channel.limit), format_amount(channel.wanted)
+            if not channel.limit and not channel.trouble:
+                return f"a channel's deposit of {wanted} is not final yet: a run starts when it is"
             return f"money runs low: a channel can pay {most} in all, and may need {wanted}{trouble}"
     return ""
 

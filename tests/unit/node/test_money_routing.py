@@ -88,6 +88,10 @@ def test_on_the_ledger_a_run_starts_at_once_within_what_its_buyer_may_owe():
 
 def test_a_job_is_told_that_money_runs_low_and_by_how_much():
     made = leased()
+    job = state_of(made, BUYER).jobs.get(JOB)
+    assert job_view(state_of(made, BUYER), job)["warning"] == (
+        "a channel's deposit of 0.600001 is not final yet: a run starts when it is"
+    ), "nothing runs low at a beginning"
     fund(made, BUYER, 400_000)
     job = state_of(made, BUYER).jobs.get(JOB)
     warning = job_view(state_of(made, BUYER), job)["warning"]
