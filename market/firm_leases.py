@@ -27,6 +27,8 @@ RELEASE_MS = 3_600_000
 """So long after the end of a run its provider waits for the word that it ended well: the buyer may have been away."""
 JOBS_OWN = frozenset(("bad-entry", "bad-state", "out-of-memory", "protocol", "user-exception", "wall-limit", UNFUNDED))
 """Kinds of end that a job or its buyer brought about, wherever it would have run."""
+DEVELOPERS_OWN = frozenset(("bad-entry", "out-of-memory", "user-exception"))
+"""Those of them that the job's author made by mistake: no mark on a provider that says them no oftener than others."""
 SEEN = frozenset(("wall-limit", UNFUNDED))
 """Those of them that the buyer holds against its own clock, or against signed words, before it takes them for true."""
 SANDBOXS_OWN = frozenset(("protocol",))
@@ -88,4 +90,5 @@ def rests_on_word(kind: str, *, borne_out: bool) -> bool:
 
 def is_believed(record: Record) -> bool:
     """Whether a word that nothing bears out counts: of whoever's leases here ended no worse than a stranger's do."""
-    return replace(record, told_ppm=0).reliability_ppm >= Record().reliability_ppm
+    # Here each word counts in full, however many others say it: a penalty is the one thing that it could bring in.
+    return replace(record, told_ppm=0, bad=record.bad + record.own).reliability_ppm >= Record().reliability_ppm

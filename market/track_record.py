@@ -47,12 +47,14 @@ class Record:
         good, bad: how many ended well, and how many did not.
         told_ppm: what others' signed dealings say of it, in millionths.
         taken_back: how many ended because their devices were taken back, with the notice that was promised.
+        own: how many ended, by its word alone, with an error of the job's own code.
     """
 
     good: Uint32 = 0
     bad: Uint32 = 0
     told_ppm: Uint32 = 0
     taken_back: Uint32 = 0
+    own: Uint32 = 0
 
     @property
     def reliability_ppm(self) -> int:
@@ -64,6 +66,18 @@ class Record:
     def taken_back_ppm(self) -> int:
         """The expected share of its leases whose devices it takes back, in millionths."""
         return (self.taken_back + 1) * PPM // (self.good + self.bad + self.taken_back + TAKEN_PRIOR_OF)
+
+
+def doubted(record: Record, others: Sequence[Record]) -> int:
+    """How many of the errors that a provider says were the jobs' own count against it.
+
+    Whose code fails has it fail everywhere. So as large a share of its leases is believed as ended so at all others
+    together (a half where nobody else had any), and one more; who says it oftener has what is beyond that as bad ends.
+    """
+    own = sum(other.own for other in others)
+    both = own + sum(other.good for other in others)
+    believed = (record.own + record.good) * (own + 1) // (both + 2) + 1
+    return max(0, record.own - believed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

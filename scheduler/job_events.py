@@ -228,6 +228,8 @@ class LeaseOver:
         reclaimed: blameless since its devices were taken back with all the notice that was promised.
         due: its provider has left the devices to it until the end: what a firm lease withholds is to be paid.
         on_word: that is nothing but its provider's word, and counts as far as that is believed.
+        own: it ended with an error of the job's own code, by its provider's word.
+        borne_out: the same job came to the same end at another provider.
     """
 
     lease: Bytes32
@@ -236,14 +238,20 @@ class LeaseOver:
     reclaimed: bool = False
     due: bool = False
     on_word: bool = False
+    own: bool = False
+    borne_out: bool = False
     at_ms: UnixMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordBorneOut:
-    """Effect to the channel: what ended this lease was the job's own doing, since it happened elsewhere too."""
+    """Effect to the channel: what ended this lease was the job's own doing, since it happened elsewhere too.
+
+    ``own``: it was an error of its code, and nobody had borne that out before.
+    """
 
     lease: Bytes32
+    own: bool = False
     at_ms: UnixMs
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.market.effects import Send, clipped, clipped_inside
-from hansa.market.firm_leases import JOBS_OWN, SEEN, is_due, is_due_for_success, rests_on_word
+from hansa.market.firm_leases import DEVELOPERS_OWN, JOBS_OWN, SEEN, is_due, is_due_for_success, rests_on_word
 from hansa.market.funding import start_ms
 from hansa.market.machine import Step
 from hansa.market.purchase_awards import CONFIRM_MS
@@ -73,9 +73,11 @@ def lose(state: Job, lost: Sequence[tuple[Shard, str, str]], at_ms: int) -> Step
         blameless = kind in (RECLAIMED, UNFUNDED)
         if shard.phase not in ("kept", "leaving"):
             effects.append(MemberLeft(lease=shard.lease, finished=False, at_ms=at_ms))
+        own, borne_out = _is_developers(shard, kind), _is_borne_out(state, shard, kind)
         state, due, on_word, others = _judged(state, shard, kind, at_ms)
         told, over = stop(shard.provider, shard.lease, in_words(kind, reason), at_ms, blameless=blameless, due=due)
-        effects += [told, replace(over, reclaimed=kind == RECLAIMED, on_word=on_word), *others]
+        over = replace(over, reclaimed=kind == RECLAIMED, on_word=on_word, own=own, borne_out=borne_out)
+        effects += [told, over, *others]
         moved = kind in (RECLAIMED, RECLAIMED_EARLY)
         waiting = replace(
             shard,
@@ -122,13 +124,15 @@ def end(state: Job, phase: str, reason: str, at_ms: int) -> Step[Job]:
         if state.on(shard.lease) is shard:
             # Whatever ended the job, it was no provider whose run went well so far: whoever lost one was marked before.
             # Who wants the end owes what was withheld, unless the run had ended badly or its devices were taken back.
-            due, on_word = is_due_if_it_succeeded(state, shard), False
+            due, on_word, own, borne_out = is_due_if_it_succeeded(state, shard), False, False, False
             others: tuple[WordBorneOut, ...] = ()
             if shard.phase in ("kept", "leaving"):
+                own, borne_out = _is_developers(shard, shard.kind), _is_borne_out(state, shard, shard.kind)
                 state, due, on_word, others = _judged(state, shard, shard.kind, at_ms)
             told, over = stop(shard.provider, shard.lease, reason, at_ms, blameless=shard.phase != "kept", due=due)
             reclaimed = shard.phase == "leaving" and shard.kind == RECLAIMED
-            effects += [told, replace(over, reclaimed=reclaimed, on_word=on_word), *others]
+            over = replace(over, reclaimed=reclaimed, on_word=on_word, own=own, borne_out=borne_out)
+            effects += [told, over, *others]
     shards = tuple(replace(shard, phase="lost" if shard.phase != "finished" else shard.phase) for shard in state.shards)
     ended = replace(state, phase=phase, reason=reason, ended_ms=at_ms, shards=shards)
     return Step(state=ended, effects=(*effects, JobOver(job=state.job)))
@@ -154,14 +158,30 @@ def _judged(state: Job, shard: Shard, kind: str, at_ms: int) -> tuple[Job, bool,
     """
     if kind not in JOBS_OWN - SEEN:
         return state, _is_due(state, shard, kind, at_ms), False, ()
-    same = [end for end in state.own_ends if end.kind == kind and end.provider != shard.provider and end.counts]
+    same = _others_than(shard.provider, state, kind)
     counts = _is_due(state, shard, kind, at_ms, borne_out=True)
     own = OwnEnd(kind=clipped(kind, 64), provider=shard.provider, lease=shard.lease, counts=counts)
     noted = replace(state, own_ends=(*state.own_ends, own)[-MOST_OWN_ENDS:])
     borne_out = bool(same)
     due = _is_due(state, shard, kind, at_ms, borne_out=borne_out)
-    others = tuple(WordBorneOut(lease=end.lease, at_ms=at_ms) for end in same) if counts else ()
+    marked = [end.lease for end in same if kind in DEVELOPERS_OWN and not _others_than(end.provider, state, kind)]
+    others = tuple(WordBorneOut(lease=end.lease, own=end.lease in marked, at_ms=at_ms) for end in same)
+    others = others if counts else ()
     return noted, due, due and rests_on_word(kind, borne_out=borne_out), others
+
+
+def _others_than(provider: bytes, state: Job, kind: str) -> list[OwnEnd]:
+    """The same end of the same job at other providers: these bear a word out."""
+    return [end for end in state.own_ends if end.kind == kind and end.provider != provider and end.counts]
+
+
+def _is_developers(shard: Shard, kind: str) -> bool:
+    """Whether the job's author is said to be at fault. Who had taken its devices back has another way out in that."""
+    return kind in DEVELOPERS_OWN and not shard.reclaim_by_ms
+
+
+def _is_borne_out(state: Job, shard: Shard, kind: str) -> bool:
+    return kind in JOBS_OWN - SEEN and bool(_others_than(shard.provider, state, kind))
 
 
 def _is_due(state: Job, shard: Shard, kind: str, at_ms: int, *, borne_out: bool = False) -> bool:

@@ -261,6 +261,9 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
     due = over.due and (not over.on_word or is_believed(record))
     if over.reclaimed:
         state.records[placement.provider] = replace(record, taken_back=record.taken_back + 1)
+    elif over.own:
+        # A mistake of the job's author marks nobody, as far as its provider is believed (``standings.records_for``).
+        state.records[placement.provider] = replace(record, own=record.own + (not over.borne_out))
     elif not over.blameless:
         record = replace(record, good=record.good + 1) if over.well else replace(record, bad=record.bad + 1)
         state.records[placement.provider] = record
@@ -275,6 +278,9 @@ def _end_lease(state: NodeState, over: job_events.LeaseOver) -> Effects:
 def _release_late(state: NodeState, event: job_events.WordBorneOut) -> Effects:
     """A provider's word turned out true. It is paid as long as its channel is there to pay on."""
     placement = placement_of(state.purchase_on(event.lease), event.lease)
+    record = state.records.get(placement.provider, Record()) if placement is not None else Record()
+    if placement is not None and event.own and record.own:
+        state.records[placement.provider] = replace(record, own=record.own - 1)
     channel = state.paying.live.get(placement.award.channel_id) if placement is not None else None
     if placement is None or channel is None or channel.phase not in ("open", "closing"):
         return []

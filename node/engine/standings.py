@@ -10,7 +10,7 @@ from typing import Any
 
 from hansa.market.pricing import ProviderTerms
 from hansa.market.reputation import BUYER, PROVIDER, Dealt, Heard, Standing, newest, standing
-from hansa.market.track_record import Record
+from hansa.market.track_record import Record, doubted
 from hansa.node.engine.events import AccountBlocked, AccountUnblocked, DealingsHeard
 from hansa.node.engine.state import NodeState
 from hansa.proto.market_documents import Tender
@@ -83,11 +83,15 @@ def standing_of(
 def records_for(state: NodeState, accounts: tuple[bytes, ...], *, currency: str, at_ms: int) -> dict[bytes, Record]:
     """What a purchase knows of those whom it invites: how leases with us ended, and what signed dealings say."""
     dealings = known_dealings(state)
+    totals = Record(
+        own=sum(one.own for one in state.records.values()), good=sum(one.good for one in state.records.values())
+    )
     records: dict[bytes, Record] = {}
     for account in accounts:
         told = standing_of(state, account, PROVIDER, currency=currency, at_ms=at_ms, dealings=dealings)
         known = state.records.get(account, Record())
-        record = replace(known, told_ppm=told.ppm)
+        others = Record(own=totals.own - known.own, good=totals.good - known.good)
+        record = replace(known, told_ppm=told.ppm, bad=known.bad + doubted(known, [others]))
         if record != Record():
             records[account] = record
     return records

@@ -71,7 +71,7 @@ def test_devices_that_were_taken_back_are_counted_as_such():
 def test_who_works_well_beside_a_shard_that_ends_the_job_is_noted_for_nothing():
     made = running(PROVIDER_KEY, OTHER_KEY, retries=0)
     fail(made, PROVIDER, "user-exception")
-    assert state_of(made).records == {PROVIDER: Record(bad=1)}
+    assert state_of(made).records == {PROVIDER: Record(own=1)}
     assert whys(made)[OTHER] == WITHOUT_FAULT
 
 
