@@ -152,7 +152,7 @@ def objection(tender: Tender, terms: ProviderTerms, *, owed: int, at_ms: int) ->
         return why, ""
     if max(tender.requirements.memory_bytes, tender.requirements.scratch_bytes) > LARGEST_SIZE_BYTES:
         # Not every provider states its memory and disk, and what it does not state is no obstacle.
-        return "no machine has 1024 TiB of memory, or of room for files", "ram < 1024 TiB and disk < 1024 TiB"
+        return "no machine has 1024 TiB of memory, or of room for files", "less memory, and less room for files"
     if tender.bids_close_ms > at_ms + LONGEST_BIDDING_MS:
         return "the tender would stay open for too long", f"bids ≤ {LONGEST_BIDDING_MS // 1000} s"
     if tender.currency != terms.currency:

@@ -163,7 +163,8 @@ def shortage(state: Purchase) -> str:
     eligible = sum(not entry.excluded for entry in state.ranking)
     wanted = len(state.tender.shards)
     if eligible < wanted:
-        return f"{eligible} of the {wanted} bids that it takes"
+        bids = "1 bid" if wanted == 1 else f"{wanted} bids at once"
+        return f"it takes {bids}, and {eligible or 'none'} could win"
     if state.most_each and len(usable(state)) < wanted:
         each = f"{state.most_each} shard{'s' * (state.most_each != 1)}"
         return f"no provider may have more than {each} of the job, and those that bid are too few for that"

@@ -284,7 +284,7 @@ def _choose_over_several(
         most = max(count.values(), default=0)
         return Shortage(
             reason=f"{len(fitting)} fitting devices are free here, at most {most} of them on one machine",
-            relaxation=f"devices ≤ {most}, or several_machines = true",
+            relaxation=f"devices = {most}, or several_machines = true",
             shortfalls=(_too_few(needs, most, fitting[0].model).shortfall,),
         )
     chosen = tuple(fitting[: needs.devices])
@@ -372,16 +372,20 @@ def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) 
     lacks: list[_Lack] = []
     cores_milli = sum(device.cores_milli for device in chosen) * judge.share_milli // WHOLE_MILLI
     if cores_milli < needs.cores_milli:
-        reason = f"{cores_milli / 1000:g} CPU cores come with {_so_many(chosen, judge)} here"
-        change = f"cores ≤ {cores_milli / 1000:g}"
+        cores = f"{cores_milli / 1000:g} CPU core" + ("s come" if cores_milli != 1_000 else " comes")
+        reason = f"{cores} with {_so_many(chosen, judge)} here, {needs.cores_milli / 1000:g} wanted"
+        change = f"cores >= {cores_milli / 1000:g}"
         lacks.append(
             _lack("cores", f"cores >= {number_text(needs.cores_milli)}", number_text(cores_milli), change, reason)
         )
     memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == KIND_CPU)
     memory_bytes = memory_bytes * judge.share_milli // WHOLE_MILLI
     if needs.kind == KIND_CPU and memory_bytes < needs.memory_bytes:
-        reason = f"{memory_bytes / GIB:.3g} GiB of memory come with {_so_many(chosen, judge)} here"
-        change = f"ram ≤ {memory_bytes / GIB:.3g} GiB"
+        reason = (
+            f"{memory_bytes / GIB:.3g} GiB of memory come with {_so_many(chosen, judge)} here, "
+            f"{needs.memory_bytes / GIB:.3g} GiB wanted"
+        )
+        change = f"ram >= {memory_bytes / GIB:.3g} GiB"
         lacks.append(_lack("ram", f"ram >= {size_text(needs.memory_bytes)}", size_text(memory_bytes), change, reason))
     return lacks + judge.of_set(len(chosen), cores_milli)
 
@@ -431,7 +435,7 @@ def _gpu(needs: Requirements, devices: int, model: str) -> _Lack:
 def _too_few(needs: Requirements, most: int, model: str) -> _Lack:
     if needs.choices:
         return _gpu(needs, most, model)
-    return replace(_lack("devices", f"devices = {needs.devices}", str(most), f"devices ≤ {most}"), devices=most)
+    return replace(_lack("devices", f"devices = {needs.devices}", str(most), f"devices = {most}"), devices=most)
 
 
 def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, judge: _Judge) -> Shortage:
@@ -442,7 +446,7 @@ def _missing(needs: Requirements, owned: Sequence[Device], fitting: int, judge: 
     )
     shortage = _shortage(nearest)
     if fitting:
-        reason = f"{fitting} fitting devices here, {needs.devices} wanted"
+        reason = f"{fitting} fitting device{'s' * (fitting != 1)} here, {needs.devices} wanted"
         return replace(shortage, reason=reason)
     names = [lack.shortfall.name for lack in nearest]
     reasons = [lack.reason for lack in nearest if lack.reason]

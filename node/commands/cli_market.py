@@ -106,7 +106,7 @@ def _print_relaxations(view: View) -> None:
             click.echo(f"  {plain(one.get('words'), 300)}{enough}")
     helpless = view.get("helpless")
     if isinstance(helpless, int) and helpless > 0:
-        click.echo(f"  {helpless} {'is' if helpless == 1 else 'are'} won by no change that is known")
+        click.echo(f"  no change is known that would have {helpless} more provider{'s' * (helpless != 1)} bid")
     if isinstance(view.get("unseen"), int) and view["unseen"] > 0:
         click.echo(f"  {view['unseen']} more providers are known, all dearer; what they lack was not looked at")
     failing = view.get("failing", [])[:MOST_ROWS]

@@ -109,7 +109,7 @@ def test_to_a_job_for_gpus_no_processors_are_offered(nodes: DemoNodes, tmp_path:
     job = submitted(nodes, job_in(tmp_path / "job", kind="gpu"))
     await_that(lambda: view(nodes, job).get("phase") == "failed", 60, "the job has failed")
     told = hansa(nodes.buyer, "why", job[:12])
-    assert "1 is won by no change that is known" in told.stdout
+    assert "no change is known that would have 1 more provider bid" in told.stdout
     assert "kind = gpu" in told.stdout, "what is lacking is said all the same"
 
 

@@ -236,7 +236,7 @@ def test_one_device_is_not_bought_twice():
 
 def test_the_gang_is_all_or_none():
     playbook = Playbook(advance, start(TWO)) >> bid_of(TWO, PROVIDER_KEY) >> passed(CLOSE)
-    unfilled = some(Unfilled, reason="1 of the 2 bids that it takes", deserted=False)
+    unfilled = some(Unfilled, reason="it takes 2 bids at once, and 1 could win", deserted=False)
     playbook << sent(PROVIDER, BidReleased) << unfilled
     playbook.reaches("unfilled")
 
@@ -314,7 +314,7 @@ def test_where_only_bids_are_wanted_everybody_is_free_when_bidding_closes_and_th
 def test_where_only_bids_are_wanted_and_too_few_come_it_is_unfilled_like_any_tender_and_nothing_is_awarded():
     playbook = Playbook(advance, start(TWO, only_bids=True, invited=(PROVIDER, OTHER))) >> bid_of(TWO, PROVIDER_KEY)
     playbook >> passed(CLOSE) << sent(PROVIDER, BidReleased) << some(Unfilled)
-    playbook.reaches("unfilled", reason="1 of the 2 bids that it takes", placements=())
+    playbook.reaches("unfilled", reason="it takes 2 bids at once, and 1 could win", placements=())
 
 
 def refused(placement, kind, at_ms=NOW_MS + 3_000):

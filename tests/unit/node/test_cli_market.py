@@ -127,7 +127,7 @@ def test_a_job_that_waits_says_when_it_asks_again_and_what_would_help(capsys: py
     assert "asked 3 times, asks again at 22:13:20 UTC, gives up at 22:14:20 UTC." in shown
     assert "words   (would be enough)" in shown
     assert "only without it" in shown
-    assert "1 is won by no change that is known" in shown
+    assert "no change is known that would have 1 more provider bid" in shown
     print_why(why_view("words") | {"queue": None, "warning": "it waits for money"})
     assert "would be enough" not in capsys.readouterr().out
     job = {"job": "ab" * 32, "name": "n", "phase": "gathering", "spend": {}, "queue": why_view("nobody")["queue"]}

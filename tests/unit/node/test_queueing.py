@@ -163,7 +163,7 @@ async def test_who_bid_in_vain_wakes_nobody_when_it_has_its_device_back(
         await trio.sleep(4)
         view = desk.job_view(job)
         assert view["queue"]["tries"] == 1
-        assert view["queue"]["reason"] == "1 of the 2 bids that it takes"
+        assert view["queue"]["reason"] == "it takes 2 bids at once, and 1 could win"
         assert [len(tender["bids"]) for tender in view["tenders"]] == [1]
 
 

@@ -34,7 +34,7 @@ def start(**changes):
     return plan(job=JOB, spec=spec(**changes), package=blob_ref(b"package"), at_ms=NOW_MS)
 
 
-def failed(after_ms, *, shards=(0, 1), reason="0 of the 2 bids that it takes", **changes):
+def failed(after_ms, *, shards=(0, 1), reason="it takes 2 bids at once, and none could win", **changes):
     return TenderFailed(
         **{"shards": shards, "reason": reason, "deserted": False, "at_ms": NOW_MS + after_ms, **changes}
     )
@@ -51,7 +51,7 @@ def queued(**changes):
 def test_a_queued_job_asks_for_all_of_its_gang_again_after_a_while():
     playbook = queued() >> failed(2_000)
     state = playbook.reaches("gathering")
-    assert {shard.unfilled for shard in state.shards} == {"0 of the 2 bids that it takes"}
+    assert {shard.unfilled for shard in state.shards} == {"it takes 2 bids at once, and none could win"}
     assert job.deadline_ms(state) == NOW_MS + 2_000 + RETRY_MS
     playbook >> passed(2_000 + RETRY_MS) << some(TenderWanted, shards=(0, 1), attempt=1)
     assert job.deadline_ms(playbook.reaches("gathering")) is None, "while a tender is out nothing is waited for"
@@ -64,7 +64,7 @@ def test_a_queued_job_asks_for_all_of_its_gang_again_after_a_while():
 def test_without_a_queue_the_first_tender_is_the_only_one():
     playbook = Playbook(advance, None, begin=start()) << some(TenderWanted)
     playbook >> failed(2_000) << some(TendersUnwanted) << OVER
-    playbook.reaches("failed", reason="unfilled: 0 of the 2 bids that it takes")
+    playbook.reaches("failed", reason="unfilled: it takes 2 bids at once, and none could win")
 
 
 def ask_until_it_ends(state, step_ms):
@@ -89,7 +89,7 @@ def test_a_job_that_nobody_serves_asks_ever_less_often_and_ends_when_its_time_is
     asked_ms, state = ask_until_it_ends(start(queue_ms=queue_ms).state, step_ms)
     assert state.phase == "failed"
     assert NOW_MS + queue_ms <= state.ended_ms <= NOW_MS + queue_ms + step_ms
-    assert "unfilled: 0 of the 2 bids" in state.reason
+    assert "unfilled: it takes 2 bids" in state.reason
     pauses = [later - earlier for earlier, later in pairwise(asked_ms)]
     assert pauses[:-1] == sorted(pauses[:-1]), "each is at least as long as the one before"
     assert len(asked_ms) <= queue_ms // LONGEST_PAUSE_MS + 10, "devices are not held without end"
@@ -138,7 +138,7 @@ def test_what_cannot_end_by_its_deadline_is_not_tendered_any_more():
     playbook >> passed(60_000) << some(TenderWanted)
     playbook >> failed(62_000) << some(TendersUnwanted) << OVER
     state = playbook.reaches("failed")
-    assert state.reason.startswith("unfilled: it could not end by its deadline any more: 0 of the 2 bids")
+    assert state.reason.startswith("unfilled: it could not end by its deadline any more: it takes 2 bids")
 
 
 def test_a_shard_that_moves_is_tendered_up_to_the_deadline_itself():

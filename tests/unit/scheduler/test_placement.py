@@ -123,7 +123,7 @@ def test_memory_and_cores_that_are_asked_for_are_those_of_the_part():
     assert found.shortfalls[0].name == "vram"
     few = house.ask(replace(asking(500), cores_milli=1_001))
     assert isinstance(few, Shortage)
-    assert few.reason == "1 CPU cores come with 0.5 of a device here"
+    assert few.reason == "1 CPU core comes with 0.5 of a device here, 1.001 wanted"
 
 
 def test_when_nothing_is_left_it_says_so_and_not_that_it_never_could():
