@@ -12,7 +12,7 @@ from hansa.scheduler.run import RunFailed, RunLogged
 
 PROCESSES = 600
 RUN = b"e" * 32
-BOMBS = ("inodes", "nameless_files", "shared_segments", "full_sockets")
+BOMBS = ("inodes", "nameless_files", "shared_segments", "message_queues", "full_sockets")
 
 
 def came_of(directory, module, **limits):
@@ -112,7 +112,7 @@ def test_memory_that_belongs_to_no_process_counts_all_the_same(tmp_path):
     assert all(isinstance(event, RunFailed) for event in last.values())
 
 
-@pytest.mark.parametrize("name", ["nameless_files", "shared_segments"])
+@pytest.mark.parametrize("name", ["nameless_files", "shared_segments", "message_queues"])
 def test_where_nobody_counts_such_memory_it_cannot_be_had(tmp_path, name):
     need_sandbox()
 

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import socket
+import struct
 import time
 from pathlib import Path
 
@@ -139,6 +140,21 @@ def shared_segments(_ctx):
         place = libc.shmat(segment, None, 0)
         ctypes.memset(place, 1, 16 << 20)
         libc.shmdt(ctypes.c_void_p(place))
+
+
+def message_queues(_ctx):
+    """System V: as many as there may be, each as full as it may be. A new namespace allows half a gibibyte of them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.msgsnd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    text = struct.pack("l", 1) + bytes(8000)
+    for number in range(MOST_MIB << 6):
+        queue = libc.msgget(0, 0o1600)
+        if queue == -1:
+            if number and ctypes.get_errno() == errno.ENOSPC:
+                return
+            raise OSError(ctypes.get_errno(), "no queue")
+        while libc.msgsnd(queue, text, 8000, 0o4000) == 0:
+            pass
 
 
 def full_sockets(_ctx):
