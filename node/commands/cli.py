@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import click
 
-from hansa import __version__
 from hansa.node.commands.cli_agent import AGENT_COMMANDS
 from hansa.node.commands.cli_chain import CHAIN_COMMANDS
 from hansa.node.commands.cli_devices import DEVICE_COMMANDS
@@ -75,8 +74,23 @@ def _complain(what: str, hint: str, quote: str = "") -> NoReturn:
     sys.exit(EXIT_MISTAKE)
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from hansa.node.commands.installed_from import version_words
+
+        click.echo(f"hansa, version {version_words()}")
+        context.exit()
+
+
 @click.group(cls=_Hansa, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="hansa")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, with the commit where that is known, and exit.",
+)
 def cli() -> None:
     """Rent out your GPUs, or train on other people's, with nobody in the middle."""
 
