@@ -9,8 +9,8 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-MOST_REMEMBERED = 1024
-"""Parties of one size and family: at ten turns a second the oldest of them had its turn a minute and a half ago."""
+MOST_REMEMBERED = 4096
+"""Parties of one size and family: at ten turns a second the oldest of them had its turn seven minutes ago."""
 Circles = Sequence[str]
 
 

@@ -36,11 +36,12 @@ from typing import IO, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import trio
-from hostile.stranger import a_stranger, some_address
+from hostile.stranger import a_neighbour, a_stranger, some_address
 from kit.peer_frames import framed, hello_of
 from kit.raw_peer import DATA, GO_AWAY, PING, SYN, WINDOW, frame, line, raw_peer
 
-from hansa.node.messaging.peer_exchange import ASK_AGAIN_S, FIRST_ASK_AGAIN_S, PeersWanted
+from hansa.node.messaging.peer_exchange import PeersWanted
+from hansa.node.network.libp2p_acquaintances import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from hansa.node.network.libp2p_host import Libp2pNet, open_net
 from hansa.node.network.net import NetConfig, NetError
 from hansa.proto.codec import encode
@@ -261,8 +262,8 @@ class Newcomers:
         self.first_took_s: list[float] = []
 
     async def come(self, addr: str, source: str) -> None:
-        """Try until it is in, as a node does: with pauses that double."""
-        began, pause_s = trio.current_time(), FIRST_ASK_AGAIN_S
+        """Try until it is in, as a node does: after pauses that double."""
+        began, pause_s = trio.current_time(), FIRST_PAUSE_S
         self.came += 1
         for tries in itertools.count(1):
             start = trio.current_time()
@@ -273,8 +274,8 @@ class Newcomers:
                     if tries == 1:
                         self.first_took_s.append(trio.current_time() - start)
                     return
-            await trio.sleep(pause_s)
-            pause_s = min(ASK_AGAIN_S, 2 * pause_s)
+            await trio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     def tell(self) -> None:
         """Print it. Who is not in when the siege ends counts among those that came."""
@@ -361,7 +362,7 @@ async def siege(watched: Watched, decoy: Watched, options: argparse.Namespace) -
         nursery.start_soon(honest.ask, net)
         chance = random.Random(options.seed)
         among, elsewhere = honest.newcomers.values()
-        nursery.start_soon(honest.come_anew, among, lambda: some_address(chance, options.networks))
+        nursery.start_soon(honest.come_anew, among, lambda: a_neighbour(chance, options.networks))
         nursery.start_soon(
             honest.come_anew, elsewhere, lambda: f"127.251.{chance.randrange(250)}.{1 + chance.randrange(250)}"
         )

@@ -15,6 +15,8 @@ from hansa.proto.protocols import HELLO
 
 STEP_BYTES = 60_000
 WINDOW_BYTES = 250 << 10
+NEIGHBOURS_FROM = 201
+"""The last part of an address from here on is an honest neighbour's of those who attack from some networks."""
 
 
 class Stranger:
@@ -63,10 +65,17 @@ class Stranger:
         return framed(protocol, bent(chance.choice(self.bodies[protocol]), chance), chance)
 
 
+def a_neighbour(chance: random.Random, networks: int = 0) -> str:
+    """An address in the network of one of those, and none of them."""
+    if not networks:
+        return some_address(chance)
+    return f"127.{1 + chance.randrange(networks)}.0.{chance.randrange(NEIGHBOURS_FROM, 255)}"
+
+
 def some_address(chance: random.Random, networks: int = 0) -> str:
     """One of loopback's many: of the first so many networks of 24 bits, each in a region of its own; with 0 any."""
     if networks:
-        return f"127.{1 + chance.randrange(networks)}.0.{1 + chance.randrange(254)}"
+        return f"127.{1 + chance.randrange(networks)}.0.{1 + chance.randrange(NEIGHBOURS_FROM - 1)}"
     return ".".join(("127", *(str(2 + chance.randrange(248)) for _ in range(3))))
 
 
