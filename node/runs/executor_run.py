@@ -214,6 +214,9 @@ class Supervision:
         """Have the sandbox made; gives what it is to be told first, and the checkpoint that goes with it."""
         order, limits = self._order, self._order.limits
         file, size_bytes = None, 0
+        if order.workers < 1:
+            # No award buys such a run today; a lease that was journaled before that was looked at may.
+            raise Over("bad-entry", "the job has no workers")
         try:
             for directory in filter(None, (order.code, order.inputs)):
                 await trio.to_thread.run_sync(open_to_readers, directory)

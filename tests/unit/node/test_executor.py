@@ -163,6 +163,21 @@ async def test_a_run_whose_sandbox_has_ended_is_over_although_somebody_holds_its
     assert "status -9" in failed.reason
 
 
+async def test_a_run_of_no_workers_is_its_jobs_fault_and_no_sandbox_is_made_for_it(tmp_path):
+    """Such an award is refused today. A lease that was journaled before that stands all the same."""
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", workers=0))
+        with trio.fail_after(10):
+            while stage.room.executor.running:  # noqa: ASYNC110 - nothing tells it
+                await trio.sleep(0.01)
+        (failed,) = stage.room.events
+        with trio.move_on_after(0.2) as quiet:
+            await stage.next_request(Start)
+    assert isinstance(failed, RunFailed)
+    assert (failed.kind, failed.reason) == ("bad-entry", "the job has no workers")
+    assert quiet.cancelled_caught
+
+
 async def test_a_sandbox_that_never_reads_what_it_is_to_do_is_given_up(tmp_path):
     async with a_stage(ready_s=0.5) as stage:
         checkpoint = stage.room.blobs.put_bytes(bytes(8 << 20))
