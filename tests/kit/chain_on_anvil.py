@@ -15,6 +15,7 @@ import httpx
 import pytest
 from kit.chain_in_process import CHAIN_ID, DEPLOYER, Outcome
 from kit.contract_calls import Reverted, revert_reason
+from kit.npm_packages import NPM_FLAGS
 from kit.one_at_a_time import one_at_a_time
 
 from hansa.node.chain.chain_dev import ANVIL_VERSION, anvil_package, find_anvil, free_port, running_anvil
@@ -38,7 +39,7 @@ def _fetched_anvil() -> Path:
         if npm is None:
             pytest.skip(f"{absent}, and neither is npm, which would bring it")
         wanted = f"{anvil_package()}@{ANVIL_VERSION}"
-        fetch = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(ROOM), wanted]
+        fetch = [npm, "install", *NPM_FLAGS, "--prefix", str(ROOM), wanted]
         done = subprocess.run(fetch, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode != 0:
             pytest.skip(f"npm did not bring anvil: {done.stderr[-300:]}")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from kit.npm_packages import NPM_FLAGS
 from kit.one_at_a_time import one_at_a_time
 
 VERSION = "1.7.1"
@@ -30,7 +31,7 @@ def _fetched_cast(directory: Path) -> tuple[Path | None, str]:
         if os.uname().machine != "x86_64":
             return None, f"no cast is fetched for {os.uname().machine}"
         wanted = f"@foundry-rs/cast-linux-amd64@{VERSION}"
-        flags = ["--prefix", str(directory), "--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
+        flags = [*NPM_FLAGS, "--prefix", str(directory), "--no-save"]
         said = _said([npm, "install", *flags, wanted])
         if not program.exists():
             return None, f"npm did not bring {wanted}: {said[-200:]}"

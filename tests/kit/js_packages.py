@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from kit.npm_packages import NPM_FLAGS
 from kit.one_at_a_time import one_at_a_time
 
 INTEROP = Path(__file__).resolve().parents[1] / "interop"
@@ -33,7 +34,7 @@ def _fetched(room: Path, npm: str) -> tuple[Path | None, str]:
     if not whole.exists():
         for name in ("package.json", "package-lock.json"):
             shutil.copy(INTEROP / name, room / name)
-        said = _said([npm, "ci", "--prefix", str(room), "--no-audit", "--no-fund", "--ignore-scripts"])
+        said = _said([npm, "ci", *NPM_FLAGS, "--prefix", str(room)])
         if not (room / "node_modules" / "libp2p" / "package.json").exists():
             return None, f"npm did not bring js-libp2p: {said[-200:]}"
         whole.touch()
