@@ -513,12 +513,13 @@ class Daemon:
         )
 
     def close(self) -> None:
-        """Write the state down and give the files back."""
+        """Write the state down and give the files back. What was laid out for runs goes: of sealed jobs it is open."""
         self.watch.close()
         self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
         self.ledger_keeper.close()
         if self.bulk is not None:
             self.bulk.close()
+        shutil.rmtree(self.runs_dir, ignore_errors=True)
         if self.settler is not None:
             self.settler.close()

@@ -46,6 +46,18 @@ def test_a_second_daemon_on_a_directory_fails_before_it_touches_the_first_ones_r
         first.close()
 
 
+def test_a_daemon_that_ends_leaves_nothing_that_was_laid_out_for_runs(tmp_path: Path) -> None:
+    """Of a sealed job that would be its open files, on a disk of the provider's, until the next start."""
+    config = parse_config(config_text(Wishes(metrics_port=0)), tmp_path / FILE_NAME)
+    daemon = Daemon(config, key(1), key(1001), None)
+    laid_out = daemon.runs_dir / "run" / "inputs"
+    laid_out.mkdir(parents=True)
+    (laid_out / "open").write_bytes(b"what was sealed")
+    daemon.close()
+    assert not laid_out.parent.exists()
+    Daemon(config, key(1), key(1001), None).close()
+
+
 def keys_in_memory() -> int:
     """Files without a name that hold a bulk channel's key."""
     links = []
