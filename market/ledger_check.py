@@ -110,6 +110,9 @@ class LedgerCheck:
         self._faults.setdefault(aspect, (words, position))
 
     def _read_head(self, size: int, body: bytes) -> Signed[TreeHead] | None:
+        if type(body) is not bytes:
+            self._fault(HEADS, f"the head of size {size} is unreadable: it is of another type than was written", size)
+            return None
         try:
             head: Signed[TreeHead] = decode(body, Signed[TreeHead], limit_bytes=LIMIT_BYTES, oldest=OLDEST)
             signer = signer_of(DOMAIN, head)
@@ -128,6 +131,10 @@ class LedgerCheck:
         """One more row: position, id, body and chain, as written. ``nodes`` are the stored nodes, all in order."""
         position, record_id, body, chain = row
         expected = self._edge.size + 1
+        if any(type(part) is not bytes for part in row[1:]):
+            # One bent byte in a row's header makes text or a number of what its table holds as bytes.
+            self._fault(CHAIN, f"record {expected} is unreadable: it is of another type than was written", expected)
+            body = body if type(body) is bytes else b""
         self._chain = keccak256(self._chain + body)
         if position != expected:
             self._fault(CHAIN, f"record {expected} is missing: the next one is numbered {position}", expected)

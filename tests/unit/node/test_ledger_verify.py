@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -324,3 +325,42 @@ def test_what_is_no_ledger_is_exit_code_2(tmp_path):
     assert verify(nothing)[0] == 2
     nothing.write_bytes(b"no database" * 99)
     assert verify(nothing)[0] == 2
+
+
+def bent(path, statement):
+    """A byte of a row's header was bent, and what it leads to is of another type than its table holds."""
+    strict = "UPDATE sqlite_schema SET sql = {} WHERE name IN ('entry', 'node', 'head')"
+    for sql, then in (("replace(sql, ' STRICT', '')", statement), ("sql || ' STRICT'", "SELECT 1")):
+        database = sqlite3.connect(path, isolation_level=None)
+        for table in ("entry", "node", "head"):
+            for verb in ("update", "delete"):
+                database.execute(f"DROP TRIGGER IF EXISTS {table}_no_{verb}")
+        database.execute("PRAGMA writable_schema=ON")
+        database.execute(strict.format(sql))
+        database.close()
+        database = sqlite3.connect(path, isolation_level=None)
+        database.execute(then)
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "name", "record"),
+    [
+        ("UPDATE entry SET body = 'text' WHERE position = 3", "chain", 3),
+        ("UPDATE entry SET body = 7 WHERE position = 3", "chain", 3),
+        ("UPDATE entry SET id = 'text' WHERE position = 3", "chain", 3),
+        ("UPDATE entry SET chain = 1.5 WHERE position = 3", "chain", 3),
+        ("UPDATE entry SET chain = 'text' WHERE position = (SELECT max(position) FROM entry)", "chain", None),
+        ("UPDATE node SET hash = 'text' WHERE number = 3", "tree", None),
+        ("UPDATE node SET hash = 'text'", "tree", None),
+        ("UPDATE head SET body = 'text' WHERE size = (SELECT max(size) FROM head)", "heads", None),
+        ("UPDATE head SET body = 7", "heads", None),
+    ],
+)
+def test_what_is_of_another_type_than_it_should_be_is_named(path, statement, name, record):
+    bent(path, statement)
+    code, report = verify(path)
+    assert code == 1
+    assert name in faults(report)
+    assert record is None or faults(report)[name] == record
