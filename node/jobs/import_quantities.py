@@ -50,7 +50,8 @@ def size_bytes(value: Value, units: Mapping[str, int], *, text: str | None = Non
     """
     written = (value.text() if text is None else text).strip()
     match = _SIZE.fullmatch(written)
-    hint = "write a number with a unit, such as 16Gi or 16GB"
+    taken = [f"16{unit}" for unit in ("Gi", "GB", "G") if unit in units or unit.lower() in units]
+    hint = f"write a number with a unit, such as {' or '.join(taken[:2])}"
     if match is None:
         if "{{" in written:
             value.integer(0, 1)  # which says what is to be done about a template

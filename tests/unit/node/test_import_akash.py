@@ -192,6 +192,13 @@ def test_what_akash_refuses_is_refused_at_its_place(pairs: list[tuple[str, str]]
     assert line in text.splitlines()[int(match[1]) - 1]
 
 
+def test_the_hint_on_a_size_names_only_units_that_are_taken_there() -> None:
+    fault = refusal(changed(("size: 64Gi", "size: 64GB")))
+    assert "has an unknown unit" in fault.what
+    assert "16Gi" in fault.hint
+    assert "16GB" not in fault.hint, "which is what was just refused"
+
+
 def test_gpus_without_attributes_are_refused_as_akash_does() -> None:
     text = SDL[: SDL.index("          attributes:\n            vendor:")] + SDL[SDL.index("  placement:") :]
     assert "attributes must be present" in refusal(text).what
