@@ -51,7 +51,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Headroom:
     """What is given already, and what more there may be.
 
     Attributes:
@@ -64,10 +64,10 @@ class Room:
     had: Mapping[bytes, int] = field(default_factory=dict)
     most_each: int = 0
 
-    def after(self, one: Candidate) -> "Room":
+    def after(self, one: Candidate) -> "Headroom":
         """What there is once it was taken."""
         had = {**self.had, one.provider: self.had.get(one.provider, 0) + 1}
-        return Room(sold=self.sold + one.parts, had=had, most_each=self.most_each)
+        return Headroom(sold=self.sold + one.parts, had=had, most_each=self.most_each)
 
 
 def fits_beside(sold: Parts, parts: Parts) -> bool:
@@ -75,7 +75,7 @@ def fits_beside(sold: Parts, parts: Parts) -> bool:
     return all(sold[device] + milli <= WHOLE_MILLI for device, milli in parts.items())
 
 
-def one_after_the_other(candidates: Sequence[Candidate], count: int, room: Room) -> tuple[Candidate, ...]:
+def one_after_the_other(candidates: Sequence[Candidate], count: int, room: Headroom) -> tuple[Candidate, ...]:
     """The first of them that can stand beside each other; fewer than ``count`` where there are no more."""
     given = _Given(room)
     for one in candidates:
@@ -86,13 +86,13 @@ def one_after_the_other(candidates: Sequence[Candidate], count: int, room: Room)
     return tuple(given.taken)
 
 
-def cheapest(candidates: Sequence[Candidate], count: int, room: Room) -> tuple[Candidate, ...]:
+def cheapest(candidates: Sequence[Candidate], count: int, room: Headroom) -> tuple[Candidate, ...]:
     """A set that needs as little money as can be."""
     return one_after_the_other(sorted(candidates, key=lambda one: (one.most, one.cost, one.bid)), count, room)
 
 
 def best_affordable(
-    candidates: Sequence[Candidate], count: int, funds: int, room: Room
+    candidates: Sequence[Candidate], count: int, funds: int, room: Headroom
 ) -> tuple[Candidate, ...] | None:
     """The set of so many bids with the least expected cost whose leases cannot cost more than ``funds``.
 
@@ -130,7 +130,7 @@ class _Search:
         self.costs = [0, *accumulate(one.cost for one in candidates)]
         self.least: list[list[int]] = []
 
-    def start(self, count: int, room: Room) -> None:
+    def start(self, count: int, room: Headroom) -> None:
         """Sets to begin with, and for every place in the line the least money that so many after it can need."""
         cost, money = max(1, _cost(self.candidates)), max(1, _money(self.candidates))
         for power in range(WEIGHTS):
@@ -138,8 +138,8 @@ class _Search:
             weighed = sorted(
                 self.candidates, key=lambda one: (one.cost * money * 64 + one.most * cost * weight, one.bid)
             )
-            self.offer(one_after_the_other(weighed, count, room), count)
-        self.offer(cheapest(self.candidates, count, room), count)
+            self.take_if_better(one_after_the_other(weighed, count, room), count)
+        self.take_if_better(cheapest(self.candidates, count, room), count)
         lowest: list[int] = []
         for one in reversed(self.candidates):
             insort(lowest, one.most)
@@ -147,7 +147,7 @@ class _Search:
             self.least.append([0, *accumulate(lowest)])
         self.least.reverse()
 
-    def offer(self, taken: tuple[Candidate, ...], count: int) -> None:
+    def take_if_better(self, taken: tuple[Candidate, ...], count: int) -> None:
         """Keep a set if it is whole, can be paid, and is better than what was found before."""
         if len(taken) < count or _money(taken) > self.funds:
             return
@@ -155,7 +155,7 @@ class _Search:
         if self.best is None or cost < self.best_cost:
             self.best, self.best_cost = taken, cost
 
-    def look(self, count: int, room: Room) -> None:
+    def look(self, count: int, room: Headroom) -> None:
         """Every set, as far as it could be better than the best: the deepest first, without a call for each bid.
 
         There may be a thousand shards, which is deeper than calls go; and strangers send the bids, so every turn is a
@@ -172,7 +172,7 @@ class _Search:
                 place += 1
                 continue
             if not left:
-                self.offer(tuple(given.taken), count)
+                self.take_if_better(tuple(given.taken), count)
             if not taken_at:
                 return
             given.drop()
@@ -190,7 +190,7 @@ class _Search:
 class _Given:
     """What is taken beside what was given already; the last of it can be put back."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Headroom) -> None:
         self._sold, self._had, self._most_each = Counter(room.sold), dict(room.had), room.most_each
         self.taken: list[Candidate] = []
         self.cost, self.money = 0, 0

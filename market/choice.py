@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
-from hansa.market.affordable import Candidate, Parts, Room, one_after_the_other
+from hansa.market.affordable import Candidate, Headroom, Parts, one_after_the_other
 from hansa.market.gang import Company, waiting
 from hansa.market.scoring import MOST_TERM, Scored
 from hansa.market.shares import WHOLE_MILLI
@@ -66,7 +66,7 @@ def compare(
     company: Company | None = None,
     work_ms: int = 0,
     parts: Mapping[bytes, Parts] | None = None,
-    room: Room | None = None,
+    room: Headroom | None = None,
 ) -> Choice | None:
     """What was taken beside the rest; ``None`` where nothing was.
 
@@ -83,7 +83,7 @@ def compare(
     won = [entry for entry in eligible if entry.bid in taken]
     if not won:
         return None
-    cheapest = _cheapest(eligible, len(won), parts or {}, room or Room()) or won
+    cheapest = _cheapest(eligible, len(won), parts or {}, room or Headroom()) or won
     return Choice(
         shards=len(won),
         eligible=len(eligible),
@@ -96,7 +96,7 @@ def compare(
     )
 
 
-def _cheapest(eligible: Sequence[Scored], count: int, parts: Mapping[bytes, Parts], room: Room) -> list[Scored]:
+def _cheapest(eligible: Sequence[Scored], count: int, parts: Mapping[bytes, Parts], room: Headroom) -> list[Scored]:
     """The cheapest for the hour that may stand beside each other; none if these are too few."""
     by_bid = {entry.bid: entry for entry in eligible}
     candidates = [

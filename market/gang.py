@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from hansa.market.affordable import Candidate, Room, best_affordable, one_after_the_other
+from hansa.market.affordable import Candidate, Headroom, best_affordable, one_after_the_other
 from hansa.market.scoring import MOST_TERM, Scored
 from hansa.proto.units import Amount, DurationMs
 
@@ -53,7 +53,7 @@ def waiting(company: Company, work_ms: int) -> int:
 
 
 def best_gang(
-    candidates: Sequence[Candidate], count: int, funds: int, room: Room, *, company: Company, work_ms: int
+    candidates: Sequence[Candidate], count: int, funds: int, room: Headroom, *, company: Company, work_ms: int
 ) -> tuple[Candidate, ...] | None:
     """The set of so many bids with the least expected cost, its waiting for each other included.
 

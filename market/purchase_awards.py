@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from hansa.market import choice
-from hansa.market.affordable import Candidate, Parts, Room, cheapest, one_after_the_other
+from hansa.market.affordable import Candidate, Headroom, Parts, cheapest, one_after_the_other
 from hansa.market.effects import Send, channel_salt, clipped, derived_nonce, unsigned
 from hansa.market.funding import start_ms
 from hansa.market.gang import Company, best_gang, with_waiting
@@ -114,7 +114,7 @@ def with_rounds(state: Purchase) -> tuple[Scored, ...]:
         return state.ranking
     candidates = [_candidate(state, entry) for entry in state.ranking if not entry.excluded]
     count = len(state.tender.shards)
-    room = Room(had=state.elsewhere, most_each=state.most_each)
+    room = Headroom(had=state.elsewhere, most_each=state.most_each)
     best = best_gang(candidates, count, state.funds, room, company=state.company, work_ms=_work_ms(state))
     if best is None:
         best = one_after_the_other(candidates, count, room)
@@ -130,7 +130,7 @@ def choice_of(state: Purchase, taken: Collection[bytes]) -> choice.Choice | None
         company=state.company,
         work_ms=_work_ms(state),
         parts={bid_digest: _parts(bid) for bid_digest, bid in state.bids.items()},
-        room=Room(had=state.elsewhere, most_each=state.most_each),
+        room=Headroom(had=state.elsewhere, most_each=state.most_each),
     )
 
 
@@ -139,9 +139,9 @@ def _parts(bid: Bid) -> Parts:
     return Counter({(bid.signer, device): share_given(bid) for device in bid.devices})
 
 
-def _room(state: Purchase) -> Room:
+def _room(state: Purchase) -> Headroom:
     """What was bought already, in this tender and by the job's other shards."""
-    room = Room(had=state.elsewhere, most_each=state.most_each)
+    room = Headroom(had=state.elsewhere, most_each=state.most_each)
     for placement in state.placements:
         if placement.phase != "failed":
             bid = state.bids[placement.bid]
@@ -150,9 +150,9 @@ def _room(state: Purchase) -> Room:
 
 
 def usable(state: Purchase) -> list[Scored]:
-    """The bids that could all win beside each other: the best of those that offer a device twice."""
+    """The bids that could all win beside each other: the best of those that name a device twice."""
     eligible = [entry for entry in state.ranking if not entry.excluded]
-    room = Room(had=state.elsewhere, most_each=state.most_each)
+    room = Headroom(had=state.elsewhere, most_each=state.most_each)
     taken = one_after_the_other([_candidate(state, entry) for entry in eligible], len(eligible), room)
     bids = {one.bid for one in taken}
     return [entry for entry in eligible if entry.bid in bids]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.market.affordable import MOST_STEPS, Candidate, Room, best_affordable, cheapest
+from hansa.market.affordable import MOST_STEPS, Candidate, Headroom, best_affordable, cheapest
 
 
 def candidate(number, cost, most, *, provider=None, device=None, milli=1_000):
@@ -53,7 +53,7 @@ def markets(draw):
         )
         for number in range(size)
     ]
-    room = Room(
+    room = Headroom(
         sold=Counter({(bytes([draw(st.integers(0, 3))]) * 20, bytes([draw(st.integers(0, 4))]) * 32): 500}),
         had={bytes([draw(st.integers(0, 3))]) * 20: 1},
         most_each=draw(st.integers(0, 3)),
@@ -95,9 +95,9 @@ def brute_first(candidates, count, room):
 
 def test_a_larger_set_that_scores_better_and_is_too_dear_does_not_keep_another_from_winning():
     eight, two = candidate(1, 90, 800), candidate(2, 100, 200)
-    assert best_affordable([eight, two], 1, 799, Room()) == (two,)
-    assert best_affordable([eight, two], 1, 800, Room()) == (eight,)
-    assert best_affordable([eight, two], 1, 199, Room()) is None
+    assert best_affordable([eight, two], 1, 799, Headroom()) == (two,)
+    assert best_affordable([eight, two], 1, 800, Headroom()) == (eight,)
+    assert best_affordable([eight, two], 1, 199, Headroom()) is None
 
 
 def test_of_those_that_can_be_paid_it_is_the_best_and_not_the_cheapest():
@@ -108,8 +108,8 @@ def test_of_those_that_can_be_paid_it_is_the_best_and_not_the_cheapest():
         candidate(4, 50, 10),
         candidate(5, 60, 5),
     ]
-    assert [one.cost for one in best_affordable(ones, 2, 150, Room())] == [10, 12]
-    assert [one.cost for one in best_affordable(ones, 2, 115, Room())] == [11, 12]
+    assert [one.cost for one in best_affordable(ones, 2, 150, Headroom())] == [10, 12]
+    assert [one.cost for one in best_affordable(ones, 2, 115, Headroom())] == [11, 12]
 
 
 @pytest.mark.parametrize("shards", [8, 32])
@@ -126,12 +126,12 @@ def test_a_flood_of_bids_takes_bounded_steps_and_a_set_that_can_be_paid_is_found
             for number in range(500)
         ]
     )
-    least = sum(one.most for one in cheapest(ones, shards, Room()))
-    assert best_affordable(ones, shards, least - 1, Room()) is None
-    assert best_affordable(ones, shards, least, Room()) is not None
-    found = best_affordable(ones, shards, least * 5 // 4, Room())
+    least = sum(one.most for one in cheapest(ones, shards, Headroom()))
+    assert best_affordable(ones, shards, least - 1, Headroom()) is None
+    assert best_affordable(ones, shards, least, Headroom()) is not None
+    found = best_affordable(ones, shards, least * 5 // 4, Headroom())
     assert sum(one.most for one in found) <= least * 5 // 4
-    assert sum(one.cost for one in found) < sum(one.cost for one in cheapest(ones, shards, Room()))
+    assert sum(one.cost for one in found) < sum(one.cost for one in cheapest(ones, shards, Headroom()))
     assert MOST_STEPS == 20_000
 
 
@@ -155,7 +155,7 @@ def test_bids_that_stand_in_each_others_way_are_steps_too():
     dear = [candidate(100 + number % 8, 1_100 + number, 10**9, provider=number % 150) for number in range(320)]
     honest = [candidate(200 + number, 9_000 + number, 100) for number in range(8)]
     ones = Counted(in_order([*same, *dear, *honest]))
-    found = best_affordable(ones, 8, 880, Room())
+    found = best_affordable(ones, 8, 880, Headroom())
     assert found is not None
     assert len(found) == 8
     assert ones.looks <= MOST_STEPS + 30 * len(ones)
@@ -174,16 +174,16 @@ def test_a_job_of_a_thousand_shards_is_filled_where_its_best_bids_are_a_little_t
     ]
     for shards in (300, 980):
         funds = sum(one.most for one in ones[:shards]) - 1
-        found = best_affordable(ones, shards, funds, Room())
+        found = best_affordable(ones, shards, funds, Headroom())
         assert len(found) == shards
         assert sum(one.most for one in found) <= funds
 
 
 def test_no_provider_gets_more_shards_than_a_job_lets_it_have():
     ones = [candidate(number, number, 1, provider=number // 3) for number in range(9)]
-    found = best_affordable(ones, 3, 100, Room(most_each=1))
+    found = best_affordable(ones, 3, 100, Headroom(most_each=1))
     assert [one.cost for one in found] == [0, 3, 6]
-    assert best_affordable(ones, 4, 100, Room(most_each=1)) is None
-    assert [one.cost for one in best_affordable(ones, 4, 100, Room(most_each=2))] == [0, 1, 3, 4]
-    held = Room(most_each=1, had={bytes(20): 1})
+    assert best_affordable(ones, 4, 100, Headroom(most_each=1)) is None
+    assert [one.cost for one in best_affordable(ones, 4, 100, Headroom(most_each=2))] == [0, 1, 3, 4]
+    held = Headroom(most_each=1, had={bytes(20): 1})
     assert [one.cost for one in best_affordable(ones, 2, 100, held)] == [3, 6]

@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.market.affordable import Room
+from hansa.market.affordable import Headroom
 from hansa.market.choice import compare, in_words
 from hansa.market.gang import Company, waiting
 from hansa.market.scoring import MOST_TERM, Scored
@@ -92,9 +92,9 @@ def test_the_cheapest_is_a_set_that_could_have_been_taken():
     found = compare(ranking, {bid(1), bid(3)}, parts=same)
     assert (found.extra_hourly, found.saved) == (0, 0)
     of_one = tuple(replace(entry, provider=entry.provider if entry.bid == bid(3) else b"p" * 20) for entry in ranking)
-    assert compare(of_one, {bid(1), bid(3)}, room=Room(most_each=1)).extra_hourly == 0
+    assert compare(of_one, {bid(1), bid(3)}, room=Headroom(most_each=1)).extra_hourly == 0
     # Where no such set is found there is nothing to compare with.
-    assert compare(of_one, {bid(1), bid(2)}, room=Room(most_each=1), parts=same).extra_hourly <= 0
+    assert compare(of_one, {bid(1), bid(2)}, room=Headroom(most_each=1), parts=same).extra_hourly <= 0
 
 
 lines = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**5)), min_size=1, max_size=6)

@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.market.affordable import Candidate, Room, best_affordable
+from hansa.market.affordable import Candidate, Headroom, best_affordable
 from hansa.market.gang import MOST_WAYS, Company, best_gang, waiting, with_waiting
 from hansa.market.scoring import MOST_TERM, Scored
 from hansa.proto.units import format_amount
@@ -42,7 +42,7 @@ def numbers(taken):
 
 def best(candidates, count, funds=RICH, company=ALONE):
     ordered = sorted(candidates, key=lambda one: (one.cost, one.bid))
-    return best_gang(ordered, count, funds, Room(), company=company, work_ms=WORK_MS)
+    return best_gang(ordered, count, funds, Headroom(), company=company, work_ms=WORK_MS)
 
 
 def test_one_slow_line_is_passed_by_for_what_it_makes_the_others_wait():
@@ -112,7 +112,7 @@ def test_with_more_lines_than_are_tried_it_is_never_worse_than_what_ignores_them
     ordered = sorted(many, key=lambda one: (one.cost, one.bid))
     found = best(many, count)
     assert found is not None
-    assert gang_cost(found) <= gang_cost(best_affordable(ordered, count, RICH, Room()))
+    assert gang_cost(found) <= gang_cost(best_affordable(ordered, count, RICH, Headroom()))
     assert gang_cost(found) <= gang_cost(sorted(many, key=lambda one: (one.way_ms, one.cost))[:count]) or (
         len({one.way_ms for one in many}) > MOST_WAYS
     )
@@ -120,10 +120,10 @@ def test_with_more_lines_than_are_tried_it_is_never_worse_than_what_ignores_them
 
 def test_where_nothing_is_known_of_rounds_or_lines_it_is_the_best_by_themselves():
     candidates = [candidate(1, 10, 9_000), candidate(2, 20, 0)]
-    assert numbers(best_gang(candidates, 1, RICH, Room(), company=ALONE, work_ms=0)) == [1]
+    assert numbers(best_gang(candidates, 1, RICH, Headroom(), company=ALONE, work_ms=0)) == [1]
     level = [replace(one, way_ms=0) for one in candidates]
-    assert numbers(best_gang(level, 1, RICH, Room(), company=ALONE, work_ms=WORK_MS)) == [1]
-    assert best_gang([], 1, RICH, Room(), company=ALONE, work_ms=WORK_MS) is None
+    assert numbers(best_gang(level, 1, RICH, Headroom(), company=ALONE, work_ms=WORK_MS)) == [1]
+    assert best_gang([], 1, RICH, Headroom(), company=ALONE, work_ms=WORK_MS) is None
 
 
 def entry(one):
