@@ -107,7 +107,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
+class AccountStatement:
     """Rows in the order of their keys, days and names alike, and one total for each currency."""
 
     side: Side
@@ -136,7 +136,7 @@ def statement(
     currency_of: Callable[[Entry], str],
     is_paid_by_close: Callable[[Entry], bool],
     leases: Sequence[LeaseFacts] = (),
-) -> Statement:
+) -> AccountStatement:
     """Add the books up.
 
     Args:
@@ -168,7 +168,7 @@ def statement(
                 lost_cost=lease.lost_cost,
             )
     ordered = tuple(rows[which] for which in sorted(rows))
-    return Statement(side=side, by=by, rows=ordered, totals=_totals(ordered))
+    return AccountStatement(side=side, by=by, rows=ordered, totals=_totals(ordered))
 
 
 def day_of(at_ms: int) -> UnixMs:

@@ -18,7 +18,7 @@ from hansa.market.ledger import Entry, Post, netted, paid_by_buyer, paid_to_prov
 from hansa.market.ledger_records import File, FiledChannel, FiledEnd, FiledNetting, FiledPayment, Record
 from hansa.market.purchase_state import Purchase
 from hansa.market.sale_state import ENDED
-from hansa.market.statements import By, LeaseFacts, Row, Side, Statement, statement
+from hansa.market.statements import AccountStatement, By, LeaseFacts, Row, Side, statement
 from hansa.node.api.views import promise_for
 from hansa.node.engine.engine import Engine
 from hansa.node.engine.journal import SqliteJournal
@@ -174,7 +174,7 @@ def _entries_of(record: FiledPayment | FiledNetting) -> Iterator[tuple[bytes, by
             yield netted(peer=peer, unit=both.unit, nonce=both.nonce, amount=0, at_ms=0).id, both.unit
 
 
-def _view(made: Statement, known: Known) -> Json:
+def _view(made: AccountStatement, known: Known) -> Json:
     rows = []
     for row in made.rows:
         view: Json = {made.by: _shown_key(row.key, made.by)}

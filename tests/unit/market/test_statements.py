@@ -24,7 +24,7 @@ from hansa.market.ledger import (
     written_back,
     written_off,
 )
-from hansa.market.statements import DAY_MS, SIDES, WAYS, LeaseFacts, Statement, statement
+from hansa.market.statements import DAY_MS, SIDES, WAYS, AccountStatement, LeaseFacts, statement
 from hansa.proto.splits import Split
 
 JOBS = [bytes([number]) * 32 for number in range(3)]
@@ -95,7 +95,7 @@ orders = st.lists(
 )
 
 
-def made(entries, side, by, leases=()) -> Statement:
+def made(entries, side, by, leases=()) -> AccountStatement:
     return statement(
         entries,
         side=side,
