@@ -95,7 +95,7 @@ class ReceiptProof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Observation:
     """One thing that was looked at: whether it holds, and what it says, in words."""
 
     holds: bool
@@ -122,7 +122,7 @@ def record_of(bundle: ReceiptProof) -> bytes:
     return encode(FiledReceipt(receipt=bundle.receipt, lines=lines, evidence=evidence))
 
 
-def findings(bundle: ReceiptProof) -> list[Finding]:
+def findings(bundle: ReceiptProof) -> list[Observation]:
     """Check a bundle, which may be anybody's."""
     found = [_channel(bundle), _receipt(bundle), _lines(bundle), _evidence(bundle)]
     found += [_voucher(bundle, each) for each in bundle.voucher]
@@ -165,22 +165,22 @@ def _signed_by(domain: object, signed: object, signer: bytes) -> bool:
     return True
 
 
-def _channel(bundle: ReceiptProof) -> Finding:
+def _channel(bundle: ReceiptProof) -> Observation:
     payer, payee = checksum_address(bundle.config.payer), checksum_address(bundle.config.payee)
     if bundle.receipt.document.channel_id != _id(bundle):
-        return Finding(holds=False, words="the receipt is not of this channel")
+        return Observation(holds=False, words="the receipt is not of this channel")
     if currency_of(bundle.currency).token != bundle.config.token:
-        return Finding(holds=False, words="the channel pays in another token than the currency's name says")
-    return Finding(holds=True, words=f"it is of a channel on which {payer} pays {payee} in {bundle.currency}")
+        return Observation(holds=False, words="the channel pays in another token than the currency's name says")
+    return Observation(holds=True, words=f"it is of a channel on which {payer} pays {payee} in {bundle.currency}")
 
 
-def _receipt(bundle: ReceiptProof) -> Finding:
+def _receipt(bundle: ReceiptProof) -> Observation:
     receipt, signer = bundle.receipt.document, checksum_address(bundle.config.payee_signer)
     total = format_amount(receipt.amount_total)
     words = f"{signer} signed receipt {receipt.seq}, that {total} are owed since the channel began"
     if _signed_by(DOMAIN, bundle.receipt, bundle.config.payee_signer):
-        return Finding(holds=True, words=words)
-    return Finding(holds=False, words=f"the receipt is not signed by {signer}, who signs for the provider")
+        return Observation(holds=True, words=words)
+    return Observation(holds=False, words=f"the receipt is not signed by {signer}, who signs for the provider")
 
 
 def _are_under(paths: Sequence[tuple[object, tuple[bytes, ...]]], root: bytes) -> bool:
@@ -191,69 +191,71 @@ def _are_under(paths: Sequence[tuple[object, tuple[bytes, ...]]], root: bytes) -
     )
 
 
-def _lines(bundle: ReceiptProof) -> Finding:
+def _lines(bundle: ReceiptProof) -> Observation:
     receipt, count = bundle.receipt.document, len(bundle.leaves)
     leases = [leaf.line.lease for leaf in bundle.leaves]
     if count != receipt.lines or leases != sorted(set(leases)):
-        return Finding(holds=False, words="these are not all of the receipt's lines, each once and in order")
+        return Observation(holds=False, words="these are not all of the receipt's lines, each once and in order")
     if root_of([leaf.line for leaf in bundle.leaves]) != receipt.lines_root:
-        return Finding(holds=False, words="the lines are not those under the root that was signed")
+        return Observation(holds=False, words="the lines are not those under the root that was signed")
     paths = [(leaf.line, leaf.line_path) for leaf in bundle.leaves]
     if not _are_under(paths, receipt.lines_root):
-        return Finding(holds=False, words="a line's path does not lead to the root that was signed")
+        return Observation(holds=False, words="a line's path does not lead to the root that was signed")
     if sum(leaf.line.amount for leaf in bundle.leaves) != receipt.amount_total:
-        return Finding(holds=False, words="the lines do not add up to the total that was signed")
+        return Observation(holds=False, words="the lines do not add up to the total that was signed")
     which = "its one line is that which was" if count == 1 else f"its {count} lines are those that were"
-    return Finding(holds=True, words=f"{which} signed for, and the total is their sum")
+    return Observation(holds=True, words=f"{which} signed for, and the total is their sum")
 
 
-def _evidence(bundle: ReceiptProof) -> Finding:
+def _evidence(bundle: ReceiptProof) -> Observation:
     receipt = bundle.receipt.document
     if root_of([leaf.evidence for leaf in bundle.leaves]) != receipt.evidence:
-        return Finding(holds=False, words="the evidence is not that under the root that was signed")
+        return Observation(holds=False, words="the evidence is not that under the root that was signed")
     paths = [(leaf.evidence, leaf.evidence_path) for leaf in bundle.leaves]
     if not _are_under(paths, receipt.evidence):
-        return Finding(holds=False, words="an evidence's path does not lead to the root that was signed")
+        return Observation(holds=False, words="an evidence's path does not lead to the root that was signed")
     for index, leaf in enumerate(bundle.leaves):
         if (leaf.evidence.lease, leaf.evidence.shard) != (leaf.line.lease, leaf.line.shard):
-            return Finding(holds=False, words=f"evidence {index + 1} is of another lease or shard than its line")
-    return Finding(holds=True, words="the evidence of what was delivered is that which was signed for")
+            return Observation(holds=False, words=f"evidence {index + 1} is of another lease or shard than its line")
+    return Observation(holds=True, words="the evidence of what was delivered is that which was signed for")
 
 
-def _voucher(bundle: ReceiptProof, signed: Signed[Voucher]) -> Finding:
+def _voucher(bundle: ReceiptProof, signed: Signed[Voucher]) -> Observation:
     voucher, signer = signed.document, checksum_address(bundle.config.payer_signer)
     receipt = bundle.receipt.document
     if voucher.channel_id != _id(bundle) or voucher.statement != receipt_digest(receipt):
-        return Finding(holds=False, words="the voucher is for another channel or receipt")
+        return Observation(holds=False, words="the voucher is for another channel or receipt")
     if voucher.cumulative < receipt.amount_total:
-        return Finding(holds=False, words="the voucher promises less than the receipt's total")
+        return Observation(holds=False, words="the voucher promises less than the receipt's total")
     if not _signed_by(currency_of(bundle.currency).domain, signed, bundle.config.payer_signer):
-        return Finding(holds=False, words=f"the voucher is not signed by {signer}, who signs for the buyer")
+        return Observation(holds=False, words=f"the voucher is not signed by {signer}, who signs for the buyer")
     ahead = voucher.cumulative - receipt.amount_total
     more = f", and for {format_amount(ahead)} ahead of it" if ahead else ""
-    return Finding(holds=True, words=f"{signer} signed a voucher for exactly that total and that receipt{more}")
+    return Observation(holds=True, words=f"{signer} signed a voucher for exactly that total and that receipt{more}")
 
 
-def _close(bundle: ReceiptProof, close: Close) -> Finding:
+def _close(bundle: ReceiptProof, close: Close) -> Observation:
     final = close.by_payer.document
     if final != close.by_payee.document or final.channel_id != _id(bundle):
-        return Finding(holds=False, words="the two sides did not close this channel at one sum")
+        return Observation(holds=False, words="the two sides did not close this channel at one sum")
     domain = currency_of(bundle.currency).domain
     for side, signed, signer in (
         ("buyer", close.by_payer, bundle.config.payer_signer),
         ("provider", close.by_payee, bundle.config.payee_signer),
     ):
         if not _signed_by(domain, signed, signer):
-            return Finding(holds=False, words=f"the channel's end is not signed for the {side}")
-    return Finding(holds=True, words=f"both sides signed that the channel ended at {format_amount(final.cumulative)}")
+            return Observation(holds=False, words=f"the channel's end is not signed for the {side}")
+    return Observation(
+        holds=True, words=f"both sides signed that the channel ended at {format_amount(final.cumulative)}"
+    )
 
 
-def _log(bundle: ReceiptProof, logged: Logged) -> Finding:
+def _log(bundle: ReceiptProof, logged: Logged) -> Observation:
     head, owner = logged.head.document, checksum_address(logged.owner)
     if head.log_id != log_id_of(logged.owner) or not _signed_by(DOMAIN, logged.head, logged.owner):
-        return Finding(holds=False, words=f"the ledger's head is not signed by {owner}")
+        return Observation(holds=False, words=f"the ledger's head is not signed by {owner}")
     leaf, index = record_of(bundle), logged.position - 1
     if not is_included(root=head.root, size=head.size, leaf=leaf, index=index, proof=logged.path):
-        return Finding(holds=False, words="the receipt is not where it is said to be in the ledger that was signed")
+        return Observation(holds=False, words="the receipt is not where it is said to be in the ledger that was signed")
     where = f"record {logged.position} of {head.size}"
-    return Finding(holds=True, words=f"{where} in the ledger that {owner} signed is this receipt")
+    return Observation(holds=True, words=f"{where} in the ledger that {owner} signed is this receipt")

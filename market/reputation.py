@@ -72,7 +72,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class Contribution:
     """What one teller's dealings with the subject add to a figure.
 
     Attributes:
@@ -114,7 +114,7 @@ class Standing:
     good: Amount
     bad: Amount
     proven_false: bool
-    terms: tuple[Term, ...]
+    terms: tuple[Contribution, ...]
 
 
 def read_dealing(dealing: Dealing) -> Dealt:
@@ -240,7 +240,7 @@ def _faded(amount: int, then_ms: int, now_ms: int) -> int:
     return amount * faded_ppm(now_ms - then_ms) // WHOLE_PPM
 
 
-def _term(teller: Address, dealings: list[Dealt], known: int | None, *, role: str, at_ms: int) -> Term:
+def _term(teller: Address, dealings: list[Dealt], known: int | None, *, role: str, at_ms: int) -> Contribution:
     """What one teller adds. ``known`` is what the viewer had with it; None where the viewer tells itself."""
     told_good = sum(_faded(dealt.value, dealt.at_ms, at_ms) for dealt in dealings)
     told_bad = sum(
@@ -248,7 +248,7 @@ def _term(teller: Address, dealings: list[Dealt], known: int | None, *, role: st
         for dealt in dealings
         if role == BUYER and dealt.unpaid and at_ms >= dealt.unpaid_ms + OVERDUE_MS
     )
-    return Term(
+    return Contribution(
         teller=teller,
         known=told_good if known is None else known,
         told_good=told_good,
