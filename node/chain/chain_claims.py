@@ -9,7 +9,7 @@ from hansa.market.settlement import OPEN, Claim, Refused
 from hansa.node.chain.chain_errands import Errands, FirstSeen
 from hansa.node.chain.claim_policy import (
     PATIENCE_MS,
-    Standing,
+    ChannelStanding,
     claim_is_due,
     is_agreed,
     is_closing,
@@ -77,7 +77,9 @@ class Claimer:
         self._log = log
         self._now_ms = now_ms
 
-    def find(self, key: bytes, channel: EarningChannel, standing: Standing, found: Claims, unsure_ms: int) -> None:
+    def find(
+        self, key: bytes, channel: EarningChannel, standing: ChannelStanding, found: Claims, unsure_ms: int
+    ) -> None:
         """Add what one channel has to be claimed, if it is worth a claim.
 
         Args:

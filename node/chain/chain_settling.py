@@ -27,7 +27,7 @@ from hansa.node.chain.chain_nodes import ChainNodes
 from hansa.node.chain.claim_policy import (
     PATIENCE_MS,
     SECOND_HAND_MS,
-    Standing,
+    ChannelStanding,
     best_voucher,
     can_finalize,
     ends_alone,
@@ -251,7 +251,7 @@ class ChainSettler:
         is_used = channel.phase != "closed" if isinstance(channel, PayingChannel) else bool(channel and channel.live)
         return not is_used and self._now_ms() < self._rest_until_ms.get(key, 0)
 
-    def _rest(self, key: bytes, standing: Standing) -> None:
+    def _rest(self, key: bytes, standing: ChannelStanding) -> None:
         if is_untouched(standing):
             self._rest_until_ms[key] = self._now_ms() + REST_MS
         else:
@@ -260,7 +260,7 @@ class ChainSettler:
     def _is_ours(self, channel: PayingChannel | EarningChannel) -> bool:
         return channel.currency == self.backend.currency.name and not channel.settled_ms
 
-    async def _see(self, key: bytes, final: Block | None, faults: list[RpcFault]) -> tuple[Standing, bool]:
+    async def _see(self, key: bytes, final: Block | None, faults: list[RpcFault]) -> tuple[ChannelStanding, bool]:
         """Look at a channel. Answers with ``False`` where what is final is not known: both are the newest then."""
         newest = await self.backend.state(key, final=False)
         if final is not None:
@@ -271,11 +271,11 @@ class ChainSettler:
                 faults.append(fault)
             else:
                 self._unsure_since.pop(key, None)
-                return Standing(final=agreed, newest=newest), True
+                return ChannelStanding(final=agreed, newest=newest), True
         self._unsure_since.setdefault(key, self._now_ms())
-        return Standing(final=newest, newest=newest), False
+        return ChannelStanding(final=newest, newest=newest), False
 
-    def _tell_of(self, key: bytes, standing: Standing, vouched: int) -> None:
+    def _tell_of(self, key: bytes, standing: ChannelStanding, vouched: int) -> None:
         """Tell the engine what is new."""
         at_ms, most = self._now_ms(), funds_of(standing, vouched)
         if self._told.get(key) != most:
@@ -285,7 +285,7 @@ class ChainSettler:
             self._settled.add(key)
             self._tell(ChannelSettled(channel_id=key, paid=standing.final.settled, at_ms=at_ms))
 
-    def _keep_paid(self, word: str, key: bytes, standing: Standing, amount: int) -> None:
+    def _keep_paid(self, word: str, key: bytes, standing: ChannelStanding, amount: int) -> None:
         """What a channel that has ended paid: the books of the two sides do not know that it came through the chain."""
         if standing.final.phase == CLOSED:
             self._store.keep_word(word + key.hex(), str(amount))
@@ -294,7 +294,7 @@ class ChainSettler:
         """What channels that ended on the chain paid to this node, and what its own paid to others."""
         return self._store.amounts(PAID_IN), self._store.amounts(PAID_OUT)
 
-    def _act_as_payer(self, key: bytes, channel: PayingChannel, standing: Standing, chain_s: int) -> None:
+    def _act_as_payer(self, key: bytes, channel: PayingChannel, standing: ChannelStanding, chain_s: int) -> None:
         if is_untouched(standing):
             if channel.phase == "closed" and is_paid_by_another(channel.config, self.backend.account):
                 # Its payer may have signed the deposit, which then comes at any time: it is asked back when it does.
@@ -316,7 +316,7 @@ class ChainSettler:
         sent = self._store.newest(f"open {key.hex()}")
         return sent is not None and (sent.phase != FINAL or sent.ok)
 
-    def _ends_as_payee(self, key: bytes, channel: EarningChannel, standing: Standing, chain_s: int) -> bool:
+    def _ends_as_payee(self, key: bytes, channel: EarningChannel, standing: ChannelStanding, chain_s: int) -> bool:
         """End a channel by itself where this side should; whether that is so."""
         owed, at_ms = uncredited(channel, standing), self._now_ms()
         if not unclaimed(channel, standing) and owed < self._config.claim_at_least:

@@ -24,7 +24,7 @@ SECOND_HAND_MS = 2 * 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ChannelStanding:
     """A channel as the chain has it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Standing:
     newest: ChannelState
 
 
-def funds_of(standing: Standing, vouched: int) -> int:
+def funds_of(standing: ChannelStanding, vouched: int) -> int:
     """What a channel can pay in all: never more than what both views of the chain have in it.
 
     A channel that is closing pays what is vouched for, and nothing more is to be worked on it.
@@ -52,12 +52,12 @@ def funds_of(standing: Standing, vouched: int) -> int:
     return min(pays(standing.final), pays(standing.newest))
 
 
-def _for_claims(standing: Standing) -> ChannelState:
+def _for_claims(standing: ChannelStanding) -> ChannelState:
     """The view that claims go by: a node that does not know a channel yet, or hides it, keeps no claim back."""
     return standing.final if standing.newest.phase == UNSET else standing.newest
 
 
-def is_closing(standing: Standing) -> bool:
+def is_closing(standing: ChannelStanding) -> bool:
     """Whether either view says that the channel is being closed."""
     return standing.newest.phase != CLOSED and CLOSING in (standing.final.phase, standing.newest.phase)
 
@@ -68,7 +68,7 @@ def safe_voucher(channel: EarningChannel) -> Signed[Voucher] | None:
     return newest if newest is not None and channel.cumulative <= channel.earned else channel.safe
 
 
-def best_voucher(channel: EarningChannel, standing: Standing) -> Signed[Voucher] | None:
+def best_voucher(channel: EarningChannel, standing: ChannelStanding) -> Signed[Voucher] | None:
     """The best voucher that the chain would count: none may pass the deposit."""
     deposit = _for_claims(standing).deposit
     held = (channel.safe, channel.voucher, channel.waiting)
@@ -76,7 +76,7 @@ def best_voucher(channel: EarningChannel, standing: Standing) -> Signed[Voucher]
     return max(fitting, key=lambda voucher: voucher.document.cumulative, default=None)
 
 
-def voucher_to_claim(channel: EarningChannel, standing: Standing) -> Signed[Voucher] | None:
+def voucher_to_claim(channel: EarningChannel, standing: ChannelStanding) -> Signed[Voucher] | None:
     """The voucher that a claim would bring now; None where the chain would count none."""
     if is_closing(standing):
         return best_voucher(channel, standing)
@@ -85,7 +85,7 @@ def voucher_to_claim(channel: EarningChannel, standing: Standing) -> Signed[Vouc
     return safe if fits else None
 
 
-def last_voucher(channel: EarningChannel, standing: Standing) -> Signed[Voucher] | None:
+def last_voucher(channel: EarningChannel, standing: ChannelStanding) -> Signed[Voucher] | None:
     """The voucher with which this side ends a channel by itself: no more than was agreed, where an end was."""
     best, safe = best_voucher(channel, standing), safe_voucher(channel)
     if not is_agreed(channel) or best is None:
@@ -93,7 +93,7 @@ def last_voucher(channel: EarningChannel, standing: Standing) -> Signed[Voucher]
     return safe if safe is not None and safe.document.cumulative <= best.document.cumulative else None
 
 
-def unclaimed(channel: EarningChannel, standing: Standing) -> int:
+def unclaimed(channel: EarningChannel, standing: ChannelStanding) -> int:
     """How much more than what was claimed a claim would bring now."""
     state, voucher = _for_claims(standing), voucher_to_claim(channel, standing)
     if state.phase not in (OPEN, CLOSING) or voucher is None:
@@ -101,7 +101,7 @@ def unclaimed(channel: EarningChannel, standing: Standing) -> int:
     return max(0, voucher.document.cumulative - state.claimed)
 
 
-def uncredited(channel: EarningChannel, standing: Standing) -> int:
+def uncredited(channel: EarningChannel, standing: ChannelStanding) -> int:
     """What the channel's end would credit, with the last voucher, that nothing has credited so far."""
     state, voucher = standing.newest, last_voucher(channel, standing)
     if state.phase not in (OPEN, CLOSING):
@@ -114,14 +114,14 @@ def is_agreed(channel: EarningChannel) -> bool:
     return channel.phase == "closed" and channel.proposed is not None
 
 
-def is_worth_claiming(channel: EarningChannel, standing: Standing, config: ChainConfig) -> bool:
+def is_worth_claiming(channel: EarningChannel, standing: ChannelStanding, config: ChainConfig) -> bool:
     """Whether a claim brings what a fee may cost."""
     return unclaimed(channel, standing) >= config.claim_at_least
 
 
 def claim_is_due(
     channel: EarningChannel,
-    standing: Standing,
+    standing: ChannelStanding,
     config: ChainConfig,
     *,
     since_ms: int,
@@ -147,7 +147,7 @@ def claim_is_due(
     return at_ms - since_ms >= channel.config.challenge_period * 1000 // 2
 
 
-def ends_alone(channel: EarningChannel, standing: Standing, *, since_ms: int, at_ms: int) -> bool:
+def ends_alone(channel: EarningChannel, standing: ChannelStanding, *, since_ms: int, at_ms: int) -> bool:
     """Whether the payee should end a channel by itself: no lease is on it, and its buyer says nothing.
 
     An end that both have signed goes first. It is not possible below what was settled.
@@ -164,7 +164,7 @@ def ends_alone(channel: EarningChannel, standing: Standing, *, since_ms: int, at
     return channel.phase == "open" and waited_ms >= half_ms
 
 
-def wants_refund(channel: PayingChannel, standing: Standing, *, since_ms: int, at_ms: int) -> bool:
+def wants_refund(channel: PayingChannel, standing: ChannelStanding, *, since_ms: int, at_ms: int) -> bool:
     """Whether the payer should ask for a channel's end by itself: it is over here, and does not end there.
 
     The payee may not agree, or what it agreed to does not go through. Below what was settled it never can: anybody may
@@ -177,11 +177,11 @@ def wants_refund(channel: PayingChannel, standing: Standing, *, since_ms: int, a
     return at_ms - since_ms >= PATIENCE_MS
 
 
-def can_finalize(standing: Standing, *, chain_s: int) -> bool:
+def can_finalize(standing: ChannelStanding, *, chain_s: int) -> bool:
     """Whether a closing channel's challenge period is over, as the chain counts."""
     return standing.newest.phase == CLOSING and chain_s >= standing.newest.closable_at_s
 
 
-def is_untouched(standing: Standing) -> bool:
+def is_untouched(standing: ChannelStanding) -> bool:
     """Whether the chain has never heard of a channel."""
     return standing.newest.phase == UNSET and standing.final.phase == UNSET

@@ -50,19 +50,19 @@ def has_asked(of: Job, shards: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ShardPlaces:
     """For how many shards some providers have devices, and free ones, as their adverts say."""
 
     owned: int
     free: int
 
 
-def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> Places:
+def places(book: Book, accounts: Collection[bytes], needs: Requirements) -> ShardPlaces:
     """How many shards these providers could take between them."""
     least = _least_devices(needs)
     adverts = [known.advert for known in book.standing() if known.advert.signer in accounts]
     rooms = [room_for_shards(advert, needs, least) for advert in adverts]
-    return Places(owned=sum(owned for owned, _free in rooms), free=sum(free for _owned, free in rooms))
+    return ShardPlaces(owned=sum(owned for owned, _free in rooms), free=sum(free for _owned, free in rooms))
 
 
 def _least_devices(needs: Requirements) -> int:

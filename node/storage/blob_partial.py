@@ -9,7 +9,7 @@ from hansa.node.storage.blob_likeness import Likeness
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, chunk_hash, chunk_size_bytes
 
 
-class Keeper(Protocol):
+class PartKeeper(Protocol):
     """The store, as a part file sees it."""
 
     def finish(self, partial: "Partial") -> Path:
@@ -22,7 +22,7 @@ class Keeper(Protocol):
 class Partial:
     """A blob on its way. Chunks may come in any order, each is checked before it is written."""
 
-    def __init__(self, store: Keeper, ref: BlobRef, hashes: tuple[bytes, ...], path: Path, known: Likeness) -> None:
+    def __init__(self, store: PartKeeper, ref: BlobRef, hashes: tuple[bytes, ...], path: Path, known: Likeness) -> None:
         """Made by ``BlobStore.begin``; finds out what is already there, and takes what is known from elsewhere."""
         self.ref = ref
         self.hashes = hashes

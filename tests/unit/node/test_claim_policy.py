@@ -11,7 +11,7 @@ from hansa.market.paying_channel import PayingChannel
 from hansa.market.settlement import CLOSED, CLOSING, OPEN, UNSET, ChannelState
 from hansa.node.chain.claim_policy import (
     PATIENCE_MS,
-    Standing,
+    ChannelStanding,
     can_finalize,
     claim_is_due,
     ends_alone,
@@ -62,8 +62,8 @@ def closing_with(deposit: int, claimed: int = 0) -> ChannelState:
     return ChannelState(phase=CLOSING, deposit=deposit, claimed=claimed, closable_at_s=5_000)
 
 
-def seen(state: ChannelState) -> Standing:
-    return Standing(final=state, newest=state)
+def seen(state: ChannelState) -> ChannelStanding:
+    return ChannelStanding(final=state, newest=state)
 
 
 def voucher(cumulative: int) -> Signed[Voucher]:
@@ -91,21 +91,21 @@ def paying(phase: str, close_signature: bytes = b"") -> PayingChannel:
 
 
 def test_work_on_an_unconfirmed_or_reorged_deposit_has_no_funds() -> None:
-    assert funds_of(Standing(final=UNOPENED, newest=open_with(900)), 0) == 0
-    assert funds_of(Standing(final=open_with(900), newest=UNOPENED), 0) == 0
-    assert funds_of(Standing(final=open_with(900), newest=open_with(1_000)), 0) == 900
+    assert funds_of(ChannelStanding(final=UNOPENED, newest=open_with(900)), 0) == 0
+    assert funds_of(ChannelStanding(final=open_with(900), newest=UNOPENED), 0) == 0
+    assert funds_of(ChannelStanding(final=open_with(900), newest=open_with(1_000)), 0) == 900
     assert funds_of(seen(open_with(900)), 0) == 900
 
 
 def test_a_channel_that_is_closing_pays_what_is_vouched_for_and_no_more_work() -> None:
-    assert funds_of(Standing(final=open_with(900), newest=closing_with(900)), 120) == 120
+    assert funds_of(ChannelStanding(final=open_with(900), newest=closing_with(900)), 120) == 120
     assert funds_of(seen(closing_with(900, claimed=130)), 120) == 130
     assert funds_of(seen(closing_with(100)), 120) == 100
 
 
 def test_a_closed_channel_pays_what_it_settled_at() -> None:
     closed = ChannelState(phase=CLOSED, deposit=70, claimed=70, settled=70)
-    assert funds_of(Standing(final=open_with(900), newest=closed), 120) == 70
+    assert funds_of(ChannelStanding(final=open_with(900), newest=closed), 120) == 70
 
 
 phases = st.sampled_from([UNSET, OPEN, CLOSING, CLOSED])
@@ -119,7 +119,7 @@ states = st.builds(
 
 @given(states, states, st.integers(0, 2_000))
 def test_funds_are_never_above_what_either_view_has(final: ChannelState, newest: ChannelState, vouched: int) -> None:
-    assert 0 <= funds_of(Standing(final=final, newest=newest), vouched) <= min(final.deposit, newest.deposit)
+    assert 0 <= funds_of(ChannelStanding(final=final, newest=newest), vouched) <= min(final.deposit, newest.deposit)
 
 
 def due(channel: EarningChannel, state: ChannelState, waited_ms: int = 0) -> bool:
@@ -229,13 +229,15 @@ def test_no_more_is_claimed_than_was_earned_until_somebody_closes() -> None:
 
 def test_a_close_that_either_view_shows_is_answered() -> None:
     for standing in (
-        Standing(final=closing_with(900), newest=open_with(900)),
-        Standing(final=open_with(900), newest=closing_with(900)),
-        Standing(final=closing_with(900), newest=UNOPENED),
+        ChannelStanding(final=closing_with(900), newest=open_with(900)),
+        ChannelStanding(final=open_with(900), newest=closing_with(900)),
+        ChannelStanding(final=closing_with(900), newest=UNOPENED),
     ):
         assert claim_is_due(earning(60), standing, CONFIG, since_ms=0, at_ms=0)
     closed = ChannelState(phase=CLOSED, deposit=70, claimed=70, settled=70)
-    assert not claim_is_due(earning(60), Standing(final=closing_with(900), newest=closed), CONFIG, since_ms=0, at_ms=0)
+    assert not claim_is_due(
+        earning(60), ChannelStanding(final=closing_with(900), newest=closed), CONFIG, since_ms=0, at_ms=0
+    )
 
 
 def test_what_is_worth_it_is_claimed_when_the_nodes_do_not_agree_for_long() -> None:
@@ -252,4 +254,4 @@ def test_a_closing_channel_is_ended_when_its_period_is_over() -> None:
     assert not can_finalize(seen(closing_with(900)), chain_s=4_999)
     assert can_finalize(seen(closing_with(900)), chain_s=5_000)
     assert not can_finalize(seen(open_with(900)), chain_s=5_000)
-    assert not can_finalize(Standing(final=closing_with(900), newest=replace(UNOPENED)), chain_s=5_000)
+    assert not can_finalize(ChannelStanding(final=closing_with(900), newest=replace(UNOPENED)), chain_s=5_000)
