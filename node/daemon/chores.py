@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ MOST_ADDRESSES = 16
 LIFE_SIGN_EVERY_S = 2.0
 RENEW_EVERY_S = 1.0
 WATCH_CLOCK_EVERY_S = 1.0
+DOUBT_EVERY_S = 3_600.0
 REMIND_EVERY_S = 30.0
 REMIND_OF_MONEY_EVERY_S = 5.0
 KEEP_EVERY_S = 20.0
@@ -152,7 +154,7 @@ async def renew_binding(daemon: "Daemon") -> None:
 
 async def watch_clock(daemon: "Daemon") -> None:
     """Say when the clock was set, follow it back as soon as nothing runs, and say when peers have another time."""
-    clock, doubted = daemon.clock, False
+    clock, doubt_again_s = daemon.clock, -math.inf
     # What is newest in the journal is of an earlier life: it can only lie in the future if the clock was set back.
     if daemon.last_life_ms > daemon.started_ms + JUMP_MS:
         late_s = (daemon.last_life_ms - daemon.started_ms) // 1000
@@ -165,10 +167,10 @@ async def watch_clock(daemon: "Daemon") -> None:
         if clock.ahead_ms() > JUMP_MS and not (daemon.state.sales.live or daemon.state.purchases.live):
             clock.go_back()
             log_line("nothing runs, so the node takes the clock's time, which was set back")
-        if daemon.directory.clocks_differ != doubted:
-            doubted = not doubted
-            if doubted:
-                warn(f"{CLOCK_ADVICE} {KEEP_TIME}")
+        # Strangers can have another time and ours by turns, and are to fill no log.
+        if daemon.directory.clocks_differ and trio.current_time() >= doubt_again_s:
+            doubt_again_s = trio.current_time() + DOUBT_EVERY_S
+            warn(f"{CLOCK_ADVICE} {KEEP_TIME}")
         await trio.sleep(WATCH_CLOCK_EVERY_S)
 
 

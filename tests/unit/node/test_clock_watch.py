@@ -62,6 +62,22 @@ async def test_peers_that_have_another_time_are_said_once_and_again_when_they_co
         assert await warned(daemon, caplog, CLOCK_ADVICE) == 1
 
 
+async def test_strangers_who_have_another_time_and_ours_by_turns_fill_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chores, "WATCH_CLOCK_EVERY_S", 0.05)
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, trio.open_nursery() as nursery:
+        with caplog.at_level(logging.INFO):
+            nursery.start_soon(chores.watch_clock, daemon)
+            for number in range(20):
+                daemon.directory._other_times.clear()
+                if number % 2 == 0:
+                    daemon.directory._other_times["one"] = None
+                await trio.sleep(0.2)
+        nursery.cancel_scope.cancel()
+    assert sum(CLOCK_ADVICE in record.getMessage() for record in caplog.records) == 1
+
+
 async def test_the_doctor_tells_of_a_clock_that_is_wrong(tmp_path: Path) -> None:
     async with a_daemon(tmp_path, MemoryHub(), 1) as daemon, trio.open_nursery() as nursery:
         api = build_api(NodeDesk(daemon), more=net_routes(NetDesk(daemon)))

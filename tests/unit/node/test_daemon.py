@@ -176,7 +176,7 @@ def test_a_clock_that_was_set_back_before_the_start_stops_no_deadline_of_what_st
     config = parse_config(config_text(Wishes(metrics_port=0)), tmp_path / FILE_NAME)
     daemon = Daemon(config, PROVIDER_KEY, key(1001), None)
     try:
-        assert daemon.last_life_ms - daemon.started_ms == DAY_MS
+        assert DAY_MS - 60_000 < daemon.last_life_ms - daemon.started_ms <= DAY_MS
         assert (daemon.now_ms() >= daemon.last_life_ms) is runs
         assert (daemon.clock.ahead_ms() >= DAY_MS) is runs
     finally:
