@@ -69,7 +69,7 @@ class ProviderTerms:
         rule: prices of their own by model, and what hours and utilisation make of them.
         on_price_fault: what is done where the owner's program names no price: ``"rule"`` or ``"decline"``; empty where
             there is no program.
-        leases: the kinds of lease that are offered, the one first that a tender for any kind gets.
+        leases: the kinds of lease to be had, the one first that a tender for any kind gets.
         penalty_ms: what a firm lease withholds until it has ended well, as time of all its devices.
         buyers: the only accounts that are served; empty serves everyone.
         voucher_timeout_ms: without a voucher for this long after a receipt the run is paused.

@@ -26,8 +26,11 @@ DRIFT_PARTS = 5_000
 AHEAD_OF_TIME = "a line counts more device time than has passed here since its start was ordered"
 IN_THE_FUTURE = "the period ends before it begins, or in the future"
 OUTSIDE = "a line is outside the lease's time"
-OF_CLOCKS = frozenset({AHEAD_OF_TIME, IN_THE_FUTURE, OUTSIDE})
-"""Faults of which two clocks that differ may be all the cause: what passed on the buyer's is paid all the same."""
+BEYOND = "parts of one device are charged that are more than the whole"
+OF_CLOCKS = frozenset({AHEAD_OF_TIME, IN_THE_FUTURE, OUTSIDE, BEYOND})
+"""Faults of which a clock that is wrong, or was set, may be all the cause: the rest is paid all the same."""
+MOST_TRIED = 8
+"""Of so many parts of devices it is tried whether the rest is sound without what one of them has more."""
 NOTHING = bytes(32)
 
 
@@ -203,19 +206,44 @@ def payable_lines(
         return ()
     before = {line.lease: line for line in last.lines} if last else {}
     payable = tuple(_payable(line, terms[line.lease], before.get(line.lease), now_ms) for line in statement.lines)
+    parts = [line for line in payable if terms[line.lease].width_milli < WHOLE_MILLI and line != before.get(line.lease)]
+    # Of parts that cannot all have run together the one that began last gives way.
+    parts.sort(key=lambda line: -line.start_ms)
+    less = {line.lease: _nothing(line, before.get(line.lease)) for line in parts[:MOST_TRIED]}
+    for tried in (b"", *less):
+        lines = tuple(less[line.lease] if line.lease == tried else line for line in payable)
+        if _is_sound(statement, lines, last=last, terms=terms, now_ms=now_ms):
+            return lines
+    return ()
+
+
+def _is_sound(
+    statement: Statement,
+    payable: Sequence[MeterLine],
+    *,
+    last: Statement | None,
+    terms: Mapping[bytes, LeaseTerms],
+    now_ms: int,
+) -> bool:
+    """Whether the receipt that a provider writes over these lines instead is one to be paid."""
     evidence = {proof.lease: proof for proof in statement.evidence}
     lines, proofs = instead({line.lease: line for line in statement.lines}, evidence, payable)
     if sum(line.amount for line in lines.values()) <= (last.receipt.amount_total if last else 0):
-        return payable
+        return True
     channel_id = statement.receipt.channel_id
     receipt = None if last is None else last.receipt
     would_be = next_statement(channel_id=channel_id, last=receipt, lines=lines, evidence=proofs)
     fault = fault_in(would_be, last=last, terms=terms, now_ms=now_ms)
-    return payable if fault is None or (fault == AHEAD_OF_TIME and is_early(would_be, terms)) else ()
+    return fault is None or (fault == AHEAD_OF_TIME and is_early(would_be, terms))
+
+
+def _nothing(line: MeterLine, before: MeterLine | None) -> MeterLine:
+    """Of a line what was vouched for before."""
+    return before or replace(line, end_ms=line.start_ms, device_ms=0, amount=0)
 
 
 def _payable(line: MeterLine, agreed: LeaseTerms, before: MeterLine | None, now_ms: int) -> MeterLine:
-    nothing = before or replace(line, end_ms=line.start_ms, device_ms=0, amount=0)
+    nothing = _nothing(line, before)
     end_ms = min(line.end_ms, agreed.ends_ms + CLOCK_SKEW_MS, now_ms + CLOCK_SKEW_MS)
     if line.start_ms < agreed.begins_ms - CLOCK_SKEW_MS or end_ms < max(line.start_ms, before.end_ms if before else 0):
         return nothing
@@ -311,7 +339,7 @@ def _double_charge(
             if shares and held.devices == agreed.devices and held.width_milli < WHOLE_MILLI:
                 parts.append(other)
         if agreed.width_milli < WHOLE_MILLI and charged_beyond(parts):
-            return "parts of one device are charged that are more than the whole"
+            return BEYOND
     return None
 
 

@@ -84,7 +84,7 @@ class Scored:
         reliability_ppm: the share of its leases that will end well, with some certainty, in millionths.
         expected_cost: the score, the sum of the terms below, in smallest units. Lower is better.
         excluded: why it cannot win; empty if it can.
-        devices: how many it offers for the shard.
+        devices: how many it has for the shard.
         share_milli: how much of each, in thousandths.
         speed_ppm: how fast they are together, in millionths of the usual speed of the bids at hand.
         speed_source: how that is known.

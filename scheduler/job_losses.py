@@ -33,7 +33,7 @@ from hansa.scheduler.rounds import MemberLeft
 KEEP_MS = 3_600_000
 WALL_LIMIT = "wall-limit"
 MOST_RECLAIMS = 50
-"""A shard whose devices were taken back so often is not offered to yet another owner."""
+"""A shard whose devices were taken back so often is not tendered to yet another owner."""
 MOST_OWN_ENDS = 32
 """So many words of what a job did itself are held beside each other."""
 

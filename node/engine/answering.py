@@ -101,7 +101,7 @@ def _answer(state: NodeState, tender: Tender, priced: TenderPriced | None, *, at
     lease = terms.lease_for(tender)
     no = _objection(state, tender, terms, lease, at_ms=at_ms)
     if no is not None or lease is None:
-        assert no is not None, "a lease that is not offered is an objection"
+        assert no is not None, "a lease that is not to be had is an objection"
         return _decline(state, tender, tender_digest, no)
     held = held_too_long(state, tender.signer, at_ms=at_ms)
     if held is not None:
@@ -156,7 +156,7 @@ def _prices(
 ) -> tuple[tuple[int, ...], _No | None] | PriceWanted:
     """The price of each set, and why there is none; or the question to the owner's program, as long as it is open."""
     lease, share_ppm = terms.lease_for(tender), state.capacity.leased_ppm
-    assert lease is not None, "a lease that is not offered is an objection"
+    assert lease is not None, "a lease that is not to be had is an objection"
     ruled = tuple(terms.price(chosen, lease=lease, share_ppm=share_ppm, at_ms=at_ms).price_e18 for chosen in sets)
     if not sets or not terms.on_price_fault:
         return ruled, None
@@ -245,7 +245,7 @@ def _going_by(
 ) -> Choosing:
     """What the choice among devices goes by, as the house would stand then."""
     lease, share_ppm = terms.lease_for(tender), state.capacity.leased_ppm
-    assert lease is not None, "a lease that is not offered is an objection"
+    assert lease is not None, "a lease that is not to be had is an objection"
 
     def price_e18(devices: Sequence[Device]) -> int:
         return terms.price(devices, lease=lease, share_ppm=share_ppm, at_ms=at_ms).price_e18

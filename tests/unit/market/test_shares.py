@@ -25,7 +25,7 @@ from kit.trading import (
 
 from hansa.market.clauses import unmet_by_bid, unreadable
 from hansa.market.needs_rendering import render
-from hansa.market.receipts import CLOCK_SKEW_MS, fault_in
+from hansa.market.receipts import BEYOND, CLOCK_SKEW_MS, OF_CLOCKS, fault_in, payable_lines
 from hansa.market.requirements import NeedsError, parse_needs
 from hansa.market.sale import advance, deadline_ms
 from hansa.market.sale_events import AwardArrived, LineVouched, ProgressMade, RunBegan, StartOrdered
@@ -264,14 +264,14 @@ def leases(*milli):
     }
 
 
-def receipt_for(agreed, spans):
+def receipt_for(agreed, spans, *, steps=1, last=None):
     """Every lease computed all of the time between these two moments."""
     pairs = []
     for (key, of), (begins, ends) in zip(agreed.items(), spans, strict=True):
         used = (ends - begins) * of.share_milli // 1000
         made = line(used, at_ms=NOW_MS + ends, lease=key, shard=of.shard, start_ms=NOW_MS + begins)
-        pairs.append((made, evidence(1, lease=key, shard=of.shard)))
-    return statement(*pairs)
+        pairs.append((made, evidence(steps, lease=key, shard=of.shard)))
+    return statement(*pairs, last=last)
 
 
 def test_parts_of_one_device_that_make_up_the_whole_are_paid_side_by_side():
@@ -289,6 +289,24 @@ def test_three_halves_of_one_device_are_not_paid_though_each_two_would_be():
     late = receipt_for(others, [(0, 400_000)] * 2)
     twice = "one device is charged on two leases for the same time"
     assert fault_in(late, last=None, terms=others, now_ms=NOW_MS + 400_000) == twice
+
+
+def test_of_parts_that_cannot_all_have_run_the_one_that_began_last_gives_way_and_the_others_are_paid():
+    """A clock that is set back between leases makes such lines of honest ones; the channel goes on."""
+    agreed = leases(500, 500, 500)
+    made = receipt_for(agreed, [(0, 400_000), (10_000, 400_000), (5_000, 400_000)])
+    first, second, third = made.lines
+    payable = payable_lines(made, last=None, terms=agreed, now_ms=NOW_MS + 400_000)
+    assert payable == (first, replace(second, end_ms=second.start_ms, device_ms=0, amount=0), third)
+    grown = receipt_for(agreed, [(0, 400_000), (10_000, 60_000), (5_000, 60_000)])
+    assert fault_in(grown, last=None, terms=agreed, now_ms=NOW_MS + 400_000) is None
+    more = receipt_for(agreed, [(0, 400_000), (10_000, 400_000), (5_000, 400_000)], steps=2, last=grown)
+    assert fault_in(more, last=grown, terms=agreed, now_ms=NOW_MS + 400_000) == BEYOND
+    payable = payable_lines(more, last=grown, terms=agreed, now_ms=NOW_MS + 400_000)
+    assert payable[1] == grown.lines[1], "what was vouched for stays"
+    twice = {LEASE: PART, OTHER_LEASE: terms(lease=OTHER_LEASE, shard=1, share_milli=600)}
+    lie = receipt_for(twice, [(0, 400_000)] * 2)
+    assert fault_in(lie, last=None, terms=twice, now_ms=NOW_MS + 400_000) not in OF_CLOCKS
 
 
 @given(
