@@ -1,0 +1,38 @@
+"""Making holes, as the one that is asked: nothing but the two words of the protocol is taken for them."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+from kit.noted_stream import noted_stream
+from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
+
+from hansa.node.network.libp2p_dcutr import HolePuncher
+from hansa.node.network.libp2p_guards import Faults
+from hansa.proto.peer_id import peer_id_of_key
+
+pytestmark = pytest.mark.trio
+ASKER = ID.from_base58(peer_id_of_key(os.urandom(31) + b"\x01"))
+
+
+def said(*kinds: int) -> bytes:
+    words = [HolePunch(type=kind).SerializeToString() for kind in kinds]
+    return b"".join(bytes([len(word)]) + word for word in words)
+
+
+@pytest.mark.parametrize("kinds", [(HolePunch.SYNC, HolePunch.SYNC), (HolePunch.CONNECT, HolePunch.CONNECT)])
+async def test_a_word_in_the_place_of_another_is_a_strike_and_makes_no_hole(kinds: tuple[int, int]) -> None:
+    punched, struck = [], []
+
+    class Noting(HolePuncher):
+        async def _punch(self, *arguments, **_more) -> None:
+            punched.append(arguments)
+
+    faults = Faults(lambda peer_id, why: struck.append((peer_id, why)))
+    puncher = Noting(SimpleNamespace(is_kept=lambda _name: False), faults, lambda: [("45.33.9.2", 4077)])
+    stream, _ = noted_stream(said(*kinds))
+    relayed = SimpleNamespace(path="relayed", peer_id=ASKER, relay="a relay")
+    await puncher.on_stream(SimpleNamespace(muxed_stream=stream, muxed_conn=relayed))
+    assert struck == [(ASKER.to_base58(), "dcutr.malformed")]
+    assert punched == []
