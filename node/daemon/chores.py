@@ -160,7 +160,7 @@ async def watch_clock(daemon: "Daemon") -> None:
         late_s = (daemon.last_life_ms - daemon.started_ms) // 1000
         warn(f"the newest record of this node lies {late_s} s in the future: is the clock right? {KEEP_TIME}")
     while True:
-        jumped_s = clock.jumped_ms() // 1000
+        jumped_s = round(clock.jumped_ms() / 1000)
         if jumped_s:
             way = "forward (or the machine slept)" if jumped_s > 0 else "back"
             warn(f"the clock of this machine was set {way} by {abs(jumped_s)} s. {KEEP_TIME}")
