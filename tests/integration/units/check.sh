@@ -56,6 +56,7 @@ check "the launcher's socket is for root and its group only" [ "$(stat -c '%a %U
 of_hansa submit /opt/job --json > $out/submitted 2>> $out/words
 check "a run is there" wait_for 60 runners
 check "on disks of its own, or none can be made" wait_for 5 devices_are "$DEVICES"
+check "its uid is claimed where all launchers look" [ -e /run/hansa-launcher/64000 ]
 check "the job succeeds" wait_for 120 is_over
 check "nothing of it is left" wait_for 20 no_runners
 check "nor of its disks" wait_for 20 devices_are 0
