@@ -59,7 +59,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         self._next_id = 1 if self._initiator else 2
         self._streams: dict[int, BoundedStream] = {}
         self._inbound = 0
-        self._silent: set[int] = set()
+        self._silent: dict[int, None] = {}
         self._refused = 0
         accept_send, accept_receive = trio.open_memory_channel[BoundedStream](limits.streams_per_connection)
         self._accept_send, self._accept_receive = accept_send, accept_receive
@@ -169,6 +169,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         for stream in list(self._streams.values()):
             stream.kill()
         self._streams.clear()
+        self.budget.spoken_on(self, len(self._silent))
         self._silent.clear()
         self.budget.forget(self)
         self._accept_send.close()
@@ -194,7 +195,7 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
 
     def forget(self, stream: BoundedStream) -> None:
         """Both directions are over."""
-        self._silent.discard(stream.stream_id)
+        self._speaks(stream.stream_id)
         if self._streams.pop(stream.stream_id, None) is not None:
             self._inbound -= self._is_remote(stream.stream_id)
             stream.kill()
@@ -355,13 +356,24 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
 
     def _hand_over(self, stream: BoundedStream) -> None:
         """Have a stream handled once something was said on it: one that was merely opened costs no task."""
-        if stream.stream_id not in self._silent:
+        if not self._speaks(stream.stream_id):
             return
-        self._silent.discard(stream.stream_id)
         try:
             self._accept_send.send_nowait(stream)
         except trio.WouldBlock:
             stream.abort()
+
+    def _speaks(self, stream_id: int) -> bool:
+        """Whether this stream was silent, which it is no more."""
+        if stream_id not in self._silent:
+            return False
+        del self._silent[stream_id]
+        self.budget.spoken_on(self)
+        return True
+
+    def end_oldest_silent(self) -> None:
+        """All connections together have too many, and this one most."""
+        self._streams[next(iter(self._silent))].abort()
 
     def _finish_remote(self, stream: BoundedStream) -> None:
         stream.end()
@@ -387,8 +399,9 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         stream = BoundedStream(self, stream_id)
         self._streams[stream_id] = stream
         self._inbound += 1
-        self._silent.add(stream_id)
         self._put(HEADER.pack(0, WINDOW, ACK, stream_id, 0), can_wait=True)
+        self._silent[stream_id] = None
+        self.budget.opened(self)
 
 
 def yamux_class(limits: NetLimits, budget: ReceiveBudget, offence: Callable[[str, str], None]) -> Any:

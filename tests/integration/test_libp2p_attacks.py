@@ -479,6 +479,30 @@ async def test_a_stream_on_which_nothing_is_said_costs_no_task():
                 answer += body if (kind, stream_id) == (DATA, 3) else b""
 
 
+async def test_of_silent_streams_on_many_connections_who_has_most_loses_the_oldest(monkeypatch):
+    """Sixty-five thousand of them, on as many connections as there may be, would be ninety megabytes."""
+    monkeypatch.setattr("hansa.node.network.libp2p_budget.MOST_SILENT", 20)
+    async with node() as net, muxed(net) as greedy, raw_peer(net.addrs()[0], source="127.0.0.3") as modest:
+        await modest.mux()
+        await modest.open(1)
+        await until(lambda: budget_of(net)._all_silent == 1, 30)
+        await greedy.send(b"".join(frame(WINDOW, SYN, stream_id, 0) for stream_id in range(1, 61, 2)))
+        resets = []
+        with trio.fail_after(30):
+            while len(resets) < 11:
+                _, flags, stream_id, _, _ = await greedy.next_frame()
+                if flags & RST:
+                    resets.append(stream_id)
+        assert resets == list(range(1, 23, 2))
+        assert budget_of(net)._all_silent == 20
+        said = HELLO + line(ECHO.encode()) + (4).to_bytes(4, "big") + b"here"
+        await modest.send(frame(DATA, 0, 1, len(said), said))
+        await greedy.send(frame(WINDOW, FIN, 59, 0) + frame(WINDOW, RST, 57, 0))
+        await until(lambda: budget_of(net)._all_silent == 17, 30)
+    await until(lambda: budget_of(net)._all_silent == 0, 30)
+    assert not budget_of(net)._silent
+
+
 async def test_a_piece_of_many_frames_leaves_others_their_turns():
     """Twenty thousand frames in one read kept everybody else waiting for as long as they took."""
     frames = 20_000
