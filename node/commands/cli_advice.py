@@ -25,6 +25,8 @@ _WORDS = {
     "before its first step": "it never came to its first ctx.report(step=...): see where it waits (keep_failed in"
     " job.toml, then hansa exec), or raise limits.stall if it takes so long to begin",
     "over the limit of the run": "raise limits.state in job.toml, or hand over less",
+    "packages cannot be installed": "packages come from the provider's index, PyPI as a rule, and not from yours: name"
+    " versions that are there, or bring them (environment.wheels in job.toml)",
     "workers' states": "the workers of a shard hand over states of one shape: the same names, each of the same size",
 }
 """What some reasons say more exactly than their kind does."""

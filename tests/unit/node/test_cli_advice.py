@@ -58,6 +58,14 @@ def test_each_kind_of_failure_has_its_remedy(kind, reason, hint):
     assert hint in line
 
 
+def test_packages_that_a_provider_cannot_have_are_explained():
+    reason = "shard 0 was lost 4 times, the last time because: its provider could not start it: the job's packages"
+    reason += " cannot be installed here: Because there is no version of torch==2.13.0+cpu, they are unsatisfiable."
+    (line,) = (line for line in said(reason, "refused") if line.startswith("hint: "))
+    assert "from the provider's index" in line
+    assert "wheels" in line
+
+
 def test_one_worker_is_told_nothing_of_shapes():
     assert "shape" not in "".join(said("a checkpoint of 3 bytes is over the limit of the run, 2 bytes", "bad-state"))
 
