@@ -63,7 +63,7 @@ def count(ctx):
 @pytest.fixture
 def job_directory(tmp_path: Path) -> Path:
     (tmp_path / "count.py").write_text(textwrap.dedent(CODE))
-    (tmp_path / "job.toml").write_text(JOB.format(shards=2, rounds=40, silence="25 s"))
+    (tmp_path / "job.toml").write_text(JOB.format(shards=2, rounds=24, silence="25 s"))
     return tmp_path
 
 
@@ -93,7 +93,7 @@ def test_a_killed_provider_comes_back_and_the_job_is_done_and_paid(job_directory
 
 
 def test_a_provider_that_never_comes_back_is_replaced_and_paid_for_what_it_delivered(job_directory: Path) -> None:
-    (job_directory / "job.toml").write_text(JOB.format(shards=2, rounds=40, silence="6 s"))
+    (job_directory / "job.toml").write_text(JOB.format(shards=2, rounds=24, silence="6 s"))
     with running_market("0.30", "0.45", "0.60") as nodes:
         job = submit(nodes, job_directory)
         await_that(lambda: checkpoint_round(nodes, job, 0) >= 8, 60, "shard 0 has a checkpoint of round 8")
