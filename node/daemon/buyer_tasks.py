@@ -32,7 +32,7 @@ from hansa.node.messaging.directory import Stranger
 from hansa.node.storage.blob_exchange import FetchFailed
 from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
 from hansa.node.storage.blobs import BlobStore
-from hansa.node.storage.disk_faults import in_words
+from hansa.node.storage.disk_faults import in_words, passes
 from hansa.node.storage.sealed_blobs import opened_file, read_blob
 from hansa.node.storage.sealing import BlobKey, ContentKey, SealBroken, seal
 from hansa.proto.blob import BlobRef
@@ -59,6 +59,8 @@ NOBODY = "no provider is known whose advert fits"
 TOO_LATE = "a run that began now might not end by the job's deadline"
 FETCH_PATIENCE_S = 20.0
 RETRY_S = 1.0
+PASSING_S = 20.0
+"""So long a lack of descriptors or memory is waited for before a round is put off."""
 DISK_RETRY_S = 5.0
 """A checkpoint that came is looked at anew after so long, if this machine could not read it."""
 LONGEST_REASON_BYTES = 256
@@ -290,17 +292,30 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
         for contribution in wanted.contributions:
             nursery.start_soon(_fetch_contribution, daemon, contribution, missing)
     here = [entry for entry in wanted.contributions if entry.shard not in missing]
-    try:
-        key = key_of(daemon, of)
-        reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes, key)
-        rejected = {**missing, **reduced.rejected}
-        blob, unsound = None, not missing and reduced.state is None
-        if reduced.state is not None:
-            result = reduced.state if key is None else await trio.to_thread.run_sync(seal, key.shared, reduced.state)
-            blob = await trio.to_thread.run_sync(daemon.store.put_bytes, result)
-    except (BlobMissing, KeyLost, NoRoom, OSError, SealBroken, ValueError, MemoryError) as fault:
-        # Evicted between the fetch and the sum, or no room for the result: the round is collected again.
-        rejected, blob, unsound = {**missing, **{entry.shard: str(fault) for entry in here}}, None, False
+    until_s = trio.current_time() + PASSING_S
+    while True:
+        try:
+            key = key_of(daemon, of)
+            reduced = await trio.to_thread.run_sync(_reduce, daemon.store, wanted.previous, here, limit_bytes, key)
+            rejected = {**missing, **reduced.rejected}
+            blob, unsound = None, not missing and reduced.state is None
+            if reduced.state is not None:
+                sealed = (
+                    reduced.state if key is None else await trio.to_thread.run_sync(seal, key.shared, reduced.state)
+                )
+                blob = await trio.to_thread.run_sync(daemon.store.put_bytes, sealed)
+            break
+        except (BlobMissing, KeyLost, NoRoom, OSError, SealBroken, ValueError, MemoryError) as fault:
+            if passes(fault) and trio.current_time() < until_s:
+                await trio.sleep(RETRY_S)
+                continue
+            # Evicted between the fetch and the sum, no room for the result, a disk that fails. It is this machine's
+            # fault, so what was contributed stays, for nobody gives it twice: the round is tried again when it is due.
+            rejected, blob, unsound = missing, None, False
+            words = in_words(fault) if isinstance(fault, OSError) else str(fault) or type(fault).__name__
+            text = f"[buyer] round {wanted.round} could not be averaged here, and is tried again: {words}\n"
+            daemon.job_logs.append(wanted.job, min((entry.shard for entry in here), default=0), text, daemon.now_ms())
+            break
     # A reason may hold a stranger's words in any script, and the journal takes only so many bytes of them.
     left_out = tuple(
         Rejected(shard=shard, reason=clipped(reason, LONGEST_REASON_BYTES))

@@ -1,5 +1,7 @@
 """Who is asked to bid when a shard has lost its provider, and what becomes of a round that cannot be had."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from kit.trading import CHANNEL, JOB, OTHER_KEY, PROVIDER_KEY, award, bid, spec,
 from hansa.market.purchase_state import ENDED_BADLY, SILENT, TAKEN_BACK, Placement, Purchase
 from hansa.node.daemon import buyer_tasks, run_logs
 from hansa.node.daemon.buyer_tasks import unwelcome
-from hansa.node.engine.events import NodeEvent, RoundNotReduced
+from hansa.node.engine.events import NodeEvent, RoundNotReduced, RoundReduced
 from hansa.node.engine.state import NodeState
 from hansa.node.engine.steady_clock import wall_clock_ms as now_ms
 from hansa.node.network.net import Context, Refused
-from hansa.proto.blob import blob_ref
+from hansa.proto.blob import BlobRef, blob_ref
 from hansa.proto.codec import decode, encode
 from hansa.proto.market_documents import Tender
 from hansa.proto.network import DOMAIN
@@ -29,7 +31,7 @@ from hansa.proto.tensors import encode_state
 from hansa.proto.typed_data import digest
 from hansa.scheduler.job_events import TenderWanted
 from hansa.scheduler.job_state import Job, Shard
-from hansa.scheduler.rounds import Contribution, ReductionWanted
+from hansa.scheduler.rounds import Contribution, ReductionFailed, ReductionWanted, Rounds, TimePassed, advance
 
 WANTED = TenderWanted(job=JOB, shards=(0,), attempt=1, at_ms=0)
 
@@ -178,7 +180,49 @@ async def test_no_room_for_a_rounds_result_is_an_outcome_and_not_the_end(
         )
         (outcome,) = told
         assert isinstance(outcome, RoundNotReduced)
-        assert "do not fit into the quota" in outcome.rejected[0].reason
+        assert [left.shard for left in outcome.rejected] == [1], "what is here was given once, and stays"
+        (line,) = daemon.job_logs.tail(JOB, [0, 1]).lines(last=True)
+        assert "do not fit into the quota" in line["text"]
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(("number", "times"), [(errno.EMFILE, 3), (errno.ENOSPC, 1000), (errno.EIO, 1000)])
+async def test_a_disk_that_fails_under_a_round_costs_no_contribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, times: int
+) -> None:
+    monkeypatch.setattr(buyer_tasks, "RETRY_S", 0.01)
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon:
+        given = daemon.store.put_bytes(encode_state({"w": np.ones(4)}))
+        daemon.state.jobs[JOB] = Job(
+            phase="running", job=JOB, spec=spec(), package=blob_ref(b"p"), shards=(Shard(shard=0),), submitted_ms=0
+        )
+        told: list[RoundNotReduced | RoundReduced] = []
+        left, put = times, daemon.store.put_bytes
+
+        def failing(data: bytes) -> BlobRef:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise OSError(number, os.strerror(number), "/home/developer")
+            return put(data)
+
+        monkeypatch.setattr(daemon, "tell", told.append)
+        monkeypatch.setattr(daemon.store, "put_bytes", failing)
+        own = Contribution(shard=0, provider=daemon.account.address, weight_milli=1_000, state=given)
+        wanted = ReductionWanted(job=JOB, round=1, previous=None, contributions=(own,), at_ms=0)
+        with trio.fail_after(20):
+            await buyer_tasks.reduce(daemon, wanted)
+        lines = [line["text"] for line in daemon.job_logs.tail(JOB, [0]).lines(last=True)]
+        monkeypatch.undo()
+    (outcome,) = told
+    assert outcome.rejected == ()
+    assert isinstance(outcome, RoundReduced) == (number == errno.EMFILE)
+    if isinstance(outcome, RoundNotReduced):
+        assert lines == [f"[buyer] round 1 could not be averaged here, and is tried again: {os.strerror(number)}"]
+        waiting = Rounds(phase="reducing", job=JOB, shards=1, timeout_ms=50, contributions={0: own})
+        kept = advance(waiting, ReductionFailed(round=1, rejected=outcome.rejected, at_ms=100)).state
+        (again,) = advance(kept, TimePassed(at_ms=kept.deadline)).effects
+        assert again.contributions == (own,)
 
 
 @pytest.mark.trio
