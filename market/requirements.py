@@ -347,7 +347,7 @@ class _Needs:
         except ValueError as fault:
             raise _fault(term.values[0], f"is no price ceiling: {fault}", word.example, self.text) from None
         if not ceiling_e18:
-            raise _fault(term.values[0], "is no price ceiling: nobody lends for nothing", word.example, self.text)
+            raise _fault(term.values[0], "is no price ceiling: it must be more than nothing", word.example, self.text)
         return ceiling_e18
 
     def _feature(self, value: str, term: Term) -> None:
