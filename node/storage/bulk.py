@@ -23,7 +23,7 @@ from hansa.node.storage.blobs import BlobStore
 from hansa.node.storage.bulk_chunks import Lacking, bring_chunks
 from hansa.node.storage.bulk_grants import TOKEN_BYTES, Grants
 from hansa.node.storage.bulk_identity import BulkIdentity, certificate_of
-from hansa.node.storage.bulk_line import Line, LineBroken
+from hansa.node.storage.bulk_line import BulkLine, LineBroken
 from hansa.node.storage.bulk_messages import MAX_MESSAGE_BYTES, CallOffered, CallWanted, ChannelGranted, ChannelWanted
 from hansa.node.storage.bulk_serving import Allow, BulkLimits, ChunkServer
 from hansa.node.storage.line_meter import LineMeter
@@ -37,11 +37,11 @@ MOST_REMEMBERED: Final = 1024
 
 
 @dataclass(slots=True, eq=False)
-class Channel:
+class BulkChannel:
     """One connection that may fetch. Made and closed by ``BulkChannels``, which counts it from the one to the other."""
 
     peer_id: str
-    line: Line
+    line: BulkLine
     leave: Callable[[str], None]
     since_s: float = field(default_factory=time.monotonic)
     over: trio.Event = field(default_factory=trio.Event)
@@ -85,8 +85,8 @@ class BulkChannels:
         self._identity = BulkIdentity(net.peer_id)
         self._grants = Grants(self._count)
         self._standing: Counter[str] = Counter()
-        self._idle: list[Channel] = []
-        self._awaited: dict[str, trio.MemorySendChannel[Channel]] = {}
+        self._idle: list[BulkChannel] = []
+        self._awaited: dict[str, trio.MemorySendChannel[BulkChannel]] = {}
         self._paused: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._nursery: trio.Nursery | None = None
 
@@ -123,11 +123,11 @@ class BulkChannels:
 
     # Fetching.
 
-    async def open(self, peer_id: str, ref: BlobRef) -> Channel | None:
+    async def open(self, peer_id: str, ref: BlobRef) -> BulkChannel | None:
         """A channel to fetch this blob from that peer on, or None if there is none to be had now. Give it back."""
         return (self._take_idle(peer_id) if self._net.is_live(peer_id) else None) or await self._open(peer_id, ref)
 
-    def give_back(self, channel: Channel) -> None:
+    def give_back(self, channel: BulkChannel) -> None:
         """Nothing is underway on this channel; whoever fetches next may have it."""
         if channel.line.broken or self._nursery is None:
             channel.close()
@@ -135,12 +135,12 @@ class BulkChannels:
             channel.since_s = time.monotonic()
             self._idle.append(channel)
 
-    async def bring(self, channel: Channel, partial: Partial, lacking: Lacking, chunk_s: float) -> None:
+    async def bring(self, channel: BulkChannel, partial: Partial, lacking: Lacking, chunk_s: float) -> None:
         """Fetch on this channel what is lacking; see ``bring_chunks`` for what it raises."""
         self._count("bulk.fetches")
         await channel.line.in_thread(lambda: bring_chunks(channel.line, partial, lacking, chunk_s), self._threads)
 
-    def _take_idle(self, peer_id: str) -> Channel | None:
+    def _take_idle(self, peer_id: str) -> BulkChannel | None:
         self._close_idle()
         for channel in self._idle:
             if channel.peer_id == peer_id:
@@ -155,7 +155,7 @@ class BulkChannels:
             self._idle.remove(channel)
             channel.close()
 
-    async def _open(self, peer_id: str, ref: BlobRef) -> Channel | None:
+    async def _open(self, peer_id: str, ref: BlobRef) -> BulkChannel | None:
         if self._nursery is None or not self._may_try(peer_id):
             return None
         self._enter(peer_id)
@@ -166,7 +166,7 @@ class BulkChannels:
                     await self._net.connect(peer_id, int(self._limits.dial_s * 1000))
                 if self._net.dialled(peer_id) is not None:
                     wanted = ChannelWanted(ref=ref, certificate=self._identity.certificate)
-                    channel = Channel(peer_id=peer_id, line=await self._dial(peer_id, wanted), leave=self._leave)
+                    channel = BulkChannel(peer_id=peer_id, line=await self._dial(peer_id, wanted), leave=self._leave)
                 elif peer_id not in self._awaited:
                     channel = await self._be_called(peer_id, ref)
                 else:
@@ -215,7 +215,7 @@ class BulkChannels:
         while len(self._paused) > MOST_REMEMBERED:
             self._paused.popitem(last=False)
 
-    async def _dial(self, peer_id: str, message: ChannelWanted | CallOffered) -> Line:
+    async def _dial(self, peer_id: str, message: ChannelWanted | CallOffered) -> BulkLine:
         at = self._net.dialled(peer_id)
         if at is None:
             raise LineBroken("we did not dial this peer")
@@ -232,7 +232,7 @@ class BulkChannels:
             raise Malformed("bulk", "a token of another length")
         with trio.fail_after(self._limits.dial_s):
             stream = await trio.open_tcp_stream(*at)
-            line = Line(_own(stream), self._identity.dialling(certificate), serving=False)
+            line = BulkLine(_own(stream), self._identity.dialling(certificate), serving=False)
             await stream.aclose()
             try:
                 await line.shake_hands()
@@ -243,8 +243,9 @@ class BulkChannels:
                 raise
         return line
 
-    async def _be_called(self, peer_id: str, ref: BlobRef) -> Channel:
-        send, receive = trio.open_memory_channel[Channel](1)  # which is counted already, as one that is being opened
+    async def _be_called(self, peer_id: str, ref: BlobRef) -> BulkChannel:
+        # Which is counted already, as one that is being opened.
+        send, receive = trio.open_memory_channel[BulkChannel](1)
         self._awaited[peer_id] = send
         try:
             await self._net.request(
@@ -312,7 +313,7 @@ class BulkChannels:
         if not expected or self._nursery is None:
             self._count("bulk.uninvited")
             return
-        line = Line(_own(stream), self._identity.serving(expected), serving=True)
+        line = BulkLine(_own(stream), self._identity.serving(expected), serving=True)
         grant = None
         try:
             try:
@@ -334,13 +335,13 @@ class BulkChannels:
         finally:
             line.close()
 
-    async def _use_call(self, peer_id: str, line: Line) -> None:
+    async def _use_call(self, peer_id: str, line: BulkLine) -> None:
         """The peer dialled us because we cannot dial it: whoever waits for that fetches on this connection."""
         awaited = self._awaited.get(peer_id)
         if awaited is None:
             self._count("bulk.call_too_late")
             return
-        channel = Channel(peer_id=peer_id, line=line, leave=self._leave)
+        channel = BulkChannel(peer_id=peer_id, line=line, leave=self._leave)
         try:
             awaited.send_nowait(channel)
         except trio.WouldBlock:
@@ -348,7 +349,7 @@ class BulkChannels:
         else:
             await channel.over.wait()
 
-    async def _serve(self, context: Context, line: Line) -> None:
+    async def _serve(self, context: Context, line: BulkLine) -> None:
         """Serve a channel that was counted already."""
         try:
             await self._server.serve(context, line)

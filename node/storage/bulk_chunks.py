@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Final, Protocol
 
 from hansa.node.storage.blob_partial import Partial
-from hansa.node.storage.bulk_line import Line, LineBroken
+from hansa.node.storage.bulk_line import BulkLine, LineBroken
 from hansa.proto.blob import CHUNK_BYTES, MAX_BLOB_BYTES, BlobRef, chunk_count, chunk_size_bytes
 from hansa.proto.errors import Malformed
 
@@ -60,7 +60,7 @@ def parse_request(data: bytes) -> tuple[BlobRef, range]:
     return BlobRef(root=root, size_bytes=size_bytes), range(first, first + count)
 
 
-def send_chunks(line: Line, file: int, ref: BlobRef, indices: range, chunk_s: float) -> None:
+def send_chunks(line: BulkLine, file: int, ref: BlobRef, indices: range, chunk_s: float) -> None:
     """Answer a request, in a thread. ``file`` is the blob's, open. Each chunk must be taken within ``chunk_s``."""
     buffer = line.buffer(PIECE_BYTES)
     line.send_all(memoryview(bytes((SENT,))), time.monotonic() + chunk_s)
@@ -75,7 +75,7 @@ def send_chunks(line: Line, file: int, ref: BlobRef, indices: range, chunk_s: fl
             at, left = at + len(view), left - len(view)
 
 
-def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float) -> None:
+def bring_chunks(line: BulkLine, partial: Partial, lacking: Lacking, chunk_s: float) -> None:
     """Fetch until nothing is lacking that nobody else brings, in a thread. Each run must come within ``chunk_s``.
 
     A run is as long as lately came in half a second, so that only who becomes far slower within one is given up; with
@@ -114,7 +114,7 @@ def bring_chunks(line: Line, partial: Partial, lacking: Lacking, chunk_s: float)
         raise writer.fault
 
 
-def _receive_run(line: Line, underway: deque[range], writer: "_Writer", chunk_s: float) -> float:
+def _receive_run(line: BulkLine, underway: deque[range], writer: "_Writer", chunk_s: float) -> float:
     """The answer to the oldest request, chunk by chunk. Says how many seconds it took."""
     started_s = time.monotonic()
     due_s = started_s + chunk_s

@@ -38,7 +38,7 @@ class LineBroken(Exception):
         self.why = why
 
 
-class Line:
+class BulkLine:
     """Both directions of one connection. One task or one thread uses it at a time."""
 
     def __init__(self, connected: socket.socket, context: ssl.SSLContext, *, serving: bool) -> None:

@@ -11,7 +11,7 @@ from hansa.node.network.net import Context, Net
 from hansa.node.storage.blob_shelf import BlobMissing
 from hansa.node.storage.blobs import BlobStore
 from hansa.node.storage.bulk_chunks import NONE_FOR_YOU, REQUEST, parse_request, send_chunks
-from hansa.node.storage.bulk_line import Line, LineBroken
+from hansa.node.storage.bulk_line import BulkLine, LineBroken
 from hansa.node.storage.line_meter import LineMeter
 from hansa.proto.blob import BlobRef, chunk_size_bytes
 from hansa.proto.errors import ProtocolError
@@ -59,7 +59,7 @@ class ChunkServer:
         self._threads = threads
         self._counters = counters
 
-    async def serve(self, context: Context, line: Line) -> None:
+    async def serve(self, context: Context, line: BulkLine) -> None:
         """Answer what the peer asks on this channel until it is over."""
         try:
             while await self._serve_one(context, line):
@@ -72,7 +72,7 @@ class ChunkServer:
         except Exception:  # noqa: BLE001  # one peer's channel must not end the service for all
             self._counters["bulk.serve_failed"] += 1
 
-    async def _serve_one(self, context: Context, line: Line) -> bool:
+    async def _serve_one(self, context: Context, line: BulkLine) -> bool:
         data = b""
         with trio.move_on_after(self._limits.idle_s):
             data = await line.receive(REQUEST.size)
@@ -98,7 +98,7 @@ class ChunkServer:
         self._counters["bulk.chunks_sent"] += len(indices)
         return True
 
-    async def _send(self, peer_id: str, line: Line, ref: BlobRef, indices: range) -> bool:
+    async def _send(self, peer_id: str, line: BulkLine, ref: BlobRef, indices: range) -> bool:
         try:
             file = self._store.reader(ref)
         except BlobMissing:

@@ -18,7 +18,7 @@ from hansa.node.storage.bulk import BulkChannels
 from hansa.node.storage.bulk_chunks import LONGEST_RUN, REQUEST
 from hansa.node.storage.bulk_grants import TOKEN_BYTES
 from hansa.node.storage.bulk_identity import BulkIdentity, name_of
-from hansa.node.storage.bulk_line import Line, LineBroken
+from hansa.node.storage.bulk_line import BulkLine, LineBroken
 from hansa.node.storage.bulk_messages import MAX_MESSAGE_BYTES, CallOffered, CallWanted, ChannelGranted, ChannelWanted
 from hansa.node.storage.bulk_serving import BulkLimits
 from hansa.node.storage.pinned_tls import certificate_in, dialling_context, make_pem
@@ -384,10 +384,10 @@ async def granted(fetcher: House, source: House, certificate: bytes | None = Non
     return decode(answer, ChannelGranted, limit_bytes=MAX_MESSAGE_BYTES)
 
 
-async def knock(at: tuple[str, int], context: ssl.SSLContext, first: bytes = b"") -> Line:
+async def knock(at: tuple[str, int], context: ssl.SSLContext, first: bytes = b"") -> BulkLine:
     """A TLS connection by hand."""
     stream = await trio.open_tcp_stream(*at)
-    line = Line(socket.fromfd(stream.socket.fileno(), socket.AF_INET, socket.SOCK_STREAM), context, serving=False)
+    line = BulkLine(socket.fromfd(stream.socket.fileno(), socket.AF_INET, socket.SOCK_STREAM), context, serving=False)
     await stream.aclose()
     try:
         with trio.fail_after(20):
@@ -399,14 +399,14 @@ async def knock(at: tuple[str, int], context: ssl.SSLContext, first: bytes = b""
     return line
 
 
-async def ask_for_one(line: Line) -> bytes:
+async def ask_for_one(line: BulkLine) -> bytes:
     """The first byte of the answer to a good request."""
     with trio.fail_after(20):
         await line.send(REQUEST.pack(REF.root, REF.size_bytes, 0, 1))
         return await line.receive(1)
 
 
-async def is_hung_up(line: Line) -> None:
+async def is_hung_up(line: BulkLine) -> None:
     with pytest.raises(LineBroken):
         await ask_for_one(line)
     line.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from hansa.node.storage.bulk_line import FEW_BYTES, TAKEN_BYTES, Line, LineBroken
+from hansa.node.storage.bulk_line import FEW_BYTES, TAKEN_BYTES, BulkLine, LineBroken
 from hansa.node.storage.pinned_tls import certificate_in, dialling_context, make_pem, serving_context
 
 pytestmark = pytest.mark.trio
@@ -25,8 +25,8 @@ async def ends(tmp_path: Path):
     for name, pem in zip(("dials", "serves"), pems, strict=True):
         (tmp_path / name).write_bytes(pem)
     dialled, served = socket.socketpair()
-    dials = Line(dialled, dialling_context(tmp_path / "dials", [certificate_in(pems[1])]), serving=False)
-    serves = Line(served, serving_context(tmp_path / "serves", [certificate_in(pems[0])]), serving=True)
+    dials = BulkLine(dialled, dialling_context(tmp_path / "dials", [certificate_in(pems[1])]), serving=False)
+    serves = BulkLine(served, serving_context(tmp_path / "serves", [certificate_in(pems[0])]), serving=True)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dials.shake_hands)
@@ -100,13 +100,13 @@ async def test_a_changed_byte_ends_the_line(ends):
         await dials.receive(1)
 
 
-def tickets(tmp_path: Path, number: int) -> tuple[Line, socket.socket, bytes]:
+def tickets(tmp_path: Path, number: int) -> tuple[BulkLine, socket.socket, bytes]:
     """A line that has shaken hands but for its last word, the socket at its other end, and tickets made for it."""
     pems = [make_pem(bytes((each,)) * 32, lambda _key: "one of two") for each in range(2)]
     for name, pem in zip(("dials", "serves"), pems, strict=True):
         (tmp_path / name).write_bytes(pem)
     dialled, served = socket.socketpair()
-    dials = Line(dialled, dialling_context(tmp_path / "dials", [certificate_in(pems[1])]), serving=False)
+    dials = BulkLine(dialled, dialling_context(tmp_path / "dials", [certificate_in(pems[1])]), serving=False)
     context = serving_context(tmp_path / "serves", [certificate_in(pems[0])])
     context.num_tickets = number
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -20,7 +20,7 @@ from hansa.node.network.net import NetConfig
 from hansa.node.storage.blob_exchange import BlobExchange
 from hansa.node.storage.blobs import BlobStore
 from hansa.node.storage.bulk import BulkChannels
-from hansa.node.storage.bulk_line import Line
+from hansa.node.storage.bulk_line import BulkLine
 from hansa.node.storage.line_meter import LULL_S, LineMeter
 from hansa.proto.blob import CHUNK_BYTES
 
@@ -111,7 +111,7 @@ async def test_what_the_kernel_took_and_the_other_side_did_not_is_not_sent_yet()
                 given += near.send(bytes(65_536))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
-        line = Line(near.dup(), context, serving=False)
+        line = BulkLine(near.dup(), context, serving=False)
         with far, trio.fail_after(30):
             assert 0 < line.unsent_bytes < given
             while given:
