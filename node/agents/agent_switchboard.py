@@ -22,7 +22,7 @@ from hansa.node.agents.agent_messages import Gone
 from hansa.node.isolation import launcher_protocol
 from hansa.node.isolation.launcher_link import Launch
 from hansa.node.isolation.launcher_protocol import NO_PROCESS, Counted, Ended, Kill, Message, Refused, Start, Started
-from hansa.node.isolation.overlay_packets import Afar, Interface, Line, Switch
+from hansa.node.isolation.overlay_packets import Afar, Interface, PacketLine, Switch
 from hansa.node.isolation.sandbox import SandboxSpec
 from hansa.node.runs.executor_launcher import LauncherService
 from hansa.node.storage.agent_streams import BROKEN
@@ -272,7 +272,7 @@ class Switchboard:
         afar = head.part.machine != HERE
         await self._tell(replace(head.started, pid=NO_PROCESS) if afar else head.started, [descriptor])
 
-    async def _switch(self, run: bytes, held: _Held, lines: list[Line]) -> None:
+    async def _switch(self, run: bytes, held: _Held, lines: list[PacketLine]) -> None:
         try:
             with held.switch:
                 await Switch(lines).serve()
@@ -362,7 +362,7 @@ def _all_here(message: Start) -> Part:
     )
 
 
-def _line_of(seat: _Seat) -> Line | None:
+def _line_of(seat: _Seat) -> PacketLine | None:
     if seat.packets is not None and seat.packets.stream is not None:
         return Afar(seat.packets.stream)
     return Interface(seat.descriptors[1]) if len(seat.descriptors) > 1 else None

@@ -24,7 +24,7 @@ HEADER_BYTES: Final = 20
 NETWORK: Final = bytes((10, 77, 0))
 
 
-class Line(Protocol):
+class PacketLine(Protocol):
     """Where packets come from and go to."""
 
     async def receive(self) -> list[bytes]:
@@ -110,7 +110,7 @@ async def carry_packets(descriptor: int, stream: trio.abc.Stream) -> None:
 class Switch:
     """Brings the packets of one run to where they belong."""
 
-    def __init__(self, lines: Sequence[Line]) -> None:
+    def __init__(self, lines: Sequence[PacketLine]) -> None:
         """The line of each member, in the order of their places."""
         assert 1 < len(lines) <= MOST_MEMBERS, "a gang"
         self._lines = lines
@@ -143,7 +143,7 @@ class Switch:
         return found
 
 
-async def _pump(source: Line, sink: Line, scope: trio.CancelScope) -> None:
+async def _pump(source: PacketLine, sink: PacketLine, scope: trio.CancelScope) -> None:
     with contextlib.suppress(*BROKEN):
         while packets := await source.receive():
             await sink.send(packets)
