@@ -26,7 +26,7 @@ from hansa.proto.pipes import (
 CANNOT_START = 127
 
 
-class Line:
+class SharedTerminal:
     """The terminal, written to by two threads."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def feed(sink: int) -> None:
 def main() -> int:
     """Run it; gives its exit status."""
     tty.setraw(0, termios.TCSANOW)
-    line = Line()
+    line = SharedTerminal()
     line.say(GREETING)
     try:
         process = subprocess.Popen(
