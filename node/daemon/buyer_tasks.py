@@ -29,6 +29,7 @@ from hansa.node.engine.logs import warn
 from hansa.node.engine.queueing import has_asked, places
 from hansa.node.engine.state import NodeState
 from hansa.node.messaging.directory import Stranger
+from hansa.node.plain_text import summary
 from hansa.node.storage.blob_exchange import FetchFailed
 from hansa.node.storage.blob_shelf import BlobMissing, NoRoom
 from hansa.node.storage.blobs import BlobStore
@@ -207,8 +208,7 @@ async def _fetch_for_job(daemon: "Daemon", wanted: FetchWanted) -> None:
             if not why:
                 break
             why = clipped(why, LONGEST_REASON_BYTES)
-            words = f"[buyer] the checkpoint of step {shard.copying.step} is refused: {why}\n"
-            daemon.job_logs.append(wanted.job, shard.shard, words, daemon.now_ms())
+            _say_of(daemon, wanted.job, shard.shard, f"the checkpoint of step {shard.copying.step} is refused: {why}")
             refused = BlobNotFetched(
                 job=wanted.job, lease=wanted.lease, blob=wanted.blob, refusal=why, at_ms=daemon.now_ms()
             )
@@ -281,6 +281,11 @@ async def _fetch(daemon: "Daemon", blob: BlobRef, owner: bytes, like: Sequence[B
     return None
 
 
+def _say_of(daemon: "Daemon", job: bytes, shard: int, words: str) -> None:
+    """A line of this node's own in a shard's log."""
+    daemon.job_logs.append(job, shard, f"[buyer] {words}\n", daemon.now_ms())
+
+
 async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
     """Fetch a round's states, check them against each other, average what is sound."""
     of = daemon.state.jobs.live.get(wanted.job)
@@ -311,11 +316,17 @@ async def reduce(daemon: "Daemon", wanted: ReductionWanted) -> None:
                 continue
             # Evicted between the fetch and the sum, no room for the result, a disk that fails. It is this machine's
             # fault, so what was contributed stays, for nobody gives it twice: the round is tried again when it is due.
-            rejected, blob, unsound = missing, None, False
+            rejected, blob, unsound = {}, None, False
             words = in_words(fault) if isinstance(fault, OSError) else str(fault) or type(fault).__name__
-            text = f"[buyer] round {wanted.round} could not be averaged here, and is tried again: {words}\n"
-            daemon.job_logs.append(wanted.job, min((entry.shard for entry in here), default=0), text, daemon.now_ms())
+            what = f"round {wanted.round} could not be averaged here, and is tried again: {words}"
+            _say_of(daemon, wanted.job, min((entry.shard for entry in here), default=0), what)
             break
+    if blob is None:
+        # Nor is what did not come dropped where nothing was averaged: it goes on coming from where it was.
+        rejected = {shard: reason for shard, reason in rejected.items() if shard not in missing}
+        for shard, reason in sorted(missing.items()):
+            what = f"its state of round {wanted.round} did not come, and is fetched again"
+            _say_of(daemon, wanted.job, shard, f"{what}: {summary(reason, LONGEST_REASON_BYTES)}")
     # A reason may hold a stranger's words in any script, and the journal takes only so many bytes of them.
     left_out = tuple(
         Rejected(shard=shard, reason=clipped(reason, LONGEST_REASON_BYTES))

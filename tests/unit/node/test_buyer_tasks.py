@@ -114,9 +114,11 @@ def test_who_wins_and_does_not_confirm_is_not_invited_again_even_if_nobody_else_
 
 
 @pytest.mark.trio
-async def test_a_refusal_in_any_words_fits_into_the_journal_and_the_round_is_collected_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_a_refusal_in_any_words_fits_into_the_journal_and_what_did_not_come_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_alone: bool
 ) -> None:
+    """Where nothing came nothing is dropped, since nobody gives a state twice; where one came, the round goes on."""
     monkeypatch.setattr(buyer_tasks, "FETCH_PATIENCE_S", 0.5)
     monkeypatch.setattr(buyer_tasks, "RETRY_S", 0.05)
     monkeypatch.setattr(memory_party, "now_ms", now_ms)
@@ -140,19 +142,29 @@ async def test_a_refusal_in_any_words_fits_into_the_journal_and_the_round_is_col
         daemon.state.jobs[JOB] = Job(
             phase="running", job=JOB, spec=spec(), package=blob_ref(b"p"), shards=shards, submitted_ms=0
         )
-        told: list[RoundNotReduced] = []
+        told: list[RoundNotReduced | RoundReduced] = []
         monkeypatch.setattr(daemon, "tell", told.append)
         contributions = tuple(
             Contribution(shard=number, provider=each.account.address, weight_milli=1, state=blob_ref(bytes([number])))
             for number, each in enumerate((liar, slow))
         )
+        if not is_alone:
+            state = daemon.store.put_bytes(encode_state({"w": np.ones(4)}))
+            contributions += (Contribution(shard=2, provider=daemon.account.address, weight_milli=1, state=state),)
         wanted = ReductionWanted(job=JOB, round=1, previous=None, contributions=contributions, at_ms=0)
         with trio.fail_after(5):
             await buyer_tasks.reduce(daemon, wanted)
         (outcome,) = told
         assert decode(encode(outcome), NodeEvent, limit_bytes=1 << 20) == outcome, "the journal can be read again"
-        assert [left.shard for left in outcome.rejected] == [0, 1]
-        assert "came too slowly" in outcome.rejected[1].reason
+        lines = [line["text"] for line in daemon.job_logs.tail(JOB, [0, 1]).lines(last=True)]
+        if is_alone:
+            assert outcome.rejected == ()
+            assert len(lines) == 2
+            assert "did not come, and is fetched again: it came too slowly" in lines[1]
+        else:
+            assert [left.shard for left in outcome.rejected] == [0, 1]
+            assert "came too slowly" in outcome.rejected[1].reason
+            assert lines == []
 
 
 @pytest.mark.trio
@@ -180,9 +192,10 @@ async def test_no_room_for_a_rounds_result_is_an_outcome_and_not_the_end(
         )
         (outcome,) = told
         assert isinstance(outcome, RoundNotReduced)
-        assert [left.shard for left in outcome.rejected] == [1], "what is here was given once, and stays"
-        (line,) = daemon.job_logs.tail(JOB, [0, 1]).lines(last=True)
+        assert outcome.rejected == (), "it was given once, and stays"
+        line, missed = daemon.job_logs.tail(JOB, [0, 1]).lines(last=True)
         assert "do not fit into the quota" in line["text"]
+        assert "did not come" in missed["text"]
 
 
 @pytest.mark.trio
