@@ -17,7 +17,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,9 +25,10 @@ from urllib.parse import unquote, urlsplit
 import trio
 from uv import find_uv_bin
 
-from hansa.node.isolation.build_room import WORK, Outcome, Tool, run_in_thread, run_tool, ways_out
+from hansa.node.isolation.build_room import WORK, Outcome, TooDeep, Tool, run_in_thread, run_tool, tree_size, ways_out
 from hansa.node.isolation.host_paths import without_host_paths
 from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
+from hansa.node.isolation.tree_removal import remove_tree
 from hansa.node.isolation.trees import Trees, open_to_everybody
 from hansa.node.runs import compile_inside
 from hansa.node.runs.builder import RunTool, tool_runner
@@ -56,6 +57,9 @@ MOST_COMPILE_BYTES = 512 << 20
 THREADS = 4
 """Of uv's, of each of two kinds: as many as there are processors would reserve as many times the memory."""
 MOST_BYTES = 20 << 30
+OWN_CACHE = ".hansa-cache"
+ROOM_BYTES, ROOM_PER_BYTE = 1 << 30, 20
+"""For a job's own wheels, whatever they weigh, and for each byte of them."""
 MOST_FILES = 500_000
 LONGEST_WORDS = 1_500
 
@@ -146,16 +150,21 @@ class Environments:
                 open_to_everybody(Path(given))
                 for tool in tools:
                     _check_place(made)
+                    if not tool.network:
+                        tool = replace(tool, most_bytes=min(tool.most_bytes, _room_for(plan, made)))  # noqa: PLW2901
                     outcome = self._run_tool(tool, given_up)
                     if not outcome.ok:
                         words = f"the job's packages cannot be installed here: {self._words(outcome)}"
                         raise NotBuilt(words, is_jobs_fault=outcome.too_much and not tool.network)
             _check_place(made)
+            remove_tree(made / OWN_CACHE)
             outcome = self._run_tool(compiler(take_inventory(), made), given_up)
             if not outcome.ok:
                 # Python compiles what it finds uncompiled; only the runs begin later.
                 LOGGER.info("not all of a job's packages were compiled: %s", self._words(outcome))
             self._trees.publish(made, plan.key)
+        except TooDeep as fault:
+            raise NotBuilt("the job's packages cannot be installed here: their directories are too deep") from fault
         except (SandboxUnavailable, OSError) as fault:
             raise NotBuilt(f"the job's packages cannot be installed here: {without_host_paths(str(fault))}") from fault
         finally:
@@ -250,10 +259,15 @@ def python_version() -> str:
 
 
 def from_job(inventory: Inventory, made: Path, wheels: Path) -> Tool:
-    """Install wheels of the job's own: without the network, and without the cache of what other jobs use."""
+    """Install wheels of the job's own: without the network, and without the cache of what other jobs use.
+
+    It leaves a cache of its own beside them, which is to be removed (`OWN_CACHE`).
+    """
     command = [
         *_install(inventory, WORK, "/opt/wheels/requirements.txt"),
-        *("--link-mode", "copy", "--no-cache", "--offline", "--no-index", "--find-links", "/opt/wheels"),
+        # Where there is room: without a cache uv unpacks in /tmp, which is memory, and little.
+        *("--link-mode", "copy", "--cache-dir", f"{WORK}/{OWN_CACHE}"),
+        *("--offline", "--no-index", "--find-links", "/opt/wheels"),
     ]
     return Tool(
         command=tuple(command),
@@ -280,6 +294,12 @@ def compiler(inventory: Inventory, made: Path) -> Tool:
         most_s=MOST_COMPILE_S,
         most_memory_bytes=MOST_COMPILE_BYTES,
     )
+
+
+def _room_for(plan: Plan, made: Path) -> int:
+    """What may lie there once the job's own wheels are installed. Honest ones become a few times as large, twice."""
+    shipped_bytes = sum(wheel.path.stat().st_size for _, wheels in plan.shipped for wheel in wheels)
+    return tree_size(made)[0] + ROOM_BYTES + ROOM_PER_BYTE * shipped_bytes
 
 
 def _check_place(made: Path) -> None:

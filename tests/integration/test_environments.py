@@ -379,6 +379,29 @@ def test_a_jobs_own_wheels_that_want_too_much_are_its_fault_and_an_indexs_are_no
             assert caught.value.is_jobs_fault == (too_much and bool(shipped))
 
 
+def test_a_jobs_own_wheels_may_weigh_more_than_the_rooms_own_memory_holds(tmp_path: Path) -> None:
+    """They were unpacked in its /tmp first, which has 256 MiB."""
+    wheel = a_wheel(tmp_path / "w", "large", "1.0", {"large/__init__.py": "", "large/data": bytes(280 << 20)})
+    shop = Workshop(tmp_path / "t")
+    tree = shop.bring(lock_line(wheel), wheel)
+    assert tree is not None
+    assert (tree / "large" / "data").stat().st_size == 280 << 20
+    assert {path.name for path in tree.iterdir()} <= {"large", "large-1.0.dist-info", ".lock"}
+    assert {path.stat().st_nlink for path in tree.rglob("*") if path.is_file()} == {1}
+
+
+def test_a_small_wheel_does_not_fill_a_large_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "ROOM_BYTES", 64 << 20)
+    wheel = a_wheel(tmp_path / "w", "bomb", "1.0", {f"bomb/{n}.bin": bytes(20 << 20) for n in range(8)})
+    one = a_wheel(tmp_path / "w", "one", "1.0", {"one/data": os.urandom(8 << 20)})
+    shop = Workshop(tmp_path / "t", an_index(tmp_path / "index", one))
+    with pytest.raises(NotBuilt, match=r"left more than \d\d MiB") as caught:
+        shop.bring(lock_line(one) + lock_line(wheel), wheel)
+    assert caught.value.is_jobs_fault
+    monkeypatch.setattr(environments, "ROOM_BYTES", 1 << 20)
+    assert shop.bring(lock_line(one), one) is not None, "honest wheels have room by what they weigh"
+
+
 def test_a_bomb_of_files_is_stopped_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "MOST_FILES", 300)
     wheel = a_wheel(tmp_path / "w", "bomb", "1.0", {f"bomb/{n}.txt": "" for n in range(1000)})
