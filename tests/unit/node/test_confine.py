@@ -82,6 +82,17 @@ def test_where_others_may_write_no_uid_is_claimed(tmp_path, mode):
         ClaimedUid([closed])
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_no_uid_is_claimed_in_what_another_user_owns(tmp_path):
+    ClaimedUid([tmp_path]).release()
+    for place in (tmp_path, tmp_path / confine.CLAIMS):
+        os.chown(place, 4242, -1)
+        with pytest.raises(PermissionError, match="others may write there"):
+            ClaimedUid([tmp_path])
+        os.chown(place, 0, -1)
+    ClaimedUid([tmp_path]).release()
+
+
 def test_no_uid_is_claimed_through_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / confine.CLAIMS).symlink_to(tmp_path / "elsewhere")
