@@ -224,7 +224,7 @@ def doctor(data_dir: Path, as_json: bool) -> int:
         from hansa.node.plain_text import plain
 
         for name, ok, what in findings:
-            click.echo(f"{'ok ' if ok else 'BAD'}  {name:8} {plain(what)}")
+            click.echo(f"{'ok ' if ok else 'BAD'}  {name:8} {plain(' '.join(what.split()))}")
     return 0 if all(ok for _, ok, _ in findings) else 1
 
 

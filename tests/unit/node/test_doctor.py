@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from hansa.node.commands import doctor
+from hansa.node.commands.cli import cli
 from hansa.node.commands.first_setup import Wishes, set_up
 from hansa.node.settings.config import Config, load_config
 
@@ -63,3 +65,11 @@ def test_the_examination_looks_at_the_keys(config: Config) -> None:
     found = {name: well for name, well, _ in doctor.examine(config.data_dir)}
     assert found["config"]
     assert found["keys"] is False
+
+
+def test_what_a_tool_said_on_many_lines_stands_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Using CPython 3.11\nerror: Failed to install\n  cause: Permission denied"
+    monkeypatch.setattr("hansa.node.commands.doctor.examine", lambda _data: [("packages", False, said)])
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 1
+    assert result.stdout == "BAD  packages Using CPython 3.11 error: Failed to install cause: Permission denied\n"
