@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from hansa.node.daemon.staging import Fetching, is_buyer_here, is_proved, peers_of
+from hansa.node.daemon.bringing import Fetching, is_buyer_here, is_proved, peers_of
 from hansa.node.engine.events import CopyFetched
 from hansa.node.engine.logs import warn
 from hansa.node.storage.blob_exchange import DiskFailed, FetchFailed

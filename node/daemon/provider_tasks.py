@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from hansa.node.daemon.bringing import RETRY_S, STAGE_PATIENCE_S, bring
 from hansa.node.daemon.laying_out import Unstageable
 from hansa.node.daemon.mirror_tasks import while_wanted
-from hansa.node.daemon.staging import RETRY_S, STAGE_PATIENCE_S, bring
 from hansa.node.engine.answering import PriceWanted
 from hansa.node.engine.held_time import paid_times
 from hansa.node.engine.logs import log_line

@@ -718,12 +718,12 @@ DEFENCES = (
         ("() if is_buyer_here(daemon.state, order.holder) else (order.holder,)", "(order.holder,)"),
     ),
     at(
-        "node/daemon/staging.py",
+        "node/daemon/bringing.py",
         f"{STAGING}::test_of_what_another_buyer_named_here_the_buyer_alone_is_asked",
         ("blob in fetching.foreign", "blob in ()"),
     ),
     at(
-        "node/daemon/staging.py",
+        "node/daemon/bringing.py",
         f"{STAGING}::test_the_chunk_that_a_buyer_must_show_is_drawn_once",
         ('int.from_bytes(drawn, "big") % count', "secrets.randbelow(count)"),
     ),

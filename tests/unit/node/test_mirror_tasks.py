@@ -15,7 +15,7 @@ from kit.memory_net import MemoryHub
 from kit.trading import award, bid, spec, tender, terms
 
 from hansa.market.sale_state import Sale
-from hansa.node.daemon import buyer_tasks, checkpoint_check, chores, mirror_tasks, staging
+from hansa.node.daemon import bringing, buyer_tasks, checkpoint_check, chores, mirror_tasks, staging
 from hansa.node.daemon.daemon import Daemon
 from hansa.node.engine.steady_clock import wall_clock_ms as now_ms
 from hansa.node.network.net import Context
@@ -109,7 +109,7 @@ class Three:
 @pytest.fixture
 async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Three]:
     monkeypatch.setattr(mirror_tasks, "RETRY_S", 0.05)
-    monkeypatch.setattr(staging, "RETRY_S", 0.05)
+    monkeypatch.setattr(bringing, "RETRY_S", 0.05)
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("def main(ctx): ...\n")
     archive = io.BytesIO()
@@ -471,6 +471,6 @@ async def test_a_source_that_hands_out_nothing_holds_up_no_other_job(
             while not three.buyer.store.has(three.package):
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.3)
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.3)
     with trio.fail_after(10):
         await bring_back(three.buyer)

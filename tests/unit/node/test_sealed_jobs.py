@@ -18,7 +18,7 @@ from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.node.api.desk import NodeDesk
 from hansa.node.commands.first_setup import Wishes, config_text
-from hansa.node.daemon import buyer_tasks, provider_tasks, staging
+from hansa.node.daemon import bringing, buyer_tasks, provider_tasks, staging
 from hansa.node.daemon.daemon import Daemon
 from hansa.node.daemon.laying_out import Unstageable
 from hansa.node.engine.selling import DeliverRound
@@ -114,7 +114,7 @@ class Pair:
 
 @pytest.fixture
 async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
-    monkeypatch.setattr(staging, "RETRY_S", 0.05)
+    monkeypatch.setattr(bringing, "RETRY_S", 0.05)
     monkeypatch.setattr(key_exchange, "RETRY_S", 0.02)
     hub = MemoryHub()
     async with a_daemon(tmp_path, hub, 1) as buyer, a_daemon(tmp_path, hub, 2, lends=True) as provider:

@@ -18,7 +18,7 @@ from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
 from hansa.node.api.desk import NodeDesk
-from hansa.node.daemon import laying_out, run_logs, staging
+from hansa.node.daemon import bringing, laying_out, run_logs, staging
 from hansa.node.daemon.daemon import Daemon
 from hansa.node.faults import OperatorError
 from hansa.node.isolation import trees
@@ -58,7 +58,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         await found.start(executor, order)
 
     monkeypatch.setattr(Executor, "start", start)
-    monkeypatch.setattr(staging, "RETRY_S", 0.05)
+    monkeypatch.setattr(bringing, "RETRY_S", 0.05)
     return found
 
 
@@ -196,7 +196,7 @@ def withhold(pair: Pair, data: bytes) -> None:
 async def test_a_blob_that_lies_here_for_another_buyer_is_not_laid_out_for_who_cannot_show_it(
     pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.5)
     pair.lease(pair.listed(("x", b"another's data", ())))
     withhold(pair, b"another's data")
     with trio.fail_after(20):
@@ -210,7 +210,7 @@ async def test_a_blob_that_lies_here_for_another_buyer_is_not_laid_out_for_who_c
 async def test_anothers_code_is_not_laid_out_either(
     pair: Pair, package: bytes, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.5)
     pair.lease(pair.listed())
     withhold(pair, package)
     with trio.fail_after(20):
@@ -224,7 +224,7 @@ async def test_anothers_code_is_not_laid_out_either(
 async def test_a_checkpoint_of_another_buyers_is_not_gone_on_from(
     pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.5)
     state = blob_ref(b"another's weights")
     pair.lease(pair.listed())
     withhold(pair, b"another's weights")
@@ -278,13 +278,13 @@ async def test_a_buyer_here_is_asked_for_no_blob_that_another_names(
 ) -> None:
     """Nor is one that was here: it gives this node what it once told it of."""
     asked: list[bytes] = []
-    honest = staging.peers_of
+    honest = bringing.peers_of
 
     async def watched(daemon: Daemon, accounts: Sequence[bytes]) -> list[str]:
         asked.extend(accounts)
         return await honest(daemon, accounts)
 
-    monkeypatch.setattr(staging, "peers_of", watched)
+    monkeypatch.setattr(bringing, "peers_of", watched)
     pair.lease(pair.listed())
     state, victim, mirror = pair.provider.state, b"\x07" * 20, b"\x08" * 20
     called = replace(tender(), signer=victim)
@@ -301,13 +301,13 @@ async def test_of_what_another_buyer_named_here_the_buyer_alone_is_asked(
 ) -> None:
     """Whoever mirrors it would give it to this node for the other buyer's sake."""
     asked: list[tuple[bytes, ...]] = []
-    honest = staging.peers_of
+    honest = bringing.peers_of
 
     async def watched(daemon: Daemon, accounts: Sequence[bytes]) -> list[str]:
         asked.append(tuple(accounts))
         return await honest(daemon, accounts)
 
-    monkeypatch.setattr(staging, "peers_of", watched)
+    monkeypatch.setattr(bringing, "peers_of", watched)
     pair.lease(pair.listed())
     state, mirror, buyer = pair.provider.state, b"\x08" * 20, pair.buyer.account.address
     files = pair.buyer.state.jobs.live[JOB].files
@@ -339,7 +339,7 @@ async def test_the_chunk_that_a_buyer_must_show_is_drawn_once(pair: Pair) -> Non
     pair.provider.exchange.holds = holds  # type: ignore[method-assign]
     for buyer in drawn:
         for _ in range(20):
-            assert not await staging.is_proved(pair.provider, blob, buyer, [])
+            assert not await bringing.is_proved(pair.provider, blob, buyer, [])
     assert all(len(indices) == 1 for indices in drawn.values())
 
 
@@ -505,7 +505,7 @@ async def test_a_lack_of_descriptors_is_waited_for(pair: Pair, started: Started)
 async def test_a_lack_of_descriptors_that_lasts_is_named_when_patience_ends(
     pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.5)
     data = b"here already"
     pair.lease(pair.listed(("x", data, ())))
     pair.provider.store.put_bytes(data)
@@ -541,9 +541,9 @@ async def test_a_run_is_forgotten_on_a_disk_that_takes_no_notes_and_the_daemon_l
 
 
 async def test_a_fetch_goes_on_for_as_long_as_bytes_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 1.0)
-    monkeypatch.setattr(staging, "SLOWEST_BYTES_PER_S", 1_000)
-    fetching = staging.Fetching(total_bytes=1 << 20, owners=())
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 1.0)
+    monkeypatch.setattr(bringing, "SLOWEST_BYTES_PER_S", 1_000)
+    fetching = bringing.Fetching(total_bytes=1 << 20, owners=())
     fetching.begin()
     with fetching.scope:
         for _ in range(8):
@@ -556,7 +556,7 @@ async def test_a_fetch_goes_on_for_as_long_as_bytes_move(monkeypatch: pytest.Mon
 async def test_a_fetch_is_given_up_when_no_bytes_move(
     pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.5)
     pair.lease(pair.listed(("x", bytes(50_000), ())))
     honest = pair.buyer.exchange._allow
     pair.buyer.exchange._allow = lambda context, blob: blob != blob_ref(bytes(50_000)) and honest(context, blob)
@@ -570,13 +570,13 @@ async def test_a_fetch_is_given_up_when_no_bytes_move(
 
 async def test_all_bytes_that_come_are_told(pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[int] = []
-    honest = staging.Fetching.moved
+    honest = bringing.Fetching.moved
 
-    def counted(fetching: staging.Fetching, size_bytes: int) -> None:
+    def counted(fetching: bringing.Fetching, size_bytes: int) -> None:
         moved.append(size_bytes)
         honest(fetching, size_bytes)
 
-    monkeypatch.setattr(staging.Fetching, "moved", counted)
+    monkeypatch.setattr(bringing.Fetching, "moved", counted)
     pair.lease(pair.listed(("x", bytes(2 * CHUNK_BYTES + 3), ())))
     await staging.start_run(pair.provider, ORDER)
     assert sum(moved) >= 2 * CHUNK_BYTES + 3, "all bytes are told, several chunks together where they come fast"
@@ -586,9 +586,9 @@ async def test_all_bytes_that_come_are_told(pair: Pair, started: Started, monkey
 async def test_a_trickle_is_not_waited_for_for_ever(
     pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "STAGE_PATIENCE_S", 0.4)
-    monkeypatch.setattr(staging, "SLOWEST_BYTES_PER_S", 1 << 40)
-    fetching = staging.Fetching(total_bytes=1 << 30, owners=())
+    monkeypatch.setattr(bringing, "STAGE_PATIENCE_S", 0.4)
+    monkeypatch.setattr(bringing, "SLOWEST_BYTES_PER_S", 1 << 40)
+    fetching = bringing.Fetching(total_bytes=1 << 30, owners=())
     fetching.begin()
     with trio.fail_after(5), fetching.scope:
         while True:
@@ -599,7 +599,7 @@ async def test_a_trickle_is_not_waited_for_for_ever(
 
 
 async def test_a_long_fetch_is_told_to_the_buyer(pair: Pair, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "SAY_EVERY_S", 0.05)
+    monkeypatch.setattr(bringing, "SAY_EVERY_S", 0.05)
     pair.lease(pair.listed(("x", bytes(3 * CHUNK_BYTES), ())))
     told: list[Any] = []
     monkeypatch.setattr(run_logs, "pass_on", lambda _daemon, event: told.append(event))
