@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa.market.needs_rendering import render
-from hansa.market.needs_text import LONGEST_TEXT, MOST_TERMS, NeedsError
+from hansa.market.needs_text import LONGEST_TEXT, MOST_TERMS, MOST_VALUES, NeedsError
 from hansa.market.requirements import Needs, needs_of, ordered, parse_needs, parse_rules
 from hansa.market.vocabulary import VOCABULARY, WORDS, Of
 from hansa.proto.market_documents import Clause, DeviceChoice, Requirements
@@ -130,6 +130,7 @@ def test_equal_meaning_is_equal_text(one, other):
         ("x" * (LONGEST_TEXT + 1), "", "longer than", "say less"),
         ("\n".join(["region != de"] * 9), "region", "more than 8 conditions", "not in"),
         ("\n".join(["vram >= 1 GB"] * (MOST_TERMS + 1)), "vram", "more are not read", "say less"),
+        (" or ".join(["H100"] * (MOST_VALUES + 2)), "or", f"comes after {MOST_VALUES} sets", "families"),
     ],
 )
 def test_a_slip_is_pointed_at_with_a_way_out(text, token, why, hint):

@@ -184,6 +184,22 @@ def test_only_a_list_is_read_as_a_list(other):
         read(msgpack.packb([VERSION, "RunReported", fields], use_bin_type=True))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """Holds one of two things, as events hold effects."""
+
+    held: messages.BidReleased | messages.MirrorWanted
+
+
+def test_one_of_several_things_is_its_name_and_its_fields_and_no_more():
+    box = Box(held=messages.BidReleased(bid=bytes(32), reason=""))
+    version, name, fields = msgpack.unpackb(encode(box))
+    assert read(msgpack.packb([version, name, fields]), Box) == box
+    for other in (fields["held"][:1], [*fields["held"], 1], []):
+        with pytest.raises(Malformed, match=r"not \[name, fields\]"):
+            read(msgpack.packb([version, name, {"held": other}]), Box)
+
+
 def test_deep_nesting_is_malformed():
     with pytest.raises(Malformed):
         read(b"\x91" * 100_000 + b"\xc0")

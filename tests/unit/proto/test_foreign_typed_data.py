@@ -143,6 +143,14 @@ def test_loose_typed_data_is_refused(path, value):
         foreign_digest(changed(path, value))
 
 
+def test_a_domain_is_no_message():
+    """What would be signed is the digest of a domain, which says nothing."""
+    itself = copy.deepcopy(MAIL)
+    itself["primaryType"], itself["message"] = "EIP712Domain", itself["domain"]
+    with pytest.raises(Malformed, match="primaryType"):
+        foreign_digest(json.dumps(itself))
+
+
 def test_a_struct_that_holds_itself_ends_in_an_error_and_not_in_a_crash():
     typed = {
         "types": {"Loop": [{"name": "next", "type": "Loop[]"}]},

@@ -110,6 +110,7 @@ OUTLINE = {"__metadata__": {"hansa": '{"a":"x"}'}}
         hostile({**OUTLINE, "x": entry(1, 2, [1])}, b"12"),
         hostile({**OUTLINE, "x": entry(0, 1, [1]), "unseen": entry(1, 2, [1])}, b"12"),
         hostile({**OUTLINE, "x": entry(0, 2, [2], "OBJECT")}, b"12"),
+        hostile({**OUTLINE, "x": entry(0, 2, [2], ["U8"])}, b"12"),
         hostile({**OUTLINE, "x": entry(0, 1, [True])}, b"1"),
         hostile({"__metadata__": {"hansa": "[" * 100_000}}),
         hostile({"__metadata__": {"hansa": '{"l":[' * 40 + "]}" * 40}}),
