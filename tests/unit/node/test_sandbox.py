@@ -342,6 +342,22 @@ def test_a_request_out_of_range_is_refused(change):
         unpack(pack(Start(run=b"r", spec=dataclasses.replace(SPEC, **change))))
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        Refused(run=b"r", reason=5),
+        Refused(run=b"r", reason=None),
+        Started(run=b"r", pid=1, limits={"memory": 5}),
+        Started(run=b"r", pid=1, limits=["memory"]),
+        Ended(run=b"r", status=0, memory_kills=0, peak_bytes=0, words={"x": "y"}),
+    ],
+)
+def test_what_a_launcher_says_in_words_is_words(message):
+    """It may stand on another machine."""
+    with pytest.raises(Malformed):
+        unpack(pack(message))
+
+
 @given(st.binary(max_size=100))
 def test_any_packet_is_a_message_or_malformed(packet):
     try:
