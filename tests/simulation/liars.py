@@ -14,6 +14,7 @@ from hansa.proto.documents import CooperativeClose, Voucher
 from hansa.scheduler.job_events import FetchWanted
 
 LATER_MS = 3_600_000
+JUMP_MS = 90_000
 BLOB = blob_ref(b"a lie")
 
 
@@ -221,7 +222,29 @@ class LyingNode(SimNode):
         self.post(order.to, noise, self.now_ms() + 1_000)
         return [order]
 
+    def _jumps(self, order: Send) -> list[Send]:
+        """No lie, but a clock that is set ahead while a run lives. It stays there."""
+        if isinstance(order.message, messages.ReceiptSent) and self.skew_ms < JUMP_MS:
+            self.skew_ms += JUMP_MS
+        return [order]
+
     # Lying buyers.
+
+    def _disputes(self, order: Send) -> list[Send]:
+        """It would pay for half of each receipt only, or for what nobody said, and says so before it pays."""
+        if not isinstance(order.message, messages.VoucherSent) or self.engine is None:
+            return [order]
+        channel = self.engine.state.paying.get(order.message.voucher.document.channel_id)
+        if channel is None or channel.accepted is None:
+            return [order]
+        factor = self.world.random.choice((0, 1, 2, 4))
+        payable = tuple(
+            replace(line, device_ms=line.device_ms * factor // 2, amount=line.amount * factor // 2)
+            for line in channel.accepted.lines
+        )
+        seq = channel.accepted.receipt.seq
+        word = messages.ReceiptDisputed(channel_id=channel.channel_id, seq=seq, payable=payable, reason="not here")
+        return [self._say(order.to, word), *([order] if self.world.chance(0.5) else [])]
 
     def _never_prepay(self, order: Send) -> list[Send]:
         """It pays for receipts, and never what it agreed to pay ahead of them."""

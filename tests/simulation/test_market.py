@@ -53,6 +53,21 @@ def test_where_owners_take_devices_back_all_the_time_every_job_that_fits_is_stil
     assert moves["of these, from the newest checkpoint of the last lease"] > 5
 
 
+class OfClocks(Market):
+    """Half of all nodes have a provider's clock that jumps, or dispute as buyers what they are to pay."""
+
+    def draws_liar(self) -> bool:
+        return self.world.chance(0.5) or super().draws_liar()
+
+    def draw_lie(self, *, provides: bool) -> str:
+        return "jumps" if provides else "disputes"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_clocks_that_jump_and_buyers_that_dispute_take_nothing_from_the_honest(seed):
+    OfClocks(seed).play()
+
+
 @pytest.mark.parametrize("seed", [7, 31])
 def test_two_runs_of_one_seed_agree_to_the_byte(seed):
     program = (
