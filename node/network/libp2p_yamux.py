@@ -400,6 +400,8 @@ class BoundedYamux(IMuxedConn):  # type: ignore[misc]  # the library comes witho
         self._streams[stream_id] = stream
         self._inbound += 1
         self._put(HEADER.pack(0, WINDOW, ACK, stream_id, 0), can_wait=True)
+        if self._closed.is_set():
+            return  # that was one answer too many, and whoever is over gives nothing back any more
         self._silent[stream_id] = None
         self.budget.opened(self)
 

@@ -503,6 +503,32 @@ async def test_of_silent_streams_on_many_connections_who_has_most_loses_the_olde
     assert not budget_of(net)._silent
 
 
+async def test_a_stream_whose_very_opening_ends_its_connection_is_counted_no_more(monkeypatch):
+    """Else eight megabytes of answers that nobody read stayed for good, and a stranger could leave them as often."""
+    monkeypatch.setattr("hansa.node.network.libp2p_yamux.BACKLOG_BYTES", 4 * 12 - 1)
+
+    class Piece:
+        """A secured connection on which pings came, and a stream after them."""
+
+        is_initiator = False
+
+        def __init__(self) -> None:
+            self.left = [frame(PING, SYN, 0, 1) * 3 + frame(WINDOW, SYN, 1, 0)]
+
+        def get_connection_type(self) -> ConnectionType:
+            return ConnectionType.DIRECT
+
+        async def read(self, _n: int | None) -> bytes:
+            await trio.lowlevel.checkpoint()
+            return self.left.pop() if self.left else b""
+
+    budget, offences = ReceiveBudget(1, 1), list[str]()
+    yamux = BoundedYamux(Piece(), ID(b""), limits=NetLimits(), budget=budget, offence=offences.append)
+    await yamux._read_loop()
+    assert (yamux.is_closed, offences) == (True, ["does not read our answers"])
+    assert (budget._all_silent, dict(budget._silent)) == (0, {})
+
+
 async def test_a_piece_of_many_frames_leaves_others_their_turns():
     """Twenty thousand frames in one read kept everybody else waiting for as long as they took."""
     frames = 20_000
