@@ -4,6 +4,7 @@ Lines for people by default, JSON with ``hansa node run --json``. What strangers
 counted in the metrics and not logged, so nobody can fill a disk.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -73,7 +74,7 @@ class LibraryLines(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See ``logging.Handler``."""
-        sentence, now_s = (record.name, str(record.msg)), self._clock_s()
+        sentence, now_s = (record.name, _words(lambda: str(record.msg), record)[:LONGEST_REASON]), self._clock_s()
         said_s, held_back = self._said.get(sentence, (-math.inf, 0))
         if now_s - said_s < SELDOM_S:
             self._said[sentence] = (said_s, held_back + 1)
@@ -84,12 +85,20 @@ class LibraryLines(logging.StreamHandler[TextIO]):
                 return
         self._said[sentence] = (now_s, 0)
         shown = copy.copy(record)
-        shown.msg, shown.args = record.getMessage(), ()
+        shown.msg, shown.args = _words(record.getMessage, record), ()
         if held_back:
             shown.msg += f" (and {held_back} more like it since)"
         if record.exc_info and isinstance(record.exc_info[1], OSError):
             shown.exc_info = shown.exc_text = None
         super().emit(shown)
+
+
+def _words(say: Callable[[], str], record: logging.LogRecord) -> str:
+    """What a record says, or what can be said of it: a library's mistake here would be raised where it warns."""
+    for each in (say, lambda: str(record.msg)):
+        with contextlib.suppress(Exception):
+            return plain(each())
+    return type(record.msg).__name__
 
 
 def start_logging(*, as_json: bool) -> None:

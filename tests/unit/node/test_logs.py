@@ -150,6 +150,30 @@ def test_a_library_that_puts_strangers_words_into_its_sentences_fills_no_log_eit
     assert len(told(stream)) == MOST_SENTENCES
 
 
+def test_a_sentence_that_a_library_cannot_finish_is_said_as_it_stands_and_costs_nothing_else() -> None:
+    class Dumb(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    stream = io.StringIO()
+    handler = LibraryLines(stream)
+    for sentence, facts in [("%d peers", ("two",)), (Dumb(), ()), ("peer %s", (Dumb(),))]:
+        handler.handle(logging.LogRecord("a.library", logging.WARNING, "", 0, sentence, facts, None))
+    assert told(stream) == ["%d peers", "Dumb", "peer %s"]
+
+
+@pytest.mark.parametrize("form", [JsonLines, PlainLines])
+def test_of_what_a_library_said_the_beginning_is_remembered(form: type[logging.Formatter]) -> None:
+    """A sentence may hold all that a stranger sent."""
+    stream = io.StringIO()
+    handler = LibraryLines(stream)
+    handler.setFormatter(form())
+    for number in range(MOST_SENTENCES):
+        handler.handle(logging.LogRecord("a.library", logging.WARNING, "", 0, f"{number}" + 100_000 * "x", (), None))
+    assert len(stream.getvalue()) < MOST_SENTENCES * 5_000
+    assert sum(len(said) for _, said in handler._said) < MOST_SENTENCES * 5_000
+
+
 def test_a_fault_of_a_library_that_is_not_the_systems_keeps_its_trace() -> None:
     stream = io.StringIO()
     handler = LibraryLines(stream)
