@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -314,6 +315,11 @@ def test_every_folder_of_the_node_is_a_room_and_no_two_modules_have_one_name() -
     assert folders == set(ROOMS)
     names = [path.name for path in modules("node")]
     assert len(set(names)) == len(names), "a name says which module is meant, without its room"
+
+
+def test_no_two_modules_of_tests_have_one_name() -> None:
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == [], "pytest takes one for the other"
 
 
 @pytest.mark.parametrize("package", FOLDERS)
