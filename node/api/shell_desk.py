@@ -116,6 +116,7 @@ def _shard(job: Job, wanted: int | None) -> Shard:
         if shard.phase in OPEN_PHASES:
             return shard
     if wanted is None:
-        raise OperatorError(f"no shard runs: the job is {job.phase}", "hansa watch shows how the shards are")
+        so_far = f"has {job.phase}" if job.phase in ("succeeded", "failed") else f"is {job.phase}"
+        raise OperatorError(f"no shard runs: the job {so_far}", "hansa watch shows how the shards are")
     reason = f": {candidates[0].reason}" if candidates[0].reason else ""
     raise OperatorError(f"shard {wanted} does not run, it is {candidates[0].phase}{reason}", "hansa watch shows more")

@@ -72,7 +72,8 @@ def _daemon(data_dir: Path) -> list[Finding]:
             daemon.close()
     except OperatorError as fault:
         return [("daemon", False, f"{fault.what}: {fault.hint}")]
-    found = ("daemon", True, f"{view.get('peer_id')} knows {len(view.get('peers', []))} peers")
+    peers = len(view.get("peers", []))
+    found = ("daemon", True, f"{view.get('peer_id')} knows {peers} {'peer' if peers == 1 else 'peers'}")
     waiting = [
         ("money", False, f"job {plain(job.get('job'), 64)[:12]}: {plain(job.get('warning'), 300)}")
         for job in view.get("waiting_for_money", [])

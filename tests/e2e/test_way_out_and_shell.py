@@ -131,4 +131,4 @@ def test_a_run_gets_out_to_public_hosts_only_and_its_buyer_gets_in(tmp_path: Pat
         assert await_job(nodes, job, 60)["phase"] == "succeeded"
         late = ran(nodes.buyer, "exec", job, "true")
         assert late.returncode == 2
-        assert b"no shard runs: the job is succeeded" in late.stderr
+        assert b"no shard runs: the job has succeeded" in late.stderr
