@@ -51,6 +51,8 @@ UNASKED_MS = 60_000
 """So long a buyer is told of the end of a channel on which nothing moved. It is no loss if it never hears of it."""
 SPARE_ADVANCES = 8
 """So many vouchers, and two for each lease, may pay ahead or wait until one pays for a receipt: all are filed."""
+SPARE_DISPUTES = 8
+"""So many receipts, and one for each lease, are written instead of others until one has a voucher."""
 REPEAT_MS = 24 * 3_600_000
 """For so long after a channel's end the buyer is told of it again at every start."""
 
@@ -447,7 +449,8 @@ def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningC
     if state.out is None or state.out.receipt.seq != event.seq:
         return ignore(state, "a refusal of no receipt that is out")
     disputed = disputed_lines(state.out.lines, event.payable, state.vouched.lines if state.vouched else (), state.terms)
-    if not event.payable or disputed is None or any(line.lease in state.disputed for line in disputed):
+    once = event.payable and disputed is not None and not any(line.lease in state.disputed for line in disputed)
+    if not once or disputed is None or not _may_pass_over(state, state.out):
         leases = tuple(line.lease for line in state.out.lines)
         refused = LinesRefused(leases=leases, reason=event.reason)
         return Step(state=replace(state, refused=event.reason), effects=(refused,))
@@ -459,6 +462,17 @@ def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningC
     further = _send_next(cut, event.at_ms)
     told = (LinesDisputed(lines=disputed, reason=event.reason),) if disputed else ()
     return Step(state=further.state, effects=(*told, *further.effects))
+
+
+def _may_pass_over(state: EarningChannel, out: Statement) -> bool:
+    """Whether another receipt may be written instead of this one, for which there is no voucher, nor one that waits.
+
+    Each is in the ledger for good, so without a voucher in between they are so many and no more.
+    """
+    if state.waiting is not None and state.waiting.document.statement == receipt_digest(out.receipt):
+        return False
+    paid = state.vouched.receipt.seq if state.vouched else 0
+    return out.receipt.seq - paid <= SPARE_DISPUTES + len(state.terms)
 
 
 def _leave(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:

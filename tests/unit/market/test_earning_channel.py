@@ -205,3 +205,13 @@ def test_a_channel_on_a_chain_can_pay_nothing_until_its_deposit_is_seen_and_one_
     known = FundsKnown(channel_id=CHANNEL_ID, most=5_000, at_ms=NOW_MS)
     assert (Playbook(advance, on_chain) >> known).reaches("open").limit == 5_000
     assert (Playbook(advance, START) >> known).reaches("open").limit == 5_000
+
+
+def test_a_receipt_with_a_voucher_that_waits_for_its_deposit_is_not_disputed_any_more():
+    chain = replace(START, currency=escrow_currency(31_337, b"\xee" * 20, b"\x70" * 20), funds=500)
+    playbook = Playbook(advance, chain) >> JOINED >> metered(1_000, 1) << receipt_of(FIRST) >> voucher(FIRST)
+    playbook.reaches("open", out=FIRST, voucher=None)
+    disputed = RefusalArrived(seq=FIRST.receipt.seq, reason="clocks", payable=FIRST.lines, at_ms=NOW_MS)
+    playbook >> disputed << some(LinesRefused)
+    # Its voucher is filed: a receipt that followed another one would not follow in the ledger.
+    playbook.reaches("open", out=FIRST, passed_over=0, refused="clocks")

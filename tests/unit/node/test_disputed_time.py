@@ -238,3 +238,21 @@ def test_a_fault_that_is_not_of_clocks_is_refused_as_before():
     made.tell(PROVIDER, BUYER, sent)
     assert made.heard(messages.ReceiptDisputed) == []
     assert len(made.heard(messages.ReceiptRefused)) == 1
+
+
+def test_a_buyer_that_disputes_receipts_without_paying_any_has_only_so_many_signed_for_it():
+    made, (lease,) = market(shards=1)
+    made.lost = lambda to, _message: to == BUYER
+    work(made, lease, 1)
+    for _ in range(100):
+        ((key, earning),) = made.engines[PROVIDER].state.earning.all()
+        assert earning.out is not None
+        seq, lines = earning.out.receipt.seq, earning.out.lines
+        made.tell(
+            BUYER,
+            PROVIDER,
+            messages.ReceiptDisputed(channel_id=key, seq=seq, payable=lines, reason="clocks"),
+        )
+    assert len({said.receipt.document.seq for said in made.heard(messages.ReceiptSent)}) <= 12
+    ((_, after),) = made.engines[PROVIDER].state.earning.all()
+    assert after.refused == "clocks"
