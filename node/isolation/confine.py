@@ -294,7 +294,11 @@ def _open_again(path: str, held: int | None) -> int:
 def why_not_become(*uids: int) -> str:
     """Why root here cannot become these users, or nothing: in a user namespace there are only those mapped into it."""
     for file in (UID_MAP, GID_MAP):
-        starts = [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+        try:
+            text = file.read_text()
+        except FileNotFoundError:  # this kernel was built without user namespaces
+            continue
+        starts = [tuple(map(int, line.split())) for line in text.splitlines()]
         for uid in uids:
             if not any(first <= uid < first + count for first, _outside, count in starts):
                 return f"root here is that of a user namespace without uid {uid}"

@@ -163,6 +163,13 @@ def test_where_there_are_enough_nothing_is_said(mapped):
     assert confine.why_not_become(65_537) != ""
 
 
+def test_of_a_kernel_without_user_namespaces_root_may_be_anybody(tmp_path, monkeypatch):
+    """There these files are not, and for want of them neither tools nor sandboxes were started."""
+    monkeypatch.setattr(confine, "UID_MAP", tmp_path / "uid_map")
+    monkeypatch.setattr(confine, "GID_MAP", tmp_path / "gid_map")
+    assert confine.why_not_become(confine.FIRST_UID, 65_000) == ""
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's tools run as that user")
 def test_a_tool_is_refused_in_words_where_there_is_no_user_for_it(mapped, tmp_path):
     """The directory could not be given away, and `hansa doctor` ended in a traceback."""
