@@ -341,7 +341,6 @@ def _give_way(state: Sale, event: LineDisputed) -> Step[Sale]:
     line = event.line
     cut = replace(
         state,
-        disputed=state.disputed + max(0, state.chargeable - line.amount),
         is_over=True,
         device_ms=line.device_ms,
         rest_milli=0,
@@ -350,6 +349,9 @@ def _give_way(state: Sale, event: LineDisputed) -> Step[Sale]:
         lined_steps=state.steps,
         unvouched_since_ms=event.at_ms if line.amount > state.vouched else 0,
     )
+    # A penalty that was lifted since the line was written is charged with the run's last one, and is not lost here.
+    left = max(line.amount, cut.chargeable) if state.phase == "running" else line.amount
+    cut = replace(cut, disputed=state.disputed + max(0, state.chargeable - left))
     if state.phase == "running" and not state.stopping:
         return _stop(cut, "the buyer's clock and the provider's do not agree")
     return _settle(cut, event.at_ms) if state.phase == "settling" else Step(state=cut)

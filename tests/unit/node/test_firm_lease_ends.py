@@ -319,3 +319,25 @@ def test_both_sides_see_what_is_withheld_and_the_buyer_what_it_does_not_pay():
     told = "firm lease of shard 0 did not end well: 0.000700 of it is not paid"
     assert told in list(news(before, after))
     assert told not in list(news(after, after))
+
+
+def test_what_its_buyer_disputes_of_a_lease_whose_penalty_was_lifted_is_written_off_once():
+    made, key = running()
+    made.lost = lambda to, _message: to == BUYER
+    made.tell(BUYER, PROVIDER, messages.PenaltyReleased(lease=key))
+    made.now_ms += 1_500
+    made.take(PROVIDER, run.RunProgressed(run=key, step=3, metrics=(), at_ms=made.now_ms))
+    ((channel, earning),) = made.engines[PROVIDER].state.earning.all()
+    whole, vouched = sale(made).chargeable, sale(made).vouched
+    assert earning.out is not None
+    assert earning.vouched is not None
+    word = messages.ReceiptDisputed(
+        channel_id=channel, seq=earning.out.receipt.seq, payable=earning.vouched.lines, reason="clocks"
+    )
+    made.tell(BUYER, PROVIDER, word)
+    made.take(PROVIDER, run.RunStopped(run=key, at_ms=made.now_ms))
+    for _ in range(4):
+        made.pass_time(10**7, PROVIDER)
+    assert sale(made).phase == "unpaid"
+    assert sale(made).vouched + sale(made).written_off == whole
+    assert made.engines[PROVIDER].state.ledger.balance(f"unpaid:{BUYER.hex()}") == whole - vouched
