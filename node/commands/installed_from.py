@@ -57,7 +57,17 @@ def _record(said: str | None) -> Mapping[str, Any]:
 
 def _commit_of(directory: Path) -> str:
     """What git says of a checkout; nothing where it is none, or there is no git."""
-    describe = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--exclude=*", f"--abbrev={DIGITS}"]
+    describe = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(directory),
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+        f"--abbrev={DIGITS}",
+    ]
     try:
         done = subprocess.run(describe, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     except (OSError, subprocess.SubprocessError):

@@ -21,11 +21,11 @@ CHILDREN = 2
 
 
 def modules_below(directory: str) -> list[str]:
-    """The sources there, by name; links lead nowhere that is to be compiled."""
+    """The sources there, by name; links lead nowhere that is to be compiled, and who opens a pipe waits for ever."""
     found = []
     for folder, _folders, files in os.walk(directory):
         sources = (Path(folder, name) for name in files if name.endswith(".py"))
-        found += [str(path) for path in sources if not path.is_symlink()]
+        found += [str(path) for path in sources if path.is_file() and not path.is_symlink()]
     return sorted(found)
 
 
