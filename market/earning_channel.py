@@ -234,7 +234,7 @@ TABLE: Table[EarningChannel] = Table(
         ("open", LineMetered, "open"),
         ("open", LeaseLeft, ("open", "closed")),
         ("open", VoucherArrived, ("open", "closed")),
-        ("open", RefusalArrived, "open"),
+        ("open", RefusalArrived, ("open", "closed")),
         ("open", CloseProposalArrived, ("open", "closed")),
         ("closed", CloseProposalArrived, "closed"),
         (("open", "closed"), ChannelSettled, "closed"),
@@ -453,15 +453,17 @@ def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningC
     if not once or disputed is None or not _may_pass_over(state, state.out):
         leases = tuple(line.lease for line in state.out.lines)
         refused = LinesRefused(leases=leases, reason=event.reason)
-        return Step(state=replace(state, refused=event.reason), effects=(refused,))
+        ended = _close(replace(state, refused=event.reason), event.at_ms)
+        return Step(state=ended.state, effects=(refused, *ended.effects))
     lines, evidence = instead(state.lines, state.evidence, disputed)
     lost = {line.lease: state.lines[line.lease].amount - line.amount for line in disputed}
     cut = replace(
         state, lines=lines, evidence=evidence, out=None, passed_over=event.seq, disputed={**state.disputed, **lost}
     )
     further = _send_next(cut, event.at_ms)
+    ended = _close(further.state, event.at_ms)
     told = (LinesDisputed(lines=disputed, reason=event.reason),) if disputed else ()
-    return Step(state=further.state, effects=(*told, *further.effects))
+    return Step(state=ended.state, effects=(*told, *further.effects, *ended.effects))
 
 
 def _may_pass_over(state: EarningChannel, out: Statement) -> bool:
@@ -494,13 +496,15 @@ def _close(state: EarningChannel, at_ms: int) -> Step[EarningChannel]:
 
     That is the sum of receipts: what was paid ahead and never used goes back.
 
-    As long as a lease lives there is more to come, or a voucher to wait for: the word is kept until then.
+    As long as a lease lives there is more to come, and as long as a receipt is out that the buyer has not refused there
+    may be a voucher to wait for: the word is kept until then. The two may have crossed, and a buyer that pays for a
+    receipt after its word would owe more than was earned here.
     """
     if state.proposed is None or state.proposed.document.cumulative != state.earned:
         return Step(state=state)
     if state.phase == "closed":
         return Step(state=state, effects=(_acceptance(state, at_ms),))
-    if state.live:
+    if state.live or (state.out is not None and not state.refused):
         return Step(state=state)
     closed = replace(state, phase="closed", closed_ms=at_ms)
     if state.vouched is None:

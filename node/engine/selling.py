@@ -152,7 +152,7 @@ def _hear_on_channel(state: NodeState, event: MessageArrived) -> Effects:
         case messages.CloseProposed(close=close):
             key, news = close.document.channel_id, earning_channel.CloseProposalArrived(close=close, at_ms=event.at_ms)
         case messages.ReceiptRefused(channel_id=key, seq=seq, reason=reason):
-            news = earning_channel.RefusalArrived(seq=seq, reason=reason)
+            news = earning_channel.RefusalArrived(seq=seq, reason=reason, at_ms=event.at_ms)
         case messages.ReceiptDisputed(channel_id=key, seq=seq, payable=payable, reason=reason):
             news = earning_channel.RefusalArrived(seq=seq, reason=reason, payable=payable, at_ms=event.at_ms)
         case _:
