@@ -25,6 +25,7 @@ from hansa.proto.messages import (
     AwardSent,
     LeaseCancelled,
     ProofSent,
+    ReceiptDisputed,
     ReceiptRefused,
     RunOrdered,
     RunReported,
@@ -239,12 +240,15 @@ async def test_receipts_that_are_forged_inflated_or_anothers_are_never_vouched_f
             liar.statement(award, since_ms=since_ms - 3_600_000, device_ms=3_600_000),
             liar.statement(award, since_ms=since_ms, device_ms=10**9),
             replace(fair, receipt=replace(fair.receipt, amount_total=most)),
-            replace(fair, receipt=replace(fair.receipt, seq=2)),
+            replace(fair, receipt=replace(fair.receipt, seq=9)),
         ]
         for statement in inflated:
             assert await what_it_got(liar.say(liar.receipt(statement))) == "taken", "it is answered in words"
         refused = await liar.until_heard(ReceiptRefused)
         assert refused.channel_id == award.award.document.channel_id
+        # What two clocks might explain is disputed: no more is called payable than passed since the start.
+        disputed = await liar.until_heard(ReceiptDisputed)
+        assert sum(line.device_ms for line in disputed.payable) < 30_000
         # A receipt for the channel of somebody honest.
         balance = await scene.call(scene.balance)
         others = [channel for channel in balance["channels"] if channel["counterparty"] in scene.honest]

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from functools import cache
-from pathlib import Path
 
 import pytest
 import trio
@@ -58,7 +57,6 @@ def need_gvisor():
 
 LOOK = """
 import json, os, socket
-from pathlib import Path
 
 def outcome(attempt, *arguments):
     try:
@@ -258,11 +256,11 @@ def test_a_run_is_ended_by_one_order():
         started, descriptors = receive(control)
         with socket.socket(fileno=descriptors[0]) as line:
             line.settimeout(READY_S)
-            assert line.recv(100)  # the runner says that it is ready
-        everything = process_tree.descendants(started.pid)
-        assert len(everything) > 3
-        send(control, Kill(run=b"run"))
-        ended, _ = receive(control)
+            assert line.recv(100)  # the runner says that it is ready, and goes when nobody is there any more
+            everything = process_tree.descendants(started.pid)
+            assert len(everything) > 3
+            send(control, Kill(run=b"run"))
+            ended, _ = receive(control)
         assert isinstance(ended, Ended)
         assert not runsc_processes(everything)
     process.wait(10)
@@ -319,6 +317,6 @@ def test_a_daemon_of_another_user_can_have_it(tmp_path):
     need_gvisor()
     with Service(tmp_path) as service:
         tmp_path.chmod(0o755)
-        Path(service.path).chmod(0o666)
+        os.chown(service.path, 4242, -1)
         found = check_sandbox(launch=lambda: (None, connect_as(4242, service.path)), tier="gvisor")
     assert found.available, found.reason

@@ -51,7 +51,7 @@ EXPECTED = {
     "leaves": ("worker-died", ["worker 0 exited with status 7"]),
     "exits": ("user-exception", ["exited with status 3", "in exits"]),
     "too_much": ("out-of-memory", ["not the memory that it asked for", "in too_much"]),
-    "hang": ("stalled", ["no progress for 1.5 s, after step 12"]),
+    "hang": ("stalled", ["for 1.5 s it neither printed nor reported anything, after step 12"]),
 }
 
 

@@ -210,7 +210,7 @@ def test_no_time_is_paid_after_the_word_that_a_run_is_kept_whatever_a_receipt_cl
     assert channel.cumulative == 1_000
     made.now_ms += CLOCK_SKEW_MS + 1
     last = channel.accepted
-    late = replace(last.lines[0], end_ms=made.now_ms, device_ms=2_000, amount=2_000)
+    late = replace(last.lines[0], end_ms=made.now_ms, device_ms=30_000, amount=30_000)
     proof = replace(last.evidence[0], steps=9)
     claimed = next_statement(
         channel_id=channel.channel_id, last=last.receipt, lines={lease: late}, evidence={lease: proof}
@@ -218,8 +218,15 @@ def test_no_time_is_paid_after_the_word_that_a_run_is_kept_whatever_a_receipt_cl
     receipt = unsigned(claimed.receipt)
     claim = messages.ReceiptSent(receipt=receipt, lines=claimed.lines, evidence=claimed.evidence)
     made.tell(PROVIDER, BUYER, sealed(claim, PROVIDER_KEY))
-    (refused,) = made.heard(messages.ReceiptRefused)
-    assert refused.reason == "a line is outside the lease's time"
+    (disputed,) = made.heard(messages.ReceiptDisputed)
+    assert disputed.reason == "a line is outside the lease's time"
+    (line,) = disputed.payable
+    agreed = channel.terms[lease]
+    assert line.device_ms == line.amount == agreed.longest_ms(agreed.ends_ms), (
+        "what passed until then, and the allowance"
+    )
+    (channel,) = made.engines[BUYER].state.paying.live.values()
+    assert channel.cumulative == 1_000
 
 
 def test_no_time_is_paid_after_the_word_that_a_run_has_ended_while_its_results_are_fetched():
