@@ -541,5 +541,11 @@ SINCE: Mapping[type, int] = {ProofSent: 2, ReceiptDisputed: 2}
 
 
 def as_of(message: Any, number: int) -> bytes | None:
-    """A message for one who speaks this number of the market's protocol; None where it has no such message."""
-    return encode(message, number=number) if SINCE.get(type(message), 1) <= number else None
+    """A message for one who speaks this number of the market's protocol; None where it has no words for it."""
+    if SINCE.get(type(message), 1) <= number:
+        return encode(message, number=number)
+    if isinstance(message, ReceiptDisputed):
+        # That another receipt would be paid it cannot be told, but that this one is not.
+        refused = ReceiptRefused(channel_id=message.channel_id, seq=message.seq, reason=message.reason)
+        return encode(refused, number=number)
+    return None
