@@ -110,7 +110,7 @@ class Switchboard:
         self._parts[run] = tuple(parts)
 
     def launch(self) -> tuple[None, socket.socket]:
-        """Be the executor's launcher; see `hansa.node.isolation.launcher.Launch`."""
+        """Be the executor's launcher; see `hansa.node.isolation.launcher_link.Launch`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._up = trio.socket.from_stdlib_socket(ours)
