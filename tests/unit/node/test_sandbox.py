@@ -20,7 +20,7 @@ from hansa.node.isolation.cgroups import GroupLimits, GroupV2, make_group
 from hansa.node.isolation.confine import hold, stage, staged
 from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
 from hansa.node.isolation.sandbox import SandboxSpec, build_command
-from hansa.node.isolation.sandbox_image import find_inside
+from hansa.node.isolation.sandbox_image import find_inside, furnish_from_image
 from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, take_inventory
 from hansa.node.isolation.seccomp import ARCHITECTURES, DENIED, UNCOUNTED, build_filter
 from hansa.node.runs.executor_end import printable
@@ -143,6 +143,23 @@ def test_of_an_image_everything_is_shown_but_what_every_sandbox_has_of_its_own(t
     assert shown == {"/lib", "/lib64", "/srv", "/etc/os-release", "/opt/tool"}
     at = command.index("--symlink")
     assert command[at + 1 : at + 3] == ["/var/home", "/home"]
+
+
+@pytest.mark.parametrize("directory", ["", "etc", "opt"])
+def test_an_image_of_more_entries_than_are_bound_one_by_one_is_refused_in_words(tmp_path, monkeypatch, directory):
+    """Each costs bubblewrap flags of its own, and a stranger made the image."""
+    image = an_image(tmp_path)
+    (image / directory).mkdir(exist_ok=True)
+    inventory = dataclasses.replace(take_inventory(), is_movable=True)
+    missing = 8 - len(list((image / directory).iterdir()))
+    for number in range(missing):
+        (image / directory / f"entry{number}").touch()
+    monkeypatch.setattr(sandbox_image, "MOST_ENTRIES", 8)
+    shown = furnish_from_image(inventory, str(image), "/image").flags
+    assert f"/image/{directory}/entry0".replace("//", "/") in shown
+    (image / directory / "one-more").touch()
+    with pytest.raises(SandboxUnavailable, match=f"more than 8 entries in /{directory}$"):
+        furnish_from_image(inventory, str(image), "/image")
 
 
 def test_an_image_on_which_nothing_can_run_the_runner_is_refused_in_words(tmp_path):
