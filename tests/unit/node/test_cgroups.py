@@ -6,10 +6,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hansa.node.isolation.cgroups import LEAF, PREFIX, remove_leftovers
+from hansa.node.isolation import cgroups
+from hansa.node.isolation.cgroups import LEAF, PREFIX, GroupLimits, GroupV2, remove_leftovers
 
 HIERARCHIES = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 
@@ -78,6 +80,38 @@ def test_what_a_killed_launcher_left_is_ended_and_taken_away(handed_on, inside):
             assert not left.exists()
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("taken_away_by", ["its run's end", "the next launcher"])
+def test_a_group_in_which_somebody_is_still_dying_is_taken_away_a_moment_later(tmp_path, monkeypatch, taken_away_by):
+    """The kernel refuses until then, as it does here for a directory that is not empty."""
+    monkeypatch.setattr(cgroups, "_own_paths", lambda: [("", "/")])
+    (tmp_path / "cgroup.controllers").touch()
+    directory = tmp_path / f"{PREFIX}{gone_pid()}-1"
+    group = GroupV2(directory, GroupLimits(memory_bytes=1 << 30, cpu_millis=1000, processes=10))
+    waits = []
+
+    def pass_a_moment(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            for file in directory.iterdir():
+                file.unlink()
+
+    monkeypatch.setattr(cgroups, "time", SimpleNamespace(sleep=pass_a_moment))
+    if taken_away_by == "its run's end":
+        group.remove()
+    else:
+        remove_leftovers(tmp_path)
+    assert not directory.exists()
+    assert len(waits) == 3
+
+
+def test_a_group_that_never_empties_holds_nobody_up_for_ever(tmp_path, monkeypatch):
+    group = GroupV2(tmp_path / "hansa-1-1", GroupLimits(memory_bytes=1 << 30, cpu_millis=1000, processes=10))
+    waits = []
+    monkeypatch.setattr(cgroups, "time", SimpleNamespace(sleep=waits.append))
+    group.remove()
+    assert sum(waits) < 1
 
 
 def test_what_belongs_to_a_launcher_that_lives_is_left_alone(handed_on):
