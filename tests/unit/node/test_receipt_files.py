@@ -129,6 +129,13 @@ def test_on_another_machine_the_bundle_is_checked_without_a_node(data, tmp_path)
     assert any("IOU" in words for words in view["not_proved"])
 
 
+def test_a_printed_receipt_says_that_the_end_of_a_run_is_among_its_steps(data):
+    printed = run("receipt", the_job(), "--data", data)
+    assert printed.exit_code == 0, printed.stderr
+    (footnote,) = (line for line in printed.stdout.splitlines() if line.startswith("steps: "))
+    assert "one more for a run that ended well" in footnote
+
+
 def test_a_bundle_with_a_changed_sum_is_found_out_in_words(data, tmp_path):
     printed = json.loads(run("receipt", the_job(), "--data", data, "--json").stdout)
     printed["receipt"]["document"]["amountTotal"] = str(int(printed["receipt"]["document"]["amountTotal"]) + 1)
