@@ -76,9 +76,11 @@ class DocumentReplay:
         try:
             match record:
                 case FiledChannel():
-                    domain = currency_of(record.currency).domain
-                    channel = _Channel(record.config, domain)
-                    self._channels.setdefault(channel_id(domain, record.config), channel)
+                    currency = currency_of(record.currency)
+                    if record.config.token != currency.token:
+                        self._fault(SIGNATURES, f"record {at}: a channel in another currency than its config names", at)
+                    channel = _Channel(record.config, currency.domain)
+                    self._channels.setdefault(channel_id(currency.domain, record.config), channel)
                     self._take_splits(record, at)
                 case FiledReceipt():
                     self._receipt(record, at)

@@ -309,6 +309,16 @@ def test_a_document_of_a_channel_that_is_not_filed_is_named(tmp_path, owner, kin
     assert f"{what} is of a channel that is not filed" in said[0]
 
 
+def test_a_channel_in_another_currency_than_its_config_names_is_named(tmp_path, owner):
+    """No signature holds the name of a currency; the config's token stands for it, and is in what both signed."""
+    at, channel = next(found for found in enumerate(RECORDS[owner]) if isinstance(found[1], FiledChannel))
+    renamed = replace(channel, currency="EUR")
+    code, report = verify(written(tmp_path, owner, [*RECORDS[owner][:at], renamed, *RECORDS[owner][at + 1 :]]))
+    assert code == 1
+    (said,) = [found["words"] for found in report["findings"] if found["name"] == "signatures"]
+    assert "a channel in another currency than its config names" in said
+
+
 def test_a_head_signed_by_another_key_is_not_this_ledgers(path, owner):
     store = LedgerStore(path, read_only=True)
     said = store.newest_head().document
