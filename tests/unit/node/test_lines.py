@@ -115,6 +115,32 @@ def test_the_second_round_shows_how_long_shards_work_between_two_and_what_their_
     assert list(state_of(made).paces.values()) == [pace]
 
 
+def test_the_outcome_of_a_round_of_no_job_here_measures_nothing_and_ends_nobody():
+    made, _ = running()
+    state = BlobRef(root=bytes(32), size_bytes=STATE_BYTES)
+    event = events.RoundReduced(job=b"?" * 32, round=1, state=state, accepted=(), rejected=(), at_ms=made.now_ms)
+    made.take(BUYER, event)
+    made.restart(BUYER)
+    assert state_of(made).paces == {}
+    assert state_of(made).rounds.get(b"?" * 32) is None
+
+
+def test_before_the_first_round_and_between_two_the_word_of_a_shard_is_no_measurement():
+    made, (one, other) = running()
+    contribute(made, one, 1, 10_000)
+    contribute(made, one, 1, 10_000)
+    contribute(made, other, 1, 500)
+    publish(made, 1)
+    publish(made, 1)
+    assert state_of(made).paces == {}
+    contribute(made, one, 2, 20_000)
+    contribute(made, other, 2, 6_000)
+    contribute(made, other, 2, 6_000)
+    assert state_of(made).paces == {}
+    publish(made, 2)
+    assert len(state_of(made).paces) == 1
+
+
 def test_a_tender_takes_along_the_lines_of_the_invited_and_the_pace_of_its_kind():
     made, (one, other) = running()
     measure(made, PROVIDER, THERE, 1_000_000)
