@@ -1,6 +1,10 @@
 """A developer's own mistakes do not count against the provider that tells of them; to tell of invented ones does."""
 
+from fractions import Fraction
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
 
@@ -116,7 +120,22 @@ def test_what_another_provider_bears_out_leaves_no_trace():
         (10, 0, (Record(own=20),), 0),
         (10, 10, (), 0),
         (3, 30, (Record(good=8, own=2),), 0),
+        (11, 0, (Record(good=2, own=5), Record(good=5, own=2)), 5),
     ],
 )
 def test_so_many_are_doubted(own, good, others, counted):
     assert doubted(Record(own=own, good=good), others) == counted
+
+
+FEW = st.integers(0, 300)
+RECORDS = st.builds(Record, good=FEW, bad=FEW, own=FEW)
+
+
+@given(RECORDS, st.lists(RECORDS, max_size=4))
+def test_the_share_that_others_had_and_one_more_are_believed_and_not_the_next_one(record, others):
+    own, good = (sum(getattr(each, name) for each in others) for name in ("own", "good"))
+    share = Fraction(own + 1, own + good + 2)
+    believed = record.own - doubted(record, others)
+    within = share * (record.own + record.good) + 1
+    assert 0 <= believed <= within
+    assert believed == record.own or believed + 1 > within
