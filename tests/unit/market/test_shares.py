@@ -25,7 +25,7 @@ from kit.trading import (
 
 from hansa.market.clauses import unmet_by_bid, unreadable
 from hansa.market.needs_rendering import render
-from hansa.market.receipts import BEYOND, CLOCK_SKEW_MS, OF_CLOCKS, fault_in, payable_lines
+from hansa.market.receipts import BEYOND, CLOCK_SKEW_MS, MOST_TRIED, OF_CLOCKS, fault_in, payable_lines
 from hansa.market.requirements import NeedsError, parse_needs
 from hansa.market.sale import advance, deadline_ms
 from hansa.market.sale_events import AwardArrived, LineVouched, ProgressMade, RunBegan, StartOrdered
@@ -307,6 +307,34 @@ def test_of_parts_that_cannot_all_have_run_the_one_that_began_last_gives_way_and
     twice = {LEASE: PART, OTHER_LEASE: terms(lease=OTHER_LEASE, shard=1, share_milli=600)}
     lie = receipt_for(twice, [(0, 400_000)] * 2)
     assert fault_in(lie, last=None, terms=twice, now_ms=NOW_MS + 400_000) not in OF_CLOCKS
+
+
+def test_parts_of_which_nothing_new_is_charged_are_not_among_the_few_that_are_tried():
+    """Each one tried is a whole receipt looked at, and a stranger wrote it."""
+    agreed = leases(500, 500, 500, *[125] * MOST_TRIED)
+    before = [(0, 10_000), (2_000, 10_000), (1_000, 10_000)]
+    later = [(20_000 + number, 20_100 + number) for number in range(MOST_TRIED)]
+    last = receipt_for(agreed, before + later)
+    assert fault_in(last, last=None, terms=agreed, now_ms=NOW_MS + 400_000) is None
+    beyond = [(begins, 400_000) for begins, _ in before]
+    more = receipt_for(agreed, beyond + later, steps=2, last=last)
+    assert fault_in(more, last=last, terms=agreed, now_ms=NOW_MS + 400_000) == BEYOND
+    payable = payable_lines(more, last=last, terms=agreed, now_ms=NOW_MS + 400_000)
+    assert payable == (more.lines[0], last.lines[1], *more.lines[2:])
+    grown = [(begins, ends + 100) for begins, ends in later]
+    many = receipt_for(agreed, beyond + grown, steps=2, last=last)
+    assert payable_lines(many, last=last, terms=agreed, now_ms=NOW_MS + 400_000) == ()
+
+
+@pytest.mark.parametrize("began_last", [0, 1, 2, 3])
+def test_of_four_parts_that_cannot_all_have_run_the_one_that_began_last_alone_gives_way(began_last):
+    agreed = leases(250, 250, 250, 500)
+    begun = [10_000 + 1_000 * number for number in range(4)]
+    begun[began_last] = 20_000
+    made = receipt_for(agreed, [(begins, 400_000) for begins in begun])
+    payable = payable_lines(made, last=None, terms=agreed, now_ms=NOW_MS + 400_000)
+    for number, (said, paid) in enumerate(zip(made.lines, payable, strict=True)):
+        assert paid == (replace(said, end_ms=said.start_ms, device_ms=0, amount=0) if number == began_last else said)
 
 
 @given(
