@@ -108,7 +108,7 @@ async def _start_run(daemon: "Daemon", order: StartRun) -> None:
         forget_run(daemon, order.run)
         return
     run_order = _run_order(daemon, order, entry, staged)
-    if daemon.cluster is not None:
+    if daemon.cluster is not None and run_order.workers > 0:  # one of none ends with the executor's words, as anywhere
         try:
             nodes = daemon.cluster.place(order.run, entry.bid.devices, run_order.workers, run_order.limits.memory_bytes)
         except Unplaceable as fault:

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 import trio
+from integration.agent_house import a_report
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
 from kit.memory_party import key
 from kit.trading import LEASE, award, bid, spec, tender
 
 from hansa.market.sale_state import Sale
+from hansa.node.agents.agent_cluster import Cluster
 from hansa.node.api.desk import NodeDesk
 from hansa.node.daemon import bringing, laying_out, run_logs, staging
 from hansa.node.daemon.daemon import Daemon
+from hansa.node.devices.inventory import Inventory
 from hansa.node.faults import OperatorError
 from hansa.node.isolation import trees
 from hansa.node.runs.executor import Executor
@@ -421,6 +424,36 @@ async def test_nothing_is_installed_where_the_owner_did_not_allow_it(
     assert (ended.end_kind, ended.end_reason) == ("refused", reason)
     assert started.orders == []
     assert brought == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_run_of_no_workers_is_placed_on_no_machine_and_ended_by_the_executor(
+    pair: Pair, started: Started, tmp_path: Path, workers: int
+) -> None:
+    """A lease from before such awards were refused: its end is the job's fault wherever its devices are."""
+    pair.lease(pair.listed())
+    daemon = pair.provider
+    entry = daemon.state.sale_on(LEASE)
+    assert entry is not None
+    assert entry.workload is not None
+    changed = replace(entry, workload=replace(entry.workload, workers=workers))
+    daemon.state.sales[daemon.state.sale_of[LEASE]] = changed
+    (device,) = entry.bid.devices
+    own = tuple(replace(each, id=device) for each in a_report(1).devices)
+    daemon.cluster = Cluster(
+        data_dir=tmp_path,
+        account=daemon.account.address,
+        tier="sandbox",
+        own=lambda: Inventory(devices=own, gpus={}, note="", driver_version=""),
+        launch=lambda: None,  # type: ignore[arg-type,return-value]
+        tell=daemon.tell,
+        log=lambda _: None,
+        now_ms=daemon.now_ms,
+    )
+    await staging.start_run(daemon, ORDER)
+    (order,) = started.orders
+    assert order.workers == workers
+    assert set(daemon.cluster.switchboard._parts) == ({LEASE} if workers else set())
 
 
 async def test_what_can_never_fit_is_said_at_once(pair: Pair) -> None:
