@@ -771,7 +771,7 @@ DEFENCES = (
     ),
     at(
         "node/engine/journal.py",
-        "e2e/test_node_run.py::test_a_daemon_says_when_it_is_ready_tells_its_health_and_ends_when_told",
+        "unit/node/test_journal.py::test_a_second_daemon_on_the_same_file_is_refused",
         ("PRAGMA locking_mode=EXCLUSIVE", "PRAGMA locking_mode=NORMAL"),
     ),
     at(

@@ -57,6 +57,7 @@ def need_gvisor():
 
 LOOK = """
 import json, os, socket
+from pathlib import Path
 
 def outcome(attempt, *arguments):
     try:
