@@ -26,12 +26,11 @@ from hansa.market.ledger import (
 )
 from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import Step, Table, ignore, rows
+from hansa.market.receipt_disputes import disputed_lines, instead
 from hansa.market.receipts import (
     NOTHING,
     LeaseTerms,
     Statement,
-    disputed_lines,
-    instead,
     next_statement,
     receipt_digest,
 )

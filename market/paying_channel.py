@@ -25,15 +25,14 @@ from hansa.market.funding import (
 from hansa.market.ledger import Post, closed_by_buyer, forfeited, unpaid_by_buyer, vouched_by_buyer
 from hansa.market.ledger_records import ended_by_chain
 from hansa.market.machine import SAME, Step, Table, ignore, rows
+from hansa.market.receipt_disputes import OF_CLOCKS, payable_lines
 from hansa.market.receipts import (
     AHEAD_OF_TIME,
     NOTHING,
-    OF_CLOCKS,
     LeaseTerms,
     Statement,
     fault_in,
     is_early,
-    payable_lines,
     receipt_digest,
 )
 from hansa.proto.documents import ChannelConfig, ChannelEnd, CooperativeClose, Voucher

@@ -326,7 +326,7 @@ DEFENCES = (
         ("elif receipt.seq != seq or receipt.prev != receipt_digest(last.receipt):", "elif False:"),
     ),
     at(
-        "market/receipts.py",
+        "market/receipt_disputes.py",
         f"{DISPUTED}::test_a_provider_signs_no_line_that_is_more_than_its_own_or_less_than_was_vouched_for",
         ("        if not (same and fits and priced and falls):", "        if False:"),
         ("        if back or (least and not line.device_ms):", "        if False:"),

@@ -25,7 +25,8 @@ from kit.trading import (
 
 from hansa.market.clauses import unmet_by_bid, unreadable
 from hansa.market.needs_rendering import render
-from hansa.market.receipts import BEYOND, CLOCK_SKEW_MS, MOST_TRIED, OF_CLOCKS, fault_in, payable_lines
+from hansa.market.receipt_disputes import MOST_TRIED, OF_CLOCKS, payable_lines
+from hansa.market.receipts import BEYOND, CLOCK_SKEW_MS, fault_in
 from hansa.market.requirements import NeedsError, parse_needs
 from hansa.market.sale import advance, deadline_ms
 from hansa.market.sale_events import AwardArrived, LineVouched, ProgressMade, RunBegan, StartOrdered
