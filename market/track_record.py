@@ -34,9 +34,10 @@ RATE_MS = 1_000_000_000
 def lower_bound_ppm(good_ppm: int, bad_ppm: int) -> int:
     """The mean of a beta distribution less its standard deviation, in millionths. Counts are given in millionths."""
     both = good_ppm + bad_ppm
-    mean = good_ppm * PPM // both
-    deviation = isqrt(good_ppm * bad_ppm * 10**18 // (both * both * (both + PPM))) + 1
-    return max(1, mean - deviation)
+    # Rounded once, at the end: where each part was rounded by itself one more bad end could raise the figure.
+    mean = good_ppm * 10**18 // both
+    deviation = isqrt(good_ppm * bad_ppm * 10**42 // (both * both * (both + PPM))) + 1
+    return max(1, (mean - deviation) // (10**18 // PPM))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from decimal import Decimal, getcontext
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.trading import NOW_MS, OTHER, PROVIDER, THIRD, workload
 
@@ -49,6 +49,7 @@ def test_figures_that_can_be_worked_out_by_hand(record, percent):
 
 
 @given(COUNTS, COUNTS, st.integers(0, PPM))
+@example(0, 2015, 0)
 def test_a_good_end_never_hurts_and_a_bad_one_never_helps(good, bad, told):
     record = Record(good=good, bad=bad, told_ppm=told)
     assert 1 <= record.reliability_ppm < PPM
