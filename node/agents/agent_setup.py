@@ -35,7 +35,7 @@ from hansa.node.agents.agent_keys import (
 )
 from hansa.node.agents.agent_messages import Enrol, EnrolmentAnswer, Gone, LentGpu, Report, TurnedAway, Welcome
 from hansa.node.agents.agent_trees import TreeStore
-from hansa.node.api.cli_client import Daemon
+from hansa.node.api.cli_client import DaemonClient
 from hansa.node.devices.inventory import read_machine, take_inventory
 from hansa.node.engine.logs import start_logging
 from hansa.node.faults import ConfigError, NoSandbox, OperatorError
@@ -130,7 +130,7 @@ def machines(data_dir: Path) -> list[dict[str, Any]]:
     """The enrolled machines as the daemon sees them; from the register alone where no daemon runs."""
     config = load_config(data_dir)
     with contextlib.suppress(OperatorError):
-        daemon = Daemon(data_dir)
+        daemon = DaemonClient(data_dir)
         try:
             found = daemon.get("/v1/node").get("machines")
         finally:

@@ -36,7 +36,7 @@ class DaemonAway(OperatorError):
     """No daemon answers, or it went in the middle of an answer."""
 
 
-class Daemon:
+class DaemonClient:
     """A connection to the daemon of one data directory."""
 
     def __init__(self, data_dir: Path) -> None:

@@ -59,10 +59,10 @@ def _print_chain(facts: dict[str, Any]) -> None:
 @with_json
 def export_vouchers(file: Path, data_dir: Path, as_json: bool) -> None:
     """Write the vouchers that this node holds to FILE, for a watchtower. There are no keys in it."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.chain.voucher_file import write_vouchers
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         vouchers = daemon.get("/v1/vouchers")["vouchers"]
     write_vouchers(file, vouchers)
     if as_json:

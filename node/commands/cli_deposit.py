@@ -145,14 +145,14 @@ def _wake(config: "Config", woken: set[str]) -> bool:
 
     Each once for as long as it waits: one that went on meanwhile, and waits anew, is woken anew.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.commands.cli_jobs import job_path_part
     from hansa.node.faults import OperatorError
     from hansa.node.plain_text import plain
     from hansa.proto.units import format_amount
 
     nothing = format_amount(0)
-    with closing(Daemon(config.data_dir)) as daemon:
+    with closing(DaemonClient(config.data_dir)) as daemon:
         # What waits and lacks nothing of its budget waits for its channel's money.
         waiting = [view["job"] for view in daemon.get("/v1/jobs")["jobs"] if view.get("missing") == nothing]
         for job in waiting:
@@ -186,7 +186,7 @@ def _amount(text: str | None) -> int | None:
 
 def _wanted(config: "Config", payer: bytes) -> "list[tuple[Any, tuple[str, ...]]]":
     """What the daemon says is wanted, each held against this machine's own settings."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.chain.cold_deposits import read_deposit
     from hansa.node.chain.keystore import account_address
     from hansa.node.chain.wallet import KEYSTORE_NAME
@@ -195,7 +195,7 @@ def _wanted(config: "Config", payer: bytes) -> "list[tuple[Any, tuple[str, ...]]
     from hansa.proto.errors import ProtocolError
 
     node = account_address(config.data_dir / KEYSTORE_NAME)
-    with closing(Daemon(config.data_dir)) as daemon:
+    with closing(DaemonClient(config.data_dir)) as daemon:
         listed = daemon.get("/v1/deposits")["deposits"]
     found = []
     for each in listed:

@@ -71,9 +71,9 @@ def _notice_ms(notice: str | None) -> int | None:
 def _order(what: str, data_dir: Path, more: dict[str, Any], *, devices: tuple[str, ...], everything: bool) -> Any:
     if bool(devices) == everything:
         raise click.UsageError("name devices with --device ID, or say --all")
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         return daemon.post(f"/v1/devices/{what}", {"devices": list(devices), **more})
 
 

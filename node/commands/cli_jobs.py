@@ -12,7 +12,7 @@ from hansa.node.commands.cli_options import print_json, with_data, with_json
 from hansa.node.faults import ConfigError, OperatorError
 
 if TYPE_CHECKING:
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.proto.blob import BlobRef
 
 PATIENCE_S = 60.0
@@ -65,7 +65,7 @@ def submit(
     **said: str | None,
 ) -> int:
     """Put a job on the market. JOBFILE is a job.toml or the directory it lies in."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
     changes: dict[str, Any] = {
         field: _duration_ms(text, f"--{name.replace('_', '-')}")
@@ -76,7 +76,7 @@ def submit(
         changes[_NEEDS] = said["needs"]
     if shards is not None:
         changes[_SHARDS] = shards
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         if only_bids:
             return _show_bids(daemon, jobfile, changes, as_json)
         if dry_run:
@@ -98,7 +98,7 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _dry_run(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_json: bool) -> int:
+def _dry_run(daemon: "DaemonClient", jobfile: Path, changes: Mapping[str, Any], as_json: bool) -> int:
     """Everything up to the tender. What is packed stays with this node, and goes when its room is needed."""
     from hansa.node.commands.cli_market import print_dry_run
 
@@ -110,7 +110,7 @@ def _dry_run(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_jso
     return 0 if view.get("enough") else 1
 
 
-def _show_bids(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_json: bool) -> int:
+def _show_bids(daemon: "DaemonClient", jobfile: Path, changes: Mapping[str, Any], as_json: bool) -> int:
     """A tender like any other, of which nothing is awarded: the bids, and why those who made none did not."""
     from hansa.node.commands.cli_market import print_bids, print_why
 
@@ -131,7 +131,7 @@ def _show_bids(daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], as_j
 
 
 def submit_job(
-    daemon: "Daemon",
+    daemon: "DaemonClient",
     jobfile: Path,
     *,
     changes: Mapping[str, Any] = _NO_CHANGES,
@@ -149,7 +149,7 @@ def submit_job(
 
 
 def packed_job(
-    daemon: "Daemon", jobfile: Path, changes: Mapping[str, Any], say: Callable[[str], None]
+    daemon: "DaemonClient", jobfile: Path, changes: Mapping[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Check a job file and upload what belongs to it; answer what the daemon is asked with."""
     from hansa.node.api.job_json import spec_to_json
@@ -230,10 +230,10 @@ def lock(jobfile: Path) -> None:
 @with_json
 def jobs(data_dir: Path, as_json: bool) -> None:
     """List this node's jobs, newest first."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.commands.cli_tables import print_jobs
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.get("/v1/jobs")
     if as_json:
         print_json(answer)
@@ -250,9 +250,9 @@ def watch(job: str, data_dir: Path, as_json: bool) -> int:
 
     JOB is an id or its first digits. Exit code 0 only if the job succeeded. Ctrl-C stops watching, not the job.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         return _follow(daemon.watch(job_path_part(job), PATIENCE_S), as_json)
 
 
@@ -264,12 +264,12 @@ def watch(job: str, data_dir: Path, as_json: bool) -> int:
 @with_json
 def logs(job: str, follow: bool, shard: int | None, data_dir: Path, as_json: bool) -> None:
     """Show what a job's code printed."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.plain_text import plain
 
     parameters = {"follow": "1" if follow else "0"} | ({} if shard is None else {"shard": str(shard)})
     with (
-        closing(Daemon(data_dir)) as daemon,
+        closing(DaemonClient(data_dir)) as daemon,
         closing(daemon.lines(f"/v1/jobs/{job_path_part(job)}/logs", **parameters)) as lines,
     ):
         line = None
@@ -289,9 +289,9 @@ def logs(job: str, follow: bool, shard: int | None, data_dir: Path, as_json: boo
 @with_json
 def results(job: str, directory: Path | None, data_dir: Path, as_json: bool) -> None:
     """Fetch a job's outputs into DIR (default: results-JOB), one directory for each shard."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get(f"/v1/jobs/{job_path_part(job)}")
         target = directory or Path(f"results-{str(view['job'])[:SHORT_ID]}")
         written = [str(path) for path in _fetch(daemon, view, target)]
@@ -304,7 +304,7 @@ def results(job: str, directory: Path | None, data_dir: Path, as_json: bool) -> 
         click.echo(path)
 
 
-def _fetch(daemon: "Daemon", view: dict[str, Any], target: Path) -> Iterator[Path]:
+def _fetch(daemon: "DaemonClient", view: dict[str, Any], target: Path) -> Iterator[Path]:
     from hansa.node.commands.cli_results import write_opened, write_output
     from hansa.proto.sealed import plain_size_bytes
 
@@ -339,9 +339,9 @@ def _blob_of(output: dict[str, Any]) -> "BlobRef | None":
 @with_json
 def cancel(job: str, data_dir: Path, as_json: bool) -> None:
     """Stop a job. What was delivered until now is paid for, and no more."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.post(f"/v1/jobs/{job_path_part(job)}/cancel")
     if as_json:
         print_json(answer)
@@ -359,9 +359,9 @@ def top_up(job: str, amount: str, data_dir: Path, as_json: bool) -> None:
 
     An AMOUNT of 0 changes nothing but lets it try again: after the wallet was filled, for example.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.post(f"/v1/jobs/{job_path_part(job)}/top-up", {"amount": amount})
     if as_json:
         print_json(answer)

@@ -206,10 +206,10 @@ def check(file: Path, as_json: bool) -> int:
 @with_json
 def debts(data_dir: Path, as_json: bool) -> None:
     """Show who owes this node and whom it owes, within which credit lines, and what was paid and netted."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.plain_text import plain
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.get("/v1/debts")
     if as_json:
         print_json(answer)
@@ -231,10 +231,10 @@ def paid(account: str, amount: str, how: str, data_dir: Path, *, ahead: bool, as
 
     Hansa moves no money on the ledger. You sign what reached you, the debtor is told, and both books take it off.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
     body = {"account": account, "amount": amount, "how": how, "ahead": ahead}
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.post("/v1/debts/paid", body)
     if as_json:
         print_json(answer)
@@ -253,9 +253,9 @@ def credit(account: str, limit: str | None, data_dir: Path, as_json: bool) -> No
     A lower limit bounds what comes. Where leases live, the buyer relied on the larger one: if one of them now ends for
     want of credit, that is this node's fault, and of a firm one it loses the penalty.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.post("/v1/debts/credit", {"account": account, "limit": limit})
     if as_json:
         print_json(answer)

@@ -27,9 +27,9 @@ def why_command(job: str, data_dir: Path, as_json: bool) -> None:
 
     JOB is an id or its first digits.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get(f"/v1/jobs/{job_path_part(job)}/why")
     if as_json:
         print_json(view)
@@ -43,9 +43,9 @@ def why_command(job: str, data_dir: Path, as_json: bool) -> None:
 @with_json
 def bids(job: str, data_dir: Path, as_json: bool) -> None:
     """Show every bid on a job with each term of its score, who won, and what the choice cost or saved."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get(f"/v1/jobs/{job_path_part(job)}/bids")
     if as_json:
         print_json(view)
@@ -58,9 +58,9 @@ def bids(job: str, data_dir: Path, as_json: bool) -> None:
 @with_json
 def tenders(data_dir: Path, as_json: bool) -> None:
     """Show how this provider answered the newest tenders: why it declined, and why its bids were lost."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get("/v1/tenders")
     if as_json:
         print_json(view)

@@ -35,11 +35,11 @@ def metrics(job: str, as_csv: bool, directory: Path | None, data_dir: Path, as_j
 
     The newest 1,000 steps are kept. It may be run again while the job goes on.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
     if as_csv + as_json + (directory is not None) > 1:
         raise OperatorError("--csv, --json and --tensorboard exclude each other", "choose one of them")
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get(f"/v1/jobs/{job_path_part(job)}")
     points = [point for point in view.get("history", []) if isinstance(point, dict)]
     if directory is not None:

@@ -13,10 +13,10 @@ from hansa.node.commands.cli_options import print_json, with_data, with_json
 @with_json
 def providers(data_dir: Path, as_json: bool) -> None:
     """List the providers whose adverts stand: what they lend, where, and for how much."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.commands.cli_tables import print_providers
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.get("/v1/providers")
     if as_json:
         print_json(answer)
@@ -30,10 +30,10 @@ def providers(data_dir: Path, as_json: bool) -> None:
 @with_json
 def balance(with_entries: bool, data_dir: Path, as_json: bool) -> None:
     """Show what this node earned and spent, what it owes and is owed, and whether the books balance."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.commands.cli_tables import print_balance, print_entries
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.get("/v1/balance")
         entries = daemon.get("/v1/entries")["entries"] if with_entries else []
     if as_json:

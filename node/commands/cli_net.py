@@ -21,10 +21,10 @@ def net() -> None:
 @with_json
 def net_status(data_dir: Path, as_json: bool) -> None:
     """Show how others reach this node, by whose word, and what could be done."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.plain_text import plain
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view: dict[str, Any] = daemon.get("/v1/net")
     if as_json:
         print_json(view)
@@ -64,10 +64,10 @@ def _opinion(view: dict[str, Any]) -> str:
 @with_json
 def net_peers(data_dir: Path, as_json: bool) -> None:
     """Show what this node thinks of each peer: phase, path, strikes and their reasons, addresses."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.plain_text import plain
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view: dict[str, Any] = daemon.get("/v1/net/peers")
     if as_json:
         print_json(view)

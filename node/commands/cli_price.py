@@ -23,9 +23,9 @@ def price(data_dir: Path, as_json: bool, devices: int, **wish: str) -> None:
 
     A running daemon is asked, since what is leased makes a part of the price. Nothing is held or bid.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get("/v1/price", devices=str(devices), **wish)
     if as_json:
         print_json(view)

@@ -30,10 +30,10 @@ def reputation(
         raise click.UsageError("name an account, or a file with --check")
     if file is not None:
         return _check(file, as_json=as_json)
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
     assert account is not None
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.get(f"/v1/reputation/{_address(account)}", ask="1" if ask else "0")
     if as_json:
         print_json(answer)
@@ -114,9 +114,9 @@ def _check(file: Path, *, as_json: bool) -> int:
 @with_data
 def block(account: str, reason: str, data_dir: Path) -> None:
     """Have nothing more to do with an account: no bids to it, no tenders for it. What runs already goes on."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.post("/v1/blocked", {"account": _address(account), "reason": reason})
     click.echo(f"{answer['account']} is blocked. hansa unblock takes that back.")
 
@@ -126,9 +126,9 @@ def block(account: str, reason: str, data_dir: Path) -> None:
 @with_data
 def unblock(account: str, data_dir: Path) -> None:
     """Deal with an account again."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.post("/v1/blocked/remove", {"account": _address(account)})
     click.echo(f"{answer['account']} is not blocked any more.")
 
@@ -138,10 +138,10 @@ def unblock(account: str, data_dir: Path) -> None:
 @with_json
 def blocked(data_dir: Path, as_json: bool) -> None:
     """List the accounts that this node has nothing to do with."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.commands.cli_tables import print_table
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         answer = daemon.get("/v1/blocked")
     if as_json:
         print_json(answer)

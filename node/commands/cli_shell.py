@@ -35,9 +35,9 @@ def exec_command(job: str, command: tuple[str, ...], shard: int | None, data_dir
     What the far side prints comes to your terminal as it is, escape sequences included: it is somebody else's machine,
     so open a shell only where you would trust its answers. The exit code is the command's, or 255 after hanging up.
     """
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
-    with closing(Daemon(data_dir)) as daemon, closing(Daemon(data_dir)) as typist:
+    with closing(DaemonClient(data_dir)) as daemon, closing(DaemonClient(data_dir)) as typist:
         found = str(daemon.get(f"/v1/jobs/{job_path_part(job)}")["job"])
         session = _Session(daemon, typist, found, shard, command)
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -77,10 +77,10 @@ def _show(side: Any, by: Any, data_dir: Path, *, as_json: bool, as_csv: bool) ->
 
 
 def _statement(side: Any, by: Any, data_dir: Path) -> dict[str, Any]:
-    from hansa.node.api.cli_client import Daemon, DaemonAway
+    from hansa.node.api.cli_client import DaemonAway, DaemonClient
 
     try:
-        with closing(Daemon(data_dir)) as daemon:
+        with closing(DaemonClient(data_dir)) as daemon:
             return daemon.get(f"/v1/statements/{side}", by=by)
     except DaemonAway:
         if not (data_dir / "config.toml").exists():

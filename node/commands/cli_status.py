@@ -14,11 +14,11 @@ from hansa.node.commands.cli_options import print_json, with_data, with_json
 @with_json
 def status(data_dir: Path, as_json: bool) -> None:
     """Show the running node: devices, who has them, and why one is not lent."""
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
     from hansa.node.commands.cli_tables import print_chain, print_devices, print_leases
     from hansa.node.plain_text import fields_of, plain
 
-    with closing(Daemon(data_dir)) as daemon:
+    with closing(DaemonClient(data_dir)) as daemon:
         view: dict[str, Any] = daemon.get("/v1/node")
     if as_json:
         print_json(view)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from hansa.node.api.cli_client import Daemon
+from hansa.node.api.cli_client import DaemonClient
 from hansa.node.commands.first_setup import NewNode, Wishes, set_up
 from hansa.node.faults import OperatorError
 from hansa.node.plain_text import plain
@@ -50,7 +50,7 @@ class DemoNode:
     made: NewNode
     address: str
     price_per_hour: str
-    daemon: Daemon
+    daemon: DaemonClient
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -160,7 +160,7 @@ class DemoNodes:
             made = set_up(self.directory / name, wishes)
             address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{made.peer_id}"
             bootstrap = bootstrap or (address,)
-            daemon = Daemon(made.config.data_dir)
+            daemon = DaemonClient(made.config.data_dir)
             self.nodes.append(DemoNode(name=name, made=made, address=address, price_per_hour=price, daemon=daemon))
 
     def start(self) -> None:

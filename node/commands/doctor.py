@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hansa.node.api.cli_client import Daemon
+from hansa.node.api.cli_client import DaemonClient
 from hansa.node.faults import OperatorError
 from hansa.node.settings.chain_config import ChainConfig
 from hansa.node.settings.config import Config, load_config
@@ -65,7 +65,7 @@ def _daemon(data_dir: Path) -> list[Finding]:
     from hansa.node.plain_text import plain  # noqa: PLC0415  # late, as below
 
     try:
-        daemon = Daemon(data_dir)
+        daemon = DaemonClient(data_dir)
         try:
             view = daemon.get("/v1/node")
         finally:
@@ -87,7 +87,7 @@ def _network(data_dir: Path) -> list[Finding]:
     from hansa.node.plain_text import plain  # noqa: PLC0415  # late, as below
 
     try:
-        daemon = Daemon(data_dir)
+        daemon = DaemonClient(data_dir)
         try:
             view = daemon.get("/v1/net")
             wrong = clock_fault(daemon.get("/v1/node"))
@@ -171,7 +171,7 @@ def _price_program(config: Config) -> list[Finding]:
         return []
     name = "price program"
     try:
-        daemon = Daemon(config.data_dir)
+        daemon = DaemonClient(config.data_dir)
         try:
             said = daemon.get("/v1/price?devices=1").get("program")
         finally:

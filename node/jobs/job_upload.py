@@ -27,7 +27,7 @@ from hansa.proto.workload import FILE_IMAGE, FILE_INPUT, FILE_LOCK, FILE_WHEEL, 
 from hansa.scheduler.job_spec import JobSpec
 
 if TYPE_CHECKING:
-    from hansa.node.api.cli_client import Daemon
+    from hansa.node.api.cli_client import DaemonClient
 
 ASKED_AT_ONCE = 2_000
 IMAGE_NAME = "image.tar"
@@ -38,7 +38,7 @@ SHOWN_FROM_BYTES = 32 << 20
 Say = Callable[[str], None]
 
 
-def upload_package(daemon: "Daemon", found: JobFile, key: ContentKey | None = None) -> dict[str, Any]:
+def upload_package(daemon: "DaemonClient", found: JobFile, key: ContentKey | None = None) -> dict[str, Any]:
     """Pack the job's directory and send it, sealed if there is a key; the answer names the blob."""
     entry_file = found.spec.entry.partition(":")[0]
     with tempfile.TemporaryFile() as archive:
@@ -51,7 +51,7 @@ def upload_package(daemon: "Daemon", found: JobFile, key: ContentKey | None = No
 
 
 def upload_files(
-    daemon: "Daemon", found: JobFile, say: Say, key: ContentKey | None = None
+    daemon: "DaemonClient", found: JobFile, say: Say, key: ContentKey | None = None
 ) -> tuple[dict[str, Any] | None, JobSpec]:
     """Send what the job brings beside its package; answer the list's blob and the spec with what a shard fetches.
 
@@ -104,7 +104,7 @@ def _listed(kind: str, path: str, shards: tuple[int, ...] = ()) -> ListedFile:
     return ListedFile(kind=kind, path=path, blob=BlobRef(root=bytes(32), size_bytes=0), shards=shards)
 
 
-def _upload(daemon: "Daemon", sources: list[Path], say: Say) -> dict[Path, BlobRef]:
+def _upload(daemon: "DaemonClient", sources: list[Path], say: Say) -> dict[Path, BlobRef]:
     total_bytes = sum(source.stat().st_size for source in sources)
     with _progress("hashing", total_bytes) as advance:
         blobs = {source: _hash(source, advance) for source in sources}
@@ -122,7 +122,7 @@ def _upload(daemon: "Daemon", sources: list[Path], say: Say) -> dict[Path, BlobR
 
 
 def _upload_sealed(
-    daemon: "Daemon", sources: list[tuple[ListedFile, Path]], key: ContentKey, say: Say
+    daemon: "DaemonClient", sources: list[tuple[ListedFile, Path]], key: ContentKey, say: Say
 ) -> list[ListedFile]:
     listed, total_bytes = [], sum(source.stat().st_size for _, source in sources)
     with _progress("sealing and sending", total_bytes) as advance:
@@ -142,7 +142,7 @@ def _upload_sealed(
     return listed
 
 
-def _missing(daemon: "Daemon", batch: list[Path], blobs: dict[Path, BlobRef]) -> Iterator[Path]:
+def _missing(daemon: "DaemonClient", batch: list[Path], blobs: dict[Path, BlobRef]) -> Iterator[Path]:
     named = [{"root": str(blobs[source]), "size_bytes": blobs[source].size_bytes} for source in batch]
     seen: set[BlobRef] = set()
     for index in daemon.post("/v1/blobs/missing", {"blobs": named})["missing"]:

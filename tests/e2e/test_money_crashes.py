@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from kit.market import asked, await_that, books, kill
 
-from hansa.node.api.cli_client import Daemon
+from hansa.node.api.cli_client import DaemonClient
 from hansa.node.commands.cli import cli
 from hansa.node.commands.cli_jobs import submit_job
 from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
@@ -133,7 +133,7 @@ class Trade:
         body = {"account": self.of(node).account, "amount": str(AMOUNT), "how": f"cash {number}", "ahead": True}
         try:
             # A client of its own: two payments may be on their way at once.
-            with closing(Daemon(node.made.config.data_dir)) as daemon:
+            with closing(DaemonClient(node.made.config.data_dir)) as daemon:
                 answer = daemon.post("/v1/debts/paid", body)
         except OperatorError:
             return

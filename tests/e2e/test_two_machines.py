@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from hansa.node.api.cli_client import Daemon
+from hansa.node.api.cli_client import DaemonClient
 from hansa.node.isolation import process_tree
 from hansa.node.isolation.overlay_device import why_no_overlay
 from hansa.node.isolation.preflight import check_sandbox
@@ -202,7 +202,7 @@ def a_market(two: TwoMachines) -> tuple[Path, Path]:
 
 
 def asked(data: Path, path: str = "/v1/node") -> Any:
-    daemon = Daemon(data)
+    daemon = DaemonClient(data)
     try:
         return daemon.get(path)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kit.namespaces import Site
 
-from hansa.node.api.cli_client import Daemon, DaemonAway
+from hansa.node.api.cli_client import DaemonAway, DaemonClient
 from hansa.node.settings.config import FILE_NAME
 
 HANSA = [sys.executable, "-m", "hansa"]
@@ -55,7 +55,7 @@ class PlacedDaemon:
             command = ["ip", "netns", "exec", site.name, *HANSA, "node", "run", "--data", place]
             self.process = subprocess.Popen([*command, "--relay"] if relay else command, stdout=log, stderr=log)
         stack.callback(self.stop)
-        self.daemon = Daemon(place)
+        self.daemon = DaemonClient(place)
         stack.callback(self.daemon.close)
         until(lambda: self.asked("/v1/net"), 60, "the daemon answers")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.node.api.cli_client import Daemon, DaemonAway
+from hansa.node.api.cli_client import DaemonAway, DaemonClient
 from hansa.node.api.daemon_lock import LOCK_NAME, locked, whose_lock
 from hansa.node.faults import OperatorError
 
@@ -40,7 +40,7 @@ def another_process(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_daemon_that_is_starting_is_not_said_to_be_none(tmp_path: Path) -> None:
-    with closing(Daemon(tmp_path)) as daemon:
+    with closing(DaemonClient(tmp_path)) as daemon:
         with pytest.raises(DaemonAway, match="no daemon is running"):
             daemon.get("/v1/node")
         with another_process(tmp_path) as process, pytest.raises(DaemonAway, match="it is starting") as caught:

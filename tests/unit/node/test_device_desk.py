@@ -95,10 +95,10 @@ async def test_a_mistake_is_one_line_with_a_hint(tmp_path: Path, arguments: tupl
     ],
 )
 async def test_a_request_that_is_none_is_refused(tmp_path: Path, body: dict[str, object]) -> None:
-    from hansa.node.api.cli_client import Daemon as Client
+    from hansa.node.api.cli_client import DaemonClient
 
     async with serving(tmp_path) as daemon:
-        with closing(Client(daemon.config.data_dir)) as client, pytest.raises(OperatorError):
+        with closing(DaemonClient(daemon.config.data_dir)) as client, pytest.raises(OperatorError):
             await trio.to_thread.run_sync(client.post, "/v1/devices/withdraw", body)
         assert daemon.state.capacity.withheld == {}
 
