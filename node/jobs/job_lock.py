@@ -6,6 +6,7 @@ and within what Ray and the runner need, which share the job's packages.
 
 import hashlib
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def lock_of(environment: JobEnvironment, directory: Path, say: Callable[[str], N
     if not environment.dependencies:
         return None
     path = directory / LOCK_NAME
-    text = _read(path) if path.exists() else ""
+    text = _read(path) if path.is_file() else ""
     if not text.startswith(_FIRST_LINE + _digest(environment)):
         text = write_lock(environment, directory)
         say(f"locked {len(parse_lock(text))} packages in {path}")
@@ -66,10 +67,22 @@ def write_lock(environment: JobEnvironment, directory: Path) -> str:
         ConfigError: they cannot be resolved.
     """
     text = f"{_FIRST_LINE}{_digest(environment)}\n# Made by hansa lock from job.toml. Keep it with the code.\n"
-    text += _resolve(environment, directory)
+    text += _resolve(environment)
     _ready(directory / LOCK_NAME, text, environment)
-    (directory / LOCK_NAME).write_text(text, encoding="utf-8")
+    _put_in_place(directory / LOCK_NAME, text)
     return text
+
+
+def _put_in_place(path: Path, text: str) -> None:
+    """Write the lock whole or not at all. A link that stands there is replaced: it may lead to any file of the user."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
+        partial.replace(path)
+    except OSError as fault:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {fault.strerror}", "check the directory and the disk") from None
 
 
 def _read(path: Path) -> str:
@@ -123,7 +136,12 @@ def _constraints() -> list[str]:
     return found
 
 
-def _resolve(environment: JobEnvironment, directory: Path) -> str:
+def _resolve(environment: JobEnvironment) -> str:
+    """What uv makes of the dependencies, by the configuration of whoever runs it.
+
+    uv also reads what configures it in the directory where it runs and in all above. One beside the job could have it
+    write to any file of the user's, and the job may be somebody else's. So it runs where only root can put one.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         wanted, constraints = Path(scratch, "wanted.in"), Path(scratch, "constraints.txt")
         wanted.write_text("\n".join(environment.dependencies) + "\n")
@@ -135,12 +153,12 @@ def _resolve(environment: JobEnvironment, directory: Path) -> str:
             *("--generate-hashes", "--only-binary", ":all:", "--no-header", "--no-annotate"),
             *("--quiet", "--color", "never", "--system-certs"),
         ]
-        for folder in dict.fromkeys(wheel.parent for wheel in environment.wheels):
+        for folder in dict.fromkeys(wheel.parent.absolute() for wheel in environment.wheels):
             command += ["--find-links", str(folder)]
         try:
             done = subprocess.run(
                 command,
-                cwd=directory,
+                cwd="/",
                 capture_output=True,
                 text=True,
                 timeout=MADE_S,

@@ -1,5 +1,6 @@
 """What a job asks to run on: read, locked where the developer is, or refused in words."""
 
+import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -171,6 +172,55 @@ def test_a_lock_from_elsewhere_is_used_as_it_is_or_refused_with_its_line(job: Pa
     (job / "other.lock").write_text("two==2.0\n")
     with pytest.raises(ConfigError, match=r"other\.lock: lock line 1 has no hash"):
         locked(read(job, 'lock = "other.lock"'))
+
+
+@pytest.mark.parametrize("name", ["uv.toml", "pyproject.toml"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_configures_uv_beside_a_job_or_above_it_has_no_say(
+    job: Path, index: object, tmp_path: Path, name: str, *, beside: bool
+) -> None:
+    """The job may be somebody else's, and the directory above it everybody's."""
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    table = "[pip]" if name == "uv.toml" else "[tool.uv.pip]"
+    told = f'{table}\noutput-file = "{mine}"\nemit-index-url = true\n'
+    ((job if beside else job.parent) / name).write_text(told)
+    lock, _ = locked(read(job, 'dependencies = ["one>=1"]'))
+    assert mine.read_text() == "precious"
+    assert names(lock) == {"one": "1.5", "two": "2.0", "three": "3.0"}
+
+
+def test_wheels_are_found_from_wherever_the_command_is_given(
+    job: Path, index: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_wheel(job / "wheels", "own_thing", "0.1", {"own_thing.py": ""})
+    monkeypatch.chdir(job.parent)
+    lock, _ = locked(read(Path(job.name), 'dependencies = ["own-thing"]\nwheels = "wheels/"'))
+    assert names(lock) == {"own-thing": "0.1"}
+
+
+def test_a_lock_is_never_written_through_a_link(job: Path, index: object, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (job / LOCK_NAME).symlink_to(mine)
+    lock, _ = locked(read(job, 'dependencies = ["one>=1"]'))
+    assert mine.read_text() == "precious"
+    assert not (job / LOCK_NAME).is_symlink()
+    assert parse_lock((job / LOCK_NAME).read_text()) == parse_lock(lock.text)
+    assert {path.name for path in job.iterdir()} == {"job.toml", "train.py", LOCK_NAME}
+
+
+def test_a_lock_that_cannot_be_written_is_said_in_words(job: Path, index: object) -> None:
+    (job / LOCK_NAME).mkdir()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        locked(read(job, 'dependencies = ["one>=1"]'))
+    assert {path.name for path in job.iterdir()} == {"job.toml", "train.py", LOCK_NAME}
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_waited_for_by_nobody(job: Path, index: object) -> None:
+    os.mkfifo(job / LOCK_NAME)
+    lock, _ = locked(read(job, 'dependencies = ["one>=1"]'))
+    assert parse_lock((job / LOCK_NAME).read_text()) == parse_lock(lock.text)
 
 
 def test_hansa_lock_takes_the_newest_that_fit(job: Path, index: object) -> None:
