@@ -22,7 +22,7 @@ CALLS_AT_ONCE = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RunningCluster:
     """What is up.
 
     Attributes:
@@ -34,17 +34,17 @@ class Standing:
     actors: list[Any]
 
 
-def start_workers(workers: int, gpus: int) -> Standing:
+def start_workers(workers: int, gpus: int) -> RunningCluster:
     """A cluster and its workers. The environment has been prepared."""
     ray = start_cluster(workers, gpus)
     actor_class = ray.remote(max_concurrency=CALLS_AT_ONCE)(ShardWorker)
     actors = [actor_class.options(**place_options(number, workers, gpus)).remote() for number in range(workers)]
-    return Standing(ray=ray, actors=actors)
+    return RunningCluster(ray=ray, actors=actors)
 
 
-def await_begin(wire: Wire, frames: Iterator[Any]) -> tuple[Begin, Standing | None]:
+def await_begin(wire: Wire, frames: Iterator[Any]) -> tuple[Begin, RunningCluster | None]:
     """What to run, and what is up for it, if the daemon had that prepared first. Leaves when it hangs up instead."""
-    standing: Standing | None = None
+    standing: RunningCluster | None = None
     needed: list[Path] = []
     for frame in frames:
         match frame:
@@ -65,7 +65,7 @@ def await_begin(wire: Wire, frames: Iterator[Any]) -> tuple[Begin, Standing | No
     os._exit(0)  # nobody is left to work for, or nothing is left to work with
 
 
-def _is_up(standing: Standing) -> bool:
+def _is_up(standing: RunningCluster) -> bool:
     """Whether Ray's processes live, and those that can be asked answer."""
     try:
         standing.ray.get([actor.process_id.remote() for actor in standing.actors], timeout=ANSWER_S)

@@ -47,7 +47,7 @@ from hansa.worker.gang_outputs import bring_outputs
 from hansa.worker.handed_over import SMALL_BYTES, HandedOver
 from hansa.worker.hub import Contribute, Deliver, Hub, Report
 from hansa.worker.outputs import Unsteady, send_outputs
-from hansa.worker.readiness import Standing, await_begin, start_workers
+from hansa.worker.readiness import RunningCluster, await_begin, start_workers
 from hansa.worker.shard_worker import CHECKPOINT
 from hansa.worker.shell_host import ShellHost, session_of
 from hansa.worker.tasks import PoolRoom
@@ -67,7 +67,7 @@ SWEEP_S = 0.3
 class Run:
     """One run, from `Begin` to `Finished`, `Left` or `Failed`."""
 
-    def __init__(self, wire: Wire, begin: Begin, standing: Standing | None = None) -> None:
+    def __init__(self, wire: Wire, begin: Begin, standing: RunningCluster | None = None) -> None:
         """Nothing has happened yet, but that its workers may be up already."""
         self._wire = wire
         self._begin = begin

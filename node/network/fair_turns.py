@@ -14,7 +14,7 @@ MOST_REMEMBERED = 4096
 Circles = Sequence[str]
 
 
-class Standing(Protocol):
+class Claimant(Protocol):
     """Somebody who wants a turn, or has a place."""
 
     @property
@@ -26,7 +26,7 @@ class Standing(Protocol):
         """Later ones have larger numbers."""
 
 
-One = TypeVar("One", bound=Standing)
+One = TypeVar("One", bound=Claimant)
 
 
 class Turns:

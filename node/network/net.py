@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import trio
 
-from hansa.node.network.reachability import Opinion, Standing
+from hansa.node.network.reachability import Opinion, Reachability
 
 Path = Literal["direct", "relayed"]
 TOLD_NEARBY = "the local network"
@@ -206,7 +206,7 @@ class Reach:
         restarts: how often the library's parts have fallen and been made anew.
     """
 
-    verdict: Standing = "unknown"
+    verdict: Reachability = "unknown"
     addrs: tuple[str, ...] = ()
     opinions: tuple[Opinion, ...] = ()
     hides_ports: bool = False

@@ -12,7 +12,7 @@ CONFIRMATIONS = 2
 """Networks that must say the same."""
 OPINION_LIFE_S = 1_800.0
 MOST_OPINIONS = 16
-Standing = Literal["public", "private", "unknown"]
+Reachability = Literal["public", "private", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Opinions:
         reached = {each.reached_at for each in self.said if each.reached_at}
         return tuple(addr for addr in sorted(reached) if self._networks_at(addr) >= CONFIRMATIONS)
 
-    def verdict(self) -> Standing:
+    def verdict(self) -> Reachability:
         """What the observers together are to be believed."""
         yes = {each.network for each in self.said if each.reached_at}
         no = {each.network for each in self.said if each.reached_at == ""} - yes
