@@ -1,6 +1,6 @@
 """What Prometheus and the service manager may know about this daemon, on loopback only.
 
-The daemon hands in one ``Snapshot``, as often as it likes; totals in it only ever rise, so they are exposed as counters
+The daemon hands in ``Readings``, as often as it likes; totals in it only ever rise, so they are exposed as counters
 without being counted twice here. ``/healthz`` says 200 only while the engine makes progress.
 """
 
@@ -26,7 +26,7 @@ STATES = ("free", "held", "leased", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Readings:
     """The daemon at one moment. Everything called a total counts from the node's first start, or from this one.
 
     Attributes:
@@ -71,13 +71,13 @@ class Snapshot:
 
 
 class _Exposition(Collector):
-    """The snapshot in Prometheus' own form, made when it is asked for."""
+    """The readings in Prometheus' own form, made when they are asked for."""
 
     def __init__(self) -> None:
-        self.snapshot = Snapshot()
+        self.readings = Readings()
 
     def collect(self) -> Iterator[Metric]:
-        now = self.snapshot
+        now = self.readings
         yield _gauge("hansa_devices", "Devices that this node lends.", "state", _all_states(now.devices))
         yield _gauge("hansa_leases", "Live leases.", "role", now.leases)
         yield _counter("hansa_bids", "Bids of this provider.", "outcome", now.bids_total)
@@ -134,7 +134,7 @@ def _family(figure: Figure) -> Metric:
 
 
 class Metrics:
-    """The newest snapshot and the text that Prometheus scrapes."""
+    """The newest readings and the text that Prometheus scrapes."""
 
     def __init__(self, *more: Collector) -> None:
         """Start with nothing counted; ``more`` are counted elsewhere and shown here."""
@@ -144,9 +144,9 @@ class Metrics:
             self._registry.register(collector)
         ProcessCollector(registry=self._registry)
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, readings: Readings) -> None:
         """Replace what is exposed."""
-        self._exposition.snapshot = snapshot
+        self._exposition.readings = readings
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

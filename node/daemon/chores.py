@@ -14,7 +14,7 @@ from hansa.market.clauses import written
 from hansa.market.shares import SPARE, least_milli
 from hansa.market.value_forms import number_text
 from hansa.node.api.device_views import seen_devices
-from hansa.node.api.metrics import Metrics, Snapshot
+from hansa.node.api.metrics import Metrics, Readings
 from hansa.node.api.money_reminders import MoneyReminders, jobs_that_wait
 from hansa.node.daemon import mirror_tasks
 from hansa.node.daemon.keeping import checkpoint_blobs, wanted_blobs
@@ -247,16 +247,16 @@ async def keep_checkpoints(daemon: "Daemon") -> None:
 
 
 async def keep_metrics(daemon: "Daemon", metrics: Metrics) -> None:
-    """Hand Prometheus a fresh snapshot."""
+    """Hand Prometheus fresh readings."""
     while True:
-        metrics.update(_snapshot(daemon))
+        metrics.update(_readings(daemon))
         await trio.sleep(METRICS_EVERY_S)
 
 
-def _snapshot(daemon: "Daemon") -> Snapshot:
+def _readings(daemon: "Daemon") -> Readings:
     state = daemon.state
     sales, program = list(state.sales.live.values()), daemon.price_program
-    return Snapshot(
+    return Readings(
         devices=Counter(state.capacity.phase_of(device.id) for device in state.capacity.devices),
         leases={
             "provider": sum(sale.phase in ("leased", "funding", "running") for sale in sales),

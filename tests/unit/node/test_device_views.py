@@ -11,7 +11,7 @@ from kit.scripted_gpus import ScriptedGpus
 
 from hansa.node.api.desk import NodeDesk
 from hansa.node.api.device_views import seen_devices
-from hansa.node.api.metrics import Metrics, Snapshot
+from hansa.node.api.metrics import Metrics, Readings
 from hansa.node.daemon import device_watch
 from hansa.node.daemon.device_watch import DeviceWatch, watch_devices
 from hansa.node.devices.driver_process import DriverProcess
@@ -54,7 +54,7 @@ async def test_a_gpu_that_fails_leaves_the_market_and_everybody_is_shown_why(
         assert ill["withheld"] == ["its memory had errors that could not be corrected, and it was not reset since"]
         assert (new["model"], new["gpu"]["index"]) == ("NVIDIA Newcomer", 2)
         metrics = Metrics()
-        metrics.update(Snapshot(seen=seen_devices(daemon)))
+        metrics.update(Readings(seen=seen_devices(daemon)))
         text = metrics.text().decode()
         assert 'reason="its memory had errors' in text
         assert text.count("DCGM_FI_DEV_GPU_UTIL{") == 3

@@ -1,6 +1,6 @@
 """GPUs are exposed under the names that NVIDIA's own exporter gives its figures, and only what the driver says."""
 
-from hansa.node.api.metrics import Metrics, Snapshot
+from hansa.node.api.metrics import Metrics, Readings
 from hansa.node.devices.gpu_metrics import SeenDevice
 from hansa.node.devices.gpus import Gpu, GpuSample
 
@@ -21,7 +21,7 @@ SAMPLE = GpuSample(
 
 def exposed(*seen: SeenDevice) -> str:
     metrics = Metrics()
-    metrics.update(Snapshot(seen=seen))
+    metrics.update(Readings(seen=seen))
     return metrics.text().decode()
 
 

@@ -8,12 +8,12 @@ import pytest
 import trio
 
 from hansa.node.api.http_server import serve_loopback
-from hansa.node.api.metrics import Metrics, Snapshot, build_metrics_app
+from hansa.node.api.metrics import Metrics, Readings, build_metrics_app
 from hansa.node.faults import PortInUse
 
 pytestmark = pytest.mark.trio
 
-SNAPSHOT = Snapshot(
+READINGS = Readings(
     devices={"free": 1, "leased": 2},
     leases={"provider": 2},
     bids_total={"won": 3, "lost": 4},
@@ -39,9 +39,9 @@ async def served(metrics: Metrics, reason: list[str | None]) -> AsyncIterator[ht
         nursery.cancel_scope.cancel()
 
 
-async def test_a_snapshot_is_exposed_and_the_next_replaces_it() -> None:
+async def test_readings_are_exposed_and_the_next_replace_them() -> None:
     metrics = Metrics()
-    metrics.update(SNAPSHOT)
+    metrics.update(READINGS)
     async with served(metrics, [None]) as client:
         text = (await client.get("/metrics")).text
         for line in (
@@ -60,7 +60,7 @@ async def test_a_snapshot_is_exposed_and_the_next_replaces_it() -> None:
             'hansa_drops_total{reason="odd \\"reason\\"\\n"} 5.0',
         ):
             assert line in text.splitlines(), text
-        metrics.update(Snapshot())
+        metrics.update(Readings())
         assert "hansa_devices{" not in (await client.get("/metrics")).text
 
 
