@@ -28,7 +28,7 @@ from hansa.node.daemon.buyer_tasks import tell_undelivered
 from hansa.node.daemon.device_watch import DeviceWatch, watch_devices
 from hansa.node.daemon.doorkeeper import Doorkeeper
 from hansa.node.daemon.job_logs import JobLogs
-from hansa.node.daemon.keeping import Grants
+from hansa.node.daemon.keeping import BlobGrants
 from hansa.node.daemon.ledger_keeper import LedgerKeeper
 from hansa.node.daemon.owners_terms import features_of, terms_of
 from hansa.node.daemon.performing import perform
@@ -169,7 +169,7 @@ class Daemon:
                 log_line(f"the key of sealed job {job.job.hex()[:16]} is lost, so it cannot go on: {remedy}")
             if job.files is not None:
                 self.file_lists.load(job.files, job.spec.shards, (key.shared,) if key is not None else None)
-        self.grants = Grants(self.file_lists)
+        self.grants = BlobGrants(self.file_lists)
         self.copies: dict[tuple[bytes, int], mirror_tasks.CopyTurn] = {}
         self.round_turns: dict[bytes, provider_tasks.RoundTurn] = {}
         self.told_losses: dict[tuple[bytes, int], bytes] = {}

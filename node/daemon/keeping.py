@@ -68,7 +68,7 @@ def blobs_in(message: Any) -> set[BlobRef]:
     return found
 
 
-class Grants:
+class BlobGrants:
     """Who was told of which blob, and may therefore fetch it."""
 
     def __init__(self, lists: FileLists | None = None) -> None:

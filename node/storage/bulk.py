@@ -21,7 +21,7 @@ from hansa.node.network.net import Context, Net, NetError, Refused
 from hansa.node.storage.blob_partial import Partial
 from hansa.node.storage.blobs import BlobStore
 from hansa.node.storage.bulk_chunks import Lacking, bring_chunks
-from hansa.node.storage.bulk_grants import TOKEN_BYTES, Grants
+from hansa.node.storage.bulk_grants import TOKEN_BYTES, BulkGrants
 from hansa.node.storage.bulk_identity import BulkIdentity, certificate_of
 from hansa.node.storage.bulk_line import BulkLine, LineBroken
 from hansa.node.storage.bulk_messages import MAX_MESSAGE_BYTES, CallOffered, CallWanted, ChannelGranted, ChannelWanted
@@ -83,7 +83,7 @@ class BulkChannels:
             meter=self._meter,
         )
         self._identity = BulkIdentity(net.peer_id)
-        self._grants = Grants(self._count)
+        self._grants = BulkGrants(self._count)
         self._standing: Counter[str] = Counter()
         self._idle: list[BulkChannel] = []
         self._awaited: dict[str, trio.MemorySendChannel[BulkChannel]] = {}

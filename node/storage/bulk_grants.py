@@ -15,7 +15,7 @@ Purpose = Literal["fetch", "serve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
+class BulkGrant:
     """One channel that somebody may open."""
 
     token: bytes
@@ -25,15 +25,15 @@ class Grant:
     until_s: float
 
 
-class Grants:
+class BulkGrants:
     """Those that were given and not used yet. Time comes in from outside."""
 
     def __init__(self, count: Callable[[str], None]) -> None:
         """``count`` hears of everything that is refused, by reason."""
         self._count = count
-        self._open: dict[bytes, Grant] = {}
+        self._open: dict[bytes, BulkGrant] = {}
 
-    def give(self, peer_id: str, certificate: bytes, purpose: Purpose, now_s: float) -> Grant | None:
+    def give(self, peer_id: str, certificate: bytes, purpose: Purpose, now_s: float) -> BulkGrant | None:
         """Let this peer knock once, unless too many may already."""
         self._forget_old(now_s)
         if sum(grant.peer_id == peer_id for grant in self._open.values()) >= MOST_GRANTS_OF_ONE:
@@ -42,7 +42,7 @@ class Grants:
         if len(self._open) >= MOST_GRANTS:
             self._count("bulk.grants_full")
             return None
-        grant = Grant(
+        grant = BulkGrant(
             token=secrets.token_bytes(TOKEN_BYTES),
             peer_id=peer_id,
             certificate=certificate,
@@ -57,7 +57,7 @@ class Grants:
         self._forget_old(now_s)
         return list(dict.fromkeys(grant.certificate for grant in self._open.values()))
 
-    def redeem(self, token: bytes, certificate: bytes, now_s: float) -> Grant | None:
+    def redeem(self, token: bytes, certificate: bytes, now_s: float) -> BulkGrant | None:
         """Use a grant up. None, and it is used up all the same, if it is another's."""
         self._forget_old(now_s)
         grant = self._open.pop(token, None)

@@ -5,12 +5,12 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.storage.bulk_grants import GRANT_LIFE_S, MOST_GRANTS, MOST_GRANTS_OF_ONE, Grants
+from hansa.node.storage.bulk_grants import GRANT_LIFE_S, MOST_GRANTS, MOST_GRANTS_OF_ONE, BulkGrants
 
 
-def made() -> tuple[Grants, Counter[str]]:
+def made() -> tuple[BulkGrants, Counter[str]]:
     counters: Counter[str] = Counter()
-    return Grants(lambda reason: counters.update((reason,))), counters
+    return BulkGrants(lambda reason: counters.update((reason,))), counters
 
 
 def test_a_grant_is_used_once_by_the_one_it_was_given_to():

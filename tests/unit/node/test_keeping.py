@@ -7,7 +7,7 @@ from kit.trading import BUYER, CHANNEL, JOB, LEASE, NOW_MS, OTHER, OTHER_LEASE, 
 
 from hansa.market.sale_state import Sale
 from hansa.node.daemon import keeping
-from hansa.node.daemon.keeping import Grants, blobs_in, checkpoint_blobs, wanted_blobs
+from hansa.node.daemon.keeping import BlobGrants, blobs_in, checkpoint_blobs, wanted_blobs
 from hansa.node.engine.state import NodeState
 from hansa.proto import messages
 from hansa.proto.blob import BlobRef, blob_ref
@@ -53,8 +53,8 @@ def selling(phase: str) -> NodeState:
     return state
 
 
-def may(state: NodeState, account: bytes, grants: Grants | None = None) -> set[BlobRef]:
-    grants = grants or Grants()
+def may(state: NodeState, account: bytes, grants: BlobGrants | None = None) -> set[BlobRef]:
+    grants = grants or BlobGrants()
     every = (PACKAGE, STATE, CHECKPOINT, OUTPUT, ELSEWHERE)
     return {blob for blob in every if grants.allow(state, account, blob)}
 
@@ -95,7 +95,7 @@ def test_a_buyer_may_have_what_it_named_only_once_its_code_has_run() -> None:
 
 
 def test_who_is_told_of_a_blob_may_have_it_and_only_the_one_who_was_told() -> None:
-    grants, state = Grants(), NodeState()
+    grants, state = BlobGrants(), NodeState()
     grants.give(PROVIDER, messages.RoundPublished(lease=LEASE, round=1, state=STATE))
     grants.give(OTHER, messages.RunOrdered(lease=LEASE, round=1, checkpoint=CHECKPOINT, mirrors=()))
     assert may(state, PROVIDER, grants) == {STATE}
@@ -115,7 +115,7 @@ def test_what_a_message_tells_of_is_found_wherever_it_stands_in_it() -> None:
 
 def test_grants_are_bounded_and_the_newest_stay(monkeypatch: Any) -> None:
     monkeypatch.setattr(keeping, "MOST_GRANTS", 3)
-    grants = Grants()
+    grants = BlobGrants()
     for number in range(10):
         grants.give(PROVIDER, messages.OutputStored(lease=LEASE, path="a", blob=blob_ref(bytes([number]))))
     allowed = [number for number in range(10) if grants.allow(NodeState(), PROVIDER, blob_ref(bytes([number])))]

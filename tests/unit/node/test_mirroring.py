@@ -7,7 +7,7 @@ import pytest
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, OTHER, OTHER_KEY, PROVIDER, PROVIDER_KEY, THIRD, spec
 
-from hansa.node.daemon.keeping import Grants, wanted_blobs
+from hansa.node.daemon.keeping import BlobGrants, wanted_blobs
 from hansa.node.engine import events
 from hansa.node.engine.state import restored, snapshot
 from hansa.proto import messages
@@ -62,23 +62,23 @@ def test_a_checkpoint_goes_to_the_other_provider_and_the_buyer_knows_where_it_li
     assert STATE in wanted_blobs(made.engines[OTHER].state), "it is not evicted while it comes"
     bring(made, leases[OTHER])
     assert shard_of(made, PROVIDER).mirror.held == STATE
-    assert Grants().allow(made.engines[OTHER].state, BUYER, STATE)
-    assert not Grants().allow(made.engines[OTHER].state, THIRD, STATE)
+    assert BlobGrants().allow(made.engines[OTHER].state, BUYER, STATE)
+    assert not BlobGrants().allow(made.engines[OTHER].state, THIRD, STATE)
 
 
 def test_the_provider_that_made_it_gives_it_to_the_mirror_and_to_nobody_else() -> None:
     made, leases = market()
     save(made, leases[PROVIDER])
     state = made.engines[PROVIDER].state
-    assert Grants().allow(state, OTHER, STATE)
-    assert not Grants().allow(state, THIRD, STATE)
+    assert BlobGrants().allow(state, OTHER, STATE)
+    assert not BlobGrants().allow(state, THIRD, STATE)
 
 
 def test_a_buyer_gives_on_nothing_that_it_may_not_have_itself() -> None:
     made, leases = market()
     grant = messages.CheckpointGranted(lease=leases[PROVIDER], checkpoint=STRANGE, account=THIRD)
     made.tell(BUYER, PROVIDER, grant)
-    grants, state = Grants(), made.engines[PROVIDER].state
+    grants, state = BlobGrants(), made.engines[PROVIDER].state
     assert not grants.allow(state, THIRD, STRANGE)
     package = made.engines[BUYER].state.jobs.get(JOB).package
     assert grants.allow(state, THIRD, package), "the job's code goes with its checkpoints"
@@ -143,7 +143,7 @@ def test_when_the_lease_is_over_its_copies_are_nobodys() -> None:
     made.take(OTHER, run.RunStopped(run=leases[OTHER], at_ms=made.now_ms))
     state = made.engines[OTHER].state
     assert STATE not in wanted_blobs(state)
-    assert not Grants().allow(state, BUYER, STATE)
+    assert not BlobGrants().allow(state, BUYER, STATE)
     made.tell(BUYER, OTHER, messages.MirrorReleased(lease=leases[OTHER], shard=0))
     assert not state.mirrors.live
 
