@@ -33,7 +33,7 @@ def is_of_use(state: NodeState, provider: bytes) -> bool:
     return any(channel.config.payee_signer == provider for _, channel in state.paying.all())
 
 
-def take_line(state: NodeState, event: LineMeasured) -> list[Any]:
+def note_transfer(state: NodeState, event: LineMeasured) -> list[Any]:
     """A transfer was measured."""
     if not is_of_use(state, event.provider):
         state.ignore("lines", "a line to nobody whom this node pays")

@@ -116,7 +116,7 @@ def _handler(event: NodeEvent) -> Callable[[NodeState, Any], Effects]:
         case RoundReduced() | RoundNotReduced():
             return buying.take_reduction
         case LineMeasured():
-            return lines.take_line
+            return lines.note_transfer
         case InventoryChanged():
             return _take_inventory
         case DevicesWithdrawn():
