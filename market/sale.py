@@ -92,7 +92,8 @@ TABLE: Table[Sale] = Table(
         ("running", RunOver, "delivering"),
         ("delivering", (LineVouched, LineRefused), "delivering"),
         (("running", "delivering"), PenaltyLifted, SAME),
-        ("settling", PenaltyLifted, ("settling", "settled", "stopped")),
+        # A receipt that was refused is in the way of one that charges what was withheld.
+        ("settling", PenaltyLifted, ("settling", "settled", "stopped", "unpaid")),
         ("delivering", (DeliveryTaken, TimePassed, StopOrdered), ("settling", "settled", "stopped", "unpaid")),
         (("running", "delivering"), LineDisputed, SAME),
         ("settling", LineDisputed, ("settling", "settled", "stopped")),

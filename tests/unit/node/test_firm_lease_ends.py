@@ -341,3 +341,30 @@ def test_what_its_buyer_disputes_of_a_lease_whose_penalty_was_lifted_is_written_
     assert sale(made).phase == "unpaid"
     assert sale(made).vouched + sale(made).written_off == whole
     assert made.engines[PROVIDER].state.ledger.balance(f"unpaid:{BUYER.hex()}") == whole - vouched
+
+
+def test_a_penalty_that_is_lifted_after_a_refusal_is_written_off_and_stops_nobody():
+    """The buyer refuses a receipt of two leases, and then says that one of them has ended well."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.add(PROVIDER_KEY, devices=2, leases=("firm",), penalty_ms=PENALTY_MS)
+    made.submit(BUYER, of=spec(shards=2))
+    made.tender(BUYER, (PROVIDER,), shards=(0, 1))
+    first, other = made.engines[PROVIDER].state.sale_of
+    for key in (first, other):
+        made.take(PROVIDER, run.RunStarted(run=key, at_ms=made.now_ms))
+    made.now_ms += 1_500
+    made.take(PROVIDER, run.RunProgressed(run=first, step=1, metrics=(), at_ms=made.now_ms))
+    made.lost = lambda *_: True
+    made.take(PROVIDER, run.RunFailed(run=first, kind="user-exception", reason="", at_ms=made.now_ms))
+    made.take(PROVIDER, run.RunProgressed(run=other, step=1, metrics=(), at_ms=made.now_ms))
+    ((channel, earning),) = made.engines[PROVIDER].state.earning.all()
+    made.tell(BUYER, PROVIDER, messages.ReceiptRefused(channel_id=channel, seq=earning.out.receipt.seq, reason="never"))
+    made.tell(BUYER, PROVIDER, messages.DeliveryAccepted(lease=first))
+    sold = made.engines[PROVIDER].state.sale_on(first)
+    assert (sold.phase, sold.vouched, sold.lined_amount) == ("settling", 1_500 - PENALTY_MS, 1_500 - PENALTY_MS)
+    made.tell(BUYER, PROVIDER, messages.PenaltyReleased(lease=first))
+    made.restart(PROVIDER, devices=2)
+    sold = made.engines[PROVIDER].state.sale_on(first)
+    assert (sold.phase, sold.written_off) == ("unpaid", PENALTY_MS)
+    assert books(made) == 1_500 - PENALTY_MS
