@@ -29,7 +29,7 @@ from typing import Any
 from hansa.node.isolation import confine
 from hansa.node.isolation.ordinary_turns import take_ordinary_turns
 from hansa.node.isolation.sandbox import system_flags
-from hansa.node.isolation.sandbox_inventory import find_bwrap
+from hansa.node.isolation.sandbox_equipment import find_bwrap
 from hansa.node.isolation.seccomp import open_filter
 
 BUILDER_UID = 65_000

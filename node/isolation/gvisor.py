@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hansa.node.isolation.sandbox import Places, SandboxSpec, build_command
-from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable
+from hansa.node.isolation.sandbox_equipment import Equipment, SandboxUnavailable
 
 UID: Final = 0
 """Whom the job is inside: without a single capability. No other uid could own files on a real disk, because this is the
@@ -72,7 +72,7 @@ def find_runsc() -> str:
     return str(Path(found).resolve())
 
 
-def furnish_gvisor(inventory: Inventory, spec: SandboxSpec, places: Places) -> Bundle:
+def furnish_gvisor(equipment: Equipment, spec: SandboxSpec, places: Places) -> Bundle:
     """The bundle for a run.
 
     Raises:
@@ -88,7 +88,7 @@ def furnish_gvisor(inventory: Inventory, spec: SandboxSpec, places: Places) -> B
         data.append(content)
         return len(data) - 1
 
-    command = build_command(inventory, spec, STDIN, keep, places)
+    command = build_command(equipment, spec, STDIN, keep, places)
     end = command.index("--")
     bundle = Bundle(arguments=command[end + 1 :])
     tmpfs: list[str] = []

@@ -53,7 +53,7 @@ from hansa.node.isolation.launcher_room import Room, RoomMaker
 from hansa.node.isolation.launcher_socket import listen
 from hansa.node.isolation.overlay_device import Overlay, make_overlay, why_no_overlay
 from hansa.node.isolation.sandbox import SandboxSpec
-from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
+from hansa.node.isolation.sandbox_equipment import Equipment, SandboxUnavailable, find_equipment
 from hansa.proto.errors import ProtocolError
 from hansa.proto.market_documents import TIER_SANDBOX
 
@@ -181,8 +181,8 @@ class Launcher:
         spec = message.spec
         with contextlib.ExitStack() as holding:
             try:
-                inventory = take_inventory()
-                held = self._hold_named(message.run, spec, holding, inventory)
+                equipment = find_equipment()
+                held = self._hold_named(message.run, spec, holding, equipment)
                 overlay = _overlay_for(spec)
                 if overlay is not None:
                     holding.callback(overlay.close)
@@ -190,7 +190,7 @@ class Launcher:
                 maker = RoomMaker(
                     name=f"{os.getpid()}-{self._counter}",
                     message=message,
-                    inventory=inventory,
+                    equipment=equipment,
                     held=held,
                     overlay=overlay,
                     group_maker=self._group_maker,
@@ -308,13 +308,13 @@ class Launcher:
         )
 
     def _hold_named(
-        self, run: bytes, spec: SandboxSpec, holding: contextlib.ExitStack, inventory: Inventory | None = None
+        self, run: bytes, spec: SandboxSpec, holding: contextlib.ExitStack, equipment: Equipment | None = None
     ) -> dict[str, int]:
         """Descriptors of what the daemon names: a root launcher opens nothing that the daemon could not by itself."""
         if run in self._rooms or run in self._makings:
             raise SandboxUnavailable("this run has a sandbox already", "a fault of the daemon's")
         # Every sandbox is shown these anyway.
-        furnished = {host for host, _inside in inventory.binds} if inventory is not None else set[str]()
+        furnished = {host for host, _inside in equipment.binds} if equipment is not None else set[str]()
         held: dict[str, int] = {}
         for path in spec.paths:
             held[path] = confine.hold(path, None if path in furnished else self._peer_uid)

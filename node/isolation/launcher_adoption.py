@@ -23,7 +23,7 @@ from hansa.node.isolation.cgroups import Group, GroupLimits
 from hansa.node.isolation.launcher_errand import Work
 from hansa.node.isolation.launcher_room import Room
 from hansa.node.isolation.sandbox import SandboxSpec
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable
 
 FROZEN_S: Final = 0.5
 INSIDE_CODE: Final = "/job/code"

@@ -22,7 +22,7 @@ from hansa.node.isolation.launcher_guard import TOLD, told_later
 from hansa.node.isolation.launcher_protocol import Start
 from hansa.node.isolation.overlay_device import Overlay
 from hansa.node.isolation.sandbox import Places, SandboxSpec, build_command
-from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable
+from hansa.node.isolation.sandbox_equipment import Equipment, SandboxUnavailable
 from hansa.node.isolation.seccomp import open_filter
 from hansa.proto.market_documents import TIER_SANDBOX
 
@@ -115,7 +115,7 @@ class RoomMaker:
     Attributes:
         name: of this sandbox among all of this machine; it begins with the launcher's pid.
         message: what the daemon asks for.
-        inventory: what it is furnished with.
+        equipment: what it is furnished with.
         held: what the named paths were when they were looked at.
         overlay: its network, if it is one of a gang.
         group_maker: makes its control group, or gives ``None`` where the launcher must count for itself.
@@ -123,7 +123,7 @@ class RoomMaker:
 
     name: str
     message: Start
-    inventory: Inventory
+    equipment: Equipment
     held: Mapping[str, int]
     overlay: Overlay | None
     group_maker: Callable[[str, GroupLimits], Group | None]
@@ -170,12 +170,12 @@ class RoomMaker:
                 "gVisor keeps files in memory that is no process's, and there are no control groups to count it",
                 "run the launcher as root, or with a delegated control group",
             )
-        sources = [path for path, _inside in (*self.inventory.binds, *self.inventory.system_binds)]
+        sources = [path for path, _inside in (*self.equipment.binds, *self.equipment.system_binds)]
         return Confinement(
             spec=spec,
             group=group,
             uid=uid,
-            sources=[*sources, self.inventory.bwrap_root, *spec.paths],
+            sources=[*sources, self.equipment.bwrap_root, *spec.paths],
             held=self.held,
             disks=disks,
             overlay=self.overlay,
@@ -210,11 +210,11 @@ class RoomMaker:
 
         stdin = None
         if spec.tier == "gvisor":
-            way = self._with_bundle(way, furnish_gvisor(self.inventory, spec, places), undo)
+            way = self._with_bundle(way, furnish_gvisor(self.equipment, spec, places), undo)
             command = run_command(str(way.bundle_dir), with_egress=spec.egress is not None)
             stdin = theirs.fileno()
         else:
-            command = build_command(self.inventory, spec, theirs.fileno(), open_data, places)
+            command = build_command(self.equipment, spec, theirs.fileno(), open_data, places)
             open_fds.append(open_filter(uncounted=way.group is not None))
             done_with.callback(os.close, open_fds[-1])
             command[1:1] = ["--seccomp", str(open_fds[-1])]

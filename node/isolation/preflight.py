@@ -21,7 +21,7 @@ from hansa.node.isolation import gvisor, launcher_link
 from hansa.node.isolation.attestation import REPORTS
 from hansa.node.isolation.launcher_protocol import Start, Started, receive, send
 from hansa.node.isolation.sandbox import INSIDE_UID, MIN_MEMORY_BYTES, SandboxSpec
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, take_inventory
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_equipment
 from hansa.proto.market_documents import TIER_GVISOR, TIER_MICROVM, TIER_NONE, TIER_SANDBOX, TIER_TEE
 
 PROCESSES: Final = 256
@@ -93,7 +93,7 @@ def check_sandbox(
     """
     name = "bubblewrap" if tier == TIER_SANDBOX else "gVisor"
     try:
-        take_inventory()
+        find_equipment()
         facts, limits = _probe(timeout_s, launch or launcher_link.start_launcher, tier)
     except SandboxUnavailable as error:
         return SandboxReport(available=False, tier=TIER_NONE, reason=f"{error}; {error.hint}")
@@ -158,7 +158,7 @@ def _probe(timeout_s: float, launch: launcher_link.Launch, tier: str) -> tuple[d
     process, control = launch()
     try:
         control.settimeout(timeout_s)
-        # As the inventory names it: whoever asks, a launcher shows this to every sandbox.
+        # As the equipment names it: whoever asks, a launcher shows this to every sandbox.
         code = str((Path(hansa.__file__).resolve().parent / "worker").resolve())
         spec = SandboxSpec(
             program="hansa.worker.probe",

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hansa.node.devices.sandbox_devices import gpu_flags, gpu_variables
+from hansa.node.isolation.sandbox_equipment import Equipment
 from hansa.node.isolation.sandbox_image import ImageRoot, driver_flags, furnish_from_image
-from hansa.node.isolation.sandbox_inventory import Inventory
 from hansa.proto.gang import GANG_FILE, Gang, address_of, gang_text
 
 INSIDE_UID = 1000
@@ -98,7 +98,7 @@ class Places:
 
 
 def build_command(
-    inventory: Inventory,
+    equipment: Equipment,
     spec: SandboxSpec,
     socket_fd: int,
     open_data: Callable[[str, bytes], int],
@@ -107,7 +107,7 @@ def build_command(
     """The whole command line.
 
     Args:
-        inventory: what to furnish it with.
+        equipment: what to furnish it with.
         spec: what the run gets.
         socket_fd: the runner's end of the socket to the daemon, which is inherited through bubblewrap.
         open_data: makes a readable file descriptor of some bytes, ``open_data(name, data)``.
@@ -120,7 +120,7 @@ def build_command(
     reach = places.reach
     image = None
     if spec.image is not None:
-        image = furnish_from_image(inventory, places.look(spec.image), reach(spec.image))
+        image = furnish_from_image(equipment, places.look(spec.image), reach(spec.image))
     flags: list[str] = [
         *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)),  # a user namespace, and nobody in it
         *("--disable-userns", "--assert-userns-disabled"),  # no second one inside: most kernel exploits begin there
@@ -133,10 +133,10 @@ def build_command(
         *("--hostname", "job", "--cap-drop", "ALL"),
         *(system_flags() if image is None else image.flags),
     ]
-    for host, inside in (*inventory.binds, *(() if image is None else inventory.system_binds)):
+    for host, inside in (*equipment.binds, *(() if image is None else equipment.system_binds)):
         flags += ["--ro-bind", reach(host), inside]
-    for inside in inventory.hidden:
-        if image is not None or inside.startswith(inventory.site_path):
+    for inside in equipment.hidden:
+        if image is not None or inside.startswith(equipment.site_path):
             flags += ["--tmpfs", inside, "--remount-ro", inside]
     flags += [
         *("--proc", "/proc"),
@@ -150,7 +150,7 @@ def build_command(
         *_runs_own_flags(spec, places),
         "--clearenv",
     ]
-    for name, value in _environment(inventory, spec, image).items():
+    for name, value in _environment(equipment, spec, image).items():
         flags += ["--setenv", name, value]
     for path, text in {**_ETC, **_gang_files(spec.gang)}.items():
         flags += ["--perms", "0644", "--ro-bind-data", str(open_data(path, text.encode())), path]
@@ -159,8 +159,8 @@ def build_command(
         # Without these two, / and /dev are tmpfs without a size: half of the host's memory to write into.
         *("--remount-ro", "/dev", "--remount-ro", "/"),
     ]
-    python = inventory.python if image is None else image.python
-    return [reach(inventory.bwrap), *flags, "--", python, "-P", "-m", spec.program, str(socket_fd)]
+    python = equipment.python if image is None else image.python
+    return [reach(equipment.bwrap), *flags, "--", python, "-P", "-m", spec.program, str(socket_fd)]
 
 
 def _runs_own_flags(spec: SandboxSpec, places: Places) -> list[str]:
@@ -194,19 +194,19 @@ def _gang_files(gang: Gang | None) -> dict[str, str]:
     return {GANG_FILE: gang_text(gang), "/etc/hosts": hosts}
 
 
-def _environment(inventory: Inventory, spec: SandboxSpec, image: ImageRoot | None) -> dict[str, str]:
+def _environment(equipment: Equipment, spec: SandboxSpec, image: ImageRoot | None) -> dict[str, str]:
     own = [ENVIRONMENT] if spec.environment is not None else []
-    packages = [*inventory.python_path, *own]
+    packages = [*equipment.python_path, *own]
     if image is not None:
-        packages += [*image.packages, *(inside for _host, inside in inventory.system_binds)]
+        packages += [*image.packages, *(inside for _host, inside in equipment.system_binds)]
     libraries = ["/opt/driver"] if image is not None and spec.gpu_minors else []
-    libraries += [inventory.library_path] if inventory.library_path is not None else []
+    libraries += [equipment.library_path] if equipment.library_path is not None else []
     variables = {
         "PATH": ":".join([*(f"{path}/bin" for path in own), "/opt/py/bin", "/usr/local/bin", "/usr/bin", "/bin"]),
         "HOME": "/job/work",
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
-        "PYTHONPATH": ":".join([*packages, *inventory.site_path]),
+        "PYTHONPATH": ":".join([*packages, *equipment.site_path]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         **gpu_variables(spec.cuda_devices, spec.rocm_devices),

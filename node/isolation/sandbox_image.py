@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable
+from hansa.node.isolation.sandbox_equipment import Equipment, SandboxUnavailable
 
 OURS = frozenset({"proc", "sys", "dev", "tmp", "run", "job", "etc", "opt"})
 """Top entries that every sandbox has of its own."""
@@ -62,20 +62,20 @@ class ImageRoot:
     packages: tuple[str, ...]
 
 
-def furnish_from_image(inventory: Inventory, held: str, source: str) -> ImageRoot:
+def furnish_from_image(equipment: Equipment, held: str, source: str) -> ImageRoot:
     """Show an image instead of this machine's system.
 
     Args:
-        inventory: what the sandbox is furnished with otherwise.
+        equipment: what the sandbox is furnished with otherwise.
         held: where this process can look at the unpacked image.
         source: where bubblewrap will find it.
 
     Raises:
         SandboxUnavailable: nothing that runs the runner could run on it.
     """
-    python = inventory.python if inventory.is_movable else _own_python(held)
+    python = equipment.python if equipment.is_movable else _own_python(held)
     loader = LOADERS.get(platform.machine())
-    if inventory.is_movable and loader is not None and find_inside(held, loader) is None:
+    if equipment.is_movable and loader is not None and find_inside(held, loader) is None:
         raise SandboxUnavailable("the image has no glibc", "use one made from Debian, Ubuntu, Fedora or the like")
     flags: list[str] = []
     for directory, ours in (("", OURS), ("etc", OURS_IN["etc"]), ("opt", OURS_IN["opt"])):

@@ -25,7 +25,7 @@ from hansa.node.engine.answering import PriceWanted
 from hansa.node.engine.events import PricedSet, TenderPriced
 from hansa.node.engine.gate import PeerRate
 from hansa.node.faults import ConfigError
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_bwrap
 from hansa.node.pricing.price_process import ProgramFailed, RoomOrder, run_in_room
 from hansa.node.pricing.price_room import SYSTEM, mounted
 from hansa.node.pricing.price_turns import CROWDED, Place, PriceTurns

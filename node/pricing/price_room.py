@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hansa.node.isolation import confine
 from hansa.node.isolation.sandbox import system_flags
-from hansa.node.isolation.sandbox_inventory import find_bwrap
+from hansa.node.isolation.sandbox_equipment import find_bwrap
 from hansa.node.isolation.seccomp import open_filter
 
 PRICING_UID = 65_001

@@ -27,7 +27,7 @@ from uv import find_uv_bin
 
 from hansa.node.isolation.build_room import WORK, Outcome, TooDeep, Tool, run_in_thread, run_tool, tree_size, ways_out
 from hansa.node.isolation.host_paths import without_host_paths
-from hansa.node.isolation.sandbox_inventory import Inventory, SandboxUnavailable, take_inventory
+from hansa.node.isolation.sandbox_equipment import Equipment, SandboxUnavailable, find_equipment
 from hansa.node.isolation.tree_removal import remove_tree
 from hansa.node.isolation.trees import Trees, open_to_everybody
 from hansa.node.runs import compile_inside
@@ -158,7 +158,7 @@ class Environments:
                         raise NotBuilt(words, is_jobs_fault=outcome.too_much and not tool.network)
             _check_place(made)
             remove_tree(made / OWN_CACHE)
-            outcome = self._run_tool(compiler(take_inventory(), made), given_up)
+            outcome = self._run_tool(compiler(find_equipment(), made), given_up)
             if not outcome.ok:
                 # Python compiles what it finds uncompiled; only the runs begin later.
                 LOGGER.info("not all of a job's packages were compiled: %s", self._words(outcome))
@@ -172,11 +172,11 @@ class Environments:
 
     def _tools(self, plan: Plan, made: Path, given: Path) -> list[Tool]:
         """The steps, with what they are given written down where they can only read it."""
-        inventory = take_inventory()
+        equipment = find_equipment()
         tools = []
         if plan.fetched:
             (given / "fetched.txt").write_text(requirements_text(plan.fetched))
-            tools.append(self._from_index(inventory, made, given / "fetched.txt", copied=bool(plan.shipped)))
+            tools.append(self._from_index(equipment, made, given / "fetched.txt", copied=bool(plan.shipped)))
         if plan.shipped:
             (given / "wheels").mkdir(mode=0o755)
             for _, wheels in plan.shipped:
@@ -184,20 +184,20 @@ class Environments:
                     shutil.copyfile(wheel.path, given / "wheels" / wheel.name)
             text = requirements_text(package for package, _ in plan.shipped)
             (given / "wheels" / "requirements.txt").write_text(text)
-            tools.append(from_job(inventory, made, given / "wheels"))
+            tools.append(from_job(equipment, made, given / "wheels"))
         return tools
 
-    def _from_index(self, inventory: Inventory, made: Path, wanted: Path, *, copied: bool) -> Tool:
+    def _from_index(self, equipment: Equipment, made: Path, wanted: Path, *, copied: bool) -> Tool:
         """Its own cache and what is being made are all that it may write to.
 
         ``copied`` if wheels of the job's own come on top: whatever writes over these files then must not write over
         those of the cache, which other jobs' packages are made of.
         """
         command = [
-            *_install(inventory, f"{WORK}/{made.name}", "/opt/fetched.txt"),
+            *_install(equipment, f"{WORK}/{made.name}", "/opt/fetched.txt"),
             *("--link-mode", "copy" if copied else "hardlink", "--cache-dir", f"{WORK}/cache"),
         ]
-        read = [*_tool_binds(inventory), (str(wanted), "/opt/fetched.txt")]
+        read = [*_tool_binds(equipment), (str(wanted), "/opt/fetched.txt")]
         # An address may hold a password, and arguments can be read by every user of this machine.
         places = {"UV_DEFAULT_INDEX": self._config.index}
         hidden = [place for place in self._config.find_links if "," not in place]  # which is what uv parts them by
@@ -212,7 +212,7 @@ class Environments:
             command=tuple(command),
             work=str(self._trees.work),
             read=tuple(read),
-            variables={**_variables(inventory), **outward, **places},
+            variables={**_variables(equipment), **outward, **places},
             network=True,
             most_bytes=2 * self._config.quota_bytes,
             most_files=4 * MOST_FILES,
@@ -258,13 +258,13 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def from_job(inventory: Inventory, made: Path, wheels: Path) -> Tool:
+def from_job(equipment: Equipment, made: Path, wheels: Path) -> Tool:
     """Install wheels of the job's own: without the network, and without the cache of what other jobs use.
 
     It leaves a cache of its own beside them, which is to be removed (`OWN_CACHE`).
     """
     command = [
-        *_install(inventory, WORK, "/opt/wheels/requirements.txt"),
+        *_install(equipment, WORK, "/opt/wheels/requirements.txt"),
         # Where there is room: without a cache uv unpacks in /tmp, which is memory, and little.
         *("--link-mode", "copy", "--cache-dir", f"{WORK}/{OWN_CACHE}"),
         *("--offline", "--no-index", "--find-links", "/opt/wheels"),
@@ -272,8 +272,8 @@ def from_job(inventory: Inventory, made: Path, wheels: Path) -> Tool:
     return Tool(
         command=tuple(command),
         work=str(made),
-        read=(*_tool_binds(inventory), (str(wheels), "/opt/wheels")),
-        variables=_variables(inventory),
+        read=(*_tool_binds(equipment), (str(wheels), "/opt/wheels")),
+        variables=_variables(equipment),
         most_bytes=MOST_BYTES,
         most_files=MOST_FILES,
         most_s=MOST_S,
@@ -281,14 +281,14 @@ def from_job(inventory: Inventory, made: Path, wheels: Path) -> Tool:
     )
 
 
-def compiler(inventory: Inventory, made: Path) -> Tool:
+def compiler(equipment: Equipment, made: Path) -> Tool:
     """Compile what was installed, so that runs need not: no module may take more than a modest time and memory."""
     return Tool(
         # Neither the environment's variables nor its packages have a say in what this interpreter does.
-        command=(inventory.python, "-I", "-S", "/opt/compile.py", WORK),
+        command=(equipment.python, "-I", "-S", "/opt/compile.py", WORK),
         work=str(made),
-        read=(*_tool_binds(inventory), (str(Path(compile_inside.__file__).resolve()), "/opt/compile.py")),
-        variables=_variables(inventory),
+        read=(*_tool_binds(equipment), (str(Path(compile_inside.__file__).resolve()), "/opt/compile.py")),
+        variables=_variables(equipment),
         most_bytes=MOST_BYTES,
         most_files=MOST_FILES,
         most_s=MOST_COMPILE_S,
@@ -318,7 +318,7 @@ def check_environments(trees: Trees, run: RunTool = run_tool) -> str:
             probe = Locked(name="hansa-probe", version="1", marker="", hashes=(digest,))
             (folder / "requirements.txt").write_text(requirements_text([probe]))
             open_to_everybody(folder)
-            outcome = run(from_job(take_inventory(), made, folder), None)
+            outcome = run(from_job(find_equipment(), made, folder), None)
         if outcome.ok and not (made / "hansa_probe.py").is_file():
             return "uv said that it installed a package, and did not"
     except (SandboxUnavailable, OSError) as fault:
@@ -356,25 +356,25 @@ def _write_probe(wheel: Path) -> str:
     return _sha256(wheel)
 
 
-def _install(inventory: Inventory, target: str, requirements: str) -> list[str]:
+def _install(equipment: Equipment, target: str, requirements: str) -> list[str]:
     """What every command line of uv has in common: no configuration, no source build, no file without a hash."""
     return [
         *(UV, "pip", "install", "--no-config", "--no-progress", "--color", "never"),
-        *("--python", inventory.python, "--no-python-downloads", "--system-certs"),
+        *("--python", equipment.python, "--no-python-downloads", "--system-certs"),
         *("--target", target, "--requirements", requirements, "--require-hashes", "--only-binary", ":all:"),
         *("--no-deps", "--index-strategy", "unsafe-best-match"),
     ]
 
 
-def _tool_binds(inventory: Inventory) -> tuple[tuple[str, str], ...]:
+def _tool_binds(equipment: Equipment) -> tuple[tuple[str, str], ...]:
     """The tool itself, and the interpreter that it installs for."""
-    python = tuple((host, inside) for host, inside in inventory.binds if inside == "/opt/py")
+    python = tuple((host, inside) for host, inside in equipment.binds if inside == "/opt/py")
     return ((find_uv_bin(), UV), *python)
 
 
-def _variables(inventory: Inventory) -> dict[str, str]:
+def _variables(equipment: Equipment) -> dict[str, str]:
     threads = {"TOKIO_WORKER_THREADS": str(THREADS), "UV_CONCURRENT_INSTALLS": str(THREADS)}
-    return threads if inventory.library_path is None else {**threads, "LD_LIBRARY_PATH": inventory.library_path}
+    return threads if equipment.library_path is None else {**threads, "LD_LIBRARY_PATH": equipment.library_path}
 
 
 def _local_places(config: EnvironmentsConfig) -> list[str]:

@@ -21,7 +21,7 @@ import trio
 
 from hansa.node.isolation.build_room import WORK, Tool, run_in_thread, run_tool, ways_out
 from hansa.node.isolation.host_paths import without_host_paths
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable
 from hansa.node.isolation.trees import Trees, link_or_copy, open_to_everybody
 from hansa.node.runs.builder import RunTool, tool_runner
 from hansa.node.settings.environments_config import EnvironmentsConfig

@@ -22,7 +22,7 @@ from kit.wheels import a_wheel, an_index, lock_line, sha256
 
 from hansa.node.isolation import process_tree
 from hansa.node.isolation.build_room import Outcome, Tool, make_work, run_tool
-from hansa.node.isolation.sandbox_inventory import take_inventory
+from hansa.node.isolation.sandbox_equipment import find_equipment
 from hansa.node.isolation.trees import Trees, open_to_everybody
 from hansa.node.runs import compile_inside, environments
 from hansa.node.runs.environments import Environments, NotBuilt, ShippedWheel, check_environments, from_job
@@ -137,7 +137,7 @@ def test_a_file_without_a_hash_is_not_installed_whoever_wrote_the_list(work: Pat
     for line, installed in (("one==1.0\n", False), (lock_line(wheel), True)):
         (wheels / "requirements.txt").write_text(line)
         open_to_everybody(wheels)
-        outcome = run_tool(from_job(take_inventory(), work, wheels))
+        outcome = run_tool(from_job(find_equipment(), work, wheels))
         assert outcome.ok == (work / "one.py").exists() == installed, outcome.words
 
 
@@ -356,8 +356,8 @@ def test_a_wheel_whose_description_is_a_bomb_ends_the_installation_alone(
 
 def test_a_tool_that_wants_more_memory_than_it_may_have_does_not_get_it(work: Path) -> None:
     code = "kept = [bytes(1 << 20) for _ in range(600)]"
-    tool = from_job(take_inventory(), work, work)
-    tool = dataclasses.replace(tool, command=(take_inventory().python, "-c", code), most_memory_bytes=256 << 20)
+    tool = from_job(find_equipment(), work, work)
+    tool = dataclasses.replace(tool, command=(find_equipment().python, "-c", code), most_memory_bytes=256 << 20)
     outcome = run_tool(tool)
     assert (outcome.ok, outcome.too_much) == (False, True)
     assert outcome.words == "it wanted more than the 256 MiB of memory that it may have"

@@ -16,7 +16,7 @@ import ray
 import trio
 from integration.sandbox_harness import LIMITS, a_room, an_order, need_sandbox
 
-from hansa.node.isolation.sandbox_inventory import take_inventory
+from hansa.node.isolation.sandbox_equipment import find_equipment
 from hansa.scheduler.run import RunFailed, RunFinished, RunOutput
 
 LOOK = """
@@ -146,7 +146,7 @@ def test_shared_memory_has_the_size_that_was_asked_for(found):
 
 def an_image(directory):
     """A root file system with no more than what the interpreter and Ray load, and packages of its own."""
-    inventory = take_inventory()
+    equipment = find_equipment()
     root = directory / "image"
     site = root / "usr" / "local" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     site.mkdir(parents=True)
@@ -160,7 +160,7 @@ def an_image(directory):
     programs = [Path(sys.executable).resolve(), Path("/bin/sh").resolve(), *Path(ray.__file__).parent.rglob("*.so")]
     programs += Path(sys.base_prefix).glob("lib/python3.*/lib-dynload/*.so")
     programs += [path for path in Path(ray.__file__).parent.glob("core/src/ray/*/*") if os.access(path, os.X_OK)]
-    if not inventory.is_movable:
+    if not equipment.is_movable:
         name = f"python{sys.version_info.major}.{sys.version_info.minor}"
         skipped = shutil.ignore_patterns("test", "__pycache__", "config-*", "ensurepip", "idlelib")
         shutil.copytree(Path(sys.base_prefix, "lib", name), root / "usr/lib" / name, ignore=skipped, symlinks=True)

@@ -23,7 +23,7 @@ from hansa.node.commands.first_setup import Wishes, set_up
 from hansa.node.engine.answering import PriceWanted
 from hansa.node.engine.events import TenderPriced
 from hansa.node.faults import ConfigError
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_bwrap
 from hansa.node.pricing import price_program, price_turns
 from hansa.node.pricing.price_process import OwnRoom, ProgramFailed, RoomOrder
 from hansa.node.pricing.price_program import PriceProgram, priced, question_about, read_answer

@@ -15,7 +15,7 @@ import trio
 from kit.marked_processes import give_up_when_it_lives, living, new_mark, nothing_lives, sleeper_and_sleep
 
 from hansa.market.pricing_rule import PricingRule
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, find_bwrap
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_bwrap
 from hansa.node.pricing.price_process import BuildersRoom, ProgramFailed, RoomOrder, read_order
 from hansa.node.pricing.price_program import PriceProgram
 from hansa.node.settings.pricing_config import PricingConfig

@@ -8,14 +8,14 @@ from unit.node.test_sandbox import SPEC
 
 from hansa.node.isolation.gvisor import furnish_gvisor, write_bundle
 from hansa.node.isolation.sandbox import Places
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, take_inventory
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_equipment
 
 GVISOR = dataclasses.replace(SPEC, tier="gvisor", inputs="/srv/inputs", environment="/srv/environment")
 DISKS = Places(disk={"/job/work": "/mnt/disk-work/files", "/job/outputs": "/mnt/disk-outputs/files"})
 
 
 def mounts_of(places):
-    return {mount["destination"]: mount for mount in furnish_gvisor(take_inventory(), GVISOR, places).mounts}
+    return {mount["destination"]: mount for mount in furnish_gvisor(find_equipment(), GVISOR, places).mounts}
 
 
 def test_only_the_jobs_own_directories_can_be_written_to():
@@ -40,7 +40,7 @@ def test_nothing_of_this_machines_kernel_is_bound():
 
 
 def test_what_is_written_down_gives_the_job_no_capability_and_a_root_that_is_read_only(tmp_path):
-    bundle = furnish_gvisor(take_inventory(), dataclasses.replace(GVISOR, inputs=None, environment=None), Places())
+    bundle = furnish_gvisor(find_equipment(), dataclasses.replace(GVISOR, inputs=None, environment=None), Places())
     write_bundle(bundle, tmp_path, None)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["root"] == {"path": str(tmp_path / "root"), "readonly": True}
@@ -56,4 +56,4 @@ def test_what_is_written_down_gives_the_job_no_capability_and_a_root_that_is_rea
 @pytest.mark.parametrize("change", [{"gpu_minors": (1,)}, {"device_nodes": ("/dev/kfd",)}])
 def test_a_gpu_is_refused(change):
     with pytest.raises(SandboxUnavailable, match="no GPUs"):
-        furnish_gvisor(take_inventory(), dataclasses.replace(GVISOR, **change), Places())
+        furnish_gvisor(find_equipment(), dataclasses.replace(GVISOR, **change), Places())

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.node.isolation import process_tree, sandbox_image, sandbox_inventory
+from hansa.node.isolation import process_tree, sandbox_equipment, sandbox_image
 from hansa.node.isolation.cgroups import GroupLimits, GroupV2, make_group
 from hansa.node.isolation.confine import hold, stage, staged
 from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, pack, receive, send, unpack
 from hansa.node.isolation.sandbox import SandboxSpec, build_command
+from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_equipment
 from hansa.node.isolation.sandbox_image import find_inside, furnish_from_image
-from hansa.node.isolation.sandbox_inventory import SandboxUnavailable, take_inventory
 from hansa.node.isolation.seccomp import ARCHITECTURES, DENIED, UNCOUNTED, build_filter
 from hansa.node.runs.executor_end import printable
 from hansa.proto.errors import Malformed
@@ -40,7 +40,7 @@ SPEC = SandboxSpec(
 
 
 def command_for(spec):
-    return build_command(take_inventory(), spec, 7, lambda _name, _data: 9)
+    return build_command(find_equipment(), spec, 7, lambda _name, _data: 9)
 
 
 def test_every_namespace_is_unshared_and_everything_ends_with_its_parent():
@@ -58,9 +58,9 @@ def test_nothing_of_the_host_is_bound_writable():
 def test_a_package_that_fails_where_amds_library_is_not_is_kept_from_ray(tmp_path, monkeypatch):
     site = tmp_path / "site-packages"
     (site / "amdsmi").mkdir(parents=True)
-    sites = sandbox_inventory._find_sites()
-    monkeypatch.setattr(sandbox_inventory, "_find_sites", lambda: {**sites, "numpy": str(site)})
-    assert [inside.rpartition("/")[2] for inside in take_inventory().hidden].count("amdsmi") == 1
+    sites = sandbox_equipment._find_sites()
+    monkeypatch.setattr(sandbox_equipment, "_find_sites", lambda: {**sites, "numpy": str(site)})
+    assert [inside.rpartition("/")[2] for inside in find_equipment().hidden].count("amdsmi") == 1
 
 
 def test_slices_and_gpus_of_amd_have_their_own_nodes_and_their_names_in_the_environment():
@@ -136,8 +136,8 @@ def test_of_an_image_everything_is_shown_but_what_every_sandbox_has_of_its_own(t
     for name in ("etc/passwd", "etc/hosts", "etc/os-release"):
         (image / name).touch()
     (image / "home").symlink_to("/var/home")
-    inventory = dataclasses.replace(take_inventory(), is_movable=True)
-    command = build_command(inventory, dataclasses.replace(SPEC, image=str(image)), 7, lambda _name, _data: 9)
+    equipment = dataclasses.replace(find_equipment(), is_movable=True)
+    command = build_command(equipment, dataclasses.replace(SPEC, image=str(image)), 7, lambda _name, _data: 9)
     assert "/usr" not in [command[at + 1] for at, flag in enumerate(command) if flag == "--ro-bind"]
     shown = {command[at + 1] for at, word in enumerate(command) if word.startswith(str(image))}
     assert shown == {"/lib", "/lib64", "/srv", "/etc/os-release", "/opt/tool"}
@@ -150,23 +150,23 @@ def test_an_image_of_more_entries_than_are_bound_one_by_one_is_refused_in_words(
     """Each costs bubblewrap flags of its own, and a stranger made the image."""
     image = an_image(tmp_path)
     (image / directory).mkdir(exist_ok=True)
-    inventory = dataclasses.replace(take_inventory(), is_movable=True)
+    equipment = dataclasses.replace(find_equipment(), is_movable=True)
     missing = 8 - len(list((image / directory).iterdir()))
     for number in range(missing):
         (image / directory / f"entry{number}").touch()
     monkeypatch.setattr(sandbox_image, "MOST_ENTRIES", 8)
-    shown = furnish_from_image(inventory, str(image), "/image").flags
+    shown = furnish_from_image(equipment, str(image), "/image").flags
     assert f"/image/{directory}/entry0".replace("//", "/") in shown
     (image / directory / "one-more").touch()
     with pytest.raises(SandboxUnavailable, match=f"more than 8 entries in /{directory}$"):
-        furnish_from_image(inventory, str(image), "/image")
+        furnish_from_image(equipment, str(image), "/image")
 
 
 def test_an_image_on_which_nothing_can_run_the_runner_is_refused_in_words(tmp_path):
-    spec, inventory = dataclasses.replace(SPEC, image=str(tmp_path)), take_inventory()
+    spec, equipment = dataclasses.replace(SPEC, image=str(tmp_path)), find_equipment()
     for is_movable, words in ((True, "no glibc"), (False, "the image has no python3")):
         with pytest.raises(SandboxUnavailable, match=words):
-            build_command(dataclasses.replace(inventory, is_movable=is_movable), spec, 7, lambda _name, _data: 9)
+            build_command(dataclasses.replace(equipment, is_movable=is_movable), spec, 7, lambda _name, _data: 9)
 
 
 def test_an_images_own_python_of_our_version_is_used_where_ours_cannot_leave_its_system(tmp_path):
@@ -174,8 +174,8 @@ def test_an_images_own_python_of_our_version_is_used_where_ours_cannot_leave_its
     (tmp_path / "usr/local/bin").mkdir(parents=True)
     (tmp_path / "usr/local/bin" / name).touch(mode=0o755)
     (tmp_path / "usr/local/lib" / name / "site-packages").mkdir(parents=True)
-    inventory = dataclasses.replace(take_inventory(), is_movable=False, system_binds=(("/usr/p", "/opt/site7"),))
-    command = build_command(inventory, dataclasses.replace(SPEC, image=str(tmp_path)), 7, lambda _name, _data: 9)
+    equipment = dataclasses.replace(find_equipment(), is_movable=False, system_binds=(("/usr/p", "/opt/site7"),))
+    command = build_command(equipment, dataclasses.replace(SPEC, image=str(tmp_path)), 7, lambda _name, _data: 9)
     assert command[command.index("--") + 1] == f"/usr/local/bin/{name}"
     path = command[command.index("PYTHONPATH") + 1].split(":")
     assert path[:3] == ["/opt/hansa", f"/usr/local/lib/{name}/site-packages", "/opt/site7"]

@@ -28,7 +28,7 @@ class SandboxUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
+class Equipment:
     """Where on this machine the things are that a sandbox is furnished with.
 
     Attributes:
@@ -56,7 +56,7 @@ class Inventory:
     hidden: tuple[str, ...]
 
 
-def take_inventory() -> Inventory:
+def find_equipment() -> Equipment:
     """Look at the environment that this process runs in; it need not be importable from another directory.
 
     Raises:
@@ -97,7 +97,7 @@ def take_inventory() -> Inventory:
         if (Path(site) / "amdsmi").is_dir():
             # It fails while it is imported where AMD's library is not, as in every sandbox, and Ray imports it.
             hidden.append(f"{inside}/amdsmi")
-    return Inventory(
+    return Equipment(
         bwrap_root=bwrap_root,
         bwrap=bwrap,
         python=python,
