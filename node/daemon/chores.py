@@ -27,6 +27,7 @@ from hansa.node.engine.mutual_credit import could_net
 from hansa.node.engine.steady_clock import CLOCK_ADVICE, JUMP_MS, KEEP_TIME
 from hansa.node.engine.unsettled import settlements_wanted
 from hansa.node.isolation.attestation import attest
+from hansa.node.messaging.book import in_one_advert
 from hansa.node.messaging.directory import Stranger
 from hansa.proto.market_documents import Advert, Device
 from hansa.proto.network import DOMAIN
@@ -91,6 +92,7 @@ async def _publish_advert(daemon: "Daemon", free_now: tuple[tuple[Device, ...], 
     shared, lent = hoisted(devices)
     told = {fact.name: fact.value for fact in shared} | (provider_facts(terms) if terms is not None else {})
     free, spare = free_now
+    carried = in_one_advert(lent)
     told |= {SPARE: number_text(spare)} if spare is not None else {}
     advert = Advert(
         # What has a field of its own in an advert stands there.
@@ -98,8 +100,8 @@ async def _publish_advert(daemon: "Daemon", free_now: tuple[tuple[Device, ...], 
         signer=daemon.account.address,
         peer_id=daemon.net.peer_id,
         addresses=tuple(daemon.net.addrs()[:MOST_ADDRESSES]),
-        devices=lent,
-        free=len(free),
+        devices=carried,
+        free=min(len(free), len(carried)),
         tier=config.provider.tier,
         features=terms.features if terms is not None else (),
         region=config.region,

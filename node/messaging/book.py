@@ -5,13 +5,14 @@ journaled, and is full again seconds after a restart (``hansa.node.messaging.boo
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 from hansa.node.engine.gate import PeerRate
 from hansa.node.network.net import Context, Net, NetError, Refused, Validator, Verdict
 from hansa.proto.codec import decode, encode
 from hansa.proto.errors import ProtocolError
-from hansa.proto.market_documents import Advert, Requirements
+from hansa.proto.market_documents import Advert, Device, Requirements
 from hansa.proto.messages import MAX_BOOK_ADVERTS, AdvertPublished, BookRequested, BookSent
 from hansa.proto.protocols import BOOK, MAX_ADVERT_BYTES, MAX_BOOK_BYTES, OLDER_ADVERT_TOPIC, advert_topic
 from hansa.proto.signing import Signed
@@ -19,6 +20,8 @@ from hansa.scheduler.advert_book import MOST_ADVERTS, AdvertBook, Known, Taken
 from hansa.scheduler.advert_classes import classes_of
 
 ANSWER_BYTES = MAX_BOOK_BYTES - 1024
+DEVICES_BYTES = MAX_ADVERT_BYTES - (24 << 10)
+"""Of an advert. The rest of it is bounded: sixteen addresses, and each word of the vocabulary once."""
 WORDS_AT_ONCE = 40
 WORD_EVERY_MS = 250
 """What one node may say by gossip: an advert is said once for each of its classes."""
@@ -54,6 +57,24 @@ def in_one_answer(adverts: Iterable[Known], most: int) -> tuple[Signed[Advert], 
             break
         chosen.append(known.signed)
     return tuple(chosen)
+
+
+def in_one_advert(lent: Sequence[Device]) -> tuple[Device, ...]:
+    """As many of these devices as one advert carries, some of each sort, in their order.
+
+    A tender is answered with all devices whatever the advert says: it is there to be invited by.
+    """
+    sorts: dict[tuple[str, str, int], list[int]] = {}
+    for number, device in enumerate(lent):
+        sorts.setdefault((device.kind, device.model, device.memory_bytes), []).append(number)
+    told: list[int] = []
+    left_bytes = DEVICES_BYTES
+    for number in (one for turn in zip_longest(*sorts.values()) for one in turn if one is not None):
+        left_bytes -= len(encode(lent[number]))
+        if left_bytes < 0:
+            break
+        told.append(number)
+    return tuple(lent[number] for number in sorted(told))
 
 
 class Book:

@@ -10,8 +10,10 @@ import trio
 from kit.memory_net import MemoryHub
 from kit.memory_party import DEVICE, Party, advert_of, bent, key, now_ms, party
 
+from hansa.market.vocabulary import VOCABULARY
+from hansa.node.daemon.chores import MOST_ADDRESSES
 from hansa.node.messaging import book as book_module
-from hansa.node.messaging.book import WORDS_AT_ONCE, Book
+from hansa.node.messaging.book import WORDS_AT_ONCE, Book, in_one_advert
 from hansa.node.network.net import Context, Verdict
 from hansa.proto.codec import encode
 from hansa.proto.market_documents import Advert, DeviceChoice, Fact, Requirements
@@ -368,3 +370,23 @@ async def test_an_advert_that_the_index_fails_on_leaves_book_and_index_as_they_w
         both = {liar.account.address, seller.account.address}
         assert set(one.book.matching(needs(), "USD", 10**18)) == both
         assert {each.signer for each in one.book.serving(needs(), "USD", 10**18)} == both
+
+
+@pytest.mark.parametrize("model", ["AMD EPYC 9654 96-Core Processor", "m" * 250])
+async def test_of_many_devices_an_advert_carries_some_of_each_sort_and_of_few_all(model: str) -> None:
+    slots = [replace(DEVICE, id=number.to_bytes(32, "big"), model=model) for number in range(2_000)]
+    other = replace(DEVICE, id=b"o" * 32, model="another")
+    assert in_one_advert([*slots[:90], other]) == (*slots[:90], other)
+    carried = in_one_advert([*slots, other])
+    assert carried == (*slots[: len(carried) - 1], other)
+    async with party(MemoryHub(), 1) as who:
+        most = advert_of(
+            who,
+            devices=carried,
+            # All else that an advert of ours can have at the most.
+            addresses=("a" * 256,) * MOST_ADDRESSES,
+            facts=tuple(Fact(name=name, value="v" * 256) for name in sorted(VOCABULARY)),
+            features=tuple(f"{number:064}" for number in range(16)),
+            region="r" * 256,
+        )
+    assert MAX_ADVERT_BYTES // 2 < len(encode(AdvertPublished(advert=most))) <= MAX_ADVERT_BYTES
