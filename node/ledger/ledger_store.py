@@ -103,7 +103,8 @@ class LedgerStore:
             is_table = len(rows) == 1 and rows[0][0] == "table" and rows[0][1] > 0 and rows[0][2].endswith("STRICT")
             # Cheap for a table, and hidden ones and those that are worked out are told apart in it.
             if not is_table or self._columns_of(name) != columns:
-                raise OperatorError(f"{self._path} is no ledger", "give the ledger.sqlite of a node, or a copy of it.")
+                hint = "give the ledger.sqlite of a node, or a copy that was made while the node was stopped"
+                raise OperatorError(f"{self._path} is no ledger", hint)
 
     def _columns_of(self, name: str) -> tuple[str, ...]:
         found = self._database.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0", (name,))

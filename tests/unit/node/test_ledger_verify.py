@@ -337,6 +337,17 @@ def test_what_is_no_ledger_is_exit_code_2(tmp_path):
     assert verify(nothing)[0] == 2
 
 
+def test_a_copy_without_the_log_of_a_running_node_is_refused_with_what_to_do(tmp_path):
+    store = LedgerStore(tmp_path / "ledger.sqlite")
+    copy = tmp_path / "copy.sqlite"
+    shutil.copy(tmp_path / "ledger.sqlite", copy)
+    store.close()
+    result = CliRunner().invoke(cli, ["ledger", "verify", str(copy)])
+    assert result.exit_code == 2
+    assert "is no ledger" in result.output
+    assert "made while the node was stopped" in result.output
+
+
 def bent(path, statement):
     """A byte of a row's header was bent, and what it leads to is of another type than its table holds."""
     strict = "UPDATE sqlite_schema SET sql = {} WHERE name IN ('entry', 'node', 'head')"
