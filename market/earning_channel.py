@@ -447,14 +447,15 @@ def _tell(state: EarningChannel, at_ms: int) -> LinesVouched:
 def _hear_refusal(state: EarningChannel, event: RefusalArrived) -> Step[EarningChannel]:
     if state.out is None or state.out.receipt.seq != event.seq:
         return ignore(state, "a refusal of no receipt that is out")
-    disputed = disputed_lines(state.out.lines, event.payable, state.vouched.lines if state.vouched else (), state.terms)
+    vouched = state.vouched.lines if state.vouched else ()
+    disputed = disputed_lines(state.out.lines, event.payable, vouched, state.terms)
     once = event.payable and disputed is not None and not any(line.lease in state.disputed for line in disputed)
     if not once or disputed is None or not _may_pass_over(state, state.out):
         leases = tuple(line.lease for line in state.out.lines)
         refused = LinesRefused(leases=leases, reason=event.reason)
         ended = _close(replace(state, refused=event.reason), event.at_ms)
         return Step(state=ended.state, effects=(refused, *ended.effects))
-    lines, evidence = instead(state.lines, state.evidence, disputed)
+    lines, evidence = instead(state.lines, state.evidence, disputed, vouched=vouched)
     lost = {line.lease: state.lines[line.lease].amount - line.amount for line in disputed}
     cut = replace(
         state, lines=lines, evidence=evidence, out=None, passed_over=event.seq, disputed={**state.disputed, **lost}

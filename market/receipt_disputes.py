@@ -64,7 +64,9 @@ def _is_sound(
 ) -> bool:
     """Whether the receipt that a provider writes over these lines instead is one to be paid."""
     evidence = {proof.lease: proof for proof in statement.evidence}
-    lines, proofs = instead({line.lease: line for line in statement.lines}, evidence, payable)
+    lines, proofs = instead(
+        {line.lease: line for line in statement.lines}, evidence, payable, vouched=last.lines if last else ()
+    )
     if sum(line.amount for line in lines.values()) <= (last.receipt.amount_total if last else 0):
         return True
     channel_id = statement.receipt.channel_id
@@ -120,18 +122,27 @@ def disputed_lines(
         if not (same and fits and priced and falls):
             return None
         back = least and (line.end_ms < least.end_ms or line.device_ms < least.device_ms or line.amount < least.amount)
-        if back or (least and not line.device_ms):
+        if back:
             return None
     return found
 
 
 def instead(
-    lines: Mapping[bytes, MeterLine], evidence: Mapping[bytes, Evidence], payable: Sequence[MeterLine]
+    lines: Mapping[bytes, MeterLine],
+    evidence: Mapping[bytes, Evidence],
+    payable: Sequence[MeterLine],
+    *,
+    vouched: Sequence[MeterLine],
 ) -> tuple[dict[bytes, MeterLine], dict[bytes, Evidence]]:
-    """Lines and their evidence with some in the place of theirs; a line of no time at all is left out."""
+    """Lines and their evidence with some in the place of theirs; a line of no time at all is left out.
+
+    Not so one that stands in the receipt that was vouched for, as it may of a step that was reported at once: no line
+    of that may be missing in another.
+    """
     changed, proofs = dict(lines), dict(evidence)
+    kept = {line.lease for line in vouched}
     for line in payable:
-        if line.device_ms:
+        if line.device_ms or line.lease in kept:
             changed[line.lease] = line
             proof = proofs[line.lease]
             proofs[line.lease] = replace(proof, busy_ms=min(proof.busy_ms, line.device_ms))

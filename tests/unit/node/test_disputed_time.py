@@ -128,6 +128,48 @@ def test_a_run_that_lives_is_stopped_and_what_it_worked_before_the_jump_is_paid(
     verified(made, tmp_path)
 
 
+def market_with_a_line_of_no_time():
+    """Two leases, of one of which nothing but a step that was reported at once stands in the receipt that is paid."""
+    made, (bad, good) = market()
+    made.take(PROVIDER, run.RunProgressed(run=good, step=1, metrics=(), at_ms=made.now_ms))
+    made.pass_time(1_000)
+    work(made, bad, 1)
+    ((_, earning),) = made.engines[PROVIDER].state.earning.all()
+    assert {line.lease: line.device_ms for line in earning.vouched.lines} == {good: 0, bad: STEP_MS + 1_000}
+    return made, bad, good
+
+
+def test_a_lease_of_which_no_time_is_charged_yet_is_in_nobodys_way():
+    made, bad, good = market_with_a_line_of_no_time()
+    work(made, bad, 2, jump_ms=JUMP_MS)
+    assert made.heard(messages.ReceiptRefused) == []
+    assert made.engines[PROVIDER].state.runs.live[good].phase == run.RUNNING
+    work(made, good, 2)
+    stop(made, bad)
+    assert paid(made) == sale(made, bad).device_ms + sale(made, good).device_ms
+    assert sale(made, good).disputed == 0
+
+
+def test_of_a_lease_of_which_none_is_paid_all_time_may_be_disputed_and_its_line_stays():
+    made, bad, good = market_with_a_line_of_no_time()
+    made.lost = lambda to, _message: to == BUYER
+    work(made, good, 2)
+    ((key, earning),) = made.engines[PROVIDER].state.earning.all()
+    payable = tuple(sorted(earning.vouched.lines, key=lambda line: line.lease))
+    word = messages.ReceiptDisputed(
+        channel_id=key,
+        seq=earning.out.receipt.seq,
+        payable=payable,
+        reason="",
+    )
+    made.tell(BUYER, PROVIDER, word)
+    assert (sale(made, good).device_ms, sale(made, bad).refused) == (0, "")
+    assert sale(made, good).disputed == 2 * STEP_MS + 1_000
+    work(made, bad, 2)
+    ((_, after),) = made.engines[PROVIDER].state.earning.all()
+    assert {line.lease: line.device_ms for line in after.out.lines} == {good: 0, bad: 3 * STEP_MS + 1_000}
+
+
 def test_the_buyers_word_may_be_lost_and_comes_again():
     made, (bad,) = market(shards=1)
     work(made, bad, 1)
