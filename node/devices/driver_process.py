@@ -23,6 +23,7 @@ PATIENCE_S = 15.0
 """A driver that has to wake its cards first takes seconds for that; one that is well, milliseconds."""
 LONGEST_LINE_BYTES = 4 << 20
 PROC = Path("/proc/driver")
+DEV = Path("/dev")
 
 
 class DriverSilent(Exception):
@@ -32,9 +33,9 @@ class DriverSilent(Exception):
 class DriverProcess:
     """Asks, and starts the process where it is not there. For one thread at a time; no call outlasts its limit."""
 
-    def __init__(self, *, proc: Path = PROC, environment: Mapping[str, str] | None = None) -> None:
-        """Look below ``proc`` for what kernel modules tell; ``environment`` is added to ours."""
-        self._arguments = [sys.executable, "-P", "-m", "hansa.node.devices.driver_process", str(proc)]
+    def __init__(self, *, proc: Path = PROC, dev: Path = DEV, environment: Mapping[str, str] | None = None) -> None:
+        """Look below ``proc`` for what kernel modules tell, in ``dev`` for nodes; ``environment`` is added to ours."""
+        self._arguments = [sys.executable, "-P", "-m", "hansa.node.devices.driver_process", str(proc), str(dev)]
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._leftover = b""
@@ -137,14 +138,14 @@ def ask_once(*, proc: Path = PROC, timeout_s: float = PATIENCE_S) -> GpuReport:
         process.close()
 
 
-def _serve(proc: Path) -> None:
+def _serve(proc: Path, dev: Path) -> None:
     from hansa.node.devices.amd import AmdDriver  # noqa: PLC0415  # only this process may come near a driver's library
     from hansa.node.devices.nvml import NvidiaDriver  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no report
-    nvidia, amd = NvidiaDriver(proc), AmdDriver()
+    nvidia, amd = NvidiaDriver(proc, dev), AmdDriver()
     try:
         for line in sys.stdin.buffer:
             wanted: dict[str, Any] = json.loads(line)
@@ -157,4 +158,4 @@ def _serve(proc: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]) if len(sys.argv) > 1 else PROC)
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]))

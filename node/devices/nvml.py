@@ -19,6 +19,7 @@ from hansa.node.devices.gpus import Gpu, GpuProcess, GpuReport, GpuSample, Link
 from hansa.node.devices.mig import CAPABILITIES, read_capability_minors, slice_nodes, slice_profile
 
 PROC = Path("/proc/driver")
+DEV = Path("/dev")
 LOOK_AGAIN_S = 10.0
 """How long what a GPU is, rather than how it does, is not asked for again."""
 REOPEN_S = 30.0
@@ -60,9 +61,10 @@ class _Seen:
 class NvidiaDriver:
     """The library, opened when it is first asked and anew after a fault; use it in one thread."""
 
-    def __init__(self, proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> None:
-        """Look for what the kernel module tells below ``proc``."""
+    def __init__(self, proc: Path = PROC, dev: Path = DEV, clock: Callable[[], float] = time.monotonic) -> None:
+        """Look for what the kernel module tells below ``proc``, and for device nodes in ``dev``."""
         self._proc = proc
+        self._dev = dev
         self._clock = clock
         self._open = False
         self._opened_s = 0.0
@@ -143,7 +145,10 @@ class NvidiaDriver:
         capability_minors = read_capability_minors(self._proc / CAPABILITIES)
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
-                seen += _read_card(index, capability_minors)
+                found = _read_card(index, capability_minors)
+                _check_cuda_can_start(found[0], self._dev)
+                notes += _notes_of_fabric(found[0])
+                seen += found
             except pynvml.NVMLError as fault:
                 self._note_gone(fault)
                 notes.append(f"GPU {index} is not lent: {_words(fault)}")
@@ -260,6 +265,29 @@ def _read_card(index: int, capability_minors: Mapping[str, int]) -> list[_Seen]:
     if not slices:
         raise LookupError("it is in MIG mode and has no slice that could be lent (nvidia-smi mig -lgi)")
     return slices
+
+
+def _check_cuda_can_start(seen: _Seen, dev: Path) -> None:
+    """Raise a ``LookupError`` that says why nothing could be computed on a card that the driver itself knows well.
+
+    The management library needs less than CUDA does, and nobody in a sandbox may make a device node or load a module.
+    """
+    if (dev / f"nvidia{seen.gpu.minor}").exists() and not (dev / "nvidia-uvm").exists():
+        raise LookupError("CUDA needs /dev/nvidia-uvm, which is not there; as root: nvidia-modprobe -u -c 0")
+    if _optional(pynvml.nvmlDeviceGetComputeMode, seen.card) == pynvml.NVML_COMPUTEMODE_PROHIBITED:
+        raise LookupError("its compute mode lets nobody compute; as root: nvidia-smi -c 0")
+
+
+def _notes_of_fabric(seen: _Seen) -> list[str]:
+    """Where GPUs hang on NVSwitches, CUDA may wait for their fabric. Slices do without, and some machines, too."""
+    fabric = pynvml.c_nvmlGpuFabricInfo_t()
+    if seen.gpu.profile or _optional(pynvml.nvmlDeviceGetGpuFabricInfo, seen.card, ctypes.byref(fabric)) is None:
+        return []
+    state = fabric.state & 0xFF  # the library writes one byte
+    if state not in (pynvml.NVML_GPU_FABRIC_STATE_NOT_STARTED, pynvml.NVML_GPU_FABRIC_STATE_IN_PROGRESS):
+        return []
+    hint = "where CUDA needs it, runs fail until nvidia-fabricmanager has started it"
+    return [f"GPU {seen.gpu.index} has joined no NVLink fabric: {hint}"]
 
 
 def _read_slices(gpu: Gpu, card: Any, capability_minors: Mapping[str, int]) -> list[_Seen]:

@@ -101,7 +101,13 @@ static void note(const char *what, int gpu, unsigned value) {
 
 /* ---- the library ---- */
 
-EXPORT int nvmlInitWithFlags(unsigned flags) { u64 unused; (void)flags; return number_of(NULL, "init", "0", &unused); }
+EXPORT int nvmlInitWithFlags(unsigned flags) {
+  u64 unused, waking_ms = 0;
+  (void)flags;
+  number_of(NULL, "waking_ms", "0", &waking_ms);
+  usleep((useconds_t)(waking_ms * 1000));
+  return number_of(NULL, "init", "0", &unused);
+}
 EXPORT int nvmlShutdown(void) { note("shutdown", 0, 0); return OK; }
 EXPORT const char *nvmlErrorString(int code) {
   switch (code) {
@@ -243,6 +249,9 @@ EXPORT int nvmlDeviceGetUtilizationRates(Handle *device, struct busy *out) {
   if (code == OK) code = small_of(device, "memory_busy", "0", &out->memory);
   return code;
 }
+EXPORT int nvmlDeviceGetComputeMode(Handle *d, unsigned *out) { return small_of(d, "compute_mode", NULL, out); }
+struct fabric { unsigned char cluster[16]; int status; unsigned clique, state; };
+EXPORT int nvmlDeviceGetGpuFabricInfo(Handle *d, struct fabric *out) { return small_of(d, "fabric", NULL, &out->state); }
 EXPORT int nvmlDeviceGetPerformanceState(Handle *d, unsigned *out) { return small_of(d, "state", "0", out); }
 EXPORT int nvmlDeviceGetTemperature(Handle *d, unsigned sensor, unsigned *out) { (void)sensor; return small_of(d, "temperature", "40", out); }
 EXPORT int nvmlDeviceGetPowerUsage(Handle *d, unsigned *out) { return small_of(d, "power_mw", "70000", out); }

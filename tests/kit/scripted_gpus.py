@@ -36,6 +36,8 @@ class ScriptedGpus:
         self.log = directory / "log"
         self.proc = directory / "proc"
         self.proc.mkdir()
+        self.dev = directory / "dev"
+        self.dev.mkdir()
         self.log.touch()
         self.lines: dict[str, str] = {}
         self.set(gpus=2)

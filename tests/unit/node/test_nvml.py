@@ -25,7 +25,7 @@ def machine(tmp_path: Path) -> ScriptedGpus:
 
 @pytest.fixture
 def driver(machine: ScriptedGpus) -> Iterator[DriverProcess]:
-    process = DriverProcess(proc=machine.proc, environment=machine.environment)
+    process = DriverProcess(proc=machine.proc, dev=machine.dev, environment=machine.environment)
     yield process
     process.close()
 
@@ -79,6 +79,46 @@ def test_memory_is_optional_but_a_device_node_is_not(driver: DriverProcess, mach
     report = driver.ask()
     assert report.gpus == ()
     assert "device node" in str(report.notes)
+
+
+def test_a_gpu_is_not_lent_while_the_node_that_cuda_needs_beside_its_own_is_missing(
+    driver: DriverProcess, machine: ScriptedGpus
+) -> None:
+    """The management library answers without it, so after a boot every run would fail at its first call of CUDA."""
+    for minor in (7, 8):
+        (machine.dev / f"nvidia{minor}").touch()
+    report = driver.ask()
+    assert report.gpus == ()
+    why = "CUDA needs /dev/nvidia-uvm, which is not there; as root: nvidia-modprobe -u -c 0"
+    assert report.notes == (f"GPU 0 is not lent: {why}", f"GPU 1 is not lent: {why}")
+    (machine.dev / "nvidia-uvm").touch()
+    driver.end()
+    assert [gpu.index for gpu in driver.ask().gpus] == [0, 1]
+
+
+def test_a_gpu_on_which_nobody_may_compute_is_not_lent(driver: DriverProcess, machine: ScriptedGpus) -> None:
+    machine.set({"gpu0.compute_mode": 2, "gpu1.compute_mode": 3})
+    report = driver.ask()
+    assert [gpu.index for gpu in report.gpus] == [1]
+    assert report.notes == ("GPU 0 is not lent: its compute mode lets nobody compute; as root: nvidia-smi -c 0",)
+
+
+@pytest.mark.parametrize(("state", "is_told"), [(0, False), (1, True), (2, True), (3, False)])
+def test_a_gpu_that_has_joined_no_fabric_is_lent_and_its_owner_told(
+    driver: DriverProcess, machine: ScriptedGpus, state: int, is_told: bool
+) -> None:
+    machine.set({"gpu1.fabric": state})
+    report = driver.ask()
+    assert len(report.gpus) == 2
+    told = "where CUDA needs it, runs fail until nvidia-fabricmanager has started it"
+    assert report.notes == ((f"GPU 1 has joined no NVLink fabric: {told}",) if is_told else ())
+
+
+def test_slices_need_no_fabric(driver: DriverProcess, machine: ScriptedGpus) -> None:
+    machine.list_capabilities(CAPABILITIES)
+    machine.set({**SLICED, "gpu0.fabric": 1})
+    report = driver.ask()
+    assert (len(report.gpus), report.notes) == (3, ())
 
 
 def test_a_driver_that_does_not_start_is_told_in_its_own_words(driver: DriverProcess, machine: ScriptedGpus) -> None:
