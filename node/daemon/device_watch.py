@@ -16,7 +16,7 @@ import trio
 from hansa.market.effects import clipped
 from hansa.market.shares import WHOLE_MILLI, share_given
 from hansa.node.devices.device_use import Leased, UseMeter, read_cpu_ms
-from hansa.node.devices.driver_process import DriverProcess, DriverSilent
+from hansa.node.devices.driver_process import WAKING_S, DriverProcess, DriverSilent
 from hansa.node.devices.gpu_parts import Tenant, over_their_parts
 from hansa.node.devices.gpu_users import Foreigners, Told, own_processes, strangers, told_cpu_ms
 from hansa.node.devices.gpus import Gpu, GpuReport, GpuSample
@@ -43,6 +43,7 @@ TELL_USE_EVERY_S = 5.0
 NO_DRIVER_S = 300.0
 """Where there was no driver at all, one may have been installed."""
 DRIVER_PATIENCE_S = 10.0
+"""For a driver that has answered; twice as long after each silence: eight cards that sleep take longer to wake."""
 SILENCES = 2
 """A driver that says nothing so often in a row has lost its GPUs; once may be a card that was just being reset."""
 LONGEST_WHY_BYTES = 500
@@ -105,6 +106,7 @@ class DeviceWatch:
         self._owner: tuple[int | None, bool] = (None, False)
         self._health: dict[str, Health] = {}
         self._silences = 0
+        self._has_answered = False
         self._told: dict[bytes, tuple[str, bool]] | None = None
         self._limits_mw: Mapping[str, int] = {}
         self._meter = UseMeter()
@@ -179,13 +181,18 @@ class DeviceWatch:
         if self._clock() < self._driver_back_s:
             return self.report, ""
         try:
-            report = self._driver.ask(self._limits_mw, timeout_s=DRIVER_PATIENCE_S)
+            report = self._driver.ask(self._limits_mw, timeout_s=self._patience_s())
         except DriverSilent as silence:
             return None, str(silence)
+        self._has_answered = True
         if report.absent:
             self._driver.close()
             self._driver_back_s = self._clock() + NO_DRIVER_S
         return report, ""
+
+    def _patience_s(self) -> float:
+        """Given up too early, a driver is killed while it wakes its cards, and the next one begins anew."""
+        return min(WAKING_S, DRIVER_PATIENCE_S * 2**self._silences) if self._has_answered else WAKING_S
 
     def _look_at_owner(self) -> tuple[int | None, bool]:
         if self._clock() - self._owner_seen_s >= LOOK_AT_OWNER_S:
@@ -325,7 +332,8 @@ async def watch_devices(daemon: "Daemon") -> None:
         runs = {entry.lease: entry.pid for entry in leases if entry.pid is not None}
         leased = {device.id for entry in leases for device in entry.devices}
         told = daemon.executor.told
-        sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs, told))
+        # A daemon that is told to stop waits for no driver that hangs: ``close`` ends its process, and so the look.
+        sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs, told), abandon_on_cancel=True)
         computing = [entry for entry in leases if _computes(daemon, entry.lease)]
         for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, computing)):
             daemon.tell(event)

@@ -19,8 +19,8 @@ from typing import Any
 
 from hansa.node.devices.gpus import GpuReport, joined, report_from_json, report_to_json
 
-PATIENCE_S = 15.0
-"""A driver that has to wake its cards first takes seconds for that; one that is well, milliseconds."""
+WAKING_S = 60.0
+"""A driver that has to wake its cards first takes one to three seconds for each; one that is well, milliseconds."""
 LONGEST_LINE_BYTES = 4 << 20
 PROC = Path("/proc/driver")
 DEV = Path("/dev")
@@ -40,7 +40,7 @@ class DriverProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._leftover = b""
 
-    def ask(self, power_limits_mw: Mapping[str, int] | None = None, *, timeout_s: float = PATIENCE_S) -> GpuReport:
+    def ask(self, power_limits_mw: Mapping[str, int] | None = None, *, timeout_s: float = WAKING_S) -> GpuReport:
         """What there is and how it does.
 
         Args:
@@ -127,7 +127,7 @@ class DriverProcess:
         return ""
 
 
-def ask_once(*, proc: Path = PROC, timeout_s: float = PATIENCE_S) -> GpuReport:
+def ask_once(*, proc: Path = PROC, timeout_s: float = WAKING_S) -> GpuReport:
     """What the drivers say now; a driver that does not answer has no GPUs, and the report's note says so."""
     process = DriverProcess(proc=proc)
     try:

@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
+from kit.memory_daemon import a_daemon
+from kit.memory_net import MemoryHub
 from kit.scripted_gpus import ScriptedGpus
 
-from hansa.node.daemon.device_watch import NO_DRIVER_S, DeviceWatch
+from hansa.node.daemon.device_watch import NO_DRIVER_S, DeviceWatch, watch_devices
 from hansa.node.devices.device_use import Leased
-from hansa.node.devices.driver_process import DriverProcess
+from hansa.node.devices.driver_process import WAKING_S, DriverProcess, DriverSilent
+from hansa.node.devices.gpus import GpuReport
 from hansa.node.devices.inventory import Machine
 from hansa.node.engine.events import DevicesReturned, DevicesWithdrawn, InventoryChanged, NodeEvent
 from hansa.node.settings.config import parse_config
@@ -46,7 +50,11 @@ class World:
     """A scripted machine, its watch, and what the engine holds of its devices."""
 
     def __init__(
-        self, machine: ScriptedGpus, provider: ProviderConfig = CONFIG.provider, rules: RulesConfig = CONFIG.rules
+        self,
+        machine: ScriptedGpus,
+        provider: ProviderConfig = CONFIG.provider,
+        rules: RulesConfig = CONFIG.rules,
+        driver: DriverProcess | None = None,
     ) -> None:
         self.machine = machine
         self.now_ms = NOON_MS
@@ -57,7 +65,7 @@ class World:
             provider=provider,
             rules=rules,
             now_ms=lambda: self.now_ms,
-            driver=DriverProcess(proc=machine.proc, environment=machine.environment),
+            driver=driver or DriverProcess(proc=machine.proc, environment=machine.environment),
             presence=self.presence,  # type: ignore[arg-type]
             battery=lambda: self.battery,
             machine=MACHINE,
@@ -195,6 +203,43 @@ def test_a_driver_that_hangs_once_is_forgiven_and_twice_is_not(world: World, mon
     world.step()
     world.step(WELL_MS)
     assert world.lent == {FIRST, SECOND}
+
+
+class Impatient(DriverProcess):
+    """A driver that says nothing when it is told to, and how long it was waited for each time."""
+
+    def __init__(self, machine: ScriptedGpus) -> None:
+        """Well at first."""
+        super().__init__(proc=machine.proc, environment=machine.environment)
+        self.waited_s: list[float] = []
+        self.is_silent = False
+
+    def ask(self, power_limits_mw: Mapping[str, int] | None = None, *, timeout_s: float = WAKING_S) -> GpuReport:
+        """See ``DriverProcess``."""
+        self.waited_s.append(timeout_s)
+        if self.is_silent:
+            raise DriverSilent("the driver does not answer: a call into it hangs")
+        return super().ask(power_limits_mw, timeout_s=timeout_s)
+
+
+def test_a_driver_is_given_time_to_wake_its_cards_at_first_and_more_each_time_it_is_silent(
+    machine: ScriptedGpus,
+) -> None:
+    """One that is killed while it wakes eight cards begins anew, and would never come to its end."""
+    driver = Impatient(machine)
+    world = World(machine, driver=driver)
+    try:
+        assert driver.waited_s == [WAKING_S]
+        world.step()
+        driver.is_silent = True
+        for _ in range(5):
+            world.step()
+        driver.is_silent = False
+        world.step()
+        world.step()
+        assert driver.waited_s[1:] == [10, 10, 20, 40, 60, 60, 60, 10]
+    finally:
+        world.watch.close()
 
 
 def test_where_there_is_no_driver_none_is_asked_again_for_a_while(tmp_path: Path, machine: ScriptedGpus) -> None:
@@ -367,3 +412,32 @@ def test_the_process_that_asks_the_driver_is_no_child_left_behind(world: World) 
     assert process is not None
     world.watch.close()
     assert not Path(f"/proc/{process.pid}").exists()
+
+
+@pytest.mark.trio
+async def test_a_daemon_that_is_told_to_stop_does_not_wait_for_a_driver_that_hangs(
+    machine: ScriptedGpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hansa.node.daemon.device_watch.LOOK_EVERY_S", 0.05)
+    async with a_daemon(tmp_path, MemoryHub(), 1, lends=True) as daemon:
+        daemon.watch.close()
+        driver = DriverProcess(proc=machine.proc, environment=machine.environment)
+        daemon.watch = DeviceWatch(
+            account=daemon.account.address,
+            provider=CONFIG.provider,
+            rules=CONFIG.rules,
+            now_ms=daemon.now_ms,
+            driver=driver,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_devices, daemon)
+            await trio.sleep(0.3)
+            machine.set(hang=1)
+            await trio.sleep(1.0)
+            began_s = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began_s < 5
+        hangs = driver._process
+        daemon.watch.close()
+        assert hangs is not None
+        assert hangs.returncode is not None
