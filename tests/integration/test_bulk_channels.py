@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from kit.waiting import until
 
 from hansa.node.network.libp2p_host import open_net
 from hansa.node.network.net import NetConfig, NetError, Refused
@@ -95,12 +96,6 @@ async def bring(fetcher: House, *sources: House, ref=REF, **more) -> bytes:
     with trio.fail_after(60):
         path = await fetcher.exchange.fetch(ref, [source.net.peer_id for source in sources], **more)
     return await trio.to_thread.run_sync(path.read_bytes)
-
-
-async def until(so, within_s: float = 20) -> None:
-    with trio.fail_after(within_s):
-        while not so():  # noqa: ASYNC110  # what another node did is seen from outside only
-            await trio.sleep(0.01)
 
 
 # What they carry.

@@ -1,7 +1,7 @@
 """Real connections: a network lives on without its bootstrap node, and a large book comes within seconds."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from kit.memory_party import DEVICE, key
+from kit.waiting import until
 
 from hansa.node.messaging.book import Book
 from hansa.node.messaging.discovery import Discovery
@@ -78,12 +79,6 @@ async def member(number: int, directory: Path, *bootstrap: str) -> AsyncIterator
             nursery.start_soon(task)
         yield made
         nursery.cancel_scope.cancel()
-
-
-async def until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    with trio.fail_after(seconds):
-        while not holds():  # noqa: ASYNC110
-            await trio.sleep(0.05)
 
 
 async def test_a_network_lives_on_without_its_bootstrap_node_and_a_node_that_restarts_finds_it(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import os
 from contextlib import AsyncExitStack
 
 import pytest
-import trio
 from kit.memory_party import key
+from kit.waiting import until
 
 from hansa.node.network.libp2p_host import Libp2pNet, open_net
 from hansa.node.network.net import NetConfig, NetLimits, Unreachable
@@ -21,12 +21,6 @@ async def opened(stack: AsyncExitStack, count: int, **limits: int) -> list[Libp2
 
 def standing(net: Libp2pNet) -> int:
     return len(net._stack.swarm.get_connections())
-
-
-async def until(condition, seconds: float = 30) -> None:
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.05)
 
 
 async def test_relays_are_left_when_the_circuit_through_them_comes_to_nothing() -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import trio
+from kit.waiting import until
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, StopMessage
@@ -26,13 +27,6 @@ from hansa.proto.peer_id import peer_id_of_key
 pytestmark = pytest.mark.trio
 NO_LINE = b"\xff\xff\xff\xff"
 NAME = peer_id_of_key(bytes(31) + b"\x01")
-
-
-async def until(condition, seconds: float = 20):
-    with trio.fail_after(seconds):
-        while not (found := condition()):  # noqa: ASYNC110
-            await trio.sleep(0.01)
-    return found
 
 
 def connection(net: Libp2pNet, other: Libp2pNet):

@@ -5,13 +5,14 @@ docs/decisions/0009-libp2p-guards.md.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 
 import pytest
 import trio
 from kit.raw_peer import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, RawPeer, frame, line, raw_peer
+from kit.waiting import until
 from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.exceptions import RawConnError
@@ -75,12 +76,6 @@ async def muxed(net: Libp2pNet) -> AsyncIterator[RawPeer]:
     # From another address, so that what is held against the attacker's does not fall on the honest one's.
     async with raw_peer(net.addrs()[0], source="127.0.0.2") as peer:
         yield await peer.mux()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 3) -> None:
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.01)
 
 
 def budget_of(net: Libp2pNet) -> ReceiveBudget:

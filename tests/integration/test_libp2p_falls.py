@@ -5,7 +5,8 @@ import socket
 
 import pytest
 import trio
-from kit.echo import ECHO, echo, until
+from kit.echo import ECHO, echo
+from kit.waiting import until
 from libp2p.peer.id import ID
 
 from hansa.node.network.libp2p_host import open_net

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from kit.waiting import until
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.kad_dht.routing_table import KBucket
@@ -57,12 +58,6 @@ def table_of(net: Libp2pNet) -> KadTable:
     table = net._kad._table
     assert table is not None
     return table
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.02)
 
 
 async def meet(one: Libp2pNet, other: Libp2pNet) -> None:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from kit.echo import ECHO, echo, until
+from kit.echo import ECHO, echo
+from kit.waiting import until
 from libp2p.host.autonat.pb.autonat_pb2 import Message
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb import circuit_pb2

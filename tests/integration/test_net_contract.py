@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 import trio
 from kit.memory_net import MemoryHub
+from kit.waiting import until
 
 from hansa.node.network.libp2p_host import open_net
 from hansa.node.network.net import (
@@ -60,12 +61,6 @@ def phase(net: Net, of: Net) -> str:
 async def echo(_context: Context, data: bytes) -> bytes:
     await trio.lowlevel.checkpoint()
     return data
-
-
-async def until(condition: Callable[[], bool], seconds: float = 3) -> None:
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.01)
 
 
 async def test_a_node_is_named_by_its_key_and_tells_real_addresses(opener):

@@ -1,15 +1,15 @@
 """A node of today and one of the time before, on real connections: messages and adverts pass, and nobody strikes."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import trio
 from kit.memory_party import Party, advert_of, hello_of, key, now_ms
 from kit.older_peer import LeaseRefused as OlderRefusal
 from kit.older_peer import OlderPeer, OlderReader
 from kit.raw_peer import ACK, DATA, FIN, RST, SYN, WINDOW, RawPeer, frame, line, raw_peer
+from kit.waiting import until
 from libp2p.peer.id import ID
 
 from hansa.market.effects import Send
@@ -37,12 +37,6 @@ async def node(number: int) -> AsyncIterator[Party]:
         made: Any = Party(net, account, secret, hello_of(account, secret))  # type: ignore[arg-type]
         made.directory.serve()
         yield made
-
-
-async def until(holds: Callable[[], bool], seconds: float = 20) -> None:
-    with trio.fail_after(seconds):
-        while not holds():  # noqa: ASYNC110
-            await trio.sleep(0.02)
 
 
 async def test_an_older_node_is_told_in_its_own_words(nursery):

@@ -1,7 +1,6 @@
 """One directory, one daemon: who comes second fails on the journal, and has touched nothing of the first's."""
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kit.memory_net import MemoryHub
 from kit.memory_party import key
 from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, CHANNEL_ID, JOB, NOW_MS, PROVIDER, PROVIDER_KEY, spec
+from kit.waiting import until
 
 from hansa.market.ledger import vouched_by_buyer
 from hansa.node.commands.cli_status import clock_fault
@@ -86,12 +86,6 @@ def test_a_ledger_without_its_journal_is_no_node_that_owes_nothing(tmp_path: Pat
     with pytest.raises(OperatorError, match="the journal beside it is empty") as found:
         Daemon(config, key(1), key(1001), None)
     assert "a new account" in found.value.hint, "the same one would sign a second history"
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    with trio.fail_after(60):
-        while not holds():  # noqa: ASYNC110  # there is nothing to wait for but time
-            await trio.sleep(0.05)
 
 
 @pytest.mark.trio

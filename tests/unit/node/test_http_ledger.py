@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import httpx
 import pytest
-import trio
 from kit.memory_daemon import a_daemon
 from kit.memory_net import MemoryHub
+from kit.waiting import until
 
 from hansa.market.ledger import owed_to
 from hansa.node.api.desk import NodeDesk
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.trio
 def client_of(daemon):
     app = build_api(NodeDesk(daemon), max_job_budget=1, more=ledger_routes(LedgerDesk(daemon)))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://local")
-
-
-async def until(holds):
-    with trio.fail_after(30):
-        while not holds():  # noqa: ASYNC110 - what is waited for stands in files and has no event
-            await trio.sleep(0.02)
 
 
 async def test_a_payment_reaches_the_debtors_books_with_a_signed_head_and_both_ledgers_hold(tmp_path):
