@@ -3,8 +3,6 @@
 anvil comes from npm into ``build/anvil`` when it is nowhere yet; where there is no npm either, tests skip and say so.
 """
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -15,7 +13,7 @@ import httpx
 import pytest
 from kit.chain_in_process import CHAIN_ID, DEPLOYER, Outcome
 from kit.contract_calls import Reverted, revert_reason
-from kit.npm_packages import NPM_FLAGS
+from kit.npm_packages import fetch
 from kit.one_at_a_time import one_at_a_time
 
 from hansa.node.chain.chain_dev import ANVIL_VERSION, anvil_package, find_anvil, free_port, running_anvil
@@ -35,15 +33,11 @@ def _fetched_anvil() -> Path:
     try:
         return find_anvil(ROOM)
     except OperatorError as absent:
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip(f"{absent}, and neither is npm, which would bring it")
-        wanted = f"{anvil_package()}@{ANVIL_VERSION}"
-        fetch = [npm, "install", *NPM_FLAGS, "--prefix", str(ROOM), wanted]
-        done = subprocess.run(fetch, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"npm did not bring anvil: {done.stderr[-300:]}")
-        return find_anvil(ROOM)
+        said = fetch(ROOM, "install", "--no-save", f"{anvil_package()}@{ANVIL_VERSION}")
+        try:
+            return find_anvil(ROOM)
+        except OperatorError:
+            pytest.skip(f"{absent}, and npm did not bring it: {said[-300:]}")
 
 
 class ChainOnAnvil:
