@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from hansa.node.agents.agent_keys import Enrolled, Register
-from hansa.node.agents.agent_machine import MOST_REPORTS, Arrival, Ear, FleetSettings, Machine
+from hansa.node.agents.agent_machine import MOST_REPORTS, Arrival, Ear, FleetSettings, Machine, fault_in
 from hansa.node.agents.agent_messages import (
     NO_TOKEN,
     Beat,
@@ -32,7 +32,6 @@ from hansa.node.agents.agent_messages import (
 )
 from hansa.node.agents.agent_trees import digest_of, send_tree
 from hansa.node.devices.inventory import Inventory
-from hansa.node.devices.sandbox_devices import devices_fault
 from hansa.node.isolation import launcher_protocol
 from hansa.node.isolation.launcher_protocol import Counted, Ended, Kill, Message, Refused, Start, Started
 from hansa.node.storage.agent_streams import bridge, leaf
@@ -46,6 +45,8 @@ MOST_UNCLAIMED: Final = 64
 LOOK_S: Final = 1.0
 REPORTS_S: Final = 60.0
 """So many reports are taken in so long a time: each is an event that the daemon keeps."""
+MOST_DEVICES_OF_ALL: Final = 2048
+"""Of all machines but the daemon's own. One list of the journal's holds twice as many, the daemon's own among them."""
 STREAMS: Final = {Started: (1, 2), Refused: (0, 0), Counted: (0, 0), Ended: (0, 0)}
 """What a launcher says on its own, and how many connections come with it, at least and at most."""
 TREE_FIELDS: Final = ("code", "inputs", "environment", "image")
@@ -254,18 +255,14 @@ class Fleet:
         raise Gone("it did not say what it has")
 
     def _fault_in(self, name: str, report: Report) -> str | None:
-        ids = [device.id for device in report.devices]
-        others = {id_ for other, machine in self.machines.items() if other != name for id_ in
-                  (device.id for device in machine.report.devices)}  # fmt: skip
-        if len(set(ids)) != len(ids) or others & set(ids):
+        others = {
+            device.id for other, machine in self.machines.items() if other != name for device in machine.report.devices
+        }
+        if others & {device.id for device in report.devices}:
             return "it reports a device that is reported already"
-        if not {gpu.device for gpu in report.gpus} <= set(ids):
-            return "it reports the node of a device that it does not have"
-        for gpu in report.gpus:
-            fault = devices_fault(gpu.gpu_minors, gpu.device_nodes, gpu.cuda_devices, gpu.rocm_devices)
-            if fault is not None:
-                return f"it reports {fault}"
-        return self._objection(report)
+        if len(others) + len(report.devices) > MOST_DEVICES_OF_ALL:
+            return f"all machines together would lend more than {MOST_DEVICES_OF_ALL} devices"
+        return fault_in(report) or self._objection(report)
 
     async def _listen(self, machine: Machine) -> None:
         """Take what the agent says, until it is gone."""

@@ -7,12 +7,46 @@ from typing import Final, Protocol
 
 import trio
 
+from hansa.market.clauses import written
+from hansa.market.shares import SHARE
 from hansa.node.agents.agent_keys import Enrolled
 from hansa.node.agents.agent_messages import Report, Wire
+from hansa.node.devices.sandbox_devices import devices_fault
 from hansa.node.isolation.launcher_protocol import Message
+from hansa.proto.market_documents import KIND_CPU, KIND_GPU, Device
+from hansa.proto.workload import LARGEST_SIZE_BYTES
 
 MOST_REPORTS: Final = 20
 """The times of so many are kept, to see whether a machine reports too much."""
+
+
+def fault_in(report: Report) -> str | None:
+    """What of a report no machine of ours says of itself, in words for its owner; nothing if it is sound.
+
+    What it says goes into the provider's own adverts and bids, and peers bar who signs what is out of order.
+    """
+    ids = {device.id for device in report.devices}
+    if len(ids) != len(report.devices):
+        return "it reports a device that is reported already"
+    if not {gpu.device for gpu in report.gpus} <= ids:
+        return "it reports the node of a device that it does not have"
+    for gpu in report.gpus:
+        fault = devices_fault(gpu.gpu_minors, gpu.device_nodes, gpu.cuda_devices, gpu.rocm_devices)
+        if fault is not None:
+            return f"it reports {fault}"
+    return None if all(map(_is_sound, report.devices)) else "it reports a device such as there is none"
+
+
+def _is_sound(device: Device) -> bool:
+    told = {fact.name: fact.value for fact in device.facts}
+    return (
+        device.kind in (KIND_CPU, KIND_GPU)
+        and device.model.isprintable()
+        and device.memory_bytes <= LARGEST_SIZE_BYTES
+        # Who has which part of a device is watched on the daemon's own machine only.
+        and SHARE not in told
+        and written(told) == device.facts
+    )
 
 
 class Ear(Protocol):

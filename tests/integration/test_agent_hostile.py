@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -26,6 +27,7 @@ from hansa.node.isolation.launcher_protocol import (
     unpack,
 )
 from hansa.node.isolation.sandbox import SandboxSpec
+from hansa.proto.market_documents import Fact
 
 pytestmark = pytest.mark.trio
 RUN = b"r" * 32
@@ -98,6 +100,56 @@ async def test_nodes_that_no_gpu_has_are_not_taken(tmp_path, changes):
             await house.until(lambda: "b" in house.fleet.machines)
             await wire.send(bad)
             await house.until(lambda: "b" not in house.fleet.machines)
+
+
+SLOT = a_report(1).devices[0]
+NO_DEVICES = {
+    "of another kind": {"kind": "tpu"},
+    "with a name that steers a terminal": {"model": "\x1b[2J"},
+    "with more memory than any machine has": {"memory_bytes": 1 << 63},
+    "with facts out of order": {"facts": (Fact(name="cuda", value="12.4"), Fact(name="arch", value="x86_64"))},
+    "with a fact twice": {"facts": (Fact(name="cuda", value="12.4"), Fact(name="cuda", value="12.5"))},
+    "with a fact that is no word": {"facts": (Fact(name="speed", value="9"),)},
+    "with a fact that cannot be read": {"facts": (Fact(name="cuda", value="new"),)},
+    "that is lent in parts": {"facts": (Fact(name="share", value="0.5"),)},
+}
+
+
+@pytest.mark.parametrize("case", NO_DEVICES)
+async def test_devices_that_nobody_has_do_not_come_into_the_providers_adverts(tmp_path, case):
+    bad = a_report(devices=(SLOT, replace(SLOT, id=b"\x02" * 32, **NO_DEVICES[case])))
+    async with a_house(tmp_path) as house:
+        async with a_taken_machine(house, bad) as wire:
+            assert isinstance(await wire.receive(FromDaemon, within_s=5), TurnedAway)
+        assert house.fleet.machines == {}
+    plain = a_report(devices=(replace(SLOT, facts=(Fact(name="arch", value="x86_64"),)),))
+    async with a_house(tmp_path) as house, a_taken_machine(house, plain) as wire:
+        await house.until(lambda: "a" in house.fleet.machines)
+        await wire.send(bad)
+        await house.until(lambda: "a" not in house.fleet.machines)
+
+
+async def test_machines_together_lend_no_more_than_can_be_written_down(tmp_path):
+    def many(first, count):
+        ids = (number.to_bytes(32, "big") for number in range(first, first + count))
+        return a_report(devices=tuple(replace(SLOT, id=one) for one in ids))
+
+    async with a_house(tmp_path) as house, dialled(house.enrol("a"), house.place("a"), "control") as one:
+        other = house.enrol("b")
+        await one.receive(FromDaemon, within_s=5)
+        await one.send(many(0, 1024))
+        await house.until(lambda: "a" in house.fleet.machines)
+        async with dialled(other, house.place("b"), "control") as wire:
+            await wire.receive(FromDaemon, within_s=5)
+            await wire.send(many(5_000, 1024))
+            await house.until(lambda: "b" in house.fleet.machines)
+            third = house.enrol("c")
+            async with dialled(third, house.place("c"), "control") as late:
+                await late.receive(FromDaemon, within_s=5)
+                await late.send(many(9_000, 1))
+                said = await late.receive(FromDaemon, within_s=5)
+                assert isinstance(said, TurnedAway)
+                assert "more than 2048 devices" in said.reason
 
 
 async def test_a_machine_that_is_another_one_every_moment_is_let_go(tmp_path):
