@@ -15,7 +15,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +55,9 @@ REAP_S: Final = 20.0
 TREES_BYTES: Final = 50 << 30
 MOST_WAYS_OUT: Final = 64
 """Connections of one run to the outside, at one time."""
+DIALS_AT_ONCE: Final = 4
+"""Connections of this machine that are being made. The daemon keeps eight of one address that have not proved
+themselves, and of more puts out the oldest: a job that connects to everything at once would put out its neighbours'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,7 @@ class Agent:
         self.launch = launch
         self.report = report
         self._log = log
+        self._dials = trio.Semaphore(DIALS_AT_ONCE)
         self.settings = settings or AgentSettings()
 
     async def serve(self) -> None:
@@ -161,9 +165,13 @@ class Agent:
             await trio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - only so that a rack does not dial as one
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
-    def dial(self, purpose: str, token: bytes = NO_TOKEN) -> AbstractAsyncContextManager[Wire]:
-        """A connection to the daemon; see `dialled`."""
-        return dialled(self._identity, self._daemon, purpose, token)
+    @asynccontextmanager
+    async def dial(self, purpose: str, token: bytes = NO_TOKEN) -> AsyncIterator[Wire]:
+        """A connection to the daemon, made in its turn; see `dialled`."""
+        async with AsyncExitStack() as held:
+            async with self._dials:
+                wire = await held.enter_async_context(dialled(self._identity, self._daemon, purpose, token))
+            yield wire
 
     async def _begin(self, wire: Wire) -> "_Session":
         welcome = await wire.receive(Welcome | TurnedAway, within_s=DIAL_S)

@@ -12,8 +12,8 @@ import pytest
 import trio
 from integration.agent_house import ACCOUNT, a_house, a_report
 
-from hansa.node.agents.agent import WrongDaemon, dialled
-from hansa.node.agents.agent_gate import source_of
+from hansa.node.agents.agent import DIALS_AT_ONCE, WrongDaemon, dialled
+from hansa.node.agents.agent_gate import MOST_OF_ONE, source_of
 from hansa.node.agents.agent_keys import load_identity, write_invitation_key
 from hansa.node.agents.agent_messages import (
     NO_TOKEN,
@@ -355,6 +355,47 @@ async def test_a_runs_way_out_leads_to_the_daemons_machine(tmp_path):
         await house.until(lambda: not (tmp_path / "sockets-a" / RUN.hex()[:32]).exists())
         nursery.cancel_scope.cancel()
     launches[0].close()
+
+
+async def test_a_job_that_connects_to_everything_at_once_puts_out_no_connection_of_its_machine(tmp_path):
+    """Of those that have not proved themselves the daemon keeps few of one address: one more puts out the oldest."""
+    assert 2 * DIALS_AT_ONCE <= MOST_OF_ONE, "those that are proved here and not there yet, and as many new ones"
+    silent = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = silent[0].socket.getsockname()[1]
+    knocked, trials = [], 3 * DIALS_AT_ONCE
+
+    async def take_and_say_nothing(stream):
+        knocked.append(stream)
+        await stream.receive_some()  # the hello of its handshake
+        await trio.sleep_forever()
+
+    async with a_house(tmp_path) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, take_and_say_nothing, silent)
+        agent = house.agent("a", house.enrol("a"), a_report(1))
+        agent._daemon = dataclasses.replace(house.place(), port=port)
+
+        async def dial():
+            async with agent.dial("stream", bytes(32)):
+                pass
+
+        for _ in range(trials):
+            nursery.start_soon(dial)
+        await house.until(lambda: len(knocked) >= DIALS_AT_ONCE)
+        await trio.sleep(0.5)
+        assert len(knocked) == DIALS_AT_ONCE
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_stands_keeps_no_other_from_being_made(tmp_path):
+    async with a_house(tmp_path, silence_s=15) as house, AsyncExitStack() as held:
+        agent = house.agent("a", house.enrol("a"), a_report(1))
+        control = await held.enter_async_context(agent.dial("control"))
+        await control.receive(FromDaemon, within_s=5)
+        await control.send(a_report(1))
+        await house.until(lambda: "a" in house.fleet.machines)
+        with trio.fail_after(20):
+            for number in range(3 * DIALS_AT_ONCE):
+                await held.enter_async_context(agent.dial("stream", number.to_bytes(32, "big")))
 
 
 async def test_a_machine_that_never_makes_its_connection_is_told_to_end_the_run(tmp_path):
