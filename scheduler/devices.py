@@ -378,9 +378,10 @@ def _lacks_of_set(needs: Requirements, chosen: Sequence[Device], judge: _Judge) 
         lacks.append(
             _lack("cores", f"cores >= {number_text(needs.cores_milli)}", number_text(cores_milli), change, reason)
         )
+    # What comes with a GPU is a fact of its machine; what comes with a slot is its own, whatever kind was asked for.
     memory_bytes = sum(device.memory_bytes for device in chosen if device.kind == KIND_CPU)
     memory_bytes = memory_bytes * judge.share_milli // WHOLE_MILLI
-    if needs.kind == KIND_CPU and memory_bytes < needs.memory_bytes:
+    if all(device.kind == KIND_CPU for device in chosen) and memory_bytes < needs.memory_bytes:
         reason = (
             f"{memory_bytes / GIB:.3g} GiB of memory come with {_so_many(chosen, judge)} here, "
             f"{needs.memory_bytes / GIB:.3g} GiB wanted"
@@ -472,9 +473,7 @@ def _lacks_of_group(needs: Requirements, group: Sequence[Device], judge: _Judge)
     if len(taken) < needs.devices:
         few = _too_few(needs, len(taken), group[0].model)
         merged[few.shortfall.name, few.shortfall.wanted] = few
-    # Of a CPU slot the memory counts as soon as slots will do.
-    eased = needs if needs.kind == ANY else replace(needs, kind=group[0].kind)
-    for lack in _lacks_of_set(eased, [device for _, device in taken], judge):
+    for lack in _lacks_of_set(needs, [device for _, device in taken], judge):
         key = lack.shortfall.name, lack.shortfall.wanted
         merged[key] = _looser(merged[key], lack) if key in merged else lack
     return list(merged.values())

@@ -156,8 +156,8 @@ class Filter:
         several = columns.several[rows]
         alone = rows[~several & (columns.count[rows] >= devices)]
         enough = columns.cores[alone] * devices >= needs.cores_milli
-        if needs.kind == KIND_CPU:
-            enough &= columns.memory[alone].astype(np.float64) * devices >= needs.memory_bytes * (1 - 1e-12)
+        slots = columns.kind[alone] == columns.kinds.number.get(KIND_CPU, -1)
+        enough &= ~slots | (columns.memory[alone].astype(np.float64) * devices >= needs.memory_bytes * (1 - 1e-12))
         alone = alone[enough]
         rows = rows[several]
         if not len(rows):

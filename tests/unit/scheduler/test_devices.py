@@ -224,12 +224,25 @@ def test_with_every_shortfalls_nearest_value_the_answer_is_devices(fleet, about,
         (needs(devices=2), [SMALL], [SMALL], "1 fitting device here, 2 wanted"),
         (needs(cores_milli=2_001), [SMALL], [SMALL], "2 CPU cores come with 1 device here, 2.001 wanted"),
         (needs(memory_bytes=3 * GIB), [SMALL], [SMALL], "2 GiB of memory come with 1 device here, 3 GiB wanted"),
+        (
+            needs(kind="any", memory_bytes=3 * GIB),
+            [SMALL],
+            [SMALL],
+            "2 GiB of memory come with 1 device here, 3 GiB wanted",
+        ),
     ],
 )
 def test_a_shortage_says_what_is_short(asked, free, owned, reason):
     found = choose(asked, free, owned)
     assert isinstance(found, Shortage)
     assert found.reason == reason
+
+
+def test_a_slots_memory_bounds_a_job_that_takes_any_kind_of_device():
+    asked = needs(kind="any", memory_bytes=3 * GIB)
+    assert choose(asked, [SMALL, LARGE], [SMALL, LARGE]) == (LARGE,)
+    assert len(choose(replace(asked, devices=2), on("a", 2), on("a", 2))) == 2
+    assert choose(asked, [GPU], [GPU]) == (GPU,), "a GPU's memory says nothing of its machine's"
 
 
 @given(

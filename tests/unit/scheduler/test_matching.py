@@ -81,6 +81,15 @@ def found(columns: Columns, looked_for: Wish, at_ms: int = NOW_MS) -> set[bytes]
     return {columns.account[row] for row in rows}
 
 
+def test_slots_of_too_little_memory_are_not_found_whatever_kind_is_asked_for() -> None:
+    gpu = advert(1, devices=(("L4", 24, 8_000),))
+    slots = tuple(replace(device, kind="cpu") for device in advert(2, devices=(("EPYC", 4, 8_000),) * 2).devices)
+    columns = index_of(gpu, replace(advert(2), devices=slots, free=2))
+    assert found(columns, wish(memory_bytes=8 * GIB)) == {gpu.signer}
+    assert found(columns, wish(memory_bytes=8 * GIB, devices=2)) == {advert(2).signer}
+    assert found(columns, wish(memory_bytes=64 * GIB, kind="cpu")) == set()
+
+
 def may_serve(one: Advert, looked_for: Wish, at_ms: int) -> bool:
     """The same, read plainly from the documents."""
     needs = looked_for.requirements
