@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from hansa.node.commands.cli_agent import AGENT_COMMANDS
 from hansa.node.commands.cli_chain import CHAIN_COMMANDS
@@ -49,6 +50,10 @@ class _Hansa(click.Group):
             sys.exit(result if isinstance(result, int) else 0)
         except OperatorError as fault:
             _complain(fault.what, fault.hint, fault.quote)
+        except NoArgsIsHelpError as fault:
+            # A group that is named alone: its help is the answer, and stays the page that it is.
+            click.echo(fault.format_message(), err=True)
+            sys.exit(EXIT_MISTAKE)
         except click.UsageError as fault:
             command = fault.ctx.command_path if fault.ctx is not None else "hansa"
             _complain(fault.format_message(), f"{command} --help shows what is possible")
