@@ -121,6 +121,7 @@ class Daemon:
         self.figures = MarketFigures()
         self.started_ms = self.now_ms()
         self.lag_ms, self.turned_at = 0.0, 0.0
+        self.is_turning = False
         self.changed, self.ready = trio.Event(), trio.Event()
         self._inbox, self._events = trio.open_memory_channel[tuple[NodeEvent, trio.Event | None, float]](math.inf)
         self.tasks: trio.Nursery | None = None
@@ -289,6 +290,7 @@ class Daemon:
             for event, _, since in batch:
                 if isinstance(event, MessageArrived) and isinstance(event.message, TenderSent):
                     self.figures.heard(event.message.tender.document, since)
+            self.is_turning = True
             effects = self.engine.take([event for event, _, _ in batch])
             self.ledger_keeper.post(effects)
             for _, done, _ in batch:
@@ -297,6 +299,7 @@ class Daemon:
             self.lag_ms = max((trio.current_time() - since) * 1000 for _, _, since in batch)
             for effect in effects:
                 perform(self, effect)
+            self.is_turning = False
             self.figures.turned(self.state, self.state.turns, trio.current_time())
             self.figures.sent(self.state, effects)
             log_turns(self.state.turns)
@@ -515,7 +518,9 @@ class Daemon:
     def close(self) -> None:
         """Write the state down and give the files back. What was laid out for runs goes: of sealed jobs it is open."""
         self.watch.close()
-        self.engine.write_snapshot_if_due(now=True)
+        # In the middle of a turn the books lack what the state has. At the next start the journal is folded, and posts it.
+        if not self.is_turning:
+            self.engine.write_snapshot_if_due(now=True)
         self.journal.close()
         self.ledger_keeper.close()
         if self.bulk is not None:

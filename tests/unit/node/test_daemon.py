@@ -1,6 +1,7 @@
 """One directory, one daemon: who comes second fails on the journal, and has touched nothing of the first's."""
 
 import contextlib
+import sqlite3
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from hansa.node.commands.first_setup import Wishes, config_text
 from hansa.node.daemon import chores
 from hansa.node.daemon import daemon as daemon_module
 from hansa.node.daemon.daemon import Daemon
+from hansa.node.engine.events import NodeEvent
 from hansa.node.engine.journal import SqliteJournal
 from hansa.node.engine.steady_clock import SteadyClock, wall_clock_ms
 from hansa.node.faults import OperatorError
 from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.node.settings.config import FILE_NAME, parse_config
+from hansa.scheduler.run import RunProgressed, RunStarted
 
 DAY_MS = 24 * 3_600_000
 
@@ -175,6 +178,57 @@ def test_a_clock_that_was_set_back_before_the_start_stops_no_deadline_of_what_st
         assert (daemon.clock.ahead_ms() >= DAY_MS) is runs
     finally:
         daemon.close()
+
+
+def a_provider_that_meters(tmp_path: Path) -> Daemon:
+    """A daemon, not running, whose journal says that a run of a stranger's job goes on."""
+    market = SmallMarket()
+    market.add(BUYER_KEY)
+    market.add(PROVIDER_KEY, devices=1)
+    market.submit(BUYER, of=spec(shards=1))
+    market.tender(BUYER, (PROVIDER,))
+    (sold,) = market.engines[PROVIDER].state.sales.live.values()
+    market.take(PROVIDER, RunStarted(run=sold.lease, at_ms=market.now_ms))
+    journal = SqliteJournal(tmp_path / "journal.sqlite")
+    journal.append(list(market.journals[PROVIDER].read()[1]))
+    journal.close()
+    return again(tmp_path)
+
+
+def again(tmp_path: Path) -> Daemon:
+    """The daemon of that directory, at its next start."""
+    config = parse_config(config_text(Wishes(metrics_port=0)), tmp_path / FILE_NAME)
+    return Daemon(config, PROVIDER_KEY, key(1001), None)
+
+
+async def turn(daemon: Daemon, event: NodeEvent) -> None:
+    """The engine's loop, until something is wrong."""
+    daemon.tell(event)
+    with trio.fail_after(10):
+        await daemon.serve_engine()
+
+
+def test_what_is_in_the_journal_and_did_not_come_into_the_ledger_is_there_after_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that was written down between the two would have the books lack it for ever."""
+    daemon = a_provider_that_meters(tmp_path)
+    (sold,) = daemon.state.sales.live.values()
+    written = daemon.ledger_keeper.store.size
+    progress = RunProgressed(run=sold.lease, step=1, metrics=(), at_ms=daemon.state.at_ms + 2_000)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(daemon.ledger_keeper.store, "post", full)
+    with pytest.raises(sqlite3.OperationalError):
+        trio.run(turn, daemon, progress)
+    assert daemon.state.sale_on(sold.lease).steps == 1
+    daemon.close()
+    after = again(tmp_path)
+    assert after.state.sale_on(sold.lease).steps == 1
+    assert after.ledger_keeper.store.size > written
+    after.close()
 
 
 def test_the_owner_is_told_in_words_what_is_wrong_with_the_clock() -> None:
