@@ -156,8 +156,7 @@ def print_bids(view: View) -> None:
 
 
 def _print_tender(tender: View) -> None:
-    from hansa.node.commands.cli_screen import money_text
-    from hansa.node.commands.cli_tables import how_much, print_table
+    from hansa.node.commands.cli_tables import how_much, money_text, print_table
     from hansa.node.plain_text import plain, short_account
     from hansa.node.quantities import format_duration, format_size
 
@@ -205,7 +204,7 @@ def _way(bid: View) -> str:
 
 def _rounded(amount: object) -> str:
     """An amount for a narrow column: at most four decimals, the rest rounded."""
-    from hansa.node.commands.cli_screen import money_text
+    from hansa.node.commands.cli_tables import money_text
 
     text = str(amount)
     if _AMOUNT.fullmatch(text):
@@ -219,8 +218,7 @@ def _percent(ppm: object) -> str:
 
 def print_tenders(view: View) -> None:
     """How a provider answered."""
-    from hansa.node.commands.cli_screen import money_text
-    from hansa.node.commands.cli_tables import clock, how_much, print_table
+    from hansa.node.commands.cli_tables import clock, how_much, money_text, print_table
     from hansa.node.plain_text import plain, short_account, summary
 
     found = view.get("tenders", [])
@@ -245,8 +243,7 @@ def print_tenders(view: View) -> None:
 
 def print_dry_run(view: View) -> None:
     """What a tender would find."""
-    from hansa.node.commands.cli_screen import money_text
-    from hansa.node.commands.cli_tables import print_table
+    from hansa.node.commands.cli_tables import money_text, print_table
     from hansa.node.plain_text import plain, short_account
     from hansa.node.quantities import format_duration
 

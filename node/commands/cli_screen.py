@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hansa.node.commands.cli_tables import clock, queue_text, use_text
+from hansa.node.commands.cli_tables import clock, how_far, money_text, queue_text, use_text
 from hansa.node.plain_text import fields_of, number, plain, short_account, summary
 
 View = Mapping[str, Any]
@@ -69,7 +69,7 @@ def _tender_table(tender: View) -> Table:
     # Expected is the price for an hour that ends well: price/h divided by how reliable the provider was so far.
     right = {"price/h", "reliable", "expected"}
     for name in ("provider", "price/h", "reliable", "expected", ""):
-        table.add_column(name, justify="right" if name in right else "left")
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name == "provider")
     table.add_column("why", overflow="fold")
     for bid in tender.get("bids", [])[:32]:
         won = bool(bid.get("won"))
@@ -93,17 +93,10 @@ def _tender_table(tender: View) -> Table:
     return table
 
 
-def money_text(text: object) -> str:
-    """An amount without the zeros that say nothing: at least two decimals stay."""
-    shown = plain(text, 40)
-    whole, point, fraction = shown.partition(".")
-    return whole + point + fraction.rstrip("0").ljust(2, "0") if point else shown
-
-
 def _shard_table(view: View) -> Table:
     table = Table(expand=False)
     for name in ("shard", "phase", "provider", "step", "checkpoint", "metrics"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "provider")
     for shard in view.get("shards", [])[:64]:
         checkpoint = fields_of(shard.get("checkpoint"))
         phase = _phase(shard.get("phase"))
@@ -148,7 +141,7 @@ def _progress(view: View) -> list[RenderableType]:
     history = view.get("history", [])
     total = rounds_of(view)
     done = view.get("round", 0)
-    line = Text(f"round {plain(done, 12)}" + (f" of {total}" if total else ""))
+    line = Text(f"round {plain(done, 12)} of {total}" if total else how_far(view))
     if history:
         line.append("   " + metrics_text(history[-1].get("metrics")), style="bold")
         rejected = history[-1].get("rejected", [])
@@ -193,10 +186,14 @@ def news(before: View | None, view: View) -> Iterator[str]:
     for shard in view.get("shards", []):
         yield from _shard_news(known_shards.get(shard.get("shard"), {}), shard)
     yield from _forfeits(earlier, view)
-    for done in view.get("history", [])[len(earlier.get("history", [])) :]:
-        total = rounds_of(view)
-        of = f"/{total}" if total else ""
-        yield f"round {plain(done.get('round'), 12)}{of}: {metrics_text(done.get('metrics'))}"
+    # By their numbers: only the newest thousand are kept, so that there comes a time when there are never more of them.
+    known_steps = {done.get("round") for done in earlier.get("history", [])}
+    total = rounds_of(view)
+    for done in view.get("history", []):
+        if done.get("round") in known_steps:
+            continue
+        number = f"round {plain(done.get('round'), 12)}/{total}" if total else f"step {plain(done.get('round'), 16)}"
+        yield f"{number}: {metrics_text(done.get('metrics'))}"
         for rejected in done.get("rejected", []):
             yield f"  rejected shard {plain(rejected.get('shard'), 8)}: {plain(rejected.get('reason'), 200)}"
     if view.get("warning") and view["warning"] != earlier.get("warning"):

@@ -1,6 +1,6 @@
 """Lists on the terminal: jobs, providers, money. A stranger's words are shown as plain text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,20 +13,31 @@ from hansa.node.plain_text import fields_of, plain, short_account, summary
 from hansa.node.quantities import format_size
 
 Rows = Sequence[dict[str, Any]]
+COPIED = ("job", "lease", "channel", "device", "account", "provider", "buyer", "counterparty")
+"""Columns whose cells people copy, or compare letter by letter."""
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: str = "") -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: Collection[str] = COPIED
+) -> None:
     """Rows under their columns. Whatever is in a cell is made plain.
 
-    The column ``whole`` is never broken, however narrow the terminal: it holds what people copy.
+    The columns ``whole`` are never broken, however narrow the terminal: they hold what people copy.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == whole)
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
     for row in rows:
         # Text objects: nothing in a cell is read as markup.
         table.add_row(*(Text(plain(cell, 200)) for cell in row))
     Console(highlight=False, markup=False).print(table)
+
+
+def money_text(text: object) -> str:
+    """An amount without the zeros that say nothing: at least two decimals stay."""
+    shown = plain(text, 40)
+    whole, point, fraction = shown.partition(".")
+    return whole + point + fraction.rstrip("0").ljust(2, "0") if point else shown
 
 
 def _when(at_ms: object) -> str:
@@ -63,8 +74,8 @@ def print_jobs(jobs: Rows) -> None:
                 plain(job.get("job"), 64)[:12],
                 job.get("name"),
                 "queued" if job.get("queue") and job.get("phase") == "gathering" else job.get("phase"),
-                f"round {job.get('round')}",
-                f"{spend.get('vouched')} of {spend.get('budget')}",
+                how_far(job),
+                f"{money_text(spend.get('vouched'))} of {money_text(spend.get('budget'))}",
                 _uses(spend.get("by_provider")),
                 _when(job.get("submitted_ms")),
             )
@@ -75,6 +86,16 @@ def print_jobs(jobs: Rows) -> None:
     told = [f"{plain(job.get('job'), 64)[:12]}  {reason}" for job, reason in reasons if reason]
     if told:
         click.echo("\n" + "\n".join(told))
+
+
+def how_far(job: Mapping[str, Any]) -> str:
+    """The last round that was published; of a job that has come to none, the furthest step that a shard reported."""
+    if job.get("round"):
+        return f"round {plain(job['round'], 12)}"
+    shards = job.get("shards")
+    steps = [fields_of(shard).get("step") for shard in shards] if isinstance(shards, list) else []
+    furthest = max((step for step in steps if type(step) is int), default=0)
+    return f"step {plain(furthest, 16)}" if furthest else ""
 
 
 def _queue_words(job: Mapping[str, Any]) -> str:
@@ -263,4 +284,4 @@ def print_entries(entries: Rows) -> None:
         for entry in entries
         for leg in entry.get("legs", [])
     ]
-    print_table(("entry", "at (UTC)", "memo", "account", "amount"), rows)
+    print_table(("entry", "at (UTC)", "memo", "account", "amount"), rows, whole=("amount",))

@@ -150,7 +150,7 @@ def list_(data_dir: Path, as_json: bool, signer: str | None) -> None:
         print_table(
             ("name", "address", "keystore"),
             [(view["name"], view["address"] or unknown, view["keystore"]) for view in views],
-            whole="address",
+            whole=("address",),
         )
 
 

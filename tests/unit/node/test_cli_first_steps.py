@@ -1,9 +1,17 @@
 """What somebody types who has never seen the command: nothing, too little, or what is nearly right."""
 
+from typing import Any
+
 import pytest
 from click.testing import CliRunner
+from kit.memory_desk import PROVIDERS, changed, job_view
+from rich.console import Console
 
 from hansa.node.commands.cli import cli
+from hansa.node.commands.cli_screen import news, render
+from hansa.node.commands.cli_tables import print_jobs, print_providers
+
+JOB = "0123456789ab" + "cd" * 26
 
 
 @pytest.mark.parametrize("group", [[], ["node"], ["net"], ["ledger"], ["wallet"], ["chain"], ["agent"]])
@@ -13,3 +21,61 @@ def test_a_group_that_is_named_alone_shows_its_help_as_a_page(group: list[str]) 
     assert alone.stderr == helped.stdout
     assert alone.stdout == ""
     assert len(helped.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_what_people_copy_stands_in_one_piece_on_narrow_terminals(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_jobs([job_view(JOB, name="a-sweep-of-some-length")])
+    assert JOB[:12] in capsys.readouterr().out
+    provider: dict[str, Any] = {"account": PROVIDERS[0], "price_per_hour": "0.400000", "currency": "USD"}
+    device = {"kind": "gpu", "model": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 << 30}
+    print_providers([provider | {"free": 1, "devices": [device], "tier": "sandbox", "region": "", "connected": True}])
+    shown = f"{PROVIDERS[0][:6]}\N{HORIZONTAL ELLIPSIS}{PROVIDERS[0][-4:]}"
+    assert shown in capsys.readouterr().out
+    console = Console(width=max(columns, 60))
+    with console.capture() as capture:
+        console.print(render(job_view(JOB)))
+    assert capture.get().count(shown) >= 2
+
+
+def test_an_amount_in_the_list_of_jobs_is_exact_and_has_no_zeros_that_say_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    print_jobs([job_view(JOB, spend={"vouched": "0.007597", "budget": "10.200000"})])
+    assert "0.007597 of 10.20 " in capsys.readouterr().out
+
+
+def steps(first: int, last: int, **fields: Any) -> dict[str, Any]:
+    """The view of a job of which so many steps are kept."""
+    history = [{"round": step, "at_ms": step, "metrics": {"loss": 1.0}, "rejected": []} for step in range(first, last)]
+    return job_view(JOB, history=history, **fields)
+
+
+def test_steps_are_told_for_as_long_as_there_are_new_ones() -> None:
+    before, after = steps(1, 1001), steps(3, 1003)
+    assert list(news(before, after)) == ["round 1001/10: loss 1", "round 1002/10: loss 1"]
+    late = changed(after, history=[changed(after["history"][0], round=2), *after["history"]])
+    assert list(news(after, late)) == ["round 2/10: loss 1"], "a slow shard may have a step that the fast one left out"
+
+
+def test_a_job_without_rounds_has_come_as_far_as_its_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    shards = [changed(job_view(JOB)["shards"][0], step=60), changed(job_view(JOB)["shards"][1], step=58)]
+    view = steps(60, 61, round=0, parameters={"epochs": 60}, shards=shards)
+    assert "step 60: loss 1" in list(news(None, view))
+    print_jobs([view, job_view(JOB, round=3)])
+    listed = capsys.readouterr().out
+    assert "step 60" in listed
+    assert "round 0" not in listed
+    assert "round 3" in listed
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render(view))
+    assert "step 60" in capture.get()
+    assert "round 0" not in capture.get()
