@@ -228,9 +228,11 @@ def read_toml(file: Path) -> TomlTable:
     if len(data) > LARGEST_FILE_BYTES:
         raise ConfigError(f"{file}: is larger than 1 MiB", "name the TOML file, not a data file")
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # some editors begin a text with a mark that nobody sees
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: is not UTF-8 text", "save it as UTF-8") from None
+    if "\0" in text:
+        raise ConfigError(f"{file}: holds zero bytes, as a power cut leaves them", "put a copy of the file back")
     return parse_toml(text, file)
 
 
@@ -244,4 +246,6 @@ def parse_toml(text: str, file: Path) -> TomlTable:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as fault:
         raise ConfigError(f"{file}: is no valid TOML: {fault}", "see https://toml.io for the syntax") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: is no valid TOML: lists within lists without end", "write it plainer") from None
     return TomlTable(file, "", values, _line_numbers(text))

@@ -1,9 +1,13 @@
 """``[network]``: where a node listens, whom it starts from, and what it does for others."""
 
+import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hansa.node.toml_reader import TomlTable
+from hansa.proto.errors import ProtocolError
+from hansa.proto.peer_id import parse_peer_id
 
 _MULTIADDR = re.compile(r"/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[A-Za-z0-9:._\-%]+(/[A-Za-z0-9\-]+(/[A-Za-z0-9:._\-]+)?)*")
 
@@ -43,7 +47,48 @@ def _multiaddrs(table: TomlTable, key: str, default: tuple[str, ...], part: str)
     for address in addresses:
         if not _MULTIADDR.fullmatch(address):
             raise table.fault(key, "holds something that is no multiaddr", 'for example "/ip4/0.0.0.0/tcp/4001"')
+        example = "/ip4/203.0.113.7/tcp/4001" + ("/p2p/16Uiu2HAm..." if part == "/p2p/" else "")
         if part not in address:
-            tail = "/ip4/203.0.113.7/tcp/4001" + ("/p2p/16Uiu2HAm..." if part == "/p2p/" else "")
-            raise table.fault(key, f"holds an address without {part}", f'for example "{tail}"')
+            raise table.fault(key, f"holds an address without {part}", f'for example "{example}"')
+        if wrong := _wrong_in(address):
+            raise table.fault(key, f'"{address}" {wrong}', f'for example "{example}"')
+        if key == "listen" and re.fullmatch(r"/ip[46]/[^/]+/tcp/[^/]+", address) is None:
+            raise table.fault(
+                key, f'"{address}" is not an IP address and a TCP port', 'such as "/ip4/0.0.0.0/tcp/4001"'
+            )
     return addresses
+
+
+def _wrong_in(address: str) -> str:
+    """What is wrong with a multiaddr, in words; nothing where everything in it is what its name says."""
+    parts = iter(address.split("/")[1:])
+    for name in parts:
+        if name not in _VALUES:
+            return f"has a part that is not known here: {name}"
+        read = _VALUES[name]
+        if read is None:
+            continue
+        value = next(parts, "")
+        try:
+            read(value)
+        except (ValueError, ProtocolError):
+            return f"has a part that is none: /{name}/{value}"
+    return ""
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise ValueError(text)
+    return number
+
+
+_VALUES: dict[str, Callable[[str], object] | None] = {
+    "ip4": ipaddress.IPv4Address,
+    "ip6": ipaddress.IPv6Address,
+    **dict.fromkeys(("dns", "dns4", "dns6", "dnsaddr"), str),
+    "tcp": _port,
+    "p2p": parse_peer_id,
+    "p2p-circuit": None,
+}
+"""What may stand in an address, and how the value after it is read; ``None`` for a word without one."""

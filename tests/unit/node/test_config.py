@@ -95,6 +95,12 @@ def test_every_key_of_the_template_is_explained() -> None:
         ("[network]\nlisten = []\n", "network.listen: must name at least one", "4001"),
         ("[network]\nlisten = ['0.0.0.0:4001']\n", "network.listen: holds something that is no multiaddr", "tcp"),
         ("[network]\nbootstrap = ['/ip4/1.2.3.4/tcp/4001']\n", "network.bootstrap: holds an address without", "p2p"),
+        ("[network]\nlisten = ['/ip4/300.1.1.1/tcp/1']\n", "config.toml:2: network.listen: ", "4001"),
+        ("[network]\nlisten = ['/ip4/127.0.0.1/tcp/99999']\n", "part that is none: /tcp/99999", "4001"),
+        ("[network]\nlisten = ['/dns4/a.example/tcp/1']\n", "is not an IP address and a TCP port", "4001"),
+        ("[network]\nannounce = ['/ip6/::zz/tcp/1']\n", "part that is none: /ip6/::zz", "4001"),
+        ("[network]\nannounce = ['/ip4/1.2.3.4/udp/1/tcp/1']\n", "not known here: udp", "4001"),
+        ("[network]\nbootstrap = ['/ip4/1.2.3.4/tcp/1/p2p/nobody']\n", "part that is none: /p2p/nobody", "p2p"),
         ("[metrics]\nport = 70000\n", "metrics.port: is 70000", "65535"),
         ("[settlement]\nbackend = 'escrows'\n", "settlement.backend", "ledger"),
         ("[sandbox]\nrequire = false\n", "sandbox.require: may not be false while anybody", "accept_buyers"),
@@ -118,6 +124,38 @@ def test_a_mistake_is_named_with_its_place_and_a_way_out(tmp_path: Path, text: s
     fault = refused(tmp_path, text)
     assert place in fault.what
     assert hint in fault.hint
+
+
+def test_addresses_of_every_form_are_taken(tmp_path: Path) -> None:
+    name = set_up(tmp_path / "another", Wishes()).peer_id
+    bootstrap = (
+        f"/dns4/tcp/tcp/4001/p2p/{name}",
+        f"/ip6/2001:db8::7/tcp/4001/p2p/{name}/p2p-circuit/p2p/{name}",
+    )
+    text = f"[network]\nlisten = ['/ip4/0.0.0.0/tcp/0', '/ip6/::/tcp/4001']\nbootstrap = {list(bootstrap)}\n"
+    assert load_config(written(tmp_path, text)).network.bootstrap == bootstrap
+
+
+def test_a_mark_at_the_beginning_that_some_editors_write_is_no_mistake(tmp_path: Path) -> None:
+    file = written(tmp_path, "") / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbf[node]\r\nregion = 'Bergen'\r\n")
+    assert load_config(tmp_path).region == "Bergen"
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "hint"),
+    [
+        (bytes(512), "holds zero bytes, as a power cut leaves them", "copy"),
+        (b"a = " + b"[" * 20_000, "lists within lists without end", "plainer"),
+    ],
+)
+def test_a_file_that_nobody_wrote_so_is_refused_in_words(tmp_path: Path, content: bytes, what: str, hint: str) -> None:
+    (written(tmp_path, "") / "config.toml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+    assert what in caught.value.what
+    assert str(tmp_path) in caught.value.what
+    assert hint in caught.value.hint
 
 
 def test_the_owner_may_run_his_own_jobs_without_a_sandbox(tmp_path: Path) -> None:
