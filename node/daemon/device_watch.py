@@ -333,7 +333,10 @@ async def watch_devices(daemon: "Daemon") -> None:
         leased = {device.id for entry in leases for device in entry.devices}
         told = daemon.executor.told
         # A daemon that is told to stop waits for no driver that hangs: ``close`` ends its process, and so the look.
-        sight = await trio.to_thread.run_sync(partial(watch.look, leased, runs, told), abandon_on_cancel=True)
+        sight = await trio.to_thread.run_sync(
+            partial(watch.look, leased, runs, told),
+            abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs are older than trio
+        )
         computing = [entry for entry in leases if _computes(daemon, entry.lease)]
         for event in (*watch.judge(sight, daemon.state.capacity), *watch.measure(sight, computing)):
             daemon.tell(event)
