@@ -70,7 +70,9 @@ def parse_lock(text: str) -> tuple[Locked, ...]:
 
 def _joined(text: str) -> Iterator[tuple[int, str]]:
     """Lines without comments, those that end in a backslash joined to the next; each with its number."""
-    pending, start = "", 0
+    # Parts, and one text at the end: a line that went on a million times would else be copied a million times.
+    pending: list[str] = []
+    start = 0
     for number, line in enumerate(text.split("\n"), start=1):
         bare = line.strip()
         if not bare or bare.startswith("#"):
@@ -78,10 +80,11 @@ def _joined(text: str) -> Iterator[tuple[int, str]]:
                 raise Malformed(f"lock line {start}", "goes on and then does not")
             continue
         start = start if pending else number
-        pending = f"{pending} {bare.removesuffix(chr(92)).strip()}".strip()
+        if part := bare.removesuffix("\\").strip():
+            pending.append(part)
         if not bare.endswith("\\"):
-            yield start, pending
-            pending = ""
+            yield start, " ".join(pending)
+            pending = []
     if pending:
         raise Malformed(f"lock line {start}", "goes on and then does not")
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,15 @@ def test_any_text_is_a_lock_or_a_fault_and_what_is_written_from_it_is_plain(line
         assert line.split("==")[0].replace("-", "").isalnum()
         assert all(part.startswith("sha256:") for part in line.split("--hash=")[1:])
         assert not set("@$\\/\r\t#") & set(line)
+
+
+@pytest.mark.parametrize("line", ["a\\\n", "--hash=sha256:aa \\\n"])
+def test_a_line_that_goes_on_for_megabytes_is_read_in_the_time_that_its_bytes_take(line: str) -> None:
+    text = line * (LARGEST_LOCK_BYTES // len(line))
+    since_s = time.thread_time()
+    with pytest.raises(Malformed, match="goes on and then does not"):
+        parse_lock(text)
+    assert time.thread_time() - since_s < 15, "it took minutes when each line was added to the whole"
 
 
 def test_markers_choose_what_this_machine_needs() -> None:
