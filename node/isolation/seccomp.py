@@ -93,6 +93,7 @@ UNCOUNTED: Final[dict[str, tuple[int, int]]] = {
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "msgget": (68, 186),
+    "semget": (64, 190),
     "shmget": (29, 194),
 }
 _CLONE, _SOCKET, _SOCKETPAIR, _IOCTL, _CLONE3 = (56, 220), (41, 198), (53, 199), (16, 29), (435, 435)

@@ -112,7 +112,7 @@ def test_memory_that_belongs_to_no_process_counts_all_the_same(tmp_path):
     assert all(isinstance(event, RunFailed) for event in last.values())
 
 
-@pytest.mark.parametrize("name", ["nameless_files", "shared_segments", "message_queues"])
+@pytest.mark.parametrize("name", ["nameless_files", "shared_segments", "message_queues", "semaphore_sets"])
 def test_where_nobody_counts_such_memory_it_cannot_be_had(tmp_path, name):
     need_sandbox()
 

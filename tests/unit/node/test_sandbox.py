@@ -288,7 +288,7 @@ def test_the_filter_looks_at_arguments(machine):
 def test_memory_that_nobody_could_count_is_refused_where_there_are_no_groups(machine):
     column = list(ARCHITECTURES).index(machine)
     # System V's queues hold half a gibibyte that belongs to no process, its segments and nameless files far more.
-    assert set(UNCOUNTED) == {"memfd_create", "memfd_secret", "shmget", "msgget"}
+    assert set(UNCOUNTED) == {"memfd_create", "memfd_secret", "shmget", "msgget", "semget"}
     for number in (numbers[column] for numbers in UNCOUNTED.values()):
         outcomes = [
             interpret(build_filter(machine, uncounted=uncounted), number, architecture=ARCHITECTURES[machine])
