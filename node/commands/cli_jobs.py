@@ -1,6 +1,6 @@
 """The commands of a job's life: submit, jobs, watch, logs, results, top-up, cancel."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -288,36 +288,51 @@ def logs(job: str, follow: bool, shard: int | None, data_dir: Path, as_json: boo
 @with_data
 @with_json
 def results(job: str, directory: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Fetch a job's outputs into DIR (default: results-JOB), one directory for each shard."""
-    from hansa.node.api.cli_client import DaemonClient
+    """Fetch a job's outputs into DIR (default: results-JOB), one directory for each shard.
 
+    What is wrong with one output keeps no other from being fetched; the exit code is 2 then.
+    """
+    from hansa.node.api.cli_client import DaemonAway, DaemonClient
+
+    written: list[str] = []
+    faults: list[OperatorError] = []
     with closing(DaemonClient(data_dir)) as daemon:
         view = daemon.get(f"/v1/jobs/{job_path_part(job)}")
         target = directory or Path(f"results-{str(view['job'])[:SHORT_ID]}")
-        written = [str(path) for path in _fetch(daemon, view, target)]
+        for output in view.get("outputs", []):
+            try:
+                written.append(str(_fetch(daemon, view, output, target)))
+            except DaemonAway:
+                raise
+            except OperatorError as fault:  # each shard's provider names its own, and one may lie
+                faults.append(fault)
+    if faults and not written:
+        raise faults[0]
     if as_json:
-        print_json({"job": view["job"], "directory": str(target), "files": written})
-        return
-    if not written:
-        click.echo(f"job {view['phase']}: there are no outputs" + ("" if view.get("ended_ms") else " yet"))
-    for path in written:
-        click.echo(path)
+        lacking = {"not_fetched": [fault.what for fault in faults]} if faults else {}
+        print_json({"job": view["job"], "directory": str(target), "files": written, **lacking})
+    else:
+        if not written:
+            click.echo(f"job {view['phase']}: there are no outputs" + ("" if view.get("ended_ms") else " yet"))
+        for path in written:
+            click.echo(path)
+    if faults:
+        count = f"{len(faults)} of {len(faults) + len(written)} outputs"
+        raise OperatorError(f"{count} could not be fetched: {faults[0].what}", faults[0].hint)
 
 
-def _fetch(daemon: "DaemonClient", view: dict[str, Any], target: Path) -> Iterator[Path]:
+def _fetch(daemon: "DaemonClient", view: dict[str, Any], output: dict[str, Any], target: Path) -> Path:
     from hansa.node.commands.cli_results import write_opened, write_output
     from hansa.proto.sealed import plain_size_bytes
 
-    for output in view.get("outputs", []):
-        shard, path = output.get("shard"), output.get("path")
-        blob = _blob_of(output)
-        if blob is None or type(shard) is not int or shard < 0 or type(path) is not str:
-            raise OperatorError("the daemon names an output that is none", "use the daemon's own version")
-        if view.get("sealed") is True:
-            pieces = daemon.output(str(view["job"]), blob)
-            yield write_opened(target, shard, path, plain_size_bytes(blob.size_bytes), pieces)
-        else:
-            yield write_output(target, shard, path, blob, daemon.blob(blob))
+    shard, path = output.get("shard"), output.get("path")
+    blob = _blob_of(output)
+    if blob is None or type(shard) is not int or shard < 0 or type(path) is not str:
+        raise OperatorError("the daemon names an output that is none", "use the daemon's own version")
+    if view.get("sealed") is True:
+        pieces = daemon.output(str(view["job"]), blob)
+        return write_opened(target, shard, path, plain_size_bytes(blob.size_bytes), pieces)
+    return write_output(target, shard, path, blob, daemon.blob(blob))
 
 
 def _blob_of(output: dict[str, Any]) -> "BlobRef | None":

@@ -306,6 +306,27 @@ def test_a_path_that_leads_elsewhere_writes_nothing(data: Path, desk: MemoryDesk
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("path", ["../../evil", "model", "n" * 300])
+def test_what_one_provider_names_keeps_no_other_shards_outputs_back(
+    data: Path, desk: MemoryDesk, tmp_path: Path, path: str
+) -> None:
+    """A path that leads elsewhere, one that is a file where another is to lie below it, one that no disk takes."""
+    named = [(path, b"lies", 0), ("model/weights.bin", b"of the liar", 0), ("model/weights.bin", b"honest", 1)]
+    outputs = [output_view(where, desk.add_blob(content), shard) for where, content, shard in named]
+    desk.add(job_view(JOB, phase="succeeded", ended_ms=1, outputs=outputs))
+    out = tmp_path / "out"
+    shown = run("results", JOB, "-o", out, "--data", data)
+    assert shown.exit_code == 2
+    assert (out / "shard-1/model/weights.bin").read_bytes() == b"honest"
+    assert str(out / "shard-1/model/weights.bin") in shown.stdout.splitlines()
+    first, hint = shown.stderr.splitlines()
+    assert "1 of 3 outputs could not be fetched: " in first
+    assert hint.startswith("hint: ")
+    told = json.loads(run("results", JOB, "-o", out, "--json", "--data", data).stdout)
+    assert len(told["files"]) == 2
+    assert len(told["not_fetched"]) == 1
+
+
 def test_links_below_the_directory_are_not_followed(data: Path, desk: MemoryDesk, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
