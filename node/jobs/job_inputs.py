@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.faults import ConfigError
-from hansa.node.storage.packages import DEEPEST
+from hansa.node.storage.packages import DEEPEST, is_key
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.frames import is_safe_path
 from hansa.proto.workload import MAX_FILES
@@ -66,6 +66,8 @@ def read_inputs(table: TomlTable, directory: Path, shards: int) -> Inputs:
             sources.append(source)
             for path, file in _files_at(table, name, source):
                 found = file.stat()
+                if is_key(file, found.st_size):
+                    raise table.fault(name, f"{file} is a key, and a provider would get it", "name other files")
                 if len(path.encode()) > LONGEST_PATH_BYTES:
                     raise table.fault(name, f"a path in it is longer than {LONGEST_PATH_BYTES} bytes", "shorten it")
                 own = () if number is None else (number,)

@@ -153,7 +153,7 @@ def _resolve(environment: JobEnvironment) -> str:
             *("--generate-hashes", "--only-binary", ":all:", "--no-header", "--no-annotate"),
             *("--quiet", "--color", "never", "--system-certs"),
         ]
-        for folder in dict.fromkeys(wheel.parent.absolute() for wheel in environment.wheels):
+        for folder in dict.fromkeys(wheel.parent for wheel in environment.wheels):
             command += ["--find-links", str(folder)]
         try:
             done = subprocess.run(

@@ -79,6 +79,8 @@ def _names_defined(top: TomlTable, source: Path) -> set[str] | None:
         raise top.fault(
             "entry", f"{source.name}:{fault.lineno}: {fault.msg}", "correct the Python code, then submit again"
         ) from None
+    except (RecursionError, MemoryError):
+        raise top.fault("entry", f"{source.name} is nested too deeply to be read", "correct the Python code") from None
     except (OSError, ValueError) as fault:
         raise top.fault("entry", f"{source.name} cannot be read: {fault}", "check the file") from None
     names: set[str] = set()

@@ -124,6 +124,11 @@ def _is_ignored(name: str, patterns: tuple[str, ...]) -> bool:
 _KEY_HINT = "move it, or the job, to a directory of its own: everything in a job's directory is sent"
 
 
+def is_key(path: Path, size_bytes: int) -> bool:
+    """Whether a file holds a node's or an account's key, which nobody means to send."""
+    return path.name == NODE_KEY or (size_bytes <= LARGEST_KEYSTORE_BYTES and _is_keystore(path))
+
+
 def _is_keystore(path: Path) -> bool:
     """Whether a file is a Keystore V3, which holds an account's key."""
     try:
@@ -157,7 +162,7 @@ def _members(
         if stat.S_ISDIR(found.st_mode):
             yield from _members(path, root, name + "/", without, depth + 1)
         elif stat.S_ISREG(found.st_mode):
-            if path.name == NODE_KEY or (found.st_size <= LARGEST_KEYSTORE_BYTES and _is_keystore(path)):
+            if is_key(path, found.st_size):
                 raise ConfigError(f"{path}: is a key, and a provider would get it", _KEY_HINT)
             yield name, path
         elif stat.S_ISSOCK(found.st_mode):

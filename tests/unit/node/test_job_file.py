@@ -245,6 +245,11 @@ def test_an_entry_may_be_bound_in_any_way(job: Path, code: str) -> None:
     assert read_job_file(job).spec.entry == "train.py:train"
 
 
+def test_code_that_python_itself_gives_up_on_is_said_in_words(job: Path) -> None:
+    (job / "train.py").write_text(f"def train(context): ...\nx = {'-' * 100_000}1\n")
+    assert "train.py is nested too deeply" in refused(job, LEAST).what
+
+
 def test_a_function_inside_another_is_no_entry(job: Path) -> None:
     (job / "train.py").write_text("def outer():\n    def train(context): ...\n")
     assert "defines no function train" in refused(job, LEAST).what

@@ -102,6 +102,14 @@ def test_nothing_is_sent_that_a_link_leads_to_outside(job: Path, tmp_path: Path)
     assert "leads out of" in str(refused(job, '[inputs]\nset = "data"\n'))
 
 
+@pytest.mark.parametrize(("name", "content"), [("node.key", "\0"), ("copy.json", '{"version": 3, "crypto": {}}')])
+@pytest.mark.parametrize("named", ["data", "data/{name}"])
+def test_a_key_is_no_input(job: Path, name: str, content: str, named: str) -> None:
+    (job / "data" / name).write_text(content)
+    text = f'[inputs]\nset = "{named.format(name=name)}"\n'
+    assert "is a key, and a provider would get it" in str(refused(job, text))
+
+
 def test_a_link_inside_is_followed_and_one_in_a_circle_is_not_for_ever(job: Path) -> None:
     (job / "data" / "again.csv").symlink_to("x.csv")
     assert ("set/again.csv", ()) in paths(read(job, '[inputs]\nset = "data"\n'))
