@@ -43,8 +43,10 @@ def sandbox_report() -> SandboxReport:
 
 def need_sandbox() -> None:
     report = sandbox_report()
-    # A machine that cannot make a sandbox is one thing; a sandbox that can be made and leaks must never pass as that.
+    # A machine that cannot make a sandbox is one thing. A sandbox that can be made and leaks must never pass as that,
+    # nor a launcher that fell over: one that the machine refuses something says so.
     assert "leaks" not in report.reason, report.reason
+    assert "did not answer" not in report.reason, report.reason
     if not report.available:
         pytest.skip(f"no sandbox on this machine: {report.reason}")
 
