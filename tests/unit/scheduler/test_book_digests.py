@@ -14,7 +14,9 @@ from hansa.scheduler.book_digests import (
     unpacked,
 )
 
-ACCOUNTS = st.integers(0, 40).map(lambda number: (number * 0x0123456789ABCDEF1357 % (1 << 160)).to_bytes(20, "big"))
+ODD = 0x9E3779B97F4A7C15F39CC0605CEDC8341082276B
+"""Spreads small numbers over all accounts, and so over all ranges."""
+ACCOUNTS = st.integers(0, 40).map(lambda number: (number * ODD % (1 << 160)).to_bytes(20, "big"))
 ENTRIES = st.dictionaries(ACCOUNTS, st.integers(0, (1 << 64) - 1), max_size=30)
 FIRST = bytes(20)
 
