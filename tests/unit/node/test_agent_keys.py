@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hansa.node.agents import agent_keys
 from hansa.node.agents.agent_keys import (
     Enrolled,
     Invitation,
@@ -76,6 +77,21 @@ def test_an_invitation_admits_one_machine_and_no_second(tmp_path):
     assert register.remove("a")
     assert not register.remove("a")
     assert register.machines() == {}
+
+
+def test_beyond_the_most_machines_none_is_enrolled_until_one_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent_keys, "MOST_MACHINES", 2)
+    register = Register(tmp_path)
+    machines = [
+        Enrolled(name=name, certificate=load_identity(tmp_path / name).certificate, since_ms=1) for name in "abc"
+    ]
+    for number, machine in enumerate(machines):
+        register.invite(bytes([number]) * len(SECRET), expires_ms=1000)
+        (pin,) = register.invitations(0)
+        said = register.enrol(pin, machine)
+        assert said == (None if number < 2 else "2 machines are enrolled, and there is no room for more")
+    assert register.remove("a")
+    assert register.enrol(pin, machines[2]) is None, "the invitation was not used up"
 
 
 def test_two_machines_cannot_share_a_name_and_the_invitation_stays(tmp_path):

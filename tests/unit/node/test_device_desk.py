@@ -91,6 +91,7 @@ async def test_a_mistake_is_one_line_with_a_hint(tmp_path: Path, arguments: tupl
         {"devices": [1], "notice_ms": None, "why": ""},
         {"devices": [], "notice_ms": -1, "why": ""},
         {"devices": [], "notice_ms": True, "why": ""},
+        {"devices": [], "notice_ms": 30 * 24 * 3_600_000 + 1, "why": ""},
         {"devices": [], "notice_ms": None, "why": None},
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from kit.small_market import SmallMarket, device
-from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PRICE, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, NOW_MS, PRICE, needs, spec
 
 from hansa.market.bandwidth import BACK, THERE, Bandwidth, noted
 from hansa.market.pace import Pace
@@ -92,6 +92,17 @@ def test_the_terms_add_up_and_each_provider_bids_for_as_many_shards_as_it_has_ro
     for bid in view["bids"]:
         whole = sum(round(float(bid[name]) * 10**6) for name in TERMS)
         assert whole == round(float(bid["expected_cost"]) * 10**6)
+
+
+def test_a_provider_with_two_free_devices_of_which_one_fits_bids_for_one_shard() -> None:
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    large, small = device(1), replace(device(2), memory_bytes=1 << 20)
+    of = spec(shards=2, budget=10**9, requirements=needs(device_memory_bytes=large.memory_bytes))
+    view = expected(made.engines[BUYER].state, of, advert(0, devices=(large, small), free=2), advert(1))
+    assert sorted(bid["provider"] for bid in view["bids"]) == sorted(
+        checksum_address(key(number).address) for number in (0, 1)
+    )
 
 
 def test_whoever_is_busy_too_dear_blocked_or_does_not_fit_is_not_in_the_table() -> None:

@@ -6,7 +6,8 @@ import json
 import pytest
 from unit.node.test_sandbox import SPEC
 
-from hansa.node.isolation.gvisor import furnish_gvisor, write_bundle
+from hansa.node.isolation import gvisor
+from hansa.node.isolation.gvisor import furnish_gvisor, run_command, write_bundle
 from hansa.node.isolation.sandbox import Places
 from hansa.node.isolation.sandbox_equipment import SandboxUnavailable, find_equipment
 
@@ -57,3 +58,15 @@ def test_what_is_written_down_gives_the_job_no_capability_and_a_root_that_is_rea
 def test_a_gpu_is_refused(change):
     with pytest.raises(SandboxUnavailable, match="no GPUs"):
         furnish_gvisor(find_equipment(), dataclasses.replace(GVISOR, **change), Places())
+
+
+def test_a_way_out_is_refused_by_a_program_that_cannot_be_told_of_one(monkeypatch):
+    flags = {"overlay2"}
+    monkeypatch.setattr(gvisor, "find_runsc", lambda: "/opt/runsc")
+    monkeypatch.setattr(gvisor, "_known_flags", lambda _program: frozenset(flags))
+    assert "--overlay2=none" in run_command("/bundle", with_egress=False)
+    with pytest.raises(SandboxUnavailable, match="sockets of outside"):
+        run_command("/bundle", with_egress=True)
+    flags.add("host-uds")
+    assert "--host-uds=open" in run_command("/bundle", with_egress=True)
+    assert "--host-uds=open" not in run_command("/bundle", with_egress=False)

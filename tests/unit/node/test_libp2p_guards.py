@@ -74,6 +74,13 @@ async def test_a_length_in_the_negotiation_that_never_ends_is_read_for_three_byt
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize("said", [b"", b"\x80", b"\x05", b"\x05abc"])
+async def test_who_hangs_up_within_a_line_of_the_negotiation_has_hung_up_and_nothing_else(said):
+    with pytest.raises(MultiselectCommunicatorError, match="closed while negotiating"):
+        await libp2p_guards.read_header_line(Said(said))
+
+
+@pytest.mark.trio
 async def test_a_task_that_fails_ends_nothing_else_and_a_lasting_one_is_started_again(monkeypatch):
     monkeypatch.setattr(libp2p_guards, "RESTART_S", 0.01)
     faults, service = Faults(), Fragile()

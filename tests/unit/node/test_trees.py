@@ -1,5 +1,6 @@
 """Trees come into place whole, are shared, bounded, and never taken from under a run."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from hansa.node.isolation.build_room import TooDeep, tree_size
 from hansa.node.isolation.tree_removal import remove_tree
-from hansa.node.isolation.trees import Trees
+from hansa.node.isolation.trees import Trees, link_or_copy
 
 ME, OTHER = b"me", b"other"
 MIB = 1 << 20
@@ -47,13 +48,33 @@ def test_of_two_that_were_made_at_once_one_stays(tmp_path: Path) -> None:
     assert len(list((tmp_path / "t" / "ready").iterdir())) == 1
 
 
+def test_a_file_is_shared_or_copied_and_never_put_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, shared, copied = tmp_path / "source", tmp_path / "shared", tmp_path / "copied"
+    source.write_text("what was built")
+    link_or_copy(source, shared)
+    assert shared.stat().st_ino == source.stat().st_ino
+    taken = tmp_path / "taken"
+    taken.write_text("another's")
+    with pytest.raises(FileExistsError):
+        link_or_copy(source, taken)
+    assert taken.read_text() == "another's"
+
+    def refuse(*_paths: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(source, copied)
+    assert copied.stat().st_ino != source.stat().st_ino
+    assert (copied.read_text(), copied.stat().st_mode & 0o777) == ("what was built", 0o444)
+
+
 def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     """Killed at many moments of making and publishing; what a later start finds is whole or nothing."""
     code = """
 import sys
 from pathlib import Path
 from hansa.node.isolation.tree_removal import remove_tree
-from hansa.node.isolation.trees import Trees
+from hansa.node.isolation.trees import Trees, link_or_copy
 trees = Trees(Path(sys.argv[1]), quota_bytes=1 << 30)
 print("begun", flush=True)
 for number in range(10_000):
