@@ -115,6 +115,9 @@ def _shard(job: Job, wanted: int | None) -> Shard:
     for shard in candidates:
         if shard.phase in OPEN_PHASES:
             return shard
+    if wanted is None and job.phase == "running":
+        now = ", ".join(f"shard {number} is {shard.phase}" for number, shard in enumerate(job.shards[:8]))
+        raise OperatorError(f"no shard runs at the moment: {now}", "hansa watch shows when one does")
     if wanted is None:
         so_far = f"has {job.phase}" if job.phase in ("succeeded", "failed") else f"is {job.phase}"
         raise OperatorError(f"no shard runs: the job {so_far}", "hansa watch shows how the shards are")

@@ -31,6 +31,9 @@ class _Submit(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the one value that it may have as an option of its own."""
+        for arg in args[: args.index("--")] if "--" in args else args:
+            if arg.startswith("--dry-run=") and arg != "--dry-run=bids":
+                raise click.UsageError(f"{arg[:60]!r}: say --dry-run, or --dry-run=bids", ctx)
         return super().parse_args(ctx, [_ONLY_BIDS if arg == "--dry-run=bids" else arg for arg in args])
 
 
@@ -87,7 +90,7 @@ def submit(
         else:
             click.echo(f"job {job}")
         if and_watch:
-            return _follow(daemon.watch(job, PATIENCE_S), as_json)
+            return _follow(daemon.watch(job, PATIENCE_S), as_json, job)
         if not as_json:
             click.echo(f"follow it: hansa watch {job[:SHORT_ID]}")
     return 0
@@ -188,8 +191,18 @@ def _duration_ms(text: str, option: str) -> int:
         raise ConfigError(f"{option}: {fault}", f"for example {option} 1h") from None
 
 
-def _follow(views: Iterable[dict[str, Any]], as_json: bool) -> int:
+def _follow(views: Iterable[dict[str, Any]], as_json: bool, job: str) -> int:
     """Show a job to its end. The exit code says whether it succeeded."""
+    try:
+        return _followed(views, as_json)
+    except KeyboardInterrupt:
+        # Whoever stops watching may think that this ends the job; it goes on, and to cost money.
+        name = job[:SHORT_ID]
+        _say(f"\nnot watched any more; the job goes on. See it: hansa watch {name}; end it: hansa cancel {name}")
+        raise
+
+
+def _followed(views: Iterable[dict[str, Any]], as_json: bool) -> int:
     last: Any = None
     if as_json:
         for view in views:
@@ -253,7 +266,8 @@ def watch(job: str, data_dir: Path, as_json: bool) -> int:
     from hansa.node.api.cli_client import DaemonClient
 
     with closing(DaemonClient(data_dir)) as daemon:
-        return _follow(daemon.watch(job_path_part(job), PATIENCE_S), as_json)
+        wanted = job_path_part(job)
+        return _follow(daemon.watch(wanted, PATIENCE_S), as_json, wanted)
 
 
 @click.command()
@@ -278,13 +292,31 @@ def logs(job: str, follow: bool, shard: int | None, data_dir: Path, as_json: boo
                 print_json(line)
             else:
                 click.echo(f"[{plain(line.get('shard'), 8)}] {plain(line.get('text'))}")
-        if line is None and not as_json:
-            _say(f"it printed nothing; how it goes, or why it ended: hansa watch {plain(job, SHORT_ID)}")
+        if line is None:
+            _explain_silence(daemon, job_path_part(job), shard, as_json=as_json)
+
+
+def _explain_silence(daemon: "DaemonClient", job: str, shard: int | None, *, as_json: bool) -> None:
+    shards = len(daemon.get(f"/v1/jobs/{job}").get("shards", ()))
+    if shard is not None and shard >= shards:
+        have = f"shards 0 to {shards - 1}" if shards > 1 else "one shard, number 0"
+        raise OperatorError(
+            f"there is no shard {shard}: the job has {have}", "choose one of them, or leave --shard out"
+        )
+    if not as_json:
+        _say(f"it printed nothing; how it goes, or why it ended: hansa watch {job[:SHORT_ID]}")
 
 
 @click.command()
 @click.argument("job")
-@click.option("-o", "--output", "directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@click.option(
+    "-o",
+    "--output",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where to write; it may be there already. Default: results-JOB here.",
+)
 @with_data
 @with_json
 def results(job: str, directory: Path | None, data_dir: Path, as_json: bool) -> None:

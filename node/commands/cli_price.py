@@ -15,7 +15,9 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 @click.option("--devices", default=1, show_default=True, help="For a lease of so many devices.")
 @click.option("--model", default="", help="Of this model, as in H100. Default: those that would be given first.")
 @click.option("--at", default="", metavar="TIME", help='At another time: 19:30, or "2026-12-24 19:30".')
-@click.option("--lease", type=click.Choice(["spot", "firm"]), default="spot", show_default=True)
+@click.option(
+    "--lease", type=click.Choice(["spot", "firm"]), default="spot", show_default=True, help="For a lease of this kind."
+)
 @with_data
 @with_json
 def price(data_dir: Path, as_json: bool, devices: int, **wish: str) -> None:

@@ -42,7 +42,13 @@ def _options(command: Command) -> Command:
         with_json,
         with_data,
         click.option("--csv", "as_csv", is_flag=True, help="Print CSV: one line for each row, a header first."),
-        click.option("--by", type=click.Choice(["job", "peer", "day"]), default="job", show_default=True),
+        click.option(
+            "--by",
+            type=click.Choice(["job", "peer", "day"]),
+            default="job",
+            show_default=True,
+            help="What a row stands for; a peer is the account on the other side.",
+        ),
     ):
         command = option(command)
     return command

@@ -17,9 +17,7 @@ COPIED = ("job", "lease", "channel", "device", "account", "provider", "buyer", "
 """Columns whose cells people copy, or compare letter by letter."""
 
 
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: Collection[str] = COPIED
-) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: Collection[str] = COPIED) -> None:
     """Rows under their columns. Whatever is in a cell is made plain.
 
     The columns ``whole`` are never broken, however narrow the terminal: they hold what people copy.

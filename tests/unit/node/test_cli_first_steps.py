@@ -1,5 +1,8 @@
 """What somebody types who has never seen the command: nothing, too little, or what is nearly right."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,9 +10,11 @@ from click.testing import CliRunner
 from kit.memory_desk import PROVIDERS, changed, job_view
 from rich.console import Console
 
+from hansa.node.api import cli_client, shell_desk
 from hansa.node.commands.cli import cli
 from hansa.node.commands.cli_screen import news, render
 from hansa.node.commands.cli_tables import print_jobs, print_providers
+from hansa.node.faults import OperatorError
 
 JOB = "0123456789ab" + "cd" * 26
 
@@ -79,3 +84,70 @@ def test_a_job_without_rounds_has_come_as_far_as_its_steps(
         console.print(render(view))
     assert "step 60" in capture.get()
     assert "round 0" not in capture.get()
+
+
+@contextmanager
+def daemon_that(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> Iterator[None]:
+    """A daemon whose answers are said beforehand."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_client.DaemonClient, "get", lambda _self, _path, **_said: answers["view"])
+        patch.setattr(cli_client.DaemonClient, "lines", lambda _self, _path, **_said: (line for line in answers["lines"]))
+        patch.setattr(cli_client.DaemonClient, "watch", lambda _self, _job, _patience: answers["watch"]())
+        yield
+
+
+def test_a_shard_that_the_job_has_not_is_no_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with daemon_that(monkeypatch, view=job_view(JOB), lines=()):
+        for form in ([], ["--json"]):
+            told = CliRunner().invoke(cli, ["logs", JOB, "--shard", "7", *form])
+            assert told.exit_code == 2
+            assert "there is no shard 7: the job has shards 0 to 1" in told.stderr
+        told = CliRunner().invoke(cli, ["logs", JOB, "--shard", "1"])
+        assert told.exit_code == 0
+        assert told.stderr.endswith(f"hansa watch {JOB[:12]}\n"), "an id that can be copied"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_who_stops_watching_is_told_that_the_job_goes_on(monkeypatch: pytest.MonkeyPatch, form: list[str]) -> None:
+    def until_the_key() -> Iterator[dict[str, Any]]:
+        yield job_view(JOB)
+        raise KeyboardInterrupt
+
+    with daemon_that(monkeypatch, watch=until_the_key):
+        told = CliRunner().invoke(cli, ["watch", JOB, *form])
+    assert told.exit_code == 130
+    assert "the job goes on" in told.stderr
+    assert f"hansa cancel {JOB[:12]}\n" in told.stderr
+    assert "goes on" not in told.stdout
+
+
+def test_a_shell_in_a_job_that_begins_says_what_its_shards_do() -> None:
+    def job(phase: str, *shards: str) -> Any:
+        return SimpleNamespace(phase=phase, shards=[SimpleNamespace(phase=each, reason="") for each in shards])
+
+    with pytest.raises(OperatorError, match="no shard runs at the moment: shard 0 is starting, shard 1 is finished"):
+        shell_desk._shard(job("running", "starting", "finished"), None)
+    with pytest.raises(OperatorError, match="no shard runs: the job has failed"):
+        shell_desk._shard(job("failed", "lost"), None)
+
+
+def test_a_dry_run_of_an_unknown_form_names_those_that_there_are() -> None:
+    told = CliRunner().invoke(cli, ["submit", "there", "--dry-run=bid"])
+    assert told.exit_code == 2
+    assert "'--dry-run=bid': say --dry-run, or --dry-run=bids" in told.stderr
+    assert "submit --help" in told.stderr
+
+
+def test_every_option_of_every_command_says_what_it_is_for() -> None:
+    def below(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+        yield path, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from below(inner, f"{path} {name}")
+
+    silent = {
+        f"{path} {option.opts[-1]}"
+        for path, command in below(cli, "hansa")
+        for option in command.params
+        if option.param_type_name == "option" and not option.hidden and not option.help
+    }
+    assert silent == set()

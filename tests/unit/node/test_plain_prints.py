@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-NODE = Path(__file__).resolve().parents[3] / "node"
-FILES = sorted(NODE.glob("cli*.py"))
+FILES = sorted((Path(__file__).resolve().parents[3] / "node" / "commands").glob("cli*.py"))
 OWN = {
     "cli_chain.py": {"chain_id", "config", "escrow", "state", "token", "tokens", "url", "words"},
     "cli_devices.py": {"lease"},
@@ -81,6 +80,10 @@ def found_in(source: str, own: Collection[str] = ()) -> list[tuple[int, str]]:
         for part in raw_parts(argument)
         if (key := key_of(part)) is not None and key not in own
     ]
+
+
+def test_the_commands_are_where_they_are_looked_for() -> None:
+    assert {"cli_jobs.py", "cli_tables.py", "cli_screen.py"} <= {file.name for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
