@@ -38,6 +38,10 @@ class NoSandbox(OperatorError):
 
 FULL_DISK_HINT = "make room on the disk, then start again: nothing that was written is lost"
 BROKEN_DISK_HINT = "is the disk full, does it fail (dmesg says so), or is there a limit on the size of files?"
+DAMAGED_HINT = (
+    "keep the directory as it is, look whether the disk fails (dmesg says so), and restore the newest copy of the whole"
+    " directory, never of this file alone: docs/running-a-node.md says under Backups when one may go on from it"
+)
 
 
 def operator_error_in(fault: BaseException, place: object = "this node") -> OperatorError | None:
@@ -69,6 +73,8 @@ def _mistake(fault: BaseException, place: object) -> OperatorError | None:
         return OperatorError(
             f"the disk of {place} can be read or written no more: {fault}", f"{BROKEN_DISK_HINT}: df {place}"
         )
+    if _is_damaged(fault):
+        return OperatorError(f"a database of {place} is damaged: {fault}", DAMAGED_HINT)
     return None
 
 
@@ -83,8 +89,15 @@ def _is_broken_disk(fault: BaseException) -> bool:
     return str(getattr(fault, "sqlite_errorname", "")).startswith("SQLITE_IOERR")
 
 
+def _is_damaged(fault: BaseException) -> bool:
+    """As a power cut leaves a file on a disk that does not keep what it promised to have written."""
+    return str(getattr(fault, "sqlite_errorname", "")).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
 def storage_hint(fault: Exception, otherwise: str) -> str:
-    """What to do about a database that cannot be opened: nothing is broken where only the disk is full."""
+    """What to do about a database that cannot be read: nothing is broken where only the disk is full."""
     if _is_full_disk(fault):
         return FULL_DISK_HINT
+    if _is_damaged(fault):
+        return DAMAGED_HINT
     return BROKEN_DISK_HINT if _is_broken_disk(fault) else otherwise

@@ -23,6 +23,7 @@ from hansa.node.api.views import promise_for
 from hansa.node.engine.engine import Engine
 from hansa.node.engine.journal import SqliteJournal
 from hansa.node.engine.state import NodeState
+from hansa.node.faults import OperatorError
 from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.node.settings.config import Config
 from hansa.proto.currency import currency_of, unit_of
@@ -232,7 +233,12 @@ def offline_statement(config: Config, *, side: Side, by: By) -> Json:
 def _folded(journal: Path) -> tuple[NodeState, list[Record]]:
     if not journal.exists():
         return NodeState(), []
-    with closing(SqliteJournal(journal)) as opened:
+    try:
+        found = SqliteJournal(journal)
+    except OSError as fault:
+        hint = "copy the data directory to where it may be written, and ask there: --data COPY"
+        raise OperatorError(f"cannot read the journal {journal}: {fault.strerror}", hint) from None
+    with closing(found) as opened:
         engine = Engine(opened)
         posts = [effect.entry for effect in engine.recovered if isinstance(effect, Post)]
         return engine.state, [*posts, *(effect.filed for effect in engine.recovered if isinstance(effect, File))]

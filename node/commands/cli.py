@@ -31,7 +31,7 @@ from hansa.node.commands.cli_shell import SHELL_COMMANDS
 from hansa.node.commands.cli_statements import STATEMENT_COMMANDS
 from hansa.node.commands.cli_status import status
 from hansa.node.commands.cli_wallet import WALLET_COMMANDS
-from hansa.node.faults import OperatorError
+from hansa.node.faults import OperatorError, operator_error_in
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -65,6 +65,11 @@ class _Hansa(click.Group):
             # Whoever read our output has gone (`hansa jobs | head`). Python would complain again while it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except Exception as fault:
+            mistake = operator_error_in(fault)
+            if mistake is None:
+                raise
+            _complain(mistake.what, mistake.hint)
 
 
 def _complain(what: str, hint: str, quote: str = "") -> NoReturn:

@@ -58,3 +58,23 @@ def test_a_full_disk_is_not_taken_for_a_broken_file(tmp_path: Path):
     assert operator_error_in(OSError(errno.EIO, "broken")) is None
     assert "room" in storage_hint(full.value, "restore a copy")
     assert storage_hint(sqlite3.DatabaseError("broken"), "restore a copy") == "restore a copy"
+
+
+def test_a_database_that_a_power_cut_damaged_is_said_and_no_copy_of_one_file_is_advised(tmp_path: Path):
+    file = tmp_path / "torn.sqlite"
+    database = sqlite3.connect(file)
+    database.execute("CREATE TABLE event (body BLOB)")
+    database.executemany("INSERT INTO event VALUES (?)", [(bytes(1000),)] * 40)
+    database.commit()
+    database.close()
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + bytes(len(content) - 4096))
+    database = sqlite3.connect(file)
+    with pytest.raises(sqlite3.DatabaseError) as torn:
+        database.execute("SELECT * FROM event").fetchall()
+    database.close()
+    told = operator_error_in(ExceptionGroup("a", [torn.value]), tmp_path)
+    assert told is not None
+    assert f"a database of {tmp_path} is damaged" in told.what
+    assert "the whole directory" in told.hint
+    assert storage_hint(torn.value, "restore a copy") == told.hint

@@ -1,9 +1,12 @@
 """Statements of whole markets: they add up to the books, survive what strangers write, and CSV says the same."""
 
 import csv
+import errno
 import io
+import os
 from decimal import Decimal
 from functools import cache
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -19,9 +22,20 @@ from hansa.market.ledger import fold, vouched_by_buyer, vouched_to_provider
 from hansa.market.ledger_records import FiledChannel
 from hansa.market.statements import SIDES, WAYS
 from hansa.node.api.statement_desk import StatementDesk, statement_routes
-from hansa.node.api.statements import COLUMNS, LEDGER_NAME, Known, as_csv, known_of, offline_statement, statement_view
+from hansa.node.api.statements import (
+    COLUMNS,
+    JOURNAL_NAME,
+    LEDGER_NAME,
+    Known,
+    as_csv,
+    known_of,
+    offline_statement,
+    statement_view,
+)
 from hansa.node.commands.cli import cli
 from hansa.node.commands.first_setup import Wishes, config_text
+from hansa.node.engine.events import TimeCame
+from hansa.node.engine.journal import SqliteJournal
 from hansa.node.engine.state import NodeState
 from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.node.settings.config import FILE_NAME, load_config
@@ -137,6 +151,32 @@ def test_without_a_daemon_the_files_are_read_and_not_changed(stopped):
     assert "0.000070" in run("earnings", "--by", "peer", "--data", stopped).stdout
     assert run("earnings", "--csv", "--by", "day", "--data", stopped).stdout.startswith("day,currency,vouched")
     assert (stopped / LEDGER_NAME).read_bytes() == before
+
+
+def test_a_journal_that_a_power_cut_damaged_is_said_without_a_trace(stopped):
+    file = stopped / JOURNAL_NAME
+    journal = SqliteJournal(file)
+    journal.append([TimeCame(at_ms=NOW_MS + number) for number in range(2_000)])
+    journal.close()
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + bytes(len(content) - 4096))
+    shown = run("earnings", "--data", stopped)
+    assert shown.exit_code == 2
+    assert "damaged" in shown.stderr or "malformed" in shown.stderr
+    assert "the whole directory" in shown.stderr
+
+
+def test_files_where_nobody_may_write_are_said_to_need_a_copy(stopped, monkeypatch):
+    SqliteJournal(stopped / JOURNAL_NAME).close()
+
+    def refuse(self, mode):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    shown = run("earnings", "--data", stopped)
+    assert shown.exit_code == 2
+    assert str(stopped / JOURNAL_NAME) in shown.stderr
+    assert "--data COPY" in shown.stderr
 
 
 def test_a_directory_without_a_node_and_a_contradiction_are_said(tmp_path, stopped):
