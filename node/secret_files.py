@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
-from hansa.node.faults import ConfigError
+from hansa.node.faults import ConfigError, storage_hint
 
 FILE_LIMIT_BYTES: Final = 64 << 10
 
@@ -26,9 +26,8 @@ def ensure_private_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         _check_private(directory.lstat(), directory, stat.S_ISDIR, "directory", 0o700)
     except OSError as fault:
-        raise ConfigError(
-            f"cannot use {directory}: {fault.strerror}", "give a directory that this user may write"
-        ) from None
+        hint = storage_hint(fault, "give a directory that this user may write")
+        raise ConfigError(f"cannot use {directory}: {fault.strerror}", hint) from None
 
 
 def _name_of(uid: int) -> str:
@@ -96,9 +95,8 @@ def write_new_secret(path: Path, content: bytes, *, is_copy: bool = False) -> No
             f"{path} exists already", "keys are never overwritten: move the old file away first"
         ) from None
     except OSError as fault:
-        raise ConfigError(
-            f"cannot write {path}: {fault.strerror}", "check the directory, the disk and the user"
-        ) from None
+        hint = storage_hint(fault, "check the directory, the disk and the user")
+        raise ConfigError(f"cannot write {path}: {fault.strerror}", hint) from None
 
 
 def sync_directory(directory: Path) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from hansa.node.api.cli_client import DaemonClient
-from hansa.node.faults import OperatorError
+from hansa.node.faults import OperatorError, storage_hint
 from hansa.node.settings.chain_config import ChainConfig
 from hansa.node.settings.config import Config, load_config
 from hansa.proto.market_documents import TIER_NONE, TIER_SANDBOX
@@ -139,13 +139,21 @@ def _sandbox(config: Config | None) -> list[Finding]:
 
 def _furnishings(config: Config) -> list[Finding]:
     """Whether jobs can bring packages and images. A node that lends nothing, or no packages, needs neither."""
+    if not config.provider.enabled:
+        return []
+    try:
+        return _try_furnishings(config)
+    except OSError as fault:
+        hint = storage_hint(fault, f"the node must be able to write below {config.data_dir}")
+        return [("packages", False, f"they cannot be tried: {fault.strerror} ({fault.filename}): {hint}")]
+
+
+def _try_furnishings(config: Config) -> list[Finding]:
     from hansa.node.isolation.trees import Trees  # noqa: PLC0415
     from hansa.node.runs.builder import tool_runner  # noqa: PLC0415  # late, as above
     from hansa.node.runs.environments import check_environments  # noqa: PLC0415
     from hansa.node.runs.images import check_images  # noqa: PLC0415
 
-    if not config.provider.enabled:
-        return []
     run = tool_runner(config.environments.builder)
     # Beside the daemon's own, which it may be filling at this moment; a builder sees only what lies below that.
     place = config.data_dir / "environments"

@@ -1,5 +1,7 @@
 """The doctor calls bad what the daemon would refuse, and tells no secret while it says so."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,25 @@ def test_what_a_tool_said_on_many_lines_stands_on_one(monkeypatch: pytest.Monkey
     result = CliRunner().invoke(cli, ["doctor"])
     assert result.exit_code == 1
     assert result.stdout == "BAD  packages Using CPython 3.11 error: Failed to install cause: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.ENOSPC, "make room on the disk"), (errno.EROFS, "able to write below")]
+)
+def test_a_disk_that_takes_nothing_is_a_finding_and_the_others_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    data = tmp_path / "node"
+    set_up(data, Wishes(provides=True, gpus=(), cpu_slots=1, cpu_cores_per_slot=1, metrics_port=0))
+
+    def refuse(path: str, mode: int = 0o777) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(doctor, "_sandbox", lambda _config: [])
+    monkeypatch.setattr("tempfile._os.mkdir", refuse)
+    findings = {name: (ok, words) for name, ok, words in doctor.examine(data)}
+    ok, words = findings["packages"]
+    assert not ok
+    assert os.strerror(number) in words
+    assert hint in words
+    assert findings["devices"][0]
