@@ -139,7 +139,7 @@ class Daemon:
             # By a clock that was set back meanwhile no deadline in the journal would come for as long.
             self.clock.begin_at(self.last_life_ms)
         self.ledger_keeper = LedgerKeeper(self)
-        self.doorkeeper = Doorkeeper(self)
+        self.doorkeeper = Doorkeeper(self, self.journal.ones_set_aside())
         self.ledger_keeper.post(self.engine.recovered)
         self.engine.state.turns.clear()
         self.settler: ChainSettler | None = None
@@ -518,7 +518,7 @@ class Daemon:
     def close(self) -> None:
         """Write the state down and give the files back. What was laid out for runs goes: of sealed jobs it is open."""
         self.watch.close()
-        # In the middle of a turn the books lack what the state has. At the next start the journal is folded, and posts it.
+        # In the middle of a turn the books lack what the state has. The next start folds the journal, and posts it.
         if not self.is_turning:
             self.engine.write_snapshot_if_due(now=True)
         self.journal.close()

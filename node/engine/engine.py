@@ -1,4 +1,4 @@
-"""The engine: one loop owns all state. Take a batch of events, write them down, advance, and only then act.
+"""The engine: one loop owns all state. Take a batch of events, advance, write them down, and only then act.
 
 This is the part without any waiting in it, so the daemon (``hansa.node.daemon.daemon``) and the simulation drive the
 very same code. A restart folds the journal with effects discarded, all but money's, which the ledger's store may not
@@ -41,17 +41,22 @@ class Engine:
         self._since_snapshot = self.events
 
     def take(self, batch: Sequence[NodeEvent]) -> list[Any]:
-        """Write the batch down, let it happen, and answer what the world is ordered to do, in order.
+        """Let the batch happen, write it down, and answer what the world is ordered to do, in order.
 
-        When this returns, the batch is durable; when it raises, the daemon must end, since what is on disk and what is
-        in memory may differ.
+        When this returns, the batch is durable. When it raises, nothing of it is, as if the node had been killed before
+        it heard of it; the daemon must end, since what is in memory may differ. So the journal never holds an event
+        that cannot be folded: by a fault of ours, whoever finds the word that meets it would lock a node out for good.
         """
         if not batch:
             return []
-        self._journal.append(batch)
         effects: list[Any] = []
         for event in batch:
-            effects += advance(self.state, event)
+            try:
+                effects += advance(self.state, event)
+            except Exception:
+                self._journal.set_aside(event)
+                raise
+        self._journal.append(batch)
         self.events += len(batch)
         self._since_snapshot += len(batch)
         return effects

@@ -1,4 +1,4 @@
-"""The journal: every event that ever changed this node, in order, on disk before anything is done about it.
+"""The journal: every event that ever changed this node, in order, on disk before any order is given for it.
 
 SQLite in WAL mode with ``synchronous=FULL``: one transaction, so one fsync, for a whole batch. A snapshot of the state
 is written from time to time, so a restart folds only what came after it; events older than the last two snapshots are
@@ -7,7 +7,7 @@ dropped, since the money they moved stands in the ledger's store.
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from hansa.proto.errors import ProtocolError
 MAX_EVENT_BYTES = 4 << 20
 MAX_SNAPSHOT_BYTES = 1 << 30
 KEPT_SNAPSHOTS = 2
+MOST_SET_ASIDE = 64
 
 # An older copy of this file alone, beside newer books, would have the account sign a second history of its dealings.
 UNREADABLE = (
@@ -52,6 +53,12 @@ class Journal(Protocol):
     def append(self, events: Sequence[NodeEvent]) -> None:
         """Make the events durable, all or none, in this order."""
 
+    def set_aside(self, event: NodeEvent) -> None:
+        """Keep an event that a fault of ours kept from happening, apart from what happened; of many the newest."""
+
+    def ones_set_aside(self) -> list[NodeEvent]:
+        """These events, the oldest first."""
+
     def write_snapshot(self, value: Snapshot) -> None:
         """Keep the state as it is after the newest event."""
 
@@ -65,11 +72,20 @@ class MemoryJournal:
     def __init__(self) -> None:
         """Begin empty."""
         self._events: list[bytes] = []
+        self._aside: list[NodeEvent] = []
         self._snapshot: tuple[int, bytes] | None = None
 
     def append(self, events: Sequence[NodeEvent]) -> None:
         """See ``Journal``."""
         self._events += [_written(event) for event in events]
+
+    def set_aside(self, event: NodeEvent) -> None:
+        """See ``Journal``."""
+        self._aside = [*self._aside, event][-MOST_SET_ASIDE:]
+
+    def ones_set_aside(self) -> list[NodeEvent]:
+        """See ``Journal``."""
+        return list(self._aside)
 
     def write_snapshot(self, value: Snapshot) -> None:
         """See ``Journal``."""
@@ -106,6 +122,9 @@ class SqliteJournal:
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS snapshot (position INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT"
             )
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS aside (number INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL) STRICT"
+            )
             self._database.execute("COMMIT")
         except sqlite3.Error as fault:
             hint = "is another daemon running on this data directory? If not, the file may be damaged: restore a copy."
@@ -122,6 +141,22 @@ class SqliteJournal:
         with self._transaction():
             self._database.executemany("INSERT INTO event VALUES (?, ?)", rows)
         self._position += len(rows)
+
+    def set_aside(self, event: NodeEvent) -> None:
+        """See ``Journal``."""
+        with self._transaction():
+            self._database.execute("INSERT INTO aside (body) VALUES (?)", (encode(event),))
+            self._database.execute(
+                "DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - ?", (MOST_SET_ASIDE,)
+            )
+
+    def ones_set_aside(self) -> list[NodeEvent]:
+        """See ``Journal``. What another version wrote and this one cannot read is passed over."""
+        found: list[NodeEvent] = []
+        for (body,) in self._database.execute("SELECT body FROM aside ORDER BY number"):
+            with suppress(ProtocolError):
+                found.append(decode(body, NodeEvent, limit_bytes=MAX_EVENT_BYTES))
+        return found
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

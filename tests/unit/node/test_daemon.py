@@ -21,12 +21,15 @@ from hansa.node.commands.first_setup import Wishes, config_text
 from hansa.node.daemon import chores
 from hansa.node.daemon import daemon as daemon_module
 from hansa.node.daemon.daemon import Daemon
-from hansa.node.engine.events import NodeEvent
+from hansa.node.engine import engine as engine_module
+from hansa.node.engine.events import MessageArrived, NodeEvent
 from hansa.node.engine.journal import SqliteJournal
 from hansa.node.engine.steady_clock import SteadyClock, wall_clock_ms
 from hansa.node.faults import OperatorError
 from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.node.settings.config import FILE_NAME, parse_config
+from hansa.proto.messages import DeliveryAccepted, PenaltyReleased
+from hansa.proto.signing import checksum_address
 from hansa.scheduler.run import RunProgressed, RunStarted
 
 DAY_MS = 24 * 3_600_000
@@ -228,6 +231,33 @@ def test_what_is_in_the_journal_and_did_not_come_into_the_ledger_is_there_after_
     after = again(tmp_path)
     assert after.state.sale_on(sold.lease).steps == 1
     assert after.ledger_keeper.store.size > written
+    after.close()
+
+
+def test_a_peer_by_whose_word_the_daemon_ended_is_not_heard_on_it_again_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says its word until it is heard: each start would end as the one before."""
+    daemon = a_provider_that_meters(tmp_path)
+    (sold,) = daemon.state.sales.live.values()
+    word = DeliveryAccepted(lease=sold.lease)
+
+    def faulty(*_: object) -> None:
+        raise AssertionError("a fault of ours")
+
+    assert daemon.doorkeeper.matters(BUYER, word)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine_module, "advance", faulty)
+        with pytest.raises(AssertionError, match="a fault of ours"):
+            trio.run(turn, daemon, MessageArrived(sender=BUYER, message=word, at_ms=daemon.now_ms()))
+    daemon.close()
+    after = again(tmp_path)
+    assert f"a DeliveryAccepted of {checksum_address(BUYER)} met a fault" in caplog.text
+    assert not after.doorkeeper.matters(BUYER, word)
+    assert after.doorkeeper.counters == {"gate: DeliveryAccepted of a peer that ended this daemon by one": 1}
+    assert after.doorkeeper.matters(BUYER, PenaltyReleased(lease=sold.lease)), "only this sort of word"
+    set_clock(after, DAY_MS + 1_000)
+    assert after.doorkeeper.matters(BUYER, word), "a day is over"
     after.close()
 
 

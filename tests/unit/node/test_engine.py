@@ -6,9 +6,12 @@ from kit.trading import BUYER, BUYER_KEY, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.market.ledger import Post, fold
 from hansa.market.ledger_records import File
+from hansa.node.engine import engine as engine_module
 from hansa.node.engine.engine import EVENTS_PER_SNAPSHOT, Engine
-from hansa.node.engine.events import TimeCame
+from hansa.node.engine.events import MessageArrived, TimeCame
+from hansa.node.engine.routing import advance
 from hansa.node.engine.state import snapshot
+from hansa.proto.messages import LeaseConfirmed
 from hansa.scheduler import run
 
 
@@ -83,7 +86,25 @@ def test_what_cannot_be_written_does_not_happen(market):
     engine._journal = FullDisk()
     with pytest.raises(OSError, match="no space left"):
         engine.take([TimeCame(at_ms=market.now_ms + 10**6)])
-    assert snapshot(engine.state) == before
+    assert snapshot(Engine(market.journals[BUYER]).state) == before
+
+
+def test_a_word_that_meets_a_fault_of_ours_does_not_lock_the_node_out(market, monkeypatch):
+    """It ends the daemon, which is as if it had been killed before it heard of any of these."""
+    engine, journal = market.engines[PROVIDER], market.journals[PROVIDER]
+    before, written = snapshot(engine.state), len(list(journal.read()[1]))
+    word = MessageArrived(sender=BUYER, message=LeaseConfirmed(lease=b"l" * 32), at_ms=market.now_ms)
+
+    def faulty(state, event):
+        assert event != word, "a fault of ours"
+        return advance(state, event)
+
+    monkeypatch.setattr(engine_module, "advance", faulty)
+    with pytest.raises(AssertionError, match="a fault of ours"):
+        engine.take([TimeCame(at_ms=market.now_ms + 1), word, TimeCame(at_ms=market.now_ms + 2)])
+    assert len(list(journal.read()[1])) == written
+    assert snapshot(Engine(journal).state) == before
+    assert journal.ones_set_aside() == [word]
 
 
 def test_a_snapshot_forgets_the_leases_of_machines_that_were_forgotten(market):

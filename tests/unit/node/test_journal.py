@@ -12,7 +12,7 @@ from kit.trading import BUYER, NOW_MS, spec
 from hansa.market.mutual import Mutual
 from hansa.node.engine.engine import Engine
 from hansa.node.engine.events import DevicesReturned, DevicesUsed, DevicesWithdrawn, JobSubmitted, Started, TimeCame
-from hansa.node.engine.journal import KEPT_SNAPSHOTS, MemoryJournal, SqliteJournal
+from hansa.node.engine.journal import KEPT_SNAPSHOTS, MOST_SET_ASIDE, MemoryJournal, SqliteJournal
 from hansa.node.engine.state import NodeState, snapshot
 from hansa.node.faults import OperatorError
 from hansa.proto.blob import blob_ref
@@ -59,6 +59,20 @@ def test_news_of_devices_comes_back_as_it_was(journal):
     ]
     journal.append(news)
     assert read(journal) == (None, news)
+
+
+def test_what_is_set_aside_is_kept_apart_the_newest_of_it(journal, tmp_path):
+    journal.append([started()])
+    for number in range(MOST_SET_ASIDE + 3):
+        journal.set_aside(TimeCame(at_ms=number))
+    assert [event.at_ms for event in journal.ones_set_aside()] == list(range(3, MOST_SET_ASIDE + 3))
+    assert read(journal)[1] == [started()]
+    if isinstance(journal, SqliteJournal):
+        journal.close()
+        again = SqliteJournal(tmp_path / "journal.db")
+        again.set_aside(TimeCame(at_ms=99))
+        assert [event.at_ms for event in again.ones_set_aside()][-2:] == [MOST_SET_ASIDE + 2, 99]
+        again.close()
 
 
 def test_a_snapshot_stands_for_everything_before_it(journal):
