@@ -7,6 +7,7 @@ hashed while it is written, and gets its place only under the digest that was as
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -189,7 +190,6 @@ class TreeStore:
             if path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
         self._used: dict[bytes, int] = {}
-        self._serial = 0
 
     @contextlib.contextmanager
     def used(self, digest: bytes) -> Iterator[None]:
@@ -215,8 +215,9 @@ class TreeStore:
             ProtocolError: it is not the one that was asked for.
             OSError: it cannot be written.
         """
-        self._serial += 1
-        fresh = self._directory / f".{self._serial}"
+        # Whoever knows a name in the directory may enter, and nobody is to guess this one: what stands below it is open
+        # to all, since the sandbox runs as another user.
+        fresh = self._directory / f".{secrets.token_hex(16)}"
         writer = await trio.to_thread.run_sync(lambda: TreeWriter(fresh, limit_bytes=self._quota_bytes))
         try:
             while not writer.complete:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import msgpack
@@ -142,6 +143,25 @@ async def test_a_store_takes_what_it_asked_for_and_nothing_else(tree, tmp_path):
     assert store.find(digest) is not None
     assert store.find(bytes(32)) is None
     assert {path.name for path in (tmp_path / "store").iterdir()} == {digest.hex()}
+
+
+@pytest.mark.trio
+async def test_nobody_guesses_where_a_strangers_directory_is_while_it_comes(tmp_path, tree):
+    store = TreeStore(tmp_path / "store", quota_bytes=4 * LIMIT)
+    assert (tmp_path / "store").stat().st_mode & 0o066 == 0, "nor lists what is there"
+    names = set()
+    for _ in range(2):
+        ours, theirs = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.receive, digest_of(tree), ours)
+            await theirs.send_all(next(blocks_of(tree))[:100])
+            with trio.fail_after(10):
+                while not (found := {path.name for path in (tmp_path / "store").iterdir()}):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            names |= found
+            nursery.cancel_scope.cancel()
+    assert len(names) == 2, "they are drawn by chance, and those that were given up are gone"
+    assert all(re.fullmatch(r"\.[0-9a-f]{32}", name) for name in names)
 
 
 @pytest.mark.trio
