@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +31,8 @@ def reclaim(data_dir: Path, as_json: bool, notice: str | None, why: str, **chose
     A notice shorter than your bids promise breaks that promise, and buyers count it against you. Devices stay yours,
     also over a restart, until hansa node return.
     """
+    from hansa.node.commands.cli_tables import clock
+
     notice_ms = _notice_ms(notice)
     answer = _order("withdraw", data_dir, {"notice_ms": notice_ms, "why": why}, **chosen)
     if as_json:
@@ -39,7 +40,7 @@ def reclaim(data_dir: Path, as_json: bool, notice: str | None, why: str, **chose
         return
     _print_devices(answer)
     for run in answer["leaving"]:
-        at = f"{datetime.fromtimestamp(run['by_ms'] / 1000, UTC):%H:%M:%S} UTC"
+        at = clock(run["by_ms"])
         broken = "; that is less notice than its bid promised" if run["early"] else ""
         click.echo(f"the run of lease {str(run['lease'])[:DIGITS]} leaves by {at}{broken}")
 

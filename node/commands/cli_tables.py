@@ -46,9 +46,10 @@ def _when(at_ms: object) -> str:
 
 
 def clock(at_ms: object) -> str:
-    """A time of today for the eye, in UTC; empty where there is none."""
+    """A time for the eye, in UTC, with its date if that is not today's; empty where there is none."""
     when = _when(at_ms)
-    return f"{when[-8:]} UTC" if when else ""
+    is_today = when[:10] == f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"{when[-8:] if is_today else when} UTC" if when else ""
 
 
 def queue_text(queue: Mapping[str, Any]) -> str:

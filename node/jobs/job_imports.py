@@ -23,7 +23,7 @@ LARGEST_FILE_BYTES = 1 << 20
 
 def warnings(source: Path, directory: Path) -> Iterator[str]:
     """A line with its place and the remedy for each import that would fail; of many the first."""
-    told = {}
+    told: dict[str, str] = {}
     for file, name, line in _read(source, directory):
         place = f"{file.relative_to(directory)}:{line}"
         if name is None:

@@ -403,14 +403,14 @@ def test_a_shard_that_is_kept_or_moves_is_shown_with_its_time_and_reason() -> No
     kept = changed(other, phase="kept", kept_until_ms=until_ms, reason="its code ended with an error: x")
     after = changed(first, shards=[moves, kept])
     told = list(news(first, after))
-    assert told[0].startswith("shard 0 moves by 22:14:20 UTC: the owner plays")
-    assert told[1].startswith("shard 1 kept until 22:14:20 UTC on 0x")
+    assert told[0].startswith("shard 0 moves by 2023-11-14 22:14:20 UTC: the owner plays")
+    assert told[1].startswith("shard 1 kept until 2023-11-14 22:14:20 UTC on 0x")
     assert told[1].endswith(": its code ended with an error: x")
     assert all(line.isprintable() for line in told)
     assert list(news(after, after)) == []
     shown = drawn(after)
-    assert "moves by 22:14:20 UTC" in shown
-    assert shown.count("22:14:20 UTC") == 2
+    assert "moves by 2023-11-14 22:14:20 UTC" in shown
+    assert shown.count("2023-11-14 22:14:20 UTC") == 2
     assert "\x1b[2J" not in shown
 
 

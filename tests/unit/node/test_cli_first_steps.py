@@ -1,5 +1,6 @@
 """What somebody types who has never seen the command: nothing, too little, or what is nearly right."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from rich.console import Console
 from hansa.node.api import cli_client, shell_desk
 from hansa.node.commands.cli import cli
 from hansa.node.commands.cli_screen import news, render
-from hansa.node.commands.cli_tables import print_jobs, print_providers
+from hansa.node.commands.cli_tables import clock, print_jobs, print_providers, queue_text
 from hansa.node.faults import OperatorError
 
 JOB = "0123456789ab" + "cd" * 26
@@ -91,7 +92,9 @@ def daemon_that(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> Iterator[Non
     """A daemon whose answers are said beforehand."""
     with monkeypatch.context() as patch:
         patch.setattr(cli_client.DaemonClient, "get", lambda _self, _path, **_said: answers["view"])
-        patch.setattr(cli_client.DaemonClient, "lines", lambda _self, _path, **_said: (line for line in answers["lines"]))
+        patch.setattr(
+            cli_client.DaemonClient, "lines", lambda _self, _path, **_said: (line for line in answers["lines"])
+        )
         patch.setattr(cli_client.DaemonClient, "watch", lambda _self, _job, _patience: answers["watch"]())
         yield
 
@@ -151,3 +154,15 @@ def test_every_option_of_every_command_says_what_it_is_for() -> None:
         if option.param_type_name == "option" and not option.hidden and not option.help
     }
     assert silent == set()
+
+
+def test_a_time_on_another_day_has_its_date() -> None:
+    now_ms, day_ms = int(time.time() * 1000), 86_400_000
+    midnight_ms = now_ms - now_ms % day_ms
+    assert clock(midnight_ms + 1_000) == "00:00:01 UTC"
+    assert clock(midnight_ms + 2 * day_ms).endswith(" 00:00:00 UTC")
+    assert len(clock(midnight_ms + 2 * day_ms)) == len("2026-01-01 00:00:00 UTC")
+    assert clock(1_700_000_060_000) == "2023-11-14 22:14:20 UTC"
+    assert clock(None) == ""
+    told = queue_text({"tries": 1, "next_ms": midnight_ms + 1_000, "until_ms": 1_700_000_060_000})
+    assert told.endswith("asks again at 00:00:01 UTC, gives up at 2023-11-14 22:14:20 UTC.")

@@ -124,7 +124,7 @@ def test_a_job_that_waits_says_when_it_asks_again_and_what_would_help(capsys: py
     print_why(why_view("words"))
     shown = capsys.readouterr().out
     assert "words  abababababab  queued: words" in shown
-    assert "asked 3 times, asks again at 22:13:20 UTC, gives up at 22:14:20 UTC." in shown
+    assert "asked 3 times, asks again at 2023-11-14 22:13:20 UTC, gives up at 2023-11-14 22:14:20 UTC." in shown
     assert "words   (would be enough)" in shown
     assert "only without it" in shown
     assert "no change is known that would have 1 more provider bid" in shown
