@@ -13,7 +13,7 @@ from hansa.node.faults import OperatorError
 @click.command()
 @click.argument("account", required=False)
 @click.option("--explain", is_flag=True, help="Show the whole arithmetic.")
-@click.option("--ask", is_flag=True, help="Ask the account, and those whom this node dealt with, before.")
+@click.option("--ask", is_flag=True, help="First ask the account, and those whom this node dealt with.")
 @click.option(
     "--check",
     "file",
