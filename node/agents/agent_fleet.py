@@ -377,9 +377,11 @@ async def _carry(local: socket.socket, arrival: Arrival) -> None:
 async def _lead_out(path: str, stream: trio.abc.Stream) -> None:
     """Join a stream with this machine's socket of a run's way out."""
     local = socket.socket(socket.AF_UNIX)
+    # Who listens there is this very process: to wait for it here would be to wait for ever.
+    local.setblocking(False)
     try:
         local.connect(path)
     except OSError:
-        local.close()  # it was closed with its run
+        local.close()  # it was closed with its run, or as many wait there as may
         return
     await bridge(local, stream)

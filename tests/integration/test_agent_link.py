@@ -5,14 +5,17 @@ import dataclasses
 import os
 import socket
 import ssl
+import threading
 import time
 from contextlib import AsyncExitStack
 
 import pytest
 import trio
+import trio.testing
 from integration.agent_house import ACCOUNT, a_house, a_report
 
 from hansa.node.agents.agent import DIALS_AT_ONCE, WrongDaemon, dialled
+from hansa.node.agents.agent_fleet import _lead_out
 from hansa.node.agents.agent_gate import MOST_OF_ONE, source_of
 from hansa.node.agents.agent_keys import load_identity, write_invitation_key
 from hansa.node.agents.agent_messages import (
@@ -355,6 +358,23 @@ async def test_a_runs_way_out_leads_to_the_daemons_machine(tmp_path):
         await house.until(lambda: not (tmp_path / "sockets-a" / RUN.hex()[:32]).exists())
         nursery.cancel_scope.cancel()
     launches[0].close()
+
+
+async def test_a_way_out_at_which_too_many_wait_is_waited_for_by_nobody(tmp_path):
+    """The daemon itself listens there, so one that waited would stand still for good."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(str(tmp_path / "proxy"))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(str(tmp_path / "proxy"))
+        near, _far = trio.testing.memory_stream_pair()
+        act = threading.Thread(target=trio.run, args=(_lead_out, str(tmp_path / "proxy"), near), daemon=True)
+        act.start()
+        await trio.to_thread.run_sync(act.join, 10)
+        assert not act.is_alive()
 
 
 async def test_a_job_that_connects_to_everything_at_once_puts_out_no_connection_of_its_machine(tmp_path):
