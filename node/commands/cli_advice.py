@@ -27,6 +27,8 @@ _WORDS = {
     "over the limit of the run": "raise limits.state in job.toml, or hand over less",
     "packages cannot be installed": "packages come from the provider's index, PyPI as a rule, and not from yours: name"
     " versions that are there, or bring them (environment.wheels in job.toml)",
+    "No space left on device": "what it writes is bounded by resources.disk in job.toml, and in ctx.outputs by"
+    " limits.outputs too: raise the one that is full, or have the code write less",
     "workers' states": "the workers of a shard hand over states of one shape: the same names, each of the same size",
 }
 """What some reasons say more exactly than their kind does."""

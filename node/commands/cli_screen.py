@@ -59,7 +59,18 @@ def _header(view: View) -> Text:
     if view.get("queue"):
         header.append(f"\n{queue_text(view['queue'])} {plain(view['queue'].get('reason', ''), 200)}", style="yellow")
         header.append(f"\nwhat would help: hansa why {plain(view.get('job'), 64)[:12]}", style="dim")
+    if _is_starting(view):
+        header.append(f"\n{_look_at_logs(view)}", style="dim")
     return header
+
+
+def _is_starting(view: View) -> bool:
+    return any(shard.get("phase") == "starting" for shard in view.get("shards", []))
+
+
+def _look_at_logs(view: View) -> str:
+    """A start may take minutes: inputs are fetched and packages installed, and the log tells of it."""
+    return f"what is fetched and made ready: hansa logs {plain(view.get('job'), 64)[:12]}"
 
 
 def _tender_table(tender: View) -> Table:
@@ -185,6 +196,8 @@ def news(before: View | None, view: View) -> Iterator[str]:
     known_shards = {shard.get("shard"): shard for shard in earlier.get("shards", [])}
     for shard in view.get("shards", []):
         yield from _shard_news(known_shards.get(shard.get("shard"), {}), shard)
+    if _is_starting(view) and not _is_starting(earlier):
+        yield _look_at_logs(view)
     yield from _forfeits(earlier, view)
     # By their numbers: only the newest thousand are kept, so that there comes a time when there are never more of them.
     known_steps = {done.get("round") for done in earlier.get("history", [])}

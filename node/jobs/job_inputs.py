@@ -83,6 +83,8 @@ def _files_at(table: TomlTable, name: str, source: Path) -> Iterator[tuple[str, 
         mode = source.stat().st_mode
     except OSError:
         hint = f"every shard needs one of its own; this is {source}" if SHARD in table.text(name, most=4096) else ""
+        if table.text(name, most=4096).startswith("~"):
+            hint = "write the whole path: a ~ is not read as your home directory here"
         raise table.fault(name, f"{source} is not there", hint or "check the path") from None
     if stat.S_ISREG(mode):
         yield name, source

@@ -39,6 +39,7 @@ def test_of_a_long_traceback_the_last_lines_are_shown():
             '["einops"]',
         ),
         ("user-exception", "FileNotFoundError: [Errno 2] No such file or directory: 'rows.npz'", "ctx.inputs"),
+        ("user-exception", "Traceback …\nOSError: [Errno 28] No space left on device", "limits.outputs"),
         ("out-of-memory", "it went over its memory", "raise ram"),
         ("stalled", "it hung", "ctx.report"),
         ("wall-limit", "it took longer than it may", "limits.wall"),

@@ -166,3 +166,16 @@ def test_a_time_on_another_day_has_its_date() -> None:
     assert clock(None) == ""
     told = queue_text({"tries": 1, "next_ms": midnight_ms + 1_000, "until_ms": 1_700_000_060_000})
     assert told.endswith("asks again at 00:00:01 UTC, gives up at 2023-11-14 22:14:20 UTC.")
+
+
+def test_while_a_shard_is_starting_its_watcher_hears_where_to_look() -> None:
+    shard = changed(job_view(JOB)["shards"][0], phase="starting")
+    view = job_view(JOB, shards=[shard])
+    where = f"hansa logs {JOB[:12]}"
+    assert [line for line in news(None, view) if where in line] == [f"what is fetched and made ready: {where}"]
+    assert not any(where in line for line in news(view, changed(view, round=5)))
+    console = Console(width=160)
+    for each, is_told in ((view, True), (job_view(JOB), False)):
+        with console.capture() as capture:
+            console.print(render(each))
+        assert (where in capture.get()) == is_told

@@ -140,3 +140,9 @@ def test_shared_memory_and_the_time_that_a_failed_run_is_kept_are_the_jobs_choic
     assert read(job, "").spec.shared_memory_bytes == 192 << 20
     assert "more than the memory" in str(refused(job, '[resources]\nmemory = "1 GiB"\nshared_memory = "2 GiB"\n'))
     assert "too small" in str(refused(job, '[resources]\nshared_memory = "1 MiB"\n'))
+
+
+def test_a_tilde_is_named_as_what_it_is_not(job: Path) -> None:
+    fault = refused(job, '[inputs]\nx = "~/rows.csv"')
+    assert "is not there" in fault.what
+    assert fault.hint.startswith("write the whole path: a ~ is not read as your home")
