@@ -4,7 +4,7 @@ The daemon hands in ``Readings``, as often as it likes; totals in it only ever r
 without being counted twice here. ``/healthz`` says 200 only while the engine makes progress.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -22,7 +22,9 @@ from hansa.node.devices.gpu_metrics import Figure, SeenDevice, gpu_figures
 from hansa.proto.units import CURRENCY_DECIMALS, Amount
 
 Counts = Mapping[str, int]
-STATES = ("free", "held", "leased", "withdrawn")
+DEVICE_STATES = ("free", "held", "leased", "withdrawn")
+PEER_PHASES = ("new", "live", "quiet", "barred")
+JOB_PHASES = ("gathering", "running", "succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class _Exposition(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self.readings
-        yield _gauge("hansa_devices", "Devices that this node lends.", "state", _all_states(now.devices))
+        yield _gauge("hansa_devices", "Devices that this node lends.", "state", _all_of(DEVICE_STATES, now.devices))
         yield _gauge("hansa_leases", "Live leases.", "role", now.leases)
         yield _counter("hansa_bids", "Bids of this provider.", "outcome", now.bids_total)
         yield GaugeMetricFamily("hansa_bids_standing", "Bids that hold devices now.", value=now.bids_standing)
@@ -86,7 +88,7 @@ class _Exposition(Collector):
         words = "Questions to the owner's pricing program."
         yield _counter("hansa_price_program", words, "outcome", now.price_program_total)
         yield _counter("hansa_runs", "Runs on this provider.", "outcome", now.runs_total)
-        yield _gauge("hansa_jobs", "Jobs of this buyer.", "phase", now.jobs)
+        yield _gauge("hansa_jobs", "Jobs of this buyer.", "phase", _all_of(JOB_PHASES, now.jobs))
         yield GaugeMetricFamily("hansa_jobs_waiting_for_money", "Jobs that need a top-up.", value=now.jobs_that_wait)
         vouched = CounterMetricFamily(
             "hansa_vouched", "Money promised in vouchers, in the currency.", labels=["direction", "currency"]
@@ -99,15 +101,15 @@ class _Exposition(Collector):
         yield CounterMetricFamily("hansa_egress_bytes", "Bytes between runs and hosts.", value=now.egress_bytes_total)
         lag_s = now.engine_lag_ms / 1000
         yield GaugeMetricFamily("hansa_engine_lag_seconds", "How long the newest event waited.", value=lag_s)
-        yield _gauge("hansa_peers", "Peers that this node knows.", "phase", now.peers)
+        yield _gauge("hansa_peers", "Peers that this node knows.", "phase", _all_of(PEER_PHASES, now.peers))
         yield _counter("hansa_drops", "Strikes, drops, refusals and ignored events.", "reason", now.drops_total)
         for figure in gpu_figures(now.seen):
             yield _family(figure)
 
 
-def _all_states(devices: Counts) -> Counts:
-    """Where there are devices each state has a figure: one that vanishes at 0 cannot be watched."""
-    return {state: devices.get(state, 0) for state in STATES} | dict(devices) if devices else devices
+def _all_of(words: Sequence[str], counts: Counts) -> Counts:
+    """A figure for each of these words: one that vanishes at 0 sets no alarm off."""
+    return {word: counts.get(word, 0) for word in words} | dict(counts)
 
 
 def _gauge(name: str, words: str, label: str, counts: Counts) -> Metric:

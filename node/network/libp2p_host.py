@@ -362,7 +362,7 @@ class Libp2pNet:
     def counters(self) -> Mapping[str, int]:
         """Every drop, strike, limit and retry, by reason."""
         book = self._acquaintances.book
-        return {**self._faults.counters, "peers.evicted": book.evicted, "peers.known": len(book)}
+        return {**self._faults.counters, "peers.evicted": book.evicted}
 
     def _struck(self, peer_id: str, why: str) -> None:
         self._acquaintances.struck(peer_id, why)

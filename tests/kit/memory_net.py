@@ -397,7 +397,7 @@ class MemoryNet:
 
     def counters(self) -> Mapping[str, int]:
         book = self._acquaintances.book
-        return {**self._counters, "peers.evicted": book.evicted, "peers.known": len(book)}
+        return {**self._counters, "peers.evicted": book.evicted}
 
     def on_linked(self, peer_id: str) -> None:
         """The hub says that a connection stands."""

@@ -8,8 +8,10 @@ import pytest
 import trio
 
 from hansa.node.api.http_server import serve_loopback
-from hansa.node.api.metrics import Metrics, Readings, build_metrics_app
+from hansa.node.api.metrics import JOB_PHASES, PEER_PHASES, Metrics, Readings, build_metrics_app
 from hansa.node.faults import PortInUse
+from hansa.node.network import peers
+from hansa.scheduler import job
 
 pytestmark = pytest.mark.trio
 
@@ -61,7 +63,20 @@ async def test_readings_are_exposed_and_the_next_replace_them() -> None:
         ):
             assert line in text.splitlines(), text
         metrics.update(Readings())
-        assert "hansa_devices{" not in (await client.get("/metrics")).text
+        text = (await client.get("/metrics")).text
+        for line in (
+            'hansa_devices{state="free"} 0.0',
+            'hansa_devices{state="withdrawn"} 0.0',
+            'hansa_peers{phase="live"} 0.0',
+            'hansa_jobs{phase="failed"} 0.0',
+        ):
+            assert line in text.splitlines(), "what vanishes at 0 sets no alarm off"
+
+
+async def test_every_phase_has_a_figure() -> None:
+    for phases, table in ((JOB_PHASES, job.TABLE), (PEER_PHASES, peers.TABLE)):
+        known = {phase for phase, _ in table.allowed} | {after for each in table.allowed.values() for after in each}
+        assert set(phases) == known - {"gone"}, "who is gone is known no more"
 
 
 async def test_health_follows_the_engine() -> None:
