@@ -22,7 +22,8 @@ MAX_FRAME_BYTES: Final = 1 << 20
 MAX_CHUNK_BYTES: Final = 512 << 10
 MAX_LOG_BYTES: Final = 64 << 10
 MAX_MESSAGE_BYTES: Final = 8 << 10
-MAX_METRICS: Final = 64
+MAX_METRICS: Final = 32
+"""As many as a message to the buyer carries."""
 MAX_NAME_CHARS: Final = 128
 MAX_PATH_CHARS: Final = 512
 MAX_PARAMETERS: Final = 256

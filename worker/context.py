@@ -107,6 +107,7 @@ class Context:
         self._last_is_gone = False
         self._counted: dict[str, float] | None = None
         self._told_s = -math.inf
+        self._said_too_many = False
         kept: Any = None
         if checkpoint is not None:
             saved = decode_state(checkpoint)
@@ -191,6 +192,9 @@ class Context:
             raise Stopping
         self._step = max(0, int(step))
         kept = []
+        if len(metrics) > MAX_METRICS and not self._said_too_many:
+            self._said_too_many = True
+            self._say_too_many(list(metrics))
         for name, value in list(metrics.items())[:MAX_METRICS]:
             number = float(value)
             if math.isfinite(number):
@@ -198,6 +202,11 @@ class Context:
             else:
                 self._line.tell("log", "stderr", f"metric {name} is {number} at step {step}\n".encode())
         self._line.tell("report", self._step, tuple(kept))
+
+    def _say_too_many(self, names: list[str]) -> None:
+        left = f"{names[MAX_METRICS][:MAX_NAME_CHARS]} is left out, and {len(names) - MAX_METRICS - 1} more"
+        words = f"of {len(names)} metrics of a step only the first {MAX_METRICS} are kept: {left}\n"
+        self._line.tell("log", "stderr", words.encode(errors="replace"))
 
     def tasks(
         self,

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hansa.proto import messages
+from hansa.proto.frames import MAX_METRICS
 from hansa.proto.tensors import decode_state, encode_state
 from hansa.worker.context import Context, Stopping
 from hansa.worker.shard_worker import load_entry
@@ -109,6 +111,21 @@ def test_a_figure_that_is_no_number_is_logged_and_left_out():
     a_context(line).report(step=1, loss=float("nan"), accuracy=0.5)
     assert line.told[0][:2] == ("log", "stderr")
     assert line.told[1] == ("report", 1, (("accuracy", 0.5),))
+
+
+def test_metrics_beyond_what_a_message_carries_are_named_once_and_the_first_are_told():
+    line = Line()
+    ctx = a_context(line)
+    many = {f"m{number}": float(number) for number in range(34)}
+    for step in (1, 2):
+        ctx.report(step=step, **many)
+    logged = [message for message in line.told if message[0] == "log"]
+    assert logged == [
+        ("log", "stderr", b"of 34 metrics of a step only the first 32 are kept: m32 is left out, and 1 more\n")
+    ]
+    reports = [message for message in line.told if message[0] == "report"]
+    assert [[name for name, _ in metrics] for _, _, metrics in reports] == [list(many)[:MAX_METRICS]] * 2
+    assert MAX_METRICS == messages.MAX_METRICS
 
 
 def test_a_run_that_is_to_end_ends_at_the_next_call_and_no_except_exception_keeps_it():
