@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 from hansa.node.runs.locks import OURS, PINNED, check_wheel_name
 from hansa.node.storage.file_lists import IMAGE_REFERENCE
+from hansa.node.storage.packages import leads_out
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.errors import Malformed
 from hansa.proto.market_documents import FEATURE_DEPENDENCIES, FEATURE_IMAGE
@@ -69,7 +70,7 @@ def read_environment(table: TomlTable, directory: Path) -> JobEnvironment:
     if lock is not None and dependencies:
         raise table.fault("lock", "stands beside dependencies, and it is not clear which of them holds", "remove one")
     folder = _path(table, "wheels", directory)
-    wheels = () if folder is None else _wheels(table, folder)
+    wheels = () if folder is None else _wheels(table, folder, directory)
     if wheels and lock is None and not dependencies:
         raise table.fault("wheels", "and nothing asks for them", "name the packages in dependencies")
     python = table.choice("python", "", ("", *PYTHONS)) if table.has("python") else ""
@@ -88,7 +89,15 @@ def read_environment(table: TomlTable, directory: Path) -> JobEnvironment:
 
 
 def _path(table: TomlTable, key: str, directory: Path) -> Path | None:
-    return directory / table.text(key, most=4096) if table.has(key) else None
+    return _inside(table, key, directory / table.text(key, most=4096), directory) if table.has(key) else None
+
+
+def _inside(table: TomlTable, key: str, path: Path, directory: Path) -> Path:
+    """A path, unless a link makes something else of it than it shows."""
+    if leads_out(path, directory):
+        hint = f"if that is what you mean, name where it leads: {os.path.realpath(path)}"
+        raise table.fault(key, f"{path} is a link out of the job's directory", hint)
+    return path
 
 
 def _check_dependency(table: TomlTable, text: str) -> None:
@@ -107,7 +116,7 @@ def _check_dependency(table: TomlTable, text: str) -> None:
         raise table.fault("dependencies", what, f'remove it, or write "{name}=={version(PINNED)}"')
 
 
-def _wheels(table: TomlTable, folder: Path) -> tuple[Path, ...]:
+def _wheels(table: TomlTable, folder: Path, directory: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise table.fault("wheels", f"there is no directory {folder}", "build wheels into it: pip wheel -w wheels .")
     found = tuple(sorted(folder.glob("*.whl")))
@@ -116,6 +125,7 @@ def _wheels(table: TomlTable, folder: Path) -> tuple[Path, ...]:
     if len(found) > MOST_WHEELS:
         raise table.fault("wheels", f"more than {MOST_WHEELS} wheels", "leave to the index what is there")
     for wheel in found:
+        _inside(table, "wheels", wheel, directory)
         try:
             check_wheel_name(wheel.name)
         except Malformed:
@@ -129,7 +139,7 @@ def _image(table: TomlTable, directory: Path) -> tuple[str, Path | None]:
     text = table.text("image", most=1024)
     if IMAGE_REFERENCE.fullmatch(text):
         return text, None
-    path = directory / text
+    path = _inside(table, "image", directory / text, directory)
     if os.path.lexists(path):
         if path.is_file() or (path / "index.json").is_file():
             return "", path

@@ -4,13 +4,14 @@ A path may be relative to the job's directory or absolute, and may hold ``{shard
 directory of its own there, and fetches no other's.
 """
 
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.faults import ConfigError
-from hansa.node.storage.packages import DEEPEST, is_key
+from hansa.node.storage.packages import DEEPEST, is_key, leads_out
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.frames import is_safe_path
 from hansa.proto.workload import MAX_FILES
@@ -63,6 +64,9 @@ def read_inputs(table: TomlTable, directory: Path, shards: int) -> Inputs:
             raise table.fault(name, "is no plain relative path", f'for example {table.name}."data/train.npy" = "..."')
         for number in range(shards) if SHARD in text else [None]:
             source = directory / (text if number is None else text.replace(SHARD, str(number)))
+            if leads_out(source, directory):
+                hint = f"if that is what you mean, name where it leads: {os.path.realpath(source)}"
+                raise table.fault(name, f"{source} is a link out of the job's directory", hint)
             sources.append(source)
             for path, file in _files_at(table, name, source):
                 found = file.stat()

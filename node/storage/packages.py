@@ -124,6 +124,13 @@ def _is_ignored(name: str, patterns: tuple[str, ...]) -> bool:
 _KEY_HINT = "move it, or the job, to a directory of its own: everything in a job's directory is sent"
 
 
+def leads_out(path: Path, directory: Path) -> bool:
+    """Whether what stands in a job's directory is elsewhere: a link makes any file look like one of the job's own."""
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(directory)):
+        return False
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
+
+
 def is_key(path: Path, size_bytes: int) -> bool:
     """Whether a file holds a node's or an account's key, which nobody means to send."""
     return path.name == NODE_KEY or (size_bytes <= LARGEST_KEYSTORE_BYTES and _is_keystore(path))

@@ -108,6 +108,26 @@ def test_what_is_wrong_is_said_in_words(job: Path, text: str, words: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image = "link"',
+        'lock = "link"',
+        'wheels = "linked"\ndependencies = ["one"]',
+        'wheels = "w"\ndependencies = ["one"]',
+    ],
+)
+def test_a_link_out_of_the_job_is_nothing_of_the_jobs(job: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine").mkdir()
+    mine = a_wheel(tmp_path / "mine", "own", "1", {"own.py": ""})
+    (job / "link").symlink_to(mine)
+    (job / "linked").symlink_to(mine.parent)
+    (job / "w").mkdir()
+    (job / "w" / mine.name).symlink_to(mine)
+    with pytest.raises(ConfigError, match="is a link out of the job's directory"):
+        read(job, text)
+
+
 def test_rays_own_version_may_be_named(job: Path) -> None:
     assert read(job, f'dependencies = ["ray=={RAY}", "one"]').environment.dependencies
 

@@ -102,6 +102,27 @@ def test_nothing_is_sent_that_a_link_leads_to_outside(job: Path, tmp_path: Path)
     assert "leads out of" in str(refused(job, '[inputs]\nset = "data"\n'))
 
 
+@pytest.mark.parametrize("named", ["x.csv", "sub/x.csv", "data/../x.csv", "part-{shard}"])
+def test_a_link_out_of_the_job_is_no_file_of_the_job(job: Path, tmp_path: Path, named: str) -> None:
+    """What a job file names looks like the job's own, and would be a file of whoever submits it."""
+    (tmp_path / "secret").write_text("mine")
+    (job / "x.csv").symlink_to(tmp_path / "secret")
+    (job / "part-0").symlink_to(tmp_path / "secret")
+    (job / "sub").symlink_to(job)
+    assert "is a link out of the job's directory" in str(refused(job, f'[inputs]\nset = "{named}"\n'))
+    (job / "loop").symlink_to("loop")
+    assert "is not there" in str(refused(job, '[inputs]\nset = "loop"\n'))
+    (job / "within.csv").symlink_to(job / "data" / "x.csv")
+    assert paths(read(job, '[inputs]\nset = "within.csv"\n')) == [("set", ())]
+
+
+def test_a_link_that_is_named_by_its_whole_path_is_the_users_own(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "x.csv").write_text("mine")
+    (tmp_path / "latest").symlink_to(tmp_path / "large")
+    assert paths(read(job, f'[inputs]\nset = "{tmp_path}/latest"\n')) == [("set/x.csv", ())]
+
+
 @pytest.mark.parametrize(("name", "content"), [("node.key", "\0"), ("copy.json", '{"version": 3, "crypto": {}}')])
 @pytest.mark.parametrize("named", ["data", "data/{name}"])
 def test_a_key_is_no_input(job: Path, name: str, content: str, named: str) -> None:
