@@ -9,7 +9,8 @@ from hansa.market.shares import WHOLE_MILLI, share_asked, spare_milli
 from hansa.market.shortfalls import price_shortfall
 from hansa.market.vocabulary import ANY
 from hansa.proto.market_documents import Advert, Requirements, Shortfall
-from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler.device_lacks import Shortage
+from hansa.scheduler.devices import choose
 
 
 def misfit(advert: Advert, needs: Requirements, *, currency: str, ceiling_e18: int) -> Shortage | None:

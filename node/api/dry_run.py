@@ -29,7 +29,8 @@ from hansa.proto.signing import checksum_address
 from hansa.proto.typed_data import digest
 from hansa.proto.units import HOUR_MS, e18_to_price_per_hour, format_amount
 from hansa.scheduler.advert_book import MOST_INVITED
-from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler.device_lacks import Shortage
+from hansa.scheduler.devices import choose
 from hansa.scheduler.fitting import misfit, room_for
 from hansa.scheduler.job_spec import JobSpec
 

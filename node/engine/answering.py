@@ -32,7 +32,8 @@ from hansa.proto.typed_data import digest
 from hansa.proto.units import Bytes32, Line, PriceE18, Uint32, Uint64
 from hansa.scheduler import capacity
 from hansa.scheduler.demand import noted
-from hansa.scheduler.devices import Shortage, choose
+from hansa.scheduler.device_lacks import Shortage
+from hansa.scheduler.devices import choose
 from hansa.scheduler.placement import Choosing
 
 Effects = list[Any]

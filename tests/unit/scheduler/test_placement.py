@@ -11,7 +11,8 @@ from hansa.market.shares import share_clause
 from hansa.proto.market_documents import DeviceChoice, Fact
 from hansa.scheduler.capacity import Capacity, Freed, advance, hold, with_inventory
 from hansa.scheduler.demand import Demand, noted
-from hansa.scheduler.devices import Shortage, Topology, choose
+from hansa.scheduler.device_lacks import Shortage
+from hansa.scheduler.devices import Topology, choose
 from hansa.scheduler.placement import Choosing
 
 GIB = 1 << 30
