@@ -116,3 +116,14 @@ def test_what_is_none_of_ours_in_the_register_is_passed_over(tmp_path):
     (tmp_path / "machines" / "x.json").write_text("[1")
     (tmp_path / "machines" / "y.json").write_bytes(os.urandom(20000))
     assert register.machines() == {}
+
+
+def test_an_entry_of_the_register_that_is_too_long_is_not_read(tmp_path):
+    register = Register(tmp_path)
+    register.invite(SECRET, expires_ms=1000)
+    (pin,) = register.invitations(0)
+    machine = Enrolled(name="a", certificate=load_identity(tmp_path / "a").certificate, since_ms=1)
+    assert register.enrol(pin, machine) is None
+    (entry,) = (tmp_path / "machines").iterdir()
+    entry.write_text(entry.read_text() + " " * 20_000)
+    assert register.machines() == {}

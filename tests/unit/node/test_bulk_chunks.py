@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from hansa.node.storage import bulk_chunks
-from hansa.node.storage.bulk_chunks import LONGEST_RUN, UNDERWAY, bring_chunks
+from hansa.node.storage.bulk_chunks import LONGEST_RUN, REQUEST, UNDERWAY, bring_chunks, parse_request
 from hansa.node.storage.bulk_line import LineBroken
-from hansa.proto.blob import CHUNK_BYTES, BlobRef
+from hansa.proto.blob import CHUNK_BYTES, MAX_BLOB_BYTES, BlobRef
+from hansa.proto.errors import Malformed
 
 CHUNK_S = 30.0
 QUICK_S = 0.001
@@ -99,3 +100,19 @@ def test_a_source_that_is_slow_and_steady_brings_all(monkeypatch):
     assert not line.broken
     assert lacking.longest == 1
     assert lacking.done_count == CHUNKS
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "first", "count"),
+    [
+        (MAX_BLOB_BYTES + 1, 0, 1),
+        (10 * CHUNK_BYTES, 0, 0),
+        (2 * LONGEST_RUN * CHUNK_BYTES, 0, LONGEST_RUN + 1),
+        (10 * CHUNK_BYTES, 10, 1),
+        (10 * CHUNK_BYTES, 9, 2),
+    ],
+)
+def test_chunks_that_no_blob_has_and_too_many_at_once_cannot_be_asked_for(size_bytes, first, count):
+    assert parse_request(REQUEST.pack(bytes(32), 10 * CHUNK_BYTES, 8, 2))[1] == range(8, 10)
+    with pytest.raises(Malformed, match="no such chunks"):
+        parse_request(REQUEST.pack(bytes(32), size_bytes, first, count))

@@ -220,6 +220,13 @@ def test_headers_that_extend_others_are_malformed(tmp_path: Path, form: int) -> 
         unpack(archive_of(member("n" * 300), form=form), tmp_path / "out", limit_bytes=LIMIT)
 
 
+def test_a_directory_with_a_size_is_malformed(tmp_path: Path) -> None:
+    folder = member("folder", tarfile.DIRTYPE)
+    folder.size = 512
+    with pytest.raises(Malformed, match="a directory with a size"):
+        unpack(archive_of(folder), tmp_path / "out", limit_bytes=LIMIT)
+
+
 def test_a_name_twice_is_malformed(tmp_path: Path) -> None:
     with pytest.raises(Malformed, match="twice"):
         unpack(archive_of(member("a"), member("a")), tmp_path / "out", limit_bytes=LIMIT)
