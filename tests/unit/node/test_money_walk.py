@@ -1,6 +1,6 @@
 """Random walks of a provider whose buyer says whatever it may say of its leases, at any time and in any order.
 
-Beside the words of its engine, of which some are lost, it says others: it refuses, disputes, pays and calls leases over.
+Beside what its engine says, of which some is lost, it refuses, disputes, pays, and calls leases over.
 """
 
 from collections.abc import Iterator
