@@ -78,5 +78,6 @@ def read_password(password_file: Path | None) -> str:
     except UnicodeDecodeError:
         password = ""
     if not password:
-        raise WalletLocked("the password file holds no password", "put the password in its first line")
+        place = password_file or f"the credential {PASSWORD_CREDENTIAL}"
+        raise WalletLocked(f"{place} holds no password", "put the password in its first line")
     return password

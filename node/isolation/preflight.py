@@ -143,7 +143,7 @@ def _tee(reports: Path = REPORTS) -> str:
     """Whether this machine could prove what it is. Runs are not made differently on one, so it is never available."""
     if not reports.is_dir():
         return f"no trusted execution environment: the kernel has no {reports}"
-    return "this machine gives quotes, which nobody verifies yet; `hansa status --json` shows this node's"
+    return "this machine gives quotes, which nobody verifies yet; `hansa node status --json` shows this node's"
 
 
 def _faults_in(facts: Mapping[str, Any], tier: str) -> list[str]:

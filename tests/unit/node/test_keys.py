@@ -190,7 +190,7 @@ def test_no_password_empty_password_and_open_password_file_are_told_apart(home):
     path.touch(0o600)
     for content in (b"", b"\n", b"\xff"):
         path.write_bytes(content)
-        with pytest.raises(WalletLocked):
+        with pytest.raises(WalletLocked, match=r".*/password holds no password"):
             keys.read_password(path)
     path.write_bytes("pässword with spaces \n".encode())
     assert keys.read_password(path) == "pässword with spaces "

@@ -57,6 +57,7 @@ def test_what_a_virtual_machine_would_need_is_looked_for(tmp_path):
 
 def test_a_machine_that_could_give_quotes_is_told_from_others(tmp_path):
     assert "gives quotes" in preflight._tee(tmp_path)
+    assert "`hansa node status --json`" in preflight._tee(tmp_path), "a command that there is"
     assert "no trusted execution environment" in preflight._tee(tmp_path / "absent")
 
 
