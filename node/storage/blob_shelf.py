@@ -242,11 +242,12 @@ class BlobShelf:
     # Pins.
 
     def _read_pins(self) -> dict[str, list[str]]:
+        """Those that were written. A damaged file says no more than a lost one: the state pins its blobs anew."""
         try:
-            raw = json.loads((self.directory / "pins.json").read_text())
-        except FileNotFoundError:
+            raw = json.loads((self.directory / "pins.json").read_bytes())
+            return {str(name): [str(why) for why in reasons] for name, reasons in raw.items()}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return {}
-        return {str(name): [str(why) for why in reasons] for name, reasons in raw.items()}
 
     def _write_pins(self) -> None:
         self._unwritten = True

@@ -1,6 +1,7 @@
 """The store of blobs: named by content, bounded, complete or absent, and resumable after any crash."""
 
 import errno
+import json
 import os
 import signal
 import stat
@@ -503,3 +504,15 @@ def test_pins_that_could_not_be_written_are_written_the_next_time(store, monkeyp
             store.pin_exactly({ref}, "state")
     store.pin_exactly({ref}, "state")
     assert BlobStore(store.directory, quota_bytes=QUOTA)._pins == {str(ref): ["state"]}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(64), b"[]", b'{"a": 3}', b"\xff"])
+def test_a_list_of_pins_that_a_power_cut_damaged_keeps_no_node_from_starting(tmp_path: Path, content: bytes) -> None:
+    store = BlobStore(tmp_path, quota_bytes=1 << 20)
+    ref = store.put_bytes(b"a checkpoint")
+    store.pin(ref, "state")
+    (tmp_path / "pins.json").write_bytes(content)
+    again = BlobStore(tmp_path, quota_bytes=1 << 20)
+    assert again.read_bytes(ref, 100) == b"a checkpoint"
+    again.pin_exactly([ref], "state")
+    assert json.loads((tmp_path / "pins.json").read_bytes()) == {str(ref): ["state"]}
