@@ -153,6 +153,14 @@ def hostile_state() -> tuple[NodeState, Job]:
     return state, job
 
 
+@pytest.mark.parametrize(("phase", "settled"), [("unfilled", True), ("settled", True), ("running", False)])
+def test_a_job_that_has_ended_is_not_settled_while_a_lease_of_it_may_still_be_paid(phase: str, settled: bool) -> None:
+    state, job = hostile_state()
+    ((_, bought),) = state.purchases.all()
+    state.purchases[bought.tender_digest] = replace(bought, phase=phase)
+    assert views.job_view(state, job)["settled"] is settled
+
+
 def test_what_strangers_write_comes_out_as_json_text_and_nothing_else() -> None:
     state, job = hostile_state()
     view = plain(views.job_view(state, job))
