@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.node.faults import ConfigError
-from hansa.node.storage.packages import DEEPEST, is_key, leads_out
+from hansa.node.storage.packages import DEEPEST, entries_of, is_key, leads_out, unreadable
 from hansa.node.toml_reader import TomlTable
 from hansa.proto.frames import is_safe_path
 from hansa.proto.workload import MAX_FILES
@@ -102,12 +102,15 @@ def _below(directory: Path, root: Path, prefix: str, depth: int) -> Iterator[tup
     """Every file below a directory, sorted. Links are followed only while they stay inside it, as in a package."""
     if depth > DEEPEST:
         raise ConfigError(f"{directory}: more than {DEEPEST} directories deep", "a link may lead into itself")
-    for path in sorted(directory.iterdir(), key=lambda found: found.name):
+    otherwise = "name the files and directories beside it one by one"
+    for path in entries_of(directory, otherwise):
         name = f"{prefix}/{path.name}"
         if not is_safe_path(name):
             raise ConfigError(f"{path!s:.200}: such a name cannot be sent", "rename it")
         try:
             target, mode = path.resolve(strict=True), path.stat().st_mode
+        except PermissionError as fault:
+            raise unreadable(directory, fault, otherwise) from None
         except (OSError, RuntimeError):
             raise ConfigError(f"{path}: leads nowhere", "remove the link") from None
         if not target.is_relative_to(root):

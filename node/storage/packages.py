@@ -136,6 +136,28 @@ def is_key(path: Path, size_bytes: int) -> bool:
     return path.name == NODE_KEY or (size_bytes <= LARGEST_KEYSTORE_BYTES and _is_keystore(path))
 
 
+def entries_of(directory: Path, otherwise: str) -> list[Path]:
+    """What stands in a job's directory or in one below it, sorted by name.
+
+    Args:
+        directory: which.
+        otherwise: what helps but for making it readable.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return sorted(directory.iterdir(), key=lambda found: found.name)
+    except OSError as fault:
+        raise unreadable(directory, fault, otherwise) from None
+
+
+def unreadable(directory: Path, fault: OSError, otherwise: str) -> ConfigError:
+    """What is said of a directory that may not be listed, or not be entered."""
+    hint = f"chmod u+rx {directory}, if it is yours; else {otherwise}"
+    return ConfigError(f"{directory}: cannot be read: {fault.strerror}", hint)
+
+
 def _is_keystore(path: Path) -> bool:
     """Whether a file is a Keystore V3, which holds an account's key."""
     try:
@@ -153,7 +175,8 @@ def _members(
     """Every file to be packed with its name, sorted. Links are followed only while they stay inside the directory."""
     if depth > DEEPEST:
         raise ConfigError(f"{directory}: more than {DEEPEST} directories deep", "a link may lead into itself")
-    for path in sorted(directory.iterdir(), key=lambda found: found.name):
+    otherwise = f"name it in {IGNORE_FILE}"
+    for path in entries_of(directory, otherwise):
         name = prefix + path.name
         if name in without[1] or _is_ignored(name, without[0]):
             continue
@@ -162,6 +185,8 @@ def _members(
         try:
             target = path.resolve(strict=True)
             found = path.stat()
+        except PermissionError as fault:
+            raise unreadable(directory, fault, otherwise) from None
         except (OSError, RuntimeError):
             raise ConfigError(f"{path}: leads nowhere", f"remove the link, or name it in {IGNORE_FILE}") from None
         if not target.is_relative_to(root):

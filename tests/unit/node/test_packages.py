@@ -1,6 +1,7 @@
 """A job's directory packs to the same bytes every time, and no archive of a stranger's reaches outside its own."""
 
 import contextlib
+import errno
 import io
 import os
 import socket
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hansa.node.faults import ConfigError
+from hansa.node.jobs.job_inputs import _below
 from hansa.node.storage.packages import pack, unpack
 from hansa.proto.errors import Malformed, ProtocolError, TooLarge
 
@@ -73,6 +75,29 @@ def test_what_is_no_part_of_a_job_stays_at_home(job: Path) -> None:
     (job / ".hansaignore").write_text("# a comment\nnotes/\n\n*.log\ndata/deep/a.bin\n")
     names, _ = packed(job)
     assert names == (".hansaignore", "job.toml", "run.sh", "train.py")
+
+
+@pytest.mark.parametrize("failing", ["iterdir", "resolve"], ids=["not listed", "not entered"])
+def test_a_directory_that_may_not_be_read_is_named_with_a_way_out(
+    job: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user to whom it is closed; the one that runs tests may be root, to whom nothing is."""
+    closed, real = job / "data" / "deep", getattr(Path, failing)
+
+    def denied(path: Path, **how: bool) -> object:
+        if path == closed if failing == "iterdir" else path.parent == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, failing, denied)
+    for walk, otherwise in (
+        (lambda: packed(job), "name it in .hansaignore"),
+        (lambda: list(_below(job, job, "x", 0)), "name the files and directories beside it one by one"),
+    ):
+        with pytest.raises(ConfigError) as told:
+            walk()
+        assert told.value.what == f"{closed}: cannot be read: Permission denied"
+        assert told.value.hint == f"chmod u+rx {closed}, if it is yours; else {otherwise}"
 
 
 V3 = '{"address": "00", "crypto": {"cipher": "aes-128-ctr", "ciphertext": "00"}, "id": "x", "version": 3}'
