@@ -22,6 +22,7 @@ from hansa.market.purchase_state import DEAF, ONLY_BIDS, SILENT, UNHEARD, Placem
 from hansa.market.scoring import Scored
 from hansa.market.settlement import CHALLENGE_PERIOD_S
 from hansa.market.shares import cost, share_given, width_milli
+from hansa.market.value_forms import percent_text
 from hansa.proto.currency import currency_of
 from hansa.proto.documents import ChannelConfig, channel_id
 from hansa.proto.market_documents import Award, Bid
@@ -268,8 +269,8 @@ def why_lost(state: Purchase, bid: bytes) -> str:
         return "not all shards found a provider, so none was awarded"
     if entry is None:
         return "another bid won"
-    place, reliable = ranked.index(entry) + 1, entry.reliability_ppm // 10_000
-    why = f"another bid won: by expected cost it was number {place} of {len(ranked)}; reliability counted: {reliable} %"
+    place, reliable = ranked.index(entry) + 1, percent_text(entry.reliability_ppm)
+    why = f"another bid won: by expected cost it was number {place} of {len(ranked)}; reliability counted: {reliable}"
     passed = place <= len(state.tender.shards) and entry.provider not in state.deserters
     return f"{why}; the best could not all be taken together" if passed else why
 

@@ -188,6 +188,11 @@ def basis_points(text: str) -> int:
     return points
 
 
+def percent_text(ppm: int) -> str:
+    """Millionths in whole percent, rounded down: what is short of a hundred is never shown as a hundred."""
+    return f"{ppm // 10_000} %"
+
+
 def _share(text: str) -> str:
     ppm = millionths(text)
     if ppm > _PPM:

@@ -9,7 +9,7 @@ from hansa.market.pricing import ITSELF
 from hansa.market.purchase_state import Purchase
 from hansa.market.receipts import LeaseTerms, Statement
 from hansa.market.selection import explain_choice
-from hansa.market.value_forms import number_text
+from hansa.market.value_forms import number_text, percent_text
 from hansa.node.engine.queueing import queue_view
 from hansa.node.engine.state import NodeState
 from hansa.proto.currency import currency_of
@@ -179,7 +179,7 @@ def _tender_view(bought: Purchase) -> Json:
                 "bid": entry.bid.hex(),
                 "provider": checksum_address(entry.provider),
                 "price_per_hour": entry.price_per_hour,
-                "reliability": f"{entry.reliability_ppm / 10_000:.0f} %",
+                "reliability": percent_text(entry.reliability_ppm),
                 "expected_cost": format_amount(entry.expected_cost),
                 "score": format_amount(entry.expected_cost),
                 "won": placement is not None,

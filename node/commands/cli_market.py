@@ -213,7 +213,9 @@ def _rounded(amount: object) -> str:
 
 
 def _percent(ppm: object) -> str:
-    return f"{ppm // 10_000} %" if isinstance(ppm, int) else ""
+    from hansa.market.value_forms import percent_text
+
+    return percent_text(ppm) if isinstance(ppm, int) else ""
 
 
 def print_tenders(view: View) -> None:

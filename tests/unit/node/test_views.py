@@ -13,8 +13,10 @@ from simulation.market import Market
 from simulation.world import Faults
 
 from hansa.market.ledger import Entry, Leg
+from hansa.market.purchase_awards import why_lost
 from hansa.market.purchase_state import Purchase
 from hansa.node.api import views
+from hansa.node.commands.cli_market import _percent
 from hansa.node.commands.cli_screen import _checkpoint
 from hansa.node.engine.state import NodeState
 from hansa.proto.blob import blob_ref
@@ -67,6 +69,18 @@ def test_every_view_of_a_real_market_is_plain_json(seed: int) -> None:
             assert view["settled"] or view["phase"] not in ("succeeded", "failed", "cancelled")
         plain(views.balance_view(state, "USD", 0))
     assert jobs
+
+
+@pytest.mark.parametrize(("ppm", "shown"), [(555_555, "55 %"), (999_999, "99 %"), (1_000_000, "100 %"), (9_999, "0 %")])
+def test_a_reliability_is_one_figure_wherever_it_is_shown_and_never_rounded_up(ppm: int, shown: str) -> None:
+    bought = next(
+        bought for state in states(played(3)) for _, bought in state.purchases.all() if bought.ranking and bought.bids
+    )
+    first = replace(bought.ranking[0], reliability_ppm=ppm, excluded="")
+    bought = replace(bought, ranking=(first, *bought.ranking[1:]))
+    assert views._tender_view(bought)["bids"][0]["reliability"] == shown
+    assert _percent(ppm) == shown
+    assert f"reliability counted: {shown}" in why_lost(replace(bought, phase="done"), first.bid)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
