@@ -28,6 +28,8 @@ LEAST_PAUSE_MS = 10_000
 """No sooner after a tender that came to nothing is the next one sent, whatever is heard of the market."""
 EARLY_SHARE = 8
 LONGEST_REASON_BYTES = 1_000
+WAITED_FOR_MONEY = "unfilled: it waited for money until it could not end by its deadline any more"
+"""Why a job failed that only more money could have had go on."""
 
 
 def pause_ms(tries: int) -> int:
@@ -68,7 +70,7 @@ def gives_up_on_money_ms(state: Job) -> UnixMs | None:
 
 def give_up_on_money(state: Job, at_ms: int) -> Step[Job]:
     """It came too late, or not at all."""
-    return end(state, "failed", "unfilled: it waited for money until it could not end by its deadline any more", at_ms)
+    return end(state, "failed", WAITED_FOR_MONEY, at_ms)
 
 
 def wait_in_queue(state: Job, shards: Sequence[Shard], reason: str, at_ms: int) -> Step[Job]:

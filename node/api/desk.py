@@ -26,6 +26,7 @@ from hansa.proto.sealed import is_sealed
 from hansa.proto.signing import checksum_address
 from hansa.proto.units import format_amount
 from hansa.proto.workload import MAX_FILE_LIST_BYTES, FileList
+from hansa.scheduler.job_queue import WAITED_FOR_MONEY
 from hansa.scheduler.job_spec import JobSpec
 from hansa.scheduler.job_state import Job
 
@@ -51,6 +52,13 @@ def name_currency(view: Json, currency: str, symbol: str) -> Json:
         else value
         for key, value in view.items()
     }
+
+
+def _instead_of_a_top_up(job: Job) -> str:
+    """What helps a job that has ended, for whoever wanted to give it money."""
+    if job.reason == WAITED_FOR_MONEY:
+        return "submit it again, with a larger budget"
+    return "it needs no money any more" + ("" if job.phase == "succeeded" else "; submit it again to have it run again")
 
 
 class NodeDesk:
@@ -233,7 +241,7 @@ class NodeDesk:
         """See ``Desk``."""
         found = self._job(job)
         if found.phase in ENDED:
-            raise OperatorError(f"the job has ended: it {found.phase}", "submit it again, with a larger budget")
+            raise OperatorError(f"the job has ended: it {found.phase}", _instead_of_a_top_up(found))
         await self._daemon.take(JobToppedUp(job=job, amount=amount, at_ms=self._daemon.now_ms()))
         return {"job": job.hex(), "budget": format_amount(self.budget(job))}
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from hansa.node.daemon import buyer_tasks
 from hansa.node.faults import OperatorError
 from hansa.proto.blob import CHUNK_BYTES, BlobRef, blob_ref
 from hansa.proto.signing import checksum_address
+from hansa.scheduler.job_queue import WAITED_FOR_MONEY
 from hansa.scheduler.job_spec import JobSpec
 
 pytestmark = pytest.mark.trio
@@ -75,6 +77,30 @@ async def test_a_job_that_nobody_hears_of_ends_unfilled_and_its_watcher_is_let_g
         assert [view["job"] for view in desk.job_views()] == [job.hex()]
         with pytest.raises(OperatorError, match="it failed"):
             await desk.cancel(job)
+
+
+async def test_who_gives_money_to_a_job_that_has_ended_is_told_what_helps_that_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_daemon(tmp_path, MemoryHub(), 1) as daemon:
+        desk = NodeDesk(daemon)
+        job = await submitted(desk, spec())
+        await watched(desk, job)
+        found = daemon.state.jobs.get(job)
+        for phase, reason, hint in (
+            ("failed", found.reason, "it needs no money any more; submit it again to have it run again"),
+            ("failed", WAITED_FOR_MONEY, "submit it again, with a larger budget"),
+            (
+                "cancelled",
+                "cancelled by its developer",
+                "it needs no money any more; submit it again to have it run again",
+            ),
+            ("succeeded", "", "it needs no money any more"),
+        ):
+            monkeypatch.setattr(desk, "_job", Mock(return_value=replace(found, phase=phase, reason=reason)))
+            with pytest.raises(OperatorError, match=f"it {phase}") as told:
+                await desk.top_up(job, 1)
+            assert told.value.hint == hint
 
 
 async def test_a_provider_that_cannot_serve_is_asked_all_the_same_and_says_why(tmp_path: Path) -> None:
