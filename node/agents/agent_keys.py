@@ -103,12 +103,14 @@ def check_name(name: str) -> str:
 
 
 def parse_line(line: str) -> Invitation:
-    """What a join line says.
+    """What a join line says; it may stand among other lines, as `hansa agent invite` prints it.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: there is none, or several that differ.
     """
-    found = _LINE.fullmatch(line.strip())
+    lines = {each.strip() for each in line.splitlines()}
+    matches = [match for each in lines if (match := _LINE.fullmatch(each))]
+    found = matches[0] if len(matches) == 1 else None
     if found is None or not 0 < int(found["port"]) < 65536:
         raise ConfigError("that is no join line", "copy the whole line that `hansa agent invite` printed")
     host = found["host"].strip("[]")

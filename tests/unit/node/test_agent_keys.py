@@ -33,6 +33,17 @@ def test_a_join_line_says_what_went_into_it(host, port, secret):
     assert parse_line(f"  {invitation.line}\n") == invitation
 
 
+def test_the_join_line_is_found_among_what_else_was_printed_with_it():
+    line = Invitation(host="fd00::1", port=7, pin=SECRET[::-1], secret=SECRET).line
+    other = Invitation(host="192.0.2.7", port=7, pin=SECRET[::-1], secret=SECRET).line
+    printed = f"It admits one machine.\n\n  {line}\nOn the other machine: hansa agent join, and then this line.\n"
+    assert parse_line(printed).line == line
+    assert parse_line(f"{line}\n{line}\n").line == line
+    for several in (f"{line}\n{other}\n", f"to {line}\n"):
+        with pytest.raises(ConfigError):
+            parse_line(several)
+
+
 @given(st.text(max_size=200))
 def test_any_other_text_is_no_join_line(text):
     with pytest.raises(ConfigError):

@@ -72,7 +72,7 @@ def test_joining_with_a_mistake_is_one_line_and_a_hint(node, tmp_path):
 
 def test_the_line_is_read_from_where_nobody_else_sees_it(node, tmp_path):
     line = invite(node, address="127.0.0.1:1", lasts="15 min")  # nobody listens there, which is said after it was read
-    (tmp_path / "line").write_text(line + "\n")
+    (tmp_path / "line").write_text(f"On the other machine:\nwhich asks for this line:\n  {line}\n")
     data = ("--data", str(tmp_path / "agent"))
     for said in (
         hansa("agent", "join", *data, typed=line + "\n"),
