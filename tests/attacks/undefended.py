@@ -765,6 +765,14 @@ DEFENCES = (
     ),
     at(
         "market/sale.py",
+        "unit/node/test_firm_lease_ends.py::test_a_penalty_that_is_lifted_after_a_refusal_is_written_off_and_stops_nobody",
+        (
+            '("settling", "settled", "stopped", "unpaid")),\n        ("delivering"',
+            '("settling", "settled", "stopped")),\n        ("delivering"',
+        ),
+    ),
+    at(
+        "market/sale.py",
         "simulation/test_strategies.py::test_whoever_plays_nothing_is_sold_twice_no_one_overpays_and_everything_ends",
         ("            return state.bid.expires_ms\n", "            return None\n"),
         ("            return state.award.start_by_ms\n", "            return None\n"),
