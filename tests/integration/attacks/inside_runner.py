@@ -122,7 +122,7 @@ def floods():
     """Much of everything that is allowed, and file descriptors with it; then a proper end."""
     say(*[frame("Heartbeat", progress=number, waiting=bool(number % 2)) for number in range(5000)])
     say(*[frame("Started") for _ in range(1000)], *[frame("Ready") for _ in range(1000)])
-    many = [[f"{number:03}" + "m" * 60, 1.7e308] for number in range(64)]
+    many = [[f"{number:03}" + "m" * 60, 1.7e308] for number in range(32)]
     say(*[frame("Progress", step=2**63 - 1 - number, metrics=many) for number in range(1000)])
     say(frame("Progress", step=0, metrics=[["\u00e9" * 100, -0.0]]))
     log = ("\x1b[31m\x1b]0;owned\x07\u202eABC\u2028\r\x9b0m" + "\\" * 50 + "\n").encode() + b"\xff\xfe\xc3"
