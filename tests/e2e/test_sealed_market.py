@@ -2,12 +2,13 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.market import asked, await_job, await_that, job_of, kill, running_market, submit
 
 from hansa.node.commands.cli_jobs import _fetch
-from hansa.node.commands.demo_nodes import DemoNode
+from hansa.node.commands.demo_nodes import DemoNode, DemoNodes
 
 INTERVAL = 10
 JOB = """
@@ -109,6 +110,11 @@ def readable_in(node: DemoNode) -> set[tuple[str, bytes]]:
     return found
 
 
+def fetched(nodes: DemoNodes, view: dict[str, Any], target: Path) -> list[Path]:
+    """Where ``hansa results`` puts a job's outputs."""
+    return [_fetch(nodes.buyer.daemon, view, output, target) for output in view["outputs"]]
+
+
 def test_a_sealed_job_ends_well_and_its_words_are_nowhere_but_in_its_runs_and_its_results(tmp_path: Path) -> None:
     job_folder = write_job(tmp_path, shards=2, last=40, mirror=True)
     with running_market("0.30", "0.31") as nodes:
@@ -133,7 +139,7 @@ def test_a_sealed_job_ends_well_and_its_words_are_nowhere_but_in_its_runs_and_it
         assert view["sealed"] is True
         await_that(lambda: not any(map(readable_in, everybody)), 20, "nobody holds a word of it any more")
         assert view["round"] >= 4
-        written = list(_fetch(nodes.buyer.daemon, view, tmp_path / "results"))
+        written = fetched(nodes, view, tmp_path / "results")
         assert [path.relative_to(tmp_path / "results").as_posix() for path in written] == [
             "shard-0/deep/said.txt",
             "shard-1/deep/said.txt",
@@ -165,7 +171,7 @@ def test_a_sealed_shard_goes_on_elsewhere_when_its_provider_dies_and_its_buyer_i
         (shard,) = view["shards"]
         assert shard["attempts"] == 2
         assert int(shard["metrics"]["begun"]) >= 2 * INTERVAL
-        (written,) = _fetch(nodes.buyer.daemon, view, tmp_path / "results")
+        (written,) = fetched(nodes, view, tmp_path / "results")
         assert written.read_text().startswith("words-of-an-output")
         for node in (nodes.providers[1], nodes.buyer):
             await_that(lambda node=node: not readable_in(node), 20, "nothing is left to read")  # type: ignore[misc]

@@ -106,7 +106,7 @@ def _stranger_connects(path: str) -> bool:
 async def test_what_is_on_tcp_is_read_only_and_names_nobody(tmp_path: Path) -> None:
     async with a_daemon(tmp_path, MemoryHub(), 2, lends=True) as daemon, trio.open_nursery() as tasks:
         metrics = Metrics(daemon.figures)
-        metrics.update(chores._snapshot(daemon))
+        metrics.update(chores._readings(daemon))
         app = build_metrics_app(metrics, daemon.unhealthy)
         shown = {(route.path, tuple(sorted(route.methods or ()))) for route in app.routes if isinstance(route, Route)}
         assert shown == {("/metrics", ("GET", "HEAD")), ("/healthz", ("GET", "HEAD"))}
