@@ -36,7 +36,7 @@ SHARD_PHASES = {"ending": "running"}
 
 
 def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
-    """One job as its developer sees it. ``brief`` leaves out tenders and history."""
+    """One job as its developer sees it. ``brief`` leaves out tenders, history and rounds."""
     purchases = [bought for _, bought in state.purchases.all() if bought.tender.job == job.job]
     rounds = state.rounds.get(job.job)
     ended = job.phase in ("succeeded", "failed", "cancelled")
@@ -72,20 +72,23 @@ def job_view(state: NodeState, job: Job, *, brief: bool = False) -> Json:
     }
     if brief:
         return view
-    past = {entry.round: entry for entry in rounds.history} if rounds else {}
     view["tenders"] = [_tender_view(bought) for bought in purchases]
     view["history"] = [
         {
             "round": point.step,
             "at_ms": point.at_ms,
             "metrics": {metric.name: metric.value for metric in point.metrics},
-            "members": list(past[point.step].members) if point.step in past else [],
-            "rejected": [
-                {"shard": left.shard, "reason": left.reason}
-                for left in (past[point.step].rejected if point.step in past else ())
-            ],
         }
         for point in job.history
+    ]
+    view["rounds"] = [
+        {
+            "round": past.round,
+            "at_ms": past.at_ms,
+            "members": list(past.members),
+            "rejected": [{"shard": left.shard, "reason": left.reason} for left in past.rejected],
+        }
+        for past in (rounds.history if rounds else ())
     ]
     return view
 

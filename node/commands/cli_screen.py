@@ -155,9 +155,8 @@ def _progress(view: View) -> list[RenderableType]:
     line = Text(f"round {plain(done, 12)} of {total}" if total else how_far(view))
     if history:
         line.append("   " + metrics_text(history[-1].get("metrics")), style="bold")
-        rejected = history[-1].get("rejected", [])
-        if rejected:
-            line.append(f"   rejected: {', '.join(plain(item.get('shard'), 8) for item in rejected[:8])}", style="red")
+    if rejected := fields_of((view.get("rounds") or [{}])[-1]).get("rejected", []):
+        line.append(f"   rejected: {', '.join(plain(item.get('shard'), 8) for item in rejected[:8])}", style="red")
     if not total or not isinstance(done, int):
         return [line]
     row = Table.grid(padding=(0, 1))
@@ -207,8 +206,12 @@ def news(before: View | None, view: View) -> Iterator[str]:
             continue
         number = f"round {plain(done.get('round'), 12)}/{total}" if total else f"step {plain(done.get('round'), 16)}"
         yield f"{number}: {metrics_text(done.get('metrics'))}"
-        for rejected in done.get("rejected", []):
-            yield f"  rejected shard {plain(rejected.get('shard'), 8)}: {plain(rejected.get('reason'), 200)}"
+    # A job's steps need not be its rounds.
+    known_rounds = {done.get("round") for done in earlier.get("rounds", [])}
+    for done in view.get("rounds", []):
+        for rejected in [] if done.get("round") in known_rounds else done.get("rejected", []):
+            shard, reason = plain(rejected.get("shard"), 8), plain(rejected.get("reason"), 200)
+            yield f"round {plain(done.get('round'), 12)}: rejected shard {shard}: {reason}"
     if view.get("warning") and view["warning"] != earlier.get("warning"):
         yield f"warning: {plain(view['warning'], 300)}"
     queue, waited = fields_of(view.get("queue")), fields_of(earlier.get("queue"))

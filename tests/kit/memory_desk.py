@@ -182,7 +182,7 @@ class MemoryDesk:
 
     def job_views(self) -> list[Json]:
         return [
-            {key: value for key, value in views[-1].items() if key not in ("tenders", "history")}
+            {key: value for key, value in views[-1].items() if key not in ("tenders", "history", "rounds")}
             for views in reversed(self.views.values())
         ]
 

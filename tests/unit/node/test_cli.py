@@ -391,8 +391,17 @@ def test_news_are_told_once_and_in_order() -> None:
     assert "round 1/10: loss 0.7  accuracy 0.81" in told
     assert told[-1] == "job running"
     assert list(news(first, first)) == []
-    point = changed(first["history"][0], round=2, metrics={}, rejected=[{"shard": 1, "reason": "late"}])
-    assert list(news(first, changed(first, history=[*first["history"], point])))[1] == "  rejected shard 1: late"
+
+
+def test_what_a_round_rejected_is_told_by_the_rounds_number_whatever_the_jobs_steps_are() -> None:
+    first = job_view(JOB)
+    assert [done["round"] for done in first["rounds"]] == [1, 2]
+    rejected = {"round": 7, "at_ms": 1, "members": [0], "rejected": [{"shard": 1, "reason": "late"}]}
+    later = changed(first, rounds=[*first["rounds"], rejected])
+    assert list(news(first, later)) == ["round 7: rejected shard 1: late"]
+    assert list(news(later, later)) == []
+    assert "rejected: 1" in drawn(later)
+    assert "rejected" not in drawn(changed(later, rounds=[*later["rounds"], changed(rejected, round=8, rejected=[])]))
 
 
 def test_a_shard_that_is_kept_or_moves_is_shown_with_its_time_and_reason() -> None:

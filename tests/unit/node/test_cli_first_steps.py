@@ -57,7 +57,7 @@ def test_an_amount_in_the_list_of_jobs_is_exact_and_has_no_zeros_that_say_nothin
 
 def steps(first: int, last: int, **fields: Any) -> dict[str, Any]:
     """The view of a job of which so many steps are kept."""
-    history = [{"round": step, "at_ms": step, "metrics": {"loss": 1.0}, "rejected": []} for step in range(first, last)]
+    history = [{"round": step, "at_ms": step, "metrics": {"loss": 1.0}} for step in range(first, last)]
     return job_view(JOB, history=history, **fields)
 
 

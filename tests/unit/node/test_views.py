@@ -1,9 +1,11 @@
 """What the local API shows: plain JSON whatever strangers wrote, and money that adds up. From whole markets, played."""
 
 import json
+from copy import copy
 from dataclasses import replace
 from decimal import Decimal
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from hansa.proto.network import DOMAIN
 from hansa.proto.signing import checksum_address
 from hansa.proto.typed_data import digest
 from hansa.scheduler.job_state import Checkpoint, Job, Mirrored, Output, Point, Shard
+from hansa.scheduler.rounds import Past, Rejected
 
 HOSTILE = "\x00\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e\u2028\U0001f4a3'\"\\\n\ud7ff"
 SEEDS = (3, 5, 8, 13)
@@ -65,10 +68,25 @@ def test_every_view_of_a_real_market_is_plain_json(seed: int) -> None:
             jobs += 1
             view = plain(views.job_view(state, job))
             brief = plain(views.job_view(state, job, brief=True))
-            assert brief == {key: value for key, value in view.items() if key not in ("tenders", "history")}
+            assert brief == {key: value for key, value in view.items() if key not in ("tenders", "history", "rounds")}
             assert view["settled"] or view["phase"] not in ("succeeded", "failed", "cancelled")
         plain(views.balance_view(state, "USD", 0))
     assert jobs
+
+
+def test_what_a_round_left_out_is_shown_whatever_steps_the_job_reported() -> None:
+    left = Rejected(shard=1, reason="it is far off")
+    rounds = SimpleNamespace(published=7, history=(Past(round=7, members=(0,), rejected=(left,), at_ms=NOW_MS),))
+    shown = 0
+    for played_out in states(played(SEEDS[0])):
+        state = copy(played_out)
+        state.rounds = SimpleNamespace(get=lambda _: rounds)  # type: ignore[assignment]
+        for _, job in state.jobs.all():
+            view = plain(views.job_view(state, job))
+            rejected = [{"shard": 1, "reason": "it is far off"}]
+            assert view["rounds"] == [{"round": 7, "at_ms": NOW_MS, "members": [0], "rejected": rejected}]
+            shown += 1
+    assert shown
 
 
 @pytest.mark.parametrize(("ppm", "shown"), [(555_555, "55 %"), (999_999, "99 %"), (1_000_000, "100 %"), (9_999, "0 %")])
