@@ -84,6 +84,10 @@ class RunClock:
             self._progress = progress
             self._moved_s = self.spent_s
 
+    def delivered(self) -> None:
+        """A part of what it made is here. How long this machine takes to keep it is no time in which it did nothing."""
+        self._moved_s = self.spent_s
+
     # What it is told.
 
     def stop_by(self, at_s: float) -> None:

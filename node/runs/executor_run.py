@@ -274,6 +274,8 @@ class Supervision:
             for frame in reader.feed(data):
                 budget -= 1
                 complete = await intake.feed(frame)
+                if isinstance(frame, frames.Output | frames.Chunk):
+                    self._clock.delivered()
                 if isinstance(complete, frames.Failed) and complete.kind == "worker-died" and self._kept is None:
                     await self._count()
                 if complete is not None:

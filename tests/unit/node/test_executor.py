@@ -311,6 +311,23 @@ async def test_a_job_that_waits_for_the_others_has_not_stalled(tmp_path):
         assert isinstance(await stage.end(), RunFinished)
 
 
+@pytest.mark.parametrize("delivers", ["many files", "one that is large"])
+async def test_a_job_that_delivers_for_longer_than_it_may_stall_has_not_stalled(tmp_path, delivers):
+    """All is computed, and a slow disk takes its time to keep it."""
+    async with a_stage() as stage:
+        await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, stall_ms=500)))
+        await stage.furnish()
+        await stage.say(frames.Started(), frames.Heartbeat(progress=1, waiting=False))
+        if delivers == "one that is large":
+            await stage.say(frames.Output(path="large", size_bytes=10))
+        for number in range(10):
+            await trio.sleep(0.15)
+            kind = frames.Chunk(data=b"x") if delivers == "one that is large" else None
+            await stage.say(kind or frames.Output(path=f"f{number}", size_bytes=0))
+        await stage.say(frames.Finished())
+        assert isinstance(await stage.end(), RunFinished)
+
+
 async def test_time_does_not_pass_for_a_paused_run(tmp_path):
     async with a_stage() as stage:
         await stage.room.executor.start(an_order(tmp_path, "", limits=dataclasses.replace(LIMITS, wall_ms=600)))
