@@ -39,11 +39,12 @@ from hansa.node.agents.agent_messages import (
     Wire,
 )
 from hansa.node.agents.agent_trees import TreeStore
+from hansa.node.fault_groups import leaf
 from hansa.node.isolation import launcher_protocol
 from hansa.node.isolation.launcher_link import Launch
 from hansa.node.isolation.launcher_protocol import Ended, Refused, Start, Started
 from hansa.node.isolation.overlay_packets import carry_packets
-from hansa.node.storage.agent_streams import BROKEN, bridge, leaf
+from hansa.node.storage.agent_streams import BROKEN, bridge
 from hansa.node.storage.pinned_tls import dialling_context, pin_of
 from hansa.proto.errors import ProtocolError
 

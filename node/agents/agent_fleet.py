@@ -32,9 +32,10 @@ from hansa.node.agents.agent_messages import (
 )
 from hansa.node.agents.agent_trees import digest_of, send_tree
 from hansa.node.devices.inventory import Inventory
+from hansa.node.fault_groups import leaf
 from hansa.node.isolation import launcher_protocol
 from hansa.node.isolation.launcher_protocol import Counted, Ended, Kill, Message, Refused, Start, Started
-from hansa.node.storage.agent_streams import bridge, leaf
+from hansa.node.storage.agent_streams import bridge
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.market_documents import Device
 

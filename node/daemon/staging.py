@@ -23,13 +23,13 @@ from hansa.node.daemon.bringing import fetch_all, is_buyer_here, is_shown
 from hansa.node.daemon.keeping import was_staged
 from hansa.node.daemon.laying_out import Unstageable, lay_out, read_list, stored, unpack_code
 from hansa.node.daemon.run_logs import say_of_run
+from hansa.node.fault_groups import leaf
 from hansa.node.isolation.trees import Trees
 from hansa.node.messaging.key_exchange import NoKeys, ask_for_keys
 from hansa.node.runs.environments import NotBuilt, ShippedWheel
 from hansa.node.runs.images import NoImage, pulled, shipped
 from hansa.node.runs.locks import LARGEST_LOCK_BYTES, PINNED
 from hansa.node.runs.run_order import RunLimits, RunOrder
-from hansa.node.storage.agent_streams import leaf
 from hansa.node.storage.blob_shelf import BlobMissing
 from hansa.node.storage.blobs import BlobStore
 from hansa.node.storage.disk_faults import in_words

@@ -19,6 +19,7 @@ import trio
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 
+from hansa.node.fault_groups import one_fault
 from hansa.node.network.libp2p_guards import Faults, read_header_line
 from hansa.node.network.libp2p_stream import BoundedStream
 from hansa.node.network.net import Context, Handler, NotSpoken, Refused, RemoteFault, TooBig, Unreachable
@@ -97,13 +98,8 @@ async def ask(
 
 def _one_fault(group: BaseExceptionGroup[BaseException], peer_id: str) -> BaseException:
     """What the caller is to hear of a failed request; anything unexpected stays the group that it is."""
-    known, rest = group.split((MuxedStreamError, MultiselectCommunicatorError, Refused, TooBig, RemoteFault))
-    if known is None or rest is not None:
-        return group
-    fault: BaseException = known
-    while isinstance(fault, BaseExceptionGroup):
-        fault = fault.exceptions[0]
-    return _told(fault, peer_id)
+    fault = one_fault(group, (MuxedStreamError, MultiselectCommunicatorError, Refused, TooBig, RemoteFault))
+    return group if fault is None else _told(fault, peer_id)
 
 
 def _told(fault: BaseException, peer_id: str) -> BaseException:

@@ -7,6 +7,7 @@ from typing import Final
 import trio
 
 from hansa.node.engine.logs import LOGGER
+from hansa.node.fault_groups import leaf
 from hansa.node.isolation.host_paths import without_host_paths
 from hansa.node.isolation.launcher_protocol import Ended
 from hansa.node.runs.run_order import RunOrder
@@ -61,19 +62,19 @@ def over_of(error: Exception) -> Over:
 
     What is a fault of ours ends this run and is logged whole: others' runs beside it have no part in it.
     """
-    leaf = _leaf(error)
-    if isinstance(leaf, Over):
-        return leaf
-    if isinstance(leaf, ProtocolError):
-        return Over("protocol", f"the sandbox said something it must not: {leaf.where}: {leaf.why}")
-    if isinstance(leaf, SealBroken):
-        return Over("bad-state", f"what it was to go on from cannot be opened: {leaf.why}")
-    if isinstance(leaf, trio.BrokenResourceError):
-        return Over("sandbox-lost", f"talking to the sandbox failed: {type(leaf).__name__}")
-    if isinstance(leaf, OSError):
-        return Over("sandbox-lost", f"the provider's machine failed: {in_words(leaf)}")
+    fault = leaf(error)
+    if isinstance(fault, Over):
+        return fault
+    if isinstance(fault, ProtocolError):
+        return Over("protocol", f"the sandbox said something it must not: {fault.where}: {fault.why}")
+    if isinstance(fault, SealBroken):
+        return Over("bad-state", f"what it was to go on from cannot be opened: {fault.why}")
+    if isinstance(fault, trio.BrokenResourceError):
+        return Over("sandbox-lost", f"talking to the sandbox failed: {type(fault).__name__}")
+    if isinstance(fault, OSError):
+        return Over("sandbox-lost", f"the provider's machine failed: {in_words(fault)}")
     LOGGER.error("a run ended by a fault of this node's own", exc_info=error)
-    return Over("sandbox-lost", f"a fault of the provider's node: {type(leaf).__name__}")
+    return Over("sandbox-lost", f"a fault of the provider's node: {type(fault).__name__}")
 
 
 def last_event(order: RunOrder, over: Over, known: Circumstances, now_ms: int) -> RunEvent:
@@ -119,10 +120,3 @@ def clipped_reason(reason: str) -> str:
 def printable(text: str) -> str:
     """The text without what could steer a terminal: no control, format or private characters but newline and tab."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
-
-
-def _leaf(error: Exception) -> Exception:
-    """The first exception in a group of groups."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import trio
 
+from hansa.node.fault_groups import leaf
 from hansa.node.messaging.directory import Directory
 from hansa.node.network.net import Context, Net, Refused
 from hansa.node.runs.pace import Pace
 from hansa.node.runs.run_shell import LOST_STATUS, RunShell, ShellRefused
-from hansa.node.storage.agent_streams import leaf
 from hansa.proto.codec import decode, encode
 from hansa.proto.frames import MAX_TERMINAL_SIDE
 from hansa.proto.protocols import SHELL

@@ -30,10 +30,3 @@ async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, scope
         while data := await source.receive_some(PIECE_BYTES):
             await sink.send_all(data)
     scope.cancel()
-
-
-def leaf(error: BaseException) -> BaseException:
-    """The first exception in a group of groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

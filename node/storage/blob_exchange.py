@@ -12,8 +12,8 @@ from pathlib import Path
 
 import trio
 
+from hansa.node.fault_groups import one_fault
 from hansa.node.network.net import Context, Net, NetError, Refused
-from hansa.node.storage.agent_streams import leaf
 from hansa.node.storage.blob_fetch import ChunkFetch, LackingChunks, Sources
 from hansa.node.storage.blob_partial import Partial
 from hansa.node.storage.blob_shelf import BlobMissing
@@ -208,10 +208,10 @@ class BlobExchange:
             raise DiskFailed(ref, fault) from fault
         except BaseExceptionGroup as group:
             # Of a full disk the workers that bring the chunks each have a word to say.
-            faults, rest = group.split(OSError)
-            if faults is None or rest is not None:
+            failed = one_fault(group, (OSError,))
+            if failed is None:
                 raise
-            raise DiskFailed(ref, leaf(faults)) from group
+            raise DiskFailed(ref, failed) from group
         finally:
             self._fetching.pop(ref).done.set()
 
