@@ -123,6 +123,8 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         self._telling = trio.Lock()
         self._inbound: dict[ID, list[NetStream]] = {}
         self._opening: set[ID] = set()
+        self._changes = 0
+        self._changed: dict[str, int] = {}
         # The library starts at the seconds of the clock: a restarted node would repeat numbers that others have seen.
         self.counter = time.time_ns()
 
@@ -144,6 +146,8 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
     async def follow(self, topic: str) -> None:
         """Tell others whether we hear a topic, as it is now; one after the other, or an older word might come last."""
         async with self._telling:
+            self._changes += 1
+            self._changed[topic] = self._changes
             if topic in self._validators:
                 await self.subscribe(topic)
             else:
@@ -180,10 +184,27 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]  # the library comes without 
         if peer_id in self._opening:
             return
         self._opening.add(peer_id)
+        changes = self._changes
         try:
             await super()._handle_new_peer(peer_id)
         finally:
             self._opening.discard(peer_id)
+        self._tell_changes(peer_id, since=changes)
+
+    def _tell_changes(self, peer_id: ID, *, since: int) -> None:
+        """Tell a new neighbour what we began or ceased to hear while its stream was opened.
+
+        The library writes what we hear first and counts the neighbour among those who are told of changes later: what
+        changed in between the neighbour would never learn, and send us nothing of it. Twice told does no harm.
+        """
+        queue = self.peer_queues.get(peer_id)
+        if queue is None:
+            return
+        for topic, change in self._changed.items():
+            if change > since:
+                self._enqueue_or_retry_announce(
+                    peer_id, queue, *self._build_announce_rpc(topic, topic in self.topic_ids)
+                )
 
     async def handle_dead_peer_queue(self) -> None:
         """Give up the stream towards a neighbour when its connection is gone, even if another one stands."""
