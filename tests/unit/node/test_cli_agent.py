@@ -7,15 +7,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
+from hansa.node.agents import agent_setup
 from hansa.node.agents.agent_keys import parse_line
 from hansa.node.agents.agent_setup import invite
 from hansa.node.commands.cli import cli
 from hansa.node.commands.first_setup import Wishes, set_up
-from hansa.node.faults import ConfigError
+from hansa.node.faults import ConfigError, NoSandbox
+from hansa.node.isolation.preflight import SandboxReport
 from hansa.node.settings.config import load_config
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "clusters.md").read_text()
@@ -52,6 +55,17 @@ def test_an_invitation_names_the_place_where_machines_reach_the_node(node):
     for address, lasts in (("x", "1 min"), ("x:0", "1 min"), (":9", "1 min"), ("x:y", "1 min"), ("x:9", "soon")):
         with pytest.raises(ConfigError):
             invite(node, address=address, lasts=lasts)
+
+
+def test_an_agent_that_can_confine_nobody_does_not_begin(monkeypatch, tmp_path):
+    config = SimpleNamespace(data_dir=tmp_path, launcher="")
+    no = SandboxReport(available=False, tier="none", reason="user namespaces are forbidden here")
+    monkeypatch.setattr(agent_setup, "start_logging", lambda **_how: None)
+    monkeypatch.setattr(agent_setup, "load_agent_config", lambda _data_dir: config)
+    monkeypatch.setattr(agent_setup, "check_sandbox", lambda **_how: no)
+    with pytest.raises(NoSandbox, match="user namespaces are forbidden here"):
+        agent_setup.run_agent(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_joining_with_a_mistake_is_one_line_and_a_hint(node, tmp_path):

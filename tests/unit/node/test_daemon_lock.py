@@ -1,6 +1,7 @@
 """Whoever asks a data directory for its daemon is told the truth, also before the daemon can answer itself."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from hansa.node.api.cli_client import DaemonAway, DaemonClient
 from hansa.node.api.daemon_lock import LOCK_NAME, locked, whose_lock
 from hansa.node.faults import OperatorError
+from hansa.node.settings.config import SOCKET_NAME
 
 HOLDER = """
 import sys, time
@@ -49,6 +51,20 @@ def test_a_daemon_that_is_starting_is_not_said_to_be_none(tmp_path: Path) -> Non
         assert "try again" in caught.value.hint
         with pytest.raises(DaemonAway, match="no daemon is running"):
             daemon.get("/v1/node")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a moment")
+def test_a_daemon_of_another_user_is_not_said_to_be_none(tmp_path: Path) -> None:
+    with closing(DaemonClient(tmp_path)) as daemon, socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(tmp_path / SOCKET_NAME))
+        theirs.listen()
+        os.seteuid(65_534)
+        try:
+            with pytest.raises(OperatorError, match="no right to talk") as caught:
+                daemon.get("/v1/node")
+        finally:
+            os.seteuid(0)
+    assert "as the user that the daemon runs as" in caught.value.hint
 
 
 def test_a_second_daemon_is_refused_at_once_and_told_whose_the_directory_is(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
+from hansa.node.network import libp2p_dcutr
 from hansa.node.network.libp2p_dcutr import HolePuncher
 from hansa.node.network.libp2p_guards import Faults
+from hansa.node.network.libp2p_wire import WireFault
 from hansa.proto.peer_id import peer_id_of_key
 
 pytestmark = pytest.mark.trio
@@ -38,6 +40,22 @@ async def test_a_word_in_the_place_of_another_is_a_strike_and_makes_no_hole(kind
     await puncher.on_stream(SimpleNamespace(muxed_stream=stream, muxed_conn=relayed))
     assert struck == [(ASKER.to_base58(), "dcutr.malformed")]
     assert punched == []
+
+
+async def test_who_is_asked_and_says_another_word_is_not_knocked_at(monkeypatch) -> None:
+    stream, _ = noted_stream(said(HolePunch.SYNC, told=[Multiaddr("/ip4/45.33.9.3/tcp/4001").to_bytes()]))
+
+    async def opened(*_arguments) -> object:
+        return stream
+
+    async def punch(*_arguments, **_more) -> None:
+        raise AssertionError("nobody has agreed to it")
+
+    monkeypatch.setattr(libp2p_dcutr, "open_protocol", opened)
+    swarm = SimpleNamespace(is_kept=lambda _name: False, live_connections=lambda _peer_id: [], punch=punch)
+    puncher = HolePuncher(swarm, Faults(), lambda: [("45.33.9.2", 4077)])
+    with pytest.raises(WireFault, match="not an answer"):
+        await puncher._begin(SimpleNamespace(muxed_conn=SimpleNamespace(path="relayed", peer_id=ASKER)))
 
 
 async def test_a_peer_has_us_knock_at_two_public_hosts_at_most_and_never_at_our_own(autojump_clock) -> None:

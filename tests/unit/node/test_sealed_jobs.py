@@ -349,11 +349,14 @@ async def test_outputs_are_opened_for_their_developer_and_only_if_all_of_them_op
         for data in (seal(own, WORDS * 9_000), seal(own, b""), bytes(broken), seal(pair.content.own(0), WORDS))
     )
     outputs = tuple(Output(path=f"{at}", blob=blob, here=True) for at, blob in enumerate((good, empty, bad, others)))
+    away = Output(path="away", blob=blob_ref(b"on its way"), here=False)
+    outputs = (*outputs, away)
     of = pair.buyer.state.jobs.live[JOB]
     pair.buyer.state.jobs[JOB] = replace(of, shards=(of.shards[0], replace(of.shards[1], outputs=outputs)))
     assert await read_output(pair, good) == WORDS * 9_000
     assert await read_output(pair, empty) == b""
     assert await read_output(pair, of.package) is None
+    assert await read_output(pair, away.blob) is None
     with pytest.raises(OperatorError, match="it was changed or cut short"):
         await read_output(pair, bad)
     with pytest.raises(OperatorError, match="another key"):
