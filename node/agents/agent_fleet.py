@@ -44,6 +44,7 @@ REPORT_S: Final = 180.0
 """From the welcome to the report: the machine tries its sandbox and asks its driver meanwhile."""
 MOST_UNCLAIMED: Final = 64
 LOOK_S: Final = 1.0
+FAREWELL_S: Final = 1.0
 REPORTS_S: Final = 60.0
 """So many reports are taken in so long a time: each is an event that the daemon keeps."""
 MOST_DEVICES_OF_ALL: Final = 2048
@@ -166,6 +167,8 @@ class Fleet:
         finally:
             with trio.CancelScope(shield=True):
                 await self._forget(machine)
+        if machine.scope.cancelled_caught:
+            await _say_why(machine)
 
     async def serve_stream(self, enrolled: Enrolled, token: bytes, stream: trio.abc.Stream) -> None:
         """A connection that carries one thing; returns when that is done, or the machine is gone."""
@@ -386,3 +389,9 @@ async def _lead_out(path: str, stream: trio.abc.Stream) -> None:
         local.close()  # it was closed with its run, or as many wait there as may
         return
     await bridge(local, stream)
+
+
+async def _say_why(machine: Machine) -> None:
+    """Tell an agent why it is let go. It may be gone itself, or take nothing: it is not waited for."""
+    with trio.move_on_after(FAREWELL_S), contextlib.suppress(Gone):
+        await machine.wire.send(TurnedAway(reason=machine.why))

@@ -225,6 +225,7 @@ async def test_a_machine_that_is_removed_is_let_go_and_does_not_get_in_again(tmp
         house.register.remove("a")
         await house.until(lambda: "a" not in house.fleet.machines)
         assert "its owner removed it" in house.ear.lost_machines[0][1]
+        await house.until(lambda: "not connected: the daemon says: its owner removed it" in house.log)
         assert await first_answer(house, known) is None
         nursery.cancel_scope.cancel()
 
