@@ -1,6 +1,7 @@
 """What the operator must put right. Each error is one line and a hint; the command line exits with code 2."""
 
 import errno
+from pathlib import Path
 
 
 class OperatorError(Exception):
@@ -44,14 +45,14 @@ DAMAGED_HINT = (
 )
 
 
-def operator_error_in(fault: BaseException, place: object = "this node") -> OperatorError | None:
+def operator_error_in(fault: BaseException, place: Path | None = None) -> OperatorError | None:
     """What the operator must mend, if that alone brought a program down; a full disk is such a thing.
 
     Tasks that run side by side end in a group of what befell each, however many nurseries deep.
 
     Args:
         fault: what ended the program.
-        place: a directory that is on the disk.
+        place: a directory that is on the disk, if one is known.
     """
     leaves = [fault]
     while any(isinstance(each, BaseExceptionGroup) for each in leaves):
@@ -62,19 +63,16 @@ def operator_error_in(fault: BaseException, place: object = "this node") -> Oper
     return None if None in mistakes else mistakes[0]
 
 
-def _mistake(fault: BaseException, place: object) -> OperatorError | None:
+def _mistake(fault: BaseException, place: Path | None) -> OperatorError | None:
     if isinstance(fault, OperatorError):
         return fault
+    of, look = ("", "df") if place is None else (f" of {place}", f"df {place}")
     if _is_full_disk(fault):
-        return OperatorError(
-            f"the disk of {place} is full: {fault}", f"{FULL_DISK_HINT}; df {place} shows how full it is"
-        )
+        return OperatorError(f"the disk{of} is full: {fault}", f"{FULL_DISK_HINT}; {look} shows how full it is")
     if _is_broken_disk(fault):
-        return OperatorError(
-            f"the disk of {place} can be read or written no more: {fault}", f"{BROKEN_DISK_HINT}: df {place}"
-        )
+        return OperatorError(f"the disk{of} can be read or written no more: {fault}", f"{BROKEN_DISK_HINT}: {look}")
     if _is_damaged(fault):
-        return OperatorError(f"a database of {place} is damaged: {fault}", DAMAGED_HINT)
+        return OperatorError(f"a database{of} is damaged: {fault}", DAMAGED_HINT)
     return None
 
 

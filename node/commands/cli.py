@@ -6,6 +6,7 @@ ended badly is exit code 1. With ``--json`` standard output carries one JSON doc
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,13 +64,26 @@ class _Hansa(click.Group):
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
             # Whoever read our output has gone (`hansa jobs | head`). Python would complain again while it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _say_no_more()
             sys.exit(0)
         except Exception as fault:
+            if _is_of_output(fault):
+                _say_no_more()
+                _complain(f"what this command says cannot be written: {fault}", "have it go elsewhere")
             mistake = operator_error_in(fault)
             if mistake is None:
                 raise
             _complain(mistake.what, mistake.hint)
+
+
+def _is_of_output(fault: Exception) -> bool:
+    """Whether it was click that could not write: a full disk behind standard output need not be the node's."""
+    *_, (innermost, _) = traceback.walk_tb(fault.__traceback__)
+    return isinstance(fault, OSError) and innermost.f_code is click.echo.__code__
+
+
+def _say_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(what: str, hint: str, quote: str = "") -> NoReturn:

@@ -99,6 +99,16 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_a_full_disk_behind_the_output_is_not_said_to_be_the_nodes() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hansa", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert "what this command says cannot be written: [Errno 28] No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 2
+
+
 @pytest.mark.parametrize("command", ["submit", "jobs", "watch", "logs", "results", "cancel", "providers", "balance"])
 def test_every_command_explains_itself_and_knows_json_and_data(command: str) -> None:
     shown = run(command, "--help").stdout
