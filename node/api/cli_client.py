@@ -23,6 +23,9 @@ ANSWER_TIMEOUT_S = 30.0
 SYNC_TIMEOUT_S = 1800.0
 """A large upload is hashed and written through to a disk that may be slow, before it is answered."""
 RETRY_S = 0.5
+LONGEST_PAUSE_S = 1.0
+"""A connection on which nothing was asked for so long is not used again. The daemon hangs up after five seconds: a
+request that comes as it does is lost, and it cannot be told whether it was heard."""
 
 
 class Readable(Protocol):
@@ -46,7 +49,7 @@ class DaemonClient:
         self._start_it = f"start it: hansa node run --data {data_dir}"
         if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH_BYTES:
             raise OperatorError(f"the path is too long for a socket: {plain(socket_path)}", "use a shorter --data DIR")
-        transport = httpx.HTTPTransport(uds=str(socket_path))
+        transport = httpx.HTTPTransport(uds=str(socket_path), limits=httpx.Limits(keepalive_expiry=LONGEST_PAUSE_S))
         # Whatever proxies the environment names, this socket is not behind them.
         self._http = httpx.Client(
             transport=transport, base_url="http://hansa", timeout=ANSWER_TIMEOUT_S, trust_env=False
