@@ -23,6 +23,9 @@ ANSWER_TIMEOUT_S = 30.0
 SYNC_TIMEOUT_S = 1800.0
 """A large upload is hashed and written through to a disk that may be slow, before it is answered."""
 RETRY_S = 0.5
+ROOM_EVERY_S = 0.05
+RETRIES = 5
+"""Of a connection that could not be made, within eight seconds together: nothing was asked on it yet."""
 LONGEST_PAUSE_S = 1.0
 """A connection on which nothing was asked for so long is not used again. The daemon hangs up after five seconds: a
 request that comes as it does is lost, and it cannot be told whether it was heard."""
@@ -49,7 +52,8 @@ class DaemonClient:
         self._start_it = f"start it: hansa node run --data {data_dir}"
         if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH_BYTES:
             raise OperatorError(f"the path is too long for a socket: {plain(socket_path)}", "use a shorter --data DIR")
-        transport = httpx.HTTPTransport(uds=str(socket_path), limits=httpx.Limits(keepalive_expiry=LONGEST_PAUSE_S))
+        limits = httpx.Limits(keepalive_expiry=LONGEST_PAUSE_S)
+        transport = httpx.HTTPTransport(uds=str(socket_path), limits=limits, retries=RETRIES)
         # Whatever proxies the environment names, this socket is not behind them.
         self._http = httpx.Client(
             transport=transport, base_url="http://hansa", timeout=ANSWER_TIMEOUT_S, trust_env=False
@@ -62,9 +66,9 @@ class DaemonClient:
     def _reach(self) -> None:
         """Find out whether a daemon listens at all, and say in words why not."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.settimeout(ANSWER_TIMEOUT_S)
-                probe.connect(str(self._socket_path))
+            self._wait_for_room()
+        except TimeoutError:
+            raise OperatorError("the daemon takes no more connections", "look at its log; it may be stuck") from None
         except PermissionError:
             owner = "run this as the user that the daemon runs as"
             raise OperatorError(f"no right to talk to the daemon of {plain(self.data_dir)}", owner) from None
@@ -80,6 +84,19 @@ class DaemonClient:
                     "try again in a few seconds; its log says what it is at",
                 ) from None
             raise DaemonAway(f"no daemon is running for {plain(self.data_dir)}", self._start_it) from None
+
+    def _wait_for_room(self) -> None:
+        """Connect once. Where as many wait already as may, the system refuses a unix socket at once."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(ANSWER_TIMEOUT_S)
+                try:
+                    return probe.connect(str(self._socket_path))
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError from None
+            time.sleep(ROOM_EVERY_S)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
