@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from integration.attack_scene import an_attack, ended, found_by, outputs_of
-from integration.sandbox_harness import a_room, guard_and_launcher, need_sandbox, parent_of, sandbox_report
+from integration.sandbox_harness import LIMITS, a_room, guard_and_launcher, need_sandbox, parent_of, sandbox_report
 
 from hansa.node.isolation import process_tree
 from hansa.proto.tensors import encode_state
@@ -21,7 +21,9 @@ VICTIM, ATTACKER = b"v" * 32, b"a" * 32
 
 def a_victim(directory, marker, key):
     """The order for the honest run."""
-    order = an_attack(directory, [], {}, run=VICTIM, entry="victim.py:main")
+    # It lasts as long as all that is done beside it, which on a busy machine is minutes.
+    limits = replace(LIMITS, wall_ms=600_000)
+    order = an_attack(directory, [], {}, run=VICTIM, entry="victim.py:main", limits=limits)
     parameters = (Parameter(name="marker", value=json.dumps(marker)), Parameter(name="key", value=json.dumps(key)))
     return replace(order, parameters=parameters)
 
