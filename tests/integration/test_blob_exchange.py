@@ -260,6 +260,22 @@ async def test_a_full_disk_is_a_fetch_that_failed_for_everybody_who_waits(houses
     assert (await fetcher.exchange.fetch(REF, [source.net.peer_id])).read_bytes() == DATA
 
 
+async def test_a_disk_that_fails_as_its_fetch_is_given_up_is_a_fetch_that_failed(houses, monkeypatch):
+    """The others that bring chunks are cancelled beside it, and the group of both was nobody's to catch."""
+    fetcher, source = houses[:2]
+    source.store.put_bytes(DATA)
+    with trio.CancelScope() as wanted:
+
+        def full_as_it_is_given_up(*_anything):
+            trio.from_thread.run_sync(wanted.cancel)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Partial, "write", full_as_it_is_given_up)
+        with pytest.raises(FetchFailed, match="No space left on device"):
+            await fetcher.exchange.fetch(REF, [source.net.peer_id])
+    assert wanted.cancel_called
+
+
 async def test_only_bytes_of_the_named_sources_count_as_shown(houses):
     fetcher, source, other, ignorant = houses
     for house in (source, other):
