@@ -14,9 +14,10 @@ import fcntl
 import os
 import pwd
 import resource
+import select
 import signal
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 FIRST_UID, LAST_UID = 64_000, 64_999
@@ -34,9 +35,9 @@ OOM_SCORE_PREPARED = 900
 
 LEAST_FILE_BYTES = 1 << 28
 
-_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-_MS_NOATIME = 1024
+_MS_NOEXEC, _MS_NOATIME = 8, 1024
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 4, -100
@@ -332,12 +333,59 @@ def set_limits(*, file_bytes: int | None, processes: int | None, oom_score: int 
     Path("/proc/self/oom_score_adj").write_text(str(oom_score))  # if memory runs out, a guest goes first
 
 
+@contextlib.contextmanager
+def own_processes() -> Iterator[bool]:
+    """Who is forked in here is the first in a process namespace: when it ends, the kernel ends all below it at once.
+
+    Gives whether that could be had. It takes root, and a kernel that lets us fork into our own namespace again after.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # First what must not fail afterwards.
+        is_had = libc.setns(own, _CLONE_NEWPID) == 0 and libc.unshare(_CLONE_NEWPID) == 0
+        try:
+            yield is_had
+        finally:
+            if is_had:
+                _call(libc.setns(own, _CLONE_NEWPID), "our own processes again")
+    finally:
+        os.close(own)
+
+
+def show_processes() -> None:
+    """After `stage`, mount /proc anew: the processes of the namespace in which this one is. Needs root.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _mount(ctypes.CDLL(None, use_errno=True), "proc", "/proc", "proc", flags)
+
+
 def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Be signalled when the thread that forked us ends; launchers have one thread, which lives as long as they do."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    _call(libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "a signal at the parent's death")
+    _ask_for_signal(number)
     if os.getppid() != parent:
         os._exit(125)
+
+
+def die_with_launcher(launcher_fd: int) -> None:
+    """The same where the parent's number cannot be asked for, because it is in another process namespace.
+
+    Args:
+        launcher_fd: a descriptor of the parent, which that opened before it forked us (pidfd_open).
+    """
+    _ask_for_signal(signal.SIGKILL)
+    ended = select.poll()
+    ended.register(launcher_fd, select.POLLIN)
+    if ended.poll(0):
+        os._exit(125)
+
+
+def _ask_for_signal(number: signal.Signals) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    _call(libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "a signal at the parent's death")
 
 
 def adopt_orphans() -> None:

@@ -2,8 +2,8 @@
 
 It has no network and no keys, runs in one thread, and does what a daemon asks over one socket: start a sandbox, pause
 it, end it, tell how it ended. When that socket closes (the daemon was killed, by whatever signal) it ends every sandbox
-and itself; when the launcher is killed, the kernel ends its sandboxes through PR_SET_PDEATHSIG, and the launcher's
-guard what that misses (`hansa.node.isolation.launcher_guard`).
+and itself; when the launcher is killed, the kernel ends its sandboxes through PR_SET_PDEATHSIG, and what that misses is
+ended, too (`hansa.node.isolation.launcher_guard`).
 
 That signal is sent when the *thread* ends that forked. trio forks in worker threads, which end after ten idle seconds,
 and so a daemon that started bubblewrap by itself lost its jobs after exactly 10.0 s (measured). Hence this process.
@@ -11,6 +11,7 @@ and so a daemon that started bubblewrap by itself lost its jobs after exactly 10
 
 import contextlib
 import os
+import select
 import selectors
 import shutil
 import signal
@@ -32,7 +33,7 @@ from hansa.node.isolation.cgroups import Group, GroupLimits, make_group, remove_
 from hansa.node.isolation.gvisor import remove_bundles
 from hansa.node.isolation.launcher_adoption import check_fits, furnish_later, hand_over
 from hansa.node.isolation.launcher_errand import Errand
-from hansa.node.isolation.launcher_guard import end_children, serve_guarded
+from hansa.node.isolation.launcher_guard import END_S, end_children, serve_guarded
 from hansa.node.isolation.launcher_protocol import (
     MOST_PIDS,
     Adopt,
@@ -130,9 +131,13 @@ class Launcher:
         finally:
             for making in list(self._makings.values()):
                 self._forget(making)
-            for room in list(self._rooms.values()):
+            for room in self._rooms.values():
                 self._kill(room)
-                self._bury(room)
+            deadline = time.monotonic() + END_S
+            for room in list(self._rooms.values()):
+                # What waits in a driver dies when that is done with it; we may not wait for that as long as it takes.
+                if select.select([room.ended_fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    self._bury(room)
 
     def _do_what_is_ready(self, timeout: float | None) -> None:
         for key, _events in self._selector.select(timeout):

@@ -1,15 +1,20 @@
-"""No sandbox outlives its launcher, however either ends: two processes watch over each other.
+"""No sandbox outlives its launcher, however either ends.
 
-The kernel ends bubblewrap's outer process with the launcher (PR_SET_PDEATHSIG), and the inner with the outer; but the
-inner one asks for that only once its sandbox is furnished. If the outer dies before, by whatever hand, the inner waits
-for it for ever or, worse, goes on to run the job with nobody to watch it (both seen). Therefore:
+Where the launcher is root, the kernel sees to it. A sandbox's outer process is the first in a process namespace
+(`confine.own_processes`) and has asked to die with the launcher (PR_SET_PDEATHSIG); with it ends all that is below it,
+at whatever moment. An ordinary user has process namespaces only inside a user namespace, which some systems allow to
+nobody but bubblewrap. So there bubblewrap's inner process asks by itself to die with the outer one, and does that only
+once its sandbox is furnished. If the outer dies before, by whatever hand, the inner waits for it for ever or, worse,
+goes on to run the job with nobody to watch it (both seen). Therefore two processes watch over each other:
 
 - the launcher is a *subreaper*: what loses its parent falls to it. A child of its that it did not start is such an
   inner process, and is ended before the run is said to have ended;
 - the launcher itself has a guard, its parent, that is a subreaper too: when the launcher is killed, the guard ends what
-  falls to it. When the guard is killed, the kernel tells the launcher, which ends everything and itself.
+  falls to it, and removes control groups. When the guard is killed, the kernel tells the launcher, which ends
+  everything and itself.
 
-Only who kills both in the same few milliseconds in which a sandbox begins can leave an inner process behind.
+Only who kills both in the same few milliseconds in which an ordinary user's sandbox begins can leave an inner process
+behind.
 """
 
 import contextlib

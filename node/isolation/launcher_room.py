@@ -81,12 +81,12 @@ class Confinement:
     bundle: Bundle | None = None
     bundle_dir: Path | None = None
 
-    def enter(self) -> None:
-        """Do it. It cannot be undone."""
+    def enter(self, *, own: bool) -> None:
+        """Do it. It cannot be undone. ``own`` says whether this process is the first in a process namespace."""
         if self.overlay is not None:
             self.overlay.enter()
         if self.group is not None:
-            self.group.add(os.getpid())
+            self.group.add(os.getpid())  # the kernel reads the number as one of our own process namespace
         if self.uid is not None:
             confine.stage(self.sources, self.held)
             for inside, disk in self.disks.items():
@@ -94,6 +94,8 @@ class Confinement:
         if self.bundle is not None and self.bundle_dir is not None:
             if self.uid is not None:
                 confine.mount_empty(str(self.bundle_dir))
+                if own:
+                    confine.show_processes()  # runsc writes the maps of its children's uids there, by their numbers
             write_bundle(self.bundle, self.bundle_dir, None if self.uid is None else self.uid.uid)
         spec = self.spec
         # All of a run's memory is one file of gVisor's. What is prepared is limited when its run is known.
@@ -218,11 +220,12 @@ class RoomMaker:
             open_fds.append(open_filter(uncounted=way.group is not None))
             done_with.callback(os.close, open_fds[-1])
             command[1:1] = ["--seccomp", str(open_fds[-1])]
-        us = os.getpid()
-        with told_later():
+        us = os.pidfd_open(os.getpid())
+        done_with.callback(os.close, us)
+        with told_later(), confine.own_processes() as own:
             pid = os.fork()
             if pid == 0:
-                _become(command, open_fds, (stdin, words_in), us, way.enter)
+                _become(command, open_fds, (stdin, words_in), us, lambda: way.enter(own=own))
         room = Room(
             run=self.message.run,
             pid=pid,
@@ -252,7 +255,7 @@ def _become(
     command: list[str],
     descriptors: list[int],
     standard: tuple[int | None, int],
-    parent: int,
+    launcher_fd: int,
     confine_us: Callable[[], None],
 ) -> None:
     """In the forked process: turn into the sandbox, or say why not and leave. Never returns.
@@ -261,7 +264,7 @@ def _become(
         command: what to turn into.
         descriptors: what it inherits.
         standard: its standard input, if it has any, and its standard error.
-        parent: the launcher.
+        launcher_fd: a descriptor of the launcher's process.
         confine_us: what is done before.
     """
     try:
@@ -274,7 +277,7 @@ def _become(
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
         confine_us()
-        confine.die_with(parent)
+        confine.die_with_launcher(launcher_fd)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
         os.execve(command[0], command, {})  # noqa: S606 - there is no shell here, on purpose

@@ -219,7 +219,7 @@ def runsc_processes(pids):
 
 
 @pytest.mark.parametrize("delay_ms", [0, 100, 1500])
-@pytest.mark.parametrize("victims", [("launcher",), ("guard",), ("sandbox",)], ids="+".join)
+@pytest.mark.parametrize("victims", [("launcher",), ("guard",), ("guard", "launcher"), ("sandbox",)], ids="+".join)
 def test_whatever_is_killed_nothing_of_it_is_left(victims, delay_ms):
     need_gvisor()
     process, control = start_launcher()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from integration.launcher_unfurnished import start_unfurnished_launcher
 from integration.launcher_without_groups import start_launcher_without_groups
 from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
 from integration.test_launcher import SPEC
@@ -18,11 +19,11 @@ from hansa.node.isolation.launcher_link import start_launcher
 from hansa.node.isolation.launcher_protocol import Ended, Start, Started, receive, send
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed
 
-# The size of the scratch directory stands in bubblewrap's arguments, and so tells these sandboxes from all others.
-SCRATCH_BYTES = (1 << 20) + os.getpid()
-MARK = str(SCRATCH_BYTES).encode()
+# The size of /dev/shm stands in bubblewrap's arguments, and so tells these sandboxes from all others.
+SHARED_MEMORY_BYTES = SPEC.shared_memory_bytes + os.getpid()
+MARK = str(SHARED_MEMORY_BYTES).encode()
 RUNNER = dataclasses.replace(
-    SPEC, program="hansa.worker.runner", memory_bytes=1 << 30, scratch_bytes=SCRATCH_BYTES, output_bytes=1 << 20
+    SPEC, program="hansa.worker.runner", memory_bytes=1 << 30, shared_memory_bytes=SHARED_MEMORY_BYTES
 )
 DELAYS_MS = (0, 1, 2, 3, 5, 8, 12, 20, 40)
 
@@ -74,6 +75,34 @@ def test_when_the_launcher_dies_at_whatever_moment_nothing_is_left(launcher, del
         while line.recv(65536):
             pass
     assert still_left(started.pid) == set()
+
+
+@pytest.mark.parametrize("victims", [("launcher",), ("guard",), ("guard", "launcher"), ("sandbox",)], ids="+".join)
+@pytest.mark.parametrize(("where", "processes"), [("outer", 1), ("inner", 2)])
+def test_what_is_not_furnished_yet_dies_with_whoever_is_killed(victims, where, processes):
+    need_sandbox()
+    if len(victims) == 2 and os.getuid() != 0:
+        pytest.skip("only root's sandboxes have a process namespace around bubblewrap")
+    process, control, awaiting = start_unfurnished_launcher(where)
+    with control, os.fdopen(awaiting, "wb"):
+        control.settimeout(20)
+        send(control, Start(run=b"run", spec=RUNNER))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        deadline = time.monotonic() + 10
+        while len(left()) < processes and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(left()) == processes
+        guard, launcher = guard_and_launcher(os.getpid())
+        pids = {"guard": guard, "launcher": launcher, "sandbox": started.pid}
+        for victim in victims:
+            os.kill(pids[victim], signal.SIGKILL)
+        assert still_left(started.pid) == set()
+        if victims == ("sandbox",):
+            ended, _ = receive(control)
+            assert isinstance(ended, Ended)
+        os.close(descriptors[0])
+    process.wait(10)
 
 
 def test_a_launcher_that_is_told_to_end_ends_its_sandboxes_first(launcher):

@@ -1,6 +1,7 @@
-"""Uids of sandboxes: claimed by one launcher at a time, where no stranger has a say."""
+"""Uids of sandboxes, claimed by one launcher at a time, where no stranger has a say; processes that end with others."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ import pytest
 from hansa.node.isolation import confine
 from hansa.node.isolation.build_room import Tool, make_work, run_tool
 from hansa.node.isolation.confine import ClaimedUid
+
+CLONE_NEWUSER = 0x10000000
 
 
 def test_a_uid_is_claimed_by_one_at_a_time_and_is_nobodys(tmp_path):
@@ -194,3 +197,76 @@ def test_the_doctor_speaks_in_a_user_namespace_with_one_user(tmp_path):
     assert "without uid 64000" in found.stdout
     assert "without uid 65000" in found.stdout
     assert all("map 65536 uids" in line for line in found.stdout.splitlines() if "without uid" in line)
+
+
+def said_by_a_fork(say):
+    """What a forked process makes of it, after it was told to."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            os.write(writing, say().encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        said = answer.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes process namespaces outside of user namespaces")
+def test_only_who_is_forked_in_there_is_the_first_of_a_namespace():
+    def say():
+        with confine.own_processes() as had:
+            inside = said_by_a_fork(lambda: str(os.getpid()))
+        return f"{had} {inside} {said_by_a_fork(lambda: 'ours' if os.getppid() else 'another')}"
+
+    assert said_by_a_fork(say) == "True 1 ours"
+
+
+def test_an_ordinary_user_forks_as_ever():
+    def say():
+        if os.getuid() == 0:
+            confine.drop_to(65_534)
+        with confine.own_processes() as had:
+            inside = said_by_a_fork(lambda: "ours" if os.getppid() else "another")
+        return f"{had} {inside}"
+
+    assert said_by_a_fork(say) == "False ours"
+
+
+def test_who_could_not_fork_into_the_own_namespace_again_leaves_it_at_that():
+    """As root of a user namespace which has its processes among all others."""
+
+    def say():
+        if ctypes.CDLL(None).unshare(CLONE_NEWUSER) != 0:
+            return "no user namespace"
+        with confine.own_processes() as had:
+            pass
+        return f"{had} {said_by_a_fork(lambda: 'ours' if os.getppid() else 'another')}"
+
+    said = said_by_a_fork(say)
+    if said == "no user namespace":
+        pytest.skip("this system makes no user namespaces")
+    assert said == "False ours"
+
+
+def test_who_is_forked_by_one_that_has_ended_already_ends_too():
+    ours = os.pidfd_open(os.getpid())
+    dead = subprocess.Popen(["/bin/true"])
+    theirs = os.pidfd_open(dead.pid)
+    dead.wait()
+
+    def live_with(launcher):
+        def say():
+            confine.die_with_launcher(launcher)
+            return "lives"
+
+        return say
+
+    try:
+        assert said_by_a_fork(live_with(ours)) == "lives"
+        assert said_by_a_fork(live_with(theirs)) == ""
+    finally:
+        os.close(ours)
+        os.close(theirs)

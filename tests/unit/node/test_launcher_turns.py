@@ -1,9 +1,12 @@
-"""In which order the launcher does what has become ready at once."""
+"""In which order the launcher does what has become ready at once, and for whom it waits when it ends."""
 
 import os
 import selectors
 import socket
+import subprocess
+from types import SimpleNamespace
 
+from hansa.node.isolation import launcher as launcher_module
 from hansa.node.isolation.launcher import Launcher
 
 
@@ -31,6 +34,30 @@ def test_what_was_closed_meanwhile_is_not_heard_under_a_number_that_is_anothers_
     launcher._do_what_is_ready(10)
     assert done in (["first"], ["second"])
     for descriptor in (*first, *second):
+        os.close(descriptor)
+    ours.close()
+    theirs.close()
+
+
+def test_a_sandbox_that_does_not_die_does_not_keep_the_launcher_from_ending(monkeypatch):
+    """One whose process waits in a driver dies when that is done with it."""
+    monkeypatch.setattr(launcher_module, "END_S", 0.05)
+    for name in ("remove_leftovers", "remove_bundles"):
+        monkeypatch.setattr(launcher_module, name, lambda *_: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    launcher = Launcher(theirs)
+    monkeypatch.setattr(launcher, "_kill", lambda _room: None)
+    with subprocess.Popen(["/bin/sleep", "20"]) as undying:
+        try:
+            ended_fd = os.pidfd_open(undying.pid)
+            launcher._rooms[b"run"] = SimpleNamespace(pid=undying.pid, ended_fd=ended_fd, group=object())
+            told, tell = os.pipe()
+            os.write(tell, b"!")
+            launcher.serve(told)
+            assert undying.poll() is None, "the launcher waited for it"
+        finally:
+            undying.kill()
+    for descriptor in (ended_fd, told, tell):
         os.close(descriptor)
     ours.close()
     theirs.close()
