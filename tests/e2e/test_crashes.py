@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from kit.market import asked, await_job, await_that, books, job_of, kill, running_market, submit
+from kit.traces import Traces
 
 from hansa.node.commands.demo_nodes import DemoNodes
 
@@ -80,12 +81,15 @@ def test_a_killed_buyer_comes_back_and_the_job_is_done_and_paid(job_directory: P
         check_books(nodes, job)
 
 
-def test_a_killed_provider_comes_back_and_the_job_is_done_and_paid(job_directory: Path) -> None:
+def test_a_killed_provider_comes_back_and_the_job_is_done_and_paid(job_directory: Path, tmp_path: Path) -> None:
+    traces = Traces(temporary=tmp_path, scratch=tmp_path)
     with running_market("0.30", "0.45") as nodes:
         job = submit(nodes, job_directory)
         await_that(lambda: job_of(nodes, job).get("round", 0) >= 9, 60, "nine rounds are done")
+        traces.look(nodes.providers[0])
+        assert "bwrap" in traces.survivors().values()
         kill(nodes.providers[0])
-        await_that(lambda: not sandboxes_of(nodes, 0), 5, "nothing of the killed provider's sandboxes is left")
+        await_that(lambda: not traces.survivors(), 5, "nothing of the killed provider's sandboxes is left")
         nodes.start_one(nodes.providers[0])
         view = await_job(nodes, job, 90)
         assert view["phase"] == "succeeded", view["reason"]
@@ -122,20 +126,6 @@ def test_a_provider_that_never_comes_back_is_replaced_and_paid_for_what_it_deliv
 def checkpoint_round(nodes: DemoNodes, job: str, shard: int) -> int:
     shards = job_of(nodes, job).get("shards", [])
     return (shards[shard]["checkpoint"] or {"round": 0})["round"] if shards else 0
-
-
-def sandboxes_of(nodes: DemoNodes, provider: int) -> list[str]:
-    """Processes that still name the provider's directory or one of its runs."""
-    needle = str(nodes.providers[provider].made.config.data_dir).encode()
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if needle in (process / "cmdline").read_bytes():
-                    found.append(process.name)
-            except OSError:
-                continue
-    return found
 
 
 def channels_closed(nodes: DemoNodes) -> bool:

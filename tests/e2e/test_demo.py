@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from integration.sandbox_harness import need_sandbox
+from kit.marked_processes import naming
 
 from hansa.node.commands.demo_verdict import Account, judge
 
@@ -28,23 +31,10 @@ def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def processes_below(directory: Path) -> list[int]:
-    """Every process whose command line names a directory of the demo's."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-        except OSError:
-            continue
-        if str(directory).encode() in words:
-            found.append(int(entry.name))
-    return found
-
-
 def nothing_is_left(tmp_path: Path) -> bool:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if not processes_below(tmp_path) and not list(tmp_path.glob("hansa-demo-*")):
+        if not naming(tmp_path) and not list(tmp_path.glob("hansa-demo-*")):
             return True
         time.sleep(0.1)
     return False
@@ -55,6 +45,20 @@ def wait_for_four(tmp_path: Path) -> None:
     while len(list(tmp_path.glob("hansa-demo-*/*/api.sock"))) < 4:
         assert time.monotonic() < deadline, "the four daemons did not start"
         time.sleep(0.1)
+
+
+def wait_for_a_run(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not any(is_bubblewrap(pid) for pid in naming(tmp_path)):
+        assert time.monotonic() < deadline, "no run has begun"
+        time.sleep(0.05)
+
+
+def is_bubblewrap(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "bwrap\n"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
@@ -73,11 +77,18 @@ def test_the_demo_trains_pays_and_balances_and_leaves_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "wait"),
+    [(signal.SIGINT, wait_for_a_run), (signal.SIGTERM, wait_for_four), (signal.SIGKILL, wait_for_a_run)],
+    ids=["INT-a run", "TERM-four", "KILL-a run"],
+)
+def test_a_demo_that_is_stopped_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, wait: Callable[[Path], None]
+) -> None:
+    need_sandbox()
     demo = start(tmp_path)
     try:
-        wait_for_four(tmp_path)
+        wait(tmp_path)
         demo.send_signal(number)
         demo.communicate(timeout=60)
     finally:
@@ -91,7 +102,7 @@ def test_a_daemon_that_dies_at_the_start_is_told_and_its_log_is_kept(tmp_path: P
     demo = start(tmp_path)
     try:
         wait_for_four(tmp_path)
-        (victim,) = [pid for pid in processes_below(tmp_path) if is_the_daemon_of(pid, "provider-2")]
+        (victim,) = [pid for pid in naming(tmp_path) if is_the_daemon_of(pid, "provider-2")]
         os.kill(victim, signal.SIGKILL)
         said, complaint = demo.communicate(timeout=PATIENCE_S)
     finally:
@@ -102,7 +113,7 @@ def test_a_daemon_that_dies_at_the_start_is_told_and_its_log_is_kept(tmp_path: P
     assert demo.returncode in (1, 2)
     assert "logs and data are kept" in said
     assert list(tmp_path.glob("hansa-demo-*/provider-2/node.log"))
-    assert not processes_below(tmp_path)
+    assert not naming(tmp_path)
 
 
 def is_the_daemon_of(pid: int, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Processes that carry a mark among their words, wherever they ended up: what a program started and left behind."""
+"""Processes that carry a mark, wherever they ended up: what a program started and left behind."""
 
 import os
 import signal
@@ -35,6 +35,21 @@ def living(mark: str) -> list[int]:
                 found += [int(entry.name)] * (mark.encode() in (entry / "cmdline").read_bytes())
             except OSError:
                 continue
+    return found
+
+
+def naming(directory: Path) -> list[int]:
+    """The processes that name a directory among their words, or have something of it mounted, as sandboxes have."""
+    words = str(directory).encode()
+    source = b"/" + "/".join(directory.parts[-2:]).encode()  # mountinfo has it from its file system's root on
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                is_named = words in (entry / "cmdline").read_bytes() or source in (entry / "mountinfo").read_bytes()
+            except OSError:
+                continue
+            found += [int(entry.name)] * is_named
     return found
 
 
