@@ -14,7 +14,6 @@ import fcntl
 import os
 import pwd
 import resource
-import select
 import signal
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -340,17 +339,18 @@ def own_processes() -> Iterator[bool]:
     Gives whether that could be had. It takes root, and a kernel that lets us fork into our own namespace again after.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # First what must not fail afterwards.
-        is_had = libc.setns(own, _CLONE_NEWPID) == 0 and libc.unshare(_CLONE_NEWPID) == 0
+    with contextlib.ExitStack() as held:
+        is_had = False
+        with contextlib.suppress(OSError):
+            own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, own)
+            # First what must not fail afterwards.
+            is_had = libc.setns(own, _CLONE_NEWPID) == 0 and libc.unshare(_CLONE_NEWPID) == 0
         try:
             yield is_had
         finally:
             if is_had:
                 _call(libc.setns(own, _CLONE_NEWPID), "our own processes again")
-    finally:
-        os.close(own)
 
 
 def show_processes() -> None:
@@ -363,29 +363,31 @@ def show_processes() -> None:
     _mount(ctypes.CDLL(None, use_errno=True), "proc", "/proc", "proc", flags)
 
 
-def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Be signalled when the thread that forked us ends; launchers have one thread, which lives as long as they do."""
-    _ask_for_signal(number)
-    if os.getppid() != parent:
-        os._exit(125)
+def own_number() -> int:
+    """Our process number as /proc has it."""
+    return int(Path("/proc/self").readlink().name)
 
 
-def die_with_launcher(launcher_fd: int) -> None:
-    """The same where the parent's number cannot be asked for, because it is in another process namespace.
+def open_stat() -> int:
+    """A descriptor for `die_with`, to be opened before /proc shows other processes."""
+    return os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def die_with(parent: int, number: signal.Signals = signal.SIGKILL, *, stat_fd: int | None = None) -> None:
+    """Be signalled when the thread that forked us ends; launchers have one thread, which lives as long as they do.
 
     Args:
-        launcher_fd: a descriptor of the parent, which that opened before it forked us (pidfd_open).
+        parent: its process number.
+        number: the signal.
+        stat_fd: from `open_stat`, for who may be in another process namespace than the parent, and cannot ask for it;
+            then the parent's is its `own_number`.
     """
-    _ask_for_signal(signal.SIGKILL)
-    ended = select.poll()
-    ended.register(launcher_fd, select.POLLIN)
-    if ended.poll(0):
-        os._exit(125)
-
-
-def _ask_for_signal(number: signal.Signals) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     _call(libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "a signal at the parent's death")
+    # Only now: the kernel gives an orphan its new parent first, and looks then which signal it wants.
+    now = os.getppid() if stat_fd is None else int(os.read(stat_fd, 4096).rpartition(b")")[2].split()[1])
+    if now != parent:
+        os._exit(125)
 
 
 def adopt_orphans() -> None:

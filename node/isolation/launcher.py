@@ -136,7 +136,9 @@ class Launcher:
             deadline = time.monotonic() + END_S
             for room in list(self._rooms.values()):
                 # What waits in a driver dies when that is done with it; we may not wait for that as long as it takes.
-                if select.select([room.ended_fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                ended = select.poll()
+                ended.register(room.ended_fd, select.POLLIN)
+                if ended.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     self._bury(room)
 
     def _do_what_is_ready(self, timeout: float | None) -> None:

@@ -1,11 +1,11 @@
 """No sandbox outlives its launcher, however either ends.
 
-Where the launcher is root, the kernel sees to it. A sandbox's outer process is the first in a process namespace
-(`confine.own_processes`) and has asked to die with the launcher (PR_SET_PDEATHSIG); with it ends all that is below it,
-at whatever moment. An ordinary user has process namespaces only inside a user namespace, which some systems allow to
-nobody but bubblewrap. So there bubblewrap's inner process asks by itself to die with the outer one, and does that only
-once its sandbox is furnished. If the outer dies before, by whatever hand, the inner waits for it for ever or, worse,
-goes on to run the job with nobody to watch it (both seen). Therefore two processes watch over each other:
+Where the launcher can make process namespaces (`confine.own_processes`: it is root), the kernel sees to it. A sandbox's
+outer process is the first in one and has asked to die with the launcher (PR_SET_PDEATHSIG); with it ends all that is
+below it, at whatever moment. An ordinary user has process namespaces only inside a user namespace, which some systems
+allow to nobody but bubblewrap. There bubblewrap's inner process asks by itself to die with the outer one, and does that
+only once its sandbox is furnished. If the outer dies before, by whatever hand, the inner waits for it for ever or,
+worse, goes on to run the job with nobody to watch it (both seen). Therefore two processes watch over each other:
 
 - the launcher is a *subreaper*: what loses its parent falls to it. A child of its that it did not start is such an
   inner process, and is ended before the run is said to have ended;
@@ -13,8 +13,8 @@ goes on to run the job with nobody to watch it (both seen). Therefore two proces
   falls to it, and removes control groups. When the guard is killed, the kernel tells the launcher, which ends
   everything and itself.
 
-Only who kills both in the same few milliseconds in which an ordinary user's sandbox begins can leave an inner process
-behind.
+Only who kills both in the same few milliseconds in which a sandbox without such a namespace begins can leave an inner
+process behind. What waits in a driver outlives everybody until the driver is done with it.
 """
 
 import contextlib

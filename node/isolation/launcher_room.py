@@ -94,8 +94,6 @@ class Confinement:
         if self.bundle is not None and self.bundle_dir is not None:
             if self.uid is not None:
                 confine.mount_empty(str(self.bundle_dir))
-                if own:
-                    confine.show_processes()  # runsc writes the maps of its children's uids there, by their numbers
             write_bundle(self.bundle, self.bundle_dir, None if self.uid is None else self.uid.uid)
         spec = self.spec
         # All of a run's memory is one file of gVisor's. What is prepared is limited when its run is known.
@@ -107,6 +105,8 @@ class Confinement:
             oom_score=confine.OOM_SCORE if spec.code is not None else confine.OOM_SCORE_PREPARED,
         )
         if self.uid is not None:
+            if own:
+                confine.show_processes()  # bubblewrap and runsc look there for their children, by the numbers they know
             confine.drop_to(self.uid.uid)
 
 
@@ -220,8 +220,7 @@ class RoomMaker:
             open_fds.append(open_filter(uncounted=way.group is not None))
             done_with.callback(os.close, open_fds[-1])
             command[1:1] = ["--seccomp", str(open_fds[-1])]
-        us = os.pidfd_open(os.getpid())
-        done_with.callback(os.close, us)
+        us = confine.own_number()
         with told_later(), confine.own_processes() as own:
             pid = os.fork()
             if pid == 0:
@@ -255,7 +254,7 @@ def _become(
     command: list[str],
     descriptors: list[int],
     standard: tuple[int | None, int],
-    launcher_fd: int,
+    parent: int,
     confine_us: Callable[[], None],
 ) -> None:
     """In the forked process: turn into the sandbox, or say why not and leave. Never returns.
@@ -264,7 +263,7 @@ def _become(
         command: what to turn into.
         descriptors: what it inherits.
         standard: its standard input, if it has any, and its standard error.
-        launcher_fd: a descriptor of the launcher's process.
+        parent: the launcher's number.
         confine_us: what is done before.
     """
     try:
@@ -276,8 +275,9 @@ def _become(
         for number in (*TOLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+        stat_fd = confine.open_stat()
         confine_us()
-        confine.die_with_launcher(launcher_fd)
+        confine.die_with(parent, stat_fd=stat_fd)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
         os.execve(command[0], command, {})  # noqa: S606 - there is no shell here, on purpose

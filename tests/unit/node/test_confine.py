@@ -251,22 +251,15 @@ def test_who_could_not_fork_into_the_own_namespace_again_leaves_it_at_that():
     assert said == "False ours"
 
 
-def test_who_is_forked_by_one_that_has_ended_already_ends_too():
-    ours = os.pidfd_open(os.getpid())
-    dead = subprocess.Popen(["/bin/true"])
-    theirs = os.pidfd_open(dead.pid)
-    dead.wait()
-
-    def live_with(launcher):
+@pytest.mark.parametrize("room", [contextlib.nullcontext, confine.own_processes])
+def test_an_orphan_ends_also_where_it_cannot_ask_who_its_parent_is(room):
+    def live_with(parent):
         def say():
-            confine.die_with_launcher(launcher)
+            confine.die_with(parent, stat_fd=confine.open_stat())
             return "lives"
 
         return say
 
-    try:
-        assert said_by_a_fork(live_with(ours)) == "lives"
-        assert said_by_a_fork(live_with(theirs)) == ""
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    for parent, said in ((confine.own_number(), "lives"), (os.getppid(), "")):
+        with room():
+            assert said_by_a_fork(live_with(parent)) == said
