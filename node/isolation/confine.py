@@ -336,7 +336,7 @@ def set_limits(*, file_bytes: int | None, processes: int | None, oom_score: int 
 def own_processes() -> Iterator[bool]:
     """Who is forked in here is the first in a process namespace: when it ends, the kernel ends all below it at once.
 
-    Gives whether that could be had. It takes root, and a kernel that lets us fork into our own namespace again after.
+    Gives whether that could be had. It takes rights of root, and a kernel that lets us fork into our own one again.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     with contextlib.ExitStack() as held:

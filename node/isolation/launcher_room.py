@@ -221,7 +221,8 @@ class RoomMaker:
             done_with.callback(os.close, open_fds[-1])
             command[1:1] = ["--seccomp", str(open_fds[-1])]
         us = confine.own_number()
-        with told_later(), confine.own_processes() as own:
+        namespace = confine.own_processes() if way.uid is not None else contextlib.nullcontext(enter_result=False)
+        with told_later(), namespace as own:
             pid = os.fork()
             if pid == 0:
                 _become(command, open_fds, (stdin, words_in), us, lambda: way.enter(own=own))

@@ -1,7 +1,7 @@
 """A launcher none of whose sandboxes is ever furnished: bubblewrap waits for what somebody is to write.
 
-Either in its outer process, which is alone yet and has not asked to die with anybody, or in the inner one, which does
-not ask to die with the outer one before it has furnished the sandbox.
+Either in its outer process, which is alone yet, and dies with the launcher because it asked to before it became
+bubblewrap; or in the inner one, which does not ask to die with the outer one before it has furnished the sandbox.
 """
 
 import os
