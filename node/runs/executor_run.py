@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import trio
 
+from hansa.node.fault_groups import one_fault
 from hansa.node.isolation.launcher_protocol import (
     Count,
     Counted,
@@ -206,6 +207,11 @@ class Supervision:
                 await self._listen(intake, nursery)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this run and no other
             return over_of(error)
+        except BaseExceptionGroup as group:
+            fault = one_fault(group, (Exception,))
+            if not isinstance(fault, Exception):
+                raise
+            return over_of(fault)  # in the turn in which everybody is told to end
         finally:
             await intake.drop()
         raise AssertionError("a run is only over by an exception")

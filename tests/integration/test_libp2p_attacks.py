@@ -7,6 +7,7 @@ docs/decisions/0009-libp2p-guards.md.
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -218,8 +219,9 @@ async def test_a_dial_into_a_tarpit_ends_in_time(stage):
 
 async def test_many_tarpits_do_not_keep_a_node_from_dialling_others():
     """[H5] On the bare library 32 of them block every dial."""
+    limits = replace(SMALL, dial_timeout_ms=2_500)
     async with (
-        node() as net,
+        node(limits) as net,
         open_net(NetConfig(), os.urandom(32)) as honest,
         tarpit(1) as port,
         trio.open_nursery() as nursery,
@@ -232,7 +234,7 @@ async def test_many_tarpits_do_not_keep_a_node_from_dialling_others():
         for _ in range(40):
             nursery.start_soon(fall_in)
         await trio.sleep(0.1)
-        with trio.fail_after(0.4):
+        with trio.fail_after(limits.dial_timeout_ms / 1000 - 1):
             await net.connect(honest.addrs()[0])
 
 
@@ -826,6 +828,16 @@ async def test_a_validator_of_ours_that_raises_on_hostile_input_only_drops_the_m
         await trio.sleep(0.4)
         await author.publish(TOPIC, b"\xff")
         await until(lambda: net.counters().get(f"gossip.validator_failed {TOPIC}") == 1)
+
+
+async def test_more_subscriptions_in_one_message_than_it_may_have_are_blamed_and_not_looked_at():
+    """[L5] Five thousand are ten kilobytes of nothing, which a hundred messages a second could carry."""
+    async with node() as net, muxed(net) as peer:
+        most = net._pubsub.max_subscriptions_per_rpc
+        many = rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts() for _ in range(most + 1)])
+        await peer.open(1, GOSSIP + rpc_frame(many))
+        await until(lambda: net.counters().get("gossip.too_many_subscriptions") == 1)
+        assert "gossip.strange_topic" not in net.counters()
 
 
 async def test_a_flood_of_messages_and_topics_is_cut_to_the_rate():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from integration.sandbox_harness import LIMITS, a_room, an_order
 
 from hansa.node.isolation.launcher_protocol import (
@@ -27,6 +28,8 @@ from hansa.node.isolation.launcher_protocol import (
     unpack,
 )
 from hansa.node.runs.executor_clock import ExecutorSettings
+from hansa.node.runs.executor_end import Over
+from hansa.node.runs.executor_run import Supervision
 from hansa.node.runs.run_shell import LOST_STATUS, ShellRefused
 from hansa.proto import frames
 from hansa.proto.blob import BlobRef
@@ -512,6 +515,23 @@ async def test_a_launcher_that_takes_nothing_holds_up_nobody_for_good(tmp_path, 
             while asked == before:  # noqa: ASYNC110
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_run_that_ends_in_the_turn_in_which_the_daemon_does_takes_nothing_else_with_it(tmp_path, monkeypatch):
+    """The group of its end and of the others' cancellation went on to where nobody waits for a run's end."""
+
+    async def end_with_the_daemon(_self):
+        await trio.testing.wait_all_tasks_blocked()
+        stopping.cancel()
+        raise Over("sandbox-lost", "the launcher died, and the sandbox with it")
+
+    monkeypatch.setattr(Supervision, "_keep_time", end_with_the_daemon)
+    with trio.CancelScope() as stopping:
+        async with a_stage() as stage:
+            await stage.room.executor.start(an_order(tmp_path, ""))
+            await stage.furnish()
+            await trio.sleep_forever()
+    assert stopping.cancelled_caught
 
 
 async def test_a_checkpoint_that_is_not_there_fails_the_run_and_not_the_daemon(tmp_path):
