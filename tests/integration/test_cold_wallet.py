@@ -209,7 +209,8 @@ async def test_an_opening_that_was_interrupted_is_taken_up_for_what_it_was(
         life.cancel_scope.cancel()
     async with cold_wallet(house, path, signer) as cold:
         async with trio.open_nursery() as mining:
-            mining.start_soon(_mine, house, cold, mining.cancel_scope)
+            # Not before it has looked: of an opening that is in a block by then there is nothing to take up.
+            mining.start_soon(_mine, house, cold, mining.cancel_scope, 2.0)
             cold.backend.symbol = "TEST"
             (words,) = await paid(cold, deposit(house, config, 700))
             mining.cancel_scope.cancel()
@@ -343,8 +344,9 @@ async def lived(house: RpcHouse, path: Path, plans: list[WantedDeposit], fate: F
     return not killed
 
 
-async def _mine(house: RpcHouse, cold: ColdWallet, until_over: trio.CancelScope) -> None:
+async def _mine(house: RpcHouse, cold: ColdWallet, until_over: trio.CancelScope, after_s: float = 0.0) -> None:
     """Blocks come late, and only where something was sent that is written down."""
+    await trio.sleep(after_s)
     while not until_over.cancel_called:
         await trio.sleep(0.06)
         if cold._store.unsettled():
