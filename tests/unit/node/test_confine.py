@@ -263,3 +263,14 @@ def test_an_orphan_ends_also_where_it_cannot_ask_who_its_parent_is(room):
     for parent, said in ((confine.own_number(), "lives"), (os.getppid(), "")):
         with room():
             assert said_by_a_fork(live_with(parent)) == said
+
+
+def test_where_no_namespace_can_be_named_all_is_as_ever(monkeypatch):
+    """As inside gVisor, or where a security module hides them."""
+
+    def hidden(*_anything):
+        raise FileNotFoundError("/proc/self/ns/pid")
+
+    monkeypatch.setattr(confine.os, "open", hidden)
+    with confine.own_processes() as had:
+        assert not had
