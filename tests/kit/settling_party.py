@@ -84,14 +84,17 @@ async def serving(*parties: Party, mines: bool = True) -> AsyncIterator[None]:
             parties[0].house.chain.mine()
             await trio.sleep(0.05)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(mine)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mine)
+            for party in parties:
+                await nursery.start(party.settler.serve)
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        # Also after a failure: what is left open would be a fault of whichever test comes next.
         for party in parties:
-            await nursery.start(party.settler.serve)
-        yield
-        nursery.cancel_scope.cancel()
-    for party in parties:
-        party.settler.close()
+            party.settler.close()
 
 
 async def until(holds: Any, what: str) -> None:
