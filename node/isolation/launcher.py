@@ -220,13 +220,11 @@ class Launcher:
     def _open(self, maker: RoomMaker, disks: dict[str, Disk], overlay: Overlay | None) -> None:
         """Make a sandbox, now that its disks are there, and tell."""
         room, runner_end = maker.make(disks)
-        given = (runner_end,) if overlay is None else (runner_end, os.dup(overlay.packets))
         self._rooms[room.run] = room
         self._selector.register(room.ended_fd, selectors.EVENT_READ, lambda: self._bury(room))
         self._selector.register(room.words_fd, selectors.EVENT_READ, lambda: self._hear(room))
-        self._tell_started(room, given)
-        for descriptor in given:
-            os.close(descriptor)
+        self._tell_started(room, (runner_end,) if overlay is None else (runner_end, overlay.packets))
+        os.close(runner_end)
 
     def _adopt(self, message: Adopt) -> None:
         """Make a prepared sandbox a run's. Whatever fails on the way, it is never used after that."""

@@ -44,6 +44,7 @@ def serve_guarded(control: socket.socket, serve: Callable[[int], None]) -> None:
         serve: the launcher's whole life. It is given a descriptor that becomes readable when it is told to end.
     """
     us = os.getpid()
+    control.set_inheritable(False)  # whoever started us had to hand it down; it goes no further, least to a sandbox
     take_ordinary_turns()
     confine.adopt_orphans()
     with told_later():

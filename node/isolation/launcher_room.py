@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from hansa.node.devices.disk import IN_MEMORY, ON_DISK, Disk, close_disks
@@ -226,6 +227,7 @@ class RoomMaker:
             pid = os.fork()
             if pid == 0:
                 _become(command, open_fds, (stdin, words_in), us, lambda: way.enter(own=own))
+            undo.callback(_end, pid)
         room = Room(
             run=self.message.run,
             pid=pid,
@@ -251,6 +253,12 @@ class RoomMaker:
         return replace(way, bundle=bundle, bundle_dir=own)
 
 
+def _end(pid: int) -> None:
+    """End what nobody will ever know of, before another gets its uid."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def _become(
     command: list[str],
     descriptors: list[int],
@@ -262,12 +270,13 @@ def _become(
 
     Args:
         command: what to turn into.
-        descriptors: what it inherits.
+        descriptors: what it inherits; nothing else that the launcher has open does it ever see.
         standard: its standard input, if it has any, and its standard error.
         parent: the launcher's number.
         confine_us: what is done before.
     """
     try:
+        most = os.sysconf("SC_OPEN_MAX")
         nothing = os.open(os.devnull, os.O_RDWR)
         stdin, words = standard
         os.dup2(nothing if stdin is None else stdin, STDIN)
@@ -279,8 +288,10 @@ def _become(
         stat_fd = confine.open_stat()
         confine_us()
         confine.die_with(parent, stat_fd=stat_fd)
-        for descriptor in descriptors:
+        for before, descriptor in pairwise((2, *sorted(descriptors))):
+            os.closerange(before + 1, descriptor)
             os.set_inheritable(descriptor, True)
+        os.closerange(max(descriptors) + 1, most)
         os.execve(command[0], command, {})  # noqa: S606 - there is no shell here, on purpose
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as a second launcher
         os.write(2, f"before the sandbox: {type(error).__name__}: {error}\n".encode())

@@ -36,6 +36,7 @@ SOUND: Final[Mapping[str, Mapping[str, object]]] = {
         "readable": [],
         "writable": [],
         "missing": [],
+        "inherited": [],
     },
     # Its own kernel invents /sys, and a /dev that can be written to, in memory that counts as the run's.
     TIER_GVISOR: {
@@ -45,6 +46,7 @@ SOUND: Final[Mapping[str, Mapping[str, object]]] = {
         "readable": ["/sys"],
         "writable": ["/dev"],
         "missing": [],
+        "inherited": [],
     },
 }
 """What a program inside must see, by tier."""

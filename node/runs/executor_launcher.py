@@ -12,6 +12,7 @@ import trio
 from hansa.node.isolation import launcher_protocol
 from hansa.node.isolation.launcher_link import Launch
 from hansa.node.isolation.launcher_protocol import Message
+from hansa.proto.errors import ProtocolError
 
 AGAIN_S: Final = 1.0
 KILL_WAIT_S: Final = 20.0
@@ -84,7 +85,13 @@ class LauncherService:
                 self._lost()
                 return
             descriptors = launcher_protocol.descriptors_in(ancillary)
-            await self._hear(launcher_protocol.unpack_beside(packet, descriptors), descriptors)
+            try:
+                message = launcher_protocol.unpack_beside(packet, descriptors)
+            except ProtocolError:
+                # No launcher of ours speaks so. It ends with its line, and all of its sandboxes with it.
+                self._lost()
+                return
+            await self._hear(message, descriptors)
 
 
 def close_all(descriptors: list[int]) -> None:

@@ -170,7 +170,10 @@ def server_of_the_host(address: str = "127.0.0.1") -> socket.socket:
 
 
 def is_launcher(pid):
-    return b"hansa.node.isolation.launcher" in Path("/proc", str(pid), "cmdline").read_bytes()
+    try:
+        return b"hansa.node.isolation.launcher" in Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return False  # it has ended
 
 
 def guard_and_launcher(pid):

@@ -1,5 +1,6 @@
 """Runs in gVisor: what a hostile job tries must fail there as it does in bubblewrap, and nothing may be left."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 import trio
@@ -23,7 +25,7 @@ from integration.sandbox_harness import (
     sandbox_report,
     server_of_the_host,
 )
-from integration.test_launcher import SPEC, Service, connect_as
+from integration.test_launcher import SPEC, Service, connect_as, start_launcher_beside
 
 from hansa.node.isolation import process_tree
 from hansa.node.isolation.launcher_link import start_launcher
@@ -246,6 +248,34 @@ def test_whatever_is_killed_nothing_of_it_is_left(victims, delay_ms):
     while runsc_processes(everything) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not runsc_processes(everything)
+
+
+def test_nothing_that_the_launcher_was_given_is_open_in_any_process_of_a_sandbox(tmp_path):
+    need_gvisor()
+    with Path(tmp_path, "spare").open("wb") as spare:
+        process, control = start_launcher_beside(spare.fileno())
+    with control:
+        send(control, Start(run=b"run", spec=RUNNER))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        with socket.socket(fileno=descriptors[0]) as line:
+            line.settimeout(READY_S)
+            assert line.recv(100)
+            guard, launcher = guard_and_launcher(os.getpid())
+            below = process_tree.descendants(guard)
+            assert len(below) > 3, "those of the sandbox, too"
+            holders = {pid for pid in below if str(tmp_path / "spare") in opened_by(pid)}
+        assert holders == {guard, launcher}
+    process.wait(20)
+
+
+def opened_by(pid):
+    found = set()
+    with contextlib.suppress(OSError):  # it has ended
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(entry.readlink()))
+    return found
 
 
 def test_a_run_is_ended_by_one_order():

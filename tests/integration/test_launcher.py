@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import socket
 import subprocess
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from integration.sandbox_harness import alive, need_sandbox
+from integration.sandbox_harness import alive, guard_and_launcher, need_sandbox
 
 import hansa
-from hansa.node.isolation import process_tree
+from hansa.node.isolation import launcher_link, process_tree
 from hansa.node.isolation.launcher_link import connect_launcher, launch_with
 from hansa.node.isolation.launcher_protocol import Ended, Kill, Refused, Start, Started, receive, send
 from hansa.node.isolation.preflight import check_sandbox
@@ -79,6 +80,59 @@ def test_only_its_owner_and_their_group_connect_whoever_starts_it(tmp_path):
         assert Path(service.path).stat().st_mode & 0o007 == 0
 
 
+def told_by(descriptors):
+    """What a probe says, to its end."""
+    with socket.socket(fileno=descriptors[0]) as line:
+        said = b""
+        while piece := line.recv(65536):
+            said += piece
+    return msgpack.unpackb(said)
+
+
+def test_what_the_launcher_has_open_goes_no_further():
+    """Whoever has its line to the daemon takes orders for others' sandboxes, and tells the daemon what it likes."""
+    need_sandbox()
+    process, control = launcher_link.start_launcher()
+    with control:
+        control.settimeout(20)
+        send(control, Start(run=b"run", spec=SPEC))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        told_by(descriptors)
+        _guard, launcher = guard_and_launcher(os.getpid())
+        infos = [info.read_text() for info in Path(f"/proc/{launcher}/fdinfo").iterdir() if int(info.name) > 2]
+    process.wait(20)
+    flags = [int(line.split()[1], 8) for info in infos for line in info.splitlines() if line.startswith("flags:")]
+    assert len(flags) == len(infos) > 1
+    assert all(flag & os.O_CLOEXEC for flag in flags)
+
+
+def start_launcher_beside(spare):
+    """A launcher that whoever started it gave something more, as a shell or another service manager may: twice."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    high = fcntl.fcntl(spare, fcntl.F_DUPFD_CLOEXEC, 300)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "hansa.node.isolation.launcher", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(), spare, high),
+        )
+    os.close(high)
+    ours.settimeout(20)
+    return process, ours
+
+
+def test_a_sandbox_inherits_nothing_whatever_its_launcher_was_given(tmp_path):
+    need_sandbox()
+    with Path(tmp_path, "spare").open("wb") as spare:
+        process, control = start_launcher_beside(spare.fileno())
+    with control:
+        send(control, Start(run=b"run", spec=SPEC))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        assert told_by(descriptors)["inherited"] == []
+    process.wait(20)
+
+
 def test_two_daemons_are_served_at_once_and_each_run_is_told_to_its_own(tmp_path):
     need_sandbox()
     with Service(tmp_path) as service, connect_launcher(service.path) as one, connect_launcher(service.path) as other:
@@ -88,11 +142,7 @@ def test_two_daemons_are_served_at_once_and_each_run_is_told_to_its_own(tmp_path
         for control in (one, other):
             started, descriptors = receive(control)
             assert isinstance(started, Started)
-            with socket.socket(fileno=descriptors[0]) as line:
-                said = b""
-                while piece := line.recv(65536):
-                    said += piece
-            assert msgpack.unpackb(said)["uid"] == 1000
+            assert told_by(descriptors)["uid"] == 1000
             ended, _ = receive(control)
             assert isinstance(ended, Ended)
             assert ended.status == 0

@@ -14,10 +14,11 @@ from integration.launcher_without_groups import start_launcher_without_groups
 from integration.sandbox_harness import LIMITS, a_room, alive, an_order, guard_and_launcher, need_sandbox
 from integration.test_launcher import SPEC
 
+from hansa.node.isolation import process_tree
 from hansa.node.isolation.confine import own_processes
 from hansa.node.isolation.launcher import WATCH_S
 from hansa.node.isolation.launcher_link import start_launcher
-from hansa.node.isolation.launcher_protocol import Ended, Start, Started, receive, send
+from hansa.node.isolation.launcher_protocol import Ended, Refused, Start, Started, receive, send
 from hansa.scheduler.run import RunFailed, RunFinished, RunProgressed
 
 # The size of /dev/shm stands in bubblewrap's arguments, and so tells these sandboxes from all others.
@@ -106,6 +107,20 @@ def test_what_is_not_furnished_yet_dies_with_whoever_is_killed(victims, where, p
     process.wait(10)
 
 
+def test_a_sandbox_whose_end_nobody_would_see_is_ended_at_once():
+    need_sandbox()
+    process, control, awaiting = start_unfurnished_launcher("unwatched")
+    with control, os.fdopen(awaiting, "wb"):
+        control.settimeout(20)
+        send(control, Start(run=b"run", spec=RUNNER))
+        refused, _ = receive(control)
+        assert isinstance(refused, Refused)
+        assert "Too many open files" in refused.reason
+        _guard, launcher = guard_and_launcher(os.getpid())
+        assert [pid for pid in process_tree.descendants(launcher) if pid != launcher and alive(pid)] == []
+    process.wait(10)
+
+
 def test_a_launcher_that_is_told_to_end_ends_its_sandboxes_first(launcher):
     process, control = launcher
     send(control, Start(run=b"run", spec=RUNNER))
@@ -159,6 +174,8 @@ async def test_a_run_that_does_not_fit_is_ended_by_counting(tmp_path, monkeypatc
 
 
 def makes_process_namespaces():
+    if os.getuid() != 0:
+        return False
     pid = os.fork()
     if pid == 0:
         with own_processes() as had:
