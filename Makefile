@@ -90,7 +90,7 @@ fuzz: $(VENV)/installed-dev
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install -e '.[dev,fuzz]'
 	$(BIN)/python tests/hostile/fuzz.py $(if $(READER),--reader "$(READER)") -- -max_total_time=$(or $(SECONDS),0)
 
-# A hundred thousand hostile interactions beside an honest peer (ten minutes), and half an hour of nodes that come and go.
+# A hundred thousand hostile interactions beside an honest peer (some eight minutes), and half an hour of nodes that come and go.
 hostile: $(VENV)/installed-dev
 	$(BIN)/python tests/hostile/siege.py $(HOSTILE)
 

@@ -49,6 +49,11 @@ class Placement:
     why: str = ""
     deserted: bool = False
 
+    @property
+    def is_to_blame(self) -> bool:
+        """Whether its provider won and did not come, by its own fault as far as its buyer can see."""
+        return self.why == SILENT or self.deserted
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purchase:
@@ -118,7 +123,7 @@ class Purchase:
     @property
     def deserters(self) -> frozenset[Address]:
         """Who won and did not confirm, and is to blame for that."""
-        return frozenset(entry.provider for entry in self.placements if entry.why == SILENT or entry.deserted)
+        return frozenset(entry.provider for entry in self.placements if entry.is_to_blame)
 
     @property
     def silent(self) -> tuple[Address, ...]:

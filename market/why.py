@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from hansa.market.clauses import relaxed_requirements
 from hansa.market.pricing import MOST_SHORTFALLS
-from hansa.market.purchase_state import SILENT, Purchase
+from hansa.market.purchase_state import Purchase
 from hansa.market.selection import rank, shortfalls_of
 from hansa.market.shortfalls import (
     BUSY,
@@ -136,12 +136,14 @@ def answers_of(purchases: Iterable[Purchase]) -> tuple[Answer, ...]:
 
 def _answers_to(bought: Purchase) -> Iterable[Answer]:
     excluded = {entry.bid: entry.excluded for entry in bought.ranking}
-    deserted = {entry.provider for entry in bought.placements if entry.why == SILENT}
+    deserted = {entry.provider: entry for entry in bought.placements if entry.is_to_blame}
     for account in bought.invited:
         bids = {key: bid for key, bid in bought.bids.items() if bid.signer == account}
         why_not = [excluded.get(key, "") for key in bids]
         if account in deserted:
-            yield Answer(provider=account, outcome=DESERTED, reason="it won and did not confirm the lease in time")
+            lost = deserted[account]
+            said = f"it won and refused the lease: {lost.why}" if lost.deserted else "it won and said nothing more"
+            yield Answer(provider=account, outcome=DESERTED, reason=said)
         elif bids and not all(why_not):
             yield Answer(provider=account, outcome=BID)
         elif bids:

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hansa.market.effects import Send
-from hansa.market.purchase_state import SILENT, UNHEARD, Purchase
+from hansa.market.purchase_state import DEAF, SILENT, UNHEARD, Purchase
 from hansa.market.shortfalls import BUSY as NONE_FREE
 from hansa.market.vocabulary import VOCABULARY
 from hansa.node.engine.state import NodeState, Turn
@@ -34,7 +34,7 @@ BID_OUTCOMES: Final = {
 }
 PURCHASE_OUTCOMES: Final = {"running": "filled", "unfilled": "unfilled", "cancelled": "cancelled", "settled": "settled"}
 RUN_OUTCOMES: Final = ("succeeded", "failed", "stopped")
-CAUSES: Final = {SILENT: "silent", UNHEARD: "unheard"}
+CAUSES: Final = {SILENT: "silent", UNHEARD: "unheard", DEAF: "unheard"}
 MOST_HEARD: Final = 4_096
 """Tenders whose arrival is remembered until they are answered."""
 ANSWER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -23,7 +23,7 @@ from kit.trading import (
 from hansa.market import why
 from hansa.market.pricing import MOST_SHORTFALLS
 from hansa.market.purchase_awards import why_lost
-from hansa.market.purchase_state import SILENT, Placement, Purchase
+from hansa.market.purchase_state import DEAF, SILENT, Placement, Purchase
 from hansa.market.requirements import parse_needs
 from hansa.market.scoring import Scored
 from hansa.market.shortfalls import BUSY, price_in_words
@@ -263,7 +263,16 @@ def test_what_the_tenders_of_a_job_heard_is_merged_and_the_newest_word_of_each_c
     assert "2 never got the tender" in explain(wanted=1, eligible=0, answers=tuple(alone.values())).summary
 
 
-def test_who_won_and_did_not_confirm_is_told_apart():
+@pytest.mark.parametrize(
+    ("why", "deserted", "told"),
+    [
+        (SILENT, False, (DESERTED, "it won and said nothing more")),
+        ("its devices are gone", True, (DESERTED, "it won and refused the lease: its devices are gone")),
+        ("the bid has run out", False, (BID, "")),
+        (DEAF, False, (BID, "")),
+    ],
+)
+def test_who_won_and_did_not_confirm_is_told_apart(why, deserted, told):
     called = tender()
     made = bid(called).document
     accepted = award(made)
@@ -275,10 +284,12 @@ def test_who_won_and_did_not_confirm_is_told_apart():
         lease=digest(DOMAIN, accepted),
         channel=CHANNEL,
         phase="failed",
-        why=SILENT,
+        why=why,
+        deserted=deserted,
     )
     one = bought(called, bids={digest(DOMAIN, made): made}, ranking=(scored(made),), placements=(lost,))
-    assert answers_of([one])[0].outcome == DESERTED
+    answer = answers_of([one])[0]
+    assert (answer.outcome, answer.reason) == told
 
 
 # A market of providers that have sizes, prices and words, and a job that wants some of each.

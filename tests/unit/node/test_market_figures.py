@@ -120,6 +120,25 @@ def test_what_a_buyer_buys_is_counted_with_why_bidding_closed_and_who_was_replac
         assert line in lines, (line, lines)
 
 
+def test_a_winner_that_was_due_while_nobody_at_all_was_heard_counts_as_unheard_and_not_as_one_that_refused():
+    market = Watched()
+    for key in (PROVIDER_KEY, OTHER_KEY):
+        market.add(key, devices=1)
+    market.add(BUYER_KEY)
+    market.submit(BUYER)
+    market.lost = lambda _to, message: isinstance(message, AwardSent)
+    market.tender(BUYER, (PROVIDER_KEY.address, OTHER_KEY.address))
+    for _ in range(3):
+        market.pass_time(5_000, BUYER)
+    lines = text(market.figures[BUYER])
+    for line in (
+        'hansa_replaced_winners_total{cause="silent"} 0.0',
+        'hansa_replaced_winners_total{cause="unheard"} 1.0',
+        'hansa_replaced_winners_total{cause="refused"} 0.0',
+    ):
+        assert line in lines, (line, lines)
+
+
 def test_a_tender_that_nobody_answers_closes_at_its_deadline_and_is_unfilled():
     market = Watched()
     market.add(BUYER_KEY)
