@@ -31,6 +31,7 @@ from typing import NoReturn
 from hansa.node.isolation import confine
 from hansa.node.isolation.cgroups import remove_leftovers
 from hansa.node.isolation.ordinary_turns import take_ordinary_turns
+from hansa.node.isolation.process_tree import parent_in
 
 END_S = 10.0
 TOLD = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -103,10 +104,12 @@ def _live(guard: int, serve: Callable[[int], None]) -> NoReturn:
     except BaseException:  # noqa: BLE001 - what the interpreter would do, but here the guard's code would go on
         traceback.print_exc(file=sys.stderr)
     finally:
-        for number in TOLD:
-            signal.signal(number, signal.SIG_IGN)
-        end_children()
-        os._exit(status)
+        try:
+            for number in TOLD:
+                signal.signal(number, signal.SIG_IGN)
+            end_children()
+        finally:
+            os._exit(status)
 
 
 def _write(tell: int) -> None:
@@ -121,10 +124,5 @@ def _tell(child: int) -> None:
 
 def _children() -> list[int]:
     """Our children. Not every kernel keeps the list, so look at everybody."""
-    us, found = str(os.getpid()), []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                if entry.joinpath("stat").read_text().rpartition(")")[2].split()[1] == us:
-                    found.append(int(entry.name))
-    return found
+    us = os.getpid()
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and parent_in(entry) == us]

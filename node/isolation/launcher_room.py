@@ -25,6 +25,7 @@ from hansa.node.isolation.overlay_device import Overlay
 from hansa.node.isolation.sandbox import Places, SandboxSpec, build_command
 from hansa.node.isolation.sandbox_equipment import Equipment, SandboxUnavailable
 from hansa.node.isolation.seccomp import open_filter
+from hansa.node.isolation.unix_sockets import take_no_descriptors
 from hansa.proto.market_documents import TIER_SANDBOX
 
 
@@ -190,6 +191,7 @@ class RoomMaker:
         """Make a sandbox. ``done_with`` is closed once it is there; ``undo``, too, if it could not be made."""
         spec = self.message.spec
         ours, theirs = socket.socketpair()
+        take_no_descriptors(ours)
         undo.callback(ours.close)
         done_with.callback(theirs.close)
         words_out, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -6,6 +6,7 @@ Besides, a kernel that counts real-time processes by groups (CONFIG_RT_GROUP_SCH
 """
 
 import os
+import resource
 
 _ABOVE_ORDINARY = (os.SCHED_FIFO, os.SCHED_RR)
 
@@ -16,3 +17,5 @@ def take_ordinary_turns() -> None:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     if os.getpriority(os.PRIO_PROCESS, 0) < 0:
         os.setpriority(os.PRIO_PROCESS, 0, 0)
+    for limit in (resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE):
+        resource.setrlimit(limit, (0, 0))  # whoever may raise themselves, their jobs may not

@@ -17,8 +17,7 @@ def descendants(pid: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+        if (parent := parent_in(entry)) is not None:
             children.setdefault(parent, []).append(int(entry.name))
     found, waiting = [], [pid]
     while waiting:
@@ -26,6 +25,14 @@ def descendants(pid: int) -> list[int]:
         found.append(one)
         waiting += children.get(one, [])
     return found
+
+
+def parent_in(entry: Path) -> int | None:
+    """The parent's number in a process's directory in /proc, whatever the process calls itself: any bytes at all."""
+    try:
+        return int(entry.joinpath("stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return None  # it has ended
 
 
 def memory_bytes(pids: list[int], enough_bytes: int = 0) -> int:

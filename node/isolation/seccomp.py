@@ -22,6 +22,7 @@ _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _X32_BIT = 0x40000000
 _NAMESPACE_FLAGS = 0x7E020000
 _FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}
+_SOL_SOCKET, _SO_LINGER = 1, 13
 _FORBIDDEN_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C}
 
 ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -97,6 +98,7 @@ UNCOUNTED: Final[dict[str, tuple[int, int]]] = {
     "shmget": (29, 194),
 }
 _CLONE, _SOCKET, _SOCKETPAIR, _IOCTL, _CLONE3 = (56, 220), (41, 198), (53, 199), (16, 29), (435, 435)
+_SETSOCKOPT = (54, 208)
 
 
 def build_filter(machine: str, *, uncounted: bool = True) -> bytes:
@@ -137,6 +139,11 @@ def build_filter(machine: str, *, uncounted: bool = True) -> bytes:
         program += _on_argument(calls[column], 0, [*_halves(families), refused])
     ioctls = [_operation(_EQUALS, number, 0, 1) + _operation(_RETURN, deny) for number in _FORBIDDEN_IOCTLS.values()]
     program += _on_argument(_IOCTL[column], 1, _halves(ioctls))
+    # A socket that lingers stops whoever closes it last, and a descriptor can be sent to the daemon. Programs that ask
+    # for it are told yes, for few reckon with a no.
+    linger = _operation(_EQUALS, _SO_LINGER, 0, 1) + _operation(_RETURN, _ERRNO)
+    level = _operation(_EQUALS, _SOL_SOCKET, 0, 3) + _operation(_LOAD, _ARGUMENTS_AT + 8 * 2)
+    program += _on_argument(_SETSOCKOPT[column], 1, _halves([level, linger]))
     program.append(_operation(_RETURN, _ALLOW))
     return b"".join(program)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from hansa.node.isolation.unix_sockets import take_no_descriptors
 from hansa.node.runs.egress_dial import Dialler, Refusal
 from hansa.node.runs.egress_relay import Meter, UsedUp, forward, tunnel
 from hansa.node.runs.egress_request import RequestReader, Unreadable, Wanted, refusal
@@ -245,6 +246,7 @@ def _listen(directory: Path) -> trio.SocketListener:
     try:
         # By way of the descriptor: an address holds 108 bytes, and data directories may be deep.
         connection.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        take_no_descriptors(connection)
         (directory / SOCKET_NAME).chmod(0o666)
         connection.listen(CONNECTIONS_PER_RUN)
         connection.setblocking(False)

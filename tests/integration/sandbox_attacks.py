@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,15 @@ def fork_bomb():
     return [len(pids), "done"]
 
 
+def linger():
+    """How long a socket of ours keeps whoever closes it last, after we asked for a minute; and another option."""
+    with socket.socket() as lingers:
+        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        asked = lingers.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        return [*struct.unpack("ii", asked), lingers.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+
+
 def su():
     return subprocess.run(["/usr/bin/su", "-c", "id"], stdin=subprocess.DEVNULL, check=False).returncode
 
@@ -93,6 +103,7 @@ def look(ctx):
         "vsock": outcome(lambda: socket.socket(AF_VSOCK, socket.SOCK_STREAM).close()),
         "packets": outcome(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()),
         "signal": outcome(os.kill, p["host_pid"], 0),
+        "linger": linger(),
         "pids": sum(entry.name.isdigit() for entry in Path("/proc").iterdir()),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "unshare": outcome(call, *unshare_user),

@@ -501,6 +501,21 @@ async def test_too_many_connections_are_turned_away_in_words(tmp_path: Path, mon
 
 
 @pytest.mark.trio
+async def test_nobody_sends_the_daemon_descriptors(tmp_path: Path) -> None:
+    """Some of them take as long to be closed as their sender likes."""
+    with socket.socket(socket.AF_UNIX) as tried:
+        try:
+            tried.getsockopt(socket.SOL_SOCKET, 83)
+        except OSError:
+            pytest.skip("this kernel has no SO_PASSRIGHTS")
+    async with a_world(tmp_path) as world:
+        stream = await open_socket(world.open("data.example.org"))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, stream.socket.fileno().to_bytes(4, "little"))]
+        with pytest.raises(PermissionError):
+            await stream.socket.sendmsg([b"x"], rights)
+
+
+@pytest.mark.trio
 async def test_a_job_that_connects_without_end_takes_no_descriptors_from_the_daemon(tmp_path: Path) -> None:
     job = """
 import resource, socket, time

@@ -133,6 +133,28 @@ def test_a_sandbox_inherits_nothing_whatever_its_launcher_was_given(tmp_path):
     process.wait(20)
 
 
+def test_nobody_sends_the_daemon_descriptors_over_a_runners_line():
+    """Some of them take as long to be closed as their sender likes."""
+    need_sandbox()
+    process, control = launcher_link.start_launcher()
+    with control:
+        control.settimeout(20)
+        send(control, Start(run=b"run", spec=SPEC))
+        started, descriptors = receive(control)
+        assert isinstance(started, Started)
+        with socket.socket(fileno=descriptors[0]) as line:
+            assert passes_rights(line) == 0
+    process.wait(20)
+
+
+def passes_rights(end):
+    """Whether descriptors may be sent to this end; only kernels since 6.16 can say no."""
+    try:
+        return end.getsockopt(socket.SOL_SOCKET, 83)
+    except OSError:
+        pytest.skip("this kernel has no SO_PASSRIGHTS")
+
+
 def test_two_daemons_are_served_at_once_and_each_run_is_told_to_its_own(tmp_path):
     need_sandbox()
     with Service(tmp_path) as service, connect_launcher(service.path) as one, connect_launcher(service.path) as other:

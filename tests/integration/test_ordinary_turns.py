@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from integration.test_launcher_guard import RUNNER
 from hansa.node.isolation.build_room import Outcome, Tool, make_work, run_tool
 from hansa.node.isolation.launcher_link import start_launcher
 from hansa.node.isolation.launcher_protocol import Start, Started, receive, send
+from hansa.node.isolation.ordinary_turns import take_ordinary_turns
 
 REAL_TIME = "os.sched_setscheduler(0, {policy}, os.sched_param(5))"
 ABOVE = {
@@ -20,6 +22,7 @@ ABOVE = {
     "real time until the next fork": REAL_TIME.format(policy="os.SCHED_RR | os.SCHED_RESET_ON_FORK"),
     "a negative nice value": "os.setpriority(os.PRIO_PROCESS, 0, -5)",
 }
+LIMITED = "print(resource.getrlimit(resource.RLIMIT_RTPRIO), resource.getrlimit(resource.RLIMIT_NICE))"
 SAID = "print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))"
 
 
@@ -32,10 +35,26 @@ def in_a_process(*lines: str) -> str:
         timeout=60,
         check=False,
     )
-    if "PermissionError" in done.stderr:
+    if "PermissionError" in done.stderr or "not allowed to raise" in done.stderr:
         pytest.skip("this user may not have such a priority")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_nor_may_it_raise_itself_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "setrlimit", limited.__setitem__)
+    take_ordinary_turns()
+    assert limited == {resource.RLIMIT_RTPRIO: (0, 0), resource.RLIMIT_NICE: (0, 0)}
+
+
+def test_it_may_not_raise_itself_either() -> None:
+    may = [f"resource.setrlimit(resource.RLIMIT_{name}, (5, 5))" for name in ("RTPRIO", "NICE")]
+    ours = "from hansa.node.isolation.ordinary_turns import take_ordinary_turns"
+    assert in_a_process("import resource", *may, LIMITED) == "(5, 5) (5, 5)"
+    assert in_a_process("import resource", *may, ours, "take_ordinary_turns()", LIMITED) == "(0, 0) (0, 0)"
 
 
 @pytest.mark.parametrize("above", ABOVE.values(), ids=ABOVE)

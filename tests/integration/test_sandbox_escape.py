@@ -108,6 +108,11 @@ def test_it_neither_sees_nor_signals_the_hosts_processes(found):
     assert found["pids"] < 30
 
 
+def test_no_socket_of_its_keeps_whoever_closes_it_waiting(found):
+    """A descriptor can be sent to the daemon, which would close it."""
+    assert found["linger"] == [0, 0, 1]
+
+
 @pytest.mark.parametrize("name", ["unshare", "mount", "keyctl", "io_uring", "ptrace"])
 def test_system_calls_that_open_doors_are_refused(found, name):
     if os.uname().machine != "x86_64":

@@ -7,6 +7,7 @@ import subprocess
 from types import SimpleNamespace
 
 from hansa.node.isolation import launcher as launcher_module
+from hansa.node.isolation import launcher_guard
 from hansa.node.isolation.launcher import Launcher
 
 
@@ -37,6 +38,34 @@ def test_what_was_closed_meanwhile_is_not_heard_under_a_number_that_is_anothers_
         os.close(descriptor)
     ours.close()
     theirs.close()
+
+
+def test_words_that_somebody_took_back_are_nobodys_end():
+    """Where the launcher is an ordinary user, a job may open the pipe of its own standard error for reading."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    room = SimpleNamespace(words_fd=reading, words=b"before")
+    Launcher(theirs)._hear(room)
+    assert room.words == b"before"
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+    ours.close()
+    theirs.close()
+
+
+def test_a_launcher_ends_even_if_its_children_cannot_be_found(monkeypatch, capfd):
+    def fail():
+        raise RuntimeError("no /proc")
+
+    monkeypatch.setattr(launcher_guard, "end_children", fail)
+    us = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            launcher_guard._live(us, lambda _told: None)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_sandbox_that_does_not_die_does_not_keep_the_launcher_from_ending(monkeypatch):

@@ -282,6 +282,11 @@ def test_the_filter_looks_at_arguments(machine):
     assert act(ioctl, 0, 0x5412) == (ERRNO, errno.EPERM)
     assert act(ioctl, 0, 0xFFFFFFFF_00005412) == (ERRNO, errno.EPERM), "the kernel looks at the low half only"
     assert act(ioctl, 0, 0x5401) == (ALLOW, 0)
+    options = (54, 208)
+    assert act(options, 5, socket.SOL_SOCKET, socket.SO_LINGER) == (ERRNO, 0), "it is told yes"
+    assert act(options, 5, 0xFFFFFFFF_00000001, 0xFFFFFFFF_0000000D) == (ERRNO, 0), "the kernel looks at the low half"
+    assert act(options, 5, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (ALLOW, 0)
+    assert act(options, 5, socket.IPPROTO_TCP, socket.SO_LINGER) == (ALLOW, 0)
 
 
 @pytest.mark.parametrize("machine", list(ARCHITECTURES))
