@@ -3,12 +3,15 @@
 One function chooses whom a tender invites, and explains of those who were not why: so the two never tell apart.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from hansa.market.clauses import facts_of
 from hansa.market.isolation import is_served
 from hansa.market.shares import WHOLE_MILLI, share_asked, spare_milli
 from hansa.market.shortfalls import price_shortfall
 from hansa.market.vocabulary import ANY
-from hansa.proto.market_documents import Advert, Requirements, Shortfall
+from hansa.proto.market_documents import Advert, Device, Requirements, Shortfall
 from hansa.scheduler.device_lacks import Shortage
 from hansa.scheduler.devices import choose
 
@@ -52,6 +55,48 @@ def room_for(advert: Advert, needs: Requirements, devices: int) -> tuple[int, in
     if share < WHOLE_MILLI:
         return len(advert.devices) * (WHOLE_MILLI // share), spare_milli(advert.facts) // share
     return len(advert.devices) // max(1, devices), advert.free // max(1, devices)
+
+
+def free_sets(advert: Advert, needs: Requirements) -> tuple[tuple[Device, ...], ...]:
+    """The devices of every shard for which an advert has free ones, as its provider would choose them.
+
+    An advert does not say which of its devices are free: those that the job likes best are taken to be. Of parts it is
+    the most that there could be: an advert tells how much is left of all devices together.
+    """
+    owned, about = advert.devices, facts_of(advert)
+    if (share_asked(needs) or WHOLE_MILLI) < WHOLE_MILLI:
+        part = choose(needs, owned, owned, about=about)
+        return () if isinstance(part, Shortage) else (part,) * min(room_for(advert, needs, 1))
+    found: list[tuple[Device, ...]] = []
+    left, free = list(owned), advert.free
+    while (eased := _within(needs, free)) is not None:
+        chosen = choose(eased, left, owned, about=about)
+        if isinstance(chosen, Shortage):
+            break
+        for devices in _repeated(chosen, left, free // len(chosen)):
+            found.append(devices)
+            free -= len(devices)
+        gone = {device.id for devices in found for device in devices}
+        left = [device for device in left if device.id not in gone]
+    return tuple(found)
+
+
+def _within(needs: Requirements, free: int) -> Requirements | None:
+    """With those sets of devices alone for which so many are enough; None where none is."""
+    if not needs.choices:
+        return needs if 1 <= needs.devices <= free else None
+    small = tuple(choice for choice in needs.choices if choice.devices <= free)
+    return replace(needs, choices=small) if small else None
+
+
+def _repeated(chosen: tuple[Device, ...], left: Sequence[Device], most: int) -> list[tuple[Device, ...]]:
+    """The set, and others of devices exactly like these: to choose each by itself takes long where many are lent."""
+    sort = replace(chosen[0], id=bytes(32))
+    if any(replace(device, id=bytes(32)) != sort for device in chosen):
+        return [chosen]
+    alike = [device for device in left if replace(device, id=bytes(32)) == sort]
+    starts = range(0, len(alike) - len(chosen) + 1, len(chosen))
+    return [tuple(alike[start : start + len(chosen)]) for start in starts][:most]
 
 
 def _lack(reason: str, name: str, wanted: str, nearest: str) -> Shortage:

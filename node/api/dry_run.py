@@ -23,7 +23,7 @@ from hansa.node.engine.speeds import trials_of
 from hansa.node.engine.standings import records_for
 from hansa.node.engine.state import NodeState
 from hansa.proto.blob import BlobRef
-from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Advert, Bid, Fact, Requirements, Tender
+from hansa.proto.market_documents import LEASE_ANY, LEASE_SPOT, Advert, Bid, Device, Fact, Requirements, Tender
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import checksum_address
 from hansa.proto.typed_data import digest
@@ -31,7 +31,7 @@ from hansa.proto.units import HOUR_MS, e18_to_price_per_hour, format_amount
 from hansa.scheduler.advert_book import MOST_INVITED
 from hansa.scheduler.device_lacks import Shortage
 from hansa.scheduler.devices import choose
-from hansa.scheduler.fitting import misfit, room_for
+from hansa.scheduler.fitting import free_sets, misfit
 from hansa.scheduler.job_spec import JobSpec
 
 NO_BLOB = BlobRef(root=bytes(32), size_bytes=0)
@@ -46,28 +46,29 @@ def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Adv
     It may take a while, and needs no state.
     """
     needs, ceiling = spec.requirements, spec.price_ceiling_e18_per_device_ms
-    rows, answers, room = [], [], []
+    rows, answers = [], []
+    room: list[tuple[int, int]] = []
     for advert in (one for one in adverts if one.signer not in blocked):
         lacks = misfit(advert, needs, currency=spec.currency, ceiling_e18=ceiling)
-        slots = room_for(advert, needs, needs.devices)[1]
+        sets = free_sets(advert, needs) if lacks is None else ()
         if lacks is not None:
             answers.append(not_asked(spec, blocked, advert))
-        elif not slots:
+        elif not sets:
             reason = _how_busy(advert, needs)
             answers.append(
                 Answer(provider=advert.signer, outcome=NOT_ASKED, reason=reason, shortfalls=(busy(needs.devices),))
             )
         else:
             answers.append(Answer(provider=advert.signer, outcome=BID))
-            room += [advert.price_e18_per_device_ms] * slots
+            room += [(_width(devices, needs), advert.price_e18_per_device_ms) for devices in sets]
         if lacks is None:
-            rows.append(_invited_view(advert, slots, needs))
+            rows.append(_invited_view(advert, sets, needs))
     found = explain(wanted=spec.shards, eligible=len(room), answers=answers)
-    cheapest = sorted(room)[: spec.shards]
-    width = needs.devices * (share_asked(needs) or WHOLE_MILLI)
-    hourly = [cost(HOUR_MS, width, price) for price in cheapest]
-    most = [cost(needs.wall_ms, width, price) + 1 for price in cheapest]
-    dearest = cost(HOUR_MS, width, ceiling) * spec.shards
+    # By the shard, and not by the device: any of several sets may do, and the larger one costs as much more.
+    cheapest = sorted(room, key=lambda one: one[0] * one[1])[: spec.shards]
+    hourly = [cost(HOUR_MS, width, price) for width, price in cheapest]
+    most = [cost(needs.wall_ms, width, price) + 1 for width, price in cheapest]
+    dearest = cost(HOUR_MS, needs.devices * (share_asked(needs) or WHOLE_MILLI), ceiling) * spec.shards
     enough = len(room) >= spec.shards
     return {
         "name": spec.name,
@@ -89,15 +90,27 @@ def dry_run_view(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[Adv
     }
 
 
-def _invited_view(advert: Advert, slots: int, needs: Requirements) -> Json:
+def _width(devices: Sequence[Device], needs: Requirements) -> int:
+    """How much of devices these are for a shard, in thousandths."""
+    return len(devices) * (share_asked(needs) or WHOLE_MILLI)
+
+
+def _invited_view(advert: Advert, sets: Sequence[Sequence[Device]], needs: Requirements) -> Json:
     price = advert.price_e18_per_device_ms
+    shown = sets
+    if not shown:
+        owned = choose(needs, advert.devices, advert.devices, about=facts_of(advert))
+        assert not isinstance(owned, Shortage), "it fits by its advert"
+        shown = (owned,)
+    widths = [_width(devices, needs) for devices in shown]
     return {
         "provider": checksum_address(advert.signer),
         "price_per_hour": e18_to_price_per_hour(price),
-        "shard_per_hour": format_amount(cost(HOUR_MS, needs.devices * (share_asked(needs) or WHOLE_MILLI), price)),
+        "shard_per_hour": format_amount(cost(HOUR_MS, min(widths), price)),
+        "shard_per_hour_most": format_amount(cost(HOUR_MS, max(widths), price)),
         "free": advert.free,
         "devices": len(advert.devices),
-        "slots": slots,
+        "slots": len(sets),
         "tier": advert.tier,
         "region": advert.region,
     }
@@ -176,20 +189,16 @@ def would_be_asked(spec: JobSpec, blocked: frozenset[bytes], adverts: Sequence[A
         advert
         for advert in adverts
         if advert.signer not in blocked
-        and room_for(advert, needs, needs.devices)[1]
         and misfit(advert, needs, currency=spec.currency, ceiling_e18=ceiling) is None
+        and free_sets(advert, needs)
     ]
     return sorted(found, key=lambda advert: (advert.price_e18_per_device_ms, advert.signer))[:MOST_INVITED]
 
 
 def _bids_of(advert: Advert, begun: Purchase) -> Iterator[Bid]:
     tender, needs = begun.tender, begun.tender.requirements
-    terms, left = _terms_by(advert, tender), list(advert.devices)
-    most = min(room_for(advert, needs, needs.devices)[1], len(tender.shards))
-    for number in range(most):
-        chosen = choose(needs, left, advert.devices, about=facts_of(advert))
-        if isinstance(chosen, Shortage):
-            return
+    terms = _terms_by(advert, tender)
+    for number, chosen in enumerate(free_sets(advert, needs)[: len(tender.shards)]):
         price = advert.price_e18_per_device_ms
         lease = LEASE_SPOT if tender.lease == LEASE_ANY else tender.lease
         yield bid_for(
@@ -202,8 +211,6 @@ def _bids_of(advert: Advert, begun: Purchase) -> Iterator[Bid]:
             number=number,
             at_ms=begun.opened_ms,
         )
-        if (share_asked(needs) or WHOLE_MILLI) == WHOLE_MILLI:
-            left = [device for device in left if device not in chosen]
 
 
 def _terms_by(advert: Advert, tender: Tender) -> ProviderTerms:

@@ -243,6 +243,11 @@ def print_tenders(view: View) -> None:
     print_table(("bids close", "buyer", "shards", "", "price/h", "why"), rows)
 
 
+def _from_to(least: str, most: str) -> str:
+    """What a shard costs where its provider may give one of several sets of devices."""
+    return f"{least} to {most}" if most.strip("-") and most != least else least
+
+
 def print_dry_run(view: View) -> None:
     """What a tender would find."""
     from hansa.node.commands.cli_tables import money_text, print_table
@@ -256,7 +261,7 @@ def print_dry_run(view: View) -> None:
         (
             short_account(one.get("provider")),
             money_text(one.get("price_per_hour")),
-            money_text(one.get("shard_per_hour")),
+            _from_to(money_text(one.get("shard_per_hour")), money_text(one.get("shard_per_hour_most"))),
             f"{plain(one.get('free'), 8)} of {plain(one.get('devices'), 8)}",
             one.get("slots"),
             one.get("tier"),

@@ -179,6 +179,10 @@ def test_a_dry_run_says_what_it_would_cost_and_what_the_budget_lacks(capsys: pyt
     assert "The budget lacks 0.300001" in shown
     assert "raise budget.total" in shown
     assert "would be enough" not in shown
+    (row,) = dry_view("USD")["invited"]
+    sets = row | {"shard_per_hour": "2.000000", "shard_per_hour_most": "16.000000"}
+    print_dry_run(dry_view("USD", invited=[sets]))
+    assert "2.00 to 16.00" in capsys.readouterr().out
     print_dry_run(dry_view("USD", enough=False, queue_ms=7_200_000))
     assert "It would wait in the queue for up to 2 h" in capsys.readouterr().out
 

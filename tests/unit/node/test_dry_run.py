@@ -12,8 +12,9 @@ from hansa.market.scoring import MEASURED_HERE
 from hansa.market.track_record import Record, job_kind
 from hansa.node.api import dry_run, market_views
 from hansa.node.engine.state import NodeState
-from hansa.proto.market_documents import Advert, Fact
+from hansa.proto.market_documents import Advert, Device, DeviceChoice, Fact
 from hansa.proto.signing import SigningKey, checksum_address
+from hansa.proto.units import price_per_hour_to_e18
 from hansa.scheduler.job_spec import JobSpec
 
 TERMS = ("finishing", "risk", "transfer", "reclaim", "rounds")
@@ -147,3 +148,81 @@ def test_without_anybody_there_is_no_table() -> None:
     made = SmallMarket()
     made.add(BUYER_KEY)
     assert expected(made.engines[BUYER].state, spec(shards=1)) == {"bids": [], "choice": ""}
+
+
+# Where any of several sets of devices does, a shard costs what the set costs that its provider would give.
+
+HOURLY = price_per_hour_to_e18("2.00")
+
+
+def cards(model: str, *numbers: int) -> tuple[Device, ...]:
+    gigabyte = 1 << 30
+    return tuple(
+        replace(device(number), kind="gpu", model=model, memory_bytes=80 * gigabyte, cores_milli=8_000)
+        for number in numbers
+    )
+
+
+H100, EIGHT_H100, EIGHT_A100 = cards("H100", 1), cards("H100", *range(1, 9)), cards("A100", *range(11, 19))
+ONE_OR_EIGHT = needs(
+    kind="gpu",
+    devices=8,
+    choices=(DeviceChoice(devices=1, model="H100"), DeviceChoice(devices=8, model="A100")),
+    wall_ms=3_600_000,
+)
+
+
+def looked_at(*adverts: Advert, shards: int = 1) -> dict[str, Any]:
+    """A dry run of a job that one H100 does, or eight A100."""
+    return dry_run.dry_run_view(one_or_eight(shards), frozenset(), adverts)
+
+
+def one_or_eight(shards: int = 1) -> JobSpec:
+    ceiling = price_per_hour_to_e18("3.00")
+    budget = 5_000_000
+    return spec(shards=shards, requirements=ONE_OR_EIGHT, budget=budget, price_ceiling_e18_per_device_ms=ceiling)
+
+
+def lent(number: int, devices: tuple[Device, ...], **changes: Any) -> Advert:
+    said: dict[str, Any] = {"devices": devices, "free": len(devices), "price_e18_per_device_ms": HOURLY}
+    return advert(number, **(said | changes))
+
+
+def test_a_shard_costs_what_the_set_costs_that_its_provider_would_give_and_not_the_largest() -> None:
+    view = looked_at(lent(0, EIGHT_H100))
+    assert [(row["shard_per_hour"], row["slots"]) for row in view["invited"]] == [("2.000000", 8)]
+    assert (view["room"], view["hourly_least"], view["promised_least"]) == (8, "2.000000", "2.000001")
+    assert view["budget_lacks"] == "0.000000"
+
+
+def test_whoever_has_the_smaller_set_alone_is_asked_and_its_bid_is_in_the_table() -> None:
+    one = lent(0, H100)
+    view = looked_at(one)
+    assert view["enough"]
+    assert dry_run.would_be_asked(one_or_eight(), frozenset(), [one]) == [one]
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    (bid,) = expected(made.engines[BUYER].state, one_or_eight(), one)["bids"]
+    assert bid["devices"] == 1
+
+
+def test_a_provider_with_both_sets_has_room_for_one_shard_of_each_and_each_has_its_own_cost() -> None:
+    view = looked_at(lent(0, H100 + EIGHT_A100), shards=2)
+    (row,) = view["invited"]
+    assert (row["slots"], row["shard_per_hour"], row["shard_per_hour_most"]) == (2, "2.000000", "16.000000")
+    assert (view["hourly_least"], view["budget_lacks"]) == ("18.000000", "13.000002")
+    assert not looked_at(lent(0, H100 + EIGHT_A100), shards=3)["enough"]
+
+
+def test_the_cheapest_shard_is_not_that_of_the_cheapest_device() -> None:
+    half = lent(1, EIGHT_A100, price_e18_per_device_ms=HOURLY // 2)
+    view = looked_at(half, lent(0, H100))
+    assert [row["shard_per_hour"] for row in view["invited"]] == ["8.000000", "2.000000"]
+    assert view["hourly_least"] == "2.000000"
+
+
+def test_a_set_of_which_too_few_are_free_is_no_room_whatever_a_smaller_one_of_others_needs() -> None:
+    view = looked_at(lent(0, EIGHT_A100, free=7))
+    assert [(row["slots"], row["shard_per_hour"]) for row in view["invited"]] == [(0, "16.000000")]
+    assert not view["enough"]
+    assert looked_at(lent(0, EIGHT_H100, free=3))["room"] == 3
