@@ -101,8 +101,9 @@ def money_warning(state: NodeState, job: Job) -> str:
     trouble = next((f" ({channel.trouble})" for channel in channels if channel.trouble), "")
     name = job.job.hex()[:12]
     if job.waits_for_money and job.missing:
+        # Shards that were tendered one by one were each refused for themselves: together they may need more.
         lacking = format_amount(job.missing)
-        return f"it waits for money: {lacking} more is needed; hansa top-up {name} {lacking}"
+        return f"it waits for money: at least {lacking} more is needed; hansa top-up {name} {lacking}"
     if job.waits_for_money:
         looked = next((shard.unfilled for shard in job.shards if shard.short and shard.unfilled), "")
         trouble += f"; when it last looked for a provider: {looked}" if looked else ""

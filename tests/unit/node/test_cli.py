@@ -503,7 +503,7 @@ def test_long_text_is_cut_and_tabs_are_spaces() -> None:
 
 
 def test_a_job_that_waits_for_money_says_what_helps_and_the_command_helps(data: Path, desk: MemoryDesk) -> None:
-    warning = f"it waits for money: 0.500000 more is needed; hansa top-up {JOB[:12]} 0.500000"
+    warning = f"it waits for money: at least 0.500000 more is needed; hansa top-up {JOB[:12]} 0.500000"
     desk.add(job_view(JOB, warning=warning), job_view(JOB, warning=warning, phase="running"))
     assert "waits for money" in " ".join(run("jobs", "--data", data).stdout.split())
     assert "may cost 1.500000 in all" in run("top-up", JOB, "0.5", "--data", data).stdout

@@ -6,7 +6,8 @@ from kit.small_market import SmallMarket
 from kit.trading import BUYER, BUYER_KEY, JOB, PROVIDER, PROVIDER_KEY, spec
 
 from hansa.node.api.money_reminders import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, MoneyReminders, jobs_that_wait
-from hansa.node.engine import events
+from hansa.node.engine import buying_turns, events
+from hansa.scheduler.job_events import TenderFailed
 
 MOST = 600_001
 
@@ -52,3 +53,16 @@ def test_who_goes_on_is_said_of_no_more_and_at_once_when_it_waits_again():
     assert reminders.due(state_of(made), made.now_ms) == []
     made.tender(BUYER, (PROVIDER,), shards=(0,), nonce=b"2" * 32)
     assert reminders.due(state_of(made), made.now_ms)
+
+
+def test_several_shards_that_lack_money_need_at_least_what_each_of_them_lacks_and_so_it_is_said():
+    """Each was tendered by itself, and each counted on all that was left: together they need more than any of them."""
+    made = SmallMarket()
+    made.add(BUYER_KEY)
+    made.submit(BUYER, of=spec(shards=2))
+    for shard in (0, 1):
+        failed = TenderFailed(shards=(shard,), reason="dear", deserted=False, missing=2_000_000, at_ms=made.now_ms)
+        buying_turns.advance_job(state_of(made), JOB, failed)
+    (view,) = jobs_that_wait(state_of(made))
+    words = "it waits for money: at least 2.000000 more is needed"
+    assert view["warning"] == f"{words}; hansa top-up {JOB.hex()[:12]} 2.000000"
