@@ -114,6 +114,10 @@ def money_warning(state: NodeState, job: Job) -> str:
     for channel in channels:
         if channel.phase == "open" and channel.limit is not None and channel.limit < channel.wanted:
             most, wanted = format_amount(channel.limit), format_amount(channel.wanted)
+            if not currency_of(channel.currency).is_on_chain:
+                # No deposit is behind it: what it can pay is what its provider lends, and that may have become less.
+                low = f"money runs low: by its provider's credit line a channel can pay {most} in all"
+                return f"{low}, and may need {wanted}{trouble}; pay what you owe its provider, or have it lend more"
             if not channel.limit and not channel.trouble:
                 return f"a channel's deposit of {wanted} is not final yet: a run starts when it is"
             return f"money runs low: a channel can pay {most} in all, and may need {wanted}{trouble}"

@@ -367,6 +367,19 @@ def test_where_what_a_start_took_is_forgotten_a_job_waits_for_the_most_that_it_m
     assert bool(wanted) is (lends == 10**9)
 
 
+@pytest.mark.parametrize("lends", [0, 100])
+def test_a_job_whose_provider_lends_less_after_the_award_is_told_of_its_credit_and_of_no_deposit(lends):
+    made = market()
+    begin(made)
+    made.take(PROVIDER, CreditDecided(debtor=BUYER, limit=lends, at_ms=made.now_ms))
+    state = made.engines[BUYER].state
+    assert [channel.limit for channel in state.paying.live.values()] == [lends]
+    assert money_warning(state, state.jobs.get(JOB)) == (
+        f"money runs low: by its provider's credit line a channel can pay {format_amount(lends)} in all, and may need"
+        " 0.600001; pay what you owe its provider, or have it lend more"
+    )
+
+
 def lowered_after_the_award(made):
     """A lease whose provider lends less from now on, and says so only when it ends. Answers the shard of the job."""
     made.lost = lambda _to, message: isinstance(message, messages.LeaseConfirmed)
