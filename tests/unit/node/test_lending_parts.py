@@ -21,7 +21,7 @@ from hansa.proto.messages import BidReleased, BidSent, DeclineSent, TenderSent
 from hansa.proto.network import DOMAIN
 from hansa.proto.signing import sign
 from hansa.proto.typed_data import digest
-from hansa.scheduler.fitting import misfit, room_for
+from hansa.scheduler.fitting import free_sets, misfit, room_for
 
 PARTED = tuple(replace(device(number), facts=(Fact(name="share", value="0.25"),)) for number in (1, 2))
 
@@ -166,6 +166,11 @@ HALVES = needs(clauses=(share_clause(500),), cores_milli=500)
 def test_room_for_parts_is_counted_in_parts(free, spare, room):
     assert room_for(advert(free=free, spare=spare), HALVES, 1) == (4, room)
     assert room_for(advert(free=free, spare=spare), needs(), 1) == (2, free)
+
+
+@pytest.mark.parametrize(("spare", "sets"), [("0.499", 0), ("1.25", 2), ("2", 4), ("64", 4)])
+def test_of_parts_no_more_sets_are_free_than_its_devices_have_whatever_an_advert_says(spare, sets):
+    assert [len(each) for each in free_sets(advert(free=0, spare=spare), HALVES)] == [1] * sets
 
 
 def test_an_advert_that_lends_in_parts_fits_who_wants_one_and_others_do_not():
