@@ -82,8 +82,10 @@ class Trees:
 
         Raises:
             NotADirectoryError: the tool left something else in its place.
+            OSError: what it left is too deep to be looked at.
         """
-        coming = self._ready / f"gone-{secrets.token_hex(8)}"
+        # As long as its name will be: what can be looked at here, can be there.
+        coming = self._ready / f"gone-{secrets.token_hex(8)}".ljust(len(key), "-")
         coming.mkdir(mode=0o711)
         (coming / "used").touch()
         # Moved out of the tools' reach before it is looked at. A rename does not follow what it moves.
@@ -109,11 +111,14 @@ class Trees:
             self._empty_cache()
 
     def make_room(self) -> None:
-        """Come below the quota again, as far as what is in use allows."""
-        if self.used_bytes() <= self.quota_bytes:
+        """Come below the quota again, as far as what is in use allows. What nobody can count goes first."""
+        weight = self._weight()
+        if weight is not None and weight <= self.quota_bytes:
             return
         self._empty_cache()
-        while self.used_bytes() > self.quota_bytes:
+        if weight is None:
+            self._evict_the_uncountable()
+        while (weight := self._weight()) is not None and weight > self.quota_bytes:
             if not self._evict_one():
                 return
 
@@ -122,9 +127,20 @@ class Trees:
             remove_tree(left)
 
     def used_bytes(self) -> int:
-        """What all this weighs. Trees and the cache share files, which count once."""
+        """What all this weighs. Trees and the cache share files, which count once.
+
+        Raises:
+            TooDeep: nobody can say.
+        """
         seen: set[tuple[int, int]] = set()
         return sum(tree_size(place, seen=seen)[0] for place in (self._ready, self.work))
+
+    def _weight(self) -> int | None:
+        """What all this weighs, if it can be counted: these directories may have got a longer path than they had."""
+        try:
+            return self.used_bytes()
+        except TooDeep:
+            return None
 
     def names(self) -> list[str]:
         """What is here, the longest unused first."""
@@ -132,16 +148,24 @@ class Trees:
             found = [place for place in self._ready.iterdir() if not place.name.startswith("gone-")]
             return [place.name for place in sorted(found, key=lambda place: (place / "used").stat().st_mtime_ns)]
 
-    def _evict_one(self) -> bool:
+    def _evict_the_uncountable(self) -> None:
         for key in self.names():
-            with self._lock:
-                if key in self._users:
-                    continue
-                gone = self._ready / f"gone-{secrets.token_hex(8)}"
-                (self._ready / key).rename(gone)
-            remove_tree(gone)
-            return True
-        return False
+            try:
+                tree_size(self._ready / key)
+            except TooDeep:
+                self._evict(key)
+
+    def _evict_one(self) -> bool:
+        return any(self._evict(key) for key in self.names())
+
+    def _evict(self, key: str) -> bool:
+        with self._lock:
+            if key in self._users:
+                return False
+            gone = self._ready / f"gone-{secrets.token_hex(8)}"
+            (self._ready / key).rename(gone)
+        remove_tree(gone)
+        return True
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -244,3 +244,46 @@ def test_what_lies_too_deep_to_be_counted_is_never_taken_for_nothing(tmp_path: P
         tree_size(trees.work)
     trees.discard(trees.begin())
     assert tree_size(trees.work)[1] == 1, "a cache like that is thrown away"
+
+
+def _long(directory: Path, most: int) -> None:
+    """Directories below one whose longest path has so many characters."""
+    here = directory
+    while (room := most - len(str(here)) - 1) > 0:
+        # No last step of one character is ever left.
+        name = "d" * min(room, 200 if room > 210 else room)
+        here = here / name
+        here.mkdir(parents=True)
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1, 20])
+def test_what_could_not_be_looked_at_under_its_own_name_is_not_published(tmp_path: Path, over: int) -> None:
+    trees, key = Trees(tmp_path / "t", quota_bytes=1 << 30), "image-" + "a" * 64
+    final = tmp_path / "t" / "ready" / key / "tree"
+    place = trees.begin()
+    _long(place, 4095 + over - len(str(final)) + len(str(place)))
+    if over < 1:
+        trees.publish(place, key)
+        assert trees.names() == [key]
+    else:
+        with pytest.raises(OSError, match="too long"):
+            trees.publish(place, key)
+        assert trees.names() == []
+    trees.make_room()
+
+
+def test_what_nobody_can_count_any_more_goes_first_and_not_from_under_a_run(tmp_path: Path) -> None:
+    """The directory of all of them has a longer path than it had when they came."""
+    trees = Trees(tmp_path / "t", quota_bytes=1 << 30)
+    for key in ("used", "unused", "sound"):
+        made(trees, key)
+    for key in ("used", "unused"):
+        _deep(tmp_path / "t" / "ready" / key / "tree" / "deep", 2500)
+    assert trees.take("used", ME) is not None
+    with pytest.raises(TooDeep):
+        trees.used_bytes()
+    trees.make_room()
+    assert sorted(trees.names()) == ["sound", "used"]
+    trees.let_go(ME)
+    trees.make_room()
+    assert trees.names() == ["sound"]
