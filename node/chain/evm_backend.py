@@ -337,6 +337,10 @@ class EvmBackend:
         store, token = self._transactions.store, self.currency.token
         word = f"withdrawals of {account.hex()}"
         number = int(store.word(word) or "0")
+        known = store.newest(f"withdraw {account.hex()} {number}")
+        if known is not None and known.ok and known.phase in (MINED, FINAL):
+            # It was done, and the process that began it ended before it heard: what is there now is another one's.
+            number += 1
         content = call("withdraw", token, account)
         done = await self._transactions.carry(f"withdraw {account.hex()} {number}", self.currency.escrow, content)
         store.keep_word(word, str(number + 1))

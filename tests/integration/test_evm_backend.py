@@ -18,7 +18,8 @@ from hansa.node.chain.chain_nodes import NodesDisagree
 from hansa.node.chain.escrow_artefact import ESCROW, TEST_TOKEN, artefact, escrow_code
 from hansa.node.chain.evm_backend import EvmBackend
 from hansa.node.chain.evm_currency import WrongChain
-from hansa.node.chain.evm_escrow import _CALLS, _EVENTS, CLAIM_SKIPPED
+from hansa.node.chain.evm_escrow import _CALLS, _EVENTS, CLAIM_SKIPPED, call
+from hansa.node.chain.evm_store import FINAL, SENT
 from hansa.node.chain.json_rpc import RpcAway, RpcFault, RpcMalformed, RpcNode
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.keccak import keccak256
@@ -142,6 +143,49 @@ async def test_work_on_an_unconfirmed_deposit_is_seen_for_what_it_is(house: RpcH
     assert await backend.state(scene.id(config)) == ChannelState(phase=UNSET)
     house.chain.mine(2)
     assert (await backend.state(scene.id(config))).deposit == DEPOSIT
+
+
+async def credited(house: RpcHouse, amount: int) -> None:
+    """Have a channel end that pays so much to the payee."""
+    scene = Scene(house)
+    config = await scene.opened()
+    await house.evm(PAYER).cooperative_close(config, (), amount, *scene.both_signatures(config, amount))
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+async def test_a_withdrawal_whose_end_nobody_heard_is_not_told_as_the_next_one(house: RpcHouse, is_final: bool) -> None:
+    await credited(house, 10)
+    backend, store = house.evm(PAYEE), house.evm(PAYEE)._transactions.store
+    content = call("withdraw", house.token, PAYEE.address)
+    await backend._transactions.carry(f"withdraw {PAYEE.address.hex()} 0", house.currency.escrow, content)
+    # Here the process was killed: it is in a block, and its number was not raised.
+    if is_final:
+        house.chain.mine(3)
+        await backend.tend()
+    await credited(house, 7)
+    known = store.newest(f"withdraw {PAYEE.address.hex()} 0")
+    assert known is not None
+    assert (known.phase == FINAL) == is_final
+    assert await backend.withdraw(PAYEE.address) == 7
+    assert await house.purse(PAYEE.address) == 17
+    assert await backend.credit(PAYEE.address) == 0
+
+
+async def test_a_withdrawal_that_is_on_its_way_is_taken_up_again_and_not_sent_twice(house: RpcHouse) -> None:
+    await credited(house, 10)
+    backend, store = house.evm(PAYEE), house.evm(PAYEE)._transactions.store
+    house.chain.ask("evm_setAutomine", False)
+    with trio.move_on_after(1):
+        await backend.withdraw(PAYEE.address)
+    (sent,) = store.unsettled()
+    assert sent.phase == SENT
+    house.chain.ask("evm_setAutomine", True)
+    house.chain.mine()
+    assert await backend.withdraw(PAYEE.address) == 10
+    assert [each.number for each in store.unsettled()] in ([sent.number], [])
+    assert await house.purse(PAYEE.address) == 10
+    with pytest.raises(Refused):
+        await backend.withdraw(PAYEE.address)
 
 
 async def told(backend: EvmBackend, cursor: int = 0) -> list[Happening]:
