@@ -227,7 +227,6 @@ class ChainSettler:
                 standing, is_sure = await self._see(key, final, faults)
                 if is_sure:
                     self._tell_of(key, standing, paying.cumulative)
-                    self._keep_paid(PAID_OUT, key, standing, min(standing.final.settled, paying.cumulative))
                     self._act_as_payer(key, paying, standing, chain_s)
 
     async def _look_as_payee(self, final: Block | None, chain_s: int, claims: Claims, faults: list[RpcFault]) -> None:
@@ -237,8 +236,6 @@ class ChainSettler:
                 if is_sure:
                     best = best_voucher(earning, standing)
                     self._tell_of(key, standing, best.document.cumulative if best else 0)
-                    own = payees_part(min(standing.final.settled, earning.earned), earning.splits)
-                    self._keep_paid(PAID_IN, key, standing, own)
                     self._rest(key, standing)
                 if not (is_sure and self._ends_as_payee(key, earning, standing, chain_s)):
                     now_ms = self._now_ms()
@@ -282,13 +279,23 @@ class ChainSettler:
             self._told[key] = most
             self._tell(FundsKnown(channel_id=key, most=most, at_ms=at_ms))
         if standing.final.phase == CLOSED:
+            self._keep_paid(key, standing.final.settled)
             self._settled.add(key)
             self._tell(ChannelSettled(channel_id=key, paid=standing.final.settled, at_ms=at_ms))
 
-    def _keep_paid(self, word: str, key: bytes, standing: ChannelStanding, amount: int) -> None:
-        """What a channel that has ended paid: the books of the two sides do not know that it came through the chain."""
-        if standing.final.phase == CLOSED:
-            self._store.keep_word(word + key.hex(), str(amount))
+    def _keep_paid(self, key: bytes, settled: int) -> None:
+        """What a channel that has ended paid: the books of the two sides do not know that it came through the chain.
+
+        Of both sides before the engine hears of the end: a node that bought from itself is either, and whichever is
+        told of first, nobody looks at the channel again.
+        """
+        state = self._state()
+        paying, earning = state.paying.get(key), state.earning.get(key)
+        if paying is not None:
+            self._store.keep_word(PAID_OUT + key.hex(), str(min(settled, paying.cumulative)))
+        if earning is not None:
+            own = payees_part(min(settled, earning.earned), earning.splits)
+            self._store.keep_word(PAID_IN + key.hex(), str(own))
 
     def paid_on_chain(self) -> tuple[int, int]:
         """What channels that ended on the chain paid to this node, and what its own paid to others."""

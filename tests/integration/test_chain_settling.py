@@ -14,6 +14,7 @@ from kit.settlement_scene import DEPOSIT, PAYEE, PAYER, PAYER_SIGNER, STRANGER, 
 from kit.settling_party import Party, serving, until, wanted
 
 from hansa.market.funding import ChannelSettled, FundingFailed, SettlementWanted
+from hansa.market.receipts import Statement
 from hansa.market.settlement import CLOSED
 from hansa.node.chain.chain_nodes import ChainNodes
 from hansa.node.chain.evm_backend import EvmBackend
@@ -22,7 +23,7 @@ from hansa.node.chain.voucher_file import HeldVoucher, read_vouchers, voucher_vi
 from hansa.node.chain.watchtower import Watch, Watchtower, held_in, run_watchtower
 from hansa.node.faults import ConfigError, OperatorError
 from hansa.proto.currency import currency_of, escrow_currency
-from hansa.proto.documents import ChannelConfig, CooperativeClose, Voucher, channel_id
+from hansa.proto.documents import ChannelConfig, CooperativeClose, Receipt, Voucher, channel_id
 from hansa.proto.signing import sign
 
 pytestmark = pytest.mark.trio
@@ -224,6 +225,44 @@ async def test_what_both_signed_is_brought_to_the_chain_and_taken_out(house: Rpc
     assert await house.purse(PAYEE.address) == 123
     assert await house.purse(PAYER.address) == DEPOSIT - 123
     assert await house.held() == 0
+
+
+async def test_what_a_node_paid_itself_counts_as_paid_on_both_sides(house: RpcHouse) -> None:
+    scene, both = Scene(house), Party(house, PAYER)
+    config = await scene.opened(payer_signer=PAYER.address, payee=PAYER.address, payee_signer=PAYER.address)
+    close = CooperativeClose(channel_id=scene.id(config), cumulative=123)
+    proposed = sign(house.domain, close, PAYER)
+    receipt = Receipt(
+        channel_id=close.channel_id,
+        seq=1,
+        prev=bytes(32),
+        period_start_ms=1,
+        period_end_ms=2,
+        amount_total=123,
+        lines=0,
+        lines_root=bytes(32),
+        evidence=bytes(32),
+    )
+    both.earns_on(scene, config, 123, proposed=proposed, phase="closed")
+    earning = both.state.earning.get(close.channel_id)
+    assert earning is not None
+    vouched = Statement(receipt=receipt, lines=(), evidence=())
+    both.state.earning[close.channel_id] = replace(earning, vouched=vouched)
+    both.pays_on(scene, config, "closed", close_signature=bytes(65), cumulative=123)
+    ends = SettlementWanted(
+        channel_id=close.channel_id,
+        currency=house.currency.name,
+        config=config,
+        splits=(),
+        cumulative=123,
+        other_signature=proposed.signature,
+    )
+    async with serving(both):
+        both.settler.want(ends)
+        await until(lambda: both.told(ChannelSettled), "it heard of the end")
+        final = both.settler._final_number
+        await until(lambda: both.settler._final_number > final + 2, "it looked again")
+        assert both.settler.paid_on_chain() == (123, 123)
 
 
 async def test_a_deposit_for_an_award_that_came_to_nothing_is_got_back(house: RpcHouse) -> None:
