@@ -8,13 +8,13 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from hansa.market.ledger import Entry, Post, netted, paid_by_buyer, paid_to_provider
+from hansa.market.ledger import Entry, Leg, Post, netted, paid_by_buyer, paid_to_provider, payees_part
 from hansa.market.ledger_records import File, FiledChannel, FiledEnd, FiledNetting, FiledPayment, Record
 from hansa.market.purchase_state import Purchase
 from hansa.market.sale_state import ENDED
@@ -29,6 +29,7 @@ from hansa.node.settings.config import Config
 from hansa.proto.currency import currency_of, unit_of
 from hansa.proto.documents import channel_id
 from hansa.proto.signing import checksum_address
+from hansa.proto.splits import Split
 from hansa.proto.units import format_amount
 
 Json = dict[str, Any]
@@ -46,19 +47,26 @@ def lease_facts(state: NodeState, side: Side) -> list[LeaseFacts]:
 
 
 def _sold(state: NodeState) -> Iterator[LeaseFacts]:
+    totals: dict[bytes, int] = {}
     for _, sale in state.sales.all():
         if sale.terms is None:
             continue
         if sale.phase in ENDED:
             continue  # what nobody vouched for by then is written off in the books
         channel = state.earning.get(sale.channel_id)
+        unvouched = max(0, sale.accrued - sale.vouched)
+        if channel is not None:
+            # Of several leases on one channel, each raises the total by what it has: together they are just its part.
+            before = totals.get(sale.channel_id, channel.earned)
+            totals[sale.channel_id] = before + unvouched
+            unvouched = payees_part(before + unvouched, channel.splits) - payees_part(before, channel.splits)
         yield LeaseFacts(
             job=sale.tender.job.hex(),
             # Under the account that the books have as this buyer's: the payer of the channel.
             peer=(channel.config.payer if channel is not None else sale.buyer).hex(),
             currency=sale.tender.currency,
             at_ms=sale.over_ms or state.at_ms,
-            unvouched=max(0, sale.accrued - sale.vouched),
+            unvouched=unvouched,
         )
 
 
@@ -97,6 +105,7 @@ class Known:
         leases: what the books do not know.
         paid_by_chain: channels whose chain has paid all that was agreed on. Ledgers from before ends were filed there
             do not say so of older ones.
+        earning: by channel that this node earns on, who pays and who else has a part of it.
     """
 
     currency: str
@@ -104,6 +113,7 @@ class Known:
     names: Mapping[str, str]
     leases: Sequence[LeaseFacts]
     paid_by_chain: frozenset[bytes] = frozenset()
+    earning: Mapping[bytes, tuple[bytes, tuple[Split, ...]]] = field(default_factory=dict)
 
 
 def known_of(state: NodeState, currency: str, side: Side) -> Known:
@@ -114,6 +124,7 @@ def known_of(state: NodeState, currency: str, side: Side) -> Known:
         names={key.hex(): job.spec.name for key, job in state.jobs.all()},
         leases=lease_facts(state, side),
         paid_by_chain=frozenset(_paid_by_chain(state)),
+        earning={key: (each.config.payer, each.splits) for key, each in state.earning.all()},
     )
 
 
@@ -129,14 +140,15 @@ def _paid_by_chain(state: NodeState) -> Iterator[bytes]:
 def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: By) -> Json:
     """A statement as the local API shows it. Amounts are decimal strings, exact to the last digit."""
     entries, currencies, of_entry = list[Entry](), dict(known.currencies), dict[bytes, str]()
-    ended_by_chain = set(known.paid_by_chain)
+    ended_by_chain, earning = set(known.paid_by_chain), dict(known.earning)
     units = {unit_of(name): name for name in (*currencies.values(), known.currency)}
     for record in records:
         match record:
             case Entry():
                 entries.append(record)
-            case FiledChannel(currency=name, config=config):
-                currencies[channel_id(currency_of(name).domain, config)] = name
+            case FiledChannel(currency=name, config=config, splits=splits):
+                key = channel_id(currency_of(name).domain, config)
+                currencies[key], earning[key] = name, (config.payer, splits)
                 units[unit_of(name)] = name
             case FiledEnd(end=end):
                 ended_by_chain.add(end.document.channel_id)
@@ -149,7 +161,7 @@ def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: B
         return currencies.get(entry.channel_id) or of_entry.get(entry.id) or known.currency
 
     made = statement(
-        entries,
+        _own_losses(entries, earning),
         side=side,
         by=by,
         currency_of=currency_of_entry,
@@ -158,6 +170,31 @@ def statement_view(records: Iterable[Record], known: Known, *, side: Side, by: B
         leases=known.leases,
     )
     return _view(made, known)
+
+
+def _own_losses(entries: Iterable[Entry], earning: Mapping[bytes, tuple[bytes, tuple[Split, ...]]]) -> Iterator[Entry]:
+    """The entries, with what was written off as this node's own part and under who pays, as all else that it earns.
+
+    The books have it as the whole price and under the account that traded. Where parts are not whole units, a channel's
+    loss may be a unit for each split beside what its vouchers would have come to.
+    """
+    seen: set[bytes] = set()
+    lost: dict[bytes, int] = {}
+    for entry in entries:
+        whole = sum(leg.amount for leg in entry.legs if leg.account.startswith("unpaid:"))
+        if entry.id in seen:
+            continue
+        seen.add(entry.id)
+        if not whole or entry.channel_id not in earning:
+            yield entry
+            continue
+        payer, splits = earning[entry.channel_id]
+        before = lost.get(entry.channel_id, 0)
+        lost[entry.channel_id] = after = max(0, before + whole)
+        own = payees_part(after, splits) - payees_part(before, splits)
+        jobs = [leg.account for leg in entry.legs if leg.account.startswith("written-off:")]
+        legs = (Leg(account=f"unpaid:{payer.hex()}", amount=own), *(Leg(account=job, amount=-own) for job in jobs))
+        yield replace(entry, legs=legs)
 
 
 def _entries_of(record: FiledPayment | FiledNetting) -> Iterator[tuple[bytes, bytes]]:

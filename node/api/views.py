@@ -342,7 +342,8 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
     """What this node earned and spent, and how the books stand.
 
     What was earned is this node's own part where a job's payments are split, what was spent is all of them. What is
-    prepaid is in neither: it is a promise until a receipt uses it.
+    prepaid is in neither: it is a promise until a receipt uses it. What was written off is the whole price, with
+    others' parts: the books keep it by job, and a statement tells the own part.
     """
     ledger = state.ledger
     channels = [
@@ -365,7 +366,9 @@ def balance_view(state: NodeState, currency: str, entries: int) -> Json:
             "phase": earning.phase,
             "vouched": format_amount(payees_part(earning.earned, earning.splits)),
             "metered": format_amount(payees_part(earning.metered, earning.splits)),
-            "prepaid": format_amount(max(0, earning.cumulative - earning.earned)),
+            "prepaid": format_amount(
+                max(0, payees_part(earning.cumulative, earning.splits) - payees_part(earning.earned, earning.splits))
+            ),
         }
         for key, earning in state.earning.all()
     ]

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 from kit.filed_ledger import ledger_file, records
 from kit.small_market import SmallMarket
-from kit.trading import BUYER, BUYER_KEY, OTHER_KEY, PROVIDER, PROVIDER_KEY, spec
+from kit.trading import BUYER, BUYER_KEY, JOB, OTHER_KEY, PROVIDER, PROVIDER_KEY, THIRD, spec
 
 from hansa.market.funding import ChannelSettled, FundsKnown
-from hansa.market.ledger import Entry, parts_of
+from hansa.market.ledger import Entry, parts_of, written_back, written_off
 from hansa.market.ledger_check import check_ledger
 from hansa.market.ledger_records import FiledChannel, FiledClose, FiledEnd
 from hansa.market.statements import statement
 from hansa.node.api.http_ledger import chain_debts_view
-from hansa.node.api.statements import known_of, statement_view
-from hansa.node.api.views import chain_balance
+from hansa.node.api.statements import Known, known_of, statement_view
+from hansa.node.api.views import balance_view, chain_balance
 from hansa.node.ledger.ledger_store import LedgerStore
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import CooperativeClose
@@ -218,3 +218,35 @@ def test_an_end_without_its_document_by_a_stranger_or_on_no_chain_does_not_hold(
     assert report(tmp_path, key, [*of[:at], other, *of[at + 1 :]]).first_fault.position == at + 1
     unknown = [each for each in of if not isinstance(each, FiledChannel)]
     assert not report(tmp_path, key, unknown).holds
+
+
+def test_a_providers_statement_is_its_own_part_in_every_column():
+    """A tenth is another's: of what is vouched for, of what is not yet, of what is paid ahead, and of what is lost."""
+    tenth = (Split(account=b"r" * 20, bps=1_000),)
+    made = ended(paid=None, splits=tenth)
+    sold = made.engines[PROVIDER].state
+    (channel,) = balance_view(sold, CHAIN, 0)["channels"]
+    assert (channel["vouched"], channel["prepaid"]) == ("0.001800", "0.001800")
+    made.lost = lambda to, _message: to == BUYER
+    made.now_ms += 4_000
+    (lease,) = sold.sale_of
+    made.take(PROVIDER, run.RunProgressed(run=lease, step=2, metrics=(), at_ms=made.now_ms))
+    sale = sold.sale_on(lease)
+    assert (sale.accrued, sale.vouched) == (6_000, 2_000)
+
+    def row(*more, known=None):
+        of = [*in_ledger(made, PROVIDER_KEY), *more]
+        known = known or known_of(sold, CHAIN, "earnings")
+        (found,) = statement_view(of, known, side="earnings", by="peer")["rows"]
+        return found["vouched"], found["unvouched"], found["written_off"]
+
+    assert row() == ("0.001800", "0.003600", "0.000000")
+    # Filed under the account that trades, whoever pays; twice in one file's tail, and a part of it paid after all.
+    common = {"channel_id": sale.channel_id, "lease": lease, "job": JOB, "buyer": THIRD, "at_ms": made.now_ms}
+    off, back = written_off(**common, amount=4_000), written_back(**common, amount=1_000, vouched=3_000)
+    for known in (
+        None,
+        Known(currency=CHAIN, currencies={}, names={}, leases=known_of(sold, CHAIN, "earnings").leases),
+    ):
+        assert row(off, off, known=known) == ("0.001800", "0.003600", "0.003600")
+        assert row(off, back, known=known) == ("0.001800", "0.003600", "0.002700")
