@@ -207,7 +207,8 @@ class WarmPool:
         if shape != self._shape:
             self._shape = shape
             for one in [one for one in self._held.values() if one.shape != shape]:
-                await self._end(one)
+                if one.name in self._held:  # else it became a run's while another was ended
+                    await self._end(one)
 
     def _forget(self, name: bytes) -> None:
         """It is none of these any more."""
@@ -219,7 +220,8 @@ class WarmPool:
         for one in list(self._held.values()):
             if self._fits(0):
                 return
-            await self._end(one)
+            if one.name in self._held:  # else it became a run's while another was ended
+                await self._end(one)
 
     def hear(self, message: launcher_protocol.Message, descriptors: list[int]) -> bool:
         """What the launcher says of a sandbox; whether it is one of these."""
@@ -302,12 +304,14 @@ class WarmPool:
         while True:
             await trio.sleep(LOOK_S)
             for one in [one for one in self._held.values() if one.standing]:
+                if not one.standing:
+                    continue  # it became a run's, or ended, while another was looked at
                 one.standing = False  # nobody takes it meanwhile
                 await self._ask(Resume(run=one.name))
                 well = await one.ask(frames.Look(), ANSWER_S)
                 if well:
                     await self._ask(Pause(run=one.name))
-                one.standing = well and not one.ended.is_set()
+                one.standing = well and one.name in self._held and not one.ended.is_set()
                 if not well:
                     await self._end(one)
 
