@@ -35,7 +35,7 @@ from hansa.node.devices.inventory import Inventory
 from hansa.node.fault_groups import leaf
 from hansa.node.isolation import launcher_protocol
 from hansa.node.isolation.launcher_protocol import Counted, Ended, Kill, Message, Refused, Start, Started
-from hansa.node.storage.agent_streams import bridge
+from hansa.node.storage.agent_streams import BROKEN, bridge
 from hansa.proto.errors import Malformed, ProtocolError
 from hansa.proto.market_documents import Device
 
@@ -179,7 +179,7 @@ class Fleet:
             nursery.start_soon(_cancel_when, machine.gone, nursery.cancel_scope)
             tree = machine.trees.pop(token, None)
             if tree is not None:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(*BROKEN):
                     await send_tree(tree[1], stream)
                     await stream.aclose()
             elif token in machine.ways_out:
@@ -323,7 +323,12 @@ class Fleet:
             if number == 1 and isinstance(message, Started):
                 packets = arrival
                 continue
-            ours, theirs = socket.socketpair()
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError as fault:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise Gone(f"what it says cannot be handed on: {fault}") from fault
             descriptors.append(theirs.detach())
             nursery.start_soon(_carry, ours, arrival)
         await self.ear.heard(machine.name, message, descriptors, packets)

@@ -1,6 +1,5 @@
 """Where a provider's other machines knock: TLS to a pinned key or not a word, then what each connection is for."""
 
-import contextlib
 import ipaddress
 import ssl
 from collections import Counter
@@ -18,6 +17,7 @@ from hansa.node.agents.agent_keys import (
 )
 from hansa.node.agents.agent_messages import Enrol, Gone, Hello, TurnedAway, Welcome, Wire, purpose_of
 from hansa.node.faults import ConfigError, PortInUse
+from hansa.node.storage.agent_streams import BROKEN
 from hansa.node.storage.pinned_tls import check_certificate, pin_of, serving_context
 from hansa.proto.errors import ProtocolError
 
@@ -90,8 +90,10 @@ class Gate:
             self._unproven.pop(scope, None)
             self.refused += not proven
         if proven:
-            with contextlib.suppress(trio.BrokenResourceError, OSError, ProtocolError, Gone):
+            try:
                 await self._serve_proven(stream, pin, purpose, hello.token)
+            except* (*BROKEN, ProtocolError, Gone):  # alone, or out of the nurseries in there
+                pass
 
     def _make_room(self, source: str) -> None:
         """Put out the oldest of a source that has too many, for one more of this source."""

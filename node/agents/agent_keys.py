@@ -9,6 +9,7 @@ Each enrolled machine and each invitation is a file of its own, so that adding i
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ from hansa.node.storage.pinned_tls import SECRET_BYTES, certificate_in, make_pem
 KEY_FILE = "machine.pem"
 MOST_MACHINES = 256
 LARGEST_ENTRY_BYTES = 16 << 10
+DAMAGED = (KeyError, TypeError, ValueError)
+"""What comes of reading an entry that is not whole: that machine has to be enrolled anew."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
 _LINE = re.compile(
     r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253}):(?P<port>[0-9]{1,5})"
@@ -151,7 +154,9 @@ class Register:
         found = {}
         for path in sorted(self._machines.glob("*.json"))[:MOST_MACHINES]:
             value = _read_json(path)
-            if value is not None:
+            if value is None:
+                continue
+            with contextlib.suppress(*DAMAGED):
                 machine = Enrolled(
                     name=str(value["name"]),
                     certificate=base64.b64decode(value["certificate"]),
@@ -167,11 +172,12 @@ class Register:
             value = _read_json(path)
             if value is None:
                 continue
-            if int(value["expires_ms"]) <= now_ms:
-                path.unlink(missing_ok=True)
-                continue
-            certificate = base64.b64decode(value["certificate"])
-            found[pin_of(certificate)] = certificate
+            with contextlib.suppress(*DAMAGED):
+                if int(value["expires_ms"]) <= now_ms:
+                    path.unlink(missing_ok=True)
+                    continue
+                certificate = base64.b64decode(value["certificate"])
+                found[pin_of(certificate)] = certificate
         return found
 
     def invite(self, secret: bytes, expires_ms: int) -> None:

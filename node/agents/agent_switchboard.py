@@ -232,6 +232,10 @@ class Switchboard:
                 seat.started, seat.descriptors, seat.packets = message, descriptors, packets
                 if held.ending:
                     await self._ask(machine, Kill(run=message.run))
+                elif not descriptors:
+                    # The kernel drops what comes when too many are open. Nobody could speak with this sandbox.
+                    held.why = "too many descriptors are open"
+                    await self._end(message.run, held)
                 elif all(one.started is not None for one in held.seats):
                     await self._tell_started(held)
             case Ended() | Refused():

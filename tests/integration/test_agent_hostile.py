@@ -1,6 +1,7 @@
 """What a machine that was taken over can do to its daemon: end its own connection, and nothing else."""
 
 import contextlib
+import errno
 import os
 import socket
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from integration.agent_house import a_house, a_report
 from hansa.node.agents.agent import dialled
 from hansa.node.agents.agent_keys import load_identity
 from hansa.node.agents.agent_messages import FromDaemon, FromLauncher, Gone, LentGpu, StartThere, ToLauncher, TurnedAway
-from hansa.node.agents.agent_switchboard import Part, Switchboard
+from hansa.node.agents.agent_switchboard import HERE, Part, Switchboard
 from hansa.node.isolation.launcher_protocol import (
     NO_PROCESS,
     Ended,
@@ -204,7 +205,77 @@ async def test_a_run_starts_once_and_names_no_process_of_the_daemons_machine(tmp
         executor.close()
 
 
-async def _stream(identity, place, token):
-    async with dialled(identity, place, "stream", token) as wire:
-        while await wire.stream.receive_some():
+SPEC = SandboxSpec(
+    program="hansa.worker.runner", code="/", inputs=None, memory_bytes=1 << 30, cpu_millis=1000, processes=64,
+    scratch_bytes=1 << 20, output_bytes=1 << 20, gpu_minors=(),
+)  # fmt: skip
+
+
+async def test_a_machine_that_hangs_up_while_it_fetches_code_ends_nothing_but_its_connection(tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "large").write_bytes(bytes(32 << 20))
+    async with a_house(tmp_path) as house, a_taken_machine(house, a_report(1)) as wire:
+        await house.until(lambda: "a" in house.fleet.machines)
+        await house.fleet.start("a", Start(run=RUN, spec=replace(SPEC, code=str(code))))
+        while not isinstance(order := await wire.receive(FromDaemon, within_s=5), StartThere):
             pass
+        async with dialled(load_identity(tmp_path / "a"), house.place(), "stream", order.trees[0].token) as stream:
+            await stream.stream.receive_some()
+            stream.stream.transport_stream.socket.close()
+        await house.until(lambda: not house.fleet.machines["a"].trees)
+        await trio.sleep(0.2)
+        await wire.send(a_report(1, 2))
+        await house.until(lambda: len(house.fleet.machines["a"].report.devices) == 2)
+
+
+async def test_where_too_many_descriptors_are_open_the_machine_goes_and_the_others_stay(tmp_path, monkeypatch):
+    async with a_house(tmp_path) as house, a_taken_machine(house, a_report(1)) as wire:
+        await house.until(lambda: "a" in house.fleet.machines)
+        token = os.urandom(32)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stream, load_identity(tmp_path / "a"), house.place(), token)
+            await house.until(lambda: token in house.fleet.machines["a"].arrivals)
+            monkeypatch.setattr("hansa.node.agents.agent_fleet.socket.socketpair", too_many)
+            await wire.send(FromLauncher(packet=pack(Started(run=RUN, pid=1, limits={})), streams=(token,)))
+            await house.until(lambda: "a" not in house.fleet.machines)
+            nursery.cancel_scope.cancel()
+        assert any("Too many open files" in why for _machine, why in house.ear.lost_machines)
+        monkeypatch.undo()
+        async with dialled(house.enrol("b"), house.place("b"), "control") as other:
+            await other.receive(FromDaemon, within_s=5)
+            await other.send(a_report(1))
+            await house.until(lambda: "b" in house.fleet.machines)
+
+
+def too_many(*_arguments):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_a_sandbox_whose_line_the_kernel_dropped_is_ended_and_said_so(tmp_path):
+    async with a_house(tmp_path) as house:
+        launcher, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        board = Switchboard(lambda: (None, theirs), house.fleet)
+        await house.nursery.start(board.serve)
+        _, executor = board.launch()
+        for end in (launcher, executor):
+            end.settimeout(5)
+        board.place(RUN, [Part(machine=HERE, cpu_millis=1000, memory_bytes=1 << 30, workers=1)])
+        executor.send(pack(Start(run=RUN, spec=SPEC)))
+        assert isinstance((await trio.to_thread.run_sync(receive, launcher))[0], Start)
+        launcher.send(pack(Started(run=RUN, pid=1, limits={})))
+        assert (await trio.to_thread.run_sync(receive, launcher))[0] == Kill(run=RUN)
+        launcher.send(pack(Ended(run=RUN, status=-9, memory_kills=0, peak_bytes=0, words="")))
+        refused, _ = await trio.to_thread.run_sync(receive, executor)
+        assert isinstance(refused, Refused)
+        assert "too many descriptors" in refused.reason
+        executor.close()
+        await house.until(lambda: board._up is None)
+        launcher.close()
+
+
+async def _stream(identity, place, token):
+    with contextlib.suppress(Gone):
+        async with dialled(identity, place, "stream", token) as wire:
+            while await wire.stream.receive_some():
+                pass

@@ -1,5 +1,6 @@
 """Who belongs to a provider: join lines, and invitations that work once."""
 
+import json
 import os
 
 import pytest
@@ -103,6 +104,30 @@ def test_beyond_the_most_machines_none_is_enrolled_until_one_goes(tmp_path, monk
         assert said == (None if number < 2 else "2 machines are enrolled, and there is no room for more")
     assert register.remove("a")
     assert register.enrol(pin, machines[2]) is None, "the invitation was not used up"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"name": "b"},
+        {"name": "b", "certificate": 7, "since_ms": 1},
+        {"name": "b", "certificate": "%%%", "since_ms": "x"},
+        {"certificate": "", "expires_ms": None},
+        {"certificate": 5, "expires_ms": 1 << 60},
+    ],
+)
+def test_a_damaged_entry_admits_nobody_and_takes_nothing_from_the_others(tmp_path, damage):
+    register = Register(tmp_path)
+    register.invite(SECRET, expires_ms=1000)
+    (pin,) = register.invitations(0)
+    machine = Enrolled(name="a", certificate=load_identity(tmp_path / "a").certificate, since_ms=1)
+    assert register.enrol(pin, machine) is None
+    register.invite(SECRET[::-1], expires_ms=1000)
+    (open_one,) = register.invitations(0)
+    for folder in (register._machines, register._invitations):
+        (folder / "damaged.json").write_text(json.dumps(damage))
+    assert register.machines() == {machine.pin: machine}
+    assert set(register.invitations(0)) == {open_one}
 
 
 def test_two_machines_cannot_share_a_name_and_the_invitation_stays(tmp_path):
