@@ -24,7 +24,7 @@ from hansa.node.storage.pinned_tls import SECRET_BYTES, certificate_in, make_pem
 KEY_FILE = "machine.pem"
 MOST_MACHINES = 256
 LARGEST_ENTRY_BYTES = 16 << 10
-DAMAGED = (KeyError, TypeError, ValueError)
+DAMAGED = (KeyError, TypeError, ValueError, OverflowError)
 """What comes of reading an entry that is not whole: that machine has to be enrolled anew."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
 _LINE = re.compile(

@@ -114,6 +114,7 @@ def test_beyond_the_most_machines_none_is_enrolled_until_one_goes(tmp_path, monk
         {"name": "b", "certificate": "%%%", "since_ms": "x"},
         {"certificate": "", "expires_ms": None},
         {"certificate": 5, "expires_ms": 1 << 60},
+        {"name": "b", "certificate": "", "since_ms": float("inf"), "expires_ms": float("inf")},
     ],
 )
 def test_a_damaged_entry_admits_nobody_and_takes_nothing_from_the_others(tmp_path, damage):
