@@ -89,21 +89,34 @@ def told_by(descriptors):
     return msgpack.unpackb(said)
 
 
-def test_what_the_launcher_has_open_goes_no_further():
-    """Whoever has its line to the daemon takes orders for others' sandboxes, and tells the daemon what it likes."""
-    need_sandbox()
-    process, control = launcher_link.start_launcher()
+@contextlib.contextmanager
+def a_probes_line(process, control):
+    """The line of a probe in a sandbox of this launcher's, which ends with the block."""
     with control:
         control.settimeout(20)
         send(control, Start(run=b"run", spec=SPEC))
         started, descriptors = receive(control)
         assert isinstance(started, Started)
+        yield descriptors
+    process.wait(20)
+
+
+def flags_of(info):
+    """The flags of an open descriptor; none of one that was closed meanwhile."""
+    with contextlib.suppress(OSError):
+        return [int(line.split()[1], 8) for line in info.read_text().splitlines() if line.startswith("flags:")]
+    return []
+
+
+def test_what_the_launcher_has_open_goes_no_further():
+    """Whoever has its line to the daemon takes orders for others' sandboxes, and tells the daemon what it likes."""
+    need_sandbox()
+    with a_probes_line(*launcher_link.start_launcher()) as descriptors:
         told_by(descriptors)
         _guard, launcher = guard_and_launcher(os.getpid())
-        infos = [info.read_text() for info in Path(f"/proc/{launcher}/fdinfo").iterdir() if int(info.name) > 2]
-    process.wait(20)
-    flags = [int(line.split()[1], 8) for info in infos for line in info.splitlines() if line.startswith("flags:")]
-    assert len(flags) == len(infos) > 1
+        infos = [info for info in Path(f"/proc/{launcher}/fdinfo").iterdir() if int(info.name) > 2]
+        flags = [flag for info in infos for flag in flags_of(info)]
+    assert len(flags) > 1
     assert all(flag & os.O_CLOEXEC for flag in flags)
 
 
@@ -124,27 +137,19 @@ def start_launcher_beside(spare):
 def test_a_sandbox_inherits_nothing_whatever_its_launcher_was_given(tmp_path):
     need_sandbox()
     with Path(tmp_path, "spare").open("wb") as spare:
-        process, control = start_launcher_beside(spare.fileno())
-    with control:
-        send(control, Start(run=b"run", spec=SPEC))
-        started, descriptors = receive(control)
-        assert isinstance(started, Started)
+        launcher = start_launcher_beside(spare.fileno())
+    with a_probes_line(*launcher) as descriptors:
         assert told_by(descriptors)["inherited"] == []
-    process.wait(20)
 
 
 def test_nobody_sends_the_daemon_descriptors_over_a_runners_line():
     """Some of them take as long to be closed as their sender likes."""
     need_sandbox()
-    process, control = launcher_link.start_launcher()
-    with control:
-        control.settimeout(20)
-        send(control, Start(run=b"run", spec=SPEC))
-        started, descriptors = receive(control)
-        assert isinstance(started, Started)
-        with socket.socket(fileno=descriptors[0]) as line:
-            assert passes_rights(line) == 0
-    process.wait(20)
+    with (
+        a_probes_line(*launcher_link.start_launcher()) as descriptors,
+        socket.socket(fileno=descriptors[0]) as line,
+    ):
+        assert passes_rights(line) == 0
 
 
 def passes_rights(end):
