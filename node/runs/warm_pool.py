@@ -311,7 +311,7 @@ class WarmPool:
                 well = await one.ask(frames.Look(), ANSWER_S)
                 if well:
                     await self._ask(Pause(run=one.name))
-                one.standing = well and one.name in self._held and not one.ended.is_set()
+                one.standing = well and not one.ended.is_set()
                 if not well:
                     await self._end(one)
 

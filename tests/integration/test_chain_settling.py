@@ -24,7 +24,7 @@ from hansa.node.chain.watchtower import Watch, Watchtower, held_in, run_watchtow
 from hansa.node.faults import ConfigError, OperatorError
 from hansa.proto.currency import currency_of, escrow_currency
 from hansa.proto.documents import ChannelConfig, CooperativeClose, Receipt, Voucher, channel_id
-from hansa.proto.signing import sign
+from hansa.proto.signing import Signed, sign
 
 pytestmark = pytest.mark.trio
 
@@ -199,6 +199,18 @@ async def test_many_channels_are_claimed_in_one_transaction(house: RpcHouse) -> 
     assert house.chain.ask("eth_getTransactionCount", "0x" + PAYEE.address.hex(), "latest") == "0x1"
 
 
+def agreed_on(house: RpcHouse, config: ChannelConfig, proposed: Signed[CooperativeClose]) -> SettlementWanted:
+    """The end that the other side has proposed, wanted on the chain."""
+    return SettlementWanted(
+        channel_id=proposed.document.channel_id,
+        currency=house.currency.name,
+        config=config,
+        splits=(),
+        cumulative=proposed.document.cumulative,
+        other_signature=proposed.signature,
+    )
+
+
 async def test_what_both_signed_is_brought_to_the_chain_and_taken_out(house: RpcHouse) -> None:
     scene, payee, payer = Scene(house), Party(house, PAYEE, withdraw_above=1), Party(house, PAYER, withdraw_above=1)
     config = await scene.opened(payer_signer=PAYER.address, payee_signer=PAYEE.address)
@@ -206,14 +218,7 @@ async def test_what_both_signed_is_brought_to_the_chain_and_taken_out(house: Rpc
     proposed = sign(house.domain, close, PAYER)
     payee.earns_on(scene, config, 0, proposed=proposed, phase="closed")
     payer.pays_on(scene, config, "closed", close_signature=bytes(65), cumulative=123)
-    ends = SettlementWanted(
-        channel_id=close.channel_id,
-        currency=house.currency.name,
-        config=config,
-        splits=(),
-        cumulative=123,
-        other_signature=proposed.signature,
-    )
+    ends = agreed_on(house, config, proposed)
     async with serving(payee, payer):
         payee.settler.want(ends)
         await until(lambda: payee.told(ChannelSettled) and payer.told(ChannelSettled), "both heard of the end")
@@ -249,14 +254,7 @@ async def test_what_a_node_paid_itself_counts_as_paid_on_both_sides(house: RpcHo
     vouched = Statement(receipt=receipt, lines=(), evidence=())
     both.state.earning[close.channel_id] = replace(earning, vouched=vouched)
     both.pays_on(scene, config, "closed", close_signature=bytes(65), cumulative=123)
-    ends = SettlementWanted(
-        channel_id=close.channel_id,
-        currency=house.currency.name,
-        config=config,
-        splits=(),
-        cumulative=123,
-        other_signature=proposed.signature,
-    )
+    ends = agreed_on(house, config, proposed)
     async with serving(both):
         both.settler.want(ends)
         await until(lambda: both.told(ChannelSettled), "it heard of the end")

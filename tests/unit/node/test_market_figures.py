@@ -92,12 +92,18 @@ def test_what_a_provider_hears_and_answers_is_counted_with_the_time_that_it_took
     assert (figures.bids["sent"], figures.bids["lost"]) == (1, 1)
 
 
-def test_what_a_buyer_buys_is_counted_with_why_bidding_closed_and_who_was_replaced():
+def a_job_for_either_of_two():
+    """A market of two providers with a device each, and a buyer whose job wants one."""
     market = Watched()
     for key in (PROVIDER_KEY, OTHER_KEY):
         market.add(key, devices=1)
     market.add(BUYER_KEY)
     market.submit(BUYER)
+    return market
+
+
+def test_what_a_buyer_buys_is_counted_with_why_bidding_closed_and_who_was_replaced():
+    market = a_job_for_either_of_two()
     awarded = []
 
     def is_the_first_winners(to, message):
@@ -121,11 +127,7 @@ def test_what_a_buyer_buys_is_counted_with_why_bidding_closed_and_who_was_replac
 
 
 def test_a_winner_that_was_due_while_nobody_at_all_was_heard_counts_as_unheard_and_not_as_one_that_refused():
-    market = Watched()
-    for key in (PROVIDER_KEY, OTHER_KEY):
-        market.add(key, devices=1)
-    market.add(BUYER_KEY)
-    market.submit(BUYER)
+    market = a_job_for_either_of_two()
     market.lost = lambda _to, message: isinstance(message, AwardSent)
     market.tender(BUYER, (PROVIDER_KEY.address, OTHER_KEY.address))
     for _ in range(3):
